@@ -1,0 +1,12 @@
+"""Errors that a user can act on."""
+
+
+class UserError(Exception):
+    """A mistake in an input, not in the code: the message names what is wrong and the remedy.
+
+    Scripts print the message on one line and exit with status 2, without a traceback.
+    """
+
+
+class OutOfSpaceError(UserError):
+    """The disk is full: nothing was half written, and the message names the folder."""
