@@ -1,0 +1,100 @@
+"""What evictions did, and how to replay it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.ledger import PositionMode, SlotLedger, as_grid
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """One eviction: when, and which slots survived.
+
+    kept: int64 [L', G', k], slots before the eviction that survived.
+    scoring_s, eviction_s: seconds to rank the slots, and to move the survivors. attention_share:
+    what the latest forward paid to the evicted slots, of all it paid; None without scores.
+    """
+
+    turn: int
+    step: int
+    tokens_seen: int
+    slots_before: int
+    kept: Tensor
+    scoring_s: float
+    eviction_s: float
+    attention_share: float | None = None
+
+    @property
+    def slots_after(self) -> int:
+        return self.kept.shape[-1]
+
+
+def replay(evictions: Iterable[Eviction], mode: PositionMode, tokens_seen: int) -> SlotLedger:
+    """Slots and positions as they were when `tokens_seen` tokens had been fed.
+
+    Evictions that happened at exactly that moment are included.
+    """
+    ledger = SlotLedger(mode)
+    for eviction in evictions:
+        if eviction.tokens_seen > tokens_seen:
+            break
+        advance(ledger, eviction)
+    ledger.append(tokens_seen - ledger.tokens_seen)
+    return ledger
+
+
+def advance(ledger: SlotLedger, eviction: Eviction) -> None:
+    """Feed `ledger` up to the moment of `eviction`, and evict."""
+    ledger.append(eviction.tokens_seen - ledger.tokens_seen)
+    ledger.keep(eviction.kept)
+
+
+def runs(numbers: Tensor) -> list[tuple[int, int]]:
+    """Sorted int64 [k] as half-open runs: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
+    if numbers.numel() == 0:
+        return []
+    breaks = torch.nonzero(numbers[1:] != numbers[:-1] + 1).flatten() + 1
+    edges = [0, *breaks.tolist(), numbers.numel()]
+    return [
+        (int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def from_runs(pairs: Iterable[tuple[int, int]]) -> Tensor:
+    """The inverse of `runs`."""
+    parts = [torch.arange(start, stop) for start, stop in pairs]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
+    """The distinct keep sets of [L', G', k] by name: "shared", "layer:3" or "head:3:1"."""
+    kept = as_grid(kept)
+    layers, heads, _ = kept.shape
+    if layers == 1 and heads == 1:
+        return [("shared", kept[0, 0])]
+    if heads == 1:
+        return [(f"layer:{layer}", kept[layer, 0]) for layer in range(layers)]
+    return [
+        (f"head:{layer}:{head}", kept[layer, head])
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+
+
+def from_groups(parts: dict[str, Tensor]) -> Tensor:
+    """The inverse of `groups`: int64 [L', G', k]."""
+    if "shared" in parts:
+        return as_grid(parts["shared"])
+    places = [tuple(int(part) for part in name.split(":")[1:]) for name in parts]
+    size = next(iter(parts.values())).shape[0]
+    layers = 1 + max(place[0] for place in places)
+    heads = 1 + max((place[1] for place in places if len(place) > 1), default=0)
+    kept = torch.empty(layers, heads, size, dtype=torch.int64)
+    for place, numbers in zip(places, parts.values(), strict=True):
+        kept[place[0], place[1] if len(place) > 1 else 0] = numbers
+    return kept

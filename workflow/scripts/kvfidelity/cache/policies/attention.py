@@ -1,0 +1,89 @@
+"""Eviction by attention received."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.policies.base import Policy, first_and_last, keep_ratio, parameter
+from kvfidelity.cache.scores import History, Over, combine
+from kvfidelity.cache.view import CacheView
+
+OVER = tuple(Over)
+HISTORY = tuple(History)
+GRANULARITY = ("shared", "layer", "head")
+
+
+def attention_rank(view: CacheView, history: str, over: str, granularity: str) -> Tensor:
+    """Attention column sums [L, H, n] boiled down to [n], [L, n] or [L, G, n]."""
+    scores = view.attention(History(history))
+    if granularity == "shared":
+        return combine(scores, Over(over), (0, 1))
+    if granularity == "layer":
+        return combine(scores, Over(over), (1,))
+    layers, heads, slots = scores.shape
+    groups = view.layers[0].keys.shape[0]
+    return combine(scores.view(layers, groups, heads // groups, slots), Over(over), (2,))
+
+
+@dataclass(frozen=True)
+class AttentionTop(Policy):
+    """Keeps the slots that received the most attention (AttentionTop of arXiv 2511.04686).
+
+    Defaults are the paper's: scores are the mean over layers and heads of the attention summed
+    over the queries of the latest forward only; nothing is protected; without scores (before the
+    first scored forward of a run under `trigger: paper`) it does nothing. Departures on request:
+    other aggregates (its "next check 1"), accumulated scores (H2O, arXiv 2306.14048), division by
+    the number of queries that could see a slot, protected sinks and recent slots, and one keep set
+    per layer or kv head.
+    """
+
+    kind: ClassVar[str] = "attention_top"
+    needs_scores: ClassVar[bool] = True
+
+    keep_ratio: float = keep_ratio(0.99)
+    history: str = parameter("latest", doc="which queries count", choices=HISTORY)
+    over: str = parameter("mean", doc="how layers and heads are combined", choices=OVER)
+    granularity: str = parameter("shared", doc="one keep set per what", choices=GRANULARITY)
+    age_normalised: bool = parameter(False, doc="divide a score by the queries that saw the slot")
+    sinks: int = parameter(0, doc="first slots always kept", low=0)
+    recent: int = parameter(0, doc="last slots always kept", low=0)
+
+    def own_size(self, slots: int) -> int:
+        return int(slots * self.keep_ratio)
+
+    def acts(self, view: CacheView) -> bool:
+        return view.has_scores
+
+    def priority(self, view: CacheView) -> Tensor:
+        rank = attention_rank(view, self.history, self.over, self.granularity)
+        if self.age_normalised:
+            ages = view.queries_seen().to(rank.device)
+            rank = rank / (
+                ages[0, 0] if rank.dim() == 1 else ages[:, 0] if rank.dim() == 2 else ages
+            )
+        return first_and_last(rank, self.sinks, self.recent)
+
+
+@dataclass(frozen=True)
+class AttentionBottom(Policy):
+    """Keeps the slots that received the least attention (AttentionBottom of arXiv 2511.04686).
+
+    As in the paper's code it falls back to random slots while there are no scores.
+    """
+
+    kind: ClassVar[str] = "attention_bottom"
+    needs_scores: ClassVar[bool] = True
+
+    keep_ratio: float = keep_ratio(0.99)
+    history: str = parameter("latest", doc="which queries count", choices=HISTORY)
+    over: str = parameter("mean", doc="how layers and heads are combined", choices=OVER)
+
+    def own_size(self, slots: int) -> int:
+        return int(slots * self.keep_ratio)
+
+    def priority(self, view: CacheView) -> Tensor:
+        if not view.has_scores:
+            return torch.from_numpy(view.rng.random(view.slots))
+        return -attention_rank(view, self.history, self.over, "shared")

@@ -1,0 +1,136 @@
+"""Eviction by place: gist, window, blocks."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvfidelity.cache.policies.attention import attention_rank
+from kvfidelity.cache.policies.base import (
+    Policy,
+    first_and_last,
+    keep_ratio,
+    parameter,
+    slots_of,
+)
+from kvfidelity.cache.view import CacheView
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Policy):
+    """Keeps the last slots (SlidingWindow of arXiv 2511.04686)."""
+
+    kind: ClassVar[str] = "sliding_window"
+
+    keep_ratio: float = keep_ratio()
+
+    def own_size(self, slots: int) -> int:
+        return int(slots * self.keep_ratio)
+
+    def priority(self, view: CacheView) -> Tensor:
+        return slots_of(view)
+
+
+@dataclass(frozen=True)
+class EvictOldest(Policy):
+    """Drops the oldest slots (EvictOldest of arXiv 2511.04686)."""
+
+    kind: ClassVar[str] = "evict_oldest"
+
+    discard_ratio: float = parameter(doc="share of the slots dropped", low=0, high=1)
+
+    def own_size(self, slots: int) -> int:
+        return slots - int(slots * self.discard_ratio)
+
+    def priority(self, view: CacheView) -> Tensor:
+        return slots_of(view)
+
+
+@dataclass(frozen=True)
+class SlidingWindowGist(Policy):
+    """Keeps the first slots, the gist, and optionally the last (SlidingWindowGist of
+    arXiv 2511.04686, whose comparison is 2,000 and 0).
+
+    With a target, `recent_tokens` is kept as given and the gist gets the rest. As in the paper's
+    code under `trigger: paper`, an eviction after the prefill drops the current prompt when
+    `recent_tokens` is 0.
+    """
+
+    kind: ClassVar[str] = "sliding_window_gist"
+
+    gist_tokens: int = parameter(2000, doc="first slots kept where no target is set", low=0)
+    recent_tokens: int = parameter(0, doc="last slots kept", low=0)
+
+    def own_size(self, slots: int) -> int:
+        return min(slots, self.gist_tokens + self.recent_tokens)
+
+    def priority(self, view: CacheView) -> Tensor:
+        return first_and_last(-slots_of(view), 0, min(self.recent_tokens, view.budget))
+
+
+@dataclass(frozen=True)
+class SlidingWindowGistAttentive(Policy):
+    """Keeps gist and recent slots and, between them, those that received the most attention
+    (SlidingWindowGistAttentive of arXiv 2511.04686).
+
+    `keep_ratio` is the share kept of what lies between. Without scores the latest slots are kept
+    there: the paper does not say.
+    """
+
+    kind: ClassVar[str] = "sliding_window_gist_attentive"
+    needs_scores: ClassVar[bool] = True
+
+    keep_ratio: float = keep_ratio(0.99)
+    gist_tokens: int = parameter(2000, doc="first slots always kept", low=0)
+    recent_tokens: int = parameter(0, doc="last slots always kept", low=0)
+
+    def own_size(self, slots: int) -> int:
+        fixed = min(slots, self.gist_tokens + self.recent_tokens)
+        return fixed + int((slots - fixed) * self.keep_ratio)
+
+    def priority(self, view: CacheView) -> Tensor:
+        rank = (
+            attention_rank(view, "latest", "mean", "shared").double().cpu()
+            if view.has_scores
+            else slots_of(view)
+        )
+        return first_and_last(rank, self.gist_tokens, self.recent_tokens)
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Policy):
+    """Keeps a few first slots, the attention sinks, and the last ones (arXiv 2309.17453).
+
+    The paper rotates by place in the cache, which is `positions: rerotated`. With a target the
+    window gets what the sinks leave; `recent` counts only where no target is set.
+    """
+
+    kind: ClassVar[str] = "streaming_llm"
+
+    sinks: int = parameter(4, doc="first slots always kept", low=0)
+    recent: int = parameter(2000, doc="last slots kept where no target is set", low=0)
+
+    def own_size(self, slots: int) -> int:
+        return min(slots, self.sinks + self.recent)
+
+    def priority(self, view: CacheView) -> Tensor:
+        return first_and_last(slots_of(view), self.sinks, 0)
+
+
+@dataclass(frozen=True)
+class Block(Policy):
+    """Keeps one contiguous block: the first, middle or last slots (next check 2 of
+    arXiv 2511.04686: does it matter which block is kept?)."""
+
+    kind: ClassVar[str] = "block"
+
+    which: str = parameter(doc="which block is kept", choices=("first", "middle", "last"))
+    tokens: int = parameter(2000, doc="slots kept where no target is set", low=0)
+
+    def own_size(self, slots: int) -> int:
+        return min(slots, self.tokens)
+
+    def priority(self, view: CacheView) -> Tensor:
+        slots = slots_of(view)
+        centre = {"first": 0.0, "middle": (view.slots - 1) / 2, "last": float(view.slots)}
+        return -(slots - centre[self.which]).abs()

@@ -1,0 +1,134 @@
+"""Keys and values of one layer in preallocated buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from kvfidelity.cache.rotary import rotate
+
+GRANULE = 256
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's slots: un-rotated keys, values, and a workspace of rotated keys.
+
+    Buffers are [1, G, capacity, d] and grow by half, so that n appends copy O(n) slots in all. The
+    workspace holds each key rotated once from its un-rotated original: positions may change any
+    number of times without drift. `nbytes` counts live keys and values only; the workspace is an
+    implementation's choice (a fused kernel that rotates on read needs none).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.device, self.dtype = key_states.device, key_states.dtype
+        self._keys = _empty(key_states, 0)
+        self._values = _empty(value_states, 0)
+        self._rotated = _empty(key_states, 0)
+        self.is_initialized = True
+
+    @property
+    def live_keys(self) -> Tensor:
+        """Un-rotated keys [G, n, d]."""
+        return self._keys[0, :, : self.slots]
+
+    @property
+    def live_values(self) -> Tensor:
+        """Values [G, n, d]."""
+        return self._values[0, :, : self.slots]
+
+    @property
+    def rotated_keys(self) -> Tensor:
+        """Keys rotated by their slots' positions [G, n, d]."""
+        return self._rotated[0, :, : self.slots]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the live keys and values."""
+        if not self.is_initialized:
+            return 0
+        keys, values = self.live_keys, self.live_values
+        return keys.numel() * keys.element_size() + values.numel() * values.element_size()
+
+    def append(self, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Add new slots.
+
+        Args:
+            key, value: [1, G, q, d], keys un-rotated.
+            cos, sin: fp32 [q, r] of the new slots' positions.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key, value)
+        start, stop = self.slots, self.slots + key.shape[2]
+        self._reserve(stop)
+        self._keys[:, :, start:stop] = key
+        self._values[:, :, start:stop] = value
+        rotate(key, cos, sin, out=self._rotated[:, :, start:stop])
+        self.slots = stop
+
+    def keep(self, kept: Tensor) -> None:
+        """Close up to the slots that `kept` [k] or [G, k] names, in place; rotations move along."""
+        size = kept.shape[-1]
+        for buffer in (self._keys, self._values, self._rotated):
+            live = buffer[0, :, : self.slots]
+            if kept.dim() == 1:
+                survivors = live.index_select(1, kept)
+            else:
+                survivors = live.gather(1, kept[..., None].expand(-1, -1, live.shape[-1]))
+            buffer[0, :, :size] = survivors
+        self.slots = size
+
+    def rotate_again(self, cos: Tensor, sin: Tensor) -> None:
+        """Rotate every key anew from its original; cos, sin broadcast to [G, n, r]."""
+        rotate(self.live_keys, cos, sin, out=self.rotated_keys)
+
+    def fork(self, slots: int) -> SlotLayer:
+        """An independent copy of the first `slots` slots."""
+        copy = SlotLayer()
+        copy.lazy_initialization(self._keys, self._values)
+        copy._reserve(slots + GRANULE)
+        for theirs, ours in (
+            (copy._keys, self._keys),
+            (copy._values, self._values),
+            (copy._rotated, self._rotated),
+        ):
+            theirs[:, :, :slots] = ours[:, :, :slots]
+        copy.slots = slots
+        return copy
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("slots are appended through ManagedCache.update, which knows positions")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # the name before transformers 5.2x
+
+    def _reserve(self, slots: int) -> None:
+        capacity = self._keys.shape[2]
+        if slots <= capacity:
+            return
+        wanted = max(slots, capacity + capacity // 2)
+        wanted += -wanted % GRANULE
+        for name in ("_keys", "_values", "_rotated"):
+            old: Tensor = getattr(self, name)
+            grown = _empty(old, wanted)
+            grown[:, :, : self.slots] = old[:, :, : self.slots]
+            setattr(self, name, grown)
+
+
+def _empty(like: Tensor, capacity: int) -> Tensor:
+    batch, groups, _, size = like.shape
+    return torch.empty(batch, groups, capacity, size, dtype=like.dtype, device=like.device)

@@ -1,0 +1,128 @@
+"""What a policy may look at: a read-only view of one cache at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.kernels import window_scores
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.scores import History, ScoreBook
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d]."""
+
+    keys: Tensor
+    rotated_keys: Tensor
+    values: Tensor
+    queries: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """One cache at the moment of an eviction.
+
+    budget: how many slots shall remain, at least the protected ones.
+    protected: half-open spans of slots that survive whatever their priority.
+    token_index, position: int64 [L', G', n], see SlotLedger.
+    next_position, tokens_seen: of the next query.
+    rng: seeded by the run's seed and the eviction's ordinal, so that position modes of one run
+        draw the same numbers.
+    angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    """
+
+    budget: int
+    token_index: Tensor
+    position: Tensor
+    next_position: int
+    tokens_seen: int
+    rng: np.random.Generator
+    layers: Sequence[LayerView]
+    scaling: float = 1.0
+    book: ScoreBook | None = None
+    protected: tuple[Span, ...] = ()
+    angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def slots(self) -> int:
+        """n, the number of slots now."""
+        return self.token_index.shape[-1]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether attention scores exist: not before the first scored forward."""
+        return self.book is not None and self.book.available
+
+    def attention(self, history: History) -> Tensor:
+        """Attention column sums, fp32 [L, H, n].
+
+        Raises:
+            LookupError: no scores exist.
+        """
+        if self.book is None:
+            raise LookupError("this cache collects no attention scores")
+        return self.book.of(history)
+
+    def queries_seen(self) -> Tensor:
+        """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""
+        return self.tokens_seen - self.token_index
+
+    def window_attention(self, layer: int) -> Tensor:
+        """Attention of the latest w queries over all slots, fp32 [H, w, n].
+
+        The queries are placed right before `next_position`: where they stood, unless an eviction
+        happened since.
+        """
+        view = self.layers[layer]
+        queries = self.rotated_queries(layer)
+        return window_scores(queries, view.rotated_keys, self.scaling)
+
+    def rotated_queries(self, layer: int) -> Tensor:
+        """The latest w queries, rotated [H, w, d].
+
+        Raises:
+            LookupError: the cache remembers no queries.
+        """
+        queries = self.layers[layer].queries
+        if queries is None or self.angles is None:
+            raise LookupError("this cache remembers no queries")
+        window = queries.shape[1]
+        positions = torch.arange(self.next_position - window, self.next_position)
+        return rotate(queries, *self.angles(positions, queries.device))
+
+
+def view_of(
+    cache: ManagedCache,
+    budget: int,
+    seed: int,
+    protected: tuple[Span, ...] = (),
+    *,
+    scores: bool = True,
+) -> CacheView:
+    """The view of a managed cache; without its attention scores if `scores` is false."""
+    layers = [
+        LayerView(layer.live_keys, layer.rotated_keys, layer.live_values, tail)
+        for layer, tail in zip(cache.layers, cache.tails, strict=True)
+    ]
+    return CacheView(
+        budget=max(budget, sum(stop - start for start, stop in protected)),
+        token_index=cache.ledger.token_index,
+        position=cache.ledger.position,
+        next_position=cache.ledger.next_position,
+        tokens_seen=cache.ledger.tokens_seen,
+        rng=np.random.default_rng((seed, cache.ledger.evictions)),
+        layers=layers,
+        scaling=cache.scaling,
+        book=cache.scores if scores else None,
+        protected=protected,
+        angles=cache.rotary.angles,
+    )

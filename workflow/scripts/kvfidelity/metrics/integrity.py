@@ -1,0 +1,123 @@
+"""How far a cache's positions are from the conversation's: exact, and free of any model run.
+
+All are functions of the slot ledger at the moment of a query: the query gets `next_position` and
+is the `tokens_seen`-th token. For slot i with token index t_i and position p_i:
+
+    effective offset  e_i = next_position - p_i      what RoPE encodes
+    true offset       o_i = tokens_seen - t_i        what the text says
+
+Worked example: 6 tokens seen, tokens 0, 1, 4, 5 kept, positions stale (0, 1, 4, 5), next position
+4: effective offsets 4, 3, 0, -1; true offsets 6, 5, 2, 1; every error is -2. Slots 4 and 5 stand
+at or behind the query: future share 2/4. Two contiguous runs; no collision; no inversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.ledger import SlotLedger
+
+SINKS = 4
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """Positional integrity of a cache as one query finds it.
+
+    Where keep sets differ by layer or kv head, each value is the mean over them.
+
+    retained_share: slots per token seen.
+    runs: contiguous runs of token indices.
+    future_share: share of slots whose position is not before the query's.
+    collisions: slots whose position an earlier slot has already.
+    order_inversions: pairs of slots whose positions are in the wrong order.
+    out_of_window_share: share of slots whose effective offset's size is the trained window or more.
+    mean_offset_error: mean |effective - true offset|, in positions.
+    phase_distortion: mean over slots and rotary frequencies k of
+        1 - cos(theta_k (effective - true offset)), in [0, 2].
+    phase_distortion_weighted: the same, slots weighted by the attention they received in the
+        latest forward; None without scores.
+    sinks_kept: how many of the conversation's first four tokens are cached.
+    """
+
+    retained_share: float
+    runs: float
+    future_share: float
+    collisions: float
+    order_inversions: float
+    out_of_window_share: float
+    mean_offset_error: float
+    phase_distortion: float
+    phase_distortion_weighted: float | None
+    sinks_kept: float
+
+
+def integrity(
+    ledger: SlotLedger, frequencies: Tensor, trained_window: int, weights: Tensor | None = None
+) -> Integrity:
+    """Measure a ledger.
+
+    Args:
+        ledger: slots and positions now.
+        frequencies: rotary inverse frequencies theta_k, [r / 2].
+        trained_window: in tokens.
+        weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
+    """
+    token, position = ledger.token_index, ledger.position
+    slots = token.shape[-1]
+    if slots == 0:
+        weighted = None if weights is None else 0.0
+        return Integrity(0.0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0, weighted, 0)
+    effective = ledger.next_position - position
+    error = effective - (ledger.tokens_seen - token)
+    distortion = phase_distortion(error, frequencies)
+    weighted = None
+    if weights is not None:
+        share = weights / weights.sum(-1, keepdim=True)
+        weighted = float((distortion * share.double().cpu()).sum(-1).mean())
+    rows = position.reshape(-1, slots)
+    return Integrity(
+        retained_share=slots / ledger.tokens_seen,
+        runs=float((1 + (token.diff(dim=-1) != 1).sum(-1)).double().mean()),
+        future_share=float((effective <= 0).double().mean()),
+        collisions=_mean([slots - row.unique().numel() for row in rows]),
+        order_inversions=_mean([_inversions(row) for row in rows]),
+        out_of_window_share=float((effective.abs() >= trained_window).double().mean()),
+        mean_offset_error=float(error.abs().double().mean()),
+        phase_distortion=float(distortion.mean()),
+        phase_distortion_weighted=weighted,
+        sinks_kept=float((token < SINKS).sum(-1).double().mean()),
+    )
+
+
+def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
+    """RoPE phase distortion of each slot, fp64 of the shape of `error`.
+
+    Args:
+        error: int64, effective minus true offsets.
+        frequencies: theta_k, [r / 2].
+    """
+    distinct, place = error.unique(return_inverse=True)
+    angles = distinct.double()[:, None] * frequencies.double().cpu()
+    return (1 - angles.cos()).mean(-1)[place]
+
+
+def _inversions(position: Tensor) -> int:
+    """Pairs i < j with position_i > position_j, block by block: n^2 / 2 comparisons."""
+    if bool((position.diff() >= 0).all()):
+        return 0
+    count = 0
+    for start in range(0, position.numel(), BLOCK):
+        block = position[start : start + BLOCK]
+        later = position[start:]
+        wrong = block[:, None] > later[None, :]
+        count += int(wrong.triu(1).sum())
+    return count
+
+
+def _mean(counts: list[int]) -> float:
+    return sum(counts) / len(counts)

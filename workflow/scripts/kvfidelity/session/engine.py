@@ -1,0 +1,128 @@
+"""A loaded model, ready to feed tokens into managed caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.metrics.quality import divergence, token_nll
+from kvfidelity.models.load import load_model
+
+# Rows of logits made at once: a vocabulary of 128k takes 130 MB in fp32.
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model attached to managed caches, its tokenizer's segmenter, and what they imply.
+
+    window: trained window in tokens. token_bytes: keys and values of one token over all layers.
+    """
+
+    model: Any
+    segmenter: ChatSegmenter
+    tokenizer: Any
+    window: int
+    token_bytes: int
+
+    @classmethod
+    def load(cls, model_dir: Path, dtype: str, device: str) -> Engine:
+        """Load a converted model directory.
+
+        Raises:
+            UserError: no such directory, an unsupported architecture, no such device.
+        """
+        model, tokenizer = load_model(model_dir, dtype, device)
+        return cls.of(model, tokenizer)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> Engine:
+        """Wrap a loaded causal language model; it is attached to managed caches."""
+        attach(model)
+        config = model.config
+        size = getattr(config, "head_dim", None)
+        size = size or config.hidden_size // config.num_attention_heads
+        element = torch.empty(0, dtype=model.dtype).element_size()
+        return cls(
+            model=model,
+            segmenter=ChatSegmenter(tokenizer),
+            tokenizer=tokenizer,
+            window=config.max_position_embeddings,
+            token_bytes=2 * config.num_hidden_layers * config.num_key_value_heads * size * element,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Rotary inverse frequencies [r / 2]."""
+        inverse: Tensor = self.model.get_decoder().rotary_emb.rotary.inv_freq
+        return inverse
+
+    def new_cache(self, positions: str, **options: Any) -> ManagedCache:
+        """An empty cache; see ManagedCache for the options."""
+        return new_cache(self.model, positions, **options)
+
+    @torch.inference_mode()
+    def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
+        """Feed tokens in one forward.
+
+        Returns:
+            Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
+        """
+        argument = {cache_argument(self.model.get_decoder()): cache}
+        tokens = torch.tensor([list(ids)], device=self.device)
+        out = self.model.get_decoder()(input_ids=tokens, use_cache=True, **argument)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [m, vocabulary] of hidden states [m, hidden]."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
+
+    @torch.inference_mode()
+    def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:
+        """Nats per token of `ids` [m] as predicted by `hidden` [m, hidden]; fp32 [m], on the CPU."""
+        targets = torch.tensor(list(ids), device=self.device)
+        parts = [
+            token_nll(self.logits(rows), targets[start : start + ROWS])
+            for start, rows in _blocks(hidden)
+        ]
+        return torch.cat(parts).cpu()
+
+    @torch.inference_mode()
+    def divergence(self, full: Tensor, managed: Tensor) -> Tensor:
+        """KL(full || managed) of what two runs' hidden states [m, hidden] predict; fp32 [m]."""
+        parts = [
+            divergence(
+                self.logits(rows.to(self.device)), self.logits(managed[start : start + ROWS])
+            )
+            for start, rows in _blocks(full)
+        ]
+        return torch.cat(parts).cpu()
+
+    def now(self) -> float:
+        """Seconds on a steady clock, once the device has finished its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _blocks(hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, hidden.shape[0], ROWS):
+        yield start, hidden[start : start + ROWS]

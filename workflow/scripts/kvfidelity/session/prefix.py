@@ -1,0 +1,93 @@
+"""What all policies of one dialogue share: the run that never evicts.
+
+Until its first eviction a run is the never evicted one. So that run is computed once, remembered,
+and forked at the turn in which a policy first acts. Beyond that turn it is what a managed run is
+compared with: its hidden states give KL(full || managed), its cache the likelihood of a reply had
+nothing been evicted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.scores import ScoreBook
+from kvfidelity.session.turns import TurnOutcome
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment of the never evicted run that can be forked from."""
+
+    slots: int
+    book: ScoreBook | None
+    tails: tuple[Tensor | None, ...]
+
+
+@dataclass
+class FullRun:
+    """A never evicted run.
+
+    starts, prompts: marks at each turn's start, and once its prompt was in.
+    outcomes: per turn; fewer than the dialogue has if memory ran out, then `out_of_memory` is set.
+    """
+
+    cache: ManagedCache
+    starts: list[Mark] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    outcomes: list[TurnOutcome] = field(default_factory=list)
+    out_of_memory: bool = False
+
+    def mark(self) -> Mark:
+        """The present moment."""
+        book = self.cache.scores.fork() if self.cache.scores is not None else None
+        return Mark(self.cache.size, book, tuple(self.cache.tails))
+
+    def fork(self, mark: Mark, positions: str, query_tail: int) -> ManagedCache:
+        """A cache as it was at `mark`, from now on under another position mode."""
+        copy = self.cache.fork(mark.slots, mark.book, positions)
+        copy.query_tail = query_tail
+        copy.tails = [
+            None if tail is None or not query_tail else tail[:, -query_tail:] for tail in mark.tails
+        ]
+        return copy
+
+    def fork_at(self, slots: int) -> ManagedCache:
+        """A cache as it was with `slots` slots, without scores: for likelihoods."""
+        return self.cache.fork(slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, about: cache with its workspace, scores and queries at each mark."""
+        total = self.cache.nbytes * 3 // 2
+        for mark in self.starts:
+            total += mark.book.nbytes if mark.book is not None else 0
+            total += sum(_bytes(tail) for tail in mark.tails if tail is not None)
+        return total + sum(_bytes(outcome.predicted) for outcome in self.outcomes)
+
+
+class PrefixBank:
+    """Remembers the latest full runs, up to `max_bytes`; one larger than that is not kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._runs: OrderedDict[str, FullRun] = OrderedDict()
+
+    def get(self, key: str, compute: Callable[[], FullRun]) -> FullRun:
+        """The full run under `key`, computed if it is not remembered."""
+        if key in self._runs:
+            self._runs.move_to_end(key)
+            return self._runs[key]
+        run = compute()
+        self._runs[key] = run
+        while self._runs and sum(run.nbytes for run in self._runs.values()) > self.max_bytes:
+            self._runs.popitem(last=False)
+        return run
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

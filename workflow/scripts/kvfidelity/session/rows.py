@@ -1,0 +1,166 @@
+"""What is recorded of a run: one row per turn, one per eviction (schema in workflow/schemas)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.cache.ledger import PositionMode, SlotLedger
+from kvfidelity.cache.log import Eviction, advance, groups, runs
+from kvfidelity.metrics.integrity import Integrity
+
+SPAN = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
+PLACED = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))
+
+INTEGRITY = {
+    "retained_share": pl.Float64,
+    "runs": pl.Float64,
+    "future_share": pl.Float64,
+    "collisions": pl.Float64,
+    "order_inversions": pl.Float64,
+    "out_of_window_share": pl.Float64,
+    "mean_offset_error": pl.Float64,
+    "phase_distortion": pl.Float64,
+    "phase_distortion_weighted": pl.Float64,
+    "sinks_kept": pl.Float64,
+    "evicted_attention_share": pl.Float64,
+}
+
+TURNS: dict[str, Any] = {
+    "model": pl.String,
+    "model_revision": pl.String,
+    "dataset": pl.String,
+    "dialogue": pl.String,
+    "dialogue_id": pl.String,
+    "policy": pl.String,
+    "kind": pl.String,
+    "parameters": pl.String,
+    "positions": pl.String,
+    "threshold": pl.String,
+    "trigger": pl.String,
+    "threshold_tokens": pl.Int32,
+    "target_tokens": pl.Int32,
+    "seed": pl.Int32,
+    "replies": pl.String,
+    "turn": pl.Int32,
+    "turns_total": pl.Int32,
+    "shared_prefix": pl.Boolean,
+    "scores_collected": pl.Boolean,
+    "prompt_tokens": pl.Int32,
+    "reply_tokens": pl.Int32,
+    "tokens_seen_start": pl.Int32,
+    "tokens_seen_end": pl.Int32,
+    "slots_start": pl.Int32,
+    "slots_after_prefill": pl.Int32,
+    "slots_after_eviction": pl.Int32,
+    "slots_end": pl.Int32,
+    "slots_peak": pl.Int32,
+    "next_position": pl.Int32,
+    "cache_bytes_start": pl.Int64,
+    "cache_bytes_after_prefill": pl.Int64,
+    "cache_bytes_after_eviction": pl.Int64,
+    "cache_bytes_end": pl.Int64,
+    "cache_bytes_peak": pl.Int64,
+    "token_bytes": pl.Int64,
+    "peak_device_bytes": pl.Int64,
+    "evictions": pl.Int32,
+    "evicted_tokens": pl.Int32,
+    "eviction_s": pl.Float64,
+    "scoring_s": pl.Float64,
+    "prefill_s": pl.Float64,
+    "ttft_s": pl.Float64,
+    "tpot_s": pl.Float64,
+    "decode_tokens_per_s": pl.Float64,
+    "prompt": pl.String,
+    "reply": pl.String,
+    "reference": pl.String,
+    "finish_reason": pl.String,
+    "reply_token_count": pl.Int32,
+    "reference_nll": pl.Float64,
+    "reference_tokens": pl.Int32,
+    "reference_token_nll": pl.List(pl.Float32),
+    "kl_full": pl.Float64,
+    "reply_nll": pl.Float64,
+    "reply_nll_full": pl.Float64,
+    **INTEGRITY,
+    "trained_window": pl.Int32,
+    "device": pl.String,
+    "dtype": pl.String,
+}
+
+EVICTIONS: dict[str, Any] = {
+    "turn": pl.Int32,
+    "step": pl.Int32,
+    "tokens_seen": pl.Int32,
+    "slots_before": pl.Int32,
+    "slots_after": pl.Int32,
+    "group": pl.String,
+    "runs": SPAN,
+    "token_runs": SPAN,
+    "positions": PLACED,
+    "next_position": pl.Int32,
+    "eviction_s": pl.Float64,
+    "scoring_s": pl.Float64,
+    "attention_share": pl.Float64,
+}
+
+
+def turns_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Turn rows as a frame; a missing value must be given as None, a missing key is an error."""
+    return pl.DataFrame([[row[name] for name in TURNS] for row in rows], TURNS, orient="row")
+
+
+def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame:
+    """The eviction log as a frame: one row per eviction and keep set, in run-length form."""
+    ledger = SlotLedger(mode)
+    rows = []
+    for eviction in log:
+        advance(ledger, eviction)
+        token = dict(groups(ledger.token_index))
+        position = dict(groups(ledger.position))
+        for name, kept in groups(eviction.kept):
+            place = position.get(name, position.get("shared"))
+            rows.append(
+                {
+                    "turn": eviction.turn,
+                    "step": eviction.step,
+                    "tokens_seen": eviction.tokens_seen,
+                    "slots_before": eviction.slots_before,
+                    "slots_after": eviction.slots_after,
+                    "group": name,
+                    "runs": _spans(runs(kept)),
+                    "token_runs": _spans(runs(token.get(name, token.get("shared")))),
+                    "positions": _placed(place),
+                    "next_position": ledger.next_position,
+                    "eviction_s": eviction.eviction_s,
+                    "scoring_s": eviction.scoring_s,
+                    "attention_share": eviction.attention_share,
+                }
+            )
+    return pl.DataFrame(rows, EVICTIONS)
+
+
+def integrity_values(found: Integrity, log: Iterable[Eviction]) -> dict[str, float | None]:
+    """The integrity columns; the evicted share compounds over the run's evictions."""
+    kept: float | None = 1.0
+    for eviction in log:
+        share = eviction.attention_share
+        kept = None if kept is None or share is None else kept * (1 - share)
+    return asdict(found) | {"evicted_attention_share": None if kept is None else 1 - kept}
+
+
+def _spans(pairs: list[tuple[int, int]]) -> list[dict[str, int]]:
+    return [{"start": start, "stop": stop} for start, stop in pairs]
+
+
+def _placed(position: Any) -> list[dict[str, int]]:
+    """Slots start..stop hold the positions from `position` on."""
+    out = []
+    start = 0
+    for first, stop in runs(position):
+        out.append({"start": start, "stop": start + stop - first, "position": first})
+        start += stop - first
+    return out

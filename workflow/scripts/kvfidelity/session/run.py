@@ -1,0 +1,289 @@
+"""One cell of the grid for one dialogue: from a specification to rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from kvfidelity.cache.ledger import PositionMode
+from kvfidelity.cache.log import Eviction
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.policies import build
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+from kvfidelity.dialogues.pool import Dialogue, Turn
+from kvfidelity.dialogues.segments import Segment
+from kvfidelity.errors import UserError
+from kvfidelity.session.decode import Sampling
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.prefix import FullRun, PrefixBank
+from kvfidelity.session.rows import evictions_frame, turns_frame
+from kvfidelity.session.spec import RunSpec
+from kvfidelity.session.turnrow import failed_row, turn_row
+from kvfidelity.session.turns import TurnOutcome, TurnSetting, play_turn
+from kvfidelity.settings import size_in_tokens
+
+Progress = Callable[[dict[str, Any]], None]
+# Query tails that a shared run keeps at each mark: as long as any built-in policy looks back.
+SHARED_TAIL = 128
+
+
+def run_dialogue(
+    engine: Engine,
+    dialogue: Dialogue,
+    spec: RunSpec,
+    bank: PrefixBank | None = None,
+    progress: Progress = lambda event: None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Run one dialogue under one policy.
+
+    Args:
+        bank: remembers the never evicted run between calls; without one it is computed here.
+        progress: gets {"event": "turn", "turn", "turns", "slots", "tokens_per_s"} after each turn.
+
+    Returns:
+        Turn rows and eviction rows (schemas in `session.rows`).
+
+    Raises:
+        UserError: a specification or dialogue that cannot be run; the message names it.
+    """
+    run = _Run(engine, dialogue, spec, progress)
+    return run.play(bank or PrefixBank(0))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    turns: Sequence[Turn]
+    segments: Sequence[Segment]
+    setting: TurnSetting
+    evictor: Evictor
+    query_tail: int
+    scored: bool
+
+
+class _Run:
+    def __init__(
+        self, engine: Engine, dialogue: Dialogue, spec: RunSpec, progress: Progress
+    ) -> None:
+        self.engine, self.dialogue, self.spec, self.progress = engine, dialogue, spec, progress
+        self.plan = _plan(engine, dialogue, spec)
+
+    def play(self, bank: PrefixBank) -> tuple[pl.DataFrame, pl.DataFrame]:
+        full = bank.get(self._key(), self._full_run)
+        evictor = self.plan.evictor
+        if not evictor.policy.evicts:
+            return self._frames(self._rows_of(full, len(full.outcomes), shared=False), [])
+        first = self._first_evicting_turn(full) if self.spec.share_prefix else 0
+        rows = self._rows_of(full, first, shared=True)
+        if first == len(full.outcomes) and full.out_of_memory:
+            return self._frames(rows, [])
+        rows += self._managed_turns(full, first)
+        return self._frames(rows, evictor.log)
+
+    def _full_run(self) -> FullRun:
+        cache = self.engine.new_cache(
+            PositionMode.ORIGINAL,
+            collect_scores=self.plan.scored,
+            query_tail=SHARED_TAIL if self._shares_tails() else 0,
+        )
+        full = FullRun(cache)
+        baseline = Evictor(build("baseline", {}), Regime(Trigger.TURN, None), self.spec.seed)
+        for turn in range(len(self.plan.segments)):
+            full.starts.append(full.mark())
+            try:
+                outcome = self._play_turn(
+                    turn, cache, baseline, lambda at: full.prompts.append(at.size)
+                )
+            except torch.OutOfMemoryError:
+                full.out_of_memory = True
+                break
+            full.outcomes.append(outcome)
+        return full
+
+    def _managed_turns(self, full: FullRun, first: int) -> list[dict[str, Any]]:
+        evictor = self.plan.evictor
+        shadow: ManagedCache | None = None
+        if first < len(full.starts):
+            start = full.starts[first]
+            cache = full.fork(start, self.spec.positions, self.plan.query_tail)
+            shadow = full.fork_at(start.slots) if self.spec.replies == "own" else None
+        else:
+            return []
+        if not self.plan.scored:
+            cache.scores = None
+        rows = []
+        for turn in range(first, len(self.plan.segments)):
+            evictor.turn = turn
+            try:
+                outcome = self._play_turn(turn, cache, evictor)
+            except torch.OutOfMemoryError:
+                rows.append(failed_row(self._identity(turn, False), self._turn(turn)))
+                break
+            full_nll, kl = self._compare(full, shadow, turn, outcome)
+            rows.append(self._row(turn, outcome, evictor.log, False, full_nll, kl))
+        return rows
+
+    def _play_turn(
+        self,
+        turn: int,
+        cache: ManagedCache,
+        evictor: Evictor,
+        on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+    ) -> TurnOutcome:
+        setting = self.plan.setting
+        began = self.engine.now()
+        outcome = play_turn(
+            self.engine, cache, evictor, self.plan.segments[turn], setting, on_prompt
+        )
+        spent = self.engine.now() - began
+        fed = outcome.tokens_seen_end - outcome.tokens_seen_start
+        self.progress(
+            {
+                "event": "turn",
+                "turn": turn + 1,
+                "turns": len(self.plan.segments),
+                "slots": cache.size,
+                "tokens_per_s": round(fed / spent, 1),
+            }
+        )
+        return outcome
+
+    def _compare(
+        self, full: FullRun, shadow: ManagedCache | None, turn: int, outcome: TurnOutcome
+    ) -> tuple[float | None, float | None]:
+        """The own reply's nats per token under the full cache, and KL(full || managed)."""
+        engine, reply = self.engine, outcome.reply
+        if shadow is not None:
+            last = engine.feed(shadow, self.plan.segments[turn].prompt_ids)[-1:]
+            hidden = torch.cat([last, engine.feed(shadow, outcome.fed)])
+            return _mean_nll(engine, hidden, reply.ids if reply else ()), None
+        if turn >= len(full.outcomes):
+            return None, None
+        theirs = full.outcomes[turn].predicted
+        kl = float(engine.divergence(theirs, outcome.predicted).double().mean())
+        if reply is None or not reply.ids:
+            return None, kl
+        hidden = torch.cat([theirs[:1], engine.feed(full.fork_at(full.prompts[turn]), reply.ids)])
+        return _mean_nll(engine, hidden, reply.ids), kl
+
+    def _rows_of(self, full: FullRun, turns: int, *, shared: bool) -> list[dict[str, Any]]:
+        rows = []
+        for turn in range(turns):
+            outcome = full.outcomes[turn]
+            nll = outcome.reply.nll if outcome.reply else ()
+            mean = sum(nll) / len(nll) if nll else None
+            kl = 0.0 if self.spec.replies == "reference" else None
+            rows.append(self._row(turn, outcome, [], shared, mean, kl))
+        if full.out_of_memory and turns == len(full.outcomes):
+            rows.append(failed_row(self._identity(turns, shared), self._turn(turns)))
+        return rows
+
+    def _row(
+        self,
+        turn: int,
+        outcome: TurnOutcome,
+        log: Sequence[Eviction],
+        shared: bool,
+        full_nll: float | None,
+        kl: float | None,
+    ) -> dict[str, Any]:
+        identity = self._identity(turn, shared)
+        values = {"reply_nll_full": full_nll, "kl_full": kl}
+        return turn_row(self.engine, identity, self._turn(turn), outcome, log) | values
+
+    def _identity(self, turn: int, shared: bool) -> dict[str, Any]:
+        spec, regime = self.spec, self.plan.evictor.regime
+        return {
+            "model": spec.model,
+            "model_revision": spec.model_revision,
+            "dataset": spec.dataset,
+            "dialogue": self.dialogue.ordinal,
+            "dialogue_id": self.dialogue.dialogue_id,
+            "policy": spec.policy,
+            "kind": spec.kind,
+            "parameters": json.dumps(spec.parameters, sort_keys=True),
+            "positions": spec.positions,
+            "threshold": spec.threshold,
+            "trigger": spec.trigger,
+            "threshold_tokens": regime.threshold,
+            "target_tokens": regime.target,
+            "seed": spec.seed,
+            "replies": spec.replies,
+            "turn": turn,
+            "turns_total": len(self.plan.segments),
+            "shared_prefix": shared,
+            "scores_collected": self.plan.scored,
+        }
+
+    def _turn(self, turn: int) -> Turn:
+        return self.plan.turns[turn]
+
+    def _first_evicting_turn(self, full: FullRun) -> int:
+        evictor = self.plan.evictor
+        for turn, outcome in enumerate(full.outcomes):
+            if evictor.fires_within(outcome.slots_start, outcome.slots_peak):
+                return turn
+        return len(full.outcomes)
+
+    def _shares_tails(self) -> bool:
+        return self.plan.query_tail > 0
+
+    def _key(self) -> str:
+        spec, plan = self.spec, self.plan
+        what = [
+            [(segment.prompt_ids, segment.reply_ids) for segment in plan.segments],
+            spec.replies,
+            spec.max_new_tokens,
+            spec.temperature,
+            spec.top_p,
+            spec.seed,
+            plan.scored,
+            self._shares_tails(),
+        ]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+    def _frames(
+        self, rows: list[dict[str, Any]], log: Sequence[Eviction]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        return turns_frame(rows), evictions_frame(log, PositionMode(self.spec.positions))
+
+
+def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
+    turns = dialogue.turns[: spec.max_turns]
+    if not turns:
+        raise UserError(f"dialogue {dialogue.dialogue_id} has no turn; drop it from the dataset")
+    policy = build(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
+    if policy.query_tail > SHARED_TAIL:
+        raise UserError(
+            f"policy {spec.policy}: it looks back {policy.query_tail} queries; at most "
+            f"{SHARED_TAIL} are kept"
+        )
+    sizes = [
+        size_in_tokens(size, token_bytes=engine.token_bytes, window=engine.window)
+        if size is not None
+        else None
+        for size in (spec.at, spec.target)
+    ]
+    return _Plan(
+        turns=turns,
+        segments=engine.segmenter.segments(turns, max_prompt_tokens=spec.max_prompt_tokens),
+        setting=TurnSetting(
+            spec.replies, spec.max_new_tokens, Sampling(spec.temperature, spec.top_p), spec.seed
+        ),
+        evictor=Evictor(policy, Regime(Trigger(spec.trigger), *sizes), spec.seed),
+        query_tail=policy.query_tail,
+        scored=policy.needs_scores or spec.score_every_run,
+    )
+
+
+def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:
+    """Nats per token of `ids`; row j of `hidden` predicts token j, further rows are ignored."""
+    if not ids:
+        return None
+    return float(engine.nll(hidden[: len(ids)], ids).double().mean())
