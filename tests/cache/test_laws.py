@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from kvfidelity.cache.attach import attach, cache_argument, new_cache
 from kvfidelity.cache.ledger import PositionMode
 from kvfidelity.cache.managed import ManagedCache
+from torch import Tensor
 
 MODES = list(PositionMode)
 TURNS = (1, 23, 1, 40, 35)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from kvfidelity.cache.kernels import attend, attend_with_scores, window_scores
 
 

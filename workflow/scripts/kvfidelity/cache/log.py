@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,9 +61,7 @@ def runs(numbers: Tensor) -> list[tuple[int, int]]:
         return []
     breaks = torch.nonzero(numbers[1:] != numbers[:-1] + 1).flatten() + 1
     edges = [0, *breaks.tolist(), numbers.numel()]
-    return [
-        (int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    return [(int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in pairwise(edges)]
 
 
 def from_runs(pairs: Iterable[tuple[int, int]]) -> Tensor:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kvfidelity.cache.ledger import SlotLedger
+from torch import Tensor
 
 SINKS = 4
 BLOCK = 512

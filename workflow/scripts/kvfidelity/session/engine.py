@@ -97,7 +97,7 @@ class Engine:
 
     @torch.inference_mode()
     def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:
-        """Nats per token of `ids` [m] as predicted by `hidden` [m, hidden]; fp32 [m], on the CPU."""
+        """Nats per token of `ids` [m], predicted by `hidden` [m, hidden]; fp32 [m] on the CPU."""
         targets = torch.tensor(list(ids), device=self.device)
         parts = [
             token_nll(self.logits(rows), targets[start : start + ROWS])

@@ -12,6 +12,8 @@ from torch import Tensor
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 
+PINNED = 1e300
+
 
 def parameter(
     default: Any = MISSING,
@@ -74,7 +76,8 @@ class Policy(ABC):
 
     def keep(self, view: CacheView) -> Tensor:
         """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots."""
-        rank = self.priority(view).double().cpu()
+        # A policy may pin its own slots by infinity; protected ones still go before them.
+        rank = self.priority(view).double().cpu().clamp(-PINNED, PINNED)
         for start, stop in view.protected:
             rank[..., start:stop] = torch.inf
         order = torch.sort(rank, dim=-1, descending=True, stable=True).indices

@@ -128,7 +128,7 @@ def _load(file: Path) -> types.ModuleType:
     sys.modules[name] = module  # dataclasses look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever the user's file raises is theirs to read
+    except Exception as error:
         raise UserError(f"policy file {file} fails: {type(error).__name__}: {error}") from error
     return module
 

@@ -1,0 +1,110 @@
+"""Slots and positions over long random histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kvfidelity.cache.attach import new_cache
+from kvfidelity.cache.ledger import PositionMode, SlotLedger
+from kvfidelity.cache.log import Eviction, from_groups, from_runs, groups, replay, runs
+from kvfidelity.cache.rotary import rotate
+
+MODES = list(PositionMode)
+
+
+def test_positions_of_a_worked_example() -> None:
+    """Six tokens, 2 and 3 evicted, two more fed."""
+    expected = {
+        "stale": ([0, 1, 4, 5, 4, 5], 6),
+        "original": ([0, 1, 4, 5, 6, 7], 8),
+        "rerotated": ([0, 1, 2, 3, 4, 5], 6),
+    }
+    for mode, (positions, following) in expected.items():
+        ledger = SlotLedger(PositionMode(mode))
+        ledger.append(6)
+        ledger.keep(torch.tensor([0, 1, 4, 5]))
+        ledger.append(2)
+        assert ledger.position[0, 0].tolist() == positions
+        assert ledger.token_index[0, 0].tolist() == [0, 1, 4, 5, 6, 7]
+        assert ledger.next_position == following
+
+
+@pytest.mark.parametrize("bad", [[3, 1], [1, 1], [0, 9], [-1, 2]])
+def test_a_keep_set_that_is_no_keep_set_is_refused(bad: list[int]) -> None:
+    ledger = SlotLedger(PositionMode.STALE)
+    ledger.append(6)
+    with pytest.raises(ValueError, match="keep set"):
+        ledger.keep(torch.tensor(bad))
+
+
+def random_keep(slots: int, draws: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    size = int(torch.randint(1, slots + 1, (), generator=draws))
+    return torch.rand(*shape, slots, generator=draws).argsort(-1)[..., :size].sort(-1).values
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_random_histories_keep_every_invariant(mode: PositionMode) -> None:
+    """3 x 3,400 histories: sorted slots, exact sizes, replayable, positions by their definition."""
+    draws = torch.Generator().manual_seed(MODES.index(mode))
+    for history in range(3400):
+        shape: tuple[int, ...] = [(), (3,), (3, 2)][history % 3]
+        ledger, log = SlotLedger(mode, capacity=4), []
+        for _ in range(int(torch.randint(1, 6, (), generator=draws))):
+            ledger.append(int(torch.randint(1, 40, (), generator=draws)))
+            kept = random_keep(len(ledger), draws, shape)
+            log.append(Eviction(0, 0, ledger.tokens_seen, len(ledger), kept, 0.0, 0.0))
+            ledger.keep(kept)
+            assert len(ledger) == kept.shape[-1]
+        ledger.append(2)
+        token, position = ledger.token_index, ledger.position
+        assert (token.diff(dim=-1) > 0).all()
+        if mode is PositionMode.ORIGINAL:
+            assert torch.equal(token, position)
+        if mode is PositionMode.REROTATED:
+            assert (position == torch.arange(len(ledger))).all()
+        again = replay(log, mode, ledger.tokens_seen)
+        assert torch.equal(again.token_index, token) and torch.equal(again.position, position)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMode) -> None:
+    """After 200 evictions every key is one fp32 rotation of the original, bit for bit."""
+    from kvfidelity.cache.attach import cache_argument
+
+    draws = torch.Generator().manual_seed(0)
+    cache = new_cache(llama, mode)
+    with torch.inference_mode():
+        for _ in range(200):
+            count = int(torch.randint(1, 9, (), generator=draws))
+            ids = torch.randint(3, 97, (1, count), generator=draws)
+            llama(ids, **{cache_argument(llama): cache})
+            size = max(1, cache.size - int(torch.randint(0, 9, (), generator=draws)))
+            kept = torch.randperm(cache.size, generator=draws)[:size].sort().values
+            cache.keep(kept)
+            position = cache.ledger.position[0, 0]
+            cos, sin = cache.rotary.angles(position, torch.device("cpu"))
+            for layer in cache.layers:
+                assert layer.slots == cache.size
+                assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, cos, sin))
+
+
+def test_runs_and_groups_are_reversible() -> None:
+    draws = torch.Generator().manual_seed(0)
+    assert runs(torch.tensor([3, 4, 5, 9])) == [(3, 6), (9, 10)]
+    for shape in [(), (4,), (4, 3)]:
+        kept = random_keep(50, draws, shape)
+        parts = {name: from_runs(runs(numbers)) for name, numbers in groups(kept)}
+        assert torch.equal(from_groups(parts).reshape(kept.shape), kept)
+
+
+def test_only_a_cache_never_evicted_from_can_be_forked_in_the_past() -> None:
+    ledger = SlotLedger(PositionMode.STALE)
+    ledger.append(9)
+    past = ledger.fork(5)
+    assert (len(past), past.tokens_seen, len(ledger)) == (5, 5, 9)
+    ledger.keep(torch.arange(7))
+    with pytest.raises(ValueError, match="never evicted"):
+        ledger.fork(5)

@@ -1,0 +1,207 @@
+"""What every policy promises, whoever wrote it, and what each is known for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvfidelity.cache.policies import Policy, build, known_policies
+from kvfidelity.errors import UserError
+
+from .views import random_view
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "random": {"keep_ratio": 0.9},
+    "sliding_window": {"keep_ratio": 0.9},
+    "evict_oldest": {"discard_ratio": 0.1},
+    "block": {"which": "middle"},
+}
+EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
+
+
+def example(kind: str) -> Policy:
+    return build(kind, REQUIRED.get(kind, {}))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> dict[str, Any]:
+    """A cache, a budget and protected spans that fit into it."""
+    slots = draw(st.integers(1, 90))
+    start = draw(st.integers(0, slots))
+    stop = draw(st.integers(start, slots))
+    budget = draw(st.integers(max(stop - start, 1), slots))
+    return {
+        "slots": slots,
+        "budget": budget,
+        "protected": ((start, stop),) if stop > start else (),
+        "seed": draw(st.integers(0, 99)),
+        "scored": draw(st.booleans()),
+    }
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+@given(situation=situations())
+def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -> None:
+    policy = example(kind)
+    view = random_view(**situation)
+    if not policy.acts(view):
+        assert policy.needs_scores and not situation["scored"] or policy.query_tail
+        return
+    kept = policy.keep(view)
+    slots, budget = situation["slots"], situation["budget"]
+    assert kept.dtype == torch.int64
+    assert kept.dim() in (1, 2, 3)
+    assert kept.shape[-1] == budget
+    assert (kept[..., 1:] > kept[..., :-1]).all(), "sorted, without repeats"
+    assert kept.min() >= 0 and kept.max() < slots
+    for start, stop in situation["protected"]:
+        inside = ((kept >= start) & (kept < stop)).sum(-1)
+        assert (inside == stop - start).all(), "protected slots survive"
+    again = random_view(**situation)
+    assert torch.equal(policy.keep(again), kept), "deterministic given the seed"
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_no_policy_touches_its_input(kind: str) -> None:
+    view, twin = random_view(60, 20), random_view(60, 20)
+    example(kind).keep(view)
+    assert torch.equal(view.token_index, twin.token_index)
+    assert torch.equal(view.attention("latest"), twin.attention("latest"))
+    for one, other in zip(view.layers, twin.layers, strict=True):
+        for item in dataclasses.fields(one):
+            assert torch.equal(getattr(one, item.name), getattr(other, item.name))
+
+
+@pytest.mark.parametrize("kind", known_policies())
+def test_every_policy_says_what_it_is_and_what_its_parameters_mean(kind: str) -> None:
+    policy = known_policies()[kind]
+    assert policy.__doc__ and not policy.__doc__.startswith(policy.__name__ + "(")
+    assert all(item.metadata["doc"] for item in dataclasses.fields(policy))
+
+
+def kept(kind: str, slots: int, budget: int, **parameters: Any) -> list[int]:
+    return build(kind, parameters).keep(random_view(slots, budget)).tolist()
+
+
+def test_contiguous_policies_keep_what_their_name_says() -> None:
+    assert kept("sliding_window", 10, 3, keep_ratio=0.5) == [7, 8, 9]
+    assert kept("evict_oldest", 10, 7, discard_ratio=0.3) == [3, 4, 5, 6, 7, 8, 9]
+    assert kept("sliding_window_gist", 10, 4, gist_tokens=2000) == [0, 1, 2, 3]
+    assert kept("sliding_window_gist", 10, 5, recent_tokens=2) == [0, 1, 2, 8, 9]
+    assert kept("streaming_llm", 10, 5, sinks=2) == [0, 1, 7, 8, 9]
+    assert kept("block", 10, 4, which="first") == [0, 1, 2, 3]
+    assert kept("block", 10, 4, which="middle") == [3, 4, 5, 6]
+    assert kept("block", 10, 4, which="last") == [6, 7, 8, 9]
+
+
+def test_own_sizes_are_the_papers() -> None:
+    assert build("attention_top", {"keep_ratio": 0.99}).own_size(4800) == 4752
+    assert build("sliding_window_gist", {}).own_size(4800) == 2000
+    assert build("sliding_window_gist", {}).own_size(900) == 900
+    assert build("evict_oldest", {"discard_ratio": 0.25}).own_size(100) == 75
+    assert build("streaming_llm", {}).own_size(9000) == 2004
+    assert build("snapkv", {}).own_size(9000) is None
+
+
+def test_attention_top_keeps_the_most_attended_by_mean_over_layers_and_heads() -> None:
+    view = random_view(50, 9)
+    mean = view.attention("latest").mean((0, 1))
+    expected = mean.topk(9).indices.sort().values
+    assert torch.equal(build("attention_top", {}).keep(view), expected)
+    worst = (-mean).topk(9).indices.sort().values
+    assert torch.equal(build("attention_bottom", {}).keep(view), worst)
+
+
+@pytest.mark.parametrize(("granularity", "shape"), [("layer", (2, 9)), ("head", (2, 2, 9))])
+def test_attention_top_by_layer_and_head(granularity: str, shape: tuple[int, ...]) -> None:
+    policy = build("attention_top", {"granularity": granularity, "over": "max", "sinks": 2})
+    found = policy.keep(random_view(50, 9))
+    assert found.shape == shape
+    assert (found[..., :2] == torch.tensor([0, 1])).all()
+
+
+def test_age_normalised_scores_do_not_favour_the_old() -> None:
+    view = random_view(50, 9)
+    rank = build("attention_top", {"age_normalised": True}).priority(view)
+    ages = (view.tokens_seen - view.token_index)[0, 0]
+    assert torch.allclose(rank * ages, view.attention("latest").mean((0, 1)), rtol=1e-4)
+
+
+def test_h2o_gives_half_the_budget_to_the_last_slots() -> None:
+    found = build("h2o", {}).keep(random_view(50, 10))
+    assert found.shape == (2, 2, 10)
+    assert (found[..., 5:] == torch.arange(45, 50)).all()
+
+
+def test_without_scores_attention_top_waits_and_attention_bottom_draws() -> None:
+    blind = random_view(50, 9, scored=False)
+    assert not build("attention_top", {}).acts(blind)
+    bottom, drawn = build("attention_bottom", {}), build("random", {"keep_ratio": 0.5})
+    twin = random_view(50, 9, scored=False)
+    assert torch.equal(bottom.keep(blind), drawn.keep(twin))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "message"),
+    [
+        ("streaming_lm", {}, "did you mean 'streaming_llm'"),
+        ("random", {"keep_ration": 0.5}, "did you mean 'keep_ratio'"),
+        ("random", {"keep_ratio": 1.5}, "above 0 and at most 1"),
+        ("random", {}, "keep_ratio"),
+        ("block", {"which": "centre"}, "choose one of first, middle, last"),
+        ("streaming_llm", {"sinks": -1}, "at least 0"),
+    ],
+)
+def test_a_mistaken_entry_is_refused_with_the_remedy(
+    kind: str, parameters: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build(kind, parameters)
+
+
+OWN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from torch import Tensor
+from kvfidelity.cache.policies import Policy, parameter
+from kvfidelity.cache.view import CacheView
+
+@dataclass(frozen=True)
+class EveryOther(Policy):
+    """Keeps every `step`-th slot first."""
+    kind: ClassVar[str] = "every_other"
+    step: int = parameter(2, doc="distance", low=1)
+    def priority(self, view: CacheView) -> Tensor:
+        return -(view.token_index[0, 0] % self.step)
+'''
+
+
+def test_a_policy_in_a_file_of_ones_own_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    assert build("every_other", {"step": 3}, [file]).keep(random_view(30, 7)).numel() == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("x = 1", "defines no policy"),
+        ("import nowhere_to_be_found", "ModuleNotFoundError"),
+        (OWN.replace("every_other", "random"), "exists already"),
+    ],
+)
+def test_a_policy_file_that_cannot_be_used_is_named(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=rf"mine\.py.*{message}"):
+        known_policies([file])
