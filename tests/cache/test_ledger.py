@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from kvfidelity.cache.attach import new_cache
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
 from kvfidelity.cache.log import Eviction, from_groups, from_runs, groups, replay, runs

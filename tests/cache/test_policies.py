@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from kvfidelity.cache.policies import Policy, build, known_policies
 from kvfidelity.errors import UserError
 
@@ -51,7 +50,7 @@ def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -
     policy = example(kind)
     view = random_view(**situation)
     if not policy.acts(view):
-        assert policy.needs_scores and not situation["scored"] or policy.query_tail
+        assert (policy.needs_scores and not situation["scored"]) or policy.query_tail
         return
     kept = policy.keep(view)
     slots, budget = situation["slots"], situation["budget"]

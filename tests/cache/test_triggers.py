@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from kvfidelity.cache.attach import cache_argument, new_cache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import build

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
 from kvfidelity.cache.scores import ScoreBook
 from kvfidelity.cache.view import CacheView, LayerView, Span
 

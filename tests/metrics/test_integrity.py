@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
 from kvfidelity.metrics.integrity import integrity
 

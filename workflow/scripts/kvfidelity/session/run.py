@@ -27,7 +27,7 @@ from kvfidelity.session.rows import evictions_frame, turns_frame
 from kvfidelity.session.spec import RunSpec
 from kvfidelity.session.turnrow import failed_row, turn_row
 from kvfidelity.session.turns import TurnOutcome, TurnSetting, play_turn
-from kvfidelity.settings import size_in_tokens
+from kvfidelity.sizes import size_in_tokens
 
 Progress = Callable[[dict[str, Any]], None]
 # Query tails that a shared run keeps at each mark: as long as any built-in policy looks back.

@@ -1,0 +1,109 @@
+"""Files that are whole or absent: written beside their place, flushed, renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.errors import UserError
+
+SCHEMA_VERSION = 1
+#: Columns that differ between two equal runs: left out of the content digest.
+TIMINGS = frozenset(
+    {
+        "eviction_s",
+        "scoring_s",
+        "prefill_s",
+        "ttft_s",
+        "tpot_s",
+        "decode_tokens_per_s",
+        "peak_device_bytes",
+    }
+)
+PREFIX = "kvfidelity."
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_parquet(
+    frame: pl.DataFrame, path: Path, *, kind: str, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a table with its kind, schema version and content digest in the Parquet metadata."""
+    notes = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
+    notes |= metadata or {}
+    with replacing(path) as temporary:
+        frame.write_parquet(temporary, metadata={PREFIX + key: notes[key] for key in sorted(notes)})
+
+
+def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
+    """Read a table of that kind.
+
+    Raises:
+        UserError: missing, damaged, of another kind, or of another schema version.
+    """
+    notes = read_metadata(path)
+    if notes.get("kind") != kind:
+        raise UserError(f"{path} holds {notes.get('kind', 'no artifact')!r}, not {kind!r}")
+    if notes.get("schema_version") != str(SCHEMA_VERSION):
+        raise UserError(
+            f"{path} has schema version {notes.get('schema_version')}, this code writes "
+            f"{SCHEMA_VERSION}: delete it and run again"
+        )
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The notes that `write_parquet` left, without their prefix."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist: run the workflow to make it")
+    try:
+        notes = pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(path, error) from None
+    return {key.removeprefix(PREFIX): value for key, value in notes.items() if PREFIX in key}
+
+
+def digest(frame: pl.DataFrame) -> str:
+    """SHA-256 over a table's content, timings aside, 16 hex digits."""
+    content = frame.select(name for name in frame.columns if name not in TIMINGS)
+    lines = content.write_ndjson()
+    return hashlib.sha256(f"{content.schema}\n{lines}".encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0]
+    return UserError(f"{path} is damaged ({reason}): delete it and run again")

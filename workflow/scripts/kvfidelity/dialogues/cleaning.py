@@ -1,0 +1,71 @@
+"""From raw messages to turns: markup left by scraping, odd characters, order of speakers."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+
+from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.sources.raw import Message, RawConversation
+
+ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|#39|#x27);")
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# What the chat pages' own layout left behind; markup that a user wrote about is not of this kind.
+LEFTOVER = re.compile(
+    r"</?(?:div|span)(?:\s+class=\"[^\"]*\")?\s*>|^Copy code$", flags=re.MULTILINE
+)
+
+
+def clean_text(text: str) -> str:
+    """Unescape HTML entities, drop layout markup, control characters and lone surrogates."""
+    if ENTITY.search(text):
+        text = html.unescape(text)
+    text = LEFTOVER.sub("", text)
+    text = CONTROL.sub("", text)
+    return text.encode("utf-8", "ignore").decode("utf-8").strip()
+
+
+def turns_of(
+    conversation: RawConversation, notes: Counter[str]
+) -> tuple[tuple[Turn, ...], str | None]:
+    """Turns of a conversation, and if there are none the reason.
+
+    System messages, empty messages, replies before the first question and an unanswered last
+    question are left out; messages of one speaker in a row become one. What was done is counted.
+    """
+    messages = []
+    for message in conversation.messages:
+        text = clean_text(message.text)
+        notes["messages_cleaned"] += text != message.text.strip()
+        if message.role == "system":
+            notes["system_messages_dropped"] += 1
+        elif text:
+            messages.append(Message(message.role, text))
+        else:
+            notes["empty_messages_dropped"] += 1
+    if not messages:
+        return (), "empty"
+    if all(message.role != "user" for message in messages):
+        return (), "no_human_turn"
+    while messages[0].role == "assistant":
+        messages.pop(0)
+        notes["leading_replies_dropped"] += 1
+    merged = _merged(messages, notes)
+    if len(merged) % 2:
+        merged.pop()
+        notes["unanswered_questions_dropped"] += 1
+    pairs = zip(merged[::2], merged[1::2], strict=True)
+    turns = tuple(Turn(question.text, answer.text) for question, answer in pairs)
+    return turns, None if turns else "no_reply"
+
+
+def _merged(messages: list[Message], notes: Counter[str]) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = Message(message.role, merged[-1].text + "\n\n" + message.text)
+            notes["messages_merged"] += 1
+        else:
+            merged.append(message)
+    return merged

@@ -1,0 +1,176 @@
+"""Which dialogues stay, in which order, with every other one counted under its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import py3langid
+
+from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.errors import UserError
+
+#: A user's message beyond this many characters is a pasted document rather than a chat.
+LONGEST_MESSAGE = 200_000
+LANGUAGE_SAMPLE = 3_000
+#: Text of candidates kept in memory while a file is read.
+CANDIDATE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The `select` entry of a dataset; None sets no bound.
+
+    min_tokens and max_tokens bound the whole conversation in tokens of the model's own tokenizer
+    and chat template. pool: how many dialogues the pool holds at most.
+    """
+
+    min_turns: int = 1
+    max_turns: int | None = None
+    min_tokens: int = 1
+    max_tokens: int | None = None
+    language: str | None = None
+    seed: int = 0
+    pool: int = 64
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Selection:
+        """From the config.
+
+        Raises:
+            UserError: unknown keys.
+        """
+        unknown = set(entry) - {item.name for item in fields(cls)}
+        if unknown:
+            raise UserError(f"select: unknown keys {', '.join(sorted(unknown))}")
+        return cls(**entry)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cleaned conversation before its tokens are counted."""
+
+    conversation_id: str
+    turns: tuple[Turn, ...]
+
+    @property
+    def text_bytes(self) -> int:
+        """Its text in UTF-8."""
+        return sum(len(t.user.encode()) + len(t.assistant.encode()) for t in self.turns)
+
+    @property
+    def digest(self) -> bytes:
+        """Of its text, for exact duplicates."""
+        parts = "\0".join(f"{turn.user}\0{turn.assistant}" for turn in self.turns)
+        return hashlib.blake2b(parts.encode(), digest_size=16).digest()
+
+
+class Selector:
+    """Takes candidates one by one, keeps the best ranked within a memory bound, then counts tokens.
+
+    The rank is a hash of the seed and the conversation's id: independent of the order of the file,
+    and of which other conversations there are.
+    """
+
+    def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
+        self.selection, self.dropped = selection, dropped
+        self._seen: set[bytes] = set()
+        self._heap: list[tuple[int, str, Candidate]] = []
+        self._bytes = 0
+
+    def offer(self, candidate: Candidate) -> None:
+        """Consider one candidate; all that needs no tokenizer is decided here."""
+        reason = self._reason(candidate)
+        if reason is not None:
+            self.dropped[reason] += 1
+            return
+        rank = _rank(self.selection.seed, candidate.conversation_id)
+        heapq.heappush(self._heap, (-rank, candidate.conversation_id, candidate))
+        self._bytes += candidate.text_bytes
+        while self._bytes > CANDIDATE_BYTES and len(self._heap) > 1:
+            _, _, worst = heapq.heappop(self._heap)
+            self._bytes -= worst.text_bytes
+            self.dropped["ranked_too_low"] += 1
+
+    def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
+        """Rows of the pool in rank order; tokens are counted until the pool is full."""
+        chosen: list[dict[str, object]] = []
+        names: set[str] = set()
+        ordered = sorted(self._heap, reverse=True)
+        for looked_at, (_, _, candidate) in enumerate(ordered):
+            if len(chosen) == self.selection.pool:
+                self.dropped["pool_full"] += len(ordered) - looked_at
+                break
+            tokens = _count(candidate, segmenter)
+            if tokens < self.selection.min_tokens:
+                self.dropped["too_few_tokens"] += 1
+            elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
+                self.dropped["too_many_tokens"] += 1
+            else:
+                chosen.append(_row(candidate, tokens, self.selection.language, source, names))
+        return chosen
+
+    def _reason(self, candidate: Candidate) -> str | None:
+        chosen = self.selection
+        turns = len(candidate.turns)
+        if turns < chosen.min_turns:
+            return "too_few_turns"
+        if chosen.max_turns is not None and turns > chosen.max_turns:
+            return "too_many_turns"
+        if any(max(len(t.user), len(t.assistant)) > LONGEST_MESSAGE for t in candidate.turns):
+            return "message_too_long"
+        if candidate.digest in self._seen:
+            return "exact_duplicate"
+        self._seen.add(candidate.digest)
+        # A token is at least a byte, so a shorter text cannot have enough of them.
+        if candidate.text_bytes + 64 * turns < chosen.min_tokens:
+            return "too_few_tokens"
+        if chosen.language is not None and language_of(candidate.turns) != chosen.language:
+            return "other_language"
+        return None
+
+
+def language_of(turns: Iterable[Turn]) -> str:
+    """ISO 639-1 code of what both speakers write, judged on a sample of each.
+
+    Code blocks are left out: they read as English whatever the chat's language.
+    """
+    turns = list(turns)
+    sides = (" ".join(t.user for t in turns), " ".join(t.assistant for t in turns))
+    sample = " ".join(re.sub(r"```.*?```", " ", side)[:LANGUAGE_SAMPLE] for side in sides)
+    code: str = py3langid.classify(sample)[0]
+    return code
+
+
+def _count(candidate: Candidate, segmenter: ChatSegmenter) -> int:
+    segments = segmenter.segments(candidate.turns)
+    return sum(len(part.prompt_ids) + len(part.reply_ids) for part in segments)
+
+
+def _rank(seed: int, conversation_id: str) -> int:
+    text = f"{seed}\0{conversation_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def _row(
+    candidate: Candidate, tokens: int, language: str | None, source: str, names: set[str]
+) -> dict[str, object]:
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", candidate.conversation_id)[:80] or "dialogue"
+    name, copy = safe, 2
+    while name in names:
+        name, copy = f"{safe}-{copy}", copy + 1
+    names.add(name)
+    return {
+        "dialogue_id": name,
+        "turns": [{"user": turn.user, "assistant": turn.assistant} for turn in candidate.turns],
+        "n_turns": len(candidate.turns),
+        "n_tokens": tokens,
+        "language": language or language_of(candidate.turns),
+        "source": source,
+    }

@@ -1,0 +1,53 @@
+"""Loading a converted model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from kvfidelity.errors import UserError
+from kvfidelity.models.architectures import check_architecture
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        directory: config.json, safetensors and tokenizer files.
+        dtype: float32, bfloat16 or float16.
+        device: "cpu", "cuda", "cuda:1" or "auto".
+
+    Raises:
+        UserError: a missing or unsupported model, an unknown dtype, no such device.
+    """
+    config = Path(directory) / "config.json"
+    if not config.is_file():
+        raise UserError(f"{directory} holds no model (no config.json): fetch it again")
+    check_architecture(json.loads(config.read_text(encoding="utf-8")))
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    hf_logging.disable_progress_bar()
+    place = resolve_device(device)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+    return model.to(place).eval(), tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: PyTorch sees no GPU here; set `device: auto` or `cpu`")
+    return torch.device(device)
