@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
@@ -30,14 +31,25 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     config = Path(directory) / "config.json"
     if not config.is_file():
         raise UserError(f"{directory} holds no model (no config.json): fetch it again")
-    check_architecture(json.loads(config.read_text(encoding="utf-8")))
+    try:
+        check_architecture(json.loads(config.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise _damaged(config, error) from None
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     hf_logging.disable_progress_bar()
     place = resolve_device(device)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(Path(directory), error) from None
     return model.to(place).eval(), tokenizer
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is damaged ({reason}): delete the model's folder and run again")
 
 
 def resolve_device(device: str) -> torch.device:
