@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,8 @@ class _Run:
         on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
     ) -> TurnOutcome:
         setting = self.plan.setting
+        if not self._replies_in(turn):
+            setting = replace(setting, max_new_tokens=0)
         began = self.engine.now()
         outcome = play_turn(
             self.engine, cache, evictor, self.plan.segments[turn], setting, on_prompt
@@ -231,6 +233,13 @@ class _Run:
                 return turn
         return len(full.outcomes)
 
+    def _replies_in(self, turn: int) -> bool:
+        """Whether an own reply is generated in this turn."""
+        last = self.spec.own_reply_turns
+        if self.spec.replies == "own" or last is None:
+            return True
+        return turn >= len(self.plan.segments) - last
+
     def _shares_tails(self) -> bool:
         return self.plan.query_tail > 0
 
@@ -240,6 +249,7 @@ class _Run:
             [(segment.prompt_ids, segment.reply_ids) for segment in plan.segments],
             spec.replies,
             spec.max_new_tokens,
+            spec.own_reply_turns,
             spec.temperature,
             spec.top_p,
             spec.seed,

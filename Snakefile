@@ -1,0 +1,46 @@
+"""KV Fidelity: what happens to a chat when an LLM's KV cache is evicted."""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/judge.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    model="[^/]+",
+    dataset="[^/]+",
+    policy="[^/]+",
+    positions="stale|original|rerotated",
+    threshold="[^/]+",
+    seed=r"\d+",
+    dialogue=r"\d{3}",
+    judge="[^/]+",
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report.html",
+
+
+onstart:
+    print(plan_message(SETTINGS), file=sys.stderr)
+
+
+onsuccess:
+    shell("python workflow/scripts/stop_worker.py")
+
+
+onerror:
+    shell("python workflow/scripts/stop_worker.py")

@@ -1,0 +1,73 @@
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
+
+from kvfidelity.errors import UserError
+from kvfidelity.estimate import plan_message
+from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.grid import runs
+from kvfidelity.settings import load_settings
+from kvfidelity.specs import dialogue_entry, judge_entry, run_spec, table_settings
+
+
+def checked_settings():
+    """The configuration with its defaults, or one line that says what is wrong with it."""
+    try:
+        return load_settings(config, " + ".join(workflow.configfiles) or "config")
+    except UserError as error:
+        raise WorkflowError(f"error: {error}") from None
+
+
+SETTINGS = checked_settings()
+RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
+
+if workflow.dryrun and workflow.is_main_process:
+    print(plan_message(SETTINGS), file=sys.stderr)
+
+
+def model_spec(wildcards):
+    return as_json(SETTINGS["models"][wildcards.model], "model")
+
+
+def dataset_spec(wildcards):
+    entry = SETTINGS["datasets"][wildcards.dataset]
+    unused = ("count", "select", "format")
+    return as_json({k: v for k, v in entry.items() if k not in unused}, "dataset")
+
+
+def selection_spec(wildcards):
+    return as_json(dialogue_entry(SETTINGS, wildcards.dataset), "dialogues")
+
+
+def generation_spec(wildcards):
+    return json.dumps(run_spec(SETTINGS, **dict(wildcards.items())), sort_keys=True)
+
+
+def judge_spec(wildcards):
+    return as_json(judge_entry(SETTINGS, wildcards.judge), "judge")
+
+
+def rubric(wildcards):
+    return f"resources/rubrics/{SETTINGS['judges'][wildcards.judge]['rubric']}.md"
+
+
+def as_json(entry, stage):
+    """A rule's parameters as one string: its config entry and its code's fingerprint."""
+    return json.dumps(entry | {"code": stage_fingerprint(stage)}, sort_keys=True)
+
+
+def artifacts(stage, name):
+    """The files that a stage makes for all runs."""
+    return [f"results/{stage}/{run}/{name}" for run in runs(SETTINGS)]
+
+
+def verdicts(wildcards):
+    return [
+        path
+        for judge in SETTINGS["judging"]
+        for path in artifacts(f"judge/{judge}", "verdicts.parquet")
+    ]

@@ -1,0 +1,30 @@
+rule fetch_dataset:
+    output:
+        directory("resources/datasets/{dataset}"),
+    log:
+        "logs/fetch_dataset/{dataset}.log",
+    params:
+        spec=dataset_spec,
+    conda:
+        "../../envs/model.yaml"
+    shell:
+        "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} --out {output} > {log} 2>&1"
+
+
+rule extract_dialogues:
+    input:
+        data="resources/datasets/{dataset}",
+        tokenizer="resources/models/{model}",
+    output:
+        pool="results/dialogues/{model}/{dataset}/pool.parquet",
+        manifest="results/dialogues/{model}/{dataset}/manifest.json",
+    log:
+        "logs/extract_dialogues/{model}/{dataset}.log",
+    params:
+        spec=selection_spec,
+    conda:
+        "../../envs/model.yaml"
+    shell:
+        "python workflow/scripts/extract_dialogues.py --data {input.data} "
+        "--tokenizer {input.tokenizer} --spec {params.spec:q} --pool {output.pool} "
+        "--manifest {output.manifest} > {log} 2>&1"

@@ -1,0 +1,26 @@
+rule generate:
+    input:
+        model="resources/models/{model}",
+        pool="results/dialogues/{model}/{dataset}/pool.parquet",
+    output:
+        turns=f"results/generate/{RUN}/turns.parquet",
+        evictions=f"results/generate/{RUN}/evictions.parquet",
+    log:
+        f"logs/generate/{RUN}.log",
+    params:
+        spec=generation_spec,
+        dtype=lookup("models/{model}/dtype", within=SETTINGS),
+        device=lookup("models/{model}/device", within=SETTINGS),
+        code=stage_fingerprint("generate"),
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
+    conda:
+        "../../envs/model.yaml"
+    shell:
+        "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
+        "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
+        "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
+        "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
+        "2>&1 | tee {log}"

@@ -1,0 +1,14 @@
+rule measure:
+    input:
+        turns=f"results/generate/{RUN}/turns.parquet",
+    output:
+        metrics=f"results/metrics/{RUN}/metrics.parquet",
+    log:
+        f"logs/measure/{RUN}.log",
+    params:
+        code=stage_fingerprint("measure"),
+    conda:
+        "../../envs/analysis.yaml"
+    shell:
+        "python workflow/scripts/measure.py --turns {input.turns} --out {output.metrics} "
+        "> {log} 2>&1"

@@ -1,0 +1,65 @@
+"""Run one dialogue through one model under one policy."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.cli import main_guard
+from kvfidelity.worker.client import ask
+from kvfidelity.worker.job import Generator, Hello, Request
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, help="RunSpec as JSON")
+    parser.add_argument("--model-dir", required=True, type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--prefix-memory", default="2GiB")
+    parser.add_argument("--fingerprint", default="")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pool", required=True, type=Path)
+    parser.add_argument("--dialogue", required=True, help='ordinal in the pool, such as "000"')
+    parser.add_argument("--turns", required=True, type=Path)
+    parser.add_argument("--evictions", required=True, type=Path)
+    parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
+    given = parser.parse_args()
+    config = given.model_dir / "provenance.json"
+    hello = Hello(
+        model_dir=str(given.model_dir.resolve()),
+        model_revision=config.read_text(encoding="utf-8") if config.is_file() else "",
+        dtype=given.dtype,
+        device=given.device,
+        fingerprint=given.fingerprint,
+        prefix_memory=given.prefix_memory,
+        threads=given.threads,
+    )
+    request = Request(
+        spec=given.spec,
+        pool=str(given.pool.resolve()),
+        dialogue=given.dialogue,
+        turns=str(given.turns.resolve()),
+        evictions=str(given.evictions.resolve()),
+    )
+    if given.no_worker:
+        Generator(hello).serve(request, show)
+    else:
+        ask(hello, request, show)
+
+
+def show(event: dict[str, Any]) -> None:
+    """One plain line an event."""
+    match event.get("event"):
+        case "turn":
+            line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
+            print(line.format(**event), file=sys.stderr, flush=True)
+        case "loading":
+            print(f"loading {event['model']} (worker {event['pid']})", file=sys.stderr, flush=True)
+        case name:
+            print(str(name).replace("_", " "), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,184 @@
+"""The report's figures: altair charts, colour-blind safe, intervals drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from kvfidelity.grid import POSITIONS
+
+# Okabe and Ito's palette; the order of POSITIONS.
+COLOURS = ["#D55E00", "#0072B2", "#009E73"]
+MODES = alt.Scale(domain=list(POSITIONS), range=COLOURS)
+POLICY_COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
+WIDTH = 560
+BINS = 96
+
+
+def excess(policies: pl.DataFrame) -> alt.Chart:
+    """Excess NLL by policy and position mode with intervals, on a symmetric log axis."""
+    data = policies.with_columns(
+        pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns").alias("n")
+    )
+    scale = alt.Scale(type="symlog", constant=0.01)
+    values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
+    base = alt.Chart(data).encode(
+        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=240)),
+        yOffset=alt.YOffset("positions:N", sort=list(POSITIONS)),
+        color=alt.Color("positions:N", scale=MODES, title="positions"),
+        tooltip=["policy", "positions", "threshold", "mean", "low", "high", "n"],
+    )
+    title = "excess NLL of the reference reply (nats per token, symmetric log)"
+    axis = alt.Axis(values=values, format="~g", grid=True)
+    points = base.mark_point(filled=True, size=70).encode(
+        x=alt.X("mean:Q", scale=scale, title=title, axis=axis)
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
+    height = 60 * max(1, data["policy"].n_unique())
+    return _by_place(alt.layer(zero, bars, points, data=data), data, height)
+
+
+def cache_size(turns: pl.DataFrame) -> alt.Chart:
+    """Cached tokens over tokens seen, for the first dialogue of each model and dataset."""
+    first = turns.filter(pl.col("dialogue") == pl.col("dialogue").min().over("model", "dataset"))
+    # The size does not depend on the position mode.
+    one_mode = first.filter(pl.col("positions") == pl.col("positions").min().over("policy"))
+    moments = [
+        ("slots_start", pl.col("tokens_seen_start")),
+        ("slots_after_eviction", pl.col("tokens_seen_start")),
+        ("slots_after_prefill", pl.col("tokens_seen_start") + pl.col("prompt_tokens")),
+        ("slots_end", pl.col("tokens_seen_end")),
+    ]
+    keys = ["model", "dataset", "threshold", "policy", "turn"]
+    data = pl.concat(
+        one_mode.select(*keys, moment=pl.lit(step), seen=seen, slots=pl.col(name))
+        for step, (name, seen) in enumerate(moments)
+    )
+    data = data.drop_nulls("slots").sort("policy", "turn", "moment")
+    data = data.with_columns(
+        policies=pl.when(pl.col("threshold") == "none")
+        .then(pl.col("policy"))
+        .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")"))
+    )
+    chart = (
+        alt.Chart(data)
+        .mark_line(strokeWidth=2, interpolate="linear")
+        .encode(
+            x=alt.X("seen:Q", title="tokens seen"),
+            y=alt.Y("slots:Q", title="cached tokens"),
+            color=alt.Color("policies:N", title="policy", scale=alt.Scale(range=POLICY_COLOURS)),
+            strokeDash=alt.StrokeDash("policies:N", title="policy"),
+            order="moment:Q",
+            tooltip=["policy", "turn", "seen", "slots"],
+        )
+        .properties(width=WIDTH, height=260)
+    )
+    return chart
+
+
+def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.Chart:
+    """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
+    data = retention_table(turns, evictions)
+    return (
+        alt.Chart(data)
+        .mark_rect()
+        .encode(
+            x=alt.X("start:Q", title="token index in the conversation", bin="binned"),
+            x2="stop",
+            y=alt.Y("turn:O", title="turn", sort="ascending", axis=alt.Axis(labelOverlap=True)),
+            color=alt.Color(
+                "kept:Q",
+                title="share cached",
+                scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+            ),
+            tooltip=["policy", "turn", "start", "stop", "kept"],
+        )
+        .properties(width=250, height=150)
+        .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+        .resolve_scale(x="shared", y="shared")
+    )
+
+
+def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFrame:
+    """Share of each of 96 stretches of tokens that is cached at the end of each turn.
+
+    Of the first dialogue, under stale or else the first position mode; keep sets by layer or head
+    are averaged.
+    """
+    runs = (
+        turns.filter(pl.col("kind") != "baseline")
+        .filter(pl.col("dialogue") == pl.col("dialogue").min())
+        .filter(pl.col("threshold") == pl.col("threshold").min())
+        .filter(pl.col("positions") == pl.col("positions").max())
+        .filter(pl.col("model") == pl.col("model").min(), pl.col("seed") == pl.col("seed").min())
+    )
+    rows: list[dict[str, Any]] = []
+    for (run, policy), part in runs.group_by("run", "policy", maintain_order=True):
+        log = evictions.filter(pl.col("run") == run).sort("tokens_seen", maintain_order=True)
+        total = int(part["tokens_seen_end"].max())  # type: ignore[arg-type]
+        edges = [round(total * number / BINS) for number in range(BINS + 1)]
+        for turn, end in part.sort("turn").select("turn", "tokens_seen_end").iter_rows():
+            kept = _cached(log.filter(pl.col("turn") <= turn), end)
+            for start, stop in zip(edges, edges[1:], strict=False):
+                if start >= end:
+                    break
+                inside = sum(
+                    weight * max(0, min(stop, b, end) - max(start, a)) for a, b, weight in kept
+                )
+                rows.append(
+                    {
+                        "policy": str(policy),
+                        "turn": turn,
+                        "start": start,
+                        "stop": min(stop, end),
+                        "kept": inside / (min(stop, end) - start),
+                    }
+                )
+    return pl.DataFrame(rows)
+
+
+def by_turn(turns: pl.DataFrame) -> alt.Chart:
+    """Excess NLL by turns since the first eviction, mean over dialogues, all dialogues behind it."""
+    data = turns.filter("after_eviction", pl.col("excess_nll").is_not_null()).with_columns(
+        since=pl.col("turn") - pl.col("turn").min().over("run")
+    )
+    means = data.group_by("policy", "positions", "since").agg(
+        excess=pl.col("excess_nll").mean(), n=pl.len()
+    )
+    axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
+    scale = alt.Scale(type="symlog", constant=0.05)
+    return (
+        alt.Chart(means.sort("policy", "positions", "since"))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("since:O", title="turns since the first eviction"),
+            y=alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis),
+            color=alt.Color("positions:N", scale=MODES, title="positions"),
+            tooltip=["policy", "positions", "since", "excess", "n"],
+        )
+        .properties(width=250, height=130)
+        .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+    )
+
+
+def _cached(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
+    """Cached stretches of tokens with their weight: the last keep set and what was fed since."""
+    if log.is_empty():
+        return [(0, end, 1.0)]
+    last = log.filter(pl.col("step") == log["step"].max())
+    weight = 1 / last.height
+    spans = [(s["start"], s["stop"], weight) for row in last["token_runs"] for s in row]
+    return [*spans, (int(last["tokens_seen"][0]), end, 1.0)]
+
+
+def _by_place(chart: alt.LayerChart, data: pl.DataFrame, height: int) -> alt.Chart:
+    """One row of panels per model, dataset and threshold, if there is more than one."""
+    place = pl.concat_str(["model", "dataset", "threshold"], separator=", ")
+    named = data.with_columns(place=place)
+    chart = chart.properties(width=WIDTH, height=height)
+    if named["place"].n_unique() < 2:
+        return chart
+    return chart.properties(data=named).facet(row=alt.Row("place:N", title=None))

@@ -1,0 +1,92 @@
+"""Estimates that take into account which turns belong to one dialogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A weighted mean with its interval; None where too few dialogues allow none.
+
+    p: two-sided Wilcoxon signed-rank over the dialogues' means, against 0. effect: matched-pairs
+    rank-biserial correlation of the same, in [-1, 1].
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n_dialogues: int
+    n_turns: int
+    p: float | None
+    effect: float | None
+
+
+def clustered_mean(
+    values: Floats,
+    weights: Floats,
+    dialogues: NDArray[np.str_],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Weighted mean over turns, with a percentile bootstrap that resamples whole dialogues.
+
+    Turns of one dialogue are not independent, so the dialogue is what is drawn. Below two dialogues
+    there is no interval.
+
+    Args:
+        values, weights, dialogues: one entry per turn.
+    """
+    names, groups = np.unique(dialogues, return_inverse=True)
+    sums = np.bincount(groups, values * weights)
+    totals = np.bincount(groups, weights)
+    mean = float(sums.sum() / totals.sum())
+    low = high = None
+    if len(names) > 1:
+        drawn = stats.bootstrap(
+            (sums, totals),
+            _ratio,
+            paired=True,
+            vectorized=True,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+        low, high = map(float, drawn.confidence_interval)
+    p, effect = signed_rank(sums / totals)
+    return Estimate(mean, low, high, len(names), len(values), p, effect)
+
+
+def signed_rank(differences: Floats) -> tuple[float | None, float | None]:
+    """Wilcoxon's two-sided p and the rank-biserial correlation; None if nothing differs."""
+    moved = differences[differences != 0]
+    if moved.size < 2:
+        return None, None
+    ranks = stats.rankdata(np.abs(moved))
+    effect = float((ranks * np.sign(moved)).sum() / ranks.sum())
+    return float(stats.wilcoxon(moved).pvalue), effect
+
+
+def holm(p_values: list[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment over the comparisons of one table; None stays None."""
+    known = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(sorted(known)):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = highest
+    return adjusted
+
+
+def _ratio(sums: Floats, totals: Floats, axis: int = -1) -> Floats:
+    ratio: Floats = sums.sum(axis=axis) / totals.sum(axis=axis)
+    return ratio

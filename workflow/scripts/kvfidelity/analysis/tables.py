@@ -1,0 +1,182 @@
+"""All artifacts of a configuration in five tidy tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
+from kvfidelity.errors import UserError
+from kvfidelity.grid import POSITIONS, runs
+
+CELL = ("model", "dataset", "policy", "positions", "threshold")
+PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
+ESTIMATE = {
+    "mean": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n_dialogues": pl.Int64,
+    "n_turns": pl.Int64,
+    "p": pl.Float64,
+    "effect": pl.Float64,
+}
+INTEGRITY = (
+    "retained_share",
+    "runs",
+    "future_share",
+    "collisions",
+    "order_inversions",
+    "out_of_window_share",
+    "mean_offset_error",
+    "phase_distortion",
+    "phase_distortion_weighted",
+    "sinks_kept",
+    "evicted_attention_share",
+)
+
+
+def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
+    """The tables `turns`, `evictions`, `verdicts`, `policies`, `contrasts`.
+
+    turns: one row per turn of every run, with text metrics, whether an eviction has happened
+        (`after_eviction`) and the excess of the reference reply's NLL over the never evicted run's.
+    policies: one row per cell: excess NLL over the turns after an eviction with its interval, KL,
+        integrity.
+    contrasts: paired differences between position modes, and between policies of one budget.
+
+    Raises:
+        UserError: an artifact is missing or damaged.
+    """
+    places = runs(settings)
+    turns = _scan(results / "generate", places, "turns.parquet")
+    metrics = _scan(results / "metrics", places, "metrics.parquet")
+    turns = with_excess(turns.join(metrics, on=["run", "turn"], how="left"))
+    evictions = _scan(results / "generate", places, "evictions.parquet")
+    verdicts = [
+        _scan(results / "judge" / judge, places, "verdicts.parquet")
+        for judge in settings["judging"]
+    ]
+    chosen = settings["report"]
+    options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
+    return {
+        "turns": turns,
+        "evictions": _identified(evictions, turns),
+        "verdicts": _identified(pl.concat(verdicts), turns) if verdicts else pl.DataFrame(),
+        "policies": policies(turns, options),
+        "contrasts": contrasts(turns, options),
+    }
+
+
+def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
+    """Add `after_eviction` and `excess_nll`, nats per token beyond the never evicted run's."""
+    never = turns.filter(pl.col("kind") == "baseline").select(
+        *PAIRED, full_nll=pl.col("reference_nll")
+    )
+    evicted = pl.col("evictions").fill_null(0).cum_sum().over("run", order_by="turn") > 0
+    return turns.join(never, on=list(PAIRED), how="left").with_columns(
+        after_eviction=evicted, excess_nll=pl.col("reference_nll") - pl.col("full_nll")
+    )
+
+
+def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """One row per cell that evicted, over its turns after an eviction."""
+    rows = []
+    for key, part in _measured(turns).group_by(CELL, maintain_order=True):
+        estimate = _estimate(part, pl.col("excess_nll"), options)
+        tokens = part["reference_tokens"]
+        rows.append(
+            dict(zip(CELL, map(str, key), strict=True))
+            | asdict(estimate)
+            | {"kl_full": float((part["kl_full"] * tokens).sum() / tokens.sum())}
+            | {"n_tokens": int(tokens.sum()), "budget_tokens": _single(part["target_tokens"])}
+            | {name: part[name].mean() for name in INTEGRITY}
+        )
+    schema = dict.fromkeys(CELL, pl.String) | ESTIMATE
+    schema |= {"kl_full": pl.Float64, "n_tokens": pl.Int64, "budget_tokens": pl.Int64}
+    return pl.DataFrame(rows, schema | dict.fromkeys(INTEGRITY, pl.Float64)).sort(CELL)
+
+
+def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """Differences in excess NLL on the same (dialogue, turn), p adjusted over the whole table.
+
+    Between position modes of one policy and threshold, and between policies of one position mode
+    and one target: budgets are equal in both.
+    """
+    measured = _measured(turns)
+    rows = []
+    for key, part in measured.group_by(["model", "dataset", "policy", "threshold"]):
+        about = dict(zip(("model", "dataset", "policy", "threshold"), key, strict=True))
+        for first, second in itertools.combinations(POSITIONS, 2):
+            rows += _difference(part, "positions", first, second, about, options)
+    equal = measured.filter(pl.col("target_tokens").is_not_null())
+    for key, part in equal.group_by(["model", "dataset", "positions", "threshold"]):
+        about = dict(zip(("model", "dataset", "positions", "threshold"), key, strict=True))
+        for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
+            rows += _difference(part, "policy", first, second, about, options)
+    schema: dict[str, Any] = {"factor": pl.String, "first": pl.String, "second": pl.String}
+    schema |= dict.fromkeys(CELL, pl.String) | ESTIMATE
+    frame = pl.DataFrame(rows, schema).sort("factor", *CELL, "first", "second")
+    return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
+
+
+def _difference(
+    part: pl.DataFrame,
+    factor: str,
+    first: str,
+    second: str,
+    about: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    keys = ["dialogue", "seed", "turn"]
+    one = part.filter(pl.col(factor) == first)
+    other = part.filter(pl.col(factor) == second).select(*keys, other="excess_nll")
+    pairs = one.join(other, on=keys)
+    if pairs.is_empty():
+        return []
+    estimate = _estimate(pairs, pl.col("excess_nll") - pl.col("other"), options)
+    return [{"factor": factor, "first": first, "second": second, **about} | asdict(estimate)]
+
+
+def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
+    return clustered_mean(
+        part.select(value).to_series().to_numpy(),
+        part["reference_tokens"].cast(pl.Float64).to_numpy(),
+        part["dialogue"].to_numpy().astype(str),
+        **options,
+    )
+
+
+def _measured(turns: pl.DataFrame) -> pl.DataFrame:
+    return turns.filter("after_eviction", pl.col("excess_nll").is_not_null())
+
+
+def _scan(folder: Path, places: Sequence[str], name: str) -> pl.DataFrame:
+    """One table of all files, with the run each row is from."""
+    files = [folder / place / name for place in places]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist: run the workflow to make it")
+    try:
+        frame = pl.scan_parquet(files, include_file_paths="run").collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"a {name} below {folder} is damaged ({reason}): delete it and run again"
+        ) from None
+    start = len(str(folder)) + 1
+    return frame.with_columns(pl.col("run").str.slice(start).str.head(-len(name) - 1))
+
+
+def _identified(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
+    return rows.join(turns.select("run", *names).unique(), on="run", how="left")
+
+
+def _single(column: pl.Series) -> int | None:
+    values = column.unique()
+    return None if len(values) != 1 or values[0] is None else int(values[0])

@@ -1,0 +1,63 @@
+"""A digest of the code that a stage's artifacts depend on.
+
+Snakemake does not see imported modules. So each rule carries its stage's digest in its parameters:
+a change in what matters reruns the stage, a change elsewhere does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+SCRIPTS = PACKAGE.parent
+#: Files and folders by stage, relative to the scripts folder. Docstrings count: telling code from
+#: comment is not worth a second mechanism.
+STAGES: dict[str, tuple[str, ...]] = {
+    "model": (
+        "fetch_model.py",
+        "kvfidelity/models/acquire.py",
+        "kvfidelity/models/convert.py",
+        "kvfidelity/models/gguf_tokenizer.py",
+    ),
+    "dataset": ("fetch_dataset.py", "kvfidelity/dialogues/acquire.py"),
+    "dialogues": (
+        "extract_dialogues.py",
+        "kvfidelity/dialogues/cleaning.py",
+        "kvfidelity/dialogues/extract.py",
+        "kvfidelity/dialogues/pool.py",
+        "kvfidelity/dialogues/segments.py",
+        "kvfidelity/dialogues/selection.py",
+        "kvfidelity/dialogues/sources",
+    ),
+    "generate": (
+        "kvfidelity/cache",
+        "kvfidelity/dialogues/segments.py",
+        "kvfidelity/metrics/integrity.py",
+        "kvfidelity/metrics/quality.py",
+        "kvfidelity/models/load.py",
+        "kvfidelity/session",
+        "kvfidelity/sizes.py",
+        "kvfidelity/worker/job.py",
+    ),
+    "measure": ("measure.py", "kvfidelity/metrics/text.py"),
+    "judge": ("judge.py", "kvfidelity/judge"),
+    "aggregate": (
+        "aggregate.py",
+        "kvfidelity/analysis/tables.py",
+        "kvfidelity/analysis/statistics.py",
+    ),
+    "report": ("figures.py", "report.py", "kvfidelity/analysis"),
+}
+
+
+def stage_fingerprint(stage: str) -> str:
+    """SHA-256 over the stage's source files, 12 hex digits."""
+    digest = hashlib.sha256()
+    for entry in STAGES[stage]:
+        place = SCRIPTS / entry
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.suffix in {".py", ".j2", ".css", ".js"}:
+                digest.update(str(file.relative_to(SCRIPTS)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,90 @@
+"""The runs of a configuration: the cross of its lists, with what is added and left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+POSITIONS = ("stale", "original", "rerotated")
+BASELINE = "baseline"
+NEVER = "none"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run but for the dialogue; a policy that never evicts has one cell, at `original` and
+    threshold `none`."""
+
+    model: str
+    dataset: str
+    policy: str
+    positions: str
+    threshold: str
+    seed: int
+
+    def path(self, dialogue: str) -> str:
+        """Its place below a stage's folder."""
+        parts = (self.model, self.dataset, self.policy, self.positions, self.threshold)
+        return "/".join((*parts, str(self.seed), dialogue))
+
+
+def cells(settings: Mapping[str, Any]) -> list[Cell]:
+    """All cells, sorted, each once; the never evicted run that all are compared with is among
+    them for every model, dataset and seed that has any."""
+    grid = settings["grid"]
+    lists = {
+        "model": _names(grid["models"], settings["models"]),
+        "dataset": _names(grid["datasets"], settings["datasets"]),
+        "policy": _names(grid["policies"], settings["policies"]),
+        "positions": _names(grid["positions"], POSITIONS),
+        "threshold": _names(grid["thresholds"], settings["thresholds"]),
+        "seed": grid["seeds"],
+    }
+    found = set(_cross(lists, settings))
+    for extra in grid["include"]:
+        found |= set(_cross(lists | {key: [value] for key, value in extra.items()}, settings))
+    found = {cell for cell in found if not any(_matches(cell, out) for out in grid["exclude"])}
+    found |= {_baseline_of(cell, settings) for cell in found}
+    return sorted(found)
+
+
+def dialogues(settings: Mapping[str, Any], dataset: str) -> list[str]:
+    """Ordinals of the dialogues that are run."""
+    return [f"{number:03d}" for number in range(settings["datasets"][dataset]["count"])]
+
+
+def runs(settings: Mapping[str, Any]) -> list[str]:
+    """Paths of all runs, dialogue included, dialogue by dialogue: what shares a prefix is near."""
+    paths = [
+        (cell.model, cell.dataset, dialogue, cell.path(dialogue))
+        for cell in cells(settings)
+        for dialogue in dialogues(settings, cell.dataset)
+    ]
+    return [path for *_, path in sorted(paths)]
+
+
+def _cross(lists: Mapping[str, Sequence[Any]], settings: Mapping[str, Any]) -> Iterator[Cell]:
+    for values in itertools.product(*lists.values()):
+        cell = Cell(*values)
+        if settings["policies"][cell.policy]["kind"] == BASELINE:
+            cell = Cell(cell.model, cell.dataset, cell.policy, "original", NEVER, cell.seed)
+        yield cell
+
+
+def _baseline_of(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+    name = next(
+        (name for name, entry in settings["policies"].items() if entry["kind"] == BASELINE),
+        BASELINE,
+    )
+    return Cell(cell.model, cell.dataset, name, "original", NEVER, cell.seed)
+
+
+def _names(chosen: str | Sequence[str], known: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    return list(known) if chosen == "all" else list(chosen)
+
+
+def _matches(cell: Cell, pattern: Mapping[str, Any]) -> bool:
+    values = asdict(cell)
+    return all(values[key] == value for key, value in pattern.items())

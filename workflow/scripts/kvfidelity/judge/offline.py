@@ -1,0 +1,61 @@
+"""A judge that needs no model and no key: a published formula over measured quantities.
+
+It is no GPT-4o and is never called so. What it can see: whether the model itself, with nothing
+evicted, finds the reply likely; loops; parroting; a missing answer; overlap with the reference.
+What it cannot see: whether a fluent, likely reply is true.
+
+    fluency   = clip(1 - (nll - 1) / 4, 0, 1)     nll: nats per token under the full cache
+    loops     = clip((rep_3 - 0.1) / 0.4, 0, 1)   share of repeated word trigrams beyond 10%
+    parroting = clip((echo - 0.3) / 0.6, 0, 1)    share copied from the prompt beyond 30%
+    overlap   = clip(chrf / 40, 0, 1)             chrF against the reference
+    quality   = (0.75 fluency + 0.25 overlap) (1 - loops) (1 - 0.7 parroting)
+    score     = 1 + round(9 quality)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvfidelity.judge.verdict import Verdict
+
+NAME = "offline"
+MODEL = "formula, version 1"
+
+
+def judge_offline(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
+    """The verdict on one turn.
+
+    Args:
+        row: `turn`, `reply`, `reply_nll_full`, `finish_reason`, `rep_3`, `echo_share`, `chrf`.
+        judge: its name in the config. rubric: its rubric's name.
+    """
+    about = {
+        "turn": row["turn"],
+        "judge": judge,
+        "judge_kind": NAME,
+        "judge_model": MODEL,
+        "rubric": rubric,
+    }
+    if row["reply"] is None:
+        reason = f"no own reply ({row['finish_reason']})"
+        return Verdict(**about, score=None, status="no_reply", reason=reason)
+    if not row["reply"].strip():
+        return Verdict(**about, score=1, status="ok", reason="an empty reply")
+    if row["reply_nll_full"] is None:
+        reason = "its likelihood under the full cache was not measured"
+        return Verdict(**about, score=None, status="not_measured", reason=reason)
+    fluency = _clip(1 - (row["reply_nll_full"] - 1) / 4)
+    loops = _clip(((row["rep_3"] or 0.0) - 0.1) / 0.4)
+    parroting = _clip(((row["echo_share"] or 0.0) - 0.3) / 0.6)
+    overlap = _clip((row["chrf"] or 0.0) / 40)
+    quality = (0.75 * fluency + 0.25 * overlap) * (1 - loops) * (1 - 0.7 * parroting)
+    reason = (
+        f"fluency {fluency:.2f}, overlap {overlap:.2f}, loops {loops:.2f}, "
+        f"parroting {parroting:.2f}"
+    )
+    return Verdict(**about, score=1 + round(9 * quality), status="ok", reason=reason)
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))

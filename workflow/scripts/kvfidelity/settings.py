@@ -1,0 +1,194 @@
+"""The configuration: checked against its schema, defaults filled in, errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from kvfidelity.errors import UserError
+from kvfidelity.sizes import parse_size
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+NAMES = "letters, digits, dots, dashes and underscores"
+
+
+def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
+    """A checked copy of a configuration with every default filled in.
+
+    Args:
+        config: as read from YAML.
+        where: what to call it in messages, such as the file's name.
+
+    Raises:
+        UserError: the first thing that is wrong, its path, and the remedy.
+    """
+    settings: dict[str, Any] = json.loads(json.dumps(config))
+    schema = config_schema()
+    validator = jsonschema.Draft202012Validator(schema, format_checker=_formats())
+    errors = sorted(validator.iter_errors(settings), key=lambda error: list(map(str, error.path)))
+    if errors:
+        raise UserError(f"{where}: {_explain(_deepest(errors[0]))}")
+    _fill(settings, schema, schema)
+    for policy, entry in settings["policies"].items():
+        _check_policy(policy, entry, bool(settings["policy_files"]), where)
+    _check_thresholds(settings, where)
+    _check_names(settings, where)
+    return settings
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration; policies have their own, see `policy_schemas`."""
+    text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
+    schema: dict[str, Any] = yaml.safe_load(text)
+    return schema
+
+
+def policy_schemas() -> dict[str, Any]:
+    """JSON schema of each policy kind, made by `python -m kvfidelity.cache.policies.registry`."""
+    schemas: dict[str, Any] = json.loads((SCHEMAS / "policies.json").read_text(encoding="utf-8"))
+    return schemas
+
+
+def _formats() -> jsonschema.FormatChecker:
+    checker = jsonschema.FormatChecker(formats=())
+
+    @checker.checks("size", raises=UserError)
+    def is_size(value: object) -> bool:
+        if isinstance(value, str):
+            parse_size(value)
+        return True
+
+    return checker
+
+
+def _deepest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    while error.context:
+        error = max(error.context, key=lambda inner: len(inner.absolute_path))
+    return error
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    place = ".".join(map(str, error.absolute_path)) or "the top level"
+    value, rule = error.instance, error.validator_value
+    match error.validator:
+        case "additionalProperties":
+            known = error.schema.get("properties", {})
+            name = next(key for key in value if key not in known)
+            return f"{place}: unknown key {name!r}{nearest(name, known)}"
+        case "required":
+            missing = ", ".join(name for name in rule if name not in value)
+            return f"{place}: {missing} must be given"
+        case "enum" | "const":
+            options = [str(option) for option in (rule if isinstance(rule, list) else [rule])]
+            return f"{place}: {value!r} is not one of {', '.join(options)}{_meant(value, options)}"
+        case "format":
+            return f"{place}: {error.cause}"
+        case "pattern" if "propertyNames" in error.absolute_schema_path:
+            return f"{place}: the name {value!r} may have {NAMES} only"
+        case "pattern":
+            return f"{place}: {value!r} is no SHA-256 in lower-case hex (64 digits)"
+        case "minimum":
+            return f"{place}: {value} is too small; it must be at least {rule}"
+        case "maximum":
+            return f"{place}: {value} is too large; it must be at most {rule}"
+        case "exclusiveMinimum" if "maximum" in error.schema:
+            return f"{place}: {value} must be above {rule} and at most {error.schema['maximum']}"
+        case "exclusiveMinimum":
+            return f"{place}: {value} must be above {rule}"
+        case "type":
+            kinds = rule if isinstance(rule, list) else [rule]
+            return f"{place}: {value!r} must be of type {' or '.join(kinds)}"
+        case _:
+            return f"{place}: {error.message}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to "unknown ...": the nearest known name, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _meant(value: object, options: list[str]) -> str:
+    close = difflib.get_close_matches(str(value), options, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+    """Put the schema's defaults where keys are missing."""
+    schema = _resolved(schema, root)
+    if not isinstance(value, dict):
+        return
+    for key, inner in schema.get("properties", {}).items():
+        whole = _resolved(inner, root)
+        if key not in value and "default" in whole:
+            value[key] = json.loads(json.dumps(whole["default"]))
+        elif key not in value and whole.get("type") == "object" and _optional_section(whole):
+            value[key] = {}
+        if key in value:
+            _fill(value[key], inner, root)
+    rest = schema.get("additionalProperties")
+    if isinstance(rest, dict):
+        for key in value:
+            _fill(value[key], rest, root)
+
+
+def _optional_section(schema: Mapping[str, Any]) -> bool:
+    inner = schema.get("properties", {})
+    return (
+        bool(inner) and not schema.get("required") and any("default" in s for s in inner.values())
+    )
+
+
+def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(schema)
+    if "$ref" in merged:
+        target = root["$defs"][merged.pop("$ref").rsplit("/", 1)[1]]
+        merged = {**_resolved(target, root), **merged}
+    return merged
+
+
+def _check_policy(name: str, entry: Mapping[str, Any], own_files: bool, where: str) -> None:
+    schemas = policy_schemas()
+    kind = entry["kind"]
+    if kind not in schemas:
+        if own_files:
+            return  # one of the user's own; checked where the files are imported
+        raise UserError(f"{where}: policies.{name}: unknown kind {kind!r}{nearest(kind, schemas)}")
+    validator = jsonschema.Draft202012Validator(schemas[kind])
+    for error in validator.iter_errors(dict(entry)):
+        error.path.extendleft((name, "policies"))
+        raise UserError(f"{where}: {_explain(error)}")
+
+
+def _check_thresholds(settings: Mapping[str, Any], where: str) -> None:
+    for name, entry in settings["thresholds"].items():
+        if entry["trigger"] == "paper" and "target" in entry:
+            raise UserError(
+                f"{where}: thresholds.{name}: trigger paper takes no target, its policies keep "
+                "their own size"
+            )
+        if entry["trigger"] != "paper" and "target" in entry:
+            at, target = parse_size(entry["at"]), parse_size(entry["target"])
+            if at[1] == target[1] and target[0] >= at[0]:
+                raise UserError(f"{where}: thresholds.{name}: target must be below `at`")
+
+
+def _check_names(settings: Mapping[str, Any], where: str) -> None:
+    lists = {name: settings["grid"][name] for name in ("models", "datasets", "policies")}
+    lists |= {"thresholds": settings["grid"]["thresholds"]}
+    for section, names in lists.items():
+        for name in [] if names == "all" else names:
+            if name not in settings[section]:
+                known = settings[section]
+                raise UserError(f"{where}: grid.{section}: no {name!r}{nearest(name, known)}")
+    for name in settings["judging"]:
+        if name not in settings.get("judges", {}):
+            known = settings.get("judges", {})
+            raise UserError(f"{where}: judging: no judge {name!r}{nearest(name, known)}")

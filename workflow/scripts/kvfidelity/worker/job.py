@@ -1,0 +1,81 @@
+"""What a generate job does, in a worker or in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.sizes import size_in_bytes
+
+Progress = Callable[[dict[str, Any]], None]
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a worker is for: another one is needed as soon as any of this differs."""
+
+    model_dir: str
+    model_revision: str
+    dtype: str
+    device: str
+    fingerprint: str
+    prefix_memory: str
+    threads: int
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Hello:
+        """From a message."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One cell and dialogue: `spec` is a RunSpec as JSON."""
+
+    spec: str
+    pool: str
+    dialogue: str
+    turns: str
+    evictions: str
+
+
+class Generator:
+    """A loaded model that turns requests into artifacts."""
+
+    def __init__(self, hello: Hello) -> None:
+        import torch
+
+        from kvfidelity.session.engine import Engine
+        from kvfidelity.session.prefix import PrefixBank
+
+        torch.set_num_threads(hello.threads)
+        self._hello = hello
+        self._engine = Engine.load(Path(hello.model_dir), hello.dtype, hello.device)
+        self._bank = PrefixBank(size_in_bytes(hello.prefix_memory))
+
+    def serve(self, request: Request, progress: Progress) -> None:
+        """Run one dialogue and write its two artifacts; both or none is complete.
+
+        Raises:
+            UserError: a specification or dialogue that cannot be run.
+        """
+        import torch
+
+        from kvfidelity.artifacts import write_parquet
+        from kvfidelity.dialogues.pool import read_dialogue
+        from kvfidelity.session.run import run_dialogue
+        from kvfidelity.session.spec import RunSpec
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        spec = RunSpec.from_json(request.spec)
+        dialogue = read_dialogue(Path(request.pool), request.dialogue)
+        turns, evictions = run_dialogue(self._engine, dialogue, spec, self._bank, progress)
+        notes = {f"version.{name}": version(name) for name in PACKAGES}
+        notes |= {"code": self._hello.fingerprint, "spec": request.spec}
+        write_parquet(evictions, Path(request.evictions), kind="evictions", metadata=notes)
+        write_parquet(turns, Path(request.turns), kind="turns", metadata=notes)

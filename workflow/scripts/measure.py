@@ -1,0 +1,32 @@
+"""Measure the text of a run's replies."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    import polars as pl
+
+    from kvfidelity.artifacts import read_parquet, write_parquet
+    from kvfidelity.metrics.text import text_metrics
+
+    schema = {name: pl.Float64 for name in ("rep_2", "rep_3", "rep_4")}
+    schema |= {"longest_repeat_words": pl.Int32}
+    schema |= {name: pl.Float64 for name in ("compression_ratio", "echo_share", "chrf", "rouge_l")}
+    turns = read_parquet(options.turns, kind="turns")
+    rows = [
+        {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
+        for row in turns.iter_rows(named=True)
+    ]
+    write_parquet(pl.DataFrame(rows, {"turn": pl.Int32} | schema), options.out, kind="metrics")
+
+
+if __name__ == "__main__":
+    main_guard(main)
