@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
+from collections.abc import Sequence
 
-from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.sources.raw import Message, RawConversation
 
 ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|#39|#x27);")
@@ -58,6 +59,29 @@ def turns_of(
     pairs = zip(merged[::2], merged[1::2], strict=True)
     turns = tuple(Turn(question.text, answer.text) for question, answer in pairs)
     return turns, None if turns else "no_reply"
+
+
+def questions_of(conversation: RawConversation, turns: Sequence[Turn]) -> tuple[Question, ...]:
+    """A conversation's questions, with the turns that hold their evidence."""
+    return tuple(
+        Question(
+            clean_text(asked.question),
+            clean_text(asked.answer),
+            asked.category,
+            tuple(sorted({turn for text in asked.evidence for turn in _holding(text, turns)})),
+            tuple(clean_text(text) for text in asked.wrong),
+        )
+        for asked in conversation.questions
+    )
+
+
+def _holding(evidence: str, turns: Sequence[Turn]) -> list[int]:
+    """The first turn that holds a text; by its text, since cleaning moves messages about."""
+    text = clean_text(evidence)
+    for number, turn in enumerate(turns):
+        if text and (text in turn.user or text in turn.assistant):
+            return [number]
+    return []
 
 
 def _merged(messages: list[Message], notes: Counter[str]) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,7 +14,16 @@ from kvfidelity.errors import UserError
 
 KIND = "dialogues"
 TURN = pl.Struct({"user": pl.String, "assistant": pl.String})
-SCHEMA = {
+QUESTION = pl.Struct(
+    {
+        "question": pl.String,
+        "answer": pl.String,
+        "category": pl.String,
+        "turns": pl.List(pl.Int32),
+        "wrong": pl.List(pl.String),
+    }
+)
+SCHEMA: dict[str, Any] = {
     "ordinal": pl.String,
     "dialogue_id": pl.String,
     "turns": pl.List(TURN),
@@ -21,6 +31,7 @@ SCHEMA = {
     "n_tokens": pl.Int32,
     "language": pl.String,
     "source": pl.String,
+    "questions": pl.List(QUESTION),
 }
 
 
@@ -33,12 +44,28 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about a dialogue that its data set carries.
+
+    answer: "" if the dialogue does not hold one. turns: those that hold it, as far as the data set
+    says. wrong: answers that the data set itself calls wrong.
+    """
+
+    question: str
+    answer: str
+    category: str
+    turns: tuple[int, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dialogue:
     """A conversation; `ordinal` is its rank in the pool, "000" the first."""
 
     ordinal: str
     dialogue_id: str
     turns: tuple[Turn, ...]
+    questions: tuple[Question, ...] = ()
 
 
 def pool_frame(rows: Iterable[dict[str, object]]) -> pl.DataFrame:
@@ -57,9 +84,20 @@ def read_dialogue(pool: Path, ordinal: str) -> Dialogue:
     found = frame.filter(pl.col("ordinal") == ordinal)
     if found.is_empty():
         raise UserError(
-            f"{pool} has {frame.height} dialogues and none is number {ordinal}: lower the dataset's "
-            "`count`, or relax its `select` (manifest.json beside it counts what was dropped, and why)"
+            f"{pool} has {frame.height} dialogues and none is number {ordinal}: lower the "
+            "dataset's `count`, or relax its `select` (manifest.json beside it counts what was "
+            "dropped, and why)"
         )
     row = found.row(0, named=True)
     turns = tuple(Turn(turn["user"], turn["assistant"]) for turn in row["turns"])
-    return Dialogue(row["ordinal"], row["dialogue_id"], turns)
+    questions = tuple(
+        Question(
+            item["question"],
+            item["answer"],
+            item["category"],
+            tuple(item["turns"]),
+            tuple(item["wrong"]),
+        )
+        for item in row["questions"]
+    )
+    return Dialogue(row["ordinal"], row["dialogue_id"], turns, questions)

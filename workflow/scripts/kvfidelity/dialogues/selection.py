@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import py3langid
-
-from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.content import category_of, language_of
+from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
+from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
 
 #: A user's message beyond this many characters is a pasted document rather than a chat.
 LONGEST_MESSAGE = 200_000
-LANGUAGE_SAMPLE = 3_000
-#: Text of candidates kept in memory while a file is read.
+#: Memory for the text of candidates while a file is read.
 CANDIDATE_BYTES = 512 << 20
 
 
@@ -28,7 +28,9 @@ class Selection:
     """The `select` entry of a dataset; None sets no bound.
 
     min_tokens and max_tokens bound the whole conversation in tokens of the model's own tokenizer
-    and chat template. pool: how many dialogues the pool holds at most.
+    and chat template. category: "prose" or "code". max_similarity: dialogues this similar to a
+    better ranked one are dropped (Jaccard index of their runs of five words); None keeps them.
+    pool: how many dialogues the pool holds at most.
     """
 
     min_turns: int = 1
@@ -36,6 +38,8 @@ class Selection:
     min_tokens: int = 1
     max_tokens: int | None = None
     language: str | None = None
+    category: str | None = None
+    max_similarity: float | None = 0.8
     seed: int = 0
     pool: int = 64
 
@@ -58,6 +62,7 @@ class Candidate:
 
     conversation_id: str
     turns: tuple[Turn, ...]
+    questions: tuple[Question, ...] = ()
 
     @property
     def text_bytes(self) -> int:
@@ -65,10 +70,9 @@ class Candidate:
         return sum(len(t.user.encode()) + len(t.assistant.encode()) for t in self.turns)
 
     @property
-    def digest(self) -> bytes:
-        """Of its text, for exact duplicates."""
-        parts = "\0".join(f"{turn.user}\0{turn.assistant}" for turn in self.turns)
-        return hashlib.blake2b(parts.encode(), digest_size=16).digest()
+    def memory(self) -> int:
+        """Bytes that its text takes here: up to four a character."""
+        return sum(sys.getsizeof(t.user) + sys.getsizeof(t.assistant) for t in self.turns)
 
 
 class Selector:
@@ -80,9 +84,10 @@ class Selector:
 
     def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
         self.selection, self.dropped = selection, dropped
-        self._seen: set[bytes] = set()
-        self._heap: list[tuple[int, str, Candidate]] = []
+        self._copies = ExactDuplicates()
+        self._heap: list[tuple[int, int, Candidate]] = []
         self._bytes = 0
+        self._offered = 0
 
     def offer(self, candidate: Candidate) -> None:
         """Consider one candidate; all that needs no tokenizer is decided here."""
@@ -90,28 +95,33 @@ class Selector:
         if reason is not None:
             self.dropped[reason] += 1
             return
+        self._offered += 1
         rank = _rank(self.selection.seed, candidate.conversation_id)
-        heapq.heappush(self._heap, (-rank, candidate.conversation_id, candidate))
-        self._bytes += candidate.text_bytes
+        heapq.heappush(self._heap, (-rank, -self._offered, candidate))
+        self._bytes += candidate.memory
         while self._bytes > CANDIDATE_BYTES and len(self._heap) > 1:
             _, _, worst = heapq.heappop(self._heap)
-            self._bytes -= worst.text_bytes
+            self._bytes -= worst.memory
             self.dropped["ranked_too_low"] += 1
 
     def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
         """Rows of the pool in rank order; tokens are counted until the pool is full."""
         chosen: list[dict[str, object]] = []
         names: set[str] = set()
+        similarity = self.selection.max_similarity
+        near = None if similarity is None else NearDuplicates(similarity)
         ordered = sorted(self._heap, reverse=True)
         for looked_at, (_, _, candidate) in enumerate(ordered):
             if len(chosen) == self.selection.pool:
                 self.dropped["pool_full"] += len(ordered) - looked_at
                 break
-            tokens = _count(candidate, segmenter)
+            tokens = count_tokens(candidate.turns, segmenter)
             if tokens < self.selection.min_tokens:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
                 self.dropped["too_many_tokens"] += 1
+            elif near is not None and near.met(candidate.turns):
+                self.dropped["near_duplicate"] += 1
             else:
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
         return chosen
@@ -119,38 +129,27 @@ class Selector:
     def _reason(self, candidate: Candidate) -> str | None:
         chosen = self.selection
         turns = len(candidate.turns)
+        if self._copies.met(candidate.turns):
+            return "exact_duplicate"
         if turns < chosen.min_turns:
             return "too_few_turns"
         if chosen.max_turns is not None and turns > chosen.max_turns:
             return "too_many_turns"
         if any(max(len(t.user), len(t.assistant)) > LONGEST_MESSAGE for t in candidate.turns):
             return "message_too_long"
-        if candidate.digest in self._seen:
-            return "exact_duplicate"
-        self._seen.add(candidate.digest)
         # A token is at least a byte, so a shorter text cannot have enough of them.
         if candidate.text_bytes + 64 * turns < chosen.min_tokens:
             return "too_few_tokens"
+        if chosen.category is not None and category_of(candidate.turns) != chosen.category:
+            return "other_category"
         if chosen.language is not None and language_of(candidate.turns) != chosen.language:
             return "other_language"
         return None
 
 
-def language_of(turns: Iterable[Turn]) -> str:
-    """ISO 639-1 code of what both speakers write, judged on a sample of each.
-
-    Code blocks are left out: they read as English whatever the chat's language.
-    """
-    turns = list(turns)
-    sides = (" ".join(t.user for t in turns), " ".join(t.assistant for t in turns))
-    sample = " ".join(re.sub(r"```.*?```", " ", side)[:LANGUAGE_SAMPLE] for side in sides)
-    code: str = py3langid.classify(sample)[0]
-    return code
-
-
-def _count(candidate: Candidate, segmenter: ChatSegmenter) -> int:
-    segments = segmenter.segments(candidate.turns)
-    return sum(len(part.prompt_ids) + len(part.reply_ids) for part in segments)
+def count_tokens(turns: Sequence[Turn], segmenter: ChatSegmenter) -> int:
+    """Tokens of a conversation in the model's chat template."""
+    return sum(len(part.prompt_ids) + len(part.reply_ids) for part in segmenter.segments(turns))
 
 
 def _rank(seed: int, conversation_id: str) -> int:
@@ -168,9 +167,10 @@ def _row(
     names.add(name)
     return {
         "dialogue_id": name,
-        "turns": [{"user": turn.user, "assistant": turn.assistant} for turn in candidate.turns],
+        "turns": [asdict(turn) for turn in candidate.turns],
         "n_turns": len(candidate.turns),
         "n_tokens": tokens,
         "language": language or language_of(candidate.turns),
         "source": source,
+        "questions": [asdict(asked) for asked in candidate.questions],
     }

@@ -1,6 +1,14 @@
-"""Readers of dialogue files, one file per format family; each yields raw conversations."""
+"""Readers of dialogue files: `files` knows JSON, JSONL and Parquet, other modules one form each.
+
+A new form is one new file here that defines `FORM`; nothing else has to be edited.
+"""
 
 from kvfidelity.dialogues.sources.files import read_conversations
-from kvfidelity.dialogues.sources.raw import Message, RawConversation, SourceCounts
+from kvfidelity.dialogues.sources.raw import (
+    Message,
+    RawConversation,
+    RawQuestion,
+    SourceCounts,
+)
 
-__all__ = ["Message", "RawConversation", "SourceCounts", "read_conversations"]
+__all__ = ["Message", "RawConversation", "RawQuestion", "SourceCounts", "read_conversations"]

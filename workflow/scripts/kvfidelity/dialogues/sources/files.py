@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ijson
 import polars as pl
 
-from kvfidelity.dialogues.sources.messages import conversation_of
-from kvfidelity.dialogues.sources.raw import RawConversation, SourceCounts
+from kvfidelity.dialogues.sources.raw import Form, RawConversation, SourceCounts
+from kvfidelity.dialogues.sources.registry import form_named
 from kvfidelity.errors import UserError
 
-FORMS = ("sharegpt", "openai")
 ROWS = 1000
+#: What the JSON parser reads at a time; an error lies in the last of these.
+BLOCK = 1 << 16
 
 
 def read_conversations(path: Path, form: str, counts: SourceCounts) -> Iterator[RawConversation]:
@@ -27,30 +28,70 @@ def read_conversations(path: Path, form: str, counts: SourceCounts) -> Iterator[
     Raises:
         UserError: a missing file, an unknown form or ending, JSON that breaks before its end.
     """
-    if form not in FORMS:
-        raise UserError(f"dialogue format {form!r} is unknown; choose one of {', '.join(FORMS)}")
+    chosen = form_named(form)
     if not path.is_file():
         raise UserError(f"dataset file {path} does not exist: mend `path` in the config")
     readers = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"dataset file {path} must end in {', '.join(readers)}")
-    segments = _segments(readers[path.suffix](path, counts), form, counts)
-    return _joined(segments, counts)
+    return joined(segments(readers[path.suffix](path, counts), chosen, counts), counts)
 
 
-def _segments(records: Iterable[Any], form: str, counts: SourceCounts) -> Iterator[RawConversation]:
+def segments(records: Iterable[Any], form: Form, counts: SourceCounts) -> Iterator[RawConversation]:
+    """Records as conversations or segments of one; those of another form are counted."""
     for record in records:
         counts.records += 1
-        made = conversation_of(record, form, form == "sharegpt", counts)
-        if made is not None:
+        try:
+            if not isinstance(record, Mapping):
+                raise TypeError("a record must be an object")
+            made = form.read(record, counts)
+        except (KeyError, TypeError, ValueError, RecursionError):
+            counts.dropped["malformed_record"] += 1
+        else:
             yield made
 
 
+def joined(parts: Iterable[RawConversation], counts: SourceCounts) -> Iterator[RawConversation]:
+    """Join neighbours of one conversation; the last one of a truncated file is dropped."""
+    whole: RawConversation | None = None
+    for part in parts:
+        if whole is not None and part.conversation_id == whole.conversation_id:
+            both = _join(whole, part)
+            if both is not None:
+                whole = both
+                counts.notes["segments_joined"] += 1
+                continue
+            counts.notes["segments_with_a_gap"] += 1
+        if whole is not None:
+            yield whole
+        whole = part
+    if whole is None:
+        return
+    if counts.truncated_at is not None:
+        counts.dropped["cut_off_by_end_of_file"] += 1
+        return
+    yield whole
+
+
+def _join(first: RawConversation, second: RawConversation) -> RawConversation | None:
+    overlap = first.start + len(first.messages) - second.start
+    if overlap < 0 or second.messages[:overlap] != first.messages[len(first.messages) - overlap :]:
+        return None
+    messages = first.messages + second.messages[overlap:]
+    questions = tuple(dict.fromkeys(first.questions + second.questions))
+    return RawConversation(first.conversation_id, first.start, messages, questions)
+
+
 def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
-    """Records of a JSON array; an array cut off at the end of the file is reported, not fatal."""
+    """Records of a JSON array, or the values of an object with their keys as `id`.
+
+    A file cut off at its end is reported, not fatal.
+    """
     size = path.stat().st_size
     with path.open("rb") as handle:
-        records = ijson.items(handle, "item", use_float=True)
+        keyed = handle.read(BLOCK).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+        handle.seek(0)
+        records = _named(handle) if keyed else ijson.items(handle, "item", buf_size=BLOCK)
         while True:
             try:
                 yield next(records)
@@ -59,11 +100,16 @@ def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
             except ijson.IncompleteJSONError as error:
                 # The parser says "incomplete" of broken text too; only at the end is it a cut.
                 if "premature EOF" not in str(error) and "Incomplete" not in str(error):
-                    raise _broken(path, counts, error) from None
+                    raise _broken(path, counts, handle.tell(), error) from None
                 counts.truncated_at = size
                 return
-            except (ijson.JSONError, UnicodeDecodeError) as error:
-                raise _broken(path, counts, error) from None
+            except (ijson.JSONError, ValueError) as error:
+                raise _broken(path, counts, handle.tell(), error) from None
+
+
+def _named(handle: Any) -> Iterator[Any]:
+    for key, value in ijson.kvitems(handle, "", buf_size=BLOCK):
+        yield {"id": key, **value} if isinstance(value, Mapping) else value
 
 
 def _jsonl(path: Path, counts: SourceCounts) -> Iterator[Any]:
@@ -73,7 +119,10 @@ def _jsonl(path: Path, counts: SourceCounts) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    counts.truncated_at = path.stat().st_size
+                    return
                 raise UserError(
                     f"dataset file {path}, line {number}: broken JSON ({error}); mend or remove "
                     "that line"
@@ -89,39 +138,9 @@ def _parquet(path: Path, counts: SourceCounts) -> Iterator[Any]:
         raise UserError(f"dataset file {path} is no readable Parquet ({reason})") from None
 
 
-def _broken(path: Path, counts: SourceCounts, error: Exception) -> UserError:
+def _broken(path: Path, counts: SourceCounts, byte: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120]
     return UserError(
-        f"dataset file {path}: broken JSON after {counts.records} records ({reason}); mend the file "
-        "there, or fetch it again"
+        f"dataset file {path}: broken JSON after {counts.records} records, between bytes "
+        f"{max(0, byte - BLOCK)} and {byte} ({reason}); mend the file there, or fetch it again"
     )
-
-
-def _joined(segments: Iterable[RawConversation], counts: SourceCounts) -> Iterator[RawConversation]:
-    """Join neighbours of one conversation; the last one of a truncated file is dropped."""
-    whole: RawConversation | None = None
-    for segment in segments:
-        if whole is not None and segment.conversation_id == whole.conversation_id:
-            joined = _join(whole, segment)
-            if joined is not None:
-                whole = joined
-                counts.notes["segments_joined"] += 1
-                continue
-            counts.notes["segments_with_a_gap"] += 1
-        if whole is not None:
-            yield whole
-        whole = segment
-    if whole is None:
-        return
-    if counts.truncated_at is not None:
-        counts.dropped["cut_off_by_end_of_file"] += 1
-        return
-    yield whole
-
-
-def _join(first: RawConversation, second: RawConversation) -> RawConversation | None:
-    overlap = first.start + len(first.messages) - second.start
-    if overlap < 0 or second.messages[:overlap] != first.messages[len(first.messages) - overlap :]:
-        return None
-    messages = first.messages + second.messages[overlap:]
-    return RawConversation(first.conversation_id, first.start, messages)
