@@ -118,6 +118,8 @@ def _start(path: Path, hello: Hello) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # The worker runs the code that its client runs, installed or not.
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
 
 
