@@ -31,8 +31,9 @@ def check_architecture(config: Mapping[str, Any]) -> None:
         )
     if _slides(config):
         raise UserError(
-            f"this {name} model has sliding-window attention: its layers drop tokens by themselves, "
-            "so a policy's evictions could not be told from the model's; use one without"
+            f"this {name} model has sliding-window attention: its layers drop tokens by "
+            "themselves, so a policy's evictions could not be told from the model's; use one "
+            "without"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -59,4 +60,6 @@ def _reason(config: Mapping[str, Any]) -> str:
         return "it has cross-attention"
     if not any(key in config for key in ("rope_parameters", "rope_theta", "rope_scaling")):
         return "it has no rotary position embedding"
+    if _slides(config):
+        return "it has sliding-window attention"
     return "the exactness laws have not been shown for it"

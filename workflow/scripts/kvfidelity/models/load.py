@@ -56,10 +56,17 @@ def resolve_device(device: str) -> torch.device:
     """ "auto" is a GPU if there is one.
 
     Raises:
-        UserError: a GPU was asked for and there is none.
+        UserError: no name of a device, or a GPU was asked for and there is none.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: PyTorch sees no GPU here; set `device: auto` or `cpu`")
-    return torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is none; write auto, cpu, cuda or cuda:1") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise UserError(
+            f"device {device!r}: PyTorch sees {seen} GPU here; set `device: auto` or `cpu`"
+        )
+    return place

@@ -1,0 +1,86 @@
+"""Loading a model directory: what fits loads, what does not is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from kvfidelity.errors import UserError
+from kvfidelity.models.geometry import Geometry
+from kvfidelity.models.load import load_model, resolve_device
+from kvfidelity.session.engine import Engine
+
+from tests.models.tiny import save_tiny
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_loads_in_the_dtype_asked_for(tiny: Path, dtype: str) -> None:
+    model, _ = load_model(tiny, dtype, "cpu")
+    assert model.dtype == getattr(torch, dtype)
+    assert not model.training
+
+
+def test_geometry_from_json_agrees_with_the_loaded_model(tiny: Path) -> None:
+    geometry = Geometry.of(tiny)
+    assert (geometry.layers, geometry.kv_heads, geometry.head_size) == (2, 2, 16)
+    for dtype in ("float32", "bfloat16"):
+        engine = Engine.load(tiny, dtype, "cpu")
+        assert geometry.token_bytes(dtype) == engine.token_bytes
+        assert geometry.window == engine.window
+
+
+def test_geometry_of_llama_3_8b(tmp_path: Path) -> None:
+    config = {
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_size": 4096,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Geometry.of(tmp_path).token_bytes("bfloat16") == 131_072
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_model(tmp_path, "float32", "cpu")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        Geometry.of(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_a_damaged_file_is_named_with_the_remedy(tiny: Path, file: str, damage: str) -> None:
+    place = tiny / file
+    size = place.stat().st_size
+    if damage == "truncated":
+        with place.open("r+b") as handle:
+            handle.truncate(size // 2)
+    else:
+        place.write_bytes(b"\0" * size)
+    with pytest.raises(UserError, match=r"is damaged .* delete the model's folder and run again"):
+        load_model(tiny, "float32", "cpu")
+
+
+def test_an_unknown_dtype_is_named(tiny: Path) -> None:
+    with pytest.raises(UserError, match="dtype 'int4' is unknown; choose one of float32"):
+        load_model(tiny, "int4", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="no GPU here"):
+        resolve_device("cuda:0")
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(UserError, match="device 'tpu!'"):
+        resolve_device("tpu!")
