@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_papers_setting_gives_the_papers_arithmetic(llama: Any) -> None:
     assert of_prefill == pytest.approx(0.59, abs=0.03)  # which of them, the scores decide
     under = next(i for i, position in enumerate(next_positions) if position < 4800)
     fall = next_positions[: under + 1]
-    assert all(later < sooner for sooner, later in zip(fall, fall[1:], strict=False))
+    assert all(later < sooner for sooner, later in itertools.pairwise(fall))
     assert set(next_positions[under:]) == set(range(4752, 4800)), "the 48 values under 4,800"
     survivors = cache.ledger.position[0, 0][cache.ledger.token_index[0, 0] < 8000]
     assert (survivors >= cache.ledger.next_position).any(), "old keys ahead of new queries"

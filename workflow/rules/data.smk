@@ -3,10 +3,10 @@ rule fetch_dataset:
         directory("resources/datasets/{dataset}"),
     log:
         "logs/fetch_dataset/{dataset}.log",
-    params:
-        spec=dataset_spec,
     conda:
         "../../envs/model.yaml"
+    params:
+        spec=dataset_spec,
     shell:
         "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} --out {output} > {log} 2>&1"
 
@@ -20,10 +20,10 @@ rule extract_dialogues:
         manifest="results/dialogues/{model}/{dataset}/manifest.json",
     log:
         "logs/extract_dialogues/{model}/{dataset}.log",
-    params:
-        spec=selection_spec,
     conda:
         "../../envs/model.yaml"
+    params:
+        spec=selection_spec,
     shell:
         "python workflow/scripts/extract_dialogues.py --data {input.data} "
         "--tokenizer {input.tokenizer} --spec {params.spec:q} --pool {output.pool} "

@@ -7,17 +7,17 @@ rule generate:
         evictions=f"results/generate/{RUN}/evictions.parquet",
     log:
         f"logs/generate/{RUN}.log",
+    conda:
+        "../../envs/model.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
     params:
         spec=generation_spec,
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
         device=lookup("models/{model}/device", within=SETTINGS),
         code=stage_fingerprint("generate"),
-    threads: workflow.cores
-    resources:
-        gpu=1,
-        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
-    conda:
-        "../../envs/model.yaml"
     shell:
         "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
         "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "

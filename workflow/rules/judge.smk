@@ -7,10 +7,10 @@ rule judge:
         verdicts=f"results/judge/{{judge}}/{RUN}/verdicts.parquet",
     log:
         f"logs/judge/{{judge}}/{RUN}.log",
-    params:
-        spec=judge_spec,
     conda:
         "../../envs/analysis.yaml"
+    params:
+        spec=judge_spec,
     shell:
         "python workflow/scripts/judge.py --turns {input.turns} --metrics {input.metrics} "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "

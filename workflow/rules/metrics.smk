@@ -5,10 +5,10 @@ rule measure:
         metrics=f"results/metrics/{RUN}/metrics.parquet",
     log:
         f"logs/measure/{RUN}.log",
-    params:
-        code=stage_fingerprint("measure"),
     conda:
         "../../envs/analysis.yaml"
+    params:
+        code=stage_fingerprint("measure"),
     shell:
         "python workflow/scripts/measure.py --turns {input.turns} --out {output.metrics} "
         "> {log} 2>&1"

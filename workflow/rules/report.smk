@@ -12,11 +12,11 @@ rule aggregate:
         evictions="results/tables/evictions.parquet",
     log:
         "logs/aggregate.log",
+    conda:
+        "../../envs/analysis.yaml"
     params:
         settings=json.dumps(table_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("aggregate"),
-    conda:
-        "../../envs/analysis.yaml"
     shell:
         "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
         "--out results/tables > {log} 2>&1"
@@ -48,10 +48,10 @@ rule figures:
         ),
     log:
         "logs/figures.log",
-    params:
-        code=stage_fingerprint("report"),
     conda:
         "../../envs/analysis.yaml"
+    params:
+        code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/figures.py --tables results/tables --out results/figures "
         "> {log} 2>&1"
@@ -69,11 +69,11 @@ rule report:
         ),
     log:
         "logs/report.log",
+    conda:
+        "../../envs/analysis.yaml"
     params:
         settings=json.dumps(SETTINGS, sort_keys=True),
         code=stage_fingerprint("report"),
-    conda:
-        "../../envs/analysis.yaml"
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
         "--out {output} > {log} 2>&1"

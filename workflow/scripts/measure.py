@@ -13,13 +13,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     import polars as pl
-
     from kvfidelity.artifacts import read_parquet, write_parquet
     from kvfidelity.metrics.text import text_metrics
 
-    schema = {name: pl.Float64 for name in ("rep_2", "rep_3", "rep_4")}
+    schema = dict.fromkeys(("rep_2", "rep_3", "rep_4"), pl.Float64)
     schema |= {"longest_repeat_words": pl.Int32}
-    schema |= {name: pl.Float64 for name in ("compression_ratio", "echo_share", "chrf", "rouge_l")}
+    schema |= dict.fromkeys(("compression_ratio", "echo_share", "chrf", "rouge_l"), pl.Float64)
     turns = read_parquet(options.turns, kind="turns")
     rows = [
         {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))

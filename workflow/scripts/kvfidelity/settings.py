@@ -75,10 +75,12 @@ def _deepest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
 
 def _explain(error: jsonschema.ValidationError) -> str:
     place = ".".join(map(str, error.absolute_path)) or "the top level"
-    value, rule = error.instance, error.validator_value
+    value: Any = error.instance
+    rule: Any = error.validator_value
+    schema: Any = error.schema
     match error.validator:
         case "additionalProperties":
-            known = error.schema.get("properties", {})
+            known = schema.get("properties", {})
             name = next(key for key in value if key not in known)
             return f"{place}: unknown key {name!r}{nearest(name, known)}"
         case "required":
@@ -97,8 +99,8 @@ def _explain(error: jsonschema.ValidationError) -> str:
             return f"{place}: {value} is too small; it must be at least {rule}"
         case "maximum":
             return f"{place}: {value} is too large; it must be at most {rule}"
-        case "exclusiveMinimum" if "maximum" in error.schema:
-            return f"{place}: {value} must be above {rule} and at most {error.schema['maximum']}"
+        case "exclusiveMinimum" if "maximum" in schema:
+            return f"{place}: {value} must be above {rule} and at most {schema['maximum']}"
         case "exclusiveMinimum":
             return f"{place}: {value} must be above {rule}"
         case "type":

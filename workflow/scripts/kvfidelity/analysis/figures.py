@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import altair as alt
@@ -63,7 +64,7 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
         .then(pl.col("policy"))
         .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")"))
     )
-    chart = (
+    return (
         alt.Chart(data)
         .mark_line(strokeWidth=2, interpolate="linear")
         .encode(
@@ -76,7 +77,6 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
         )
         .properties(width=WIDTH, height=260)
     )
-    return chart
 
 
 def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.Chart:
@@ -122,7 +122,7 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
         edges = [round(total * number / BINS) for number in range(BINS + 1)]
         for turn, end in part.sort("turn").select("turn", "tokens_seen_end").iter_rows():
             kept = _cached(log.filter(pl.col("turn") <= turn), end)
-            for start, stop in zip(edges, edges[1:], strict=False):
+            for start, stop in itertools.pairwise(edges):
                 if start >= end:
                     break
                 inside = sum(
@@ -141,7 +141,7 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
 
 
 def by_turn(turns: pl.DataFrame) -> alt.Chart:
-    """Excess NLL by turns since the first eviction, mean over dialogues, all dialogues behind it."""
+    """Excess NLL by turns since the first eviction, mean over dialogues."""
     data = turns.filter("after_eviction", pl.col("excess_nll").is_not_null()).with_columns(
         since=pl.col("turn") - pl.col("turn").min().over("run")
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import polars as pl
+from markupsafe import Markup
 
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.grid import POSITIONS
@@ -45,7 +46,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
         example=example(tables["turns"]),
-        figures={name: jinja2.utils.markupsafe.Markup(text) for name, text in svg.items()},
+        figures={name: Markup(text) for name, text in svg.items()},
         report=settings["report"],
         positions=POSITIONS,
     )
@@ -176,4 +177,4 @@ def _in_words(row: Mapping[str, Any]) -> str:
         return "costs"
     if row["high"] < -MARGIN:
         return "helps"
-    return "none" if -MARGIN <= row["low"] and row["high"] <= MARGIN else "undecided"
+    return "none" if row["low"] >= -MARGIN and row["high"] <= MARGIN else "undecided"

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
@@ -92,7 +93,7 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         rows.append(
             dict(zip(CELL, map(str, key), strict=True))
             | asdict(estimate)
-            | {"kl_full": float((part["kl_full"] * tokens).sum() / tokens.sum())}
+            | {"kl_full": _weighted_mean(part["kl_full"], tokens)}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single(part["target_tokens"])}
             | {name: part[name].mean() for name in INTEGRITY}
         )
@@ -175,6 +176,13 @@ def _scan(folder: Path, places: Sequence[str], name: str) -> pl.DataFrame:
 def _identified(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
+
+
+def _weighted_mean(values: pl.Series, weights: pl.Series) -> float | None:
+    known = values.is_not_null()
+    if not known.any():
+        return None
+    return float(np.average(values.filter(known).to_numpy(), weights=weights.filter(known)))
 
 
 def _single(column: pl.Series) -> int | None:

@@ -17,7 +17,7 @@ from kvfidelity.models.architectures import check_architecture
 NAME = "kvfidelity"
 
 
-def attach(model: nn.Module) -> nn.Module:
+def attach(model: Any) -> Any:
     """Make `model` (a causal language model) compute with managed caches; idempotent.
 
     Its attention function is registered under "kvfidelity", its rotary module is wrapped so that
@@ -41,14 +41,14 @@ def attach(model: nn.Module) -> nn.Module:
 
 
 def new_cache(
-    model: nn.Module, positions: PositionMode | str = PositionMode.REROTATED, **options: Any
+    model: Any, positions: PositionMode | str = PositionMode.REROTATED, **options: Any
 ) -> ManagedCache:
     """An empty managed cache for `model`, which is attached if it was not; see ManagedCache."""
     decoder = attach(model).get_decoder()
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)
 
 
-def cache_argument(model: nn.Module) -> str:
+def cache_argument(model: Any) -> str:
     """What `model.forward` calls its cache: `cache` since transformers 5.2x, before it
     `past_key_values`."""
     parameters = inspect.signature(model.forward).parameters
@@ -56,7 +56,7 @@ def cache_argument(model: nn.Module) -> str:
 
 
 def managed_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -127,7 +127,7 @@ def as_grid(kept: Tensor) -> Tensor:
 
 
 def _gather(slots: Tensor, kept: Tensor) -> Tensor:
-    lead = torch.broadcast_shapes(slots.shape[:-1], kept.shape[:-1])
+    lead = [max(sizes) for sizes in zip(slots.shape[:-1], kept.shape[:-1], strict=True)]
     return slots.expand(*lead, -1).gather(-1, kept.expand(*lead, -1))
 
 

@@ -16,7 +16,7 @@ from kvfidelity.cache.scores import ScoreBook
 from kvfidelity.cache.store import SlotLayer
 
 
-class ManagedCache(Cache):
+class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
     """Un-rotated keys and values, a position per slot, evicted from by `keep`.
 
     Pass it as a model's cache after `attach(model)`. One sequence (batch 1), no padding.

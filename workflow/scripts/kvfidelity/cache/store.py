@@ -11,7 +11,7 @@ from kvfidelity.cache.rotary import rotate
 GRANULE = 256
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
     """One layer's slots: un-rotated keys, values, and a workspace of rotated keys.
 
     Buffers are [1, G, capacity, d] and grow by half, so that n appends copy O(n) slots in all. The

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvfidelity.cache.ledger import SlotLedger
+import numpy as np
+import torch
 from torch import Tensor
+
+from kvfidelity.cache.ledger import SlotLedger
 
 SINKS = 4
 BLOCK = 512
@@ -82,7 +85,7 @@ def integrity(
         retained_share=slots / ledger.tokens_seen,
         runs=float((1 + (token.diff(dim=-1) != 1).sum(-1)).double().mean()),
         future_share=float((effective <= 0).double().mean()),
-        collisions=_mean([slots - row.unique().numel() for row in rows]),
+        collisions=_mean([slots - len(set(row.tolist())) for row in rows]),
         order_inversions=_mean([_inversions(row) for row in rows]),
         out_of_window_share=float((effective.abs() >= trained_window).double().mean()),
         mean_offset_error=float(error.abs().double().mean()),
@@ -99,9 +102,9 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
         error: int64, effective minus true offsets.
         frequencies: theta_k, [r / 2].
     """
-    distinct, place = error.unique(return_inverse=True)
-    angles = distinct.double()[:, None] * frequencies.double().cpu()
-    return (1 - angles.cos()).mean(-1)[place]
+    distinct, place = np.unique(error.numpy(), return_inverse=True)
+    angles = distinct[:, None] * frequencies.double().cpu().numpy()
+    return torch.from_numpy((1 - np.cos(angles)).mean(-1)[place.reshape(error.shape)])
 
 
 def _inversions(position: Tensor) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import LCSseq
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics.chrf import CHRF
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 ECHO = 4

@@ -122,7 +122,6 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
         token = dict(groups(ledger.token_index))
         position = dict(groups(ledger.position))
         for name, kept in groups(eviction.kept):
-            place = position.get(name, position.get("shared"))
             rows.append(
                 {
                     "turn": eviction.turn,
@@ -132,8 +131,8 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
                     "slots_after": eviction.slots_after,
                     "group": name,
                     "runs": _spans(runs(kept)),
-                    "token_runs": _spans(runs(token.get(name, token.get("shared")))),
-                    "positions": _placed(place),
+                    "token_runs": _spans(runs(token[name] if name in token else token["shared"])),
+                    "positions": _placed(position[name] if name in position else position["shared"]),
                     "next_position": ledger.next_position,
                     "eviction_s": eviction.eviction_s,
                     "scoring_s": eviction.scoring_s,

@@ -110,7 +110,8 @@ class ExpectedAttention(Policy):
         logits = torch.einsum("hnd,hd->hn", keys, mean) * view.scaling
         logits += torch.einsum("hnd,hde,hne->hn", keys, covariance, keys) * view.scaling**2 / 2
         expected = torch.softmax(logits, dim=-1).view(groups, ratio, slots).mean(1)
-        return (expected + self.epsilon) * layer.values.float().norm(dim=-1)
+        weight: Tensor = layer.values.float().norm(dim=-1)
+        return (expected + self.epsilon) * weight
 
     def _average_rotation(self, view: CacheView, queries: Tensor) -> Tensor:
         """The mean rotation matrix [d, d] over the next `horizon` positions."""

@@ -1,0 +1,38 @@
+# The two commands are `make run` and `make test`.
+CORES ?= 2
+ARGS ?=
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: help run test lint format report lock clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: .venv/installed ## the default run: results/report.html
+	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
+	@echo "report: results/report.html"
+
+test: .venv/installed ## all tests
+	@$(IN_VENV) python -m pytest $(ARGS)
+
+lint: .venv/installed ## style, types, workflow rules
+	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check .
+	@$(IN_VENV) snakefmt --check Snakefile workflow/rules
+	@$(IN_VENV) mypy
+	@$(IN_VENV) snakemake --lint
+
+format: .venv/installed ## put code into shape
+	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
+
+report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
+	@$(IN_VENV) snakemake --report results/snakemake-report.zip
+
+lock: ## write requirements.lock anew from what .venv holds
+	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
+	  | sed 's/+cpu$$//' > requirements.lock
+
+clean: ## remove results, keep downloads
+	rm -rf results logs
+
+.venv/installed: requirements.lock pyproject.toml
+	@sha256sum --check --quiet --status .venv/installed 2>/dev/null && touch .venv/installed || envs/install.sh
