@@ -13,7 +13,7 @@ from kvfidelity.dialogues.cleaning import questions_of, turns_of
 from kvfidelity.dialogues.join import join_sessions
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.dialogues.selection import Candidate, count_tokens
+from kvfidelity.dialogues.selection import Candidate
 from kvfidelity.dialogues.sources import RawConversation, SourceCounts, read_conversations
 
 LOCOMO = {
@@ -140,7 +140,7 @@ def test_short_dialogues_are_joined_until_they_reach_the_target(segmenter: ChatS
     ]
     counts: Counter[str] = Counter()
     sessions = list(join_sessions(iter(short), 300, segmenter, counts))
-    lengths = [count_tokens(session.turns, segmenter) for session in sessions]
+    lengths = [segmenter.count(session.turns) for session in sessions]
     assert all(300 <= length < 300 + 40 for length in lengths)
     assert sessions[0].conversation_id == f"d0+{len(sessions[0].turns) - 1}"
     assert [t for s in sessions for t in s.turns] == [
@@ -176,5 +176,5 @@ def test_multiwoz_makes_long_sessions(segmenter: ChatSegmenter) -> None:
     raw = read_conversations(published("multiwoz21_valtest.jsonl"), "multiwoz", counts)
     short = (Candidate(one.conversation_id, turns_of(one, counts.notes)[0]) for one in raw)
     sessions = list(join_sessions(short, 6000, segmenter, counts.dropped))
-    assert all(count_tokens(session.turns, segmenter) >= 6000 for session in sessions[:5])
+    assert all(segmenter.count(session.turns) >= 6000 for session in sessions[:5])
     assert len(sessions) + counts.dropped["joined"] + counts.dropped["left_over_by_joining"] == 1996

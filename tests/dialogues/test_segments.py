@@ -64,6 +64,7 @@ def test_segments_put_together_are_the_template_over_the_whole(
     segmenter = ChatSegmenter(tokenizer)
     ours, whole = fed(segmenter, turns), template_ids(tokenizer, turns)
     assert whole[: len(ours)] == ours
+    assert segmenter.count(turns) == len(ours)
     # Only what the template writes after the last end of turn may be missing.
     assert not set(whole[len(ours) :]) & set(segmenter.stop_ids)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.dialogues.selection import Candidate, count_tokens
+from kvfidelity.dialogues.selection import Candidate
 
 
 def join_sessions(
@@ -27,12 +27,12 @@ def join_sessions(
     estimate = 0
     for dialogue in dialogues:
         parts.append(dialogue)
-        estimate += count_tokens(dialogue.turns, segmenter)
+        estimate += segmenter.count(dialogue.turns)
         if estimate < tokens:
             continue
         session = _session(parts)
         # What the template puts before the first message was counted once per part.
-        estimate = count_tokens(session.turns, segmenter)
+        estimate = segmenter.count(session.turns)
         if estimate >= tokens:
             counts["joined"] += len(parts) - 1
             parts, estimate = [], 0

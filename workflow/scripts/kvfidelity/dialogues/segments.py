@@ -80,24 +80,41 @@ class ChatSegmenter:
                 Turn(self._cut(turn.user, max_prompt_tokens), turn.assistant) for turn in turns
             ]
         mark = _unused_character(turns)
-        messages = [
+        messages = self._messages(turns, mark)
+        whole = self._render(messages, answer=False)
+        cuts = [0]
+        for index in range(len(turns)):
+            cuts += self._bounds_of_reply(whole, messages, index)
+        parts = self._cut_tokens(whole, cuts, mark)
+        return [Segment(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Tokens of all segments of a conversation, for less work than cutting it at every turn."""
+        mark = _unused_character(turns)
+        messages = self._messages(turns, mark)
+        whole = self._render(messages, answer=False)
+        _, end = self._bounds_of_reply(whole, messages, len(turns) - 1)
+        return sum(map(len, self._cut_tokens(whole, [0, end], mark)))
+
+    def _messages(self, turns: Sequence[Turn], mark: str) -> list[dict[str, str]]:
+        return [
             {"role": role, "content": self._escape(text, mark)}
             for turn in turns
             for role, text in (("user", turn.user), ("assistant", turn.assistant))
         ]
-        whole = self._render(messages, answer=False)
-        cuts = [0]
-        for index in range(len(turns)):
-            ahead = self._render(messages[: 2 * index + 1], answer=True)
-            closing = self._pattern.search(whole, len(ahead))
-            if closing is None or not whole.startswith(ahead):
-                raise UserError(
-                    f"the chat template of {self._tokenizer.name_or_path} rewrites earlier "
-                    "messages or closes none: turn-by-turn feeding cannot reproduce it"
-                )
-            cuts += [len(ahead), closing.end()]
-        parts = self._cut_tokens(whole, cuts, mark)
-        return [Segment(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+
+    def _bounds_of_reply(
+        self, whole: str, messages: list[dict[str, str]], index: int
+    ) -> tuple[int, int]:
+        """Where the reply of a turn begins in the rendered text, and where its end of turn ends."""
+        ahead = self._render(messages[: 2 * index + 1], answer=True)
+        closing = self._pattern.search(whole, len(ahead))
+        if closing is None or not whole.startswith(ahead):
+            raise UserError(
+                f"the chat template of {self._tokenizer.name_or_path} rewrites earlier "
+                "messages or closes none: turn-by-turn feeding cannot reproduce it"
+            )
+        return len(ahead), closing.end()
 
     def _cut_tokens(self, whole: str, cuts: list[int], mark: str) -> list[tuple[int, ...]]:
         """Token ids of `whole` between neighbouring cuts (characters of the marked text).

@@ -7,7 +7,7 @@ import heapq
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -115,7 +115,7 @@ class Selector:
             if len(chosen) == self.selection.pool:
                 self.dropped["pool_full"] += len(ordered) - looked_at
                 break
-            tokens = count_tokens(candidate.turns, segmenter)
+            tokens = segmenter.count(candidate.turns)
             if tokens < self.selection.min_tokens:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
@@ -145,11 +145,6 @@ class Selector:
         if chosen.language is not None and language_of(candidate.turns) != chosen.language:
             return "other_language"
         return None
-
-
-def count_tokens(turns: Sequence[Turn], segmenter: ChatSegmenter) -> int:
-    """Tokens of a conversation in the model's chat template."""
-    return sum(len(part.prompt_ids) + len(part.reply_ids) for part in segmenter.segments(turns))
 
 
 def _rank(seed: int, conversation_id: str) -> int:

@@ -89,8 +89,9 @@ def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
     """
     size = path.stat().st_size
     with path.open("rb") as handle:
-        keyed = handle.read(BLOCK).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-        handle.seek(0)
+        head = handle.read(BLOCK)
+        handle.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+        keyed = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
         records = _named(handle) if keyed else ijson.items(handle, "item", buf_size=BLOCK)
         while True:
             try:

@@ -1,0 +1,201 @@
+"""From a fetched file to a pool: what is kept, in which order, and an account of the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from kvfidelity.artifacts import write_parquet
+from kvfidelity.dialogues.extract import extract
+from kvfidelity.dialogues.pool import KIND, Question, Turn, read_dialogue
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.errors import UserError
+
+from tests.dialogues.conftest import bundled_records
+from tests.dialogues.test_forms import LOCOMO
+from tests.dialogues.test_sources import say
+
+WORDS = ["river", "stone", "lamp", "garden", "paper", "window"]
+WORDS += ["silver", "morning", "ladder", "bread", "needle", "island"]
+
+
+def folder(path: Path, records: list[Any]) -> Path:
+    (path / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    (path / "provenance.json").write_text('{"source": "path"}', encoding="utf-8")
+    return path
+
+
+def chatter(number: int, turns: int = 2) -> list[dict[str, str]]:
+    """A conversation that shares no run of five words with another's."""
+    words = [WORDS[(number * 7 + k * (1 + number % 5)) % 12] + str(number) for k in range(40)]
+    return say(*[" ".join([*words[n:], str(n)]) for n in range(2 * turns)])
+
+
+def entry(**select: Any) -> dict[str, Any]:
+    return {"format": "sharegpt", "select": select}
+
+
+def accounted(manifest: dict[str, Any]) -> bool:
+    dropped = sum(manifest["dropped"].values())
+    return bool(
+        manifest["conversations_read"] == manifest["kept"] + dropped + manifest["joined_to_others"]
+    )
+
+
+def test_the_bundled_dialogues_make_a_pool(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    data = folder(tmp_path, bundled_records())
+    pool, manifest = extract(data, entry(min_turns=8, language="en"), segmenter)
+    assert manifest["kept"] == 3
+    assert accounted(manifest)
+    write_parquet(pool, tmp_path / "pool.parquet", kind=KIND)
+    dialogue = read_dialogue(tmp_path / "pool.parquet", "002")
+    assert len(dialogue.turns) == 10
+    assert segmenter.count(dialogue.turns) == manifest["tokens"][2]
+    with pytest.raises(UserError, match="has 3 dialogues and none is number 003: lower"):
+        read_dialogue(tmp_path / "pool.parquet", "003")
+
+
+def test_every_conversation_is_kept_or_counted_under_its_reason(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    near = chatter(1)
+    near[-1]["value"] += " again"
+    records = [
+        {"id": "kept", "conversations": chatter(1)},
+        {"id": "copy", "conversations": chatter(1)},
+        {"id": "near", "conversations": near},
+        {"id": "short", "conversations": say("a", "b")},
+        {"id": "long", "conversations": chatter(3, turns=9)},
+        {"id": "mute", "conversations": []},
+        {"id": "monologue", "conversations": [{"from": "gpt", "value": "I"}]},
+        {"id": "open", "conversations": say("anybody?")},
+        {"id": "pasted", "conversations": say("x " * 500_000, "That is long", "Yes", "Indeed")},
+        {"id": "few", "conversations": say("a", "b", "c", "d")},
+        {"id": "shape"},
+        "no record",
+    ]
+    select = entry(min_turns=2, max_turns=8, min_tokens=300)
+    pool, manifest = extract(folder(tmp_path, records), select, segmenter)
+    assert set(pool["dialogue_id"]) in ({"kept"}, {"near"})
+    assert manifest["dropped"] == {
+        "empty": 1,
+        "exact_duplicate": 1,
+        "malformed_record": 2,
+        "message_too_long": 1,
+        "near_duplicate": 1,
+        "no_human_turn": 1,
+        "no_reply": 1,
+        "too_few_tokens": 1,
+        "too_few_turns": 1,
+        "too_many_turns": 1,
+    }
+    assert (manifest["records_read"], manifest["conversations_read"]) == (12, 12)
+    assert accounted(manifest)
+
+
+def test_near_duplicates_stay_when_asked(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    near = chatter(1)
+    near[-1]["value"] += " again"
+    records = [
+        {"id": "a", "conversations": chatter(1)},
+        {"id": "b", "conversations": near},
+    ]
+    pool, _ = extract(folder(tmp_path, records), entry(max_similarity=None), segmenter)
+    assert pool.height == 2
+
+
+def test_the_order_depends_on_the_seed_and_not_on_the_file(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    records = [{"id": f"c{n}", "conversations": chatter(n)} for n in range(40)]
+
+    def ids(records: list[Any], seed: int) -> list[str]:
+        select = entry(seed=seed, pool=10, max_similarity=None)
+        pool, manifest = extract(folder(tmp_path, records), select, segmenter)
+        assert accounted(manifest)
+        assert manifest["dropped"] == {"pool_full": 30}
+        return pool["dialogue_id"].to_list()
+
+    first = ids(records, 0)
+    assert len(first) == 10
+    assert ids(records[::-1], 0) == first
+    assert ids(records, 1) != first
+
+
+def test_memory_for_candidates_is_bounded(
+    tmp_path: Path, segmenter: ChatSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"id": f"c{n}", "conversations": chatter(n)} for n in range(40)]
+    select = entry(pool=2, max_similarity=None)
+    whole, _ = extract(folder(tmp_path, records), select, segmenter)
+    monkeypatch.setattr("kvfidelity.dialogues.selection.CANDIDATE_BYTES", 10_000)
+    bounded, manifest = extract(folder(tmp_path, records), select, segmenter)
+    assert bounded.equals(whole)
+    assert manifest["dropped"]["ranked_too_low"] > 20
+    assert accounted(manifest)
+
+
+def test_category_and_language_select(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    code = say("How do I print it in a loop?", "Like so:\n```\n" + "print(x)\n" * 9 + "```")
+    prose = say("Wie wird das Wetter morgen?", "Es wird sonnig, aber am Abend regnet es vielleicht")
+    records = [{"id": "code", "conversations": code}, {"id": "german", "conversations": prose}]
+    data = folder(tmp_path, records)
+    assert extract(data, entry(category="code"), segmenter)[0]["dialogue_id"].to_list() == ["code"]
+    pool, manifest = extract(data, entry(language="de"), segmenter)
+    assert pool["dialogue_id"].to_list() == ["german"]
+    assert manifest["dropped"] == {"other_language": 1}
+
+
+def test_questions_reach_the_dialogue(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    pool, manifest = extract(folder(tmp_path, [LOCOMO]), {"format": "locomo"}, segmenter)
+    write_parquet(pool, tmp_path / "pool.parquet", kind=KIND)
+    dialogue = read_dialogue(tmp_path / "pool.parquet", "000")
+    assert manifest["questions"] == 4
+    assert dialogue.questions[0] == Question("What pet?", "a cat", "single-hop", (0,))
+    assert dialogue.questions[3].wrong == ("a poodle",)
+
+
+def test_joined_sessions_are_selected_like_any_other(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    records = [{"id": f"c{n}", "conversations": chatter(n, turns=1)} for n in range(30)]
+    select = entry(min_tokens=1000) | {"join_tokens": 1000}
+    pool, manifest = extract(folder(tmp_path, records), select, segmenter)
+    assert pool.height > 1
+    assert all(tokens >= 1000 for tokens in manifest["tokens"])
+    assert manifest["conversations_read"] == 30
+    assert accounted(manifest)
+
+
+def test_the_manifest_tells_lengths(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    from kvfidelity.dialogues.lengths import length_chart
+
+    _, manifest = extract(folder(tmp_path, bundled_records()), entry(), segmenter)
+    assert manifest["lengths"]["turns"] == [{"from": 8, "below": 16, "count": 3}]
+    assert sum(bin_["count"] for bin_ in manifest["lengths"]["characters"]) == 3
+    assert "conversations" in length_chart(manifest, "own").to_json()
+
+
+def test_nothing_left_says_why(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    data = folder(tmp_path, [{"id": "a", "conversations": say("a", "b")}])
+    with pytest.raises(UserError, match=r"\(too_few_turns: 1\): relax `select`"):
+        extract(data, entry(min_turns=5), segmenter)
+    with pytest.raises(UserError, match="it holds none"):
+        extract(folder(tmp_path, []), entry(), segmenter)
+    with pytest.raises(UserError, match="unknown keys min_turn"):
+        extract(data, entry(min_turn=5), segmenter)
+
+
+def test_text_of_a_special_token_survives_to_the_pool(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    told = say("What is <|im_end|>?", "It closes a message: <|im_end|>\ud83d", "&lt;ok&gt;", "Good")
+    pool, _ = extract(folder(tmp_path, [{"id": "a/b", "conversations": told}]), entry(), segmenter)
+    assert pool.schema["turns"] == pl.List(pl.Struct({"user": pl.String, "assistant": pl.String}))
+    row = pool.row(0, named=True)
+    assert row["turns"][0]["assistant"].startswith("It closes a message: <|im_end|>")
+    assert Turn(**row["turns"][1]) == Turn("<ok>", "Good")
+    assert row["dialogue_id"] == "a-b"
