@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.cli import main_guard
-from kvfidelity.worker.client import ask
+from kvfidelity.worker.client import JobFailedError, ask
 from kvfidelity.worker.job import Generator, Hello, Request
 
 
@@ -19,17 +19,22 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prefix-memory", default="2GiB")
     parser.add_argument("--fingerprint", default="")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pool", required=True, type=Path)
     parser.add_argument("--dialogue", required=True, help='ordinal in the pool, such as "000"')
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
     given = parser.parse_args()
-    config = given.model_dir / "provenance.json"
+    provenance = given.model_dir / "provenance.json"
+    revision = provenance.read_text(encoding="utf-8") if provenance.is_file() else ""
+    if given.model_dir.is_dir():
+        # A model that was fetched anew, same source or not, is another one to a warm worker.
+        place = given.model_dir.stat()
+        revision += f"{place.st_ino} {place.st_mtime_ns}"
     hello = Hello(
         model_dir=str(given.model_dir.resolve()),
-        model_revision=config.read_text(encoding="utf-8") if config.is_file() else "",
+        model_revision=revision,
         dtype=given.dtype,
         device=given.device,
         fingerprint=given.fingerprint,
@@ -45,8 +50,13 @@ def main() -> None:
     )
     if given.no_worker:
         Generator(hello).serve(request, show)
-    else:
+        return
+    try:
         ask(hello, request, show)
+    except JobFailedError as error:
+        # The worker's traceback tells; ours would say where we read it.
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def show(event: dict[str, Any]) -> None:
@@ -57,6 +67,10 @@ def show(event: dict[str, Any]) -> None:
             print(line.format(**event), file=sys.stderr, flush=True)
         case "loading":
             print(f"loading {event['model']} (worker {event['pid']})", file=sys.stderr, flush=True)
+        case "log":
+            print(event["text"], file=sys.stderr, flush=True)
+        case "worker_lost":
+            print("the worker died; starting another", file=sys.stderr, flush=True)
         case name:
             print(str(name).replace("_", " "), file=sys.stderr, flush=True)
 

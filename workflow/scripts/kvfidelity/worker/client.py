@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,69 +18,109 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Hello, Request
-from kvfidelity.worker.place import socket_path
-from kvfidelity.worker.protocol import messages, send
+from kvfidelity.worker.place import all_sockets, socket_path
+from kvfidelity.worker.protocol import messages, peer, send
 
-IDLE_S = float(os.environ.get("KVFIDELITY_WORKER_IDLE_S", "60"))
+Progress = Callable[[dict[str, Any]], None]
+
 START_S = 60.0
-ATTEMPTS = 3
+STOP_S = 3.0
+#: How often a worker may die in the middle of a request until the request is to blame.
+LOSSES = 3
+#: How often a worker may leave before it comes to a request: each time it served another one.
+ROUNDS = 1000
+LOG_BYTES = 1 << 20
+
+
+class JobFailedError(Exception):
+    """The job failed for no fault of the user's that we know: the message says how, in full."""
 
 
 class WorkerLostError(Exception):
-    """The worker went away in the middle of a request."""
+    """The worker died in the middle of a request."""
 
 
-def ask(hello: Hello, request: Request, progress: Callable[[dict[str, Any]], None]) -> None:
+def ask(hello: Hello, request: Request, progress: Progress) -> None:
     """Have a request served; a worker that dies or does not fit is replaced.
+
+    Args:
+        progress: gets the worker's events, and {"event": "log", "text"} with what the worker's
+            process wrote meanwhile.
 
     Raises:
         UserError: what the worker found wrong with the request.
-        RuntimeError: its traceback, or a worker that dies every time.
+        JobFailedError: its traceback, or a worker that does not start, or dies every time.
     """
-    for _ in range(ATTEMPTS):
+    losses = 0
+    for _ in range(ROUNDS):
         with _connect(hello) as connection:
             try:
                 if _served(connection, hello, request, progress):
                     return
-            except (WorkerLostError, OSError):
+            except WorkerLostError:
+                losses += 1
                 progress({"event": "worker_lost"})
-    raise RuntimeError(
-        f"the worker died or was replaced {ATTEMPTS} times in a row; its output is in "
-        f"{_log_of(socket_path())}; run once with --no-worker to see the cause"
+                if losses == LOSSES:
+                    break
+    raise JobFailedError(
+        f"the worker died {losses} times in the middle of this job, for lack of memory perhaps; "
+        "what it wrote is above; run the command of this job with --no-worker to see more"
     )
 
 
 def stop() -> None:
-    """End this workflow's worker if there is one."""
-    with contextlib.suppress(OSError), _open(socket_path()) as connection:
-        send(connection, {"do": "stop"})
-        next(messages(connection), None)
+    """End this workflow's workers, in the middle of a request if need be."""
+    for path in all_sockets():
+        with contextlib.suppress(OSError), _open(path) as connection:
+            connection.settimeout(STOP_S)
+            send(connection, {"do": "stop"})
+            try:
+                next(messages(connection), None)
+            except TimeoutError:
+                os.kill(peer(connection).pid, signal.SIGTERM)
 
 
-def _served(
-    connection: socket.socket,
-    hello: Hello,
-    request: Request,
-    progress: Callable[[dict[str, Any]], None],
-) -> bool:
-    """Whether the request was served; False if the worker is for something else and left."""
+def _served(connection: socket.socket, hello: Hello, request: Request, progress: Progress) -> bool:
+    """Whether the request was served; False if the worker left before it came to it."""
     about, wanted = dataclasses.asdict(hello), dataclasses.asdict(request)
-    send(connection, {"do": "serve", "hello": about, "request": wanted})
+    try:
+        send(connection, {"do": "serve", "hello": about, "request": wanted})
+    except OSError:
+        return False
+    log_from: int | None = None
     for message in messages(connection):
         match message["event"]:
-            case "done":
-                return True
             case "mismatch":
                 return False
-            case "error":
-                raise (UserError if message["user"] else RuntimeError)(message["message"])
+            case "started":
+                log_from = message["log_from"]
+            case "done" | "error":
+                _pass_on_log(progress, log_from, message["log_to"])
+                if message["event"] == "done":
+                    return True
+                raise (UserError if message["user"] else JobFailedError)(message["message"])
             case _:
                 progress(message)
+    if log_from is None:
+        return False
+    _pass_on_log(progress, log_from, None)
     raise WorkerLostError
 
 
+def _pass_on_log(progress: Progress, start: int | None, stop: int | None) -> None:
+    """What the worker's process wrote between two sizes of its log; None: to its end."""
+    with contextlib.suppress(OSError), _log_of(socket_path()).open("rb") as log:
+        log.seek(start or 0)
+        text = log.read(-1 if stop is None else stop - (start or 0)).decode(errors="replace")
+        if text.strip():
+            progress({"event": "log", "text": text.rstrip()})
+
+
 def _connect(hello: Hello) -> socket.socket:
-    """A connection to the worker, which is started under a lock if nobody listens."""
+    """A connection to the worker, which is started under a lock if nobody listens.
+
+    Who starts a worker is the first whom it serves: so two models in turn get on with one place.
+    """
     path = socket_path()
     with contextlib.suppress(OSError):
         return _open(path)
@@ -93,8 +134,9 @@ def _connect(hello: Hello) -> socket.socket:
             with contextlib.suppress(OSError):
                 return _open(path)
             time.sleep(0.02)
-    tail = _log_of(path).read_text(encoding="utf-8")[-2000:]
-    raise RuntimeError(f"the worker did not start:\n{tail}")
+        process.kill()
+    tail = _log_of(path).read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise JobFailedError(f"the worker did not start:\n{tail}")
 
 
 def _open(path: Path) -> socket.socket:
@@ -109,8 +151,11 @@ def _open(path: Path) -> socket.socket:
 
 def _start(path: Path, hello: Hello) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "kvfidelity.worker.server", str(path)]
-    command += [json.dumps(dataclasses.asdict(hello)), str(IDLE_S)]
-    with _log_of(path).open("wb") as log:
+    command += [json.dumps(dataclasses.asdict(hello)), str(_idle_s())]
+    file = _log_of(path)
+    if file.exists() and file.stat().st_size > LOG_BYTES:
+        file.unlink()
+    with file.open("ab") as log:
         # A session of its own: it outlives this job, and signals to the workflow pass it by.
         return subprocess.Popen(
             command,
@@ -121,6 +166,14 @@ def _start(path: Path, hello: Hello) -> subprocess.Popen[bytes]:
             # The worker runs the code that its client runs, installed or not.
             env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
+
+
+def _idle_s() -> float:
+    text = os.environ.get("KVFIDELITY_WORKER_IDLE_S", "60")
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise UserError(f"KVFIDELITY_WORKER_IDLE_S is {text!r}; give seconds above 0, such as 60")
 
 
 def _log_of(path: Path) -> Path:

@@ -5,32 +5,67 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvfidelity.errors import UserError
+
+#: A Unix socket's path holds so many bytes.
+LONGEST = 107
+
+
+def socket_path() -> Path:
+    """The worker's socket.
+
+    Raises:
+        UserError: no folder for it; see `folder`.
+    """
+    return folder() / f"{_workflow()}-{_digest(os.environ.get('CUDA_VISIBLE_DEVICES', ''))}.sock"
+
+
+def all_sockets() -> list[Path]:
+    """The sockets of this workflow's workers here, whichever device they are for."""
+    return sorted(folder().glob(f"{_workflow()}-*.sock"))
 
 
 def folder() -> Path:
     """A folder that only the user can enter, made if need be.
 
     Raises:
-        UserError: it exists and belongs to somebody else or others may enter it.
+        UserError: it belongs to somebody else or others may enter it, or it cannot be made.
     """
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    place = base / f"kvfidelity-{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    state = place.stat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o077:
-        raise UserError(
-            f"{place} can be entered by others: remove it, or set XDG_RUNTIME_DIR to a folder of "
-            "your own"
-        )
-    return place
+    for base in _bases():
+        place = base / f"kvfidelity-{os.getuid()}"
+        if len(os.fsencode(place)) + len("/01234567-01234567.sock") > LONGEST:
+            continue
+        try:
+            place.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            # The variable often comes along to a cluster's node from a login node, the folder not.
+            continue
+        state = place.lstat()
+        if state.st_uid != os.getuid() or state.st_mode & 0o077 or place.is_symlink():
+            raise UserError(
+                f"{place} is not a folder of yours alone: remove it, or set XDG_RUNTIME_DIR to a "
+                "folder that only you can enter"
+            )
+        return place
+    raise UserError(
+        "no folder for the worker's socket: set XDG_RUNTIME_DIR or TMPDIR to a folder that you can "
+        "write to, with a path of less than 60 characters; or run with --no-worker"
+    )
 
 
-def socket_path() -> Path:
-    """The worker's socket: short, for a Unix socket's path holds about 100 characters."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    job = os.environ.get("SLURM_JOB_ID", "local")
-    key = "\0".join((str(Path.cwd()), job, devices))
-    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.sock"
+def _bases() -> Iterator[Path]:
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime)
+    yield Path(tempfile.gettempdir())
+    yield Path("/tmp")
+
+
+def _workflow() -> str:
+    return _digest(f"{Path.cwd()}\0{os.environ.get('SLURM_JOB_ID', 'local')}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,19 +5,27 @@ python -m kvfidelity.worker.server SOCKET '<hello as JSON>' IDLE_SECONDS
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import faulthandler
+import fcntl
 import json
 import os
 import socket
-import struct
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.cli import out_of_space
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Generator, Hello, Request
-from kvfidelity.worker.protocol import messages, send
+from kvfidelity.worker.protocol import Message, messages, peer, send
+from kvfidelity.worker.watch import Watch
+
+#: How long a client may take to say what it wants, and to take in what it is told.
+PATIENCE_S = 10.0
 
 
 class DroppedError(Exception):
@@ -26,75 +34,110 @@ class DroppedError(Exception):
 
 def serve(path: Path, hello: Hello, idle_s: float) -> None:
     """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop."""
+    worker = Worker(hello)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(64)
+        listener.settimeout(idle_s)
         mine = path.stat().st_ino
-        generator: Generator | None = None
         try:
             while True:
-                listener.settimeout(idle_s)
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     return
                 with connection:
-                    if not _same_user(connection):
-                        continue
-                    connection.settimeout(None)
-                    try:
-                        generator, go_on = _converse(connection, hello, generator)
-                    except (OSError, DroppedError):
-                        continue  # a client that was killed; the next one is served
-                    if not go_on:
+                    if peer(connection).uid == os.getuid() and not worker.answer(connection):
                         return
         finally:
-            # Another worker may have taken the place meanwhile; its socket stays.
-            if path.exists() and path.stat().st_ino == mine:
-                path.unlink(missing_ok=True)
+            _leave(path, mine)
 
 
-def _converse(
-    connection: socket.socket, hello: Hello, generator: Generator | None
-) -> tuple[Generator | None, bool]:
-    for message in messages(connection):
-        if message["do"] == "stop":
-            send(connection, {"event": "stopped"})
-            return generator, False
-        if message["hello"] != dataclasses.asdict(hello):
-            send(connection, {"event": "mismatch"})
-            return generator, False
+class Worker:
+    """One model, loaded at the first request."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
+        self._generator: Generator | None = None
+
+    def answer(self, connection: socket.socket) -> bool:
+        """Do what one client wants; whether the worker goes on."""
+        connection.settimeout(PATIENCE_S)
         try:
-            if generator is None:
-                send(connection, {"event": "loading", "model": hello.model_dir, "pid": os.getpid()})
-                generator = Generator(hello)
-            generator.serve(Request(**message["request"]), lambda event: _tell(connection, event))
-            send(connection, {"event": "done"})
+            message = next(messages(connection), {})
+            match message.get("do"):
+                case "stop":
+                    send(connection, {"event": "stopped"})
+                    return False
+                case "serve" if message.get("hello") != dataclasses.asdict(self._hello):
+                    send(connection, {"event": "mismatch"})
+                    return False
+                case "serve":
+                    return self._serve(connection, message["request"])
+        except (OSError, ValueError, DroppedError) as error:
+            # A client that died, was stopped or talks nonsense; the next one is served.
+            print(f"a client was given up: {error!r}", file=sys.stderr, flush=True)
+        return True
+
+    def _serve(self, connection: socket.socket, request: dict[str, Any]) -> bool:
+        with Watch(connection) as watch:
+
+            def tell(event: Message) -> None:
+                if watch.gone:
+                    raise DroppedError("it is gone")
+                send(connection, event)
+
+            tell({"event": "started", "log_from": _log_size()})
+            outcome, sound = self._outcome(Request(**request), tell)
+        send(connection, outcome | {"log_to": _log_size()})
+        return sound
+
+    def _outcome(self, request: Request, tell: Any) -> tuple[Message, bool]:
+        """The last event of a request, and whether the process is fit for another."""
+        try:
+            if self._generator is None:
+                tell({"event": "loading", "model": self._hello.model_dir, "pid": os.getpid()})
+                self._generator = Generator(self._hello)
+            self._generator.serve(request, tell)
+            return {"event": "done"}, True
         except UserError as error:
-            send(connection, {"event": "error", "message": str(error), "user": True})
+            return {"event": "error", "message": str(error), "user": True}, True
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return {"event": "error", "message": str(out_of_space(error)), "user": True}, True
+            return _unexpected(), False
         except DroppedError:
             raise
         except Exception:  # noqa: BLE001 - whatever happens belongs in the job's log
-            send(connection, {"event": "error", "message": traceback.format_exc(), "user": False})
-    return generator, True
+            # Memory may be short or the device in a state that fails every later request.
+            return _unexpected(), False
 
 
-def _tell(connection: socket.socket, event: dict[str, Any]) -> None:
-    try:
-        send(connection, event)
-    except OSError:
-        raise DroppedError from None
+def _unexpected() -> Message:
+    return {"event": "error", "message": traceback.format_exc(), "user": False}
 
 
-def _same_user(connection: socket.socket) -> bool:
-    size = struct.calcsize("3i")
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _pid, uid, _gid = struct.unpack("3i", peer)
-    return bool(uid == os.getuid())
+def _log_size() -> int:
+    """Bytes written so far to the worker's log, its standard error."""
+    sys.stderr.flush()
+    return os.fstat(sys.stderr.fileno()).st_size
+
+
+def _leave(path: Path, mine: int) -> None:
+    """Take the socket away, unless another worker has its own there by now."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == mine:
+                path.unlink()
 
 
 if __name__ == "__main__":
+    # A crash in native code leaves its stack in the log, which goes to the job that caused it.
+    faulthandler.enable()
     place, about, idle = sys.argv[1:]
     serve(Path(place), Hello.of(json.loads(about)), float(idle))
+    # Taking torch apart would hold the device's memory for a second that the next worker waits.
+    os._exit(0)

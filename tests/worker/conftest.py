@@ -1,0 +1,150 @@
+"""A workflow folder with a tiny model and a pool, in which jobs are run as the workflow runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from kvfidelity.artifacts import write_parquet
+from kvfidelity.dialogues.pool import KIND, pool_frame
+from kvfidelity.session.spec import RunSpec
+
+from tests.models.tiny import save_tiny
+
+SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
+MISCHIEF = Path(__file__).with_name("mischief.py")
+
+
+@dataclass
+class Site:
+    """A folder in which a workflow runs, and what it runs there."""
+
+    folder: Path
+    runtime: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def job(self, name: str, *arguments: str, **spec: Any) -> list[str]:
+        """The command of one generate job; its artifacts go to <name>/."""
+        cell = {
+            "model": "tiny",
+            "dataset": "two",
+            "policy": "recent",
+            "kind": "mischief",
+            "positions": "rerotated",
+            "threshold": "small",
+            "at": "60tok",
+            "target": "40tok",
+            "policy_files": (str(MISCHIEF),),
+        }
+        made = RunSpec(**(cell | spec)).to_json()
+        command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", made]
+        command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
+        command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]
+        return [*command, "--evictions", f"{name}/evictions.parquet", *arguments]
+
+    def start(self, name: str, *arguments: str, **spec: Any) -> subprocess.Popen[str]:
+        """Start a job."""
+        return subprocess.Popen(
+            self.job(name, *arguments, **spec),
+            cwd=self.folder,
+            env=os.environ | self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, name: str, *arguments: str, **spec: Any) -> tuple[int, str]:
+        """Run a job; its exit status and what it wrote to standard error."""
+        process = self.start(name, *arguments, **spec)
+        _, said = process.communicate(timeout=100)
+        return process.returncode, said
+
+    def deed(self, deed: str, times: int = 10**6) -> dict[str, Any]:
+        """Parameters of a policy that does this; see mischief.py."""
+        marker = str(self.folder / "marker")
+        return {"parameters": {"deed": deed, "marker": marker, "times": times}}
+
+    def marks(self) -> list[int]:
+        """The processes that did their deed, in order."""
+        marker = self.folder / "marker"
+        return [int(line) for line in marker.read_text().splitlines()] if marker.exists() else []
+
+    def stop(self) -> None:
+        """What the workflow does at its end."""
+        command = [sys.executable, str(SCRIPTS / "stop_worker.py")]
+        subprocess.run(command, cwd=self.folder, env=os.environ | self.environment, check=True)
+
+    def workers(self) -> list[psutil.Process]:
+        """This site's workers that are alive."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            told = process.info["cmdline"] or []
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            if alive and any(part.startswith(str(self.runtime)) for part in told):
+                found.append(process)
+        return found
+
+    def worker(self) -> psutil.Process:
+        """The one worker."""
+        [process] = self.workers()
+        return process
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def site(tiny_model: Path, tmp_path: Path) -> Iterator[Site]:
+    """A workflow's folder; at its end no worker may be left."""
+    # Not in pytest's folder, whose path is too long for a socket.
+    runtime = Path(tempfile.mkdtemp(prefix="kvf-"))
+    site = Site(tmp_path, runtime, {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"})
+    shutil.copytree(tiny_model, tmp_path / "model")
+    write_pool(tmp_path / "pool.parquet")
+    try:
+        yield site
+        site.stop()
+        wait_until(lambda: not site.workers(), 5)
+    finally:
+        for process in site.workers():
+            process.kill()
+        shutil.rmtree(runtime)
+
+
+def write_pool(file: Path, turns: int = 5) -> None:
+    """A pool of two dialogues of about 50 tokens a turn."""
+    rows: list[dict[str, object]] = [
+        {
+            "dialogue_id": f"talk-{number}",
+            "turns": [
+                {"user": f"say {number} and {turn}", "assistant": "it is " * 3}
+                for turn in range(turns)
+            ],
+            "n_turns": turns,
+            "n_tokens": 50 * turns,
+            "language": "en",
+            "source": "test",
+            "questions": [],
+        }
+        for number in range(2)
+    ]
+    write_parquet(pool_frame(rows), file, kind=KIND)

@@ -1,0 +1,144 @@
+"""Jobs share one warm worker and get what they would have got on their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kvfidelity.artifacts import digest, read_metadata, read_parquet
+
+from tests.worker.conftest import SCRIPTS, Site, wait_until, write_pool
+
+
+def artifact_digests(site: Site, name: str) -> list[str]:
+    """Content digests of a job's two artifacts, timings aside."""
+    return [
+        digest(read_parquet(site.folder / name / f"{kind}.parquet", kind=kind))
+        for kind in ("turns", "evictions")
+    ]
+
+
+def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(site: Site) -> None:
+    own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
+    assert site.run("alone", "--no-worker", **own)[0] == 0
+    for warm in ("first", "second"):
+        assert site.run(warm, **own)[0] == 0
+        assert artifact_digests(site, warm) == artifact_digests(site, "alone")
+        notes = [read_metadata(site.folder / name / "turns.parquet") for name in (warm, "alone")]
+        assert notes[0] == notes[1]
+    evictions = read_parquet(site.folder / "alone/evictions.parquet", kind="evictions")
+    assert evictions.height > 1
+
+
+def test_jobs_in_turn_load_the_model_once(site: Site) -> None:
+    said = [site.run(f"job-{number}")[1] for number in range(3)]
+    assert [text.count("loading") for text in said] == [1, 0, 0]
+    assert "turn 5 of 5: " in said[2]
+    assert "cached tokens" in said[2]
+
+
+def test_clients_that_start_at_once_share_one_worker(site: Site) -> None:
+    jobs = [site.start(f"job-{number}") for number in range(4)]
+    said = [job.communicate(timeout=100)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 4, said
+    assert sum(text.count("loading") for text in said) == 1
+    assert len(site.workers()) == 1
+    assert len({tuple(artifact_digests(site, f"job-{n}")) for n in range(4)}) == 1
+
+
+def test_other_code_or_another_model_replaces_the_worker(site: Site) -> None:
+    site.run("job")
+    first = site.worker().pid
+    code, said = site.run("job", "--fingerprint", "new")
+    assert (code, said.count("loading")) == (0, 1)
+    assert site.worker().pid != first
+    # The model is fetched anew from the same source: its folder is another one.
+    (site.folder / "model").rename(site.folder / "old")
+    subprocess.run(["cp", "-r", "old", "model"], cwd=site.folder, check=True)
+    code, said = site.run("job", "--fingerprint", "new")
+    assert (code, said.count("loading")) == (0, 1)
+
+
+def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(site: Site) -> None:
+    jobs = [
+        site.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
+        for number in range(4)
+    ]
+    said = [job.communicate(timeout=100)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 4, said
+    assert "died" not in "".join(said)
+    assert len(site.workers()) == 1
+
+
+def test_two_workflows_on_one_machine_have_a_worker_each(site: Site, tmp_path: Path) -> None:
+    site.run("job")
+    other = Site(tmp_path / "other", site.runtime, site.environment)
+    other.folder.mkdir()
+    (other.folder / "model").symlink_to(site.folder / "model")
+    write_pool(other.folder / "pool.parquet")
+    other.run("job")
+    assert len(site.workers()) == 2
+    other.stop()
+    wait_until(lambda: len(site.workers()) == 1, 5)
+    assert site.run("again")[1].count("loading") == 0
+
+
+def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(site: Site) -> None:
+    for device in ("0", "1"):
+        site.environment["CUDA_VISIBLE_DEVICES"] = device
+        assert site.run(f"job-{device}")[0] == 0
+    assert len(site.workers()) == 2
+    del site.environment["CUDA_VISIBLE_DEVICES"]
+    site.stop()
+    wait_until(lambda: not site.workers(), 5)
+
+
+def test_a_worker_leaves_when_idle(site: Site) -> None:
+    site.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
+    assert site.run("job")[0] == 0
+    wait_until(lambda: not site.workers(), 5)
+    assert list(site.runtime.rglob("*.sock")) == []
+    assert site.run("again")[0] == 0
+
+
+def test_a_worker_that_waits_is_idle_not_busy(site: Site) -> None:
+    site.run("job")
+    before = sum(site.worker().cpu_times()[:2])
+    time.sleep(1)
+    assert sum(site.worker().cpu_times()[:2]) - before < 0.05
+
+
+@pytest.mark.parametrize("idle", ["soon", "0", "-1", "nan"])
+def test_an_idle_time_that_is_none_is_one_line(site: Site, idle: str) -> None:
+    site.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
+    code, said = site.run("job")
+    assert code == 2
+    assert said.startswith(f"error: KVFIDELITY_WORKER_IDLE_S is '{idle}'")
+    assert len(said.splitlines()) == 1
+
+
+def test_stopping_where_there_is_no_worker_says_nothing(site: Site) -> None:
+    site.stop()
+    site.stop()
+
+
+def test_the_client_imports_nothing_heavy_and_starts_fast(site: Site) -> None:
+    probe = "import sys, runpy; sys.argv[1:] = ['--help']\n"
+    probe += f"try: runpy.run_path({str(SCRIPTS / 'generate.py')!r}, run_name='__main__')\n"
+    probe += "except SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "kvfidelity.worker.client" in loaded
+    assert not loaded & {"torch", "transformers", "polars", "numpy", "yaml", "jsonschema"}
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        command = [sys.executable, str(SCRIPTS / "generate.py"), "--help"]
+        subprocess.run(command, capture_output=True, check=True, env=os.environ)
+        times.append(time.perf_counter() - began)
+    # 0.07 s on an idle core; the bar leaves room for a busy one.
+    assert min(times) < 0.5
