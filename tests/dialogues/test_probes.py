@@ -1,0 +1,133 @@
+"""Planted facts and the questions of data sets."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kvfidelity.dialogues.facts import ASKING, KINDS, OPENINGS
+from kvfidelity.dialogues.pool import Dialogue, Question, Turn
+from kvfidelity.dialogues.probes import (
+    DEPTHS,
+    DISTRACTORS,
+    dataset_probes,
+    depth_of,
+    matches,
+    normalised,
+    plant,
+)
+from kvfidelity.errors import UserError
+
+LONG = Dialogue("000", "long", tuple(Turn(f"question {n}", f"answer {n}") for n in range(20)))
+
+
+def text(dialogue: Dialogue) -> str:
+    return " ".join(f"{turn.user} {turn.assistant}" for turn in dialogue.turns)
+
+
+def said(value: str, text: str) -> int:
+    """How often a text says a value, as whole words."""
+    return len(re.findall(rf"\b{re.escape(value)}\b", text))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(1, 3))
+def test_a_planted_fact_stands_where_its_probe_says(seed: int, per_depth: int) -> None:
+    planted, probes = plant(LONG, seed, per_depth=per_depth)
+    assert Counter(probe.depth for probe in probes) == dict.fromkeys(DEPTHS, per_depth)
+    assert len({probe.kind for probe in probes}) == len(probes)
+    for probe in probes:
+        assert probe.planted_at_turn is not None
+        assert probe.answer in planted.turns[probe.planted_at_turn].user
+        assert said(probe.answer, text(planted)) == 1
+        assert len(set(probe.distractors)) == DISTRACTORS
+        assert not any(said(wrong, text(planted)) for wrong in probe.distractors)
+        assert depth_of(probe.planted_at_turn / 20) == probe.depth
+        assert probe.answer not in probe.question + probe.stem
+    assert [turn.assistant for turn in planted.turns] == [turn.assistant for turn in LONG.turns]
+
+
+def test_planting_depends_on_seed_and_dialogue_only() -> None:
+    assert plant(LONG, 3) == plant(LONG, 3)
+    assert plant(LONG, 3)[1] != plant(LONG, 4)[1]
+    assert plant(LONG, 3)[1] != plant(replace(LONG, dialogue_id="other"), 3)[1]
+
+
+def test_depths_reach_from_the_first_turn_to_the_last() -> None:
+    even = replace(LONG, turns=(Turn("question", "answer"),) * 20)
+    assert [probe.planted_at_turn for probe in plant(even, 0)[1]] == [0, 10, 19]
+    assert [probe.planted_at_turn for probe in plant(even, 0, last_turn=8)[1]] == [0, 4, 7]
+    single = replace(LONG, turns=LONG.turns[:1])
+    assert [probe.planted_at_turn for probe in plant(single, 0)[1]] == [0, 0, 0]
+
+
+def test_what_the_dialogue_says_itself_is_never_planted() -> None:
+    told = " ".join(value for kind in KINDS[:-1] for value in kind.values)
+    spoken = replace(LONG, turns=(Turn(told.upper(), "I see"), *LONG.turns))
+    with pytest.raises(UserError, match="leaves 1 kinds of facts to plant"):
+        plant(spoken, 0)
+
+
+def test_wording_varies_too_much_for_a_template() -> None:
+    facts, questions = set(), set()
+    for seed in range(300):
+        planted, probes = plant(LONG, seed)
+        for probe in probes:
+            assert probe.planted_at_turn is not None
+            facts.add(planted.turns[probe.planted_at_turn].user.replace(probe.answer, "{}"))
+            questions.add(probe.question)
+    assert len(facts) > 250
+    assert len(questions) > 100
+
+
+def test_every_kind_is_well_formed() -> None:
+    for kind in KINDS:
+        assert all(told.count("{}") == 1 for told in kind.told)
+        assert len(set(kind.told)) >= 4 and len(set(kind.asked)) >= 3
+        assert len({normalised(value) for value in kind.values}) == len(kind.values) > DISTRACTORS
+        assert all(question.endswith("?") for question, _ in kind.asked)
+        assert not any(stem.endswith(" ") or "{}" in stem for _, stem in kind.asked)
+    values = [normalised(value) for kind in KINDS for value in kind.values]
+    sentences = " ".join(told for kind in KINDS for told in kind.told)
+    assert all(said(value, " ".join(values)) == 1 for value in values)
+    assert not any(said(value, sentences) for value in values)
+    assert "" in OPENINGS and "" in ASKING
+
+
+def test_questions_of_a_data_set_become_probes_with_depth_and_distractors() -> None:
+    questions = (
+        Question("Pet?", "a cat", "single-hop", (0,)),
+        Question("Boat?", "sold", "single-hop", (19,)),
+        Question("Dog?", "", "adversarial", (0,), ("a poodle",)),
+        Question("Alone?", "yes", "temporal"),
+        Question("Car?", "red", "temporal", (), ("blue",)),
+        Question("The same cat?", "The cat", "single-hop", (10,)),
+    )
+    pet, boat, alone, car, same = dataset_probes(replace(LONG, questions=questions))
+    assert (pet.depth, pet.planted_at_turn, pet.distractors) == ("gist", 0, ("sold",))
+    assert (boat.depth, set(boat.distractors)) == ("recent", {"a cat", "The cat"})
+    assert (same.depth, same.distractors) == ("middle", ("sold",))
+    assert (alone.depth, alone.planted_at_turn, alone.distractors) == ("unknown", None, ("red",))
+    assert car.distractors == ("blue", "yes")
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "right"),
+    [
+        ("Your dog's name is Biscuit.", "Biscuit", True),
+        ("BISCUIT!", "biscuit", True),
+        ("It opens with 4172.", "4172", True),
+        ("It opens with 41723.", "4172", False),
+        ("You drink green-tea", "green tea", True),
+        ("Kiwifruit", "kiwi", False),
+        ("", "kiwi", False),
+        ("the", "the", False),
+        ("7 May, 2023", "7 May 2023", True),
+    ],
+)
+def test_matches_whole_words(reply: str, answer: str, right: bool) -> None:
+    assert matches(reply, answer) is right
