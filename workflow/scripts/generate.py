@@ -49,6 +49,7 @@ def main() -> None:
         evictions=str(given.evictions.resolve()),
     )
     if given.no_worker:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
         Generator(hello).serve(request, show)
         return
     try:

@@ -21,9 +21,10 @@ from kvfidelity.session.turns import TurnOutcome
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment of the never evicted run that can be forked from."""
+    """A moment of the never evicted run that can be forked from; `step` counts forwards."""
 
     slots: int
+    step: int
     book: ScoreBook | None
     tails: tuple[Tensor | None, ...]
 
@@ -42,10 +43,10 @@ class FullRun:
     outcomes: list[TurnOutcome] = field(default_factory=list)
     out_of_memory: bool = False
 
-    def mark(self) -> Mark:
+    def mark(self, step: int) -> Mark:
         """The present moment."""
         book = self.cache.scores.fork() if self.cache.scores is not None else None
-        return Mark(self.cache.size, book, tuple(self.cache.tails))
+        return Mark(self.cache.size, step, book, tuple(self.cache.tails))
 
     def fork(self, mark: Mark, positions: str, query_tail: int) -> ManagedCache:
         """A cache as it was at `mark`, from now on under another position mode."""

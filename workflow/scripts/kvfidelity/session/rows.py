@@ -132,7 +132,9 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
                     "group": name,
                     "runs": _spans(runs(kept)),
                     "token_runs": _spans(runs(token[name] if name in token else token["shared"])),
-                    "positions": _placed(position[name] if name in position else position["shared"]),
+                    "positions": _placed(
+                        position[name] if name in position else position["shared"]
+                    ),
                     "next_position": ledger.next_position,
                     "eviction_s": eviction.eviction_s,
                     "scoring_s": eviction.scoring_s,

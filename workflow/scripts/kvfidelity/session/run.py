@@ -95,7 +95,7 @@ class _Run:
         full = FullRun(cache)
         baseline = Evictor(build("baseline", {}), Regime(Trigger.TURN, None), self.spec.seed)
         for turn in range(len(self.plan.segments)):
-            full.starts.append(full.mark())
+            full.starts.append(full.mark(baseline.step))
             try:
                 outcome = self._play_turn(
                     turn, cache, baseline, lambda at: full.prompts.append(at.size)
@@ -111,6 +111,7 @@ class _Run:
         shadow: ManagedCache | None = None
         if first < len(full.starts):
             start = full.starts[first]
+            evictor.step = start.step
             cache = full.fork(start, self.spec.positions, self.plan.query_tail)
             shadow = full.fork_at(start.slots) if self.spec.replies == "own" else None
         else:

@@ -1,0 +1,6 @@
+"""What all tests share: threads that sleep at barriers, for test machines are busy."""
+
+import os
+
+# Read when torch is first imported, so it must be set before any test module imports it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
