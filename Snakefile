@@ -32,6 +32,7 @@ rule all:
     default_target: True
     input:
         "results/report.html",
+        length_figures(),
 
 
 onstart:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
-from kvfidelity.grid import runs
+from kvfidelity.grid import cells, runs
 from kvfidelity.settings import load_settings
 from kvfidelity.specs import dialogue_entry, judge_entry, run_spec, table_settings
 
@@ -35,7 +35,7 @@ def model_spec(wildcards):
 
 def dataset_spec(wildcards):
     entry = SETTINGS["datasets"][wildcards.dataset]
-    unused = ("count", "select", "format")
+    unused = ("count", "select", "format", "join_tokens")
     return as_json({k: v for k, v in entry.items() if k not in unused}, "dataset")
 
 
@@ -58,6 +58,12 @@ def rubric(wildcards):
 def as_json(entry, stage):
     """A rule's parameters as one string: its config entry and its code's fingerprint."""
     return json.dumps(entry | {"code": stage_fingerprint(stage)}, sort_keys=True)
+
+
+def length_figures():
+    """One figure for each dataset as each model's tokenizer sees it."""
+    pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
+    return [f"results/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs]
 
 
 def artifacts(stage, name):

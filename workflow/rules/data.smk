@@ -28,3 +28,23 @@ rule extract_dialogues:
         "python workflow/scripts/extract_dialogues.py --data {input.data} "
         "--tokenizer {input.tokenizer} --spec {params.spec:q} --pool {output.pool} "
         "--manifest {output.manifest} > {log} 2>&1"
+
+
+rule lengths:
+    input:
+        "results/dialogues/{model}/{dataset}/manifest.json",
+    output:
+        report(
+            "results/figures/lengths/{model}/{dataset}.svg",
+            caption="../report/lengths.rst",
+            category="Dialogues",
+        ),
+    log:
+        "logs/lengths/{model}/{dataset}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        code=stage_fingerprint("lengths"),
+    shell:
+        "python workflow/scripts/lengths.py --manifest {input} --title {wildcards.dataset:q} "
+        "--out {output} > {log} 2>&1"

@@ -24,12 +24,16 @@ STAGES: dict[str, tuple[str, ...]] = {
     "dialogues": (
         "extract_dialogues.py",
         "kvfidelity/dialogues/cleaning.py",
+        "kvfidelity/dialogues/content.py",
+        "kvfidelity/dialogues/duplicates.py",
         "kvfidelity/dialogues/extract.py",
+        "kvfidelity/dialogues/join.py",
         "kvfidelity/dialogues/pool.py",
         "kvfidelity/dialogues/segments.py",
         "kvfidelity/dialogues/selection.py",
         "kvfidelity/dialogues/sources",
     ),
+    "lengths": ("lengths.py", "kvfidelity/dialogues/lengths.py"),
     "generate": (
         "kvfidelity/cache",
         "kvfidelity/dialogues/segments.py",

@@ -66,7 +66,7 @@ def model_revision(entry: Mapping[str, Any]) -> str:
 def dialogue_entry(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
-    return {key: entry[key] for key in ("format", "select") if key in entry}
+    return {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
 
 
 def judge_entry(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:

@@ -48,17 +48,14 @@ def length_chart(manifest: Mapping[str, Any], title: str) -> altair.HConcatChart
     import altair as alt
 
     def histogram(what: str) -> Any:
-        bins = [
-            bin_ | {"range": f"{bin_['from']:,} to {bin_['below'] - 1:,}"}
-            for bin_ in manifest["lengths"][what]
-        ]
+        bins = [bin_ | {"least": f"{bin_['from']:,}"} for bin_ in manifest["lengths"][what]]
         return (
             alt.Chart(alt.Data(values=bins), width=220, height=180)
             .mark_bar()
             .encode(
-                alt.X("range:O", sort=None, title=f"{what} (all that were read)"),
+                alt.X("least:O", sort=None, title=f"{what} at least (all that were read)"),
                 alt.Y("count:Q", title="conversations"),
-                tooltip=["range:O", "count:Q"],
+                tooltip=["from:Q", "below:Q", "count:Q"],
             )
         )
 
