@@ -63,7 +63,9 @@ def as_json(entry, stage):
 def length_figures():
     """One figure for each dataset as each model's tokenizer sees it."""
     pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
-    return [f"results/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs]
+    return [
+        f"results/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs
+    ]
 
 
 def artifacts(stage, name):
