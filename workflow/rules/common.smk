@@ -11,7 +11,13 @@ from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.grid import cells, runs
 from kvfidelity.settings import load_settings
-from kvfidelity.specs import dialogue_entry, judge_entry, run_spec, table_settings
+from kvfidelity.specs import (
+    dialogue_entry,
+    judge_entry,
+    report_settings,
+    run_spec,
+    table_settings,
+)
 
 
 def checked_settings():

@@ -72,7 +72,7 @@ rule report:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=json.dumps(SETTINGS, sort_keys=True),
+        settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "

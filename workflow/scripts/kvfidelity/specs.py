@@ -83,3 +83,14 @@ def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     counts = settings["datasets"].items()
     chosen["datasets"] = {name: {"count": entry["count"]} for name, entry in counts}
     return chosen
+
+
+def report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of the configuration beyond what the tables hold."""
+    chosen = {name: settings[name] for name in ("title", "report")}
+    for section, keys in (("models", ("label", "licence")), ("datasets", ("licence",))):
+        entries = settings[section].items()
+        chosen[section] = {
+            name: {key: entry[key] for key in keys if key in entry} for name, entry in entries
+        }
+    return chosen

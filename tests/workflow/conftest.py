@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..models.tiny import save_tiny
+from .project import Project
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The workflow before its first run."""
+    model = save_tiny(tmp_path_factory.mktemp("model"))
+    return Project.make(tmp_path_factory.mktemp("fresh") / "project", model)
+
+
+@pytest.fixture(scope="session")
+def finished(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The workflow after a whole run."""
+    project = fresh.copy(tmp_path_factory.mktemp("finished") / "project")
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A finished run of one's own, to edit."""
+    return finished.copy(tmp_path / "project")

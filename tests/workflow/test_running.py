@@ -1,0 +1,144 @@
+"""Whole runs: results, interruptions, failures, policies of one's own."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from .project import Project
+
+OWN_POLICY = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from torch import Tensor
+from kvfidelity.cache.policies import Policy, parameter
+from kvfidelity.cache.view import CacheView
+
+@dataclass(frozen=True)
+class EveryOther(Policy):
+    """Keeps every `step`-th token of the conversation first."""
+    kind: ClassVar[str] = "every_other"
+    step: int = parameter(2, doc="distance", low=1)
+    def priority(self, view: CacheView) -> Tensor:
+        return -(view.token_index[0, 0] % self.step)
+'''
+
+
+def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
+    policies = pl.read_parquet(finished.folder / "results/tables/policies.parquet")
+    assert set(policies["policy"]) == {"random", "streaming"}
+    assert (policies["budget_tokens"] == 200).all()
+    assert policies["mean"].is_not_null().all()
+    page = (finished.folder / "results/report.html").read_text()
+    assert "random weights" in page
+    assert "GPT-4o" not in page
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
+    fresh: Project, finished: Project, tmp_path: Path, seed: int
+) -> None:
+    """SIGKILL of Snakemake and of its jobs, three times at random, the worker left alone."""
+    project = fresh.copy(tmp_path / "project")
+    moments = random.Random(seed)
+    for _ in range(3):
+        process = project.start("--nolock")
+        time.sleep(moments.uniform(2, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    project.snakemake("--unlock")
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert project.digests() == finished.digests()
+    assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
+
+
+def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
+    (project.folder / "mine.py").write_text(OWN_POLICY)
+    project.configure(
+        {"policy_files": ["mine.py"], "policies": {"mine": {"kind": "every_other", "step": 3}}}
+    )
+    planned = {run for rule, run in project.planned() if rule == "generate"}
+    assert planned == {f"tiny/own/mine/{m}/small/0/000" for m in ("stale", "rerotated")}
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pl.read_parquet(project.folder / "results/tables/policies.parquet")
+    assert "mine" in set(table["policy"])
+
+
+def test_a_failing_job_leaves_the_others_and_names_the_cause(project: Project) -> None:
+    broken = OWN_POLICY.replace("return -(", "raise ValueError('out of ideas')\n        return -(")
+    (project.folder / "mine.py").write_text(broken)
+    project.configure(
+        {
+            "policy_files": ["mine.py"],
+            "policies": {"mine": {"kind": "every_other"}, "gist": {"kind": "sliding_window_gist"}},
+        }
+    )
+    done = project.snakemake()
+    assert done.returncode != 0
+    log = project.folder / "logs/generate/tiny/own/mine/stale/small/0/000.log"
+    assert "out of ideas" in log.read_text()
+    assert "out of ideas" in done.stdout + done.stderr
+    made = project.folder / "results/generate/tiny/own"
+    assert (made / "gist/stale/small/0/000/turns.parquet").is_file()
+    assert not (made / "mine/stale/small/0/000/turns.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"datasets": {"own": {"path": "nowhere.jsonl"}}},
+            "error: dataset file nowhere.jsonl does not exist",
+        ),
+        (
+            {"models": {"tiny": {"path": "nowhere"}}},
+            "error: model directory nowhere does not exist",
+        ),
+        ({"datasets": {"own": {"select": {"min_turns": 500}}}}, "relax `select`"),
+    ],
+)
+def test_a_missing_input_is_one_line(
+    fresh: Project, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    project = fresh.copy(tmp_path / "project")
+    project.configure(change)
+    done = project.snakemake("results/dialogues/tiny/own/pool.parquet")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": {"x": {"kind": "randon"}}}, "did you mean 'random'?"),
+        ({"polices": {}}, "did you mean 'policies'?"),
+        ({"thresholds": {"small": {"at": "600 MBs"}}}, "600MB (10^6 bytes)"),
+        ({"policies": {"random": {"keep_ratio": 1.5}}}, "at most 1"),
+    ],
+)
+def test_a_mistaken_configuration_is_one_line(
+    fresh: Project, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    project = fresh.copy(tmp_path / "project")
+    project.configure(change)
+    done = project.snakemake("-n")
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    [line] = [line for line in output.splitlines() if "error:" in line]
+    assert message in line
+    assert "Traceback" not in output
+
+
+def test_a_dry_run_says_what_it_would_take(fresh: Project) -> None:
+    done = fresh.snakemake("-n")
+    assert "5 cells, 5 dialogue runs" in done.stdout + done.stderr
