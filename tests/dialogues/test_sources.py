@@ -126,6 +126,12 @@ def test_openai_text_parts_are_joined_and_pictures_left_out(tmp_path: Path) -> N
     assert texts(found) == ["a\nb"]
 
 
+def test_the_list_of_messages_may_be_called_conversation(tmp_path: Path) -> None:
+    record = {"conversation_id": "w", "conversation": openai(1)}
+    [found], _ = read(write(tmp_path / "data.json", [record]), "openai")
+    assert (found.conversation_id, texts(found)) == ("w", ["question 1", "answer"])
+
+
 def test_plain_turns_alternate(tmp_path: Path) -> None:
     [found], counts = read(
         write(tmp_path / "data.json", [{"turns": ["a", "b", None, "d"]}]), "plain"

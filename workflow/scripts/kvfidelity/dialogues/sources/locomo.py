@@ -106,5 +106,5 @@ FORM = Form(
     name="locomo",
     about="`conversation` with `session_<n>` lists and their dates, `qa`",
     read=_read,
-    hub="https://github.com/snap-research/locomo (data/locomo10.json)",
+    published="https://github.com/snap-research/locomo",
 )

@@ -66,5 +66,5 @@ FORM = Form(
     name="longmemeval",
     about="`haystack_sessions` with their dates, one `question` and `answer` a record",
     read=_read,
-    hub="xiaowu0162/longmemeval-cleaned",
+    published="hub: xiaowu0162/longmemeval-cleaned",
 )

@@ -3,7 +3,7 @@
 Published 2.1 (arXiv 1907.01669): one object whose keys are names, values {"log": [{"text"}, ...]}
 with the user first. Published 2.2 (arXiv 2007.12720): {"dialogue_id", "turns": [{"speaker": "USER",
 "utterance"}]}; on the hub its turns are columns, {"speaker": [0, 1], "utterance": [...]}.
-Also read: ShareGPT's form, in which the set is often passed on.
+Also read: ShareGPT's form, in which the set may have been passed on.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ FORM = Form(
     name="multiwoz",
     about="2.1: objects with a `log`; 2.2: `turns` of `speaker` and `utterance`",
     read=_read,
-    hub="pfb30/multi_woz_v22",
+    published="https://github.com/budzianowski/multiwoz",
 )

@@ -1,4 +1,7 @@
-"""OpenAI's messages: {"id"?, "messages": [{"role": "user", "content": "..."}]}."""
+"""OpenAI's messages: {"id"?, "messages": [{"role": "user", "content": "..."}]}.
+
+The list may also be called `conversation`, as in LMSYS-Chat-1M and WildChat.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from kvfidelity.dialogues.sources.raw import Form, RawConversation, SourceCounts
 
 
 def _read(record: Any, counts: SourceCounts) -> RawConversation:
-    messages = messages_of(record["messages"], "role", "content", counts)
-    return RawConversation(identity(record.get("id"), messages), 0, messages)
+    items = record["messages"] if "messages" in record else record["conversation"]
+    messages = messages_of(items, "role", "content", counts)
+    name = record.get("id", record.get("conversation_id", record.get("conversation_hash")))
+    return RawConversation(identity(name, messages), 0, messages)
 
 
 FORM = Form(
     name="openai",
-    about="`messages` of `role` (user, assistant, system) and `content` (a text or text parts)",
+    about="`messages` or `conversation` of `role` and `content`, a text or text parts",
     read=_read,
 )

@@ -62,15 +62,15 @@ class SourceCounts:
 class Form:
     """How one data set writes its conversations.
 
-    name: as in the config. about: its published form, in a line. hub: where it is published, None
-    if it is no data set of its own. read: from a record (any JSON value) to a conversation; raises
-    KeyError, TypeError or ValueError on one that is not of this form, which is then counted.
+    name: as in the config. about: the form in a line. published: where the data set is to be had,
+    None if the form is no single set's own. read: from a record (a JSON object) to a conversation;
+    raises KeyError, TypeError or ValueError on one not of this form, which is then counted.
     """
 
     name: str
     about: str
     read: Callable[[Any, SourceCounts], RawConversation]
-    hub: str | None = None
+    published: str | None = None
 
 
 def identity(given: Any, messages: Iterable[Message]) -> str:

@@ -23,5 +23,5 @@ FORM = Form(
     name="sharegpt",
     about="`id`, `conversations` of `from` (human, gpt) and `value`; split segments are rejoined",
     read=_read,
-    hub="anon8231489123/ShareGPT_Vicuna_unfiltered",
+    published="hub: anon8231489123/ShareGPT_Vicuna_unfiltered",
 )
