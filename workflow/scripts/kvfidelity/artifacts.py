@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -51,8 +52,14 @@ def write_parquet(
     """Write a table with its kind, schema version and content digest in the Parquet metadata."""
     notes = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
     notes |= metadata or {}
+    named = {PREFIX + key: notes[key] for key in sorted(notes)}
     with replacing(path) as temporary:
-        frame.write_parquet(temporary, metadata={PREFIX + key: notes[key] for key in sorted(notes)})
+        try:
+            frame.write_parquet(temporary, metadata=named)
+        except pl.exceptions.ComputeError as error:
+            if "os error 28" in str(error):  # polars wraps the system's error in its own
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise
 
 
 def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:

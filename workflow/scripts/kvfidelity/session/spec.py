@@ -23,10 +23,12 @@ class RunSpec:
     max_new_tokens: of an own reply; with `replies: reference` the reply is generated on a copy of
         the cache and dropped, and 0 generates none.
     own_reply_turns: with `replies: reference`, own replies only in the last so many turns; None
-        for all. temperature, top_p: sampling; temperature 0 is greedy. max_turns,
-        max_prompt_tokens: cuts, None for none. score_every_run: collect attention scores even where the policy needs none, so
-        that attention-weighted metrics exist for all. share_prefix: compute what lies before the
-        first eviction once for all policies.
+        for all.
+    temperature, top_p: sampling; temperature 0 is greedy.
+    max_turns, max_prompt_tokens: cuts, None for none.
+    score_every_run: collect attention scores even where the policy needs none, so that
+        attention-weighted metrics exist for all.
+    share_prefix: compute what lies before the first eviction once for all policies.
     """
 
     model: str

@@ -90,7 +90,7 @@ def _schema_of(policy: type[Policy]) -> dict[str, Any]:
             entry["default"] = item.default
         properties[item.name] = entry
     return {
-        "description": (inspect.getdoc(policy) or "").split("\n")[0],
+        "description": " ".join((inspect.getdoc(policy) or "").split("\n\n")[0].split()),
         "type": "object",
         "properties": properties,
         "required": required,
