@@ -62,11 +62,11 @@ def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
 
 
 def _seconds(path: Path) -> float:
-    started = time.monotonic()
+    started = time.process_time()  # other work on the machine does not count
     counts = SourceCounts()
     selector = Selector(Selection(min_turns=6, language="en"), counts.dropped)
     for raw in read_conversations(path, "sharegpt", counts):
         turns, reason = turns_of(raw, counts.notes)
         if reason is None:
             selector.offer(Candidate(raw.conversation_id, turns))
-    return time.monotonic() - started
+    return time.process_time() - started
