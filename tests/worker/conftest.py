@@ -1,9 +1,11 @@
-"""A workflow folder with a tiny model and a pool, in which jobs are run as the workflow runs them."""
+"""A workflow folder with a tiny model and a pool, where jobs run as the workflow runs them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,8 +67,24 @@ class Site:
     def run(self, name: str, *arguments: str, **spec: Any) -> tuple[int, str]:
         """Run a job; its exit status and what it wrote to standard error."""
         process = self.start(name, *arguments, **spec)
-        _, said = process.communicate(timeout=100)
+        return self.end(process)
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
+        """Wait for a job; its exit status and what it wrote to standard error."""
+        try:
+            _, said = process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, said = process.communicate()
+            pytest.fail(f"a job hangs; it wrote:\n{said}\nits worker:\n{self.stacks()}")
         return process.returncode, said
+
+    def stacks(self) -> str:
+        """Where this site's workers are, as they say when asked."""
+        for process in self.workers():
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        return "\n".join(log.read_text() for log in self.runtime.rglob("*.log"))
 
     def deed(self, deed: str, times: int = 10**6) -> dict[str, Any]:
         """Parameters of a policy that does this; see mischief.py."""
@@ -112,14 +130,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.fixture
-def site(tiny_model: Path, tmp_path: Path) -> Iterator[Site]:
+@contextlib.contextmanager
+def made_site(model: Path, folder: Path) -> Iterator[Site]:
     """A workflow's folder; at its end no worker may be left."""
     # Not in pytest's folder, whose path is too long for a socket.
     runtime = Path(tempfile.mkdtemp(prefix="kvf-"))
-    site = Site(tmp_path, runtime, {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"})
-    shutil.copytree(tiny_model, tmp_path / "model")
-    write_pool(tmp_path / "pool.parquet")
+    site = Site(folder, runtime, {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"})
+    shutil.copytree(model, folder / "model")
+    write_pool(folder / "pool.parquet")
     try:
         yield site
         site.stop()
@@ -128,6 +146,32 @@ def site(tiny_model: Path, tmp_path: Path) -> Iterator[Site]:
         for process in site.workers():
             process.kill()
         shutil.rmtree(runtime)
+
+
+@pytest.fixture
+def site(tiny_model: Path, tmp_path: Path) -> Iterator[Site]:
+    """A folder of its own, without a worker yet."""
+    with made_site(tiny_model, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with made_site(tiny_model, tmp_path_factory.mktemp("shared")) as made:
+        yield made
+
+
+@pytest.fixture
+def warm(shared: Site) -> Site:
+    """A folder shared with other tests, its worker warm, without any job's artifacts."""
+    for place in shared.folder.iterdir():
+        if place.name == "marker":
+            place.unlink()
+        elif place.is_dir() and place.name != "model":
+            shutil.rmtree(place)
+    code, said = shared.run("warming")
+    assert code == 0, said
+    return shared
 
 
 def write_pool(file: Path, turns: int = 5) -> None:

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from kvfidelity.artifacts import digest, read_metadata, read_parquet
 
 from tests.worker.conftest import SCRIPTS, Site, wait_until, write_pool
@@ -22,15 +21,15 @@ def artifact_digests(site: Site, name: str) -> list[str]:
     ]
 
 
-def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(site: Site) -> None:
+def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Site) -> None:
     own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
-    assert site.run("alone", "--no-worker", **own)[0] == 0
-    for warm in ("first", "second"):
-        assert site.run(warm, **own)[0] == 0
-        assert artifact_digests(site, warm) == artifact_digests(site, "alone")
-        notes = [read_metadata(site.folder / name / "turns.parquet") for name in (warm, "alone")]
+    assert warm.run("alone", "--no-worker", **own)[0] == 0
+    for name in ("first", "second"):
+        assert warm.run(name, **own)[0] == 0
+        assert artifact_digests(warm, name) == artifact_digests(warm, "alone")
+        notes = [read_metadata(warm.folder / job / "turns.parquet") for job in (name, "alone")]
         assert notes[0] == notes[1]
-    evictions = read_parquet(site.folder / "alone/evictions.parquet", kind="evictions")
+    evictions = read_parquet(warm.folder / "alone/evictions.parquet", kind="evictions")
     assert evictions.height > 1
 
 
@@ -43,8 +42,9 @@ def test_jobs_in_turn_load_the_model_once(site: Site) -> None:
 
 def test_clients_that_start_at_once_share_one_worker(site: Site) -> None:
     jobs = [site.start(f"job-{number}") for number in range(4)]
-    said = [job.communicate(timeout=100)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 4, said
+    ends = [site.end(job) for job in jobs]
+    said = [text for _, text in ends]
+    assert [code for code, _ in ends] == [0] * 4, said
     assert sum(text.count("loading") for text in said) == 1
     assert len(site.workers()) == 1
     assert len({tuple(artifact_digests(site, f"job-{n}")) for n in range(4)}) == 1
@@ -68,8 +68,9 @@ def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(site: Site)
         site.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
         for number in range(4)
     ]
-    said = [job.communicate(timeout=100)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 4, said
+    ends = [site.end(job) for job in jobs]
+    said = [text for _, text in ends]
+    assert [code for code, _ in ends] == [0] * 4, said
     assert "died" not in "".join(said)
     assert len(site.workers()) == 1
 
@@ -105,20 +106,19 @@ def test_a_worker_leaves_when_idle(site: Site) -> None:
     assert site.run("again")[0] == 0
 
 
-def test_a_worker_that_waits_is_idle_not_busy(site: Site) -> None:
-    site.run("job")
-    before = sum(site.worker().cpu_times()[:2])
+def test_a_worker_that_waits_is_idle_not_busy(warm: Site) -> None:
+    before = sum(warm.worker().cpu_times()[:2])
     time.sleep(1)
-    assert sum(site.worker().cpu_times()[:2]) - before < 0.05
+    assert sum(warm.worker().cpu_times()[:2]) - before < 0.05
 
 
-@pytest.mark.parametrize("idle", ["soon", "0", "-1", "nan"])
-def test_an_idle_time_that_is_none_is_one_line(site: Site, idle: str) -> None:
-    site.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
-    code, said = site.run("job")
-    assert code == 2
-    assert said.startswith(f"error: KVFIDELITY_WORKER_IDLE_S is '{idle}'")
-    assert len(said.splitlines()) == 1
+def test_an_idle_time_that_is_none_is_one_line(site: Site) -> None:
+    for idle in ("soon", "0", "-1", "nan"):
+        site.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
+        code, said = site.run("job")
+        assert code == 2
+        assert said.startswith(f"error: KVFIDELITY_WORKER_IDLE_S is '{idle}'")
+        assert len(said.splitlines()) == 1
 
 
 def test_stopping_where_there_is_no_worker_says_nothing(site: Site) -> None:
@@ -126,7 +126,7 @@ def test_stopping_where_there_is_no_worker_says_nothing(site: Site) -> None:
     site.stop()
 
 
-def test_the_client_imports_nothing_heavy_and_starts_fast(site: Site) -> None:
+def test_the_client_imports_nothing_heavy_and_starts_fast() -> None:
     probe = "import sys, runpy; sys.argv[1:] = ['--help']\n"
     probe += f"try: runpy.run_path({str(SCRIPTS / 'generate.py')!r}, run_name='__main__')\n"
     probe += "except SystemExit: print(*sys.modules)"

@@ -12,6 +12,7 @@ import faulthandler
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -135,8 +136,10 @@ def _leave(path: Path, mine: int) -> None:
 
 
 if __name__ == "__main__":
-    # A crash in native code leaves its stack in the log, which goes to the job that caused it.
+    # A crash in native code leaves its stack in the log, which goes to the job that caused it;
+    # SIGUSR1 makes a worker that seems to hang write down where it is.
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     place, about, idle = sys.argv[1:]
     serve(Path(place), Hello.of(json.loads(about)), float(idle))
     # Taking torch apart would hold the device's memory for a second that the next worker waits.

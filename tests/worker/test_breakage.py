@@ -1,0 +1,262 @@
+"""What breaks inside or around a worker costs at most the job that broke it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.worker.conftest import Site, wait_until
+from tests.worker.test_worker import artifact_digests
+
+
+def one_socket(site: Site) -> Path:
+    [path] = site.runtime.rglob("*.sock")
+    return path
+
+
+def say(site: Site, content: bytes) -> bytes:
+    """Send raw bytes to the worker; what it answers until it closes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(one_socket(site)))
+        connection.sendall(content)
+        connection.shutdown(socket.SHUT_WR)
+        return connection.recv(4096)
+
+
+class TestErrors:
+    def test_a_users_mistake_is_one_line_and_the_worker_stays(self, warm: Site) -> None:
+        worker = warm.worker().pid
+        code, said = warm.run("bad", parameters={"deeds": "none"})
+        assert (code, said) == (
+            2,
+            "error: policy mischief: unknown parameter 'deeds'; did you mean 'deed'?\n",
+        )
+        code, said = warm.run("bad", "--dialogue", "007")
+        assert code == 2
+        assert said.startswith("error: ")
+        assert "pool.parquet has 2 dialogues and none is number 007" in said
+        assert warm.worker().pid == worker
+        assert not (warm.folder / "bad").exists()
+
+    def test_a_damaged_model_is_one_line(self, site: Site) -> None:
+        with (site.folder / "model/model.safetensors").open("r+b") as file:
+            file.truncate(1000)
+        code, said = site.run("job")
+        assert code == 2
+        assert said.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in said
+
+    def test_an_unexpected_error_gives_its_traceback_and_a_fresh_worker(self, warm: Site) -> None:
+        worker = warm.worker().pid
+        code, said = warm.run("bad", **warm.deed("raise"))
+        assert code == 1
+        assert said.rstrip().endswith("ZeroDivisionError: no such thing")
+        assert said.count("Traceback") == 1
+        assert "mischief.py" in said
+        code, said = warm.run("next")
+        assert (code, said.count("loading")) == (0, 1)
+        assert warm.worker().pid != worker
+
+    def test_a_full_disk_is_one_line_and_the_worker_stays(self, warm: Site) -> None:
+        code, said = warm.run("bad", **warm.deed("fill disk", times=1))
+        assert code == 2
+        assert "error: no space left on the disk that holds results" in said
+        assert "Traceback" not in said
+        assert warm.run("next")[1].count("loading") == 0
+
+    def test_out_of_memory_is_a_result_and_the_next_job_is_as_ever(self, warm: Site) -> None:
+        assert warm.run("whole")[0] == 0
+        code, _ = warm.run("short", **warm.deed("exhaust memory", times=1))
+        assert code == 0
+        assert warm.run("next")[0] == 0
+        assert artifact_digests(warm, "next") == artifact_digests(warm, "whole")
+
+    def test_no_memory_for_something_else_replaces_the_worker(self, warm: Site) -> None:
+        code, said = warm.run("bad", **warm.deed("exhaust more memory"))
+        assert code == 1
+        assert "MemoryError: none left" in said
+        assert warm.run("next")[1].count("loading") == 1
+
+    def test_what_a_worker_writes_is_in_the_log_of_the_job_that_made_it(self, warm: Site) -> None:
+        warm.run("before")
+        said = warm.run("job", **warm.deed("write", times=1))[1]
+        assert said.count("a warning from deep inside") == 1
+        assert "deep inside" not in warm.run("after")[1]
+
+
+class TestDeadWorkers:
+    def test_a_killed_worker_is_replaced_and_the_result_is_the_same(self, warm: Site) -> None:
+        warm.run("undisturbed", **warm.deed("nap"))
+        (warm.folder / "marker").unlink()
+        job = warm.start("job", **warm.deed("nap"))
+        wait_until(warm.marks)
+        os.kill(warm.marks()[0], signal.SIGKILL)
+        code, said = warm.end(job)
+        assert code == 0, said
+        assert said.count("the worker died; starting another") == 1
+        # The deed's parameters name the marker, the same for both.
+        assert artifact_digests(warm, "job") == artifact_digests(warm, "undisturbed")
+
+    def test_a_crash_in_native_code_is_retried_and_its_stack_is_in_the_log(
+        self, warm: Site
+    ) -> None:
+        code, said = warm.run("job", **warm.deed("crash", times=1))
+        assert code == 0
+        assert "Segmentation fault" in said
+        assert "mischief.py" in said
+
+    def test_a_job_that_kills_each_worker_fails_and_says_so(self, warm: Site) -> None:
+        code, said = warm.run("job", **warm.deed("crash"))
+        assert code == 1
+        assert len(set(warm.marks())) == 3
+        assert "the worker died 3 times in the middle of this job" in said
+        assert "--no-worker" in said
+        assert warm.run("next")[0] == 0
+
+    def test_jobs_that_wait_lose_nothing_but_time(self, warm: Site) -> None:
+        first = warm.start("first", **warm.deed("nap"))
+        wait_until(warm.marks)
+        waiting = [warm.start(f"waiting-{number}") for number in range(2)]
+        wait_until(lambda: _queued(warm) >= 2)
+        os.kill(warm.marks()[0], signal.SIGKILL)
+        ends = [warm.end(job) for job in (first, *waiting)]
+        said = [text for _, text in ends]
+        assert [code for code, _ in ends] == [0, 0, 0], said
+        assert [text.count("the worker died") for text in said] == [1, 0, 0]
+
+    def test_a_stale_socket_is_replaced(self, warm: Site) -> None:
+        warm.worker().kill()
+        wait_until(lambda: not warm.workers())
+        assert one_socket(warm).is_socket()
+        code, said = warm.run("next")
+        assert (code, said.count("loading")) == (0, 1)
+
+    def test_a_worker_that_cannot_start_says_why(self, site: Site) -> None:
+        # Set once the job's own interpreter is up: it meets its worker only.
+        job = site.job("job")
+        code = f"import os, runpy, sys; sys.argv = {job[1:]!r}; os.environ['PYTHONHOME'] = '/none';"
+        code += f"runpy.run_path({job[1]!r}, run_name='__main__')"
+        process = subprocess.Popen(
+            [job[0], "-c", code],
+            cwd=site.folder,
+            env=os.environ | site.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        status, said = site.end(process)
+        assert status == 1
+        assert "the worker did not start" in said
+        assert "PYTHONHOME = '/none'" in said
+
+
+class TestDeadClients:
+    def test_a_dead_clients_request_is_dropped_at_its_next_turn(self, warm: Site) -> None:
+        job = warm.start("job", **warm.deed("nap"))
+        wait_until(warm.marks)
+        job.kill()
+        worker = warm.worker().pid
+        code, said = warm.run("next")
+        assert (code, said.count("loading")) == (0, 0)
+        assert warm.worker().pid == worker
+        assert not (warm.folder / "job").exists()
+        assert len(warm.marks()) < 4
+
+    def test_a_dead_clients_long_turn_ends_with_its_worker(self, warm: Site) -> None:
+        job = warm.start("job", **warm.deed("sleep", times=1))
+        wait_until(warm.marks)
+        job.kill()
+        wait_until(lambda: not warm.workers(), 15)
+        assert warm.run("next")[0] == 0
+
+    def test_a_client_that_dies_in_the_queue_is_passed_over(self, warm: Site) -> None:
+        first = warm.start("first", **warm.deed("nap"))
+        wait_until(warm.marks)
+        second = warm.start("second")
+        wait_until(lambda: _queued(warm) >= 1)
+        second.kill()
+        assert first.wait(100) == 0
+        assert warm.run("third")[0] == 0
+        assert not (warm.folder / "second").exists()
+
+    def test_stop_ends_a_worker_in_the_middle_of_a_turn(self, warm: Site) -> None:
+        job = warm.start("job", **warm.deed("sleep", times=1))
+        wait_until(warm.marks)
+        job.send_signal(signal.SIGSTOP)
+        warm.stop()
+        wait_until(lambda: not warm.workers(), 5)
+        job.kill()
+
+
+class TestStrangers:
+    def test_nonsense_does_not_end_a_worker(self, warm: Site) -> None:
+        worker = warm.worker().pid
+        half, unknown = b'{"do": "stop"', b'{"do": "dance"}\n'
+        for content in (b"", b"\xff\xfe\n", b"{}\n", b"[1]\n", unknown, half, b"x" * 9999):
+            say(warm, content)
+        assert warm.run("next")[0] == 0
+        assert warm.worker().pid == worker
+
+    def test_a_client_that_says_nothing_is_given_up(self, warm: Site) -> None:
+        worker = warm.worker().pid
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+            silent.connect(str(one_socket(warm)))
+            assert warm.run("next")[0] == 0
+        assert warm.worker().pid == worker
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="needs root to act as another user")
+    def test_another_user_is_refused_even_with_access_to_the_socket(self, site: Site) -> None:
+        site.run("job")
+        path = one_socket(site)
+        for place in (site.runtime, path.parent, path):
+            place.chmod(0o777)
+        ask = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            's.sendall(b\'{"do": "stop"}\\n\'); print(s.recv(100))'
+        )
+        # The system's interpreter: the other user cannot enter this one's environment.
+        command = ["/usr/bin/env", "-i", "/usr/bin/python3", "-c", ask, str(path)]
+        done = subprocess.run(command, user=65534, capture_output=True, text=True, check=False)
+        assert done.stdout.strip() in ("b''", ""), done
+        path.parent.chmod(0o700)
+        assert site.run("next")[1].count("loading") == 0
+
+    def test_a_folder_that_others_can_enter_is_refused(self, site: Site) -> None:
+        (site.runtime / f"kvfidelity-{os.getuid()}").mkdir(mode=0o755)
+        code, said = site.run("job")
+        assert code == 2
+        assert "is not a folder of yours alone" in said
+        (site.runtime / f"kvfidelity-{os.getuid()}").rmdir()
+
+    def test_a_folder_that_is_a_link_is_refused(self, site: Site, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        link = site.runtime / f"kvfidelity-{os.getuid()}"
+        link.symlink_to(tmp_path / "elsewhere")
+        code, said = site.run("job")
+        assert code == 2
+        assert "is not a folder of yours alone" in said
+        link.unlink()
+
+    def test_a_runtime_folder_that_is_not_there_is_done_without(self, site: Site) -> None:
+        site.environment |= {"XDG_RUNTIME_DIR": "/run/user/nobody", "TMPDIR": str(site.runtime)}
+        assert site.run("job")[0] == 0
+        assert site.worker().is_running()
+
+    def test_a_runtime_folder_with_too_long_a_path_is_done_without(self, site: Site) -> None:
+        long = site.folder / ("long" * 30)
+        long.mkdir()
+        site.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(site.runtime)}
+        assert site.run("job")[0] == 0
+        assert site.worker().is_running()
+
+
+def _queued(site: Site) -> int:
+    """Connections to the worker that it has not taken up yet, and the one that it has."""
+    path = str(one_socket(site))
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    # One line is the listening socket; accepted and waiting connections bear its path too.
+    return sum(line.endswith(path) for line in lines) - 2
