@@ -17,7 +17,7 @@ from kvfidelity.dialogues.sources.files import joined, segments
 from kvfidelity.dialogues.sources.registry import known_forms
 
 # At least 1,000 records of each of six forms.
-RUNS, RECORDS = 60, 50
+RUNS, RECORDS = 100, 50
 TEXT = st.one_of(
     st.text(max_size=8),
     st.sampled_from(["", " ", "\x00\x1b", "\ud83d", "&lt;", "<|im_end|>", "Hi", "a", "b", "human"]),
