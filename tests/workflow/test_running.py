@@ -71,6 +71,8 @@ def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     table = pl.read_parquet(project.folder / "results/tables/policies.parquet")
     assert "mine" in set(table["policy"])
+    (project.folder / "mine.py").write_text(OWN_POLICY.replace("% self.step", "// self.step"))
+    assert {run for rule, run in project.planned() if rule == "generate"} == planned
 
 
 def test_a_failing_job_leaves_the_others_and_names_the_cause(project: Project) -> None:

@@ -31,7 +31,8 @@ def checked_settings():
 SETTINGS = checked_settings()
 RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 
-if workflow.dryrun and workflow.is_main_process:
+# Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
+if workflow.is_main_process and {"-n", "--dry-run", "--dryrun"} & set(sys.argv):
     print(plan_message(SETTINGS), file=sys.stderr)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kvfidelity.grid import NEVER
+from kvfidelity.settings import policy_schemas
 
 SESSION = (
     "replies",
@@ -49,8 +52,12 @@ def run_spec(
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION}
-    if settings["policy_files"]:
-        spec["policy_files"] = list(settings["policy_files"])
+    if entry["kind"] not in policy_schemas():
+        # One of the user's own: only such runs depend on these files.
+        files = settings["policy_files"]
+        content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+        spec["policy_files"] = list(files)
+        spec["policy_digest"] = hashlib.sha256(content).hexdigest()[:12]
     return spec
 
 
