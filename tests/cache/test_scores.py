@@ -62,3 +62,20 @@ def test_window_scores_are_the_last_rows_of_eager_attention() -> None:
     query, key, value = tensors(6, 2, 40, 200)
     _, weights = eager(query, key, value, 0.25)
     assert torch.allclose(window_scores(query, key, 0.25).double(), weights, atol=1e-6)
+
+
+def test_scores_of_a_model_are_its_own_eager_attentions(model: Any) -> None:
+    """Law 7 against Hugging Face: the same model with eager attention, every layer and head."""
+    from kvfidelity.cache.attach import cache_argument, new_cache
+
+    ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        weights = torch.stack(model(ids, output_attentions=True).attentions)[:, 0]
+        cache = new_cache(model, collect_scores=True)
+        for part in ids.split((40, 1, 19), dim=1):
+            model(part, **{cache_argument(model): cache})
+    assert cache.scores is not None
+    whole, latest = weights.sum(2), weights[:, :, 41:].sum(2)
+    assert torch.allclose(cache.scores.of("accumulated"), whole, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(cache.scores.of("latest"), latest, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,116 @@
+"""The laws on real weights: SmolLM2-135M in fp32, where the workflow has fetched it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.ledger import PositionMode
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.dialogues.pool import read_dialogue
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.models.load import load_model
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "resources/models/smollm2-135m"
+POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
+TOKENS = 3000
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(
+        not (MODEL.is_dir() and POOL.is_file()),
+        reason="needs the default model and dialogues: run `make run` first",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return load_model(MODEL, "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def turns(loaded: Any) -> list[torch.Tensor]:
+    """A ShareGPT dialogue of about 3,000 tokens, cut into three feeds at ends of turns."""
+    found = read_dialogue(POOL, "000").turns * 2
+    segments = ChatSegmenter(loaded[1]).segments(found)
+    lengths, ids = [], []
+    for part in segments:
+        ids += [*part.prompt_ids, *part.reply_ids]
+        lengths.append(len(ids))
+        if len(ids) >= TOKENS:
+            break
+    cuts = [lengths[len(lengths) // 3], lengths[2 * len(lengths) // 3], len(ids)]
+    whole = torch.tensor([ids])
+    return [whole[:, start:stop] for start, stop in zip([0, *cuts], cuts, strict=False)]
+
+
+@pytest.fixture(scope="module")
+def reference(loaded: Any, turns: list[torch.Tensor]) -> torch.Tensor:
+    """Logits of Hugging Face's own full-cache forward, before the model is attached."""
+    with torch.inference_mode():
+        logits: torch.Tensor = loaded[0](torch.cat(turns, 1)).logits[0]
+    attach(loaded[0])
+    return logits
+
+
+def feed(model: Any, cache: ManagedCache, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids, **{cache_argument(model): cache}).logits[0]
+    return logits
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference against the size of the logits, 10 to 20 for this model."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("mode", list(PositionMode))
+def test_law_1_logits_and_greedy_tokens_are_the_full_forwards(
+    loaded: Any, turns: list[torch.Tensor], reference: torch.Tensor, mode: str
+) -> None:
+    cache = new_cache(loaded[0], mode, collect_scores=mode == "stale")
+    logits = torch.cat([feed(loaded[0], cache, part) for part in turns])
+    assert relative(logits, reference) < 1e-4
+    assert torch.equal(logits.argmax(-1), reference.argmax(-1))
+
+
+def test_laws_2_3_and_5_on_real_weights(
+    loaded: Any, turns: list[torch.Tensor], reference: torch.Tensor
+) -> None:
+    model, new = loaded[0], turns[2][:, :100]
+    grown = new_cache(model, "original")
+    feed(model, grown, torch.cat(turns[:2], 1))
+    slots = grown.size
+    prefix, suffix = torch.arange(slots // 2), torch.arange(slots // 2, slots)
+
+    def after(mode: str, *keeps: torch.Tensor) -> torch.Tensor:
+        cache = grown.fork(positions=mode)
+        for kept in keeps:
+            cache.keep(kept)
+        return feed(model, cache, new)
+
+    fresh = new_cache(model, "original")
+    feed(model, fresh, torch.cat(turns[:2], 1)[:, : slots // 2])
+    expected = feed(model, fresh, new)
+    assert relative(after("stale", prefix), expected) < 1e-4
+    assert relative(after("rerotated", prefix), expected) < 1e-4
+    assert relative(after("original", suffix), after("rerotated", suffix)) < 1e-4
+    assert relative(after("stale", suffix), after("rerotated", suffix)) > 1e-2
+    halves = (torch.arange(0, slots, 2), torch.arange(0, (slots + 1) // 2, 2))
+    once = torch.arange(0, slots, 4)
+    assert torch.equal(after("rerotated", *halves), after("rerotated", once))
+
+
+def test_law_4_on_real_weights(
+    loaded: Any, turns: list[torch.Tensor], reference: torch.Tensor
+) -> None:
+    shifted = new_cache(loaded[0], "original")
+    shifted.ledger.append(777)
+    shifted.ledger.keep(torch.empty(0, dtype=torch.int64))
+    logits = feed(loaded[0], shifted, turns[0])
+    assert relative(logits, reference[: turns[0].shape[1]]) < 5e-4
