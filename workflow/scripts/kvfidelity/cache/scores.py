@@ -50,13 +50,13 @@ class ScoreBook:
             total[:, : before.shape[1]] += before
         self._accumulated[layer] = total
 
-    def of(self, history: History) -> Tensor:
+    def of(self, history: History | str) -> Tensor:
         """fp32 [L, H, n].
 
         Raises:
             LookupError: no forward has been scored.
         """
-        rows = self._latest if history is History.LATEST else self._accumulated
+        rows = self._latest if History(history) is History.LATEST else self._accumulated
         if not self.available:
             raise LookupError("no attention scores: no forward has collected them yet")
         return torch.stack([row for row in rows if row is not None])

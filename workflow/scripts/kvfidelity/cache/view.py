@@ -62,7 +62,7 @@ class CacheView:
         """Whether attention scores exist: not before the first scored forward."""
         return self.book is not None and self.book.available
 
-    def attention(self, history: History) -> Tensor:
+    def attention(self, history: History | str) -> Tensor:
         """Attention column sums, fp32 [L, H, n].
 
         Raises:
