@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.conftest import Site, wait_until
+from tests.worker.conftest import SCRIPTS, Site, wait_until
 from tests.worker.test_worker import artifact_digests
 
 
@@ -135,6 +135,19 @@ class TestDeadWorkers:
         assert one_socket(warm).is_socket()
         code, said = warm.run("next")
         assert (code, said.count("loading")) == (0, 1)
+
+    def test_of_two_that_start_at_once_one_stays_and_serves(self, site: Site) -> None:
+        # As if a client had been killed between starting a worker and reaching it.
+        site.run("job")
+        told = site.worker().cmdline()
+        site.stop()
+        wait_until(lambda: not site.workers())
+        environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+        first, second = (subprocess.Popen(told, cwd=site.folder, env=environment) for _ in range(2))
+        wait_until(lambda: list(site.runtime.rglob("*.sock")))
+        assert site.run("next", "--fingerprint", "new")[0] == 0
+        wait_until(lambda: len(site.workers()) == 1)
+        assert {first.wait(20), second.wait(20)} == {0}
 
     def test_a_worker_that_cannot_start_says_why(self, site: Site) -> None:
         # Set once the job's own interpreter is up: it meets its worker only.

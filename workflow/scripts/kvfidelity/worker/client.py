@@ -24,6 +24,8 @@ from kvfidelity.worker.protocol import messages, peer, send
 Progress = Callable[[dict[str, Any]], None]
 
 START_S = 60.0
+#: How often a worker may die before it listens.
+STARTS = 3
 STOP_S = 3.0
 #: How often a worker may die in the middle of a request until the request is to blame.
 LOSSES = 3
@@ -128,13 +130,17 @@ def _connect(hello: Hello) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):
             return _open(path)
-        process = _start(path, hello)
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and process.poll() is None:
+        for _ in range(STARTS):
+            process = _start(path, hello)
+            deadline = time.monotonic() + START_S
+            while time.monotonic() < deadline and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    return _open(path)
+                time.sleep(0.02)
+            process.kill()
+            # It may have left because another one was there already.
             with contextlib.suppress(OSError):
                 return _open(path)
-            time.sleep(0.02)
-        process.kill()
     tail = _log_of(path).read_text(encoding="utf-8", errors="replace")[-2000:]
     raise JobFailedError(f"the worker did not start:\n{tail}")
 

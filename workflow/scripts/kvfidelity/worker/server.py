@@ -15,9 +15,10 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kvfidelity.cli import out_of_space
 from kvfidelity.errors import UserError
@@ -27,6 +28,9 @@ from kvfidelity.worker.watch import Watch
 
 #: How long a client may take to say what it wants, and to take in what it is told.
 PATIENCE_S = 10.0
+#: How long a worker waits for its first client, and for another worker to leave its place.
+FIRST_S = 10.0
+LEAVING_S = 30.0
 
 
 class DroppedError(Exception):
@@ -36,24 +40,30 @@ class DroppedError(Exception):
 def serve(path: Path, hello: Hello, idle_s: float) -> None:
     """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop."""
     worker = Worker(hello)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    with (
+        path.with_suffix(".worker").open("w") as place,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+    ):
+        if not _took(place, path):
+            return
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(64)
-        listener.settimeout(idle_s)
-        mine = path.stat().st_ino
+        # Whoever started this worker is at the door; if not, it was killed meanwhile.
+        listener.settimeout(min(idle_s, FIRST_S))
         try:
             while True:
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     return
+                listener.settimeout(idle_s)
                 with connection:
                     if peer(connection).uid == os.getuid() and not worker.answer(connection):
                         return
         finally:
-            _leave(path, mine)
+            path.unlink(missing_ok=True)
 
 
 class Worker:
@@ -126,13 +136,23 @@ def _log_size() -> int:
     return os.fstat(sys.stderr.fileno()).st_size
 
 
-def _leave(path: Path, mine: int) -> None:
-    """Take the socket away, unless another worker has its own there by now."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == mine:
-                path.unlink()
+def _took(place: IO[str], path: Path) -> bool:
+    """Lock the file that one worker at a time holds as long as it lives; False if one stays there.
+
+    Two may start at once if a client is killed between starting one and reaching it; and the last
+    one may still be on its way out.
+    """
+    deadline = time.monotonic() + LEAVING_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+            if not door.connect_ex(str(path)):
+                return False
+        time.sleep(0.02)
+    print(f"another worker holds {path}, hears nobody and does not leave", file=sys.stderr)
+    return False
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""Workers and clients killed at random moments: every job ends as if nothing had happened.
+
+KVFIDELITY_CHAOS_ROUNDS asks for more rounds than the few that every test run has.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from kvfidelity.artifacts import digest, read_parquet
+
+from tests.worker.conftest import Site, wait_until, write_pool
+
+ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
+OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
+FILES = ("turns", "evictions")
+
+
+def digests(site: Site, name: str) -> list[str]:
+    place = site.folder / name
+    return [digest(read_parquet(place / f"{kind}.parquet", kind=kind)) for kind in FILES]
+
+
+def a_victim(site: Site, dice: random.Random, clients: list[psutil.Process]) -> psutil.Process:
+    return dice.choice([*clients, *site.workers()])
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: int) -> None:
+    dice = random.Random(seed)
+    write_pool(warm.folder / "pool.parquet", turns=12)
+    for name in ("one", "two"):
+        assert warm.run(f"undisturbed-{name}", seed=len(name) + ord(name[0]), **OWN)[0] == 0
+    began = time.perf_counter()
+    warm.run("timing", **OWN)
+    usual = time.perf_counter() - began
+
+    open_jobs = ["one", "two"]
+    for attempt in range(4):
+        jobs = {n: warm.start(n, seed=len(n) + ord(n[0]), **OWN) for n in open_jobs}
+        if attempt < 3:
+            time.sleep(dice.uniform(0, 2 * usual))
+            alive = [psutil.Process(job.pid) for job in jobs.values() if job.poll() is None]
+            if alive or warm.workers():
+                a_victim(warm, dice, alive).send_signal(signal.SIGKILL)
+        ended = {name: warm.end(job) for name, job in jobs.items()}
+        ends = {name: code for name, (code, _) in ended.items()}
+        # A killed client fails; a killed worker fails nobody.
+        assert set(ends.values()) <= {0, -signal.SIGKILL}, ended
+        for name, code in ends.items():
+            files = sorted(file.name for file in (warm.folder / name).glob("*.parquet"))
+            assert code != 0 or files == sorted(f"{kind}.parquet" for kind in FILES)
+            for kind in FILES:  # whole or absent, also after a kill
+                if f"{kind}.parquet" in files:
+                    read_parquet(warm.folder / name / f"{kind}.parquet", kind=kind)
+        open_jobs = [name for name, code in ends.items() if code] or ["one", "two"]
+    for name in ("one", "two"):
+        assert digests(warm, name) == digests(warm, f"undisturbed-{name}")
+    warm.stop()
+    # One that was about to start when its client was killed waits ten seconds for another.
+    wait_until(lambda: not warm.workers(), 15)
