@@ -96,6 +96,7 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         self.scores.add(layer_idx, sums)
         return out[None]
 
+    @torch.inference_mode()
     def keep(self, kept: Tensor) -> None:
         """Evict all but `kept`: int64 [k], [L, k] or [L, G, k], sorted slots.
 

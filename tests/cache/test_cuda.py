@@ -1,0 +1,75 @@
+"""The same results on a GPU: fp32 logits, keep sets and scores of every policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.ledger import PositionMode
+from kvfidelity.cache.policies import build, known_policies
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+
+from .conftest import tiny
+from .test_policies import REQUIRED
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here"),
+]
+EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
+
+
+def run(model: Any, kind: str, mode: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits of three feeds with an eviction before each of the last two, and the keep sets."""
+    policy = build(kind, REQUIRED.get(kind, {}))
+    cache = new_cache(model, mode, collect_scores=True, query_tail=policy.query_tail)
+    evictor = Evictor(policy, Regime(Trigger.TURN, 40, 24))
+    ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0))
+    logits = []
+    with torch.inference_mode():
+        for part in ids.split((50, 30, 40), dim=1):
+            evictor.before_turn(cache)
+            out = model(part.to(model.device), **{cache_argument(model): cache})
+            logits.append(out.logits[0].cpu())
+    return torch.cat(logits), [eviction.kept for eviction in evictor.log]
+
+
+@pytest.mark.parametrize("mode", list(PositionMode))
+@pytest.mark.parametrize("kind", EVICTING)
+def test_a_gpu_gives_what_a_cpu_gives(kind: str, mode: str) -> None:
+    expected, kept = run(tiny("llama"), kind, mode)
+    found, kept_there = run(tiny("llama").cuda(), kind, mode)
+    assert all(torch.equal(a, b) for a, b in zip(kept, kept_there, strict=True))
+    assert len(kept) == 2
+    assert (found - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", list(PositionMode))
+def test_bf16_errs_no_more_than_hugging_faces_own(mode: str) -> None:
+    """Both against fp32: rounding is the model's, not the cache's."""
+    ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0)).cuda()
+    with torch.inference_mode():
+        exact = tiny("llama").cuda()(ids).logits[0]
+        model = tiny("llama").to(torch.bfloat16).cuda()
+        own = model(ids).logits[0].float()
+        argument = {cache_argument(model): new_cache(model, mode)}
+        parts = [model(part, **argument).logits[0] for part in ids.split((50, 30, 40), dim=1)]
+    error = (torch.cat(parts).float() - exact).norm()
+    assert error < 1.25 * (own - exact).norm()
+
+
+def test_rerotation_in_bf16_does_not_drift() -> None:
+    """128 evictions one by one leave the keys of a single one, bit for bit."""
+    model = tiny("llama").to(torch.bfloat16).cuda()
+    ids = torch.randint(3, 97, (1, 200), generator=torch.Generator().manual_seed(0)).cuda()
+    with torch.inference_mode():
+        caches = [new_cache(model, "rerotated") for _ in range(2)]
+        for cache in caches:
+            model(ids, **{cache_argument(model): cache})
+    for _ in range(128):
+        caches[0].keep(torch.arange(1, caches[0].size))
+    caches[1].keep(torch.arange(128, 200))
+    for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert torch.equal(one.rotated_keys, other.rotated_keys)

@@ -1,0 +1,50 @@
+"""What README tells a reader to type works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from kvfidelity.cache.policies import known_policies
+
+from .cache.views import random_view
+from .models.tiny import save_tiny
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def block(containing: str) -> str:
+    [found] = [text for text in BLOCKS if containing in text]
+    return str(found)
+
+
+def test_the_notebook_lines_generate_and_evict(tmp_path: Path) -> None:
+    code = block("model.generate").replace(
+        "resources/models/smollm2-135m", str(save_tiny(tmp_path))
+    )
+    code = code.replace("max_new_tokens=1000", "max_new_tokens=60, min_new_tokens=60")
+    code = code.replace("512, 256", "64, 32")
+    ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
+    names: dict[str, Any] = {
+        "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+    }
+    exec(code, names)
+    assert names["out"].shape == (1, 100)
+    assert names["cache"].size <= 64
+    assert len(names["evictor"].log) >= 1
+
+
+def test_the_policy_of_ones_own_is_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "my_policy.py"
+    file.write_text(block("class EveryOther"))
+    policy = known_policies([file])["every_other"]()
+    assert policy.keep(random_view(50, 9)).shape == (9,)
+
+
+def test_every_path_that_is_linked_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (Path(__file__).parents[1] / target).exists(), target
