@@ -9,7 +9,7 @@ import pytest
 from .project import Job, Project
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
-ENDS = {("aggregate", ""), ("figures", ""), ("report", ""), ("all", "")}
+ENDS = {("aggregate", ""), ("claims", ""), ("figures", ""), ("report", ""), ("all", "")}
 ALL_RUNS = {
     "tiny/own/baseline/original/none/0/000",
     *(f"tiny/own/{p}/{m}/000" for p in ("random", "streaming") for m in (STALE, REROTATED)),
@@ -100,7 +100,7 @@ def test_a_change_of_code_reruns_its_stage_and_what_follows(
 def test_a_plot_does_not_rerun_a_table(project: Project) -> None:
     path = project.folder / "workflow/scripts/kvfidelity/analysis/figures.py"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert project.planned() == ENDS - {("aggregate", "")}
+    assert project.planned() == ENDS - {("aggregate", ""), ("claims", "")}
 
 
 def test_another_rubric_reruns_judging(project: Project) -> None:

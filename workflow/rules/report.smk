@@ -1,3 +1,17 @@
+FIGURES = [
+    "excess",
+    "heat_map",
+    "by_turn",
+    "foretelling",
+    "through_window",
+    "cache_size",
+    "retention",
+    "inside_turns",
+    "pareto",
+    "latency",
+]
+
+
 rule aggregate:
     input:
         artifacts("generate", "turns.parquet"),
@@ -6,10 +20,13 @@ rule aggregate:
         verdicts,
     output:
         turns="results/tables/turns.parquet",
-        policies="results/tables/policies.parquet",
-        contrasts="results/tables/contrasts.parquet",
         verdicts="results/tables/verdicts.parquet",
         evictions="results/tables/evictions.parquet",
+        summaries=multiext("results/tables/dialogues", ".parquet", ".csv"),
+        policies=multiext("results/tables/policies", ".parquet", ".csv"),
+        contrasts=multiext("results/tables/contrasts", ".parquet", ".csv"),
+        predictors=multiext("results/tables/predictors", ".parquet", ".csv"),
+        window=multiext("results/tables/window", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
     conda:
@@ -22,6 +39,32 @@ rule aggregate:
         "--out results/tables > {log} 2>&1"
 
 
+rule claims:
+    input:
+        tables=rules.aggregate.output,
+        claims="config/claims.yaml",
+    output:
+        verdicts=report(
+            multiext("results/tables/claims", ".csv"),
+            caption="../report/claims.rst",
+            category="Claims",
+        ),
+        table="results/tables/claims.parquet",
+        papers=multiext("results/tables/claims", ".md", ".tex"),
+        policies=multiext("results/tables/policies", ".md", ".tex"),
+        contrasts=multiext("results/tables/contrasts", ".md", ".tex"),
+    log:
+        "logs/claims.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=json.dumps(SETTINGS["report"], sort_keys=True),
+        code=stage_fingerprint("claims"),
+    shell:
+        "python workflow/scripts/claims.py --settings {params.settings:q} --tables results/tables "
+        "--claims {input.claims} > {log} 2>&1"
+
+
 rule figures:
     input:
         rules.aggregate.output,
@@ -29,6 +72,26 @@ rule figures:
         report(
             multiext("results/figures/excess", ".svg"),
             caption="../report/excess.rst",
+            category="Quality",
+        ),
+        report(
+            multiext("results/figures/heat_map", ".svg"),
+            caption="../report/heat_map.rst",
+            category="Quality",
+        ),
+        report(
+            multiext("results/figures/by_turn", ".svg"),
+            caption="../report/by_turn.rst",
+            category="Quality",
+        ),
+        report(
+            multiext("results/figures/foretelling", ".svg"),
+            caption="../report/foretelling.rst",
+            category="Positions",
+        ),
+        report(
+            multiext("results/figures/through_window", ".svg"),
+            caption="../report/through_window.rst",
             category="Quality",
         ),
         report(
@@ -42,10 +105,21 @@ rule figures:
             category="Cache",
         ),
         report(
-            multiext("results/figures/by_turn", ".svg"),
-            caption="../report/by_turn.rst",
-            category="Quality",
+            multiext("results/figures/inside_turns", ".svg"),
+            caption="../report/inside_turns.rst",
+            category="Cache",
         ),
+        report(
+            multiext("results/figures/pareto", ".svg"),
+            caption="../report/pareto.rst",
+            category="Cost",
+        ),
+        report(
+            multiext("results/figures/latency", ".svg"),
+            caption="../report/latency.rst",
+            category="Cost",
+        ),
+        expand("results/figures/{name}.{ending}", name=FIGURES, ending=["png", "html"]),
     log:
         "logs/figures.log",
     conda:
@@ -60,7 +134,9 @@ rule figures:
 rule report:
     input:
         tables=rules.aggregate.output,
+        claims=rules.claims.output,
         figures=rules.figures.output,
+        models=sorted({f"resources/models/{cell.model}" for cell in cells(SETTINGS)}),
     output:
         report(
             "results/report.html",
@@ -76,4 +152,4 @@ rule report:
         code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
-        "--out {output} > {log} 2>&1"
+        "--models resources/models --out {output} > {log} 2>&1"

@@ -11,23 +11,28 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis import figures
-    from kvfidelity.artifacts import read_parquet, write_text
+    from kvfidelity.analysis import course, figures, tradeoffs
+    from kvfidelity.analysis.theme import save
+    from kvfidelity.artifacts import read_parquet
 
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
-    turns = table("turns")
+    turns, policies = table("turns"), table("policies")
     charts = {
-        "excess": figures.excess(table("policies")),
+        "excess": figures.excess(policies),
+        "heat_map": tradeoffs.heat_map(policies),
+        "by_turn": figures.by_turn(turns),
+        "foretelling": tradeoffs.foretelling(table("predictors")),
+        "through_window": course.through_window(table("window")),
         "cache_size": figures.cache_size(turns),
         "retention": figures.retention(turns, table("evictions")),
-        "by_turn": figures.by_turn(turns),
+        "inside_turns": course.inside_turns(turns),
+        "pareto": tradeoffs.pareto(policies),
+        "latency": course.latency(turns),
     }
-    import vl_convert
-
     for name, chart in charts.items():
-        write_text(options.out / f"{name}.svg", vl_convert.vegalite_to_svg(chart.to_json()))
+        save(chart, options.out, name)
 
 
 if __name__ == "__main__":

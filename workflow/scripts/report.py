@@ -11,15 +11,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads)
     parser.add_argument("--results", required=True, type=Path)
+    parser.add_argument("--models", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis.page import render
+    from kvfidelity.analysis.page import TABLES, render
     from kvfidelity.artifacts import read_parquet, write_text
 
-    names = ("turns", "policies", "contrasts", "verdicts")
     folder = options.results / "tables"
-    tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in names}
-    write_text(options.out, render(options.settings, tables, options.results))
+    tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}
+    write_text(options.out, render(options.settings, tables, options.results, options.models))
 
 
 if __name__ == "__main__":

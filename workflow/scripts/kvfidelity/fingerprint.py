@@ -48,8 +48,16 @@ STAGES: dict[str, tuple[str, ...]] = {
     "judge": ("judge.py", "kvfidelity/judge"),
     "aggregate": (
         "aggregate.py",
-        "kvfidelity/analysis/tables.py",
+        "kvfidelity/analysis/prediction.py",
         "kvfidelity/analysis/statistics.py",
+        "kvfidelity/analysis/tables.py",
+        "kvfidelity/analysis/window.py",
+    ),
+    "claims": (
+        "claims.py",
+        "kvfidelity/analysis/claims.py",
+        "kvfidelity/analysis/paper_tables.py",
+        "kvfidelity/analysis/words.py",
     ),
     "report": ("figures.py", "report.py", "kvfidelity/analysis"),
 }

@@ -100,4 +100,5 @@ def report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         chosen[section] = {
             name: {key: entry[key] for key in keys if key in entry} for name, entry in entries
         }
+    chosen["max_prompt_tokens"] = settings["session"]["max_prompt_tokens"]
     return chosen

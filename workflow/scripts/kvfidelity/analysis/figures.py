@@ -6,16 +6,25 @@ import itertools
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
+from scipy import stats
 
 from kvfidelity.grid import POSITIONS
 
 # Okabe and Ito's palette; the order of POSITIONS.
 COLOURS = ["#D55E00", "#0072B2", "#009E73"]
 MODES = alt.Scale(domain=list(POSITIONS), range=COLOURS)
-POLICY_COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
+POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
 WIDTH = 560
 BINS = 96
+RETENTION = {
+    "policy": pl.String,
+    "turn": pl.Int32,
+    "start": pl.Int64,
+    "stop": pl.Int64,
+    "kept": pl.Float64,
+}
 
 
 def excess(policies: pl.DataFrame) -> alt.Chart:
@@ -60,9 +69,10 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
     )
     data = data.drop_nulls("slots").sort("policy", "turn", "moment")
     data = data.with_columns(
+        step=pl.col("turn") * len(moments) + pl.col("moment"),
         policies=pl.when(pl.col("threshold") == "none")
         .then(pl.col("policy"))
-        .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")"))
+        .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")")),
     )
     return (
         alt.Chart(data)
@@ -72,7 +82,7 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
             y=alt.Y("slots:Q", title="cached tokens"),
             color=alt.Color("policies:N", title="policy", scale=alt.Scale(range=POLICY_COLOURS)),
             strokeDash=alt.StrokeDash("policies:N", title="policy"),
-            order="moment:Q",
+            order="step:Q",
             tooltip=["policy", "turn", "seen", "slots"],
         )
         .properties(width=WIDTH, height=260)
@@ -121,7 +131,7 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
         total = int(part["tokens_seen_end"].max())  # type: ignore[arg-type]
         edges = [round(total * number / BINS) for number in range(BINS + 1)]
         for turn, end in part.sort("turn").select("turn", "tokens_seen_end").iter_rows():
-            kept = _cached(log.filter(pl.col("turn") <= turn), end)
+            kept = cached_spans(log.filter(pl.col("turn") <= turn), end)
             for start, stop in itertools.pairwise(edges):
                 if start >= end:
                     break
@@ -137,34 +147,52 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
                         "kept": inside / (min(stop, end) - start),
                     }
                 )
-    return pl.DataFrame(rows)
+    return _joined(pl.DataFrame(rows, RETENTION))
+
+
+def _joined(cells: pl.DataFrame) -> pl.DataFrame:
+    """Neighbours with the same share as one: most of a map is all kept or all gone."""
+    keys = ["policy", "turn"]
+    number = pl.struct(*keys, "kept").rle_id().alias("stretch")
+    return (
+        cells.with_columns(number)
+        .group_by("stretch", *keys, "kept", maintain_order=True)
+        .agg(pl.col("start").min(), pl.col("stop").max())
+        .select(cells.columns)
+    )
 
 
 def by_turn(turns: pl.DataFrame) -> alt.Chart:
-    """Excess NLL by turns since the first eviction, mean over dialogues."""
-    data = turns.filter("after_eviction", pl.col("excess_nll").is_not_null()).with_columns(
-        since=pl.col("turn") - pl.col("turn").min().over("run")
-    )
+    """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals."""
+    late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
+    data = late.with_columns(since=pl.col("turn") - pl.col("turn").min().over("run"))
     means = data.group_by("policy", "positions", "since").agg(
-        excess=pl.col("excess_nll").mean(), n=pl.len()
+        excess=pl.col("excess_nll").mean(), spread=pl.col("excess_nll").std(), n=pl.len()
     )
+    n = means["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * means["spread"]
+    means = means.with_columns(low=pl.col("excess") - half, high=pl.col("excess") + half)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
+    base = alt.Chart(means.sort("policy", "positions", "since")).encode(
+        x=alt.X("since:Q", title="turns since the first eviction", axis=alt.Axis(tickMinStep=1)),
+        color=alt.Color("positions:N", scale=MODES, title="positions"),
+    )
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, aria=False)
+    line = base.mark_line(point=True, aria=False)
+    value = alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis)
+    points = base.mark_point(filled=True, size=30).encode(
+        y=value, tooltip=["policy", "positions", "since", "excess", "low", "high", "n"]
+    )
+    layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points)
     return (
-        alt.Chart(means.sort("policy", "positions", "since"))
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("since:O", title="turns since the first eviction"),
-            y=alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis),
-            color=alt.Color("positions:N", scale=MODES, title="positions"),
-            tooltip=["policy", "positions", "since", "excess", "n"],
-        )
-        .properties(width=250, height=130)
+        layers.properties(width=250, height=130)
         .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+        .resolve_axis(x="independent")
     )
 
 
-def _cached(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
+def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
     """Cached stretches of tokens with their weight: the last keep set and what was fed since."""
     if log.is_empty():
         return [(0, end, 1.0)]

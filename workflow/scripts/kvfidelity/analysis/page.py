@@ -11,44 +11,80 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from kvfidelity.analysis.conclusions import causes
+from kvfidelity.analysis.paper_tables import cell_name
+from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
-from kvfidelity.grid import POSITIONS
+from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.analysis.words import interval, p_value, signed
 
-FIGURES = ("excess", "cache_size", "retention", "by_turn")
-#: Nats per token that a reader would call a difference; the headline's words change there.
-MARGIN = 0.05
+FIGURES = (
+    "excess",
+    "heat_map",
+    "by_turn",
+    "foretelling",
+    "through_window",
+    "cache_size",
+    "retention",
+    "inside_turns",
+    "pareto",
+    "latency",
+)
+TABLES = (
+    "turns",
+    "evictions",
+    "verdicts",
+    "policies",
+    "contrasts",
+    "predictors",
+    "window",
+    "claims",
+)
 
 
-def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path) -> str:
+def render(
+    settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path, models: Path
+) -> str:
     """The page as HTML.
 
     Args:
-        settings: the whole configuration.
-        tables: `turns`, `policies`, `contrasts`, `verdicts`.
-        results: the folder with figures and manifests.
+        settings: what `specs.report_settings` chooses of the configuration.
+        tables: those named in TABLES.
+        results: the folder with figures, manifests and artifacts.
+        models: the folder with model directories, for their tokenizers.
     """
+    here = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(here),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value}
+    environment.globals["cell_name"] = cell_name
     svg = {name: (results / "figures" / f"{name}.svg").read_text("utf-8") for name in FIGURES}
+    turns = tables["turns"]
+    cells = open_cells(turns, tables["evictions"], results, models, settings["max_prompt_tokens"])
+    window = change_at_edge(tables["window"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
-        style=(Path(__file__).parent / "page.css").read_text("utf-8"),
-        about=about(settings, tables["turns"], results),
-        findings=findings(tables),
+        style=Markup((here / "page.css").read_text("utf-8")),
+        script=Markup((here / "page.js").read_text("utf-8")),
+        cells=Markup(json.dumps(cells, ensure_ascii=False).replace("<", "\\u003c")),
+        shown=summary(cells),
+        about=about(settings, turns, results),
+        causes=causes(tables),
+        claims=tables["claims"].to_dicts(),
         headline=tables["policies"].to_dicts(),
         contrasts=tables["contrasts"].to_dicts(),
+        predictors=tables["predictors"].to_dicts(),
+        overshoot=overshoot(turns),
+        past_window=window.height,
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
-        example=example(tables["turns"]),
         figures={name: Markup(text) for name, text in svg.items()},
         report=settings["report"],
-        positions=POSITIONS,
     )
     return page
 
@@ -86,17 +122,17 @@ def about(settings: Mapping[str, Any], turns: pl.DataFrame, results: Path) -> li
     return entries
 
 
-def findings(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    """For each policy: what stale positions cost it, at the same budget and turns."""
-    frame = tables["contrasts"].filter(
-        pl.col("factor") == "positions", pl.col("first") == "stale", pl.col("second") == "rerotated"
+def overshoot(turns: pl.DataFrame) -> list[dict[str, Any]]:
+    """Claim C3 in numbers: per policy and threshold, how far prefill alone passed the threshold."""
+    share = pl.col("prefill_overshoot_share")
+    past = turns.filter(share.is_not_null()).group_by("model", "policy", "threshold")
+    rows = past.agg(
+        turns=pl.len(),
+        past=(share > 0).sum(),
+        most=share.max(),
+        bytes=(share * pl.col("threshold_tokens") * pl.col("token_bytes")).max(),
     )
-    corrected = tables["policies"].filter(pl.col("positions") == "rerotated")
-    keys = ["model", "dataset", "policy", "threshold"]
-    joined = frame.join(
-        corrected.select(*keys, left="mean", left_low="low", left_high="high"), on=keys
-    )
-    return [row | {"verdict": _in_words(row)} for row in joined.sort("mean").to_dicts()]
+    return rows.sort("model", "policy", "threshold").to_dicts()
 
 
 def verdict_rows(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -132,49 +168,3 @@ def missing_verdicts(verdicts: pl.DataFrame) -> list[dict[str, Any]]:
         return []
     lost = verdicts.filter(~pl.col("status").is_in(["ok", "no_reply"]))
     return lost.group_by("judge", "status").len().sort("judge", "status").to_dicts()
-
-
-def example(turns: pl.DataFrame) -> list[dict[str, Any]]:
-    """The last turn of the first dialogue: what each cell replied."""
-    spoken = turns.filter(
-        pl.col("reply").is_not_null(),
-        pl.col("dialogue") == pl.col("dialogue").min(),
-        pl.col("model") == pl.col("model").min(),
-    )
-    last = spoken.filter(pl.col("turn") == pl.col("turn").max())
-    columns = ("policy", "positions", "threshold", "prompt", "reply", "reference", "reply_nll_full")
-    return last.select(columns).sort("policy", "positions").to_dicts()
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    """ "+4.660", with a true minus sign; a dash for a missing value."""
-    if value is None:
-        return "\N{EN DASH}"
-    rounded = f"{value:+.{digits}f}"
-    if float(rounded) == 0:
-        return f"{0:.{digits}f}"
-    return rounded.replace("-", "\N{MINUS SIGN}")
-
-
-def interval(row: Mapping[str, Any], digits: int = 3) -> str:
-    """ "[+4.1, +5.2]", or why there is none."""
-    if row["low"] is None:
-        return "no interval from one dialogue"
-    return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
-
-
-def p_value(value: float | None) -> str:
-    """Three digits, or "< 0.001"."""
-    if value is None:
-        return "\N{EN DASH}"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _in_words(row: Mapping[str, Any]) -> str:
-    if row["low"] is None:
-        return "undecided"
-    if row["low"] > MARGIN:
-        return "costs"
-    if row["high"] < -MARGIN:
-        return "helps"
-    return "none" if row["low"] >= -MARGIN and row["high"] <= MARGIN else "undecided"

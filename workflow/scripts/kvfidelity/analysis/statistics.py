@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ def clustered_mean(
     """Weighted mean over turns, with a percentile bootstrap that resamples whole dialogues.
 
     Turns of one dialogue are not independent, so the dialogue is what is drawn. Below two dialogues
-    there is no interval.
+    there is no interval. With few, percentiles lie too close together: the levels are widened as
+    Student's t is against the normal (Hesterberg 2015, arXiv 1411.5279, section 5.3).
 
     Args:
         values, weights, dialogues: one entry per turn.
@@ -56,7 +58,7 @@ def clustered_mean(
             _ratio,
             paired=True,
             vectorized=True,
-            confidence_level=confidence,
+            confidence_level=expanded(confidence, len(names)),
             n_resamples=resamples,
             method="percentile",
             rng=np.random.default_rng(seed),
@@ -64,6 +66,15 @@ def clustered_mean(
         low, high = map(float, drawn.confidence_interval)
     p, effect = signed_rank(sums / totals)
     return Estimate(mean, low, high, len(names), len(values), p, effect)
+
+
+def expanded(confidence: float, clusters: int) -> float:
+    """The percentile level that gives about `confidence` with so few clusters.
+
+    For 0.95: 0.998 with 5 clusters, 0.968 with 20, 0.954 with 100.
+    """
+    edge = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 + confidence) / 2, clusters - 1)
+    return float(1 - 2 * stats.norm.sf(edge))
 
 
 def signed_rank(differences: Floats) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""All artifacts of a configuration in five tidy tables."""
+"""All artifacts of a configuration in tidy tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis.prediction import predictors
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
+from kvfidelity.analysis.window import by_token_index
 from kvfidelity.errors import UserError
 from kvfidelity.grid import POSITIONS, runs
 
@@ -26,6 +28,8 @@ ESTIMATE = {
     "p": pl.Float64,
     "effect": pl.Float64,
 }
+#: What a person reads; left in the artifacts, for the tables must fit in memory.
+TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
 INTEGRITY = (
     "retained_share",
     "runs",
@@ -42,45 +46,79 @@ INTEGRITY = (
 
 
 def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
-    """The tables `turns`, `evictions`, `verdicts`, `policies`, `contrasts`.
+    """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
-    turns: one row per turn of every run, with text metrics, whether an eviction has happened
-        (`after_eviction`) and the excess of the reference reply's NLL over the never evicted run's.
-    policies: one row per cell: excess NLL over the turns after an eviction with its interval, KL,
-        integrity.
+    turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
+        has happened (`after_eviction`), whether the never evicted run is within the trained window
+        (`inside_window`) and the excess of the reference reply's NLL over that run's.
+    dialogues: one row per run: what its turns sum up to.
+    policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
+        after an eviction and inside the window.
     contrasts: paired differences between position modes, and between policies of one budget.
+    predictors: how well integrity metrics order turns by their loss.
+    window: NLL of never evicted replies by token index, see `analysis.window`.
 
     Raises:
         UserError: an artifact is missing or damaged.
     """
     places = runs(settings)
-    turns = _scan(results / "generate", places, "turns.parquet")
-    metrics = _scan(results / "metrics", places, "metrics.parquet")
-    turns = with_excess(turns.join(metrics, on=["run", "turn"], how="left"))
-    evictions = _scan(results / "generate", places, "evictions.parquet")
+    logged = _scan(results / "generate", places, "turns.parquet")
+    metrics = _read(_scan(results / "metrics", places, "metrics.parquet"))
+    told = _read(logged.drop(TEXTS))
+    turns = with_excess(told.join(metrics, on=["run", "turn"], how="left"))
+    evictions = _read(_scan(results / "generate", places, "evictions.parquet"))
     verdicts = [
-        _scan(results / "judge" / judge, places, "verdicts.parquet")
+        _read(_scan(results / "judge" / judge, places, "verdicts.parquet"))
         for judge in settings["judging"]
     ]
     chosen = settings["report"]
     options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
     return {
         "turns": turns,
+        "dialogues": dialogues(turns),
         "evictions": _identified(evictions, turns),
         "verdicts": _identified(pl.concat(verdicts), turns) if verdicts else pl.DataFrame(),
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
+        "predictors": predictors(turns, INTEGRITY, options),
+        "window": _read(by_token_index(logged)),
     }
 
 
 def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
-    """Add `after_eviction` and `excess_nll`, nats per token beyond the never evicted run's."""
+    """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
+
+    excess_nll: nats per token beyond the never evicted run's.
+    prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
+        of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
+    """
     never = turns.filter(pl.col("kind") == "baseline").select(
         *PAIRED, full_nll=pl.col("reference_nll")
     )
     evicted = pl.col("evictions").fill_null(0).cum_sum().over("run", order_by="turn") > 0
     return turns.join(never, on=list(PAIRED), how="left").with_columns(
-        after_eviction=evicted, excess_nll=pl.col("reference_nll") - pl.col("full_nll")
+        after_eviction=evicted,
+        inside_window=pl.col("tokens_seen_end") <= pl.col("trained_window"),
+        prefill_overshoot_share=_overshoot(),
+        excess_nll=pl.col("reference_nll") - pl.col("full_nll"),
+    )
+
+
+def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
+    """One row per run: sizes, evictions, seconds, quality after the first eviction."""
+    late = pl.col("after_eviction") & pl.col("inside_window") & pl.col("excess_nll").is_not_null()
+    weight = pl.col("reference_tokens").filter(late)
+    seconds = ("prefill_s", "scoring_s", "eviction_s")
+    return turns.group_by("run", *CELL, "dialogue", "seed", "replies", maintain_order=True).agg(
+        turns=pl.len(),
+        turns_after_eviction=late.sum(),
+        tokens_seen=pl.col("tokens_seen_end").max(),
+        evictions=pl.col("evictions").sum(),
+        cache_bytes_peak=pl.col("cache_bytes_peak").max(),
+        prefill_overshoot_share=pl.col("prefill_overshoot_share").max(),
+        excess_nll=(pl.col("excess_nll").filter(late) * weight).sum() / weight.sum(),
+        out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
+        **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
     )
 
 
@@ -95,10 +133,12 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
             | asdict(estimate)
             | {"kl_full": _weighted_mean(part["kl_full"], tokens)}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single(part["target_tokens"])}
+            | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
             | {name: part[name].mean() for name in INTEGRITY}
         )
     schema = dict.fromkeys(CELL, pl.String) | ESTIMATE
     schema |= {"kl_full": pl.Float64, "n_tokens": pl.Int64, "budget_tokens": pl.Int64}
+    schema["cache_bytes"] = pl.Float64
     return pl.DataFrame(rows, schema | dict.fromkeys(INTEGRITY, pl.Float64)).sort(CELL)
 
 
@@ -153,24 +193,36 @@ def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) ->
 
 
 def _measured(turns: pl.DataFrame) -> pl.DataFrame:
-    return turns.filter("after_eviction", pl.col("excess_nll").is_not_null())
+    """Past the window the never evicted run is no measure of quality."""
+    return turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
 
 
-def _scan(folder: Path, places: Sequence[str], name: str) -> pl.DataFrame:
-    """One table of all files, with the run each row is from."""
+def _scan(folder: Path, places: Sequence[str], name: str) -> pl.LazyFrame:
+    """All files as one lazy table, with the run each row is from."""
     files = [folder / place / name for place in places]
-    missing = [file for file in files if not file.is_file()]
+    missing = next((file for file in files if not file.is_file()), None)
     if missing:
-        raise UserError(f"{missing[0]} does not exist: run the workflow to make it")
+        raise UserError(f"{missing} does not exist: run the workflow to make it")
+    start = len(str(folder)) + 1
+    run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
+    return pl.scan_parquet(files, include_file_paths="run").with_columns(run)
+
+
+def _read(rows: pl.LazyFrame) -> pl.DataFrame:
     try:
-        frame = pl.scan_parquet(files, include_file_paths="run").collect()
+        return rows.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(
-            f"a {name} below {folder} is damaged ({reason}): delete it and run again"
-        ) from None
-    start = len(str(folder)) + 1
-    return frame.with_columns(pl.col("run").str.slice(start).str.head(-len(name) - 1))
+        raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None
+
+
+def _overshoot() -> pl.Expr:
+    before = pl.col("slots_after_prefill") - pl.col("prompt_tokens")
+    least = pl.max_horizontal(before, "threshold_tokens")
+    past = (pl.col("slots_after_prefill") - least).clip(lower_bound=0)
+    # max_horizontal skips nulls, so a run without a threshold must be named.
+    threshold = pl.col("threshold_tokens")
+    return pl.when(threshold.is_not_null()).then(past / threshold)
 
 
 def _identified(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:

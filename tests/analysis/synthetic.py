@@ -1,0 +1,264 @@
+"""Synthetic artifacts with planted effects, in the schema that real runs write. No model was run:
+every number is drawn from a random generator and every text says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from kvfidelity.artifacts import write_json, write_parquet
+from kvfidelity.dialogues.pool import SCHEMA as POOL
+from kvfidelity.grid import runs
+from kvfidelity.judge.verdict import SCHEMA as VERDICTS
+from kvfidelity.session.rows import EVICTIONS, TURNS
+from kvfidelity.settings import load_settings
+
+METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
+WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
+
+#: Nats per token by (kind, positions); what is not named costs nothing.
+Effects = Mapping[tuple[str, str], float]
+
+
+def settings(dialogues: int, **changes: Any) -> dict[str, Any]:
+    """A checked configuration for synthetic runs."""
+    config: dict[str, Any] = {
+        "title": "Synthetic data: no model was run",
+        "models": {"synthetic": {"source": "path", "path": "none", "label": "synthetic numbers"}},
+        "datasets": {
+            "made": {
+                "source": "path",
+                "path": "none.jsonl",
+                "format": "sharegpt",
+                "count": dialogues,
+            }
+        },
+        "policies": {
+            "baseline": {"kind": "baseline"},
+            "attention_top": {"kind": "attention_top"},
+            "gist": {"kind": "sliding_window_gist"},
+            "streaming_llm": {"kind": "streaming_llm"},
+        },
+        "thresholds": {"half": {"at": f"{AT}tok", "trigger": "turn", "target": f"{TARGET}tok"}},
+        "judges": {"offline": {"kind": "offline", "rubric": "offline"}},
+        "report": {"resamples": 200},
+    }
+    return load_settings(config | changes, "synthetic")
+
+
+def write(
+    results: Path,
+    chosen: Mapping[str, Any],
+    effects: Effects,
+    *,
+    turns: int = 15,
+    edge: float = 0.0,
+    noise: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Every artifact of a configuration below `results`.
+
+    Args:
+        effects: planted excess NLL.
+        edge: what a token past the trained window costs the never evicted run.
+        noise: standard deviation of a turn's own excess; a dialogue's level has half of it.
+    """
+    for place in runs(chosen):
+        model, dataset, policy, positions, threshold, number, dialogue = place.split("/")
+        kind = chosen["policies"][policy]["kind"]
+        rng = np.random.default_rng([seed, int(dialogue), len(policy), len(positions)])
+        cost = effects.get((kind, positions), 0.0)
+        frame = turn_rows(kind, cost, turns, edge, noise, rng, np.random.default_rng(int(dialogue)))
+        identity = {
+            "model": model,
+            "model_revision": "synthetic",
+            "dataset": dataset,
+            "dialogue": dialogue,
+            "dialogue_id": f"made-{dialogue}",
+            "policy": policy,
+            "kind": kind,
+            "positions": positions,
+            "threshold": threshold,
+            "seed": int(number),
+        }
+        frame = frame.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
+        frame = frame.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+        write_parquet(frame, results / "generate" / place / "turns.parquet", kind="turns")
+        log = eviction_rows(frame)
+        write_parquet(log, results / "generate" / place / "evictions.parquet", kind="evictions")
+        write_parquet(
+            metric_rows(frame, rng), results / "metrics" / place / "metrics.parquet", kind="metrics"
+        )
+        for judge in chosen["judging"]:
+            file = results / "judge" / judge / place / "verdicts.parquet"
+            write_parquet(verdict_rows(frame, judge, cost), file, kind="verdicts")
+    for model in chosen["models"]:
+        for dataset, entry in chosen["datasets"].items():
+            _pool(results / "dialogues" / model / dataset, entry["count"], turns)
+
+
+def turn_rows(
+    kind: str,
+    cost: float,
+    turns: int,
+    edge: float,
+    noise: float,
+    rng: np.random.Generator,
+    shared: np.random.Generator,
+) -> pl.DataFrame:
+    """One run, identity columns aside: cut to TARGET before a turn once AT tokens are cached."""
+    never = kind == "baseline"
+    level = 0.0 if never else float(rng.normal(0, noise / 2))
+    rows: list[dict[str, Any]] = []
+    cached, evicted = 0, False
+    for turn in range(turns):
+        base = 2 + shared.normal(0, 0.3, REPLY).astype(np.float32)
+        start, seen = cached, turn * (PROMPT + REPLY)
+        cut = not never and cached >= AT
+        cached = TARGET if cut else cached
+        evicted |= cut
+        index = seen + PROMPT + np.arange(REPLY)
+        extra = (cost + level + float(rng.normal(0, noise))) if evicted else 0.0
+        nll = base + np.where(index >= WINDOW, edge, 0.0).astype(np.float32) + np.float32(extra)
+        distortion = max(0.0, cost / 4 + level / 10) if evicted else 0.0
+        after = cached + PROMPT
+        cached = after + REPLY
+        rows.append(
+            dict.fromkeys(TURNS)
+            | {
+                "parameters": "{}",
+                "trigger": "turn",
+                "threshold_tokens": None if never else AT,
+                "target_tokens": None if never else TARGET,
+                "replies": "reference",
+                "turn": turn,
+                "turns_total": turns,
+                "shared_prefix": not evicted,
+                "scores_collected": True,
+                "prompt_tokens": PROMPT,
+                "reply_tokens": REPLY,
+                "tokens_seen_start": seen,
+                "tokens_seen_end": seen + PROMPT + REPLY,
+                "slots_start": start,
+                "slots_after_prefill": after,
+                "slots_after_eviction": TARGET if cut else None,
+                "slots_end": cached,
+                "slots_peak": max(start, cached),
+                "next_position": after,
+                "cache_bytes_start": start * 100,
+                "cache_bytes_after_prefill": after * 100,
+                "cache_bytes_after_eviction": TARGET * 100 if cut else None,
+                "cache_bytes_end": cached * 100,
+                "cache_bytes_peak": max(start, cached) * 100,
+                "token_bytes": 100,
+                "evictions": int(cut),
+                "evicted_tokens": start - TARGET if cut else 0,
+                "eviction_s": 0.01 * cut,
+                "scoring_s": 0.02 * cut,
+                "prefill_s": 0.3,
+                "ttft_s": 0.35,
+                "tpot_s": 0.02,
+                "decode_tokens_per_s": 50.0,
+                "prompt": f"synthetic prompt {turn}",
+                "reply": f"synthetic reply {turn} of a run that costs {cost}",
+                "reference": f"synthetic reference {turn}",
+                "finish_reason": "length",
+                "reply_token_count": 4,
+                "reference_nll": float(nll.mean()),
+                "reference_tokens": REPLY,
+                "reference_token_nll": nll.tolist(),
+                "kl_full": max(0.0, extra),
+                "reply_nll": 1.0,
+                "reply_nll_full": 1.0 + cost,
+                "retained_share": after / (seen + PROMPT),
+                "runs": 2.0 if evicted else 1.0,
+                "future_share": min(1.0, distortion),
+                "collisions": 0.0,
+                "order_inversions": 0.0,
+                "out_of_window_share": 0.0,
+                "mean_offset_error": 100 * distortion,
+                "phase_distortion": min(2.0, distortion),
+                "phase_distortion_weighted": min(2.0, distortion),
+                "sinks_kept": 4.0,
+                "evicted_attention_share": 0.1 * evicted,
+                "trained_window": WINDOW,
+                "device": "none",
+                "dtype": "none",
+            }
+        )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
+    """What the turns imply: the four first tokens and the last ones stay."""
+    rows = []
+    for number, turn in enumerate(turns.filter(pl.col("evictions") > 0).to_dicts()):
+        seen, before = turn["tokens_seen_start"], turn["slots_start"]
+        recent = TARGET - 4
+        rows.append(
+            {
+                "turn": turn["turn"],
+                "step": number,
+                "tokens_seen": seen,
+                "slots_before": before,
+                "slots_after": TARGET,
+                "group": "shared",
+                "runs": [{"start": 0, "stop": 4}, {"start": before - recent, "stop": before}],
+                "token_runs": [{"start": 0, "stop": 4}, {"start": seen - recent, "stop": seen}],
+                "positions": [{"start": 0, "stop": TARGET, "position": 0}],
+                "next_position": TARGET,
+                "eviction_s": 0.01,
+                "scoring_s": 0.02,
+                "attention_share": 0.1,
+            }
+        )
+    return pl.DataFrame(rows, EVICTIONS)
+
+
+def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+    """Text metrics at random."""
+    drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS}
+    return turns.select("turn", **{name: pl.Series(values) for name, values in drawn.items()})
+
+
+def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
+    """Scores that fall with the planted cost; every fifth verdict failed."""
+    failed = pl.col("turn") % 5 == 4
+    columns = {
+        "judge": pl.lit(judge),
+        "judge_kind": pl.lit("offline"),
+        "judge_model": pl.lit("formula"),
+        "rubric": pl.lit("offline"),
+        "score": pl.when(~failed).then(max(1, round(8 - 2 * cost))),
+        "status": pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok")),
+    }
+    frame = turns.select("turn", **columns)
+    missing = [pl.lit(None).alias(name) for name in VERDICTS if name not in frame.columns]
+    return frame.with_columns(missing).select(
+        pl.col(name).cast(kind) for name, kind in VERDICTS.items()
+    )
+
+
+def _pool(folder: Path, dialogues: int, turns: int) -> None:
+    rows = [
+        {
+            "ordinal": f"{number:03d}",
+            "dialogue_id": f"made-{number:03d}",
+            "turns": [
+                {"user": f"synthetic prompt {n}", "assistant": f"synthetic reference {n}"}
+                for n in range(turns)
+            ],
+            "n_turns": turns,
+            "n_tokens": turns * (PROMPT + REPLY),
+            "language": "en",
+            "source": "synthetic",
+            "questions": [],
+        }
+        for number in range(dialogues)
+    ]
+    write_parquet(pl.DataFrame(rows, POOL), folder / "pool.parquet", kind="dialogues")
+    write_json(folder / "manifest.json", {"conversations_read": dialogues, "kept": dialogues})

@@ -1,0 +1,44 @@
+"""Judge the claims, and write the tables for papers."""
+
+import argparse
+import json
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="report section")
+    parser.add_argument("--tables", required=True, type=Path)
+    parser.add_argument("--claims", required=True, type=Path)
+    options = parser.parse_args()
+    from kvfidelity.analysis import paper_tables
+    from kvfidelity.analysis.claims import judge_claims, read_claims
+    from kvfidelity.artifacts import read_parquet, replacing, write_parquet, write_text
+
+    def table(name: str):
+        return read_parquet(options.tables / f"{name}.parquet", kind=name)
+
+    tables = {name: table(name) for name in ("turns", "verdicts", "window")}
+    claims = judge_claims(read_claims(options.claims), tables, options.settings)
+    write_parquet(claims, options.tables / "claims.parquet", kind="claims")
+    with replacing(options.tables / "claims.csv") as temporary:
+        claims.write_csv(temporary)
+    made = {
+        "claims": paper_tables.claim_table(claims),
+        "policies": paper_tables.policy_table(table("policies")),
+        "contrasts": paper_tables.contrast_table(table("contrasts")),
+    }
+    captions = {
+        "claims": "Claims and what the data say of them",
+        "policies": "Excess NLL (nats per reference token) over the never evicted run",
+        "contrasts": "Paired differences in excess NLL on the same dialogue and turn",
+    }
+    for name, (head, rows) in made.items():
+        write_text(options.tables / f"{name}.md", paper_tables.markdown(head, rows))
+        write_text(options.tables / f"{name}.tex", paper_tables.latex(head, rows, captions[name]))
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,56 @@
+"""The report's first words: what a policy's loss is made of, from the numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+#: Nats per token that a reader would call a difference.
+MARGIN = 0.05
+#: Shares of the loss above and below which one cause is named.
+MOST, LITTLE = 0.8, 0.2
+
+
+def causes(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """For each policy and threshold, its loss split in two, at the same kept tokens.
+
+    stale: excess NLL with stale positions. difference: stale minus rerotated, what the positions
+    cost. rest: rerotated, what is lost with the tokens. share: difference / stale. cause: "none",
+    "positions", "tokens", "both" or "undecided". Attention-ranked eviction comes first, then by
+    what positions cost.
+    """
+    keys = ["model", "dataset", "policy", "threshold"]
+    kinds = tables["turns"].select(*keys, "kind").unique()
+    cells = tables["policies"]
+    stale = cells.filter(pl.col("positions") == "stale").select(
+        *keys, stale="mean", stale_low="low", stale_high="high"
+    )
+    rest = cells.filter(pl.col("positions") == "rerotated").select(
+        *keys, rest="mean", rest_low="low", rest_high="high"
+    )
+    difference = tables["contrasts"].filter(
+        pl.col("factor") == "positions", pl.col("first") == "stale", pl.col("second") == "rerotated"
+    )
+    joined = difference.join(stale, on=keys).join(rest, on=keys).join(kinds, on=keys)
+    ordered = joined.sort(pl.col("kind") != "attention_top", -pl.col("mean"), "policy")
+    return [row | split(row) for row in ordered.to_dicts()]
+
+
+def split(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`cause` and `share` of one row of `causes`."""
+    share = row["mean"] / row["stale"] if row["stale"] > MARGIN else None
+    if row["low"] is None or row["stale_low"] is None:
+        cause = "undecided"
+    elif row["stale_high"] <= MARGIN:
+        cause = "none"
+    elif row["stale_low"] <= MARGIN or share is None:
+        cause = "undecided"
+    elif row["low"] > MARGIN and share >= MOST:
+        cause = "positions"
+    elif share <= LITTLE:
+        cause = "tokens"
+    else:
+        cause = "both" if row["low"] > MARGIN else "undecided"
+    return {"cause": cause, "share": share}

@@ -1,0 +1,121 @@
+"""Figures of what happens along a conversation and inside a turn."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from kvfidelity.analysis.figures import WIDTH
+
+MOMENTS = {
+    "start": "cache_bytes_start",
+    "before prefill": "bytes_before_prefill",
+    "after prefill": "cache_bytes_after_prefill",
+    "end": "cache_bytes_end",
+}
+SECONDS = {
+    "prefill": "prefill",
+    "scoring": "scoring_s",
+    "eviction": "eviction_s",
+    "decode": "decode_s",
+}
+
+
+def through_window(window: pl.DataFrame) -> alt.LayerChart:
+    """NLL of never evicted replies by token index, mean over dialogues with 95% t-intervals; a
+    dashed line where the trained window ends, if a dialogue gets there."""
+    keys = ["model", "trained_window", "start", "stop"]
+    data = window.group_by(keys).agg(
+        mean=pl.col("nll").mean(), spread=pl.col("nll").std(), n=pl.len()
+    )
+    n = data["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
+    data = data.with_columns(
+        low=pl.col("mean") - half,
+        high=pl.col("mean") + half,
+        middle=(pl.col("start") + pl.col("stop")) / 2,
+    ).sort("model", "start")
+    base = alt.Chart(data).encode(
+        x=alt.X("middle:Q", title="token index in the conversation"),
+        color=alt.Color("model:N", title="model", scale=alt.Scale(range=["#0072B2", "#D55E00"])),
+    )
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.5)
+    points = base.mark_point(filled=True, size=40).encode(
+        y=alt.Y("mean:Q", title="NLL (nats per token)"),
+        tooltip=["model", "start", "stop", "mean", "low", "high", "n"],
+    )
+    reached = data.filter(pl.col("stop") > pl.col("trained_window"))
+    edges = reached.select("trained_window").unique()
+    edge = alt.Chart(edges).mark_rule(color="#888", strokeDash=[4, 3]).encode(x="trained_window:Q")
+    layers = [bars.encode(y="low:Q", y2="high:Q"), points, *([edge] if edges.height else [])]
+    return alt.layer(*layers).properties(width=WIDTH, height=200)
+
+
+def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
+    """Cache bytes at four moments of each turn, one dialogue: what prefill adds.
+
+    The first position mode stands for all, for they hold as many bytes.
+    """
+    first = turns.filter(
+        pl.col("dialogue") == pl.col("dialogue").min().over("model", "dataset"),
+        pl.col("model") == pl.col("model").min(),
+        pl.col("kind") != "baseline",
+    )
+    chosen = first.filter(
+        pl.col("positions") == pl.col("positions").min().over("policy"),
+        pl.col("threshold") == pl.col("threshold").min(),
+    ).with_columns(
+        bytes_before_prefill=(pl.col("slots_after_prefill") - pl.col("prompt_tokens"))
+        * pl.col("token_bytes")
+    )
+    data = pl.concat(
+        chosen.select(
+            "policy",
+            "turn",
+            moment=pl.lit(name),
+            at=pl.col("turn") + number / len(MOMENTS),
+            megabytes=pl.col(column) / 1e6,
+            limit=pl.col("threshold_tokens") * pl.col("token_bytes") / 1e6,
+        )
+        for number, (name, column) in enumerate(MOMENTS.items())
+    ).sort("policy", "at")
+    base = alt.Chart(data).encode(x=alt.X("at:Q", title="turn", axis=alt.Axis(tickMinStep=1)))
+    line = base.mark_line(color="#0072B2", aria=False).encode(
+        y=alt.Y("megabytes:Q", title="cache (MB)")
+    )
+    points = base.mark_point(filled=True, size=22, color="#0072B2").encode(
+        y="megabytes:Q", tooltip=["policy", "turn", "moment", "megabytes", "limit"]
+    )
+    limit = base.mark_rule(color="#D55E00", strokeDash=[4, 3]).encode(x=alt.X(), y="mean(limit):Q")
+    layers = alt.layer(line, points, limit).properties(width=250, height=110)
+    return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2)
+
+
+def latency(turns: pl.DataFrame) -> alt.Chart:
+    """Mean seconds per turn, split; turns computed once for all policies are left out."""
+    alone = turns.filter(~pl.col("shared_prefix")).with_columns(
+        decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
+        # What the prompt took holds the eviction and its scoring.
+        prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),
+    )
+    means = alone.group_by("policy").agg(
+        *[pl.col(column).mean().alias(name) for name, column in SECONDS.items()], n=pl.len()
+    )
+    data = means.unpivot(list(SECONDS), index=["policy", "n"], variable_name="part")
+    palette = ["#0072B2", "#E69F00", "#D55E00", "#56B4E9"]
+    return (
+        alt.Chart(data.with_columns(value=pl.col("value").fill_null(0)).sort("policy"))
+        .mark_bar()
+        .encode(
+            x=alt.X("sum(value):Q", title="seconds per turn (mean)"),
+            y=alt.Y("policy:N", title=None),
+            color=alt.Color(
+                "part:N", title=None, scale=alt.Scale(domain=list(SECONDS), range=palette)
+            ),
+            order=alt.Order("part:N"),
+            tooltip=["policy", "part", "value", "n"],
+        )
+        .properties(width=WIDTH * 0.75, height=alt.Step(26))
+    )

@@ -1,0 +1,50 @@
+"""One look for all figures, and the files they are saved as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from kvfidelity.artifacts import replacing, write_text
+
+FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+#: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
+#: light to dark; on its own an SVG takes it for black.
+INK = "currentColor"
+
+
+def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart's Vega-Lite specification with the common look."""
+    spec: dict[str, Any] = chart.to_dict()
+    lines = {"gridColor": INK, "gridOpacity": 0.12, "domainColor": INK, "tickColor": INK}
+    opaque = {"domainOpacity": 0.4, "tickOpacity": 0.4}
+    words = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
+    spec["background"] = "transparent"
+    spec["config"] = {
+        "font": FONT,
+        "axis": words | lines | opaque | {"titleFontWeight": 500, "titlePadding": 8},
+        "legend": words | {"titleFontWeight": 600, "symbolStrokeWidth": 2},
+        "header": words | {"labelFontWeight": 600, "labelFontSize": 12},
+        "view": {"stroke": None},
+        "text": {"color": INK},
+    }
+    return spec
+
+
+def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
+    """NAME.svg for the page and papers, NAME.png at 200 dots per inch, NAME.html to look around in.
+
+    Nothing is fetched, then or later: the page holds its scripts.
+    """
+    spec = json.dumps(themed(chart))
+    write_text(folder / f"{name}.svg", vl_convert.vegalite_to_svg(spec))
+    opaque = json.dumps(themed(chart) | {"background": "white"})
+    with replacing(folder / f"{name}.png") as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(opaque, scale=2, ppi=200))
+    write_text(
+        folder / f"{name}.html", vl_convert.vegalite_to_html(opaque, bundle=True, renderer="svg")
+    )

@@ -1,0 +1,71 @@
+"""Claim C1: how well never evicted replies are predicted, by token index through the window."""
+
+from __future__ import annotations
+
+import polars as pl
+
+#: Bins per trained window.
+BINS = 32
+#: Share of the window on each side of its edge that the change compares.
+REACH = 0.25
+
+
+def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
+    """Mean NLL of reference tokens by their place in the conversation, per never evicted run.
+
+    Args:
+        logged: turn rows with `reference_token_nll` (nats, one per reference token, the first being
+            token index `tokens_seen_start + prompt_tokens`).
+
+    Returns:
+        run, model, dataset, dialogue, seed, trained_window, start and stop (token indices), nll,
+        tokens.
+    """
+    never = logged.filter(
+        pl.col("kind") == "baseline", pl.col("reference_token_nll").list.len() > 0
+    )
+    keys = ["run", "model", "dataset", "dialogue", "seed", "trained_window"]
+    first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
+    count = pl.col("reference_token_nll").list.len().cast(pl.Int32)
+    tokens = never.select(
+        *keys, index=pl.int_ranges(first, first + count), nll="reference_token_nll"
+    ).explode("index", "nll")
+    step = pl.col("trained_window") // BINS
+    return (
+        tokens.with_columns(start=pl.col("index") // step * step)
+        .group_by(*keys, "start")
+        .agg(stop=(pl.col("start") + step).first(), nll=pl.col("nll").mean(), tokens=pl.len())
+        .sort(*keys, "start")
+        .select(*keys, "start", "stop", pl.col("nll").cast(pl.Float64), "tokens")
+    )
+
+
+def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
+    """One row per run that passed its window: mean NLL of the quarter window past the edge minus
+    that of the quarter before it (`nll_change_at_window`, nats per token), and the tokens past it.
+
+    A change may also be the conversation's doing: compare with `nll_drift_inside`, the change from
+    the quarter window before that, where no edge lies (missing if the run has no reply there).
+    """
+    edge, reach = pl.col("trained_window"), REACH * pl.col("trained_window")
+    parts = {
+        "past": (pl.col("start") >= edge) & (pl.col("start") < edge + reach),
+        "last": (pl.col("start") >= edge - reach) & (pl.col("start") < edge),
+        "earlier": (pl.col("start") >= edge - 2 * reach) & (pl.col("start") < edge - reach),
+    }
+    weighted = pl.col("nll") * pl.col("tokens")
+    sums = [
+        (weighted.filter(inside).sum() / pl.col("tokens").filter(inside).sum()).alias(name)
+        for name, inside in parts.items()
+    ]
+    counted = pl.col("tokens").filter(parts["past"]).sum().alias("reference_tokens")
+    runs = window.group_by("run", "model", "dataset", "dialogue", "seed").agg(*sums, counted)
+    return (
+        runs.with_columns(pl.col("past", "last", "earlier").fill_nan(None))
+        .with_columns(
+            nll_change_at_window=pl.col("past") - pl.col("last"),
+            nll_drift_inside=pl.col("last") - pl.col("earlier"),
+        )
+        .filter(pl.col("nll_change_at_window").is_not_null())
+        .sort("run")
+    )

@@ -1,0 +1,30 @@
+"""Numbers as a reader sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """ "+4.660", with a true minus sign; a dash for a missing value."""
+    if value is None:
+        return "\N{EN DASH}"
+    rounded = f"{value:+.{digits}f}"
+    if float(rounded) == 0:
+        return f"{0:.{digits}f}"
+    return rounded.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(row: Mapping[str, Any], digits: int = 3) -> str:
+    """ "[+4.1, +5.2]", or why there is none."""
+    if row["low"] is None:
+        return "no interval from one dialogue"
+    return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
+
+
+def p_value(value: float | None) -> str:
+    """Three digits, or "< 0.001"."""
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
