@@ -166,7 +166,7 @@ def _judged(
     if not found:
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "verdict": "not decided"}
-        yield blank | _stated(claim) | empty | {"why": "nothing measured: no such run in this grid"}
+        yield blank | _stated(claim) | empty | {"why": "no run of this grid measures it"}
 
 
 def _turns(claim: Claim, rows: pl.DataFrame) -> pl.DataFrame:
@@ -194,7 +194,7 @@ def _estimates(
         for key, part in chosen.group_by("model", "dataset", maintain_order=True):
             yield from _correlation(claim, part, dict(zip(CELL, key, strict=False)), options)
         return
-    for key, part in chosen.group_by(CELL, maintain_order=True):
+    for key, part in chosen.sort(CELL).group_by(CELL, maintain_order=True):
         about = dict(zip(CELL, key, strict=True)) | {"budget_tokens": _budget(part)}
         if claim.minus is None:
             yield _mean(claim, part, pl.col(claim.quantity), about, options)

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from kvfidelity.analysis.figures import WIDTH
+from kvfidelity.analysis.figures import WIDTH, whole
 
 MOMENTS = {
     "start": "cache_bytes_start",
@@ -81,7 +81,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
         )
         for number, (name, column) in enumerate(MOMENTS.items())
     ).sort("policy", "at")
-    base = alt.Chart(data).encode(x=alt.X("at:Q", title="turn", axis=alt.Axis(tickMinStep=1)))
+    base = alt.Chart(data).encode(x=alt.X("at:Q", title="turn", axis=whole(data["turn"])))
     line = base.mark_line(color="#0072B2", aria=False).encode(
         y=alt.Y("megabytes:Q", title="cache (MB)")
     )
@@ -104,9 +104,13 @@ def latency(turns: pl.DataFrame) -> alt.Chart:
         *[pl.col(column).mean().alias(name) for name, column in SECONDS.items()], n=pl.len()
     )
     data = means.unpivot(list(SECONDS), index=["policy", "n"], variable_name="part")
+    data = data.with_columns(
+        pl.col("value").fill_null(0),
+        rank=pl.col("part").replace_strict({name: rank for rank, name in enumerate(SECONDS)}),
+    )
     palette = ["#0072B2", "#E69F00", "#D55E00", "#56B4E9"]
     return (
-        alt.Chart(data.with_columns(value=pl.col("value").fill_null(0)).sort("policy"))
+        alt.Chart(data.sort("policy"))
         .mark_bar()
         .encode(
             x=alt.X("sum(value):Q", title="seconds per turn (mean)"),
@@ -114,7 +118,7 @@ def latency(turns: pl.DataFrame) -> alt.Chart:
             color=alt.Color(
                 "part:N", title=None, scale=alt.Scale(domain=list(SECONDS), range=palette)
             ),
-            order=alt.Order("part:N"),
+            order="rank:Q",
             tooltip=["policy", "part", "value", "n"],
         )
         .properties(width=WIDTH * 0.75, height=alt.Step(26))

@@ -68,9 +68,10 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
         for step, (name, seen) in enumerate(moments)
     )
     data = data.drop_nulls("slots").sort("policy", "turn", "moment")
+    one_threshold = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() < 2
     data = data.with_columns(
         step=pl.col("turn") * len(moments) + pl.col("moment"),
-        policies=pl.when(pl.col("threshold") == "none")
+        policies=pl.when(pl.lit(one_threshold) | (pl.col("threshold") == "none"))
         .then(pl.col("policy"))
         .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")")),
     )
@@ -150,6 +151,12 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     return _joined(pl.DataFrame(rows, RETENTION))
 
 
+def whole(numbers: pl.Series) -> alt.Axis:
+    """An axis with ticks at whole numbers only, about ten of them."""
+    last = int(numbers.max() or 0)  # type: ignore[arg-type]
+    return alt.Axis(values=list(range(0, last + 1, max(1, last // 10))), format="d")
+
+
 def _joined(cells: pl.DataFrame) -> pl.DataFrame:
     """Neighbours with the same share as one: most of a map is all kept or all gone."""
     keys = ["policy", "turn"]
@@ -175,7 +182,7 @@ def by_turn(turns: pl.DataFrame) -> alt.Chart:
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
     base = alt.Chart(means.sort("policy", "positions", "since")).encode(
-        x=alt.X("since:Q", title="turns since the first eviction", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("since:Q", title="turns since the first eviction", axis=whole(means["since"])),
         color=alt.Color("positions:N", scale=MODES, title="positions"),
     )
     band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, aria=False)

@@ -12,11 +12,12 @@ import polars as pl
 from markupsafe import Markup
 
 from kvfidelity.analysis.conclusions import causes
-from kvfidelity.analysis.paper_tables import cell_name
+from kvfidelity.analysis.paper_tables import asked, cell_name
 from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.analysis.words import interval, p_value, signed
+from kvfidelity.grid import POSITIONS
 
 FIGURES = (
     "excess",
@@ -61,7 +62,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "interval": interval, "p": p_value}
+    environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
     environment.globals["cell_name"] = cell_name
     svg = {name: (results / "figures" / f"{name}.svg").read_text("utf-8") for name in FIGURES}
     turns = tables["turns"]
@@ -76,7 +77,8 @@ def render(
         about=about(settings, turns, results),
         causes=causes(tables),
         claims=tables["claims"].to_dicts(),
-        headline=tables["policies"].to_dicts(),
+        headline=in_order(tables["policies"].to_dicts()),
+        tradeoff=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
         predictors=tables["predictors"].to_dicts(),
         overshoot=overshoot(turns),
@@ -159,7 +161,15 @@ def verdict_rows(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> list[dic
         else:
             row |= {"mean": None, "low": None, "high": None, "n": 0, "n_dialogues": 0}
         rows.append(row)
-    return sorted(rows, key=lambda row: [str(row[key]) for key in keys])
+    return in_order(rows)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By place and policy, position modes in the order they have everywhere."""
+    names = ("model", "dataset", "threshold", "policy")
+    return sorted(
+        rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))
+    )
 
 
 def missing_verdicts(verdicts: pl.DataFrame) -> list[dict[str, Any]]:

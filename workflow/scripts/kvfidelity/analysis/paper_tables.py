@@ -85,11 +85,23 @@ def claim_table(claims: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def cell_name(row: Mapping[str, Any]) -> str:
+def asked(row: Mapping[str, Any]) -> str:
+    """ "above 0.5?": the direction and margin of a claim."""
+    match row["direction"]:
+        case "above":
+            return f"above {row['margin']:g}?"
+        case "below":
+            return f"below {signed(-row['margin'], 3).rstrip('0').rstrip('.')}?"
+        case _:
+            return f"within ±{row['margin']:g}?"
+
+
+def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:
     """ "gist, stale (half) minus attention_top, stale"; empty for a claim over all cells."""
     if row["policy"] is None:
         return "all cells" if row["estimate"] is not None else ""
-    threshold = "" if row["threshold"] == "none" else f" ({row['threshold']})"
+    shown = with_threshold and row["threshold"] != "none"
+    threshold = f" ({row['threshold']})" if shown else ""
     positions = "" if row["threshold"] == "none" else f", {row['positions']}"
     name = f"{row['policy']}{positions}{threshold}"
     return f"{name} minus {row['against']}" if row["against"] else name

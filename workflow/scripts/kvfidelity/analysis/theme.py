@@ -24,13 +24,24 @@ def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
     opaque = {"domainOpacity": 0.4, "tickOpacity": 0.4}
     words = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
     spec["background"] = "transparent"
+    # Text is measured here with one font and drawn by a browser with another.
+    spec["padding"] = {"left": 12, "right": 28, "top": 5, "bottom": 5}
     spec["config"] = {
         "font": FONT,
-        "axis": words | lines | opaque | {"titleFontWeight": 500, "titlePadding": 8},
+        "axis": words
+        | lines
+        | opaque
+        | {
+            "titleFontWeight": 500,
+            "titlePadding": 8,
+            "labelOverlap": "greedy",
+            "labelSeparation": 6,
+        },
         "legend": words | {"titleFontWeight": 600, "symbolStrokeWidth": 2},
         "header": words | {"labelFontWeight": 600, "labelFontSize": 12},
         "view": {"stroke": None},
         "text": {"color": INK},
+        "point": {"opacity": 1},
     }
     return spec
 
