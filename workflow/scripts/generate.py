@@ -51,13 +51,14 @@ def main() -> None:
     if given.no_worker:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
         Generator(hello).serve(request, show)
-        return
-    try:
-        ask(hello, request, show)
-    except JobFailedError as error:
-        # The worker's traceback tells; ours would say where we read it.
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
+    else:
+        try:
+            ask(hello, request, show)
+        except JobFailedError as error:
+            # The worker's traceback tells; ours would say where we read it.
+            print(error, file=sys.stderr)
+            raise SystemExit(1) from None
+    print(f"wrote {given.turns} and {given.evictions}", file=sys.stderr)
 
 
 def show(event: dict[str, Any]) -> None:
