@@ -185,7 +185,16 @@ def test_a_reply_fed_in_chunks_evicts_as_token_by_token(
     )
 
 
-def test_running_out_of_memory_is_a_result(engine: Engine, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
+def test_running_out_of_memory_is_a_result(
+    engine: Engine, monkeypatch: Any, error: RuntimeError
+) -> None:
     from kvfidelity.session import run as module
 
     calls = []
@@ -193,7 +202,7 @@ def test_running_out_of_memory_is_a_result(engine: Engine, monkeypatch: Any) -> 
     def limited(*args: Any) -> Any:
         calls.append(1)
         if len(calls) > 3:
-            raise torch.OutOfMemoryError("no more")
+            raise error
         return real(*args)
 
     real = module.play_turn

