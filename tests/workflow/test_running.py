@@ -141,6 +141,7 @@ def test_a_mistaken_configuration_is_one_line(
     assert "Traceback" not in output
 
 
-def test_a_dry_run_says_what_it_would_take(fresh: Project) -> None:
-    done = fresh.snakemake("-n")
-    assert "5 cells, 5 dialogue runs" in done.stdout + done.stderr
+@pytest.mark.parametrize("option", ["-n", "-np", "--dry-run"])
+def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
+    done = fresh.snakemake(option)
+    assert (done.stdout + done.stderr).count("5 cells, 5 dialogue runs") == 1

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,7 +33,9 @@ SETTINGS = checked_settings()
 RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 
 # Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
-if workflow.is_main_process and {"-n", "--dry-run", "--dryrun"} & set(sys.argv):
+# Short options may be joined, as in `-np`.
+DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
+if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
     print(plan_message(SETTINGS), file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ import jsonschema
 import yaml
 
 from kvfidelity.errors import UserError
+from kvfidelity.grid import BASELINE, NEVER, cells
 from kvfidelity.sizes import parse_size
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -28,7 +29,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
     Raises:
         UserError: the first thing that is wrong, its path, and the remedy.
     """
-    settings: dict[str, Any] = json.loads(json.dumps(config))
+    settings = _plain(config, where)
     schema = config_schema()
     validator = jsonschema.Draft202012Validator(schema, format_checker=_formats())
     errors = sorted(validator.iter_errors(settings), key=lambda error: list(map(str, error.path)))
@@ -39,6 +40,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
         _check_policy(policy, entry, bool(settings["policy_files"]), where)
     _check_thresholds(settings, where)
     _check_names(settings, where)
+    _check_grid(settings, where)
     return settings
 
 
@@ -53,6 +55,18 @@ def policy_schemas() -> dict[str, Any]:
     """JSON schema of each policy kind, made by `python -m kvfidelity.cache.policies.registry`."""
     schemas: dict[str, Any] = json.loads((SCHEMAS / "policies.json").read_text(encoding="utf-8"))
     return schemas
+
+
+def _plain(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy in JSON's types; YAML also knows dates and numbers that are none."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
+    except TypeError as error:
+        what = str(error).split()[3]
+        raise UserError(f"{where}: a value is read as a {what}; put it in quotes") from None
+    except ValueError:
+        raise UserError(f"{where}: .nan and .inf are no values; write a number") from None
+    return plain
 
 
 def _formats() -> jsonschema.FormatChecker:
@@ -170,6 +184,8 @@ def _check_policy(name: str, entry: Mapping[str, Any], own_files: bool, where: s
 
 
 def _check_thresholds(settings: Mapping[str, Any], where: str) -> None:
+    if NEVER in settings["thresholds"]:
+        raise UserError(f"{where}: thresholds.{NEVER}: the name means no eviction; choose another")
     for name, entry in settings["thresholds"].items():
         if entry["trigger"] == "paper" and "target" in entry:
             raise UserError(
@@ -194,3 +210,26 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
         if name not in settings.get("judges", {}):
             known = settings.get("judges", {})
             raise UserError(f"{where}: judging: no judge {name!r}{nearest(name, known)}")
+
+
+def _check_grid(settings: Mapping[str, Any], where: str) -> None:
+    sections = {"model": "models", "dataset": "datasets", "policy": "policies"}
+    sections |= {"threshold": "thresholds"}
+    for field in ("include", "exclude"):
+        for number, pattern in enumerate(settings["grid"][field]):
+            for key, section in sections.items():
+                known = [*settings[section], *([NEVER] if key == "threshold" else [])]
+                if key in pattern and pattern[key] not in known:
+                    place, name = f"grid.{field}.{number}.{key}", pattern[key]
+                    raise UserError(f"{where}: {place}: no {name!r}{nearest(name, known)}")
+            if field == "include" and pattern.get("threshold") == NEVER:
+                raise UserError(
+                    f"{where}: grid.include.{number}.threshold: {NEVER!r} is added by itself"
+                )
+    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
+        raise UserError(
+            f"{where}: policies: one of kind {BASELINE} is needed, all others are compared with "
+            f"it; add `{BASELINE}: {{kind: {BASELINE}}}`"
+        )
+    if not cells(settings):
+        raise UserError(f"{where}: grid: nothing is left to run; check its lists and `exclude`")
