@@ -163,9 +163,9 @@ def turn_rows(
                 "ttft_s": 0.35,
                 "tpot_s": 0.02,
                 "decode_tokens_per_s": 50.0,
-                "prompt": f"synthetic prompt {turn}",
+                "prompt": prompt(turn),
                 "reply": f"synthetic reply {turn} of a run that costs {cost}",
-                "reference": f"synthetic reference {turn}",
+                "reference": reference(turn),
                 "finish_reason": "length",
                 "reply_token_count": 4,
                 "reference_nll": float(nll.mean()),
@@ -191,6 +191,16 @@ def turn_rows(
             }
         )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def prompt(turn: int) -> str:
+    """PROMPT tokens of the tests' byte-level tokenizer and template, headers included."""
+    return f"synthetic prompt {turn} ".ljust(PROMPT - 19 - (turn > 0), "x")
+
+
+def reference(turn: int) -> str:
+    """REPLY tokens, end of turn included."""
+    return f"synthetic reference {turn} ".ljust(REPLY - 1, "y")
 
 
 def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
@@ -248,10 +258,7 @@ def _pool(folder: Path, dialogues: int, turns: int) -> None:
         {
             "ordinal": f"{number:03d}",
             "dialogue_id": f"made-{number:03d}",
-            "turns": [
-                {"user": f"synthetic prompt {n}", "assistant": f"synthetic reference {n}"}
-                for n in range(turns)
-            ],
+            "turns": [{"user": prompt(n), "assistant": reference(n)} for n in range(turns)],
             "n_turns": turns,
             "n_tokens": turns * (PROMPT + REPLY),
             "language": "en",

@@ -4,9 +4,9 @@
 
 const tip = document.getElementById("tip");
 document.addEventListener("pointermove", (event) => {
-  const mark = event.target.closest("figure [aria-roledescription$='mark'], figure [aria-label]");
-  const label = mark && mark.closest("svg") && mark.getAttribute("aria-label");
-  tip.hidden = !label || label.length > 400;
+  const mark = event.target.closest("figure [data-label]");
+  const label = mark && mark.dataset.label;
+  tip.hidden = !label;
   if (tip.hidden) return;
   tip.textContent = label.replaceAll("; ", "\n");
   const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def render(
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
     environment.globals["cell_name"] = cell_name
-    svg = {name: (results / "figures" / f"{name}.svg").read_text("utf-8") for name in FIGURES}
+    svg = {
+        name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
+    }
     turns = tables["turns"]
     cells = open_cells(turns, tables["evictions"], results, models, settings["max_prompt_tokens"])
     window = change_at_edge(tables["window"])
@@ -85,10 +88,20 @@ def render(
         past_window=window.height,
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
-        figures={name: Markup(text) for name, text in svg.items()},
+        figures=svg,
         report=settings["report"],
     )
     return page
+
+
+def inlined(svg: str) -> Markup:
+    """An SVG to stand in the page, which describes it as one image.
+
+    What its marks stand for moves from `aria-label` to `data-label`, where the page's script finds
+    it; the other roles and labels inside would only be read out against the image's own.
+    """
+    marks = re.sub(r'aria-label="([^"]*)" role="graphics-symbol"', r'data-label="\1"', svg)
+    return Markup(re.sub(r' (role|aria-[a-z]+)="[^"]*"', "", marks))
 
 
 def about(settings: Mapping[str, Any], turns: pl.DataFrame, results: Path) -> list[dict[str, Any]]:

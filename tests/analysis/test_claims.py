@@ -1,0 +1,164 @@
+"""Claims on planted data: what was planted is what is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from kvfidelity.analysis.claims import Claim, judge_claims, read_claims, verdict
+from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.tables import gather
+from kvfidelity.errors import UserError
+
+from .synthetic import settings, write
+
+ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
+PLANTED = {
+    ("attention_top", "stale"): 2.0,
+    ("streaming_llm", "stale"): 3.0,
+    ("sliding_window_gist", "stale"): 0.4,
+    ("sliding_window_gist", "rerotated"): 0.4,
+}
+
+
+def claim(**changes: Any) -> Claim:
+    parts: dict[str, Any] = {
+        "claim": "X",
+        "says": "a claim",
+        "quantity": "excess_nll",
+        "of": {"kind": "attention_top", "positions": "stale"},
+        "direction": "above",
+        "margin": 0.5,
+        "min_dialogues": 5,
+    }
+    return Claim(**parts | changes)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
+    results = tmp_path_factory.mktemp("planted")
+    chosen = settings(12)
+    write(results, chosen, PLANTED, edge=0.3, noise=0.1)
+    return gather(chosen, results)
+
+
+def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, Any]]:
+    return judge_claims([claim(**changes)], tables, OPTIONS).to_dicts()
+
+
+def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
+    rows = judge_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
+    found = {row["claim"]: row["verdict"] for row in rows}
+    planted = {"C1": "supported", "C2": "supported", "C4a": "supported", "C4b": "contradicted"}
+    planted |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
+    assert {name: found[name] for name in planted} == planted
+    by_name = {row["claim"]: row for row in rows}
+    assert by_name["C2"]["estimate"] == pytest.approx(2, abs=0.15)
+    assert by_name["C1"]["estimate"] == pytest.approx(0.3, abs=0.06)
+    assert by_name["C2"]["n_dialogues"] == 12
+
+
+def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> None:
+    [row] = judged(tables, min_dialogues=13)
+    assert (row["verdict"], row["why"]) == (
+        "not decided",
+        "12 dialogues; the claim asks for 13",
+    )
+
+
+def test_an_effect_that_is_none_contradicts(tables: dict[str, pl.DataFrame]) -> None:
+    of = {"kind": "attention_top", "positions": "rerotated"}
+    [row] = judged(tables, of=of)
+    assert row["verdict"] == "contradicted"
+    [row] = judged(tables, of=of, direction="below", margin=0)
+    assert row["verdict"] == "not decided"
+
+
+def test_unequal_budgets_are_told(tables: dict[str, pl.DataFrame]) -> None:
+    turns = tables["turns"].with_columns(
+        target_tokens=pl.when(pl.col("policy") == "gist").then(100).otherwise("target_tokens")
+    )
+    minus = {"kind": "sliding_window_gist", "positions": "stale"}
+    [row] = judged(tables | {"turns": turns}, minus=minus)
+    assert (row["budget_tokens"], row["against_budget_tokens"]) == (250, 100)
+
+
+def test_scores_of_a_judge_are_a_quantity(tables: dict[str, pl.DataFrame]) -> None:
+    positions = {"minus": {"kind": "attention_top", "positions": "rerotated"}}
+    [row] = judged(
+        tables, quantity="score.offline", direction="below", margin=1, turns="all", **positions
+    )
+    assert row["verdict"] == "supported"
+    assert row["estimate"] == pytest.approx(-4)
+
+
+def test_what_was_not_run_is_said(tables: dict[str, pl.DataFrame]) -> None:
+    [row] = judged(tables, of={"kind": "h2o"})
+    assert row["verdict"] == "not decided"
+    assert row["n_dialogues"] == 0
+
+
+def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:
+    with pytest.raises(UserError, match="no table holds a column 'exces_nll'"):
+        judged(tables, quantity="exces_nll")
+
+
+@pytest.mark.parametrize(
+    ("direction", "interval", "expected"),
+    [
+        ("above", (0.2, 0.3), "supported"),
+        ("above", (-0.1, 0.05), "contradicted"),
+        ("above", (0.05, 0.2), "not decided"),
+        ("below", (-0.3, -0.2), "supported"),
+        ("below", (0.0, 0.1), "contradicted"),
+        ("within", (-0.1, 0.1), "supported"),
+        ("within", (0.2, 0.3), "contradicted"),
+        ("within", (0.0, 0.2), "not decided"),
+    ],
+)
+def test_verdicts_by_hand(direction: str, interval: tuple[float, float], expected: str) -> None:
+    decided, _ = verdict(claim(direction=direction, margin=0.1), *interval, 5)
+    assert decided == expected
+
+
+def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
+    """No effect, 20 dialogues of six turns that share a level: two-sided rate of 3 to 7%."""
+    rng = np.random.default_rng(7)
+    above, below = claim(margin=0), claim(margin=0, direction="below")
+    names = np.repeat([f"{n:03d}" for n in range(20)], 6)
+    wrong = 0
+    for seed in range(1000):
+        values = np.repeat(rng.normal(0, 1, 20), 6) + rng.normal(0, 1, 120)
+        weights = rng.uniform(50, 300, 120)
+        found = clustered_mean(values, weights, names, resamples=400, seed=seed)
+        decided = [verdict(one, found.low, found.high, 20)[0] for one in (above, below)]
+        wrong += "supported" in decided
+    assert 0.03 <= wrong / 1000 <= 0.07
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("C1: {says: a", "is no YAML"),
+        ("C1: {says: a}", "required property"),
+        (
+            "C1: {says: a, quantity: kl_full, of: {}, direction: up, margin: 0, min_dialogues: 2}",
+            "up",
+        ),
+        ("{}", "{}"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "claims.yaml").write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        read_claims(tmp_path / "claims.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_claims(tmp_path / "none.yaml")

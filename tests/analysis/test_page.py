@@ -1,0 +1,160 @@
+"""The page as its readers have it: written by the scripts, driven in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvfidelity.analysis.page import FIGURES
+from kvfidelity.specs import report_settings, table_settings
+
+from ..models.tiny import tiny_tokenizer
+from .browser import chromium, drive
+from .synthetic import settings, write
+
+ROOT = Path(__file__).parents[2]
+COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.4}
+in_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+
+
+def script(name: str, *arguments: object) -> None:
+    command = [sys.executable, str(ROOT / "workflow/scripts" / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    results, tables = folder / "results", folder / "results/tables"
+    chosen = settings(4)
+    write(results, chosen, COSTS)
+    tiny_tokenizer().save_pretrained(folder / "models/synthetic")
+    whole = {
+        "tables": table_settings(chosen),
+        "page": report_settings(chosen),
+        "report": chosen["report"],
+    }
+    told = {name: json.dumps(value) for name, value in whole.items()}
+    script("aggregate.py", "--settings", told["tables"], "--results", results, "--out", tables)
+    claims = ROOT / "config/claims.yaml"
+    script("claims.py", "--settings", told["report"], "--tables", tables, "--claims", claims)
+    script("figures.py", "--tables", tables, "--out", results / "figures")
+    out = folder / "results/report.html"
+    models = folder / "models"
+    script(
+        "report.py",
+        "--settings",
+        told["page"],
+        "--results",
+        results,
+        "--models",
+        models,
+        "--out",
+        out,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def test_it_is_one_file_that_asks_nothing_of_a_network(page: Path, text: str) -> None:
+    assert page.stat().st_size < 15e6
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", without_names)
+    assert "@import" not in text
+    assert "url(http" not in text
+
+
+def test_the_first_words_answer(text: str) -> None:
+    answer = re.sub(r"\s+", " ", text[: text.index('id="claims"')])
+    assert "<strong>attention_top</strong> fails <strong>because of positions</strong>" in answer
+    assert "synthetic numbers" in answer
+
+
+def test_missing_verdicts_are_counted(text: str) -> None:
+    assert re.search(r"offline: \d+ verdicts missing, failed", text)
+
+
+def test_figures_and_tables_for_papers(page: Path) -> None:
+    results = page.parent
+    for name in FIGURES:
+        assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        alone = (results / f"figures/{name}.html").read_text()
+        assert "vegaEmbed" in alone
+        assert not re.search(r"<script[^>]+src=", alone)
+    assert (results / "tables/policies.md").read_text().startswith("| model | dataset |")
+    latex = (results / "tables/claims.tex").read_text()
+    assert r"\toprule" in latex
+    assert r"attention\_top" in latex
+    assert "Prefill takes the cache past the threshold by more than 5\\%" in latex
+
+
+READ = """
+  const figures = [...document.querySelectorAll("figure svg")];
+  const drawn = figures.filter((svg) =>
+    svg.getBoundingClientRect().height > 40 && svg.querySelectorAll("path, line, text").length > 8);
+  document.querySelector("button[data-cell]").click();
+  const left = document.getElementById("side-left");
+  left.querySelector("details").open = true;
+  await new Promise((done) => setTimeout(done, 200));
+  const gone = [...left.querySelectorAll("del")].map((part) => part.textContent).join("");
+  const box = left.querySelector(".text");
+  return {
+    figures: figures.length, drawn: drawn.length,
+    cell: document.getElementById("pick-left").value, focus: document.activeElement.id,
+    reply: left.querySelector("blockquote").textContent,
+    other: document.getElementById("side-right").querySelector("blockquote").textContent,
+    gone, all: box.textContent, wide: document.documentElement.scrollWidth > innerWidth + 1,
+  };
+"""
+
+
+@in_browser
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (500, True)])
+def test_figures_are_drawn_and_a_cell_opens(
+    page: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    seen = drive(page, READ, tmp_path, width=width, dark=dark)
+    assert (seen["errors"], seen["requests"]) == ([], [])
+    told = seen["told"]
+    assert told["figures"] == told["drawn"] == len(FIGURES) - 1  # one budget: no trade-off
+    assert (told["cell"], told["focus"]) == ("attention_top, stale (half)", "pick-left")
+    assert told["reply"] == "synthetic reply 14 of a run that costs 2.0"
+    assert told["other"] != told["reply"]
+    assert not told["wide"]
+
+
+@in_browser
+def test_evicted_tokens_are_struck_out(page: Path, tmp_path: Path) -> None:
+    """The planted log keeps the first four tokens and the last 246 before each eviction."""
+    told = drive(page, READ, tmp_path)["told"]
+    assert told["all"].startswith("<|im_start|>user\nsynthetic prompt 0 ")
+    assert told["all"].endswith("assistant\n")
+    assert told["gone"].startswith("r\nsynthetic prompt 0 ")  # after <|im_start|>, u, s, e
+    assert "synthetic reference 13" not in told["gone"]
+
+
+@in_browser
+def test_no_serious_accessibility_fault(page: Path, tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    source = (resources.files(axe) / "axe.min.js").read_text(encoding="utf-8")
+    for dark in (False, True):
+        run = f"{source};\n{READ.replace('return', 'const told =')}" + (
+            "const found = await axe.run(document, {resultTypes: ['violations']});"
+            "return found.violations.map("
+            "(one) => [one.impact, one.id, one.nodes[0].html.slice(0, 300)]);"
+        )
+        seen = drive(page, run, tmp_path, dark=dark)
+        assert seen["errors"] == []
+        serious: list[Any] = [one for one in seen["told"] if one[0] in ("serious", "critical")]
+        assert serious == []

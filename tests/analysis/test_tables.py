@@ -1,0 +1,153 @@
+"""Tables from artifacts: pairing, windows, what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from kvfidelity.analysis.conclusions import causes, split
+from kvfidelity.analysis.tables import gather
+from kvfidelity.analysis.tradeoffs import front
+from kvfidelity.analysis.window import by_token_index, change_at_edge
+from kvfidelity.errors import UserError
+
+from .synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, write
+
+COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.5}
+COSTS[("sliding_window_gist", "rerotated")] = 0.5
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write(folder, settings(6), COSTS, noise=0.02, edge=0.3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(results: Path) -> dict[str, pl.DataFrame]:
+    return gather(settings(6), results)
+
+
+def test_excess_is_paired_and_counts_only_after_an_eviction_inside_the_window(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    turns = tables["turns"]
+    assert turns.filter(~pl.col("after_eviction"))["excess_nll"].abs().max() == 0
+    cells = tables["policies"].filter(pl.col("policy") == "attention_top")
+    means = dict(zip(cells["positions"], cells["mean"], strict=True))
+    assert means["stale"] == pytest.approx(2.0, abs=0.03)
+    assert means["rerotated"] == pytest.approx(0.0, abs=0.03)
+    counted = turns.filter("after_eviction", "inside_window", pl.col("policy") == "attention_top")
+    assert counted["tokens_seen_end"].max() <= WINDOW
+    one = counted.filter(pl.col("positions") == "stale")
+    assert cells.filter(pl.col("positions") == "stale")["n_turns"].item() == one.height
+
+
+def test_texts_stay_in_the_artifacts(tables: dict[str, pl.DataFrame]) -> None:
+    assert not {"prompt", "reply", "reference", "reference_token_nll"} & set(
+        tables["turns"].columns
+    )
+
+
+def test_a_dialogues_row_sums_up_its_run(tables: dict[str, pl.DataFrame]) -> None:
+    row = tables["dialogues"].filter(
+        pl.col("policy") == "gist", pl.col("positions") == "stale", pl.col("dialogue") == "000"
+    )
+    assert row["turns"].item() == 15
+    assert row["tokens_seen"].item() == 15 * (PROMPT + REPLY)
+    assert row["excess_nll"].item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_contrasts_hold_budgets_equal(tables: dict[str, pl.DataFrame]) -> None:
+    found = tables["contrasts"].filter(pl.col("factor") == "policy")
+    assert found.height == 9
+    assert tables["policies"]["budget_tokens"].to_list() == [TARGET] * 9
+
+
+def test_overshoot_by_hand(tables: dict[str, pl.DataFrame]) -> None:
+    """Cached 900 before a prompt of 300, threshold 1000."""
+    from kvfidelity.analysis.tables import with_excess
+
+    turns = tables["turns"].drop(
+        "after_eviction", "inside_window", "prefill_overshoot_share", "excess_nll", "full_nll"
+    )
+    one = turns.head(1).with_columns(
+        slots_after_prefill=pl.lit(1200, pl.Int32),
+        prompt_tokens=pl.lit(300, pl.Int32),
+        threshold_tokens=pl.lit(1000, pl.Int32),
+    )
+    assert with_excess(one)["prefill_overshoot_share"].item() == pytest.approx(0.2)
+    never = one.with_columns(threshold_tokens=pl.lit(None, pl.Int32))
+    assert with_excess(never)["prefill_overshoot_share"].item() is None
+
+
+def test_a_missing_artifact_is_named(results: Path) -> None:
+    with pytest.raises(UserError, match=r"006.turns\.parquet does not exist"):
+        gather(settings(7), results)
+
+
+def test_a_damaged_artifact_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, settings(1), {}, turns=6)
+    file = next((tmp_path / "generate").rglob("turns.parquet"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged") as caught:
+        gather(settings(1), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_at_the_window_is_found_and_none_before_it(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    change = change_at_edge(tables["window"])
+    assert change.height == 6
+    assert change["nll_change_at_window"].mean() == pytest.approx(0.3, abs=0.06)
+    assert change["nll_drift_inside"].mean() == pytest.approx(0.0, abs=0.06)
+
+
+def test_tokens_are_placed_by_hand() -> None:
+    """Window 64, so bins of two tokens; a prompt of 3 before a reply of 3."""
+    rows = pl.DataFrame(
+        {
+            "run": ["a"],
+            "kind": ["baseline"],
+            "model": ["m"],
+            "dataset": ["d"],
+            "dialogue": ["000"],
+            "seed": [0],
+            "trained_window": [64],
+            "tokens_seen_start": [0],
+            "prompt_tokens": [3],
+            "reference_token_nll": [[1.0, 2.0, 4.0]],
+        }
+    )
+    found = by_token_index(rows.lazy()).collect()
+    assert found.select("start", "stop", "nll", "tokens").rows() == [
+        (2, 4, 1.0, 1),
+        (4, 6, 3.0, 2),
+    ]
+
+
+def test_causes_are_named(tables: dict[str, pl.DataFrame]) -> None:
+    found = {row["policy"]: row["cause"] for row in causes(tables)}
+    assert found == {"attention_top": "positions", "gist": "tokens", "streaming_llm": "none"}
+    assert causes(tables)[0]["policy"] == "attention_top"
+
+
+def test_without_an_interval_nothing_is_decided() -> None:
+    row = {"stale": 2.0, "stale_low": None, "stale_high": None, "mean": 2.0, "low": None}
+    assert split(row)["cause"] == "undecided"
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    rows = pl.DataFrame(
+        {
+            "model": ["m"] * 4,
+            "dataset": ["d"] * 4,
+            "policy": ["a", "b", "c", "d"],
+            "cache_bytes": [1.0, 2.0, 3.0, 4.0],
+            "mean": [1.0, 1.5, 0.2, 0.2],
+        }
+    )
+    assert front(rows)["on_front"].to_list() == [True, False, True, False]
