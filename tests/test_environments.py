@@ -1,0 +1,112 @@
+"""The environment files hold what their rules' code imports, in the lock's versions."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "workflow/scripts"
+#: The module that counts lengths for the one also draws them for rule `lengths`.
+UNUSED = {("extract_dialogues.py", "altair")}
+RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", re.M | re.S)
+
+
+def pinned(lines: list[str]) -> dict[str, str]:
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(name): version.strip() for name, version in pairs}
+
+
+def environments() -> dict[str, set[str]]:
+    """Scripts by environment file, as the rules have them."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for _, body in RULE.findall(file.read_text()):
+            environment = re.search(r"envs/(\w+\.yaml)", body)
+            script = re.search(r"workflow/scripts/(\w+\.py)", body)
+            assert environment and script
+            found.setdefault(environment[1], set()).add(script[1])
+    return found
+
+
+def pins(environment: str) -> dict[str, str]:
+    content = yaml.safe_load((ROOT / "envs" / environment).read_text())
+    return pinned(next(part["pip"] for part in content["dependencies"] if isinstance(part, dict)))
+
+
+def modules(script: str) -> set[str]:
+    """Third-party modules that a script imports, itself or through the library."""
+    waiting, seen, outside = [SCRIPTS / script], set[Path](), set[str]()
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for name in imported(file):
+            top = name.split(".")[0]
+            if top != "kvfidelity":
+                outside.add(top)
+                continue
+            place = SCRIPTS / name.replace(".", "/")
+            waiting += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+    return outside - sys.stdlib_module_names
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def brought(package: str, seen: set[str] | None = None) -> set[str]:
+    """A package and what installing it installs."""
+    seen = set() if seen is None else seen
+    name = canonicalize_name(package)
+    if name in seen:
+        return seen
+    seen.add(name)
+    for line in requires(name) or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            brought(requirement.name, seen)
+    return seen
+
+
+@pytest.mark.parametrize("environment", sorted(environments()))
+def test_an_environment_has_what_its_rules_import(environment: str) -> None:
+    there = set[str]().union(*(brought(package) for package in pins(environment)))
+    owners = packages_distributions()
+    for script in sorted(environments()[environment]):
+        for module in sorted(modules(script)):
+            if (script, module) in UNUSED:
+                continue
+            packages = {canonicalize_name(name) for name in owners[module]}
+            assert packages & there, f"{script} imports {module}; envs/{environment} lacks it"
+
+
+@pytest.mark.parametrize("environment", sorted(environments()))
+def test_an_environments_versions_are_the_locks(environment: str) -> None:
+    lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
+    assert pins(environment).items() <= lock.items()
+
+
+def test_the_lock_has_what_the_package_asks_for() -> None:
+    lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
