@@ -3,7 +3,7 @@ CORES ?= 2
 ARGS ?=
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: help run test lint format report lock clean
+.PHONY: help run test lint format report verify lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ format: .venv/installed ## put code into shape
 
 report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 	@$(IN_VENV) snakemake --report results/snakemake-report.zip
+
+verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove deletes the damaged
+	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
 lock: ## write requirements.lock anew from what .venv holds
 	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
