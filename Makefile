@@ -30,6 +30,9 @@ report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove deletes the damaged
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
+compare: ## two finished runs beside each other: make compare A=results B=other/results
+	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
+
 lock: ## write requirements.lock anew from what .venv holds
 	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
 	  | sed 's/+cpu$$//' > requirements.lock

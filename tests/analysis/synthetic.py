@@ -98,7 +98,7 @@ def write(
             write_parquet(verdict_rows(frame, judge, cost), file, kind="verdicts")
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
-            _pool(results / "dialogues" / model / dataset, entry["count"], turns)
+            write_pool(results / "dialogues" / model / dataset, entry["count"], turns)
 
 
 def turn_rows(
@@ -253,7 +253,7 @@ def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
     )
 
 
-def _pool(folder: Path, dialogues: int, turns: int) -> None:
+def write_pool(folder: Path, dialogues: int, turns: int) -> None:
     rows = [
         {
             "ordinal": f"{number:03d}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from kvfidelity.errors import UserError
 from kvfidelity.settings import SCHEMAS
 
 CELL = ("model", "dataset", "policy", "positions", "threshold")
+#: What says which turn of which run a row is, and how much it weighs.
+IDENTITY = (
+    *("run", *CELL, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
+    *("reference_tokens", "after_eviction", "inside_window"),
+)
 PAIRED = ("dialogue", "seed", "turn")
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_full", "nll_change_at_window")
@@ -85,19 +90,21 @@ def judge_claims(
     Raises:
         UserError: a quantity that no table holds.
     """
-    observed = observations(tables)
+    named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
+    observed = observations(tables, named)
     rows = [row for claim in claims for row in _judged(claim, observed, options)]
     return pl.DataFrame(rows, SCHEMA)
 
 
-def observations(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Every quantity that a claim may speak of, one row per turn of every run.
+def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
+    """The quantities that claims speak of, as far as there are any, one row per turn of every run.
 
     `nll_change_at_window` stands at turn -1 of the run it belongs to, with its own weight.
     """
-    turns = tables["turns"]
+    columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
+    turns = tables["turns"].select(columns)
     verdicts = tables["verdicts"]
-    if verdicts.height:
+    if verdicts.height and any(name.startswith("score.") for name in quantities):
         scores = verdicts.filter(pl.col("status") == "ok").with_columns(
             judge=pl.lit("score.") + pl.col("judge"), score=pl.col("score").cast(pl.Float64)
         )
@@ -114,7 +121,7 @@ def observations(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     change = runs.join(
         change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens"),
         on="run",
-    ).with_columns(turn=pl.lit(-1, pl.Int32), reference_tokens=pl.col("reference_tokens"))
+    ).with_columns(turn=pl.lit(-1, pl.Int32))
     return pl.concat([turns, change], how="diagonal_relaxed")
 
 

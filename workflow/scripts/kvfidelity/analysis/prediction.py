@@ -32,7 +32,10 @@ def predictors(
     One row per model, data set and metric, the strongest first; metrics that do not vary are left
     out. Turns of all policies and position modes count alike.
     """
-    late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
+    measured = pl.col("excess_nll").is_not_null()
+    columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
+    chosen = turns.lazy().filter("after_eviction", "inside_window", measured).select(columns)
+    late = chosen.collect()
     rows = []
     for (model, dataset), part in late.group_by("model", "dataset", maintain_order=True):
         for metric in metrics:

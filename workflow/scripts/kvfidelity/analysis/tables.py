@@ -30,6 +30,8 @@ ESTIMATE = {
 }
 #: What a person reads; left in the artifacts, for the tables must fit in memory.
 TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
+#: Of evictions: which slots; the tables say which tokens.
+SLOTS = ("runs", "positions")
 INTEGRITY = (
     "retained_share",
     "runs",
@@ -63,10 +65,10 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     """
     places = runs(settings)
     logged = _scan(results / "generate", places, "turns.parquet")
+    window = _read(by_token_index(logged))
     metrics = _read(_scan(results / "metrics", places, "metrics.parquet"))
-    told = _read(logged.drop(TEXTS))
-    turns = with_excess(told.join(metrics, on=["run", "turn"], how="left"))
-    evictions = _read(_scan(results / "generate", places, "evictions.parquet"))
+    turns = with_excess(_read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"))
+    evictions = _read(_scan(results / "generate", places, "evictions.parquet").drop(SLOTS))
     verdicts = [
         _read(_scan(results / "judge" / judge, places, "verdicts.parquet"))
         for judge in settings["judging"]
@@ -81,7 +83,7 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, INTEGRITY, options),
-        "window": _read(by_token_index(logged)),
+        "window": window,
     }
 
 
@@ -210,7 +212,7 @@ def _scan(folder: Path, places: Sequence[str], name: str) -> pl.LazyFrame:
 
 def _read(rows: pl.LazyFrame) -> pl.DataFrame:
     try:
-        return rows.collect()
+        return rows.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None

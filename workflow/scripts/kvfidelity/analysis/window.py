@@ -21,22 +21,32 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
         run, model, dataset, dialogue, seed, trained_window, start and stop (token indices), nll,
         tokens.
     """
-    never = logged.filter(
-        pl.col("kind") == "baseline", pl.col("reference_token_nll").list.len() > 0
-    )
     keys = ["run", "model", "dataset", "dialogue", "seed", "trained_window"]
-    first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
     count = pl.col("reference_token_nll").list.len().cast(pl.Int32)
-    tokens = never.select(
-        *keys, index=pl.int_ranges(first, first + count), nll="reference_token_nll"
-    ).explode("index", "nll")
+    never = logged.filter(pl.col("kind") == "baseline", count > 0).with_row_index("row")
+    first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
     step = pl.col("trained_window") // BINS
+    # Of each token only numbers: its turn's names are joined to the bins, which are few.
+    bins = (
+        never.select(
+            "row",
+            step.alias("step"),
+            pl.int_ranges(first, first + count).alias("index"),
+            pl.col("reference_token_nll").alias("nll"),
+        )
+        .explode("index", "nll")
+        .group_by("row", start=pl.col("index") // pl.col("step") * pl.col("step"))
+        .agg(stop=pl.col("step").first(), nll=pl.col("nll").cast(pl.Float64).sum(), tokens=pl.len())
+    )
     return (
-        tokens.with_columns(start=pl.col("index") // step * step)
+        bins.join(never.select("row", *keys), on="row")
         .group_by(*keys, "start")
-        .agg(stop=(pl.col("start") + step).first(), nll=pl.col("nll").mean(), tokens=pl.len())
+        .agg(
+            stop=pl.col("start").first() + pl.col("stop").first(),
+            nll=pl.col("nll").sum() / pl.col("tokens").sum(),
+            tokens=pl.col("tokens").sum(),
+        )
         .sort(*keys, "start")
-        .select(*keys, "start", "stop", pl.col("nll").cast(pl.Float64), "tokens")
     )
 
 

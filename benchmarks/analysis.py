@@ -1,0 +1,125 @@
+"""A million synthetic turn rows from artifacts to page: seconds and peak memory.
+
+python benchmarks/analysis.py [--rows 1000000] [--folder FOLDER]
+
+Artifacts are written first (untimed) in the schema of real runs; no model is run. A folder that
+holds them already is used as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from kvfidelity.grid import runs  # noqa: E402
+from kvfidelity.session.rows import EVICTIONS, TURNS  # noqa: E402
+from kvfidelity.specs import report_settings, table_settings  # noqa: E402
+
+from tests.analysis import synthetic  # noqa: E402
+
+TURNS_PER_RUN = 200
+CELLS = 10  # three policies under three position modes, and the never evicted run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    dialogues = max(1, options.rows // (CELLS * TURNS_PER_RUN))
+    chosen = synthetic.settings(dialogues, report={"resamples": 2000})
+    results = folder / "results"
+    if not results.is_dir():
+        write(results, chosen)
+    tables = results / "tables"
+    page, report = json.dumps(report_settings(chosen)), json.dumps(chosen["report"])
+    claims = ROOT / "config/claims.yaml"
+    grid = json.dumps(table_settings(chosen))
+    figures, out = results / "figures", folder / "report.html"
+    steps = {
+        "aggregate": ["--settings", grid, "--results", results, "--out", tables],
+        "claims": ["--settings", report, "--tables", tables, "--claims", claims],
+        "figures": ["--tables", tables, "--out", figures],
+        "report": ["--settings", page, "--results", results, "--models", folder, "--out", out],
+    }
+    total, most = 0.0, 0.0
+    for name, arguments in steps.items():
+        began = time.perf_counter()
+        peak = run(name, list(map(str, arguments)))
+        took = time.perf_counter() - began
+        total, most = total + took, max(most, peak)
+        print(f"{name:10} {took:6.1f} s {peak / 2**30:5.2f} GiB", flush=True)
+    size = out.stat().st_size
+    rows = dialogues * CELLS * TURNS_PER_RUN
+    print(f"{rows} rows: {total:.1f} s, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
+
+
+def run(name: str, arguments: list[str]) -> float:
+    """Peak resident bytes of one script's process."""
+    command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{name} failed")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def write(results: Path, chosen: dict) -> None:
+    """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
+    drawn = {}
+    for number, place in enumerate(runs(chosen)):
+        model, dataset, policy, positions, threshold, seed, dialogue = place.split("/")
+        kind = chosen["policies"][policy]["kind"]
+        if (policy, positions) not in drawn:
+            rng = np.random.default_rng(len(drawn))
+            cost = 2.0 * (positions == "stale")
+            rows = synthetic.turn_rows(
+                kind, cost, TURNS_PER_RUN, 0.0, 0.2, rng, np.random.default_rng(0)
+            )
+            rows = rows.with_columns(trained_window=100_000)
+            identity = {"model": model, "model_revision": "synthetic", "dataset": dataset}
+            identity |= {"dialogue": "", "dialogue_id": "", "policy": policy, "kind": kind}
+            identity |= {"positions": positions, "threshold": threshold, "seed": int(seed)}
+            rows = rows.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
+            rows = rows.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+            log = synthetic.eviction_rows(rows).cast(EVICTIONS)
+            drawn[policy, positions] = (
+                rows,
+                log,
+                synthetic.metric_rows(rows, rng),
+                synthetic.verdict_rows(rows, "offline", cost),
+            )
+        turns, log, metrics, verdicts = drawn[policy, positions]
+        shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")
+        turns = turns.with_columns(
+            dialogue=pl.lit(dialogue), reference_nll=pl.col("reference_nll") + shift
+        )
+        for stage, name, frame in (
+            ("generate", "turns", turns),
+            ("generate", "evictions", log),
+            ("metrics", "metrics", metrics),
+            ("judge/offline", "verdicts", verdicts),
+        ):
+            file = results / stage / place / f"{name}.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            frame.write_parquet(file)
+    for model in chosen["models"]:
+        for dataset, entry in chosen["datasets"].items():
+            synthetic.write_pool(results / "dialogues" / model / dataset, entry["count"], 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Compare two finished runs: compare.py RESULTS_A RESULTS_B [--out FILE]."""
+
+import argparse
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("one", type=Path, metavar="RESULTS_A")
+    parser.add_argument("other", type=Path, metavar="RESULTS_B")
+    parser.add_argument("--out", type=Path, help="write there instead of printing")
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    from kvfidelity.analysis.compare import compare
+    from kvfidelity.artifacts import write_text
+
+    chosen = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}
+    text = compare(options.one, options.other, chosen)
+    if options.out:
+        write_text(options.out, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main_guard(main)
