@@ -33,6 +33,15 @@ rule all:
     input:
         "results/report.html",
         length_figures(),
+        # Named although the report needs them: Snakemake makes no missing file anew whose
+        # consumers are finished, and whoever deletes a damaged one expects that it does.
+        artifacts("generate", "turns.parquet"),
+        artifacts("generate", "evictions.parquet"),
+        artifacts("metrics", "metrics.parquet"),
+        verdicts,
+        rules.aggregate.output,
+        rules.claims.output,
+        rules.figures.output,
 
 
 onstart:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,23 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from .project import Project
-
-OWN_POLICY = '''
-from dataclasses import dataclass
-from typing import ClassVar
-from torch import Tensor
-from kvfidelity.cache.policies import Policy, parameter
-from kvfidelity.cache.view import CacheView
-
-@dataclass(frozen=True)
-class EveryOther(Policy):
-    """Keeps every `step`-th token of the conversation first."""
-    kind: ClassVar[str] = "every_other"
-    step: int = parameter(2, doc="distance", low=1)
-    def priority(self, view: CacheView) -> Tensor:
-        return -(view.token_index[0, 0] % self.step)
-'''
+from ..cache.test_policies import OWN as OWN_POLICY
+from .project import ROOT, Project
 
 
 def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
@@ -145,3 +131,18 @@ def test_a_mistaken_configuration_is_one_line(
 def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
     done = fresh.snakemake(option)
     assert (done.stdout + done.stderr).count("5 cells, 5 dialogue runs") == 1
+
+
+@pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])
+def test_a_second_configuration_is_laid_over_the_default(
+    fresh: Project, tmp_path: Path, file: str
+) -> None:
+    """As in the README: without a network, a GPU or the model."""
+    project = fresh.copy(tmp_path / "project")
+    shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
+    done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "dialogue runs, about" in done.stdout + done.stderr
+    (project.folder / "mine.yaml").write_text("policies: {random: {keep_ratio: 1.5}}\n")
+    wrong = project.snakemake("-n", "--configfile", "mine.yaml")
+    assert "mine.yaml + config/config.yaml: policies.random.keep_ratio" in wrong.stderr
