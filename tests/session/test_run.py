@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,6 +14,7 @@ from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.rows import record_schemas
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.spec import RunSpec
 from polars.testing import assert_frame_equal
@@ -227,3 +229,9 @@ def test_what_cannot_be_run_is_said_in_one_line(engine: Engine) -> None:
         run(engine, at="600 MBs")
     with pytest.raises(UserError, match="looks back 200"):
         run(engine, kind="snapkv", parameters={"window": 200})
+
+
+def test_the_written_schema_is_current() -> None:
+    """If not: `python -m kvfidelity.session.rows > workflow/schemas/records.yaml`."""
+    file = Path(__file__).parents[2] / "workflow/schemas/records.yaml"
+    assert file.read_text() == record_schemas()

@@ -145,4 +145,5 @@ def test_a_second_configuration_is_laid_over_the_default(
     assert "dialogue runs, about" in done.stdout + done.stderr
     (project.folder / "mine.yaml").write_text("policies: {random: {keep_ratio: 1.5}}\n")
     wrong = project.snakemake("-n", "--configfile", "mine.yaml")
-    assert "mine.yaml + config/config.yaml: policies.random.keep_ratio" in wrong.stderr
+    message = "mine.yaml + config/config.yaml: policies.random.keep_ratio: 1.5 is too large"
+    assert message in wrong.stdout + wrong.stderr

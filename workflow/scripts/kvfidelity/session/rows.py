@@ -1,4 +1,7 @@
-"""What is recorded of a run: one row per turn, one per eviction (schema in workflow/schemas)."""
+"""What is recorded of a run: one row per turn, one per eviction.
+
+`python -m kvfidelity.session.rows > workflow/schemas/records.yaml` writes the columns down.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.artifacts import SCHEMA_VERSION
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
 from kvfidelity.cache.log import Eviction, advance, groups, runs
 from kvfidelity.metrics.integrity import Integrity
@@ -165,3 +169,18 @@ def _placed(position: Any) -> list[dict[str, int]]:
         out.append({"start": start, "stop": start + stop - first, "position": first})
         start += stop - first
     return out
+
+
+def record_schemas() -> str:
+    """Columns and types of both tables with the schema version, as YAML."""
+    tables = {"turns": TURNS, "evictions": EVICTIONS}
+    lines = ["# Made by `python -m kvfidelity.session.rows`; units are part of a column's name."]
+    lines.append(f"schema_version: {SCHEMA_VERSION}")
+    for name, columns in tables.items():
+        lines.append(f"{name}:")
+        lines += [f'  {column}: "{kind}"' for column, kind in pl.Schema(columns).items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(record_schemas(), end="")
