@@ -70,7 +70,11 @@ function conversation(run, turn) {
   const gone = cached.reduce((sum, share) => sum + (share === 0), 0);
   const part = element("div");
   part.append(element("p", `${gone} of ${count} tokens before the reply are evicted.`, "small"), box);
-  requestAnimationFrame(() => { box.scrollTop = box.scrollHeight; });
+  requestAnimationFrame(() => { // to where the evicted text ends
+    const last = [...box.querySelectorAll("del")].at(-1) ?? box;
+    const below = last.getBoundingClientRect().bottom - box.getBoundingClientRect().top;
+    box.scrollTop = below - box.clientHeight / 2;
+  });
   return part;
 }
 
@@ -95,10 +99,12 @@ function show(side) {
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) details.append(conversation(run, turn));
   });
-  const reply = row.reply ?? "No reply of its own was generated in this turn.";
+  let reply = row.reply ?? "No reply of its own was generated in this turn.";
+  const said = row.reply !== null && reply.trim() !== "";
+  if (row.reply !== null && !said) reply = `${reply.length} characters, nothing but white space.`;
   place.replaceChildren(
     element("h3", cell(run)), element("p", numbers(row), "small"),
-    element("blockquote", reply, row.reply === null ? "small" : ""), details,
+    element("blockquote", reply, said ? "" : "small"), details,
   );
   return undefined;
 }

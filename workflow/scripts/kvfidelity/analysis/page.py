@@ -86,7 +86,9 @@ def render(
         predictors=tables["predictors"].to_dicts(),
         overshoot=overshoot(turns),
         past_window=window.height,
+        window_known=tables["window"].height > 0,
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
+        own=own_replies(turns, settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
         figures=svg,
         report=settings["report"],
@@ -174,6 +176,31 @@ def verdict_rows(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> list[dic
         else:
             row |= {"mean": None, "low": None, "high": None, "n": 0, "n_dialogues": 0}
         rows.append(row)
+    return in_order(rows)
+
+
+def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The model's own replies per cell, after an eviction or with none: how likely the full cache
+    finds them (with its interval), how they repeat, echo, and agree with the reference."""
+    spoken = turns.filter(
+        pl.col("reply_token_count") > 0,
+        pl.col("after_eviction") | (pl.col("kind") == "baseline"),
+        pl.col("reply_nll_full").is_not_null(),
+    )
+    rows = []
+    keys = ["model", "dataset", "policy", "positions", "threshold"]
+    for key, part in spoken.group_by(keys):
+        found = clustered_mean(
+            part["reply_nll_full"].to_numpy(),
+            part["reply_token_count"].cast(pl.Float64).to_numpy(),
+            part["dialogue"].to_numpy().astype(str),
+            **{name: options[name] for name in ("confidence", "resamples", "seed")},
+        )
+        means = {name: part[name].mean() for name in ("rep_3", "echo_share", "chrf")}
+        about: dict[str, Any] = {"mean": found.mean, "low": found.low, "high": found.high}
+        about["n"] = part.height
+        about["complete"] = (part["finish_reason"] == "eos").mean()
+        rows.append(dict(zip(keys, key, strict=True)) | about | means)
     return in_order(rows)
 
 
