@@ -114,3 +114,23 @@ def test_law_4_on_real_weights(
     shifted.ledger.keep(torch.empty(0, dtype=torch.int64))
     logits = feed(loaded[0], shifted, turns[0])
     assert relative(logits, reference[: turns[0].shape[1]]) < 5e-4
+
+
+def test_laws_6_and_7_on_real_weights(
+    loaded: Any, turns: list[torch.Tensor], reference: torch.Tensor
+) -> None:
+    """Bytes, and scores against eager attention of a second, unattached copy."""
+    ids = turns[0][:, :400]
+    cache = new_cache(loaded[0], "rerotated", collect_scores=True)
+    for part in ids.split((250, 1, 149), dim=1):
+        feed(loaded[0], cache, part)
+    eager, _ = load_model(MODEL, "float32", "cpu")
+    eager.set_attn_implementation("eager")
+    with torch.inference_mode():
+        weights = torch.stack(eager(ids, output_attentions=True).attentions)[:, 0]
+    assert cache.scores is not None
+    found = cache.scores.of("accumulated")
+    assert torch.allclose(found, weights.sum(2), rtol=1e-4, atol=1e-4)
+    cache.keep(torch.arange(0, 400, 3))
+    live = [t for layer in cache.layers for t in (layer.live_keys, layer.live_values)]
+    assert cache.nbytes == sum(t.numel() * t.element_size() for t in live) == 134 * 46080
