@@ -185,7 +185,7 @@ def _environment() -> dict[str, str]:
     """The worker runs the code that its client runs, installed or not.
 
     Its threads sleep at barriers instead of spinning: on a machine with anything else to do,
-    spinning made a decode step 4 to 5 times slower; on an idle one, sleeping costs about 8%.
+    spinning made a decode step 3 to 5 times slower; on an idle one, sleeping costs about 8%.
     """
     code = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | code
