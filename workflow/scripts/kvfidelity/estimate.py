@@ -8,7 +8,7 @@ from typing import Any
 from kvfidelity.grid import cells, runs
 from kvfidelity.settings import config_schema
 
-#: Tokens a second through a whole job. The first is the order of magnitude of the default run on two
+#: Tokens a second through a whole job. The first is the default run's order of magnitude on two
 #: CPU cores (135M weights); the second, for 8B weights on one large GPU, is a guess.
 CPU_TOKENS_PER_S, GPU_TOKENS_PER_S = 100.0, 2000.0
 #: A verdict's prompt and answer, for the price before the run.
