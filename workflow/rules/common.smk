@@ -24,7 +24,9 @@ from kvfidelity.specs import (
 def checked_settings():
     """The configuration with its defaults, or one line that says what is wrong with it."""
     try:
-        return load_settings(config, " + ".join(map(str, workflow.configfiles)) or "config")
+        return load_settings(
+            config, " + ".join(map(str, workflow.configfiles)) or "config"
+        )
     except UserError as error:
         raise WorkflowError(f"error: {error}") from None
 
