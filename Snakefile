@@ -37,6 +37,7 @@ rule all:
         # consumers are finished, and whoever deletes a damaged one expects that it does.
         artifacts("generate", "turns.parquet"),
         artifacts("generate", "evictions.parquet"),
+        artifacts("generate", "recall.parquet"),
         artifacts("metrics", "metrics.parquet"),
         verdicts,
         rules.aggregate.output,

@@ -5,6 +5,7 @@ rule generate:
     output:
         turns=f"results/generate/{RUN}/turns.parquet",
         evictions=f"results/generate/{RUN}/evictions.parquet",
+        recall=f"results/generate/{RUN}/recall.parquet",
     log:
         f"logs/generate/{RUN}.log",
     conda:
@@ -23,4 +24,4 @@ rule generate:
         "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "2>&1 | tee {log}"
+        "--recall {output.recall} 2>&1 | tee {log}"

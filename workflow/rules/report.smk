@@ -16,6 +16,7 @@ rule aggregate:
     input:
         artifacts("generate", "turns.parquet"),
         artifacts("generate", "evictions.parquet"),
+        artifacts("generate", "recall.parquet"),
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--dialogue", required=True, help='ordinal in the pool, such as "000"')
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
+    parser.add_argument("--recall", required=True, type=Path)
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
     given = parser.parse_args()
     provenance = given.model_dir / "provenance.json"
@@ -47,6 +48,7 @@ def main() -> None:
         dialogue=given.dialogue,
         turns=str(given.turns.resolve()),
         evictions=str(given.evictions.resolve()),
+        recall=str(given.recall.resolve()),
     )
     if given.no_worker:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
@@ -58,7 +60,7 @@ def main() -> None:
             # The worker's traceback tells; ours would say where we read it.
             print(error, file=sys.stderr)
             raise SystemExit(1) from None
-    print(f"wrote {given.turns} and {given.evictions}", file=sys.stderr)
+    print(f"wrote {given.turns}, {given.evictions} and {given.recall}", file=sys.stderr)
 
 
 def show(event: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "lengths": ("lengths.py", "kvfidelity/dialogues/lengths.py"),
     "generate": (
         "kvfidelity/cache",
+        "kvfidelity/dialogues/facts.py",
+        "kvfidelity/dialogues/probes.py",
         "kvfidelity/dialogues/segments.py",
         "kvfidelity/metrics/integrity.py",
         "kvfidelity/metrics/quality.py",

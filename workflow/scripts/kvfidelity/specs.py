@@ -20,6 +20,7 @@ SESSION = (
     "max_prompt_tokens",
     "score_every_run",
     "share_prefix",
+    "recall",
 )
 
 

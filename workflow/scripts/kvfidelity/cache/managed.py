@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -146,6 +147,24 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         copy.tails = list(self.tails)
         copy.scaling = self.scaling
         return copy
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Feed something and forget it: slots, scores and query tails are then as they were.
+
+        Raises:
+            RuntimeError: slots were evicted meanwhile; what they held is gone.
+        """
+        ledger, scores, tail = self.ledger.fork(), self.scores, self.query_tail
+        self.scores, self.query_tail = None, 0
+        try:
+            yield
+            if self.ledger.evictions != ledger.evictions:
+                raise RuntimeError("an eviction cannot be forgotten")
+        finally:
+            self.ledger, self.scores, self.query_tail = ledger, scores, tail
+            for layer in self.layers:
+                layer.slots = len(ledger)
 
     def _begin(self, key: Tensor) -> None:
         if key.shape[0] != 1:

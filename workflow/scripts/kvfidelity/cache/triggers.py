@@ -70,6 +70,12 @@ class Evictor:
         self.turn = 0
         self.step = 0
 
+    def copy(self, turn: int) -> Evictor:
+        """Another one at the same step, in that turn, with an empty log."""
+        other = Evictor(self.policy, self.regime, self.seed)
+        other.turn, other.step = turn, self.step
+        return other
+
     def before_turn(self, cache: ManagedCache) -> Eviction | None:
         """Ask before a turn's prompt is fed."""
         if self.regime.trigger not in (Trigger.PAPER, Trigger.TURN):

@@ -45,7 +45,12 @@ class Probe:
 
 
 def plant(
-    dialogue: Dialogue, seed: int, *, per_depth: int = 1, last_turn: int | None = None
+    dialogue: Dialogue,
+    seed: int,
+    *,
+    per_depth: int = 1,
+    last_turn: int | None = None,
+    ahead: bool = False,
 ) -> tuple[Dialogue, list[Probe]]:
     """A dialogue with facts in its user messages, and the questions about them.
 
@@ -56,6 +61,7 @@ def plant(
         per_depth: facts at each depth.
         last_turn: turns from this one on (0-based) are no part of a run, so depths are shares of
             what stands before it; None takes the whole dialogue.
+        ahead: facts stand before the message, never after it.
 
     Raises:
         UserError: more facts than the dialogue leaves kinds for.
@@ -77,7 +83,7 @@ def plant(
         for place in places:
             kind = next(chosen)
             values = draw.sample(unsaid[kind], 1 + DISTRACTORS)
-            turns[place] = _told(turns[place], kind, values[0], draw)
+            turns[place] = _told(turns[place], kind, values[0], draw, ahead)
             question, stem = draw.choice(kind.asked)
             probes.append(
                 Probe(
@@ -157,11 +163,12 @@ def matches(reply: str, answer: str) -> bool:
     return bool(wanted) and f" {wanted} " in f" {normalised(reply)} "
 
 
-def _told(turn: Turn, kind: Kind, value: str, draw: random.Random) -> Turn:
+def _told(turn: Turn, kind: Kind, value: str, draw: random.Random, ahead: bool) -> Turn:
     opening = draw.choice(OPENINGS)
     fact = draw.choice(kind.told).format(value)
     fact = opening + fact if opening else fact[0].upper() + fact[1:]
-    parts = [fact, turn.user] if draw.random() < 0.5 else [turn.user, fact]
+    before = draw.random() < 0.5 or ahead
+    parts = [fact, turn.user] if before else [turn.user, fact]
     return Turn("\n\n".join(parts), turn.assistant)
 
 

@@ -34,6 +34,7 @@ class FullRun:
     """A never evicted run.
 
     starts, prompts: marks at each turn's start, and once its prompt was in.
+    end: mark after the last turn; None if memory ran out.
     outcomes: per turn; fewer than the dialogue has if memory ran out, then `out_of_memory` is set.
     """
 
@@ -41,7 +42,15 @@ class FullRun:
     starts: list[Mark] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
     outcomes: list[TurnOutcome] = field(default_factory=list)
+    end: Mark | None = None
     out_of_memory: bool = False
+
+    def after(self, turn: int) -> Mark:
+        """The moment when a turn that was played was over."""
+        if turn + 1 < len(self.starts):
+            return self.starts[turn + 1]
+        assert self.end is not None
+        return self.end
 
     def mark(self, step: int) -> Mark:
         """The present moment."""
@@ -65,7 +74,7 @@ class FullRun:
     def nbytes(self) -> int:
         """Bytes held, about: cache with its workspace, scores and queries at each mark."""
         total = self.cache.nbytes * 3 // 2
-        for mark in self.starts:
+        for mark in [*self.starts, *([self.end] if self.end else [])]:
             total += mark.book.nbytes if mark.book is not None else 0
             total += sum(_bytes(tail) for tail in mark.tails if tail is not None)
         return total + sum(_bytes(outcome.predicted) for outcome in self.outcomes)

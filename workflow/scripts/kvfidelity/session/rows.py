@@ -1,4 +1,4 @@
-"""What is recorded of a run: one row per turn, one per eviction.
+"""What is recorded of a run: one row per turn, one per eviction, one per question asked.
 
 `python -m kvfidelity.session.rows > workflow/schemas/records.yaml` writes the columns down.
 """
@@ -111,6 +111,43 @@ EVICTIONS: dict[str, Any] = {
     "attention_share": pl.Float64,
 }
 
+RECALL: dict[str, Any] = {
+    "model": pl.String,
+    "dataset": pl.String,
+    "dialogue": pl.String,
+    "dialogue_id": pl.String,
+    "policy": pl.String,
+    "kind": pl.String,
+    "positions": pl.String,
+    "threshold": pl.String,
+    "target_tokens": pl.Int32,
+    "seed": pl.Int32,
+    "replies": pl.String,
+    "turn": pl.Int32,
+    "probe": pl.Int32,
+    "origin": pl.String,
+    "depth": pl.String,
+    "subject": pl.String,
+    "told_in_turn": pl.Int32,
+    "told_cached_share": pl.Float64,
+    "slots": pl.Int32,
+    "evictions": pl.Int32,
+    "question": pl.String,
+    "answer": pl.String,
+    "distractors": pl.List(pl.String),
+    "answer_nll": pl.Float64,
+    "distractor_nll": pl.List(pl.Float64),
+    "margin": pl.Float64,
+    "chosen": pl.Boolean,
+    "reply": pl.String,
+    "answered": pl.Boolean,
+}
+
+
+def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """One row per question asked; a missing key is an error."""
+    return pl.DataFrame([[row[name] for name in RECALL] for row in rows], RECALL, orient="row")
+
 
 def turns_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Turn rows as a frame; a missing value must be given as None, a missing key is an error."""
@@ -172,8 +209,8 @@ def _placed(position: Any) -> list[dict[str, int]]:
 
 
 def record_schemas() -> str:
-    """Columns and types of both tables with the schema version, as YAML."""
-    tables = {"turns": TURNS, "evictions": EVICTIONS}
+    """Columns and types of all tables with the schema version, as YAML."""
+    tables = {"turns": TURNS, "evictions": EVICTIONS, "recall": RECALL}
     lines = ["# Made by `python -m kvfidelity.session.rows`; units are part of a column's name."]
     lines.append(f"schema_version: {SCHEMA_VERSION}")
     for name, columns in tables.items():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -23,7 +23,14 @@ from kvfidelity.errors import UserError
 from kvfidelity.session.decode import Sampling
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.prefix import FullRun, PrefixBank
-from kvfidelity.session.rows import evictions_frame, turns_frame
+from kvfidelity.session.recall import (
+    Questions,
+    RecallSetting,
+    answered,
+    ask,
+    prepare,
+)
+from kvfidelity.session.rows import evictions_frame, recall_frame, turns_frame
 from kvfidelity.session.spec import RunSpec
 from kvfidelity.session.turnrow import failed_row, turn_row
 from kvfidelity.session.turns import TurnOutcome, TurnSetting, play_turn
@@ -34,21 +41,26 @@ Progress = Callable[[dict[str, Any]], None]
 SHARED_TAIL = 128
 
 
+class Records(NamedTuple):
+    """A run's tables, with the schemas of `session.rows`."""
+
+    turns: pl.DataFrame
+    evictions: pl.DataFrame
+    recall: pl.DataFrame
+
+
 def run_dialogue(
     engine: Engine,
     dialogue: Dialogue,
     spec: RunSpec,
     bank: PrefixBank | None = None,
     progress: Progress = lambda event: None,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+) -> Records:
     """Run one dialogue under one policy.
 
     Args:
         bank: remembers the never evicted run between calls; without one it is computed here.
         progress: gets {"event": "turn", "turn", "turns", "slots", "tokens_per_s"} after each turn.
-
-    Returns:
-        Turn rows and eviction rows (schemas in `session.rows`).
 
     Raises:
         UserError: a specification or dialogue that cannot be run; the message names it.
@@ -65,6 +77,8 @@ class _Plan:
     evictor: Evictor
     query_tail: int
     scored: bool
+    recall: RecallSetting
+    questions: Questions
 
 
 class _Run:
@@ -73,18 +87,23 @@ class _Run:
     ) -> None:
         self.engine, self.dialogue, self.spec, self.progress = engine, dialogue, spec, progress
         self.plan = _plan(engine, dialogue, spec)
+        self.recalled: list[dict[str, Any]] = []
+        self.told: list[tuple[int, int]] = []
 
-    def play(self, bank: PrefixBank) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def play(self, bank: PrefixBank) -> Records:
         full = bank.get(self._key(), self._full_run)
         evictor = self.plan.evictor
-        if not evictor.policy.evicts:
-            return self._frames(self._rows_of(full, len(full.outcomes), shared=False), [])
-        first = self._first_evicting_turn(full) if self.spec.share_prefix else 0
-        rows = self._rows_of(full, first, shared=True)
-        if first == len(full.outcomes) and full.out_of_memory:
-            return self._frames(rows, [])
-        rows += self._managed_turns(full, first)
-        return self._frames(rows, evictor.log)
+        evicts = evictor.policy.evicts
+        first = len(full.outcomes)
+        if evicts:
+            first = self._first_evicting_turn(full) if self.spec.share_prefix else 0
+        rows = self._rows_of(full, first, shared=evicts)
+        self._ask_of(full, first)
+        if evicts and not (first == len(full.outcomes) and full.out_of_memory):
+            rows += self._managed_turns(full, first)
+        log = evictor.log if evicts else []
+        mode = PositionMode(self.spec.positions)
+        return Records(turns_frame(rows), evictions_frame(log, mode), recall_frame(self.recalled))
 
     def _full_run(self) -> FullRun:
         cache = self.engine.new_cache(
@@ -106,6 +125,8 @@ class _Run:
                 full.out_of_memory = True
                 break
             full.outcomes.append(outcome)
+        if not full.out_of_memory:
+            full.end = full.mark(baseline.step)
         return full
 
     def _managed_turns(self, full: FullRun, first: int) -> list[dict[str, Any]]:
@@ -131,6 +152,7 @@ class _Run:
                 rows.append(failed_row(self._identity(turn, False), self._turn(turn)))
                 break
             full_nll, kl = self._compare(full, shadow, turn, outcome)
+            self._ask(turn, outcome, cache, evictor)
             rows.append(self._row(turn, outcome, evictor.log, False, full_nll, kl))
         return rows
 
@@ -190,6 +212,68 @@ class _Run:
         if full.out_of_memory and turns == len(full.outcomes):
             rows.append(failed_row(self._identity(turns, shared), self._turn(turns)))
         return rows
+
+    def _ask_of(self, full: FullRun, turns: int) -> None:
+        """Ask after the turns that this run shares with the never evicted one."""
+        for turn in range(turns):
+            start, cache = full.after(turn), None
+            if self._asks_after(turn):
+                cache = full.fork(start, self.spec.positions, self.plan.query_tail)
+            evictor = self.plan.evictor
+            evictor.step, evictor.turn = start.step, turn
+            self._ask(turn, full.outcomes[turn], cache, evictor)
+
+    def _asks_after(self, turn: int) -> bool:
+        plan = self.plan
+        return bool(plan.questions.probes) and plan.recall.asks_after(turn, len(plan.segments))
+
+    def _ask(
+        self, turn: int, outcome: TurnOutcome, cache: ManagedCache | None, evictor: Evictor
+    ) -> None:
+        """Put every question about what was said so far, if it is the time; nothing is changed."""
+        prompt = outcome.tokens_seen_end - len(outcome.fed)
+        self.told.append((outcome.tokens_seen_start, prompt))
+        if not self._asks_after(turn):
+            return
+        assert cache is not None
+        asked = cache.fork()
+        trial = evictor.copy(turn + 1)
+        trial.before_turn(asked)
+        for number, (origin, probe) in enumerate(self.plan.questions.probes):
+            place = probe.planted_at_turn
+            if place is not None and place > turn:
+                continue
+            found = ask(
+                self.engine,
+                asked.fork(),
+                trial.copy(turn + 1),
+                self._turn(turn),
+                probe,
+                None if place is None else self.told[place],
+                self.plan.recall.max_new_tokens,
+            )
+            self.recalled.append(
+                self._identity(turn, False)
+                | {
+                    "probe": number,
+                    "origin": origin,
+                    "depth": probe.depth,
+                    "subject": probe.kind,
+                    "told_in_turn": place,
+                    "told_cached_share": found.told_cached_share,
+                    "slots": asked.size,
+                    "evictions": len(evictor.log) + len(trial.log),
+                    "question": probe.question,
+                    "answer": probe.answer,
+                    "distractors": list(probe.distractors),
+                    "answer_nll": found.answer_nll,
+                    "distractor_nll": list(found.distractor_nll),
+                    "margin": found.margin,
+                    "chosen": found.chosen,
+                    "reply": found.reply,
+                    "answered": answered(found, probe),
+                }
+            )
 
     def _row(
         self,
@@ -263,16 +347,19 @@ class _Run:
         ]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
-    def _frames(
-        self, rows: list[dict[str, Any]], log: Sequence[Eviction]
-    ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        return turns_frame(rows), evictions_frame(log, PositionMode(self.spec.positions))
-
 
 def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
-    turns = dialogue.turns[: spec.max_turns]
-    if not turns:
+    if not dialogue.turns:
         raise UserError(f"dialogue {dialogue.dialogue_id} has no turn; drop it from the dataset")
+    recall = RecallSetting.of(spec.recall)
+    questions = prepare(
+        dialogue,
+        recall,
+        spec.seed,
+        max_turns=spec.max_turns,
+        max_prompt_tokens=spec.max_prompt_tokens,
+    )
+    turns = questions.dialogue.turns[: spec.max_turns]
     policy = build(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
     if policy.query_tail > SHARED_TAIL:
         raise UserError(
@@ -294,6 +381,8 @@ def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
         evictor=Evictor(policy, Regime(Trigger(spec.trigger), *sizes), spec.seed),
         query_tail=policy.query_tail,
         scored=policy.needs_scores or spec.score_every_run,
+        recall=recall,
+        questions=questions,
     )
 
 

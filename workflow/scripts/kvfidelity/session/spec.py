@@ -29,6 +29,7 @@ class RunSpec:
     score_every_run: collect attention scores even where the policy needs none, so that
         attention-weighted metrics exist for all.
     share_prefix: compute what lies before the first eviction once for all policies.
+    recall: questions about what was said before, see `session.recall.RecallSetting`.
     policy_files, policy_digest: where a policy of the user's own is, and of which content.
     """
 
@@ -53,6 +54,7 @@ class RunSpec:
     max_prompt_tokens: int | None = None
     score_every_run: bool = False
     share_prefix: bool = True
+    recall: dict[str, Any] = field(default_factory=dict)
     policy_files: tuple[str, ...] = ()
     policy_digest: str = ""
 

@@ -41,6 +41,7 @@ class Request:
     dialogue: str
     turns: str
     evictions: str
+    recall: str
 
 
 class Generator:
@@ -58,7 +59,7 @@ class Generator:
         self._bank = PrefixBank(size_in_bytes(hello.prefix_memory))
 
     def serve(self, request: Request, progress: Progress) -> None:
-        """Run one dialogue and write its two artifacts; both or none is complete.
+        """Run one dialogue and write its artifacts, the turns last: with them the others are complete.
 
         Raises:
             UserError: a specification or dialogue that cannot be run.
@@ -74,8 +75,9 @@ class Generator:
             torch.cuda.reset_peak_memory_stats()
         spec = RunSpec.from_json(request.spec)
         dialogue = read_dialogue(Path(request.pool), request.dialogue)
-        turns, evictions = run_dialogue(self._engine, dialogue, spec, self._bank, progress)
+        records = run_dialogue(self._engine, dialogue, spec, self._bank, progress)
         notes = {f"version.{name}": version(name) for name in PACKAGES}
         notes |= {"code": self._hello.fingerprint, "spec": request.spec}
-        write_parquet(evictions, Path(request.evictions), kind="evictions", metadata=notes)
-        write_parquet(turns, Path(request.turns), kind="turns", metadata=notes)
+        for kind in ("recall", "evictions", "turns"):
+            path = Path(getattr(request, kind))
+            write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
