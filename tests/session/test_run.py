@@ -19,7 +19,7 @@ from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.spec import RunSpec
 from polars.testing import assert_frame_equal
 
-from ..models.tiny import tiny_llama, tiny_tokenizer
+from ..models.tiny import tiny_llama
 
 WORDS = ["the", "river", "ran", "past", "the", "old", "mill", "and", "nobody", "asked", "12"]
 
@@ -28,16 +28,6 @@ def talk(turns: int) -> Dialogue:
     lines = [" ".join(WORDS[(turn + i) % 11] for i in range(6)) for turn in range(2 * turns)]
     pairs = zip(lines[::2], lines[1::2], strict=True)
     return Dialogue("000", "talk", tuple(Turn(user, assistant) for user, assistant in pairs))
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    model = tiny_llama()
-    with torch.no_grad():  # wide enough that attention is not uniform
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)
-    return Engine.of(model, tiny_tokenizer())
 
 
 BASE = RunSpec(
@@ -65,7 +55,7 @@ def rounded(frame: pl.DataFrame) -> pl.DataFrame:
 
 def test_reference_nll_of_the_baseline_is_hugging_faces(engine: Engine) -> None:
     """Teacher-forced turn by turn = one forward over the whole conversation, by another model."""
-    turns, _ = run_dialogue(engine, talk(4), BASELINE)
+    turns = run_dialogue(engine, talk(4), BASELINE).turns
     whole = tiny_llama()
     whole.load_state_dict(
         {k.replace(".rotary.", "."): v for k, v in engine.model.state_dict().items()}
@@ -92,8 +82,8 @@ def test_a_shared_prefix_changes_nothing(
 ) -> None:
     """Forked at the first eviction or computed alone: the same rows and the same log."""
     options = {"replies": replies, "kind": kind, "trigger": trigger, "turns": 5}
-    shared, shared_log = run(engine, **options)
-    alone, alone_log = run(engine, share_prefix=False, **options)
+    shared, shared_log, _ = run(engine, **options)
+    alone, alone_log, _ = run(engine, share_prefix=False, **options)
     assert shared["shared_prefix"].any() and not alone["shared_prefix"].any()
     drop = ["shared_prefix", "kl_full", "reply_nll_full"]
     tolerance = {"rel_tol": 1e-4, "abs_tol": 1e-5}
@@ -105,9 +95,9 @@ def test_a_shared_prefix_changes_nothing(
 
 def test_a_remembered_prefix_gives_the_rows_of_a_fresh_one(engine: Engine) -> None:
     bank = PrefixBank(1 << 30)
-    first, _ = run(engine, bank=bank)
-    second, _ = run(engine, bank=bank)
-    fresh, _ = run(engine)
+    first = run(engine, bank=bank).turns
+    second = run(engine, bank=bank).turns
+    fresh = run(engine).turns
     assert_frame_equal(rounded(first), rounded(second))
     assert_frame_equal(rounded(first), rounded(fresh))
 
@@ -119,7 +109,7 @@ def test_a_bank_without_room_forgets(engine: Engine) -> None:
 
 
 def test_rows_add_up(engine: Engine) -> None:
-    turns, log = run(engine)
+    turns, log, _ = run(engine)
     assert turns["turn"].to_list() == list(range(6))
     assert (turns["tokens_seen_end"].diff().drop_nulls() > 0).all()
     lost = turns["tokens_seen_end"] - turns["slots_end"]
@@ -136,18 +126,18 @@ def test_rows_add_up(engine: Engine) -> None:
 
 def test_own_replies_on_a_copy_leave_the_conversation_alone(engine: Engine) -> None:
     """With `replies: reference` generating or not changes nothing that is fed."""
-    spoken, _ = run(engine)
-    silent, _ = run(engine, max_new_tokens=0)
+    spoken = run(engine).turns
+    silent = run(engine, max_new_tokens=0).turns
     columns = ["slots_end", "tokens_seen_end", "reference_nll", "next_position", "kl_full"]
     assert_frame_equal(spoken.select(columns), silent.select(columns))
     assert spoken["reply"].is_not_null().all() and silent["reply"].is_null().all()
     assert set(silent["finish_reason"]) == {"not_generated"}
-    late, _ = run(engine, own_reply_turns=2)
+    late = run(engine, own_reply_turns=2).turns
     assert late["reply"].is_not_null().to_list() == [False] * 4 + [True] * 2
 
 
 def test_own_replies_enter_the_cache_with_their_end_of_turn(engine: Engine) -> None:
-    turns, _ = run(engine, replies="own", at="9999tok", turns=3)
+    turns = run(engine, replies="own", at="9999tok", turns=3).turns
     row = turns.row(1, named=True)
     assert row["reply_tokens"] == row["reply_token_count"] + 1
     assert row["reference_nll"] is None
@@ -156,7 +146,7 @@ def test_own_replies_enter_the_cache_with_their_end_of_turn(engine: Engine) -> N
 
 def test_a_likelihood_under_the_full_cache_is_not_the_managed_one(engine: Engine) -> None:
     for replies in ("reference", "own"):
-        turns, _ = run(engine, replies=replies, positions="stale")
+        turns = run(engine, replies=replies, positions="stale").turns
         late = turns.filter(~pl.col("shared_prefix"))
         assert (late["reply_nll"] - late["reply_nll_full"]).abs().min() > 1e-4
 
@@ -174,11 +164,11 @@ def test_a_reply_fed_in_chunks_evicts_as_token_by_token(
     options: dict[str, Any] = {"trigger": trigger, "kind": "attention_top", "turns": 4}
     options |= {"parameters": {"keep_ratio": 0.9}} if trigger == "paper" else {}
     target = None if trigger == "paper" else "120tok"
-    chunked, chunked_log = run(engine, at="150tok", target=target, **options)
+    chunked, chunked_log, _ = run(engine, at="150tok", target=target, **options)
     monkeypatch.setattr(
         "kvfidelity.cache.triggers.Evictor.steps_without_eviction", lambda self, cache: 1
     )
-    single, single_log = run(engine, at="150tok", target=target, **options)
+    single, single_log, _ = run(engine, at="150tok", target=target, **options)
     assert chunked_log.height == single_log.height >= 2
     columns = ["turn", "step", "tokens_seen", "slots_before", "slots_after", "runs", "positions"]
     assert_frame_equal(chunked_log.select(columns), single_log.select(columns))
@@ -209,7 +199,7 @@ def test_running_out_of_memory_is_a_result(
 
     real = module.play_turn
     monkeypatch.setattr(module, "play_turn", limited)
-    turns, _ = run_dialogue(engine, talk(6), BASELINE)
+    turns = run_dialogue(engine, talk(6), BASELINE).turns
     assert turns["finish_reason"].to_list()[-1] == "out_of_memory"
     assert turns.height == 4 and turns["reference_nll"].null_count() == 1
 

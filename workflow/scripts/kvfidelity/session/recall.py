@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -192,7 +192,9 @@ def _candidates(
 
 def _opening(candidates: Sequence[Sequence[int]]) -> int:
     """How many tokens all candidates begin with; each keeps at least one of its own."""
-    return min(len(commonprefix(list(candidates))), *(len(ids) - 1 for ids in candidates))
+    places = zip(*candidates, strict=False)
+    shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, places))
+    return min(shared, *(len(ids) - 1 for ids in candidates))
 
 
 def _cached_share(cache: ManagedCache, told: tuple[int, int] | None) -> float | None:

@@ -59,7 +59,7 @@ class Generator:
         self._bank = PrefixBank(size_in_bytes(hello.prefix_memory))
 
     def serve(self, request: Request, progress: Progress) -> None:
-        """Run one dialogue and write its artifacts, the turns last: with them the others are complete.
+        """Run one dialogue and write its artifacts; the turns come last, so with them it is whole.
 
         Raises:
             UserError: a specification or dialogue that cannot be run.
