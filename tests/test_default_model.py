@@ -1,7 +1,8 @@
-"""The laws on real weights: SmolLM2-135M in fp32, where the workflow has fetched it."""
+"""The laws on real weights and real text: SmolLM2-135M in fp32, ShareGPT dialogues."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,34 @@ from kvfidelity.dialogues.pool import read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.models.load import load_model
 
+from .workflow.project import command, environment
+
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "resources/models/smollm2-135m"
 POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
 TOKENS = 3000
 
-pytestmark = [
-    pytest.mark.network,
-    pytest.mark.skipif(
-        not (MODEL.is_dir() and POOL.is_file()),
-        reason="needs the default model and dialogues: run `make run` first",
-    ),
-]
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _inputs() -> None:
+    """Model and dialogues of the default run, made by its own rules if they are not there."""
+    if MODEL.is_dir() and POOL.is_file():
+        return
+    targets = [str(place.relative_to(ROOT)) for place in (MODEL, POOL)]
+    done = subprocess.run(
+        [*command(), *targets],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode and "network" in said:
+        pytest.skip(f"the package registry cannot be reached: {said[-300:]}")
+    assert done.returncode == 0, said
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +52,8 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def turns(loaded: Any) -> list[torch.Tensor]:
-    """A ShareGPT dialogue of about 3,000 tokens, cut into three feeds at ends of turns."""
-    found = read_dialogue(POOL, "000").turns * 2
+    """About 3,000 tokens of ShareGPT dialogues, cut into three feeds at ends of turns."""
+    found = read_dialogue(POOL, "000").turns + read_dialogue(POOL, "001").turns
     segments = ChatSegmenter(loaded[1]).segments(found)
     lengths, ids = [], []
     for part in segments:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
-from kvfidelity.cache.attach import new_cache
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
 from kvfidelity.cache.log import Eviction, from_groups, from_runs, groups, replay, runs
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.policies import build
 from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.view import view_of
 
 MODES = list(PositionMode)
 
@@ -71,8 +75,6 @@ def test_thousands_of_random_histories_keep_every_invariant(mode: PositionMode) 
 @pytest.mark.parametrize("mode", MODES)
 def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMode) -> None:
     """After 200 evictions every key is one fp32 rotation of the original, bit for bit."""
-    from kvfidelity.cache.attach import cache_argument
-
     draws = torch.Generator().manual_seed(0)
     cache = new_cache(llama, mode)
     with torch.inference_mode():
@@ -88,6 +90,37 @@ def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMod
             for layer in cache.layers:
                 assert layer.slots == cache.size
                 assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, cos, sin))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_random_evictions_lose_no_slot_byte_or_protection(
+    llama: Any, mode: PositionMode
+) -> None:
+    """3 x 3,400 caches of random keys under random policies, budgets and protected spans."""
+    rotary = attach(llama).get_decoder().rotary_emb
+    kinds: dict[str, Any] = {"random": {"keep_ratio": 0.5}, "streaming_llm": {}, "knorm": {}}
+    policies = [build(kind, parameters) for kind, parameters in kinds.items()]
+    numbers = torch.Generator().manual_seed(MODES.index(mode))
+    draws = random.Random(MODES.index(mode))
+    for history in range(3400):
+        cache = ManagedCache(rotary, 1, mode)
+        for _ in range(draws.randint(1, 4)):
+            new = torch.randn(2, 1, 2, draws.randint(1, 30), 8, generator=numbers)
+            cache.update(new[0], new[1], 0)
+            span = sorted(draws.choices(range(cache.size + 1), k=2))
+            protected = ((span[0], span[1]),) if span[0] < span[1] else ()
+            view = view_of(cache, draws.randint(1, cache.size), history, protected)
+            kept = draws.choice(policies).keep(view)
+            for start, stop in protected:
+                assert (((kept >= start) & (kept < stop)).sum(-1) == stop - start).all()
+            cache.keep(kept)
+            token = cache.ledger.token_index
+            assert cache.size == view.budget == kept.shape[-1]
+            assert (token.diff(dim=-1) > 0).all()
+            assert cache.nbytes == cache.size * 2 * 2 * 8 * 4
+            layer = cache.layers[0]
+            angles = rotary.angles(cache.ledger.position[0], torch.device("cpu"))
+            assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, *angles))
 
 
 def test_runs_and_groups_are_reversible() -> None:
