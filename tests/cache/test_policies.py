@@ -119,10 +119,20 @@ def test_attention_top_keeps_the_most_attended_by_mean_over_layers_and_heads() -
 
 @pytest.mark.parametrize(("granularity", "shape"), [("layer", (2, 9)), ("head", (2, 2, 9))])
 def test_attention_top_by_layer_and_head(granularity: str, shape: tuple[int, ...]) -> None:
-    policy = build("attention_top", {"granularity": granularity, "over": "max", "sinks": 2})
+    policy = build("attention_top", {"granularity": granularity, "over_heads": "max", "sinks": 2})
     found = policy.keep(random_view(50, 9))
     assert found.shape == shape
     assert (found[..., :2] == torch.tensor([0, 1])).all()
+
+
+@pytest.mark.parametrize("over_layers", ["mean", "max", "sum"])
+@pytest.mark.parametrize("over_heads", ["mean", "max", "sum"])
+def test_heads_and_layers_are_combined_as_asked(over_heads: str, over_layers: str) -> None:
+    view = random_view(50, 9)
+    scores = view.attention("latest").numpy()
+    expected = getattr(getattr(scores, over_heads)(1), over_layers)(0)
+    policy = build("attention_top", {"over_heads": over_heads, "over_layers": over_layers})
+    assert torch.allclose(policy.priority(view), torch.from_numpy(expected))
 
 
 def test_age_normalised_scores_do_not_favour_the_old() -> None:

@@ -18,7 +18,7 @@ class History(StrEnum):
 
 
 class Over(StrEnum):
-    """How heads and layers are combined."""
+    """How heads, or layers, are combined."""
 
     MEAN = "mean"
     MAX = "max"
@@ -98,8 +98,9 @@ class ScoreBook:
         return sum(row.numel() * row.element_size() for row in rows if row is not None)
 
 
-def combine(scores: Tensor, over: Over, dims: tuple[int, ...]) -> Tensor:
-    """Reduce `scores` over `dims` by mean, max or sum."""
+def combine(scores: Tensor, over: Over | str, dim: int) -> Tensor:
+    """Reduce `scores` over `dim` by mean, max or sum."""
+    over = Over(over)
     if over is Over.MEAN:
-        return scores.mean(dims)
-    return scores.amax(dims) if over is Over.MAX else scores.sum(dims)
+        return scores.mean(dim)
+    return scores.amax(dim) if over is Over.MAX else scores.sum(dim)

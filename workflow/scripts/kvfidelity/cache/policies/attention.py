@@ -15,16 +15,21 @@ HISTORY = tuple(History)
 GRANULARITY = ("shared", "layer", "head")
 
 
-def attention_rank(view: CacheView, history: str, over: str, granularity: str) -> Tensor:
-    """Attention column sums [L, H, n] boiled down to [n], [L, n] or [L, G, n]."""
+def attention_rank(
+    view: CacheView,
+    history: str,
+    granularity: str = "shared",
+    over_heads: str = "mean",
+    over_layers: str = "mean",
+) -> Tensor:
+    """Attention column sums [L, H, n] boiled down to [n], [L, n] or [L, G, n], heads first."""
     scores = view.attention(History(history))
-    if granularity == "shared":
-        return combine(scores, Over(over), (0, 1))
-    if granularity == "layer":
-        return combine(scores, Over(over), (1,))
-    layers, heads, slots = scores.shape
-    groups = view.layers[0].keys.shape[0]
-    return combine(scores.view(layers, groups, heads // groups, slots), Over(over), (2,))
+    if granularity == "head":
+        layers, heads, slots = scores.shape
+        groups = view.layers[0].keys.shape[0]
+        return combine(scores.view(layers, groups, heads // groups, slots), over_heads, 2)
+    by_layer = combine(scores, over_heads, 1)
+    return by_layer if granularity == "layer" else combine(by_layer, over_layers, 0)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class AttentionTop(Policy):
 
     keep_ratio: float = keep_ratio(0.99)
     history: str = parameter("latest", doc="which queries count", choices=HISTORY)
-    over: str = parameter("mean", doc="how layers and heads are combined", choices=OVER)
+    over_heads: str = parameter("mean", doc="how heads are combined", choices=OVER)
+    over_layers: str = parameter("mean", doc="how layers then are", choices=OVER)
     granularity: str = parameter("shared", doc="one keep set per what", choices=GRANULARITY)
     age_normalised: bool = parameter(False, doc="divide a score by the queries that saw the slot")
     sinks: int = parameter(0, doc="first slots always kept", low=0)
@@ -57,7 +63,9 @@ class AttentionTop(Policy):
         return view.has_scores
 
     def priority(self, view: CacheView) -> Tensor:
-        rank = attention_rank(view, self.history, self.over, self.granularity)
+        rank = attention_rank(
+            view, self.history, self.granularity, self.over_heads, self.over_layers
+        )
         if self.age_normalised:
             ages = view.queries_seen().to(rank.device)
             rank = rank / (
@@ -78,7 +86,8 @@ class AttentionBottom(Policy):
 
     keep_ratio: float = keep_ratio(0.99)
     history: str = parameter("latest", doc="which queries count", choices=HISTORY)
-    over: str = parameter("mean", doc="how layers and heads are combined", choices=OVER)
+    over_heads: str = parameter("mean", doc="how heads are combined", choices=OVER)
+    over_layers: str = parameter("mean", doc="how layers then are", choices=OVER)
 
     def own_size(self, slots: int) -> int:
         return int(slots * self.keep_ratio)
@@ -86,4 +95,6 @@ class AttentionBottom(Policy):
     def priority(self, view: CacheView) -> Tensor:
         if not view.has_scores:
             return torch.from_numpy(view.rng.random(view.slots))
-        return -attention_rank(view, self.history, self.over, "shared")
+        return -attention_rank(
+            view, self.history, over_heads=self.over_heads, over_layers=self.over_layers
+        )

@@ -89,11 +89,7 @@ class SlidingWindowGistAttentive(Policy):
         return fixed + int((slots - fixed) * self.keep_ratio)
 
     def priority(self, view: CacheView) -> Tensor:
-        rank = (
-            attention_rank(view, "latest", "mean", "shared").double().cpu()
-            if view.has_scores
-            else slots_of(view)
-        )
+        rank = attention_rank(view, "latest").double().cpu() if view.has_scores else slots_of(view)
         return first_and_last(rank, self.gist_tokens, self.recent_tokens)
 
 

@@ -31,5 +31,5 @@ class H2O(Policy):
         return view.has_scores
 
     def priority(self, view: CacheView) -> Tensor:
-        rank = attention_rank(view, "accumulated", "mean", self.granularity)
+        rank = attention_rank(view, "accumulated", self.granularity)
         return first_and_last(rank, 0, int(view.budget * self.recent_share))
