@@ -22,7 +22,8 @@ MODEL = ROOT / "resources/models/smollm2-135m"
 POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
 TOKENS = 3000
 
-pytestmark = pytest.mark.network
+# Fetching and converting takes minutes on a busy machine.
+pytestmark = [pytest.mark.network, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,6 +18,8 @@ SESSION = (
     "top_p",
     "max_turns",
     "max_prompt_tokens",
+    "max_first_prompt_tokens",
+    "feed_end_of_turn",
     "score_every_run",
     "share_prefix",
     "recall",
@@ -101,5 +103,6 @@ def report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         chosen[section] = {
             name: {key: entry[key] for key in keys if key in entry} for name, entry in entries
         }
-    chosen["max_prompt_tokens"] = settings["session"]["max_prompt_tokens"]
+    fed = ("max_prompt_tokens", "max_first_prompt_tokens", "feed_end_of_turn")
+    chosen["session"] = {name: settings["session"][name] for name in fed}
     return chosen

@@ -69,7 +69,7 @@ def render(
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
     }
     turns = tables["turns"]
-    cells = open_cells(turns, tables["evictions"], results, models, settings["max_prompt_tokens"])
+    cells = open_cells(turns, tables["evictions"], results, models, settings["session"])
     window = change_at_edge(tables["window"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],

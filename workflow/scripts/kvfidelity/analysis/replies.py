@@ -26,7 +26,7 @@ def open_cells(
     evictions: pl.DataFrame,
     results: Path,
     models: Path,
-    max_prompt_tokens: int | None,
+    session: Mapping[str, Any],
     room: int = ROOM,
 ) -> dict[str, Any]:
     """Conversations and runs of the first dialogues, as many as there is room for.
@@ -35,6 +35,7 @@ def open_cells(
         turns, evictions: the tables of those names.
         results: where the artifacts lie that hold the texts.
         models: folder of model directories, for their tokenizers.
+        session: its settings that say which tokens are fed.
 
     Returns:
         `conversations`: by name, `title`, `turns` (place of reply, end: token indices) and `tokens`
@@ -63,7 +64,7 @@ def open_cells(
             name = place if own else f"{model}/{dataset}/{dialogue}"
             if name not in told["conversations"]:
                 title = f"{dataset} {dialogue}, {model}"
-                conversation = _conversation(rows, tokenizers[str(model)], max_prompt_tokens)
+                conversation = _conversation(rows, tokenizers[str(model)], session)
                 told["conversations"][name] = conversation | {"title": title}
                 used += sum(map(len, conversation["tokens"])) + 3 * len(conversation["tokens"])
             entry = _run(rows, logs.get((place,)), name)
@@ -121,14 +122,18 @@ def _texts(results: Path, places: list[str]) -> pl.DataFrame:
     return pl.concat(scans).collect()
 
 
-def _conversation(rows: pl.DataFrame, tokenizer: Any, limit: int | None) -> dict[str, Any]:
+def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]) -> dict[str, Any]:
     bounds = rows.select(pl.col("tokens_seen_start") + pl.col("prompt_tokens"), "tokens_seen_end")
     told: dict[str, Any] = {"turns": [list(row) for row in bounds.rows()], "tokens": []}
     if tokenizer is None or rows["tokens_seen_end"].null_count():
         return told
-    answered = "reply" if rows["replies"][0] == "own" else "reference"
+    own = rows["replies"][0] == "own"
+    answered = "reply" if own else "reference"
     turns = [Turn(str(row["prompt"]), str(row[answered] or "")) for row in rows.to_dicts()]
-    segments = ChatSegmenter(tokenizer).segments(turns, max_prompt_tokens=limit)
+    cuts = {name: limit for name, limit in session.items() if name.startswith("max_")}
+    segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
+    if own and not session["feed_end_of_turn"]:
+        segments = [Segment(part.prompt_ids, part.reply_ids[:-1]) for part in segments]
     if _agree(rows, segments):
         ids = [token for part in segments for token in (*part.prompt_ids, *part.reply_ids)]
         told["tokens"] = pieces(tokenizer, ids)

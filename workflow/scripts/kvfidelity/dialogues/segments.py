@@ -64,13 +64,19 @@ class ChatSegmenter:
         self._check(sample, segments)
 
     def segments(
-        self, turns: Sequence[Turn], *, max_prompt_tokens: int | None = None
+        self,
+        turns: Sequence[Turn],
+        *,
+        max_prompt_tokens: int | None = None,
+        max_first_prompt_tokens: int | None = None,
     ) -> list[Segment]:
         """Cut a conversation.
 
         Args:
             turns: at least one.
             max_prompt_tokens: user messages are cut to so many tokens; None leaves them whole.
+            max_first_prompt_tokens: of the first prompt the last so many tokens stay, the first of
+                them being the beginning-of-text token if there was one (arXiv 2511.04686).
 
         Raises:
             UserError: the template does not extend a conversation turn by turn.
@@ -86,6 +92,9 @@ class ChatSegmenter:
         for index in range(len(turns)):
             cuts += self._bounds_of_reply(whole, messages, index)
         parts = self._cut_tokens(whole, cuts, mark)
+        if max_first_prompt_tokens is not None and len(parts[0]) > max_first_prompt_tokens:
+            begun = parts[0][:1] if parts[0][0] == self._tokenizer.bos_token_id else ()
+            parts[0] = (*begun, *parts[0][len(begun) - max_first_prompt_tokens :])
         return [Segment(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
 
     def count(self, turns: Sequence[Turn]) -> int:

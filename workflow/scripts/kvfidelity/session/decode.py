@@ -49,7 +49,8 @@ def generate(
 ) -> Reply:
     """Generate from the hidden state that the prompt left.
 
-    Every generated token is fed into the cache but a stop token; the evictor is asked before each.
+    Every generated token is fed into the cache but a stop token; the evictor is asked before each
+    is chosen, so also before a stop token (as in the code of arXiv 2511.04686).
 
     Args:
         hidden: [1, hidden], the prompt's last.
@@ -62,6 +63,7 @@ def generate(
     began = first = engine.now()
     finish = "length"
     for index in range(max_new_tokens):
+        evictor.before_step(cache)
         logits = engine.logits(hidden)
         token = _choose(logits[0], sampling, draws)
         if index == 0:
@@ -71,7 +73,6 @@ def generate(
             break
         ids.append(token)
         nll.append(float(token_nll(logits, torch.tensor([token], device=engine.device))))
-        evictor.before_step(cache)
         hidden = engine.feed(cache, [token])
         evictor.step += 1
     done = engine.now()

@@ -190,7 +190,7 @@ class _Run:
         engine, reply = self.engine, outcome.reply
         if shadow is not None:
             last = engine.feed(shadow, self.plan.segments[turn].prompt_ids)[-1:]
-            hidden = torch.cat([last, engine.feed(shadow, outcome.fed)])
+            hidden = torch.cat([last, engine.feed(shadow, outcome.fed)]) if outcome.fed else last
             return _mean_nll(engine, hidden, reply.ids if reply else ()), None
         if turn >= len(full.outcomes):
             return None, None
@@ -339,6 +339,7 @@ class _Run:
             spec.replies,
             spec.max_new_tokens,
             spec.own_reply_turns,
+            spec.feed_end_of_turn,
             spec.temperature,
             spec.top_p,
             spec.seed,
@@ -352,6 +353,11 @@ def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
     if not dialogue.turns:
         raise UserError(f"dialogue {dialogue.dialogue_id} has no turn; drop it from the dataset")
     recall = RecallSetting.of(spec.recall)
+    if recall.planted_per_depth and spec.max_first_prompt_tokens is not None:
+        raise UserError(
+            "session.recall.planted_per_depth and session.max_first_prompt_tokens exclude each "
+            "other: what is planted could be cut away; set one of them to 0 or null"
+        )
     questions = prepare(
         dialogue,
         recall,
@@ -374,9 +380,17 @@ def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
     ]
     return _Plan(
         turns=turns,
-        segments=engine.segmenter.segments(turns, max_prompt_tokens=spec.max_prompt_tokens),
+        segments=engine.segmenter.segments(
+            turns,
+            max_prompt_tokens=spec.max_prompt_tokens,
+            max_first_prompt_tokens=spec.max_first_prompt_tokens,
+        ),
         setting=TurnSetting(
-            spec.replies, spec.max_new_tokens, Sampling(spec.temperature, spec.top_p), spec.seed
+            spec.replies,
+            spec.max_new_tokens,
+            Sampling(spec.temperature, spec.top_p),
+            spec.seed,
+            spec.feed_end_of_turn,
         ),
         evictor=Evictor(policy, Regime(Trigger(spec.trigger), *sizes), spec.seed),
         query_tail=policy.query_tail,

@@ -25,7 +25,10 @@ class RunSpec:
     own_reply_turns: with `replies: reference`, own replies only in the last so many turns; None
         for all.
     temperature, top_p: sampling; temperature 0 is greedy.
-    max_turns, max_prompt_tokens: cuts, None for none.
+    feed_end_of_turn: with `replies: own`, whether the end-of-turn token enters the cache after a
+        reply, as the chat template has it.
+    max_turns, max_prompt_tokens, max_first_prompt_tokens: cuts, None for none; see
+        `ChatSegmenter.segments`.
     score_every_run: collect attention scores even where the policy needs none, so that
         attention-weighted metrics exist for all.
     share_prefix: compute what lies before the first eviction once for all policies.
@@ -52,6 +55,8 @@ class RunSpec:
     top_p: float = 1.0
     max_turns: int | None = None
     max_prompt_tokens: int | None = None
+    max_first_prompt_tokens: int | None = None
+    feed_end_of_turn: bool = True
     score_every_run: bool = False
     share_prefix: bool = True
     recall: dict[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ class TurnSetting:
     max_new_tokens: int
     sampling: Sampling
     seed: int
+    feed_end_of_turn: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def play_turn(
     reply, nll, predicted = None, None, last
     if setting.replies == "own":
         reply = _own(engine, cache, evictor, last, setting)
-        fed = (*reply.ids, *engine.segmenter.end_of_turn_ids)
-        _feed_reply(engine, cache, evictor, engine.segmenter.end_of_turn_ids)
+        ending = engine.segmenter.end_of_turn_ids if setting.feed_end_of_turn else ()
+        fed = (*reply.ids, *ending)
+        _feed_reply(engine, cache, evictor, ending)
     else:
         if setting.max_new_tokens:
             # On a copy of cache and evictor: what is generated here is judged, then forgotten.
@@ -142,7 +144,7 @@ def _feed_reply(
     engine: Engine, cache: ManagedCache, evictor: Evictor, ids: Sequence[int]
 ) -> Tensor:
     """Feed a known reply, evicting as token-by-token decoding would; hidden states [m, hidden]."""
-    parts = []
+    parts: list[Tensor] = []
     start = 0
     while start < len(ids):
         evictor.before_step(cache)
@@ -153,4 +155,4 @@ def _feed_reply(
         parts.append(engine.feed(cache, ids[start:stop]))
         evictor.step += stop - start
         start = stop
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else torch.empty(0)

@@ -6,7 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.policies.base import Policy, first_and_last, keep_ratio, parameter
+from kvfidelity.cache.policies.base import (
+    Policy,
+    first_and_last,
+    keep_ratio,
+    parameter,
+    share_of,
+)
 from kvfidelity.cache.scores import History, Over, combine
 from kvfidelity.cache.view import CacheView
 
@@ -57,7 +63,7 @@ class AttentionTop(Policy):
     recent: int = parameter(0, doc="last slots always kept", low=0)
 
     def own_size(self, slots: int) -> int:
-        return int(slots * self.keep_ratio)
+        return share_of(slots, self.keep_ratio)
 
     def acts(self, view: CacheView) -> bool:
         return view.has_scores
@@ -90,7 +96,7 @@ class AttentionBottom(Policy):
     over_layers: str = parameter("mean", doc="how layers then are", choices=OVER)
 
     def own_size(self, slots: int) -> int:
-        return int(slots * self.keep_ratio)
+        return share_of(slots, self.keep_ratio)
 
     def priority(self, view: CacheView) -> Tensor:
         if not view.has_scores:

@@ -38,6 +38,11 @@ def keep_ratio(default: Any = MISSING) -> Any:
     return parameter(default, doc=doc, above=0, high=1)
 
 
+def share_of(slots: int, ratio: float) -> int:
+    """That share of the slots, rounded down, but one at least (as the paper's code has it)."""
+    return max(1, int(slots * ratio))
+
+
 @dataclass(frozen=True)
 class Policy(ABC):
     """Ranks the slots of a cache; frozen, so that one object serves any number of runs.

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from kvfidelity.cache.policies.attention import attention_rank
 from kvfidelity.cache.policies.base import (
+    PINNED,
     Policy,
     first_and_last,
     keep_ratio,
     parameter,
+    share_of,
     slots_of,
 )
 from kvfidelity.cache.view import CacheView
@@ -25,7 +28,7 @@ class SlidingWindow(Policy):
     keep_ratio: float = keep_ratio()
 
     def own_size(self, slots: int) -> int:
-        return int(slots * self.keep_ratio)
+        return share_of(slots, self.keep_ratio)
 
     def priority(self, view: CacheView) -> Tensor:
         return slots_of(view)
@@ -40,7 +43,7 @@ class EvictOldest(Policy):
     discard_ratio: float = parameter(doc="share of the slots dropped", low=0, high=1)
 
     def own_size(self, slots: int) -> int:
-        return slots - int(slots * self.discard_ratio)
+        return max(1, slots - int(slots * self.discard_ratio))
 
     def priority(self, view: CacheView) -> Tensor:
         return slots_of(view)
@@ -73,24 +76,31 @@ class SlidingWindowGistAttentive(Policy):
     """Keeps gist and recent slots and, between them, those that received the most attention
     (SlidingWindowGistAttentive of arXiv 2511.04686).
 
-    `keep_ratio` is the share kept of what lies between. Without scores the latest slots are kept
-    there: the paper does not say.
+    As in the paper's code `keep_ratio` is the share kept of all slots, gist and recent ones are
+    kept even if they are more than that, and without scores what lies between is drawn at random.
+    Where the budget is less than both, the recent slots go before the gist.
     """
 
     kind: ClassVar[str] = "sliding_window_gist_attentive"
     needs_scores: ClassVar[bool] = True
 
-    keep_ratio: float = keep_ratio(0.99)
-    gist_tokens: int = parameter(2000, doc="first slots always kept", low=0)
-    recent_tokens: int = parameter(0, doc="last slots always kept", low=0)
+    keep_ratio: float = keep_ratio(0.9)
+    gist_tokens: int = parameter(512, doc="first slots kept", low=0)
+    recent_tokens: int = parameter(2048, doc="last slots kept", low=0)
 
     def own_size(self, slots: int) -> int:
-        fixed = min(slots, self.gist_tokens + self.recent_tokens)
-        return fixed + int((slots - fixed) * self.keep_ratio)
+        fixed = self.gist_tokens + self.recent_tokens
+        least = fixed if fixed < slots else min(slots, self.recent_tokens)
+        return max(least, share_of(slots, self.keep_ratio))
 
     def priority(self, view: CacheView) -> Tensor:
-        rank = attention_rank(view, "latest").double().cpu() if view.has_scores else slots_of(view)
-        return first_and_last(rank, self.gist_tokens, self.recent_tokens)
+        if view.has_scores:
+            rank = attention_rank(view, "latest").double().cpu()
+        else:
+            rank = torch.from_numpy(view.rng.random(view.slots))
+        gist = slots_of(view)[: self.gist_tokens]
+        rank[: gist.numel()] = PINNED / 2 * (1 - gist / view.slots)
+        return first_and_last(rank, 0, min(self.recent_tokens, view.budget))
 
 
 @dataclass(frozen=True)

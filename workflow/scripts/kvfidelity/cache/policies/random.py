@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.policies.base import Policy, keep_ratio
+from kvfidelity.cache.policies.base import Policy, keep_ratio, share_of
 from kvfidelity.cache.view import CacheView
 
 
@@ -22,7 +22,7 @@ class Random(Policy):
     keep_ratio: float = keep_ratio()
 
     def own_size(self, slots: int) -> int:
-        return int(slots * self.keep_ratio)
+        return share_of(slots, self.keep_ratio)
 
     def priority(self, view: CacheView) -> Tensor:
         return torch.from_numpy(view.rng.random(view.slots))
