@@ -22,14 +22,9 @@ from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
 from kvfidelity.session.decode import Sampling
 from kvfidelity.session.engine import Engine
+from kvfidelity.session.interview import Interview
 from kvfidelity.session.prefix import FullRun, PrefixBank
-from kvfidelity.session.recall import (
-    Questions,
-    RecallSetting,
-    answered,
-    ask,
-    prepare,
-)
+from kvfidelity.session.recall import Questions, RecallSetting, prepare
 from kvfidelity.session.rows import evictions_frame, recall_frame, turns_frame
 from kvfidelity.session.spec import RunSpec
 from kvfidelity.session.turnrow import failed_row, turn_row
@@ -87,8 +82,13 @@ class _Run:
     ) -> None:
         self.engine, self.dialogue, self.spec, self.progress = engine, dialogue, spec, progress
         self.plan = _plan(engine, dialogue, spec)
-        self.recalled: list[dict[str, Any]] = []
-        self.told: list[tuple[int, int]] = []
+        self.interview = Interview(
+            engine,
+            self.plan.recall,
+            self.plan.questions,
+            self.plan.turns,
+            lambda turn: self._identity(turn, False),
+        )
 
     def play(self, bank: PrefixBank) -> Records:
         full = bank.get(self._key(), self._full_run)
@@ -103,7 +103,9 @@ class _Run:
             rows += self._managed_turns(full, first)
         log = evictor.log if evicts else []
         mode = PositionMode(self.spec.positions)
-        return Records(turns_frame(rows), evictions_frame(log, mode), recall_frame(self.recalled))
+        return Records(
+            turns_frame(rows), evictions_frame(log, mode), recall_frame(self.interview.rows)
+        )
 
     def _full_run(self) -> FullRun:
         cache = self.engine.new_cache(
@@ -152,7 +154,9 @@ class _Run:
                 rows.append(failed_row(self._identity(turn, False), self._turn(turn)))
                 break
             full_nll, kl = self._compare(full, shadow, turn, outcome)
-            self._ask(turn, outcome, cache, evictor)
+            self.interview.listen(outcome)
+            if self.interview.comes_after(turn):
+                self.interview.hold(cache, evictor)
             rows.append(self._row(turn, outcome, evictor.log, False, full_nll, kl))
         return rows
 
@@ -215,65 +219,14 @@ class _Run:
 
     def _ask_of(self, full: FullRun, turns: int) -> None:
         """Ask after the turns that this run shares with the never evicted one."""
+        evictor = self.plan.evictor
         for turn in range(turns):
-            start, cache = full.after(turn), None
-            if self._asks_after(turn):
-                cache = full.fork(start, self.spec.positions, self.plan.query_tail)
-            evictor = self.plan.evictor
-            evictor.step, evictor.turn = start.step, turn
-            self._ask(turn, full.outcomes[turn], cache, evictor)
-
-    def _asks_after(self, turn: int) -> bool:
-        plan = self.plan
-        return bool(plan.questions.probes) and plan.recall.asks_after(turn, len(plan.segments))
-
-    def _ask(
-        self, turn: int, outcome: TurnOutcome, cache: ManagedCache | None, evictor: Evictor
-    ) -> None:
-        """Put every question about what was said so far, if it is the time; nothing is changed."""
-        prompt = outcome.tokens_seen_end - len(outcome.fed)
-        self.told.append((outcome.tokens_seen_start, prompt))
-        if not self._asks_after(turn):
-            return
-        assert cache is not None
-        asked = cache.fork()
-        trial = evictor.copy(turn + 1)
-        trial.before_turn(asked)
-        for number, (origin, probe) in enumerate(self.plan.questions.probes):
-            place = probe.planted_at_turn
-            if place is not None and place > turn:
-                continue
-            found = ask(
-                self.engine,
-                asked.fork(),
-                trial.copy(turn + 1),
-                self._turn(turn),
-                probe,
-                None if place is None else self.told[place],
-                self.plan.recall.max_new_tokens,
-            )
-            self.recalled.append(
-                self._identity(turn, False)
-                | {
-                    "probe": number,
-                    "origin": origin,
-                    "depth": probe.depth,
-                    "subject": probe.kind,
-                    "told_in_turn": place,
-                    "told_cached_share": found.told_cached_share,
-                    "slots": asked.size,
-                    "evictions": len(evictor.log) + len(trial.log),
-                    "question": probe.question,
-                    "answer": probe.answer,
-                    "distractors": list(probe.distractors),
-                    "answer_nll": found.answer_nll,
-                    "distractor_nll": list(found.distractor_nll),
-                    "margin": found.margin,
-                    "chosen": found.chosen,
-                    "reply": found.reply,
-                    "answered": answered(found, probe),
-                }
-            )
+            self.interview.listen(full.outcomes[turn])
+            if self.interview.comes_after(turn):
+                end = full.after(turn)
+                evictor.step, evictor.turn = end.step, turn
+                cache = full.fork(end, self.spec.positions, self.plan.query_tail)
+                self.interview.hold(cache, evictor)
 
     def _row(
         self,
