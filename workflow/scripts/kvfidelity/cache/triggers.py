@@ -106,6 +106,11 @@ class Evictor:
             return None
         return max(1, threshold - cache.size) if self.policy.evicts else None
 
+    @property
+    def rests_within_turns(self) -> bool:
+        """Whether it never evicts once a turn has begun."""
+        return not self.policy.evicts or self.regime.trigger is Trigger.TURN
+
     def fires_within(self, start: int, peak: int) -> bool:
         """Whether a turn that starts with `start` slots and grows to `peak` can evict."""
         if not self.policy.evicts or self.regime.threshold is None:
