@@ -34,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     results, tables = folder / "results", folder / "results/tables"
     chosen = settings(4)
-    write(results, chosen, COSTS)
+    write(results, chosen, COSTS, probes=4)
     tiny_tokenizer().save_pretrained(folder / "models/synthetic")
     whole = {
         "tables": table_settings(chosen),
@@ -79,6 +79,15 @@ def test_the_first_words_answer(text: str) -> None:
     answer = re.sub(r"\s+", " ", text[: text.index('id="claims"')])
     assert "<strong>attention_top</strong> fails <strong>because of positions</strong>" in answer
     assert "synthetic numbers" in answer
+
+
+def test_it_says_what_each_policy_forgets(text: str) -> None:
+    part = re.sub(r"\s+", " ", text[text.index('id="recall"') : text.index('id="cache"')])
+    gist = part[part.index("<strong>gist</strong>, whatever the positions") :]
+    gist = re.sub("<[^>]+>", "", gist[: gist.index("</li>")])
+    assert re.search(r"keeps the beginning \((\d+%) right, \1 with nothing evicted\)", gist)
+    assert "forgets the latest" in gist
+    assert "<strong>attention_top</strong>, original and rerotated" in part
 
 
 def test_missing_verdicts_are_counted(text: str) -> None:

@@ -2,6 +2,7 @@ FIGURES = [
     "excess",
     "heat_map",
     "by_turn",
+    "recall",
     "foretelling",
     "through_window",
     "cache_size",
@@ -28,6 +29,8 @@ rule aggregate:
         contrasts=multiext("results/tables/contrasts", ".parquet", ".csv"),
         predictors=multiext("results/tables/predictors", ".parquet", ".csv"),
         window=multiext("results/tables/window", ".parquet", ".csv"),
+        recall="results/tables/recall.parquet",
+        recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
     conda:
@@ -54,6 +57,7 @@ rule claims:
         papers=multiext("results/tables/claims", ".md", ".tex"),
         policies=multiext("results/tables/policies", ".md", ".tex"),
         contrasts=multiext("results/tables/contrasts", ".md", ".tex"),
+        recall_by_depth=multiext("results/tables/recall_by_depth", ".md", ".tex"),
     log:
         "logs/claims.log",
     conda:
@@ -84,6 +88,11 @@ rule figures:
             multiext("results/figures/by_turn", ".svg"),
             caption="../report/by_turn.rst",
             category="Quality",
+        ),
+        report(
+            multiext("results/figures/recall", ".svg"),
+            caption="../report/recall.rst",
+            category="Recall",
         ),
         report(
             multiext("results/figures/foretelling", ".svg"),
