@@ -85,8 +85,8 @@ def test_it_says_what_each_policy_forgets(text: str) -> None:
     part = re.sub(r"\s+", " ", text[text.index('id="recall"') : text.index('id="cache"')])
     gist = part[part.index("<strong>gist</strong>, whatever the positions") :]
     gist = re.sub("<[^>]+>", "", gist[: gist.index("</li>")])
-    assert re.search(r"keeps the beginning \((\d+%) right, \1 with nothing evicted\)", gist)
-    assert "forgets the latest" in gist
+    assert re.search(r"answers as before: the beginning \((\d+%) against \1\)", gist)
+    assert re.search(r"forgets the middle \(\d\d% against \d\d%\), the latest", gist)
     assert "<strong>attention_top</strong>, original and rerotated" in part
 
 

@@ -54,7 +54,9 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
 
 def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
     said = {
-        (entry["policy"], mode): {depth["depth"]: depth["state"] for depth in entry["depths"]}
+        (entry["policy"], mode): {
+            depth["depth"]: name for name, depths in entry["said"].items() for depth in depths
+        }
         for entry in told(tables["recall_by_depth"])
         for mode in entry["modes"]
     }
@@ -66,9 +68,10 @@ def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
 
 
 def test_what_the_model_never_knew_is_not_called_forgotten() -> None:
-    row = {"recall_lost": 0.0, "recall_lost_low": -0.1, "recall_lost_high": 0.1, "n_dialogues": 9}
+    row = {"recall_lost": 0.0, "recall_lost_low": -0.1, "recall_lost_high": 0.1, "changed": 2}
     assert state(row, {"recalled_low": 0.2, "chance": 0.25}) == "untested"
     assert state(row, {"recalled_low": 0.6, "chance": 0.25}) == "undecided"
+    assert state(row | {"changed": 0}, {"recalled_low": 0.6, "chance": 0.25}) == "unchanged"
     assert state(row | {"recall_lost_high": 0.09}, {"recalled_low": 0.6, "chance": 0.25}) == "kept"
     assert state(row, None) == "untested"
 
@@ -101,7 +104,7 @@ def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFr
     table = by_depth(found, OPTIONS)
     assert table["recalled"].null_count() == 0
     assert table["recall_lost"].null_count() == table.height
-    assert {depth["state"] for entry in told(table) for depth in entry["depths"]} == {"untested"}
+    assert all(len(entry["said"]["untested"]) == 3 for entry in told(table))
 
 
 def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) -> None:
@@ -136,12 +139,15 @@ def test_a_claim_compares_policies_question_by_question(
 
 
 def test_a_share_of_all_or_none_has_an_interval_too() -> None:
-    """Five dialogues, all right: Clopper and Pearson's bound is the fifth root of 0.025."""
+    """Ten questions, all right: Clopper and Pearson's bound is the tenth root of 0.025."""
     names = np.repeat(list("abcde"), 2)
     found = clustered_share(np.ones(10), np.ones(10), names, resamples=100)
-    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 5)), 1)
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 10)), 1)
     found = clustered_share(np.zeros(10), np.ones(10), names, resamples=100)
-    assert (found.low, found.high) == (0, pytest.approx(1 - 0.025 ** (1 / 5)))
+    reach = 1 - 0.025 ** (1 / 10)
+    assert (found.low, found.high) == (0, pytest.approx(reach))
+    lost = clustered_share(np.zeros(10), np.ones(10), names, resamples=100, paired=True)
+    assert (lost.low, lost.high) == (pytest.approx(-reach), pytest.approx(reach))
 
 
 def test_intervals_of_shares_cover() -> None:

@@ -6,7 +6,8 @@ to one in four, there being three.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ DEPTHS = ("gist", "middle", "recent", "unknown")
 #: What a person reads; left in the artifacts.
 TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
 SHARES = ("recalled", "answered")
-MEANS = ("margin", "recall_lost", "margin_lost")
+MEANS = ("recall_lost", "margin", "margin_lost")
 SCHEMA: dict[str, Any] = {
     **dict.fromkeys((*CELL, "kind", "origin", "depth"), pl.String),
     **{name + part: pl.Float64 for name in (*SHARES, *MEANS) for part in ("", "_low", "_high")},
     **dict.fromkeys(("p", "effect"), pl.Float64),
     **dict.fromkeys(("recalled_full", "chance", "told_cached_share"), pl.Float64),
-    **dict.fromkeys(("n_questions", "n_dialogues", "budget_tokens"), pl.Int64),
+    **dict.fromkeys(("changed", "n_questions", "n_dialogues", "budget_tokens"), pl.Int64),
 }
+STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")
 #: Share of recall that a reader would call a loss.
 MARGIN = 0.1
 
@@ -76,6 +78,7 @@ def by_depth(asked: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     margin: mean nats per token by which the answer is ahead of the best distractor.
     recall_lost, margin_lost: paired by question with the never evicted run; p and effect are of
         `margin_lost`, p_holm adjusted over the table.
+    changed: questions that are right in one of the two and wrong in the other.
     recalled_full: the never evicted run's share of the same questions.
     told_cached_share: mean share of the telling message's tokens that were still cached.
 
@@ -89,9 +92,18 @@ def by_depth(asked: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         dict(zip(keys, key, strict=True)) | _summed_up(part, options)
         for key, part in counted.group_by(keys, maintain_order=True)
     ]
-    order = [pl.col("depth").replace_strict({name: n for n, name in enumerate(DEPTHS)}, default=9)]
-    table = pl.DataFrame(rows, SCHEMA).sort(*CELL[:2], "origin", "threshold", *CELL[2:4], *order)
+    table = pl.DataFrame(rows, SCHEMA).sort(
+        *CELL[:2],
+        *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
+        *(rank("positions", POSITIONS), rank("depth", DEPTHS)),
+    )
     return table.with_columns(p_holm=pl.Series(holm(table["p"].to_list()), dtype=pl.Float64))
+
+
+def rank(column: str, names: Sequence[str]) -> pl.Expr:
+    """The place of each value among `names`; of others, after all."""
+    ranks = {name: rank for rank, name in enumerate(names)}
+    return pl.col(column).replace_strict(ranks, default=len(names))
 
 
 def _summed_up(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,13 +115,16 @@ def _summed_up(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]
             continue
         values = known[name].cast(pl.Float64).to_numpy()
         clusters = known["dialogue"].to_numpy().astype(str)
-        estimate = clustered_share if name in SHARES else clustered_mean
+        estimate: Callable[..., Estimate] = clustered_mean
+        if name in SHARES or name == "recall_lost":
+            estimate = partial(clustered_share, paired=name == "recall_lost")
         found |= _named(name, estimate(values, np.ones(values.size), clusters, **options))
     budgets = part["target_tokens"].unique().to_list()
     return found | {
         "recalled_full": (part["recalled"] + part["recall_lost"]).mean(),
         "chance": part["chance"].mean(),
         "told_cached_share": part["told_cached_share"].mean(),
+        "changed": (part["recall_lost"] != 0).sum() if not never else None,
         "n_questions": part.height,
         "n_dialogues": part["dialogue"].n_unique(),
         "budget_tokens": budgets[0] if len(budgets) == 1 else None,
@@ -117,10 +132,7 @@ def _summed_up(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _named(name: str, found: Estimate) -> dict[str, Any]:
-    low, high = found.low, found.high
-    if name == "recall_lost" and low == high:
-        low = high = None  # no answer changed anywhere: resampling cannot tell how sure that is
-    row: dict[str, Any] = {name: found.mean, f"{name}_low": low, f"{name}_high": high}
+    row: dict[str, Any] = {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     return row | ({"p": found.p, "effect": found.effect} if name == "margin_lost" else {})
 
 
@@ -128,8 +140,8 @@ def told(table: pl.DataFrame) -> list[dict[str, Any]]:
     """What the page says in words: one entry per policy, threshold and origin, position modes that
     come out alike together.
 
-    Each entry has `modes`, `every_mode` (no other mode came out otherwise) and `depths`: depth,
-    state (see `state`), `recalled` (of each mode), `full` and `n` questions.
+    Each entry has `modes`, `every_mode` (no other mode came out otherwise) and, by what is said of
+    it (see `state`), its depths: name, `recalled` (of each mode), `full` and `n` questions.
     """
     keys = ["model", "dataset", "origin", "threshold", "policy"]
     never = table.filter(pl.col("kind") == "baseline").to_dicts()
@@ -146,19 +158,17 @@ def told(table: pl.DataFrame) -> list[dict[str, Any]]:
             if rows:
                 alike.setdefault(states, []).append(rows)
         for states, modes in alike.items():
-            depths = [
-                {
-                    "depth": depth,
-                    "state": how,
-                    "recalled": [rows[place]["recalled"] for rows in modes],
-                    "full": modes[0][place]["recalled_full"],
-                    "n": modes[0][place]["n_questions"],
-                }
-                for place, (depth, how) in enumerate(states)
-            ]
+            said: dict[str, list[dict[str, Any]]] = {name: [] for name in STATES}
+            for place, (depth, how) in enumerate(states):
+                one = modes[0][place]
+                shares = [rows[place]["recalled"] for rows in modes]
+                said[how].append(
+                    {"depth": depth, "recalled": shares, "full": one["recalled_full"]}
+                    | {"n": one["n_questions"]}
+                )
             about: dict[str, Any] = dict(zip(keys, key, strict=True))
             about["modes"] = [rows[0]["positions"] for rows in modes]
-            entries.append(about | {"every_mode": len(alike) == 1, "depths": depths})
+            entries.append(about | {"every_mode": len(alike) == 1, "said": said})
     return entries
 
 
@@ -166,15 +176,14 @@ def state(row: Mapping[str, Any], full: Mapping[str, Any] | None) -> str:
     """What one row of `by_depth` says of its depth; `full` is the never evicted run's row.
 
     "forgotten": the loss's interval is above 0. "untested": with nothing evicted the model itself
-    is not above chance, so that there is little to forget. "kept": the interval is below MARGIN, or
-    no answer changed. Else "undecided".
+    is not above chance, so that there is little to forget. "kept": the interval is below MARGIN.
+    "unchanged": no answer changed, but there are too few to rule a loss out. Else "undecided".
     """
     low, high = row["recall_lost_low"], row["recall_lost_high"]
     if low is not None and low > 0:
         return "forgotten"
     if full is None or full["recalled_low"] is None or full["recalled_low"] <= full["chance"]:
         return "untested"
-    if low is None:
-        same = row["recall_lost"] == 0 and row["n_dialogues"] > 1
-        return "kept" if same else "undecided"
-    return "kept" if high < MARGIN else "undecided"
+    if high is not None and high < MARGIN:
+        return "kept"
+    return "unchanged" if row["changed"] == 0 else "undecided"

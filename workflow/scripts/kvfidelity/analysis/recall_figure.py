@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.figures import COLOURS
-from kvfidelity.analysis.recall import DEPTHS
+from kvfidelity.analysis.recall import DEPTHS, rank
 from kvfidelity.grid import POSITIONS
 
 NEVER = "nothing evicted"
@@ -18,30 +18,34 @@ def recall_figure(table: pl.DataFrame) -> alt.FacetChart:
     """Share of questions answered right, one panel per depth, one row per policy; bars are
     intervals, the dashed line is what guessing gives."""
     data = table.with_columns(
+        # The never evicted run has one mark, in the middle of its row.
+        offset=pl.when(pl.col("kind") == "baseline")
+        .then(pl.lit("original"))
+        .otherwise("positions"),
         mode=pl.when(pl.col("kind") == "baseline").then(pl.lit(NEVER)).otherwise("positions"),
         row=_row(table),
         panel=_panel(table),
         n=pl.format("{} questions, {} dialogues", "n_questions", "n_dialogues"),
     )
-    rank = pl.col("depth").replace_strict({depth: n for n, depth in enumerate(DEPTHS)}, default=9)
-    panels = data.sort("origin", rank)["panel"].unique(maintain_order=True)
+    panels = data.sort("origin", rank("depth", DEPTHS))["panel"].unique(maintain_order=True)
+    rows = data["row"].unique(maintain_order=True)
     base = alt.Chart(data).encode(
-        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240)),
-        yOffset=alt.YOffset("mode:N", sort=[*POSITIONS, NEVER]),
+        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows.to_list()),
+        yOffset=alt.YOffset("offset:N", sort=list(POSITIONS)),
         color=alt.Color("mode:N", scale=MODES, title="positions"),
-        shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
         tooltip=[
             *("policy", "positions", "threshold", "depth", "recalled", "recalled_low"),
             *("recalled_high", "recall_lost", "told_cached_share", "n"),
         ],
     )
     scale = alt.Scale(domain=[0, 1])
-    axis = alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="~%")
+    axis = alt.Axis(values=[0, 0.5, 1], format="~%")
     points = base.mark_point(filled=True, size=50).encode(
-        x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis)
+        x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
+        shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
     )
     bars = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q", shape=alt.Shape()
+        x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q"
     )
     chance = (
         alt.Chart(data)

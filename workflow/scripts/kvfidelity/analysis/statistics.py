@@ -78,21 +78,28 @@ def clustered_share(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    paired: bool = False,
 ) -> Estimate:
-    """`clustered_mean` of values that are 0 or 1.
+    """`clustered_mean` of values that are 0 or 1, or, `paired`, differences of such.
 
-    Where all dialogues have the same share, as when every answer is right, resamples cannot differ;
-    the interval is then Clopper and Pearson's, with one observation a dialogue.
+    Where all dialogues have the same share, as when every answer is right, resamples cannot differ,
+    and how alike a dialogue's answers are cannot be seen. The interval is then Clopper and
+    Pearson's over all values (as in Korn and Graubard 1998, Survey Methodology 24, p. 193); that of
+    a difference of 0 reaches as far to both sides as that of a share of 0 to one.
     """
     found = clustered_mean(
         values, weights, dialogues, confidence=confidence, resamples=resamples, seed=seed
     )
     if found.low is None or found.high is None or found.high - found.low > 1e-9:
         return found
-    n, right = found.n_dialogues, found.mean * found.n_dialogues
-    tail = (1 - confidence) / 2
+    n, share = found.n_turns, abs(found.mean)
+    tail, right = (1 - confidence) / 2, share * n
     low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
     high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
+    if found.mean < 0:
+        low, high = -high, -low
+    elif paired and right == 0:
+        low = -high
     return replace(found, low=low, high=high)
 
 
