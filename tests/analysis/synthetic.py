@@ -14,10 +14,10 @@ from kvfidelity.artifacts import write_json, write_parquet
 from kvfidelity.dialogues.pool import SCHEMA as POOL
 from kvfidelity.grid import runs
 from kvfidelity.judge.verdict import SCHEMA as VERDICTS
+from kvfidelity.metrics.text import SCHEMA as METRICS
 from kvfidelity.session.rows import EVICTIONS, RECALL, TURNS
 from kvfidelity.settings import load_settings
 
-METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
 #: Nats per token by (kind, positions); what is not named costs nothing.
@@ -284,7 +284,9 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
 def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     """Text metrics at random."""
     drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS}
-    return turns.select("turn", **{name: pl.Series(values) for name, values in drawn.items()})
+    return turns.select(
+        "turn", **{name: pl.Series(values).cast(METRICS[name]) for name, values in drawn.items()}
+    )
 
 
 def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
