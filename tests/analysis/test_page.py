@@ -157,13 +157,13 @@ def test_evicted_tokens_are_struck_out(page: Path, tmp_path: Path) -> None:
 def test_no_serious_accessibility_fault(page: Path, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     source = (resources.files(axe) / "axe.min.js").read_text(encoding="utf-8")
-    for dark in (False, True):
+    for width, dark in ((1000, False), (500, True)):
         run = f"{source};\n{READ.replace('return', 'const told =')}" + (
             "const found = await axe.run(document, {resultTypes: ['violations']});"
             "return found.violations.map("
             "(one) => [one.impact, one.id, one.nodes[0].html.slice(0, 300)]);"
         )
-        seen = drive(page, run, tmp_path, dark=dark)
+        seen = drive(page, run, tmp_path, width=width, dark=dark)
         assert seen["errors"] == []
         serious: list[Any] = [one for one in seen["told"] if one[0] in ("serious", "critical")]
         assert serious == []

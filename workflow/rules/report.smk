@@ -4,6 +4,7 @@ FIGURES = [
     "by_turn",
     "recall",
     "foretelling",
+    "distortion",
     "through_window",
     "cache_size",
     "retention",
@@ -97,6 +98,11 @@ rule figures:
         report(
             multiext("results/figures/foretelling", ".svg"),
             caption="../report/foretelling.rst",
+            category="Positions",
+        ),
+        report(
+            multiext("results/figures/distortion", ".svg"),
+            caption="../report/distortion.rst",
             category="Positions",
         ),
         report(

@@ -26,6 +26,7 @@ def main() -> None:
         "by_turn": figures.by_turn(turns),
         "recall": recall_figure(table("recall_by_depth")),
         "foretelling": tradeoffs.foretelling(table("predictors")),
+        "distortion": tradeoffs.distortion(turns, table("predictors")),
         "through_window": course.through_window(table("window")),
         "cache_size": figures.cache_size(turns),
         "retention": figures.retention(turns, table("evictions")),

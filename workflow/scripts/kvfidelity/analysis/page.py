@@ -27,6 +27,7 @@ FIGURES = (
     "by_turn",
     "recall",
     "foretelling",
+    "distortion",
     "through_window",
     "cache_size",
     "retention",
