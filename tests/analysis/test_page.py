@@ -123,6 +123,7 @@ READ = """
     cell: document.getElementById("pick-left").value, focus: document.activeElement.id,
     reply: left.querySelector("blockquote").textContent,
     other: document.getElementById("side-right").querySelector("blockquote").textContent,
+    asked: left.querySelectorAll(".asked li").length,
     gone, all: box.textContent, wide: document.documentElement.scrollWidth > innerWidth + 1,
   };
 """
@@ -140,6 +141,7 @@ def test_figures_are_drawn_and_a_cell_opens(
     assert (told["cell"], told["focus"]) == ("attention_top, stale (half)", "pick-left")
     assert told["reply"] == "synthetic reply 14 of a run that costs 2.0"
     assert told["other"] != told["reply"]
+    assert told["asked"] == 12
     assert not told["wide"]
 
 
