@@ -14,10 +14,10 @@ from kvfidelity.artifacts import write_json, write_parquet
 from kvfidelity.dialogues.pool import SCHEMA as POOL
 from kvfidelity.grid import runs
 from kvfidelity.judge.verdict import SCHEMA as VERDICTS
-from kvfidelity.session.rows import EVICTIONS, TURNS
+from kvfidelity.metrics.text import SCHEMA as METRICS
+from kvfidelity.session.rows import EVICTIONS, RECALL, TURNS
 from kvfidelity.settings import load_settings
 
-METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
 #: Nats per token by (kind, positions); what is not named costs nothing.
@@ -59,6 +59,7 @@ def write(
     edge: float = 0.0,
     noise: float = 0.2,
     seed: int = 0,
+    probes: int = 0,
 ) -> None:
     """Every artifact of a configuration below `results`.
 
@@ -66,6 +67,7 @@ def write(
         effects: planted excess NLL.
         edge: what a token past the trained window costs the never evicted run.
         noise: standard deviation of a turn's own excess; a dialogue's level has half of it.
+        probes: questions at each depth, asked after the last turn; see `recall_rows`.
     """
     for place in runs(chosen):
         model, dataset, policy, positions, threshold, number, dialogue = place.split("/")
@@ -90,6 +92,8 @@ def write(
         write_parquet(frame, results / "generate" / place / "turns.parquet", kind="turns")
         log = eviction_rows(frame)
         write_parquet(log, results / "generate" / place / "evictions.parquet", kind="evictions")
+        asked = recall_rows(frame, probes)
+        write_parquet(asked, results / "generate" / place / "recall.parquet", kind="recall")
         write_parquet(
             metric_rows(frame, rng), results / "metrics" / place / "metrics.parquet", kind="metrics"
         )
@@ -229,10 +233,60 @@ def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, EVICTIONS)
 
 
+def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
+    """Questions after the last turn, `probes` at each depth.
+
+    Planted: with nothing evicted four in five are answered right; a kept beginning forgets all that
+    is not at the beginning, and stale positions everything but under a kept beginning. What is
+    forgotten is guessed: right in one of four.
+    """
+    first, last = turns.row(0, named=True), turns.row(-1, named=True)
+    kept = {"sliding_window_gist": ("gist",), "streaming_llm": ("recent",)}
+    depths = ("gist", "middle", "recent")
+    known = depths if first["kind"] == "baseline" else kept.get(first["kind"], depths)
+    if first["positions"] == "stale" and first["kind"] != "sliding_window_gist":
+        known = ()
+    shared = {name: first[name] for name in RECALL if name in first}
+    rows = []
+    for number in range(3 * probes):
+        depth = depths[number // probes]
+        rng = np.random.default_rng([int(first["dialogue"]), number])
+        # One draw for all runs: who knows the answer answers alike.
+        luck = float(rng.uniform()) < (0.8 if depth in known else 0.25)
+        margin = 1.0 if luck else -0.5
+        rows.append(
+            dict.fromkeys(RECALL)
+            | shared
+            | {
+                "turn": last["turn"],
+                "probe": number,
+                "origin": "planted",
+                "depth": depth,
+                "subject": f"synthetic subject {number}",
+                "told_in_turn": 0,
+                "told_cached_share": float(depth in known),
+                "slots": TARGET,
+                "evictions": int(turns["evictions"].sum()),
+                "question": f"synthetic question {number}?",
+                "answer": f"answer {number}",
+                "distractors": ["one", "two", "three"],
+                "answer_nll": 1.0,
+                "distractor_nll": [1.0 + margin, 3.0, 3.0],
+                "margin": margin,
+                "chosen": luck,
+                "reply": f"It is answer {number}." if luck else "I do not know.",
+                "answered": luck,
+            }
+        )
+    return pl.DataFrame(rows, RECALL, orient="row")
+
+
 def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     """Text metrics at random."""
     drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS}
-    return turns.select("turn", **{name: pl.Series(values) for name, values in drawn.items()})
+    return turns.select(
+        "turn", **{name: pl.Series(values).cast(METRICS[name]) for name, values in drawn.items()}
+    )
 
 
 def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:

@@ -34,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     results, tables = folder / "results", folder / "results/tables"
     chosen = settings(4)
-    write(results, chosen, COSTS)
+    write(results, chosen, COSTS, probes=4)
     tiny_tokenizer().save_pretrained(folder / "models/synthetic")
     whole = {
         "tables": table_settings(chosen),
@@ -81,6 +81,15 @@ def test_the_first_words_answer(text: str) -> None:
     assert "synthetic numbers" in answer
 
 
+def test_it_says_what_each_policy_forgets(text: str) -> None:
+    part = re.sub(r"\s+", " ", text[text.index('id="recall"') : text.index('id="cache"')])
+    gist = part[part.index("<strong>gist</strong>, whatever the positions") :]
+    gist = re.sub("<[^>]+>", "", gist[: gist.index("</li>")])
+    assert re.search(r"answers as before: the beginning \((\d+%) against \1\)", gist)
+    assert re.search(r"forgets the middle \(\d\d% against \d\d%\), the latest", gist)
+    assert "<strong>attention_top</strong>, original and rerotated" in part
+
+
 def test_missing_verdicts_are_counted(text: str) -> None:
     assert re.search(r"offline: \d+ verdicts missing, failed", text)
 
@@ -114,6 +123,7 @@ READ = """
     cell: document.getElementById("pick-left").value, focus: document.activeElement.id,
     reply: left.querySelector("blockquote").textContent,
     other: document.getElementById("side-right").querySelector("blockquote").textContent,
+    asked: left.querySelectorAll(".asked li").length,
     gone, all: box.textContent, wide: document.documentElement.scrollWidth > innerWidth + 1,
   };
 """
@@ -131,6 +141,7 @@ def test_figures_are_drawn_and_a_cell_opens(
     assert (told["cell"], told["focus"]) == ("attention_top, stale (half)", "pick-left")
     assert told["reply"] == "synthetic reply 14 of a run that costs 2.0"
     assert told["other"] != told["reply"]
+    assert told["asked"] == 12
     assert not told["wide"]
 
 
@@ -148,13 +159,13 @@ def test_evicted_tokens_are_struck_out(page: Path, tmp_path: Path) -> None:
 def test_no_serious_accessibility_fault(page: Path, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     source = (resources.files(axe) / "axe.min.js").read_text(encoding="utf-8")
-    for dark in (False, True):
+    for width, dark in ((1000, False), (500, True)):
         run = f"{source};\n{READ.replace('return', 'const told =')}" + (
             "const found = await axe.run(document, {resultTypes: ['violations']});"
             "return found.violations.map("
             "(one) => [one.impact, one.id, one.nodes[0].html.slice(0, 300)]);"
         )
-        seen = drive(page, run, tmp_path, dark=dark)
+        seen = drive(page, run, tmp_path, width=width, dark=dark)
         assert seen["errors"] == []
         serious: list[Any] = [one for one in seen["told"] if one[0] in ("serious", "critical")]
         assert serious == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kvfidelity.analysis.statistics import clustered_mean, holm, signed_rank
+from scipy import stats
 
 
 def sample(rng: np.random.Generator, dialogues: int, effect: float) -> tuple[np.ndarray, ...]:
@@ -58,6 +59,14 @@ def test_signed_rank_false_positives_are_at_their_rate() -> None:
     rng = np.random.default_rng(1)
     p_values = [signed_rank(rng.normal(0, 1, 20))[0] for _ in range(1000)]
     assert 0.03 <= np.mean([p < 0.05 for p in p_values if p is not None]) <= 0.07
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_ties_are_tried_out_as_scipy_does(size: int) -> None:
+    rng = np.random.default_rng(size)
+    tied = rng.integers(1, 4, size) * rng.choice([-1.0, 1.0], size)
+    p, _ = signed_rank(tied)
+    assert p == pytest.approx(stats.wilcoxon(tied).pvalue)
 
 
 def test_the_effect_is_the_rank_biserial_correlation() -> None:

@@ -2,7 +2,9 @@ FIGURES = [
     "excess",
     "heat_map",
     "by_turn",
+    "recall",
     "foretelling",
+    "distortion",
     "through_window",
     "cache_size",
     "retention",
@@ -28,6 +30,8 @@ rule aggregate:
         contrasts=multiext("results/tables/contrasts", ".parquet", ".csv"),
         predictors=multiext("results/tables/predictors", ".parquet", ".csv"),
         window=multiext("results/tables/window", ".parquet", ".csv"),
+        recall="results/tables/recall.parquet",
+        recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
     conda:
@@ -54,6 +58,7 @@ rule claims:
         papers=multiext("results/tables/claims", ".md", ".tex"),
         policies=multiext("results/tables/policies", ".md", ".tex"),
         contrasts=multiext("results/tables/contrasts", ".md", ".tex"),
+        recall_by_depth=multiext("results/tables/recall_by_depth", ".md", ".tex"),
     log:
         "logs/claims.log",
     conda:
@@ -86,8 +91,18 @@ rule figures:
             category="Quality",
         ),
         report(
+            multiext("results/figures/recall", ".svg"),
+            caption="../report/recall.rst",
+            category="Recall",
+        ),
+        report(
             multiext("results/figures/foretelling", ".svg"),
             caption="../report/foretelling.rst",
+            category="Positions",
+        ),
+        report(
+            multiext("results/figures/distortion", ".svg"),
+            caption="../report/distortion.rst",
             category="Positions",
         ),
         report(

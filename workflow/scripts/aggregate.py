@@ -18,7 +18,7 @@ def main() -> None:
 
     for name, table in gather(options.settings, options.results).items():
         write_parquet(table, options.out / f"{name}.parquet", kind=name)
-        if name not in ("turns", "evictions", "verdicts"):  # those are for programs
+        if name not in ("turns", "evictions", "verdicts", "recall"):  # those are for programs
             with replacing(options.out / f"{name}.csv") as temporary:
                 table.write_csv(temporary)
 

@@ -20,7 +20,7 @@ def main() -> None:
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
-    tables = {name: table(name) for name in ("turns", "verdicts", "window")}
+    tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
     claims = judge_claims(read_claims(options.claims), tables, options.settings)
     write_parquet(claims, options.tables / "claims.parquet", kind="claims")
     with replacing(options.tables / "claims.csv") as temporary:
@@ -29,10 +29,12 @@ def main() -> None:
         "claims": paper_tables.claim_table(claims),
         "policies": paper_tables.policy_table(table("policies")),
         "contrasts": paper_tables.contrast_table(table("contrasts")),
+        "recall_by_depth": paper_tables.recall_table(table("recall_by_depth")),
     }
     captions = {
         "claims": "Claims and what the data say of them",
         "policies": "Excess NLL (nats per reference token) over the never evicted run",
+        "recall_by_depth": "Share of questions answered right by the depth of what they ask for",
         "contrasts": "Paired differences in excess NLL on the same dialogue and turn",
     }
     for name, (head, rows) in made.items():

@@ -12,6 +12,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis import course, figures, tradeoffs
+    from kvfidelity.analysis.recall_figure import recall_figure
     from kvfidelity.analysis.theme import save
     from kvfidelity.artifacts import read_parquet
 
@@ -23,7 +24,9 @@ def main() -> None:
         "excess": figures.excess(policies),
         "heat_map": tradeoffs.heat_map(policies),
         "by_turn": figures.by_turn(turns),
+        "recall": recall_figure(table("recall_by_depth")),
         "foretelling": tradeoffs.foretelling(table("predictors")),
+        "distortion": tradeoffs.distortion(turns, table("predictors")),
         "through_window": course.through_window(table("window")),
         "cache_size": figures.cache_size(turns),
         "retention": figures.retention(turns, table("evictions")),

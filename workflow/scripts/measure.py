@@ -14,17 +14,14 @@ def main() -> None:
     options = parser.parse_args()
     import polars as pl
     from kvfidelity.artifacts import read_parquet, write_parquet
-    from kvfidelity.metrics.text import text_metrics
+    from kvfidelity.metrics.text import SCHEMA, text_metrics
 
-    schema = dict.fromkeys(("rep_2", "rep_3", "rep_4"), pl.Float64)
-    schema |= {"longest_repeat_words": pl.Int32}
-    schema |= dict.fromkeys(("compression_ratio", "echo_share", "chrf", "rouge_l"), pl.Float64)
     turns = read_parquet(options.turns, kind="turns")
     rows = [
         {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
         for row in turns.iter_rows(named=True)
     ]
-    write_parquet(pl.DataFrame(rows, {"turn": pl.Int32} | schema), options.out, kind="metrics")
+    write_parquet(pl.DataFrame(rows, {"turn": pl.Int32} | SCHEMA), options.out, kind="metrics")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "aggregate": (
         "aggregate.py",
         "kvfidelity/analysis/prediction.py",
+        "kvfidelity/analysis/recall.py",
         "kvfidelity/analysis/statistics.py",
         "kvfidelity/analysis/tables.py",
         "kvfidelity/analysis/window.py",

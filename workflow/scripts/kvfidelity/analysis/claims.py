@@ -24,7 +24,10 @@ IDENTITY = (
     *("run", *CELL, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
     *("reference_tokens", "after_eviction", "inside_window"),
 )
-PAIRED = ("dialogue", "seed", "turn")
+PAIRED = ("dialogue", "seed", "turn", "probe")
+#: Of questions asked; `depth` and `origin` choose among them.
+RECALL = ("recalled", "recall_lost", "margin", "margin_lost", "answered", "told_cached_share")
+NO_QUESTION = pl.lit(-1, pl.Int32)
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_full", "nll_change_at_window")
 SCHEMA: dict[str, Any] = {
@@ -84,7 +87,7 @@ def judge_claims(
     """One row per claim and cell that it speaks of; a claim without data has one row that says so.
 
     Args:
-        tables: `turns`, `verdicts`, `window`.
+        tables: `turns`, `verdicts`, `window`, `recall`.
         options: confidence, resamples, seed.
 
     Raises:
@@ -100,6 +103,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     """The quantities that claims speak of, as far as there are any, one row per turn of every run.
 
     `nll_change_at_window` stands at turn -1 of the run it belongs to, with its own weight.
+    Questions are rows of their own, told apart by `probe`, which is -1 elsewhere.
     """
     columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
     turns = tables["turns"].select(columns)
@@ -122,7 +126,15 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens"),
         on="run",
     ).with_columns(turn=pl.lit(-1, pl.Int32))
-    return pl.concat([turns, change], how="diagonal_relaxed")
+    asked = tables["recall"].select(
+        *[name for name in IDENTITY if name in tables["recall"].columns],
+        *("probe", "origin", "depth"),
+        *[pl.col(name).cast(pl.Float64) for name in RECALL],
+    )
+    return pl.concat(
+        [turns.with_columns(probe=NO_QUESTION), change.with_columns(probe=NO_QUESTION), asked],
+        how="diagonal_relaxed",
+    )
 
 
 def verdict(claim: Claim, low: float | None, high: float | None, dialogues: int) -> tuple[str, str]:

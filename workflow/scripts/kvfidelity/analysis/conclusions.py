@@ -17,9 +17,9 @@ def causes(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """For each policy and threshold, its loss split in two, at the same kept tokens.
 
     stale: excess NLL with stale positions. difference: stale minus rerotated, what the positions
-    cost. rest: rerotated, what is lost with the tokens. share: difference / stale. cause: "none",
-    "positions", "tokens", "both" or "undecided". Attention-ranked eviction comes first, then by
-    what positions cost.
+    cost. rest: rerotated, what is lost with the tokens. runs: into how many stretches the kept
+    tokens are scattered, mean. share: difference / stale. cause: "none", "positions", "tokens",
+    "both" or "undecided". Attention-ranked eviction comes first, then by what positions cost.
     """
     keys = ["model", "dataset", "policy", "threshold"]
     kinds = tables["turns"].select(*keys, "kind").unique()
@@ -28,7 +28,7 @@ def causes(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
         *keys, stale="mean", stale_low="low", stale_high="high"
     )
     rest = cells.filter(pl.col("positions") == "rerotated").select(
-        *keys, rest="mean", rest_low="low", rest_high="high"
+        *keys, "runs", rest="mean", rest_low="low", rest_high="high"
     )
     difference = tables["contrasts"].filter(
         pl.col("factor") == "positions", pl.col("first") == "stale", pl.col("second") == "rerotated"

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from kvfidelity.analysis.figures import WIDTH, whole
+from kvfidelity.analysis.figures import WIDTH, counted, whole
 
 MOMENTS = {
     "start": "cache_bytes_start",
@@ -43,7 +43,7 @@ def through_window(window: pl.DataFrame) -> alt.LayerChart:
     )
     bars = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.5)
     points = base.mark_point(filled=True, size=40).encode(
-        y=alt.Y("mean:Q", title="NLL (nats per token)"),
+        y=alt.Y("mean:Q", title=["NLL (nats per token)", counted(data, "n")]),
         tooltip=["model", "start", "stop", "mean", "low", "high", "n"],
     )
     reached = data.filter(pl.col("stop") > pl.col("trained_window"))
@@ -75,13 +75,16 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
             "policy",
             "turn",
             moment=pl.lit(name),
-            at=pl.col("turn") + number / len(MOMENTS),
+            at=pl.col("turn") + 1 + number / len(MOMENTS),
             megabytes=pl.col(column) / 1e6,
             limit=pl.col("threshold_tokens") * pl.col("token_bytes") / 1e6,
         )
         for number, (name, column) in enumerate(MOMENTS.items())
     ).sort("policy", "at")
-    base = alt.Chart(data).encode(x=alt.X("at:Q", title="turn", axis=whole(data["turn"])))
+    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    base = alt.Chart(data).encode(
+        x=alt.X("at:Q", title="turn", axis=whole(data["turn"]), scale=alt.Scale(zero=False))
+    )
     line = base.mark_line(color="#0072B2", aria=False).encode(
         y=alt.Y("megabytes:Q", title="cache (MB)")
     )
@@ -93,33 +96,45 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
     return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2)
 
 
-def latency(turns: pl.DataFrame) -> alt.Chart:
-    """Mean seconds per turn, split; turns computed once for all policies are left out."""
+def latency(turns: pl.DataFrame) -> alt.FacetChart:
+    """Mean seconds of each part of a turn with 95% t-intervals over turns, each on its own axis.
+
+    Turns computed once for all policies are left out; decoding is of those with a reply of their
+    own.
+    """
     alone = turns.filter(~pl.col("shared_prefix")).with_columns(
         decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
         # What the prompt took holds the eviction and its scoring.
         prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),
     )
-    means = alone.group_by("policy").agg(
-        *[pl.col(column).mean().alias(name) for name, column in SECONDS.items()], n=pl.len()
-    )
-    data = means.unpivot(list(SECONDS), index=["policy", "n"], variable_name="part")
-    data = data.with_columns(
-        pl.col("value").fill_null(0),
-        rank=pl.col("part").replace_strict({name: rank for rank, name in enumerate(SECONDS)}),
-    )
-    palette = ["#0072B2", "#E69F00", "#D55E00", "#56B4E9"]
-    return (
-        alt.Chart(data.sort("policy"))
-        .mark_bar()
-        .encode(
-            x=alt.X("sum(value):Q", title="seconds per turn (mean)"),
-            y=alt.Y("policy:N", title=None),
-            color=alt.Color(
-                "part:N", title=None, scale=alt.Scale(domain=list(SECONDS), range=palette)
-            ),
-            order="rank:Q",
-            tooltip=["policy", "part", "value", "n"],
+    data = pl.concat(
+        alone.group_by("policy").agg(
+            mean=pl.col(column).mean(),
+            spread=pl.col(column).std(),
+            n=pl.col(column).count(),
+            part=pl.lit(part),
         )
-        .properties(width=WIDTH * 0.75, height=alt.Step(26))
+        for part, column in SECONDS.items()
+    ).filter(pl.col("n") > 0)
+    n = data["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
+    data = data.with_columns(low=(pl.col("mean") - half).clip(0), high=pl.col("mean") + half)
+    base = alt.Chart(data.sort("policy")).encode(
+        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=160)),
+        tooltip=["policy", "part", "mean", "low", "high", "n"],
+    )
+    bars = base.mark_bar(color="#56B4E9", opacity=0.85).encode(
+        x=alt.X("mean:Q", title=["seconds per turn"], axis=alt.Axis(tickCount=3))
+    )
+    rules = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    rules = rules.encode(x=alt.X("low:Q"), x2="high:Q", color=alt.value("currentColor"))
+    counts = base.mark_text(align="left", dx=3, dy=-7, fontSize=8, aria=False)
+    counts = counts.transform_calculate(label="'n = ' + datum.n").encode(
+        x=alt.value(0), text="label:N"
+    )
+    return (
+        alt.layer(bars, rules, counts)
+        .properties(width=118, height=alt.Step(28))
+        .facet(facet=alt.Facet("part:N", title=None, sort=list(SECONDS)), columns=4)
+        .resolve_scale(x="independent")
     )

@@ -15,6 +15,7 @@ from kvfidelity.grid import POSITIONS
 # Okabe and Ito's palette; the order of POSITIONS.
 COLOURS = ["#D55E00", "#0072B2", "#009E73"]
 MODES = alt.Scale(domain=list(POSITIONS), range=COLOURS)
+MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=["circle", "square", "triangle-up"])
 POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
 WIDTH = 560
 BINS = 96
@@ -40,7 +41,7 @@ def excess(policies: pl.DataFrame) -> alt.Chart:
         color=alt.Color("positions:N", scale=MODES, title="positions"),
         tooltip=["policy", "positions", "threshold", "mean", "low", "high", "n"],
     )
-    title = "excess NLL of the reference reply (nats per token, symmetric log)"
+    title = ["excess NLL of the reference reply (nats per token, symmetric log)", counted(data)]
     axis = alt.Axis(values=values, format="~g", grid=True)
     points = base.mark_point(filled=True, size=70).encode(
         x=alt.X("mean:Q", scale=scale, title=title, axis=axis)
@@ -93,6 +94,7 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
 def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.Chart:
     """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
     data = retention_table(turns, evictions)
+    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
     return (
         alt.Chart(data)
         .mark_rect()
@@ -151,6 +153,13 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     return _joined(pl.DataFrame(rows, RETENTION))
 
 
+def counted(rows: pl.DataFrame, column: str = "n_dialogues", noun: str = "dialogues") -> str:
+    """ "n = 5 dialogues", or "n = 3 to 5 dialogues" where rows differ."""
+    counts = sorted(int(n) for n in rows[column].drop_nulls()) or [0]
+    least, most = counts[0], counts[-1]
+    return f"n = {most} {noun}" if least == most else f"n = {least} to {most} {noun}"
+
+
 def whole(numbers: pl.Series) -> alt.Axis:
     """An axis with ticks at whole numbers only, about ten of them."""
     last = int(numbers.max() or 0)  # type: ignore[arg-type]
@@ -170,7 +179,8 @@ def _joined(cells: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_turn(turns: pl.DataFrame) -> alt.Chart:
-    """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals."""
+    """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals, and at
+    the foot of how many dialogues: they end, and the last turns are of few."""
     late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
     data = late.with_columns(since=pl.col("turn") - pl.col("turn").min().over("run"))
     means = data.group_by("policy", "positions", "since").agg(
@@ -191,7 +201,11 @@ def by_turn(turns: pl.DataFrame) -> alt.Chart:
     points = base.mark_point(filled=True, size=30).encode(
         y=value, tooltip=["policy", "positions", "since", "excess", "low", "high", "n"]
     )
-    layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points)
+    counts = base.transform_aggregate(n="min(n)", groupby=["policy", "since"]).mark_text(
+        fontSize=9, opacity=0.75, aria=False
+    )
+    counts = counts.encode(y=alt.value(125), text="n:Q", color=alt.value("currentColor"))
+    layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points, counts)
     return (
         layers.properties(width=250, height=130)
         .facet(facet=alt.Facet("policy:N", title=None), columns=2)

@@ -88,6 +88,26 @@ function numbers(row) {
   return parts.filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(" · ");
 }
 
+/** What the run was asked about what had been said, as a list to fold out; nothing if it was not. */
+function questions(run) {
+  if (!run.asked.length) return [];
+  const right = run.asked.filter((row) => row.chosen).length;
+  const details = element("details");
+  details.append(element("summary", `What it still knew: ${right} of ${run.asked.length} answers`));
+  const list = element("ul", undefined, "asked");
+  for (const row of run.asked) {
+    const item = element("li");
+    item.append(
+      element("span", `${row.depth}, after turn ${row.turn + 1}: `, "small"), row.question, " ",
+      element("strong", row.answer), ` ${row.chosen ? "✓ likeliest" : "✕ not likeliest"} (margin ${row.margin})`,
+    );
+    if (row.reply !== null) item.append(element("br"), element("span", `“${row.reply.trim()}”`, "small"));
+    list.append(item);
+  }
+  details.append(list);
+  return [details];
+}
+
 function show(side) {
   const run = runsShown().find((one) => cell(one) === pick(side).value);
   const place = document.getElementById(`side-${side}`);
@@ -102,9 +122,10 @@ function show(side) {
   let reply = row.reply ?? "No reply of its own was generated in this turn.";
   const said = row.reply !== null && reply.trim() !== "";
   if (row.reply !== null && !said) reply = `${reply.length} characters, nothing but white space.`;
+  const asked = questions(run);
   place.replaceChildren(
     element("h3", cell(run)), element("p", numbers(row), "small"),
-    element("blockquote", reply, said ? "" : "small"), details,
+    element("blockquote", reply, said ? "" : "small"), details, ...asked,
   );
   return undefined;
 }

@@ -14,17 +14,20 @@ from markupsafe import Markup
 
 from kvfidelity.analysis.conclusions import causes
 from kvfidelity.analysis.paper_tables import asked, cell_name
+from kvfidelity.analysis.recall import told
 from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.analysis.words import interval, p_value, signed
+from kvfidelity.analysis.words import interval, p_value, percent, signed, span
 from kvfidelity.grid import POSITIONS
 
 FIGURES = (
     "excess",
     "heat_map",
     "by_turn",
+    "recall",
     "foretelling",
+    "distortion",
     "through_window",
     "cache_size",
     "retention",
@@ -40,6 +43,7 @@ TABLES = (
     "contrasts",
     "predictors",
     "window",
+    "recall_by_depth",
     "claims",
 )
 
@@ -64,6 +68,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
+    environment.filters |= {"percent": percent, "span": span}
     environment.globals["cell_name"] = cell_name
     svg = {
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
@@ -84,6 +89,8 @@ def render(
         tradeoff=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
         predictors=tables["predictors"].to_dicts(),
+        forgetting=told(tables["recall_by_depth"]),
+        recall=tables["recall_by_depth"].to_dicts(),
         overshoot=overshoot(turns),
         past_window=window.height,
         window_known=tables["window"].height > 0,

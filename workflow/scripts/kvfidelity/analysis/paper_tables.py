@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.analysis.words import interval, p_value, signed
+from kvfidelity.analysis.words import interval, p_value, percent, signed
 
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"})
 
@@ -67,6 +67,26 @@ def contrast_table(contrasts: pl.DataFrame) -> tuple[list[str], list[list[str]]]
     ]
 
 
+def recall_table(table: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Recall by depth with intervals, the loss to the never evicted run, and n."""
+    head = ["model", "dataset", "policy", "positions", "threshold", "origin", "depth", "right"]
+    head += ["interval", "lost", "interval", "chance", "questions", "dialogues"]
+    names = ("model", "dataset", "policy", "positions", "threshold", "origin", "depth")
+    return head, [
+        [
+            *(str(row[name]) for name in names),
+            percent(row["recalled"]),
+            _percents(row, "recalled"),
+            percent(row["recall_lost"]),
+            _percents(row, "recall_lost"),
+            percent(row["chance"]),
+            str(row["n_questions"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in table.to_dicts()
+    ]
+
+
 def claim_table(claims: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Each claim's verdict with estimate, interval and n."""
     head = ["claim", "statement", "model", "cell", "verdict", "estimate", "interval", "dialogues"]
@@ -105,6 +125,11 @@ def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:
     positions = "" if row["threshold"] == "none" else f", {row['positions']}"
     name = f"{row['policy']}{positions}{threshold}"
     return f"{name} minus {row['against']}" if row["against"] else name
+
+
+def _percents(row: Mapping[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f"[{percent(low)}, {percent(high)}]"
 
 
 def _escaped(text: str) -> str:

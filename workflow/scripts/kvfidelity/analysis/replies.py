@@ -40,7 +40,8 @@ def open_cells(
     Returns:
         `conversations`: by name, `title`, `turns` (place of reply, end: token indices) and `tokens`
         (text of each token; empty if it is not known). `runs`: per run its conversation, cell,
-        `turns` (prompt, reply, reference, numbers) and `kept`: by turn after which an eviction
+        `turns` (prompt, reply, reference, numbers), `asked` (questions about what was said before,
+        answer, own reply, margin) and `kept`: by turn after which an eviction
         happened, [start, stop, share] of token indices still cached, tokens fed since then aside.
         `left_out`: dialogues there was no room for.
     """
@@ -67,7 +68,7 @@ def open_cells(
                 conversation = _conversation(rows, tokenizers[str(model)], session)
                 told["conversations"][name] = conversation | {"title": title}
                 used += sum(map(len, conversation["tokens"])) + 3 * len(conversation["tokens"])
-            entry = _run(rows, logs.get((place,)), name)
+            entry = _run(rows, logs.get((place,)), name) | {"asked": _asked(results, place)}
             told["runs"].append(entry)
             used += len(str(entry))
     return told
@@ -120,6 +121,12 @@ def _texts(results: Path, places: list[str]) -> pl.DataFrame:
         for file, place in zip(files, places, strict=True)
     ]
     return pl.concat(scans).collect()
+
+
+def _asked(results: Path, place: str) -> list[dict[str, Any]]:
+    columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
+    rows = pl.read_parquet(results / "generate" / place / "recall.parquet", columns=list(columns))
+    return rows.with_columns(pl.col("margin").round(2)).to_dicts()
 
 
 def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]) -> dict[str, Any]:

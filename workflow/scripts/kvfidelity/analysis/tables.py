@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis import recall
 from kvfidelity.analysis.prediction import predictors
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
 from kvfidelity.analysis.window import by_token_index
@@ -59,6 +60,8 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of never evicted replies by token index, see `analysis.window`.
+    recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
+        and depth, see `analysis.recall`. Both are empty where nothing was asked.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -69,6 +72,10 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     metrics = _read(_scan(results / "metrics", places, "metrics.parquet"))
     turns = with_excess(_read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"))
     evictions = _read(_scan(results / "generate", places, "evictions.parquet").drop(SLOTS))
+    asked = _scan(results / "generate", places, "recall.parquet").with_columns(
+        n_distractors=pl.col("distractors").list.len()
+    )
+    questions = recall.questions(_read(asked.drop(recall.TEXTS)), turns)
     verdicts = [
         _read(_scan(results / "judge" / judge, places, "verdicts.parquet"))
         for judge in settings["judging"]
@@ -84,6 +91,8 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, INTEGRITY, options),
         "window": window,
+        "recall": questions,
+        "recall_by_depth": recall.by_depth(questions, options),
     }
 
 

@@ -25,9 +25,10 @@ def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
     words = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}
     spec["background"] = "transparent"
     # Text is measured here with one font and drawn by a browser with another.
-    spec["padding"] = {"left": 12, "right": 28, "top": 5, "bottom": 5}
+    spec["padding"] = {"left": 28, "right": 28, "top": 5, "bottom": 5}
     spec["config"] = {
         "font": FONT,
+        "lineBreak": "\n",
         "axis": words
         | lines
         | opaque
@@ -37,7 +38,7 @@ def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
             "labelOverlap": "greedy",
             "labelSeparation": 6,
         },
-        "legend": words | {"titleFontWeight": 600, "symbolStrokeWidth": 2},
+        "legend": words | {"titleFontWeight": 600, "symbolStrokeWidth": 2, "symbolOpacity": 1},
         "header": words | {"labelFontWeight": 600, "labelFontSize": 12},
         "view": {"stroke": None},
         "text": {"color": INK},

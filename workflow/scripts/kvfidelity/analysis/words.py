@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,17 @@ def interval(row: Mapping[str, Any], digits: int = 3) -> str:
     if row["low"] is None:
         return "no interval from one dialogue"
     return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
+
+
+def percent(value: float | None) -> str:
+    """ "83%"; a dash for a missing value."""
+    return "\N{EN DASH}" if value is None else f"{100 * value:.0f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def span(values: Sequence[float]) -> str:
+    """ "20%", or "20% to 30%" of several."""
+    low, high = percent(min(values)), percent(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def p_value(value: float | None) -> str:
