@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from kvfidelity.errors import UserError
+from kvfidelity.judge.asking import Answer
 from kvfidelity.judge.remote import RemoteJudge
 from kvfidelity.judge.rubric import Rubric
+from kvfidelity.judge.sending import asker_for
 from kvfidelity.judge.store import AnswerStore
 
 from .server import Reply, Server, completion, good
@@ -29,10 +31,17 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
 
 
-def judge(server: Server, store: Path, rubric: str = "blind", **changes: Any) -> RemoteJudge:
+def judge(
+    server: Server,
+    store: Path,
+    rubric: str = "blind",
+    pace: dict[str, Any] | None = None,
+    **changes: Any,
+) -> RemoteJudge:
     entry = {"model": "local", "base_url": server.url, "key_env": "TEST_KEY", "max_tokens": 99}
+    entry |= changes
     found = Rubric.read(ROOT / f"resources/rubrics/{rubric}.md")
-    return RemoteJudge("mine", entry | changes, found, AnswerStore(store))
+    return RemoteJudge("mine", entry, found, asker_for("mine", entry, pace or {}, store))
 
 
 def test_a_verdict_is_asked_for_with_a_strict_schema(tmp_path: Path) -> None:
@@ -137,17 +146,7 @@ def test_a_missing_key_is_one_line_and_a_key_is_never_written(
         judge(server, tmp_path).judge([row(0)])
         monkeypatch.delenv("TEST_KEY")
         with pytest.raises(UserError, match="environment variable TEST_KEY"):
-            judge(server, tmp_path)
+            judge(server, tmp_path).judge([row(1)])
+        # What was answered before needs no key.
+        assert judge(server, tmp_path).judge([row(0)])[0].status == "ok"
     assert all(KEY not in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
-
-
-def test_half_a_line_left_by_a_kill_is_no_answer(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path)
-    store.put("a", {"content": "1"})
-    with (tmp_path / "answers.jsonl").open("ab") as handle:
-        handle.write(b'{"key": "b", "cont')
-    other = AnswerStore(tmp_path)
-    assert other.get("a") == {"content": "1"} and other.get("b") is None
-    other.put("c", {"content": "3"})
-    assert AnswerStore(tmp_path).get("c") == {"content": "3"}
-    assert store.get("c") == {"content": "3"}

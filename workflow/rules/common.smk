@@ -15,6 +15,7 @@ from kvfidelity.settings import load_settings
 from kvfidelity.specs import (
     dialogue_entry,
     judge_entry,
+    judge_limits,
     report_settings,
     run_spec,
     table_settings,
@@ -61,6 +62,17 @@ def generation_spec(wildcards):
 
 def judge_spec(wildcards):
     return as_json(judge_entry(SETTINGS, wildcards.judge), "judge")
+
+
+def judge_pace(wildcards):
+    """How a judge is asked, as a resource: no verdict depends on it, so it reruns nothing."""
+    return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
+
+
+def asked(wildcards):
+    """The record of the batch that asked for a judge's answers, if it asks in batches."""
+    batched = SETTINGS["judges"][wildcards.judge].get("batch")
+    return ancient(f"results/asked/{wildcards.judge}.json") if batched else []
 
 
 def rubric(wildcards):

@@ -23,6 +23,9 @@ SESSION = (
     "recall",
 )
 
+#: Of a judge: how fast and how much.
+LIMITS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
+
 
 def run_spec(
     settings: Mapping[str, Any],
@@ -80,7 +83,14 @@ def dialogue_entry(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
 def judge_entry(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What verdicts depend on: not prices, nor how many requests are in flight."""
     entry = settings["judges"][judge]
-    return {key: value for key, value in entry.items() if key not in ("prices", "concurrency")}
+    return {key: value for key, value in entry.items() if key not in (*LIMITS, "batch")}
+
+
+def judge_limits(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """How a judge is asked, as `judge.asking.Limits` has it."""
+    entry = settings["judges"][judge]
+    chosen = {key: entry[key] for key in LIMITS if key in entry}
+    return chosen | {"price": settings["prices"].get(entry.get("model"))}
 
 
 def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
