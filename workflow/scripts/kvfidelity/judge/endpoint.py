@@ -51,7 +51,7 @@ class Endpoint:
         return text.replace(self._key, HIDDEN) if self._key else text
 
     def stop(self, error: Exception) -> UserError | None:
-        """What an error means if every other request would meet it too; None if it is this one's."""
+        """What an error means that every other request would meet too; None if it is this one's."""
         remedy = _remedy(error, self.model)
         if remedy is None:
             return None

@@ -24,13 +24,15 @@ def judge_for(
     limits: Mapping[str, Any],
     store: Path,
     *,
+    batch: bool = False,
     asked: bool = False,
 ) -> Judge:
     """A judge.
 
     Args:
-        name, entry: of the judge in the config. limits: see `asking.Limits`. store: the folder of
-            answers. asked: all was asked in a batch before; what is not there is not asked for.
+        name, entry: of the judge in the config. limits: see `asking.Limits`.
+        store: the folder of answers. batch: ask through the Batch API.
+        asked: all was asked in a batch before; what is not there is not asked for.
     """
     if entry["kind"] == NAME:
         return OfflineJudge(name, rubric.stem)
@@ -39,5 +41,5 @@ def judge_for(
     from kvfidelity.judge.rubric import Rubric
     from kvfidelity.judge.sending import asker_for
 
-    asker = asker_for(name, entry, limits, store, asked=asked)
+    asker = asker_for(name, entry, limits, store, batch=batch, asked=asked)
     return RemoteJudge(name, entry, Rubric.read(rubric), asker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -82,7 +82,7 @@ class RemoteJudge:
         self,
         row: Mapping[str, Any],
         request: Request,
-        outcome: Outcome,
+        outcomes: Sequence[Outcome],
         read: tuple[int, str] | Missing,
     ) -> Verdict:
         score, status, reason = None, "ok", None
@@ -91,10 +91,7 @@ class RemoteJudge:
         else:
             score, reason = read
         about = self._about(row) | {"request": request.key}
-        if isinstance(outcome, Answer):
-            about["prompt_tokens"] = outcome.prompt_tokens
-            about["completion_tokens"] = outcome.completion_tokens
-            about["cost_usd"] = outcome.usd
+        about |= paid(outcomes)
         return Verdict(**about, score=score, status=status, reason=reason)
 
     def _about(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,25 +116,37 @@ def body_for(
     return rubric.body(parts, entry["model"], entry.get("max_tokens", 400), form)
 
 
+def paid(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Tokens and dollars of all answers to one request; None for what no answer tells."""
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    return {
+        "prompt_tokens": _total(answer.prompt_tokens for answer in answers),
+        "completion_tokens": _total(answer.completion_tokens for answer in answers),
+        "cost_usd": _total(answer.usd for answer in answers),
+    }
+
+
 def answered(
     asker: Asker, requests: Sequence[Request], attempts: int, read: Callable[[Answer], Read]
-) -> list[tuple[Request, Outcome, Read | Missing]]:
-    """Each request's last outcome, and what it says; what says nothing is asked `attempts` times.
+) -> list[tuple[Request, list[Outcome], Read | Missing]]:
+    """Each request, its outcomes, and what the last says; one that says nothing is asked for again.
 
     Args:
-        read: what an answer says; raises ValueError if it says nothing.
+        attempts: how often at most. read: what an answer says; raises ValueError if nothing.
     """
-    found: list[tuple[Request, Outcome, Read | Missing] | None] = [None] * len(requests)
+    outcomes: list[list[Outcome]] = [[] for _ in requests]
+    found: dict[int, tuple[Request, Read | Missing]] = {}
     waiting = list(range(len(requests)))
     for attempt in range(1, attempts + 1):
         again = {} if attempt == 1 else {"attempt": attempt}
         asked = [replace(requests[n], mark={**requests[n].mark, **again}) for n in waiting]
         for place, request, outcome in zip(waiting, asked, asker.ask(asked), strict=True):
-            found[place] = (request, outcome, _read(outcome, read))
-        waiting = [n for n in waiting if (f := found[n]) is None or isinstance(f[2], Missing)]
+            outcomes[place].append(outcome)
+            found[place] = (request, _read(outcome, read))
+        waiting = [n for n in waiting if isinstance(found[n][1], Missing)]
         if not waiting:
             break
-    return [entry for entry in found if entry is not None]
+    return [(found[n][0], outcomes[n], found[n][1]) for n in range(len(requests))]
 
 
 def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
@@ -153,3 +162,8 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
         return read(outcome)
     except ValueError as error:
         return Missing("unparsable", str(error))
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

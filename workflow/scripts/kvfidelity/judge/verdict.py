@@ -53,6 +53,14 @@ SCHEMA = {
     "cost_usd": pl.Float64,
     "request": pl.String,
 }
+#: Of verdicts on planted replies: which of them, and the how many-eth time it was judged.
+TRIAL = {
+    "item": pl.Int32,
+    "dialogue": pl.String,
+    "kind": pl.String,
+    "repeat": pl.Int32,
+    **SCHEMA,
+}
 
 
 def verdicts_frame(verdicts: Iterable[Verdict]) -> pl.DataFrame:
