@@ -14,6 +14,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/judge.smk"
+include: "workflow/rules/reliability.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -40,7 +41,9 @@ rule all:
         artifacts("generate", "recall.parquet"),
         artifacts("metrics", "metrics.parquet"),
         verdicts,
+        trials(),
         rules.aggregate.output,
+        rules.appraise.output,
         rules.claims.output,
         rules.figures.output,
 

@@ -51,6 +51,7 @@ def main() -> None:
     figures, out = results / "figures", folder / "report.html"
     steps = {
         "aggregate": ["--settings", grid, "--results", results, "--out", tables],
+        "appraise": ["--settings", report, "--tables", tables],
         "claims": ["--settings", report, "--tables", tables, "--claims", claims],
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--models", folder, "--out", out],

@@ -28,12 +28,23 @@ def good(score: int = 7) -> Reply:
     return completion(json.dumps({"reason": "fine", "score": score}))
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Many clients, and no word about those that are killed."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: clients are killed on purpose."""
+
+
 class Server:
     """Answers each request by `behave(number, request)`; None as a body drops the connection."""
 
     def __init__(self, behave: Callable[[int, dict[str, Any]], Reply]) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.paths: list[str] = []
         lock = threading.Lock()
         outer = self
 
@@ -46,7 +57,9 @@ class Server:
                 with lock:
                     number = len(outer.requests)
                     outer.requests.append(request)
-                    outer.keys.append(self.headers.get("Authorization", ""))
+                    key = self.headers.get("Authorization") or self.headers.get("api-key", "")
+                    outer.keys.append(key)
+                    outer.paths.append(self.path)
                 status, headers, body = behave(number, request)
                 if body is None:
                     self.send_response(200)
@@ -66,7 +79,7 @@ class Server:
             def log_message(self, *args: object) -> None:
                 """Silent."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

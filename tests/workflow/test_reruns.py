@@ -9,7 +9,8 @@ import pytest
 from .project import Job, Project
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
-ENDS = {("aggregate", ""), ("claims", ""), ("figures", ""), ("report", ""), ("all", "")}
+ENDS = {(rule, "") for rule in ("aggregate", "appraise", "claims", "figures", "report", "all")}
+TRIAL = {("trial", "offline/tiny/own")}
 ALL_RUNS = {
     "tiny/own/baseline/original/none/0/000",
     *(f"tiny/own/{p}/{m}/000" for p in ("random", "streaming") for m in (STALE, REROTATED)),
@@ -94,19 +95,35 @@ def test_a_change_of_code_reruns_its_stage_and_what_follows(
     path = project.folder / "workflow/scripts" / file
     path.write_text(path.read_text() + "\n# changed\n")
     expected = set() if stages is None else jobs_of(ALL_RUNS, *stages) | ENDS
+    # The test of the judges is touched by what touches their verdicts.
+    expected |= TRIAL if stages else set()
+    expected |= {("likelihood", "tiny/own")} if stages == WHOLE else set()
     assert project.planned() == expected
 
 
 def test_a_plot_does_not_rerun_a_table(project: Project) -> None:
     path = project.folder / "workflow/scripts/kvfidelity/analysis/figures.py"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert project.planned() == ENDS - {("aggregate", ""), ("claims", "")}
+    assert project.planned() == {("figures", ""), ("report", ""), ("all", "")}
 
 
 def test_another_rubric_reruns_judging(project: Project) -> None:
     path = project.folder / "resources/rubrics/offline.md"
     path.write_text(path.read_text() + "\nOne more sentence.\n")
-    assert project.planned() == jobs_of(ALL_RUNS, "judge") | ENDS
+    assert project.planned() == jobs_of(ALL_RUNS, "judge") | TRIAL | ENDS
+
+
+def test_other_planted_replies_rerun_only_the_test_of_the_judges(project: Project) -> None:
+    project.configure({"reliability": {"replies": 3}})
+    planted = {("plant", "tiny/own"), ("likelihood", "tiny/own"), *TRIAL}
+    assert project.planned() == planted | ENDS - {
+        (r, "") for r in ("aggregate", "claims", "figures")
+    }
+
+
+def test_how_judges_are_asked_reruns_nothing(project: Project) -> None:
+    project.configure({"judges": {"offline": {"concurrency": 3}}, "verdict_store": "elsewhere"})
+    assert project.planned() == set()
 
 
 def test_touching_code_reruns_nothing(project: Project) -> None:

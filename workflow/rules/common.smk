@@ -15,9 +15,13 @@ from kvfidelity.settings import load_settings
 from kvfidelity.specs import (
     dialogue_entry,
     judge_entry,
+    judge_limits,
+    needs_likelihood,
     report_settings,
     run_spec,
     table_settings,
+    trial_entry,
+    trial_places,
 )
 
 
@@ -61,6 +65,35 @@ def generation_spec(wildcards):
 
 def judge_spec(wildcards):
     return as_json(judge_entry(SETTINGS, wildcards.judge), "judge")
+
+
+def judge_pace(wildcards):
+    """How a judge is asked, as a resource: no verdict depends on it, so it reruns nothing."""
+    return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
+
+
+def asked(wildcards):
+    """The record of the batch that asked for a judge's answers, if it asks in batches."""
+    batched = SETTINGS["judges"][wildcards.judge].get("batch")
+    return ancient(f"results/asked/{wildcards.judge}.json") if batched else []
+
+
+def trial_spec(wildcards):
+    return as_json(trial_entry(SETTINGS, wildcards.judge), "trial")
+
+
+def planted_likelihood(wildcards):
+    needed = needs_likelihood(SETTINGS["judges"][wildcards.judge])
+    place = f"{wildcards.model}/{wildcards.dataset}"
+    return [f"results/planted/{place}/likelihood.parquet"] if needed else []
+
+
+def trials():
+    return [
+        f"results/reliability/{judge}/{model}/{dataset}/trial.parquet"
+        for judge in SETTINGS["judging"]
+        for model, dataset in trial_places(SETTINGS, judge)
+    ]
 
 
 def rubric(wildcards):

@@ -3,15 +3,43 @@ rule judge:
         turns=f"results/generate/{RUN}/turns.parquet",
         metrics=f"results/metrics/{RUN}/metrics.parquet",
         rubric=rubric,
+        asked=asked,
     output:
         verdicts=f"results/judge/{{judge}}/{RUN}/verdicts.parquet",
     log:
         f"logs/judge/{{judge}}/{RUN}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        pace=judge_pace,
+        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
     shell:
         "python workflow/scripts/judge.py --turns {input.turns} --metrics {input.metrics} "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--store results/verdicts --out {output.verdicts} > {log} 2>&1"
+        "--pace {resources.pace:q} --store {resources.store:q} --asked {input.asked} "
+        "--out {output.verdicts} > {log} 2>&1"
+
+
+rule ask_in_batch:
+    input:
+        turns=artifacts("generate", "turns.parquet"),
+        metrics=artifacts("metrics", "metrics.parquet"),
+        rubric=rubric,
+    output:
+        "results/asked/{judge}.json",
+    log:
+        "logs/ask_in_batch/{judge}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        pace=judge_pace,
+        store=lookup("verdict_store", within=SETTINGS),
+    params:
+        spec=judge_spec,
+        runs=runs(SETTINGS),
+    shell:
+        "python workflow/scripts/ask_in_batch.py --runs {params.runs:q} --results results "
+        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
+        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"

@@ -150,6 +150,7 @@ rule figures:
 rule report:
     input:
         tables=rules.aggregate.output,
+        judges=rules.appraise.output,
         claims=rules.claims.output,
         figures=rules.figures.output,
         models=sorted({f"resources/models/{cell.model}" for cell in cells(SETTINGS)}),

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvfidelity.grid import cells, runs
+from kvfidelity.judge.asking import Price
 from kvfidelity.settings import config_schema
+from kvfidelity.specs import trial_places
 
 #: Tokens a second through a whole job. The first is the default run's order of magnitude on two
 #: CPU cores (135M weights); the second, for 8B weights on one large GPU, is a guess.
 CPU_TOKENS_PER_S, GPU_TOKENS_PER_S = 100.0, 2000.0
-#: A verdict's prompt and answer, for the price before the run.
-PROMPT_TOKENS, ANSWER_TOKENS = 1500, 150
+#: A verdict's answer, and its prompt where no history is shown, for the price before the run.
+ANSWER_TOKENS = 150
+PROMPT_TOKENS = {"blind": 700}
+#: Kinds of planted replies: good ones, their corruptions, and those that address the judge.
+PLANTED = 8
 TURNS_GUESS = 12
 
 
@@ -35,16 +40,38 @@ def plan_message(settings: Mapping[str, Any]) -> str:
         entry = settings["judges"][name]
         if entry["kind"] == "offline":
             continue
-        turns = settings["session"]["own_reply_turns"] or TURNS_GUESS
-        prices = entry.get("prices", {})
-        each = (
-            prices.get("input", 0) * PROMPT_TOKENS + prices.get("output", 0) * ANSWER_TOKENS
-        ) / 1e6
-        lines.append(
-            f"judge {name}: about {count * turns:,} verdicts, very roughly "
-            f"${count * turns * each:,.2f} at the prices in the config"
-        )
+        lines.append(_judging(settings, name, count))
     return "\n".join(lines)
+
+
+def _judging(settings: Mapping[str, Any], judge: str, count: int) -> str:
+    """What a judge's verdicts will take, those of its test included."""
+    entry, chosen = settings["judges"][judge], settings["session"]
+    turns = chosen["max_turns"] or TURNS_GUESS
+    if chosen["replies"] == "reference":
+        turns = min(turns, chosen["own_reply_turns"] or turns) if chosen["max_new_tokens"] else 0
+    test = settings["reliability"]
+    tested = len(trial_places(settings, judge)) * test["replies"] * PLANTED * test["repeats"]
+    verdicts, reads = count * turns, _prompt_tokens(settings, entry["rubric"])
+    tokens = verdicts * reads + tested * PROMPT_TOKENS["blind"]
+    said = (verdicts + tested) * ANSWER_TOKENS
+    line = (
+        f"judge {judge}: about {verdicts:,} verdicts and {tested:,} to test it, about "
+        f"{tokens + said:,} tokens, "
+    )
+    price = settings["prices"].get(entry["model"])
+    if price is None:
+        return line + f"at a price that is not known: `prices` has no {entry['model']}"
+    usd = Price(**price).usd(tokens, said, batch=entry["batch"])
+    return line + f"very roughly ${usd:,.2f} at the prices in the config"
+
+
+def _prompt_tokens(settings: Mapping[str, Any], rubric: str) -> int:
+    """Of a verdict on a run's reply; one that sees the history reads half a dialogue."""
+    if rubric in PROMPT_TOKENS:
+        return PROMPT_TOKENS[rubric]
+    lengths = [_tokens(settings["datasets"][cell.dataset]) for cell in cells(settings)]
+    return PROMPT_TOKENS["blind"] + sum(lengths) // (2 * len(lengths))
 
 
 def _tokens(dataset: Mapping[str, Any]) -> int:

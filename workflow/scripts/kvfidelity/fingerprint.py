@@ -48,6 +48,15 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "measure": ("measure.py", "kvfidelity/metrics/text.py"),
     "judge": ("judge.py", "kvfidelity/judge"),
+    "plant": ("plant.py", "kvfidelity/judge/planting.py"),
+    "trial": ("trial.py", "kvfidelity/judge", "kvfidelity/metrics/text.py"),
+    "appraise": (
+        "appraise.py",
+        "kvfidelity/analysis/reliability.py",
+        "kvfidelity/analysis/statistics.py",
+        "kvfidelity/judge/planting.py",
+        "kvfidelity/judge/verdict.py",
+    ),
     "aggregate": (
         "aggregate.py",
         "kvfidelity/analysis/prediction.py",

@@ -26,6 +26,8 @@ SECTIONS = {
     "session": "`session`",
     "grid": "`grid`",
     "judge": "`judges`: each entry",
+    "price": "`prices`: each entry",
+    "reliability": "`reliability`",
     "report": "`report`",
 }
 

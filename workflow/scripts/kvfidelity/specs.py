@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.grid import NEVER
+from kvfidelity.grid import NEVER, cells
 from kvfidelity.settings import policy_schemas
 
 SESSION = (
@@ -24,6 +24,9 @@ SESSION = (
     "share_prefix",
     "recall",
 )
+
+#: Of a judge: how fast and how much.
+LIMITS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
 
 
 def run_spec(
@@ -82,7 +85,42 @@ def dialogue_entry(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
 def judge_entry(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What verdicts depend on: not prices, nor how many requests are in flight."""
     entry = settings["judges"][judge]
-    return {key: value for key, value in entry.items() if key not in ("prices", "concurrency")}
+    return {key: value for key, value in entry.items() if key not in (*LIMITS, "batch")}
+
+
+def judge_limits(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """How a judge is asked, as `judge.asking.Limits` has it."""
+    entry = settings["judges"][judge]
+    chosen = {key: entry[key] for key in LIMITS if key in entry}
+    return chosen | {"price": settings["prices"].get(entry.get("model"))}
+
+
+def trial_places(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
+    """Models and datasets on whose planted replies a judge is tested.
+
+    What a model is asked does not depend on the models under test, so it is asked once per dataset.
+    """
+    if not settings["reliability"]["replies"]:
+        return []
+    places = sorted({(cell.model, cell.dataset) for cell in cells(settings)})
+    if needs_likelihood(settings["judges"][judge]):
+        return places
+    first = {dataset: model for model, dataset in reversed(places)}
+    return [(model, dataset) for dataset, model in sorted(first.items())]
+
+
+def trial_entry(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """What a judge's test depends on."""
+    entry = judge_entry(settings, judge)
+    if needs_likelihood(entry):
+        return entry
+    batch = settings["judges"][judge]["batch"]
+    return entry | {"batch": batch, "repeats": settings["reliability"]["repeats"]}
+
+
+def needs_likelihood(entry: Mapping[str, Any]) -> bool:
+    """Whether a judge computes its verdicts from the model's likelihood."""
+    return bool(entry["kind"] == "offline")
 
 
 def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

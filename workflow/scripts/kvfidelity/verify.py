@@ -16,7 +16,7 @@ from kvfidelity.fingerprint import stage_fingerprint
 
 #: Kinds whose files are not named after them; a stage that has no line is not fingerprinted.
 KINDS = {"pool": "dialogues"}
-STAGES = dict.fromkeys(("turns", "evictions", "recall"), "generate")
+STAGES = dict.fromkeys(("turns", "evictions", "recall", "likelihood"), "generate")
 TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 PLACE = ("model", "dataset", "policy", "positions", "threshold", "seed")
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from kvfidelity.analysis.conclusions import causes
 from kvfidelity.analysis.paper_tables import asked, cell_name
 from kvfidelity.analysis.recall import told
+from kvfidelity.analysis.reliability import told_of_judges
 from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.window import change_at_edge
@@ -45,6 +46,8 @@ TABLES = (
     "window",
     "recall_by_depth",
     "claims",
+    "reliability",
+    "costs",
 )
 
 
@@ -97,6 +100,8 @@ def render(
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
         own=own_replies(turns, settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
+        trials=told_of_judges(tables["reliability"]),
+        costs=tables["costs"].to_dicts(),
         figures=svg,
         report=settings["report"],
     )

@@ -7,20 +7,35 @@ What it cannot see: whether a fluent, likely reply is true.
     fluency   = clip(1 - (nll - 1) / 4, 0, 1)     nll: nats per token under the full cache
     loops     = clip((rep_3 - 0.1) / 0.4, 0, 1)   share of repeated word trigrams beyond 10%
     parroting = clip((echo - 0.3) / 0.6, 0, 1)    share copied from the prompt beyond 30%
-    overlap   = clip(chrf / 40, 0, 1)             chrF against the reference
-    quality   = (0.75 fluency + 0.25 overlap) (1 - loops) (1 - 0.7 parroting)
+    overlap   = clip(chrf / 40, 0, 1)             chrF against the reference, if there is one
+    ended     = 0.9 if it met the length limit, else 1
+    said      = 0.75 fluency + 0.25 overlap, or fluency without a reference
+    quality   = said (1 - loops) (1 - 0.7 parroting) ended
     score     = 1 + round(9 quality)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvfidelity.judge.verdict import Verdict
 
 NAME = "offline"
-MODEL = "formula, version 1"
+MODEL = "formula, version 2"
+
+
+@dataclass(frozen=True)
+class OfflineJudge:
+    """The formula under a name of the config."""
+
+    name: str
+    rubric: str
+
+    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Verdicts on all turns of one run, in order."""
+        return [judge_offline(row, self.name, self.rubric) for row in rows]
 
 
 def judge_offline(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
@@ -48,11 +63,15 @@ def judge_offline(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     fluency = _clip(1 - (row["reply_nll_full"] - 1) / 4)
     loops = _clip(((row["rep_3"] or 0.0) - 0.1) / 0.4)
     parroting = _clip(((row["echo_share"] or 0.0) - 0.3) / 0.6)
-    overlap = _clip((row["chrf"] or 0.0) / 40)
-    quality = (0.75 * fluency + 0.25 * overlap) * (1 - loops) * (1 - 0.7 * parroting)
+    ended = 0.9 if row["finish_reason"] == "length" else 1.0
+    said, overlap = fluency, "unknown"
+    if row["chrf"] is not None:
+        shared = _clip(row["chrf"] / 40)
+        said, overlap = 0.75 * fluency + 0.25 * shared, f"{shared:.2f}"
+    quality = said * (1 - loops) * (1 - 0.7 * parroting) * ended
     reason = (
-        f"fluency {fluency:.2f}, overlap {overlap:.2f}, loops {loops:.2f}, "
-        f"parroting {parroting:.2f}"
+        f"fluency {fluency:.2f}, overlap {overlap}, loops {loops:.2f}, "
+        f"parroting {parroting:.2f}, {row['finish_reason']}"
     )
     return Verdict(**about, score=1 + round(9 * quality), status="ok", reason=reason)
 

@@ -1,22 +1,27 @@
-"""A judge behind an OpenAI-compatible endpoint: chat completions with a strict JSON schema."""
+"""A judge behind an OpenAI-compatible endpoint: replies into requests, answers into verdicts."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-import openai
-
-from kvfidelity.errors import UserError
-from kvfidelity.judge.rubric import Rubric, score_in
-from kvfidelity.judge.store import AnswerStore
+from kvfidelity.judge.asking import Answer, Asker, Failure, Outcome, Request
+from kvfidelity.judge.rubric import AnswerFormat, Rubric, material, score_in
 from kvfidelity.judge.verdict import Verdict
 
 KIND = "openai"
-#: The client retries 408, 409, 429 and 5xx itself, with backoff, jitter and `retry-after`.
-RETRIES = 8
+Read = TypeVar("Read")
+#: A turn with a reply, and the turns before it.
+Asked = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why an answer holds no verdict: a status of `verdict.STATUS` and the reason."""
+
+    status: str
+    reason: str
 
 
 class RemoteJudge:
@@ -24,100 +29,141 @@ class RemoteJudge:
 
     Args:
         name: of the judge in the config. entry: its config entry. rubric: what is asked.
-        store: answers that were paid for.
-
-    Raises:
-        UserError: the environment variable that shall hold the key is not set.
+        asker: sends the requests.
     """
 
-    def __init__(
-        self, name: str, entry: Mapping[str, Any], rubric: Rubric, store: AnswerStore
-    ) -> None:
-        key = os.environ.get(entry["key_env"])
-        if not key:
-            raise UserError(
-                f"judge {name} needs its key in the environment variable {entry['key_env']}: set "
-                "it, or take the judge out of `judging`"
-            )
-        self.name, self.entry, self.rubric, self.store = name, entry, rubric, store
-        self._client = openai.OpenAI(
-            api_key=key, base_url=entry.get("base_url"), max_retries=RETRIES, timeout=120
-        )
+    def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, asker: Asker) -> None:
+        self.name, self.entry, self.rubric, self._asker = name, entry, rubric, asker
 
-    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """Verdicts on all turns of one run, in order; several requests are in flight at once."""
-        with ThreadPoolExecutor(self.entry.get("concurrency", 8)) as pool:
-            jobs = [pool.submit(self._one, row, rows[:place]) for place, row in enumerate(rows)]
-            return [job.result() for job in jobs]
+    def judge(
+        self, rows: Sequence[Mapping[str, Any]], marks: Mapping[str, int] | None = None
+    ) -> list[Verdict]:
+        """Verdicts on all turns of one run, in order.
 
-    def _one(self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Verdict:
-        if row["reply"] is None:
-            reason = f"no own reply ({row['finish_reason']})"
-            return self._verdict(row, None, "no_reply", reason, {})
-        request = {
-            "model": self.entry["model"],
-            "messages": self.rubric.messages(row, history),
-            "temperature": 0,
-            "max_completion_tokens": self.entry.get("max_tokens", 400),
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {
-                    "name": "verdict",
-                    "strict": True,
-                    "schema": self.rubric.answer_schema,
-                },
-            },
-        }
-        key = AnswerStore.key(request)
-        answer = self.store.get(key)
-        if answer is None:
-            try:
-                answer = _answer(self._client.chat.completions.create(**request))
-            except openai.OpenAIError as error:
-                reason = f"{type(error).__name__}: {str(error)[:300]}"
-                return self._verdict(row, None, "failed", reason, {})
-            self.store.put(key, answer)
-        return self._read(row, answer)
+        Args:
+            rows: `turn`, `prompt`, `said`, `reply`, `reference`, `finish_reason`.
+            marks: see `Request.mark`.
+        """
+        given = iter(self.judge_each(_spoken(rows), marks))
+        return [self._silent(row) if row["reply"] is None else next(given) for row in rows]
 
-    def _read(self, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict:
-        if answer["refusal"]:
-            return self._verdict(row, None, "refused", answer["refusal"], answer)
-        if answer["finish_reason"] == "length":
-            return self._verdict(row, None, "truncated", answer["content"], answer)
-        try:
-            score, reason = score_in(answer["content"] or "", self.rubric)
-        except ValueError as error:
-            return self._verdict(row, None, "unparsable", str(error), answer)
-        return self._verdict(row, score, "ok", reason, answer)
+    def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
+        """Verdicts on the replies of many runs, asked for together."""
+        return self.judge_each([asked for rows in runs for asked in _spoken(rows)])
+
+    def judge_each(
+        self,
+        asked: Sequence[Asked],
+        marks: Mapping[str, int] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on replies, each with the turns before it."""
+        requests = [self.request(row, history, marks) for row, history in asked]
+        read = answered(self._asker, requests, self.entry.get("attempts", 1), self._score)
+        return [self._verdict(row, *found) for (row, _), found in zip(asked, read, strict=True)]
+
+    def request(
+        self,
+        row: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        marks: Mapping[str, int] | None = None,
+    ) -> Request:
+        """The request for one reply."""
+        parts = [*material(self.rubric, row, history), ("reply", str(row["reply"]))]
+        return Request(body_for(self.rubric, parts, self.entry), marks or {})
+
+    def _score(self, answer: Answer) -> tuple[int, str]:
+        return score_in(answer.content or "", self.rubric)
+
+    def _silent(self, row: Mapping[str, Any]) -> Verdict:
+        reason = f"no own reply ({row['finish_reason']})"
+        return Verdict(**self._about(row), score=None, status="no_reply", reason=reason)
 
     def _verdict(
         self,
         row: Mapping[str, Any],
-        score: int | None,
-        status: str,
-        reason: str | None,
-        answer: Mapping[str, Any],
+        request: Request,
+        outcomes: Sequence[Outcome],
+        read: tuple[int, str] | Missing,
     ) -> Verdict:
-        return Verdict(
-            turn=row["turn"],
-            judge=self.name,
-            judge_kind=KIND,
-            judge_model=self.entry["model"],
-            rubric=self.rubric.name,
-            score=score,
-            status=status,
-            reason=reason,
-            prompt_tokens=answer.get("prompt_tokens"),
-            completion_tokens=answer.get("completion_tokens"),
-        )
+        score, status, reason = None, "ok", None
+        if isinstance(read, Missing):
+            status, reason = read.status, read.reason
+        else:
+            score, reason = read
+        about = self._about(row) | {"request": request.key}
+        about |= paid(outcomes)
+        return Verdict(**about, score=score, status=status, reason=reason)
+
+    def _about(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "turn": row["turn"],
+            "judge": self.name,
+            "judge_kind": KIND,
+            "judge_model": self.entry["model"],
+            "rubric": self.rubric.name,
+        }
 
 
-def _answer(completion: Any) -> dict[str, Any]:
-    choice, usage = completion.choices[0], completion.usage
+def _spoken(rows: Sequence[Mapping[str, Any]]) -> list[Asked]:
+    return [(row, rows[:place]) for place, row in enumerate(rows) if row["reply"] is not None]
+
+
+def body_for(
+    rubric: Rubric, parts: Sequence[tuple[str, str]], entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A request's body under a judge's config entry."""
+    form = AnswerFormat(entry.get("answer_format", AnswerFormat.SCHEMA))
+    return rubric.body(parts, entry["model"], entry.get("max_tokens", 400), form)
+
+
+def paid(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Tokens and dollars of all answers to one request; None for what no answer tells."""
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     return {
-        "content": choice.message.content,
-        "refusal": choice.message.refusal,
-        "finish_reason": choice.finish_reason,
-        "prompt_tokens": usage.prompt_tokens if usage else None,
-        "completion_tokens": usage.completion_tokens if usage else None,
+        "prompt_tokens": _total(answer.prompt_tokens for answer in answers),
+        "completion_tokens": _total(answer.completion_tokens for answer in answers),
+        "cost_usd": _total(answer.usd for answer in answers),
     }
+
+
+def answered(
+    asker: Asker, requests: Sequence[Request], attempts: int, read: Callable[[Answer], Read]
+) -> list[tuple[Request, list[Outcome], Read | Missing]]:
+    """Each request, its outcomes, and what the last says; one that says nothing is asked for again.
+
+    Args:
+        attempts: how often at most. read: what an answer says; raises ValueError if nothing.
+    """
+    outcomes: list[list[Outcome]] = [[] for _ in requests]
+    found: dict[int, tuple[Request, Read | Missing]] = {}
+    waiting = list(range(len(requests)))
+    for attempt in range(1, attempts + 1):
+        again = {} if attempt == 1 else {"attempt": attempt}
+        asked = [replace(requests[n], mark={**requests[n].mark, **again}) for n in waiting]
+        for place, request, outcome in zip(waiting, asked, asker.ask(asked), strict=True):
+            outcomes[place].append(outcome)
+            found[place] = (request, _read(outcome, read))
+        waiting = [n for n in waiting if isinstance(found[n][1], Missing)]
+        if not waiting:
+            break
+    return [(found[n][0], outcomes[n], found[n][1]) for n in range(len(requests))]
+
+
+def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
+    if isinstance(outcome, Failure):
+        return Missing("failed", outcome.reason)
+    if outcome.refusal:
+        return Missing("refused", outcome.refusal)
+    if outcome.finish_reason == "content_filter":
+        return Missing("refused", "the endpoint's content filter")
+    if outcome.finish_reason == "length":
+        return Missing("truncated", outcome.content or "nothing was said within max_tokens")
+    try:
+        return read(outcome)
+    except ValueError as error:
+        return Missing("unparsable", str(error))
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

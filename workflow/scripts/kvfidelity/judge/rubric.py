@@ -6,10 +6,26 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 SCORES = {"grounded": ("coherence", "faithfulness", "relevance", "overall")}
+PAIRWISE = "pairwise"
+CHOICES = ("first", "second", "tie")
+#: Rubrics that show the conversation before the message.
+WITH_HISTORY = ("grounded", PAIRWISE)
+
+
+class AnswerFormat(StrEnum):
+    """How an answer's form is asked for."""
+
+    SCHEMA = "schema"
+    """By a strict JSON schema, which the endpoint holds the model to."""
+    OBJECT = "object"
+    """By words, and the endpoint holds the model to some JSON object."""
+    TEXT = "text"
+    """By words alone; the object is looked for in the answer."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,10 @@ class Rubric:
     def answer_schema(self) -> dict[str, Any]:
         """Strict JSON schema of an answer: the reason comes before the scores."""
         properties: dict[str, Any] = {"reason": {"type": "string"}}
-        properties |= {name: {"type": "integer"} for name in self.scores}
+        if self.name == PAIRWISE:
+            properties["better"] = {"type": "string", "enum": list(CHOICES)}
+        else:
+            properties |= {name: {"type": "integer"} for name in self.scores}
         return {
             "type": "object",
             "properties": properties,
@@ -38,23 +57,80 @@ class Rubric:
             "additionalProperties": False,
         }
 
-    def messages(
-        self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, str]]:
-        """The request for one turn.
+    def body(
+        self,
+        parts: Sequence[tuple[str, str]],
+        model: str,
+        max_tokens: int,
+        form: AnswerFormat = AnswerFormat.SCHEMA,
+    ) -> dict[str, Any]:
+        """A chat completion's body.
 
         Args:
-            row: `prompt`, `reply`, `reference`.
-            history: earlier rows of the run with `prompt` and `said`, what entered the cache.
+            parts: named texts to judge, in the order in which they are shown.
+            max_tokens: of the answer.
         """
-        parts = [("message", row["prompt"]), ("reply", row["reply"])]
-        if self.name == "grounded":
-            said = "\n\n".join(f"user: {h['prompt']}\n\nassistant: {h['said']}" for h in history)
-            parts = [("conversation", said), parts[0], ("reference", row["reference"]), parts[1]]
-        # A mark that the material cannot contain by design: it is a digest of the material.
-        mark = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-        body = "\n\n".join(f"<{name} {mark}>\n{text}\n</{name} {mark}>" for name, text in parts)
-        return [{"role": "system", "content": self.text}, {"role": "user", "content": body}]
+        system = self.text
+        if form != AnswerFormat.SCHEMA:
+            wanted = ", ".join(f'"{name}": {_words(s)}' for name, s in self._properties())
+            system += f"\nAnswer with one JSON object and nothing else: {{{wanted}}}\n"
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [
+                {"role": "system", "content": system},
+                {"role": "user", "content": marked(parts)},
+            ],
+            "temperature": 0,
+            "max_completion_tokens": max_tokens,
+        }
+        if form == AnswerFormat.SCHEMA:
+            wanted_form = {"name": "verdict", "strict": True, "schema": self.answer_schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted_form}
+        elif form == AnswerFormat.OBJECT:
+            body["response_format"] = {"type": "json_object"}
+        return body
+
+    def _properties(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(self.answer_schema["properties"].items())
+
+
+def material(
+    rubric: Rubric, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """What a rubric shows of a turn before the reply: conversation, message and reference.
+
+    Args:
+        row: `prompt` and `reference`, None if there is none to show.
+        history: earlier turns with `prompt` and `said`, what entered the cache.
+    """
+    parts = [("message", str(row["prompt"]))]
+    if rubric.name in WITH_HISTORY:
+        said = "\n\n".join(f"user: {h['prompt']}\n\nassistant: {h['said']}" for h in history)
+        parts.insert(0, ("conversation", said))
+        if row["reference"] is not None and rubric.name != PAIRWISE:
+            parts.append(("reference", str(row["reference"])))
+    return parts
+
+
+def marked(parts: Sequence[tuple[str, str]]) -> str:
+    """Texts between marks that they cannot contain by design: a mark holds their digest."""
+    mark = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return "\n\n".join(f"<{name} {mark}>\n{text}\n</{name} {mark}>" for name, text in parts)
+
+
+def content_of(answer: str) -> dict[str, Any]:
+    """The JSON object that an answer is, or that stands in it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    start, stop = answer.find("{"), answer.rfind("}")
+    if start < 0 or stop < start:
+        raise ValueError(f"no JSON object in {answer[:200]!r}")
+    content = json.loads(answer[start : stop + 1])
+    if not isinstance(content, dict):
+        raise ValueError("the answer is no JSON object")
+    return content
 
 
 def score_in(answer: str, rubric: Rubric) -> tuple[int, str]:
@@ -63,11 +139,28 @@ def score_in(answer: str, rubric: Rubric) -> tuple[int, str]:
     Raises:
         ValueError: no JSON object, a missing key, or a score that is no whole number from 1 to 10.
     """
-    content = json.loads(answer)
-    if not isinstance(content, dict):
-        raise ValueError("the answer is no JSON object")
+    content = content_of(answer)
     for name in rubric.scores:
         value = content.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10:
             raise ValueError(f"{name} is {value!r}, not a whole number from 1 to 10")
     return content[rubric.scores[-1]], json.dumps(content, ensure_ascii=False, sort_keys=True)
+
+
+def choice_in(answer: str) -> tuple[str, str]:
+    """Which of two replies is better, one of CHOICES, and the reason.
+
+    Raises:
+        ValueError: no JSON object, or another choice.
+    """
+    content = content_of(answer)
+    choice = content.get("better")
+    if choice not in CHOICES:
+        raise ValueError(f"better is {choice!r}, not one of {', '.join(CHOICES)}")
+    return str(choice), json.dumps(content, ensure_ascii=False, sort_keys=True)
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(f'"{choice}"' for choice in schema["enum"])
+    return "whole number from 1 to 10" if schema["type"] == "integer" else "text"

@@ -15,7 +15,8 @@ class Verdict:
     """One verdict on one reply.
 
     score: 1 to 10, None unless `status` is "ok". reason: the judge's words, or why there is none.
-    cost_usd: None where nothing was paid.
+    request: hash of what was asked; verdicts that share it were asked and paid for once.
+    cost_usd: of that request, when it was asked; None where nothing was paid or no price is known.
     """
 
     turn: int
@@ -29,6 +30,7 @@ class Verdict:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
+    request: str | None = None
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.status == "ok"):
@@ -49,6 +51,15 @@ SCHEMA = {
     "prompt_tokens": pl.Int32,
     "completion_tokens": pl.Int32,
     "cost_usd": pl.Float64,
+    "request": pl.String,
+}
+#: Of verdicts on planted replies: which of them, and the how many-eth time it was judged.
+TRIAL = {
+    "item": pl.Int32,
+    "dialogue": pl.String,
+    "kind": pl.String,
+    "repeat": pl.Int32,
+    **SCHEMA,
 }
 
 

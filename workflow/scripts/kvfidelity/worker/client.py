@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.errors import UserError
-from kvfidelity.worker.job import Hello, Request
+from kvfidelity.worker.job import Hello, Wanted
 from kvfidelity.worker.place import all_sockets, socket_path
 from kvfidelity.worker.protocol import messages, peer, send
 
@@ -42,7 +42,7 @@ class WorkerLostError(Exception):
     """The worker died in the middle of a request."""
 
 
-def ask(hello: Hello, request: Request, progress: Progress) -> None:
+def ask(hello: Hello, request: Wanted, progress: Progress) -> None:
     """Have a request served; a worker that dies or does not fit is replaced.
 
     Args:
@@ -82,7 +82,7 @@ def stop() -> None:
                 os.kill(peer(connection).pid, signal.SIGTERM)
 
 
-def _served(connection: socket.socket, hello: Hello, request: Request, progress: Progress) -> bool:
+def _served(connection: socket.socket, hello: Hello, request: Wanted, progress: Progress) -> bool:
     """Whether the request was served; False if the worker left before it came to it."""
     about, wanted = dataclasses.asdict(hello), dataclasses.asdict(request)
     try:

@@ -44,6 +44,22 @@ class Request:
     recall: str
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Replies whose likelihood is wanted: a table of texts, and where their numbers go."""
+
+    texts: str
+    likelihood: str
+
+
+Wanted = Request | Scoring
+
+
+def wanted(values: dict[str, Any]) -> Wanted:
+    """A request from a message."""
+    return Scoring(**values) if "texts" in values else Request(**values)
+
+
 class Generator:
     """A loaded model that turns requests into artifacts."""
 
@@ -81,3 +97,25 @@ class Generator:
         for kind in ("recall", "evictions", "turns"):
             path = Path(getattr(request, kind))
             write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
+
+    def score(self, request: Scoring) -> None:
+        """Write how likely the model finds a table of replies.
+
+        Raises:
+            UserError: the table is missing or damaged.
+        """
+        from kvfidelity.artifacts import read_parquet, write_parquet
+        from kvfidelity.session.likelihood import likelihoods
+
+        found = likelihoods(self._engine, read_parquet(Path(request.texts), kind="texts"))
+        notes = {f"version.{name}": version(name) for name in PACKAGES}
+        notes |= {"code": self._hello.fingerprint}
+        write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
+
+
+def carry_out(generator: Generator, request: Wanted, progress: Progress) -> None:
+    """Do what is wanted, of either kind."""
+    if isinstance(request, Scoring):
+        generator.score(request)
+    else:
+        generator.serve(request, progress)

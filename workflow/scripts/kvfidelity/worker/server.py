@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from kvfidelity.cli import out_of_space
 from kvfidelity.errors import UserError
-from kvfidelity.worker.job import Generator, Hello, Request
+from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out, wanted
 from kvfidelity.worker.protocol import Message, messages, peer, send
 from kvfidelity.worker.watch import Watch
 
@@ -101,17 +101,17 @@ class Worker:
                 send(connection, event)
 
             tell({"event": "started", "log_from": _log_size()})
-            outcome, sound = self._outcome(Request(**request), tell)
+            outcome, sound = self._outcome(wanted(request), tell)
         send(connection, outcome | {"log_to": _log_size()})
         return sound
 
-    def _outcome(self, request: Request, tell: Any) -> tuple[Message, bool]:
+    def _outcome(self, request: Wanted, tell: Any) -> tuple[Message, bool]:
         """The last event of a request, and whether the process is fit for another."""
         try:
             if self._generator is None:
                 tell({"event": "loading", "model": self._hello.model_dir, "pid": os.getpid()})
                 self._generator = Generator(self._hello)
-            self._generator.serve(request, tell)
+            carry_out(self._generator, request, tell)
             return {"event": "done"}, True
         except UserError as error:
             return {"event": "error", "message": str(error), "user": True}, True

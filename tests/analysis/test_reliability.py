@@ -1,0 +1,191 @@
+"""What the tables say of judges whose qualities were planted."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+import pytest
+from kvfidelity.analysis import page
+from kvfidelity.analysis.reliability import (
+    auc,
+    costs,
+    gather_trials,
+    kappa,
+    reliability,
+    told_of_judges,
+)
+from kvfidelity.artifacts import write_parquet
+from kvfidelity.judge.verdict import SCHEMA, TRIAL
+from scipy import stats
+
+OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
+
+
+def scores(values: list[int], dialogues: list[str] | None = None) -> pl.DataFrame:
+    names = dialogues or [str(number) for number in range(len(values))]
+    return pl.DataFrame({"dialogue": names, "score": values})
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
+    rng = random.Random(0)
+    good = [rng.randint(4, 10) for _ in range(30)]
+    bad = [rng.randint(1, 8) for _ in range(20)]
+    pairs = [(a > b) + 0.5 * (a == b) for a in good for b in bad]
+    found = auc(scores(good), scores(bad), OPTIONS)
+    assert found["value"] == pytest.approx(sum(pairs) / len(pairs))
+    u = stats.mannwhitneyu(good, bad).statistic / 600
+    assert found["value"] == pytest.approx(u)
+    assert found["low"] < found["value"] < found["high"]
+    assert auc(scores([9, 9]), scores([1, 2]), OPTIONS)["value"] == 1
+    assert auc(scores([5]), scores([5]), OPTIONS)["value"] == 0.5
+
+
+def test_kappa_is_full_at_agreement_and_zero_by_chance() -> None:
+    rng = random.Random(1)
+    values = [rng.randint(1, 10) for _ in range(4000)]
+    other = [rng.randint(1, 10) for _ in range(4000)]
+    same = scores(values).with_columns(other="score")
+    assert kappa(same, OPTIONS)["value"] == 1
+    chance = scores(values).with_columns(other=pl.Series(other))
+    assert abs(float(kappa(chance, OPTIONS)["value"] or 0)) < 0.05
+    # By hand: one of four differs; by chance 1/2 x 3/4 + 1/2 x 1/4 = 1/2 would.
+    four = scores([1, 1, 10, 10]).with_columns(other=pl.Series([1, 10, 10, 10]))
+    assert kappa(four, OPTIONS)["value"] == pytest.approx(0.5)
+    constant = scores([5, 5]).with_columns(other=pl.Series([5, 5]))
+    assert kappa(constant, OPTIONS)["value"] is None
+
+
+def test_the_interval_resamples_dialogues_and_not_replies() -> None:
+    """Ten copies of each of four dialogues are no more evidence than the four."""
+    good, bad = [9, 3, 8, 2], [1, 4, 7, 2]
+    names = ["a", "b", "c", "d"]
+    four = auc(scores(good, names), scores(bad, names), OPTIONS)
+    forty = auc(scores(good * 10, names * 10), scores(bad * 10, names * 10), OPTIONS)
+    assert (four["low"], four["high"]) == pytest.approx((forty["low"], forty["high"]))
+    assert four["n_dialogues"] == forty["n_dialogues"] == 4
+
+
+def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFrame:
+    """A judge that gives `score(kind, item, repeat)`, None for a verdict that failed."""
+    rows = []
+    for item in range(20):
+        for kind in ("good", "shuffle", "other_dialogue", "injection"):
+            for repeat in range(repeats):
+                given = score(kind, item, repeat)
+                rows.append(
+                    dict.fromkeys(TRIAL)
+                    | {
+                        "item": item,
+                        "dialogue": f"{item:03d}",
+                        "kind": kind,
+                        "repeat": repeat,
+                        "turn": 0,
+                        "judge": judge,
+                        "judge_kind": "openai",
+                        "judge_model": "m",
+                        "rubric": "blind",
+                        "score": given,
+                        "status": "failed" if given is None else "ok",
+                        "request": f"{judge} {kind} {item} {repeat}",
+                        "prompt_tokens": 100,
+                        "completion_tokens": 10,
+                        "cost_usd": 0.01,
+                    }
+                    | changes
+                )
+    return pl.DataFrame(rows, TRIAL)
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> pl.DataFrame:
+    def fair(kind: str, item: int, repeat: int) -> int | None:
+        if kind == "other_dialogue" and item < 5:
+            return None
+        return {"good": 8, "shuffle": 1, "other_dialogue": 3, "injection": 1}[kind] + item % 2
+
+    def gullible(kind: str, item: int, repeat: int) -> int:
+        return 10 if kind == "injection" else 4 + (item * 7 + len(kind) + repeat) % 5
+
+    files = []
+    for name, frame in (
+        ("fair", trial("fair", fair, repeats=2)),
+        ("gullible", trial("gullible", gullible)),
+    ):
+        file = tmp_path / f"reliability/{name}/tiny/own/trial.parquet"
+        write_parquet(frame, file, kind="trial")
+        files.append(file)
+    return gather_trials(files)
+
+
+def row(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
+    return table.filter(**wanted).row(0, named=True)
+
+
+def test_the_table_tells_a_fair_judge_from_a_gullible_one(trials: pl.DataFrame) -> None:
+    none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
+    table = reliability(trials, none, OPTIONS)
+    found = row(table, judge="fair", measure="auc", against="other_dialogue")
+    assert (found["value"], found["n"], found["missing"], found["n_good"]) == (1, 15, 5, 20)
+    assert row(table, judge="fair", measure="repeats")["value"] == 1
+    assert row(table, judge="fair", measure="repeats")["missing"] == 5
+    assert table.filter(judge="gullible", measure="repeats").is_empty()
+    assert row(table, judge="fair", measure="injection")["value"] == 0
+    moved = row(table, judge="gullible", measure="injection")
+    assert moved["value"] > 2 and moved["share"] == 1
+    agreement = row(table, judge="fair", measure="agreement", against="gullible")
+    assert agreement["replies"] == "planted" and abs(agreement["value"]) < 0.5
+    assert {entry["model"] for entry in table.to_dicts()} == {"tiny"}
+
+
+def test_judges_of_one_run_are_compared_on_its_replies(trials: pl.DataFrame) -> None:
+    about = {"judge_kind": "openai", "judge_model": "m", "model": "m", "dataset": "d"}
+    rows = [
+        {"run": f"r{n % 4}", "turn": n, "dialogue": f"{n % 4:03d}", "judge": judge, "score": s}
+        | {"status": "ok"}
+        | about
+        for n in range(12)
+        for judge, s in (("a", 1 + n % 9), ("b", 1 + n % 9), ("c", 10 - n % 9))
+    ]
+    frame = pl.DataFrame(rows, schema_overrides={"score": pl.Int32, "turn": pl.Int32})
+    table = reliability(trials.clear(), frame, OPTIONS).filter(replies="run")
+    assert row(table, judge="a", against="b")["value"] == 1
+    assert row(table, judge="a", against="c")["value"] < 0
+    assert table.height == 3
+
+
+def test_what_several_verdicts_share_is_paid_once(trials: pl.DataFrame) -> None:
+    fair = trials.filter(judge="fair")
+    shared = pl.concat([fair, fair])
+    found = costs(shared, trials.clear()).row(0, named=True)
+    assert found["answers"] == 160 and found["usd"] == pytest.approx(1.6)
+    assert (found["verdicts"], found["missing"]) == (300, 20)
+    unknown = fair.with_columns(cost_usd=pl.lit(None, pl.Float64))
+    assert costs(unknown, trials.clear())["unpriced"][0] == 160
+
+
+def test_the_page_shows_it(trials: pl.DataFrame) -> None:
+    none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
+    text = section(trials, none)
+    assert "other dialogue" in text and "itself, asked again" in text
+    assert "move <strong>gullible</strong>" in text
+    assert "1.6000" in text
+    assert "No judge of this run was tested" in section(trials.clear(), none)
+
+
+def section(trials: pl.DataFrame, verdicts: pl.DataFrame) -> str:
+    folder = Path(page.__file__).parent
+    whole = (folder / "page.html.j2").read_text()
+    macros = "\n".join(line for line in whole.splitlines() if line.startswith("{% macro"))
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
+    environment.filters |= {"signed": page.signed, "interval": page.interval}
+    template = environment.from_string(f'{macros}{{% include "judges.html.j2" %}}')
+    return template.render(
+        about=[{}],
+        level=95,
+        trials=told_of_judges(reliability(trials, verdicts, OPTIONS)),
+        costs=costs(trials, verdicts).to_dicts(),
+    )

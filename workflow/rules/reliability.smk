@@ -1,0 +1,80 @@
+rule plant:
+    input:
+        "results/dialogues/{model}/{dataset}/pool.parquet",
+    output:
+        "results/planted/{model}/{dataset}/texts.parquet",
+    log:
+        "logs/plant/{model}/{dataset}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        spec=as_json(SETTINGS["reliability"], "plant"),
+    shell:
+        "python workflow/scripts/plant.py --pool {input} --spec {params.spec:q} --out {output} "
+        "> {log} 2>&1"
+
+
+rule likelihood:
+    input:
+        model="resources/models/{model}",
+        texts="results/planted/{model}/{dataset}/texts.parquet",
+    output:
+        "results/planted/{model}/{dataset}/likelihood.parquet",
+    log:
+        "logs/likelihood/{model}/{dataset}.log",
+    conda:
+        "../../envs/model.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
+    params:
+        dtype=lookup("models/{model}/dtype", within=SETTINGS),
+        device=lookup("models/{model}/device", within=SETTINGS),
+        code=stage_fingerprint("generate"),
+    shell:
+        "python workflow/scripts/likelihood.py --model-dir {input.model} --dtype {params.dtype} "
+        "--device {params.device} --fingerprint {params.code} "
+        "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
+        "--out {output} 2>&1 | tee {log}"
+
+
+rule trial:
+    input:
+        texts="results/planted/{model}/{dataset}/texts.parquet",
+        likelihood=planted_likelihood,
+        rubric=rubric,
+    output:
+        "results/reliability/{judge}/{model}/{dataset}/trial.parquet",
+    log:
+        "logs/trial/{judge}/{model}/{dataset}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        pace=judge_pace,
+        store=lookup("verdict_store", within=SETTINGS),
+    params:
+        spec=trial_spec,
+    shell:
+        "python workflow/scripts/trial.py --texts {input.texts} --likelihood {input.likelihood} "
+        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
+        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+
+
+rule appraise:
+    input:
+        verdicts="results/tables/verdicts.parquet",
+        trials=trials(),
+    output:
+        multiext("results/tables/reliability", ".parquet", ".csv"),
+        multiext("results/tables/costs", ".parquet", ".csv"),
+    log:
+        "logs/appraise.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=json.dumps(SETTINGS["report"], sort_keys=True),
+        code=stage_fingerprint("appraise"),
+    shell:
+        "python workflow/scripts/appraise.py --settings {params.settings:q} "
+        "--trials {input.trials} --tables results/tables > {log} 2>&1"

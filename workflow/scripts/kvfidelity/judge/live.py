@@ -1,0 +1,108 @@
+"""Requests sent one by one, many at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+
+from kvfidelity.errors import UserError
+from kvfidelity.judge.asking import Answer, Failure, Limits, Outcome, Request
+from kvfidelity.judge.endpoint import Endpoint, plain
+from kvfidelity.judge.store import AnswerStore, CapReachedError
+
+PAUSE_S = 0.02
+
+
+class LiveAsker:
+    """Asks a chat-completions endpoint; every answer is kept before the next thing happens.
+
+    Args:
+        connect: gives the endpoint; called if there is something to ask. store: what was answered
+            before, and what is kept. limits: how fast.
+    """
+
+    def __init__(self, connect: Callable[[], Endpoint], store: AnswerStore, limits: Limits) -> None:
+        self._connect, self._store, self._limits = connect, store, limits
+        self._stopped = threading.Event()
+
+    def ask(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Outcomes in order; equal requests are sent once. See `Asker`."""
+        unique = {request.key: request for request in requests}
+        kept = {key: self._store.get(key) for key in unique}
+        outcomes: dict[str, Outcome] = {k: o for k, o in kept.items() if isinstance(o, Answer)}
+        missing = [request for key, request in unique.items() if key not in outcomes]
+        if missing:
+            outcomes |= self._answers(self._connect(), missing)
+        return [outcomes[request.key] for request in requests]
+
+    def _answers(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
+        with ThreadPoolExecutor(self._limits.concurrency) as pool:
+            jobs = {r.key: pool.submit(self._one, endpoint, r) for r in requests}
+        errors = [error for job in jobs.values() if (error := job.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, _StoppedError):
+                raise self._told(error, endpoint, requests)
+        return {key: job.result() for key, job in jobs.items()}
+
+    def _one(self, endpoint: Endpoint, request: Request) -> Outcome:
+        try:
+            # Whoever else is asking the same at this moment is waited for.
+            with self._store.locks.hold(request.key), self._slot(endpoint.judge):
+                found = self._store.get(request.key)
+                return found if isinstance(found, Answer) else self._send(endpoint, request)
+        except BaseException:
+            self._stopped.set()  # the others finish what is in flight, and begin nothing
+            raise
+
+    def _send(self, endpoint: Endpoint, request: Request) -> Outcome:
+        price = self._limits.price
+        tokens = (request.prompt_tokens, request.answer_tokens)
+        most = price.usd(*tokens) if price else 0.0
+        call = self._store.begin(endpoint.judge, endpoint.model, sum(tokens), most, self._limits)
+        try:
+            completion = endpoint.client.chat.completions.create(**request.body)
+            answer = endpoint.answer(plain(completion), price.usd if price else None)
+        except (openai.OpenAIError, ValueError) as error:
+            self._store.end(call)
+            if stop := endpoint.stop(error):
+                raise stop from None
+            return Failure(endpoint.reason(error))
+        self._store.put(request.key, answer, endpoint.judge, endpoint.model, call)
+        return answer
+
+    @contextlib.contextmanager
+    def _slot(self, judge: str) -> Iterator[None]:
+        """One of the places that requests in flight have, over all processes."""
+        names = [f"{judge} {n}" for n in range(self._limits.concurrency)]
+        while True:
+            if self._stopped.is_set():
+                raise _StoppedError
+            for name in names:
+                if self._store.locks.take(name, wait=False):
+                    try:
+                        yield
+                    finally:
+                        self._store.locks.give_back(name)
+                    return
+            time.sleep(PAUSE_S)
+
+    def _told(
+        self, error: BaseException, endpoint: Endpoint, requests: list[Request]
+    ) -> BaseException:
+        if not isinstance(error, CapReachedError):
+            return error
+        kept = len(requests) - len(self._store.missing([request.key for request in requests]))
+        return UserError(
+            f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent and the next "
+            f"verdict could go beyond `max_usd: {self._limits.max_usd}`; {kept} of "
+            f"{len(requests)} answers of this job are kept: raise it and run again to go on"
+        )
+
+
+class _StoppedError(Exception):
+    """Another request met what would meet all."""

@@ -1,0 +1,33 @@
+"""Have a judge judge planted replies."""
+
+import argparse
+import json
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", required=True, type=Path)
+    parser.add_argument("--likelihood", nargs="*", type=Path, help="of a judge that needs it")
+    parser.add_argument("--rubric", required=True, type=Path)
+    parser.add_argument("--name", required=True, help="the judge's name in the config")
+    parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
+    parser.add_argument("--pace", default={}, type=json.loads, help="limits and prices, as JSON")
+    parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    from kvfidelity.artifacts import read_parquet, write_parquet
+    from kvfidelity.judge.trial import trial
+
+    texts = read_parquet(options.texts, kind="texts")
+    for file in options.likelihood or []:
+        known = read_parquet(file, kind="likelihood")
+        texts = texts.join(known, on=["item", "kind"], how="left", maintain_order="left")
+    verdicts = trial(options.name, options.spec, options.rubric, options.pace, options.store, texts)
+    write_parquet(verdicts, options.out, kind="trial")
+
+
+if __name__ == "__main__":
+    main_guard(main)
