@@ -20,7 +20,6 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
-from kvfidelity.session.decode import Sampling
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.prefix import FullRun, PrefixBank
 from kvfidelity.session.recall import (
@@ -31,6 +30,7 @@ from kvfidelity.session.recall import (
     prepare,
 )
 from kvfidelity.session.rows import evictions_frame, recall_frame, turns_frame
+from kvfidelity.session.sampling import Sampling
 from kvfidelity.session.spec import RunSpec
 from kvfidelity.session.turnrow import failed_row, turn_row
 from kvfidelity.session.turns import TurnOutcome, TurnSetting, play_turn

@@ -14,8 +14,10 @@ from kvfidelity.cache.scores import History
 from kvfidelity.cache.triggers import Evictor
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.metrics.integrity import Integrity, integrity
-from kvfidelity.session.decode import Reply, Sampling, generate
+from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
+from kvfidelity.session.lane import Reply
+from kvfidelity.session.sampling import Sampling
 
 
 @dataclass(frozen=True)
