@@ -94,8 +94,10 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
 
 
 def latency(turns: pl.DataFrame) -> alt.Chart:
-    """Mean seconds per turn, split; turns computed once for all policies are left out."""
-    alone = turns.filter(~pl.col("shared_prefix")).with_columns(
+    """Mean seconds per turn, split, of turns that were neither computed once for all policies nor
+    decoded together with others."""
+    alone = turns.filter(~pl.col("shared_prefix") & (pl.col("lanes").fill_null(1) == 1))
+    alone = alone.with_columns(
         decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
         # What the prompt took holds the eviction and its scoring.
         prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),

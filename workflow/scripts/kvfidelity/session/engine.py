@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,9 @@ class Hub(Protocol):
 
     def decode(self, lane: Lane) -> Reply:
         """The reply, once it is made."""
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Let the other runs go on until it holds."""
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,14 @@ class Decoder:
         for other in self._lanes.values():
             other.lanes = max(other.lanes, len(self._lanes))
 
+    def dismiss(self) -> list[Lane]:
+        """Let all lanes go as they are; those that were there."""
+        lanes = list(self._lanes.values())
+        for place in self._lanes:
+            self.steps.vacate(place)
+        self._lanes.clear()
+        return lanes
+
     @torch.inference_mode()
     def run(self) -> list[Lane]:
         """Step until at least one lane has ended; those that have."""

@@ -91,7 +91,7 @@ class _Run:
         self.told: list[tuple[int, int]] = []
 
     def play(self, bank: PrefixBank) -> Records:
-        full = bank.get(self._key(), self._full_run)
+        full = bank.get(self._key(), self._full_run, self.engine.hub)
         evictor = self.plan.evictor
         evicts = evictor.policy.evicts
         first = len(full.outcomes)

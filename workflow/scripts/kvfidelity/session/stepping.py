@@ -17,7 +17,7 @@ def steps_of(engine: Engine, lanes: int, sampling: Sampling, most: int) -> Steps
         return EagerSteps(engine)
     from kvfidelity.session.captured import CapturedSteps
 
-    room = max(ROOM, 1 << (most - 1).bit_length())
+    room = room_for(most)
     key = (lanes, sampling.greedy, room)
     if key not in engine.captured:
         engine.captured[key] = CapturedSteps(
@@ -25,3 +25,8 @@ def steps_of(engine: Engine, lanes: int, sampling: Sampling, most: int) -> Steps
         )
     steps: Steps = engine.captured[key]
     return steps
+
+
+def room_for(most: int) -> int:
+    """How many tokens steps have room for, that a reply of `most` fits."""
+    return max(ROOM, 1 << (most - 1).bit_length())
