@@ -17,7 +17,7 @@ class IdentityRotary(nn.Module):
         super().__init__()
         self.rotary = rotary
         # Tables stay as long as the model: a captured graph may hold the address of a shorter one.
-        self._tables: list[tuple[Tensor, Tensor]] = []
+        self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
     def forward(
         self, x: Tensor, position_ids: Tensor | None = None, **_: object
@@ -48,12 +48,13 @@ class IdentityRotary(nn.Module):
 
         Both halves of the rotary width turn by the same angles in every supported architecture.
         """
-        if not self._tables or self._tables[-1][0].shape[0] < count:
+        tables = self._tables.setdefault(device, [])
+        if not tables or tables[-1][0].shape[0] < count:
             size = max(8192, 1 << (count - 1).bit_length())
             cos, sin = self.angles(torch.arange(size), device)
             half = cos.shape[-1] // 2
-            self._tables.append((cos[:, :half].contiguous(), sin[:, :half].contiguous()))
-        return self._tables[-1]
+            tables.append((cos[:, :half].contiguous(), sin[:, :half].contiguous()))
+        return tables[-1]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

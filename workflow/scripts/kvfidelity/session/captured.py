@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -162,13 +164,20 @@ def _as_they_are() -> Iterator[None]:
 @contextmanager
 def _compiled(layers: Any) -> Iterator[None]:
     """While this lasts calls of the layers are compiled; one compilation serves all of them."""
+    # PyTorch counts compilations per code object and stops at eight: each capture has its own.
+    fresh = FunctionType(_forward.__code__.replace(), globals())
+    call = torch.compile(fresh, fullgraph=True, dynamic=False)
     for layer in layers:
-        layer.compile(fullgraph=True, dynamic=False)
+        layer.forward = partial(call, layer)
     try:
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None
+            del layer.forward
+
+
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
 
 
 def _ring(cache: ManagedCache) -> Tensor:
