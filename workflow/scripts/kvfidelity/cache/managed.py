@@ -114,8 +114,7 @@ class ManagedCache(AttendingCache):
         if layer.has_workspace:
             rotated: Tensor = layer.rotated_keys
             return rotated
-        assert self._mirror is not None
-        return self._rotate_by(layer.live_keys, self._mirror.of_layer(layer_idx, layer.slots))
+        return self._rotate_by(layer.live_keys, self.mirror.of_layer(layer_idx, layer.slots))
 
     @property
     def mirror(self) -> PositionMirror:
@@ -158,9 +157,12 @@ class ManagedCache(AttendingCache):
         """
         self.ledger.keep(kept)
         grid = as_grid(kept).to(self.device)
-        for index, layer in enumerate(self.layers):
-            rows = grid[index if grid.shape[0] > 1 else 0]
-            layer.keep(rows[0] if rows.shape[0] == 1 else rows)
+        if self.device.type == "cuda":
+            self._compact(grid)
+        else:
+            for index, layer in enumerate(self.layers):
+                rows = grid[index if grid.shape[0] > 1 else 0]
+                layer.keep(rows[0] if rows.shape[0] == 1 else rows)
         if self.scores is not None:
             self.scores.keep(grid)
         if self._mirror is not None:
@@ -233,6 +235,14 @@ class ManagedCache(AttendingCache):
             self._fed = self._mirror.positions[0, :1, start : start + count]
         else:
             self._angles = self.rotary.angles(positions, key.device)
+
+    def _compact(self, kept: Tensor) -> None:
+        from kvfidelity.cache.gpu.compact import compact
+
+        for name in ("key_buffer", "value_buffer"):
+            compact([getattr(layer, name) for layer in self.layers], kept)
+        for layer in self.layers:
+            layer.slots = kept.shape[-1]
 
     def _rotated_query(self, query: Tensor) -> Tensor:
         if self._angles is not None:

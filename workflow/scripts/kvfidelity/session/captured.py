@@ -166,7 +166,9 @@ def _compiled(layers: Any) -> Iterator[None]:
     """While this lasts calls of the layers are compiled; one compilation serves all of them."""
     # PyTorch counts compilations per code object and stops at eight: each capture has its own.
     fresh = FunctionType(_forward.__code__.replace(), globals())
-    call = torch.compile(fresh, fullgraph=True, dynamic=False)
+    # For one lane this makes matrix products that read weights at the memory's full speed.
+    options = {"coordinate_descent_tuning": True}
+    call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
     for layer in layers:
         layer.forward = partial(call, layer)
     try:
