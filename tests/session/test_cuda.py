@@ -41,7 +41,7 @@ def moved(engine: Engine) -> Engine:
 
 
 def same_records(one: Any, other: Any) -> None:
-    drop = sorted(TIMINGS & set(one.turns.columns)) + ["device"]
+    drop = sorted({"device"} | TIMINGS & set(one.turns.columns))
     assert one.turns["reply"].to_list() == other.turns["reply"].to_list()
     tolerance = {"rel_tol": 1e-3, "abs_tol": 1e-4}
     assert_frame_equal(one.turns.drop(drop), other.turns.drop(drop), **tolerance)

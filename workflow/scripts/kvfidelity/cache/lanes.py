@@ -13,7 +13,7 @@ from kvfidelity.cache.managed import ManagedCache
 
 
 class LaneCache(AttendingCache):
-    """Lane b of a batch is a sequence of its own in `caches[b]`, of its own length and positions."""
+    """Lane b of a batch is a sequence of its own, of its own length and positions: `caches[b]`."""
 
     def __init__(self, caches: Sequence[ManagedCache]) -> None:
         super().__init__(layers=[])

@@ -95,17 +95,18 @@ class ManagedCache(AttendingCache):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """One layer's attention output [1, q, H, d] for un-rotated queries [1, H, q, d]."""
-        layer_idx = module.layer_idx
+        layer_idx: int = module.layer_idx
         if self.query_tail:
             self._remember(layer_idx, query[0])
         self.scaling = scaling
         rotated = self._rotated_query(query[0])
         attention = _attention_of(query)
+        out: Tensor
         if self.scores is None:
             out = attention.attend(rotated, key[0], value[0], scaling)
-            return out.transpose(0, 1)[None]
-        out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
-        self.scores.add(layer_idx, sums, continues=self._continues)
+        else:
+            out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
+            self.scores.add(layer_idx, sums, continues=self._continues)
         return out.transpose(0, 1)[None]
 
     def rotated_keys(self, layer_idx: int) -> Tensor:

@@ -114,13 +114,14 @@ class CapturedSteps:
         return self._ids[place, :count].tolist(), self._nll[place, :count].tolist()
 
     def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
         stop.synchronize()
-        return start.elapsed_time(stop) / 1000
+        milliseconds: float = start.elapsed_time(stop)
+        return milliseconds / 1000
 
     def _step(self) -> None:
         """What is captured."""
@@ -144,7 +145,7 @@ class CapturedSteps:
         for layer, rows in zip(decoder.layers, self._table.rows, strict=True):
             layer.self_attn.step_rows = rows
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with _compiled(decoder.layers) if compiled else _as_they_are():
             with torch.cuda.stream(side):
@@ -167,7 +168,7 @@ def _compiled(layers: Any) -> Iterator[None]:
     # PyTorch counts compilations per code object and stops at eight: each capture has its own.
     fresh = FunctionType(_forward.__code__.replace(), globals())
     # For one lane this makes matrix products that read weights at the memory's full speed.
-    options = {"coordinate_descent_tuning": True}
+    options: dict[str, Any] = {"coordinate_descent_tuning": True}
     call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
     for layer in layers:
         layer.forward = partial(call, layer)

@@ -68,6 +68,11 @@ class Engine:
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Engine:
         """Wrap a loaded causal language model; it is attached to managed caches."""
+        return cls.of_parts(model, ChatSegmenter(tokenizer), tokenizer)
+
+    @classmethod
+    def of_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
+        """The same with a segmenter of one's own."""
         attach(model)
         config = model.config
         size = getattr(config, "head_dim", None)
@@ -75,7 +80,7 @@ class Engine:
         element = torch.empty(0, dtype=model.dtype).element_size()
         return cls(
             model=model,
-            segmenter=ChatSegmenter(tokenizer),
+            segmenter=segmenter,
             tokenizer=tokenizer,
             window=config.max_position_embeddings,
             token_bytes=2 * config.num_hidden_layers * config.num_key_value_heads * size * element,
@@ -105,7 +110,7 @@ class Engine:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
         tokens = torch.tensor([list(ids)], device=self.device)
-        first, *rest = tokens.split(self.chunk, dim=1)
+        first, *rest = torch.split(tokens, self.chunk, dim=1)
         parts = [self.forward(first, cache)[0]]
         for chunk in rest:
             with cache.continuing():

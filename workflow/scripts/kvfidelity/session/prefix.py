@@ -75,7 +75,9 @@ class FullRun:
     def nbytes(self) -> int:
         """Bytes held: cache with its workspace, scores and queries at each mark."""
         total = self.cache.nbytes
-        total += sum(_bytes(layer.rotated_keys) for layer in self.cache.layers if layer.has_workspace)
+        total += sum(
+            _bytes(layer.rotated_keys) for layer in self.cache.layers if layer.has_workspace
+        )
         for mark in [*self.starts, *([self.end] if self.end else [])]:
             total += mark.book.nbytes if mark.book is not None else 0
             total += sum(_bytes(tail) for tail in mark.tails if tail is not None)

@@ -20,9 +20,7 @@ def steps_of(engine: Engine, lanes: int, sampling: Sampling, most: int) -> Steps
     room = room_for(most)
     key = (lanes, sampling.greedy, room)
     if key not in engine.captured:
-        engine.captured[key] = CapturedSteps(
-            engine, lanes, sampled=not sampling.greedy, most=room
-        )
+        engine.captured[key] = CapturedSteps(engine, lanes, sampled=not sampling.greedy, most=room)
     steps: Steps = engine.captured[key]
     return steps
 

@@ -237,9 +237,7 @@ def _split_kernel(
         logits = tl.dot(q1, tl.trans(key1_at), input_precision=PRECISION)
         logits += tl.dot(q2, tl.trans(key2_at), input_precision=PRECISION)
         if D > 2 * HALF:
-            key3 = tl.load(
-                at + rest[None, :], mask=inside[:, None] & rest_in[None, :], other=0.0
-            )
+            key3 = tl.load(at + rest[None, :], mask=inside[:, None] & rest_in[None, :], other=0.0)
             logits += tl.dot(q3, tl.trans(key3), input_precision=PRECISION)
         logits = tl.where(inside[None, :], logits * factor, float("-inf"))
         if latest != 0:

@@ -210,9 +210,7 @@ def _score_kernel(
     total = tl.zeros((KEYS, ROWS), dtype=tl.float32)
     for begin in range(start, clear, ROWS):
         row = begin + tl.arange(0, ROWS)
-        weight = _weights(
-            query, query_row, lse, k, row, feature, new, factor, D, PRECISION
-        )
+        weight = _weights(query, query_row, lse, k, row, feature, new, factor, D, PRECISION)
         total += tl.where(slot[:, None] <= cached + row[None, :], weight, 0.0)
     for begin in range(clear, new, ROWS):
         row = begin + tl.arange(0, ROWS)
@@ -266,7 +264,9 @@ def _forward_kernel(
     key += (head // RATIO).to(tl.int64) * key_group
     value += (head // RATIO).to(tl.int64) * value_group
     q = tl.load(
-        query + head.to(tl.int64) * query_head + row[:, None].to(tl.int64) * query_row
+        query
+        + head.to(tl.int64) * query_head
+        + row[:, None].to(tl.int64) * query_row
         + feature[None, :],
         mask=(row[:, None] < new) & inside,
         other=0.0,

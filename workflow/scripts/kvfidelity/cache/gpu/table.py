@@ -87,7 +87,7 @@ class StepTable(AttendingCache):
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """[B, 1, H, d] of un-rotated [B, H, 1, d] queries; `module.step_rows` is this layer's row."""
+        """[B, 1, H, d] of un-rotated [B, H, 1, d] queries; `module.step_rows` is the layer's."""
         from kvfidelity.cache.gpu.decode import decode
 
         return decode(query, key, value, self.lanes, module.step_rows, self.half, scaling)
