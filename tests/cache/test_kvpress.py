@@ -32,7 +32,7 @@ def unrotated(position: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
 def kept(kind: str, seed: int) -> torch.Tensor:
     given = tensors(seed)
     window = given["queries"] if kind == "snapkv" else given["queries"][:, -1:]
-    layer = LayerView(given["keys"], given["keys"], given["values"], window)
+    layer = LayerView(given["keys"], lambda: given["keys"], given["values"], window)
     place = torch.arange(SLOTS)[None, None]
     view = CacheView(
         budget=BUDGET,

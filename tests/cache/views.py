@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from kvfidelity.cache.scores import ScoreBook
@@ -28,7 +30,7 @@ def random_view(
     layers = [
         LayerView(
             keys=normal(GROUPS, slots, SIZE),
-            rotated_keys=normal(GROUPS, slots, SIZE),
+            rotate=partial(_same, normal(GROUPS, slots, SIZE)),
             values=normal(GROUPS, slots, SIZE),
             queries=normal(GROUPS * RATIO, min(queries, slots), SIZE),
         )
@@ -51,6 +53,10 @@ def random_view(
         protected=protected,
         angles=angles,
     )
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def angles(position: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,6 +25,7 @@ TIMINGS = frozenset(
         "ttft_s",
         "tpot_s",
         "decode_tokens_per_s",
+        "lanes",
         "peak_device_bytes",
     }
 )

@@ -99,10 +99,11 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
 def latency(turns: pl.DataFrame) -> alt.FacetChart:
     """Mean seconds of each part of a turn with 95% t-intervals over turns, each on its own axis.
 
-    Turns computed once for all policies are left out; decoding is of those with a reply of their
-    own.
+    Turns computed once for all policies, and those decoded together with others, are left out;
+    decoding is of those with a reply of their own.
     """
-    alone = turns.filter(~pl.col("shared_prefix")).with_columns(
+    alone = turns.filter(~pl.col("shared_prefix") & (pl.col("lanes").fill_null(1) == 1))
+    alone = alone.with_columns(
         decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
         # What the prompt took holds the eviction and its scoring.
         prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),

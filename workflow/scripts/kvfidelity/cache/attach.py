@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from kvfidelity.cache.attending import AttendingCache
 from kvfidelity.cache.ledger import PositionMode
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.rotary import IdentityRotary
@@ -66,14 +67,13 @@ def managed_attention(
     managed: object = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """The attention function: [1, H, q, d] queries in, [1, q, H, d] out; slots decide causality."""
-    if not isinstance(managed, ManagedCache):
+    """The attention function: [B, H, q, d] queries in, [B, q, H, d] out; slots decide causality."""
+    if not isinstance(managed, AttendingCache):
         raise RuntimeError(
             "this model is attached to managed caches: pass cache=new_cache(model), or load the "
             "model anew to use it without one"
         )
-    out = managed.attend(module.layer_idx, query, key, value, scaling)
-    return out.transpose(1, 2).contiguous(), None
+    return managed.attend(module, query, key, value, scaling).contiguous(), None
 
 
 def no_mask(*args: object, attention_mask: Tensor | None = None, **_: object) -> None:

@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from kvfidelity.cache.kernels import attend, attend_with_scores
+from kvfidelity.cache import kernels
+from kvfidelity.cache.attending import AttendingCache
 from kvfidelity.cache.ledger import PositionMode, SlotLedger, as_grid
+from kvfidelity.cache.mirror import PositionMirror
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import ScoreBook
 from kvfidelity.cache.store import SlotLayer
 
 
-class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
+class ManagedCache(AttendingCache):
     """Un-rotated keys and values, a position per slot, evicted from by `keep`.
 
     Pass it as a model's cache after `attach(model)`. One sequence (batch 1), no padding.
@@ -51,7 +52,10 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         self.before_forward = before_forward
         self.tails: list[Tensor | None] = [None] * layers
         self.scaling = 1.0
+        self._continues = False
+        self._fed: Tensor | None = None
         self._angles: tuple[Tensor, Tensor] | None = None
+        self._mirror: PositionMirror | None = None
 
     @property
     def size(self) -> int:
@@ -67,6 +71,12 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         """Tokens seen, evicted ones included: `generate` slices its input by this number."""
         return self.ledger.tokens_seen
 
+    @property
+    def device(self) -> torch.device:
+        """Where the slots are, once there are any."""
+        device: torch.device = self.layers[0].device
+        return device
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -77,25 +87,67 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         """
         if layer_idx == 0:
             self._begin(key_states)
-        assert self._angles is not None
         layer = self.layers[layer_idx]
-        layer.append(key_states, value_states, *self._angles)
-        return layer.rotated_keys[None], layer.live_values[None]
+        layer.append(key_states, value_states, self._angles)
+        return self.rotated_keys(layer_idx)[None], layer.live_values[None]
 
     def attend(
-        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """One layer's attention output [1, H, q, d] for un-rotated queries of the same shape."""
-        assert self._angles is not None
+        """One layer's attention output [1, q, H, d] for un-rotated queries [1, H, q, d]."""
+        layer_idx: int = module.layer_idx
         if self.query_tail:
             self._remember(layer_idx, query[0])
-        rotated = rotate(query[0], *self._angles)
         self.scaling = scaling
+        rotated = self._rotated_query(query[0])
+        attention = _attention_of(query)
+        out: Tensor
         if self.scores is None:
-            return attend(rotated, key[0], value[0], scaling)[None]
-        out, sums = attend_with_scores(rotated, key[0], value[0], scaling)
-        self.scores.add(layer_idx, sums)
-        return out[None]
+            out = attention.attend(rotated, key[0], value[0], scaling)
+        else:
+            out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
+            self.scores.add(layer_idx, sums, continues=self._continues)
+        return out.transpose(0, 1)[None]
+
+    def rotated_keys(self, layer_idx: int) -> Tensor:
+        """One layer's keys rotated by their slots' positions [G, n, d]."""
+        layer = self.layers[layer_idx]
+        if layer.has_workspace:
+            rotated: Tensor = layer.rotated_keys
+            return rotated
+        return self._rotate_by(layer.live_keys, self.mirror.of_layer(layer_idx, layer.slots))
+
+    @property
+    def mirror(self) -> PositionMirror:
+        """Positions on the device."""
+        if self._mirror is None:
+            self._mirror = PositionMirror(self.ledger.position, self.device)
+        return self._mirror
+
+    def reserve(self, slots: int) -> None:
+        """Make room for so many slots, so that nothing moves in memory until they are filled."""
+        for layer in self.layers:
+            layer.reserve(slots)
+        self.mirror.reserve(slots, self.size)
+        if self.scores is not None and self.scores.available:
+            self.scores.reserve(slots, self.scores.heads, self.device)
+
+    def grown_in_place(self, count: int) -> None:
+        """Note that decode steps on the device filled `count` more slots."""
+        self.ledger.append(count)
+        for layer in self.layers:
+            layer.slots = self.size
+        if self.scores is not None:
+            self.scores.grown_in_place(self.size)
+
+    @contextmanager
+    def continuing(self) -> Iterator[None]:
+        """What is fed here belongs to the latest forward, as a further chunk of it."""
+        self._continues = True
+        try:
+            yield
+        finally:
+            self._continues = False
 
     @torch.inference_mode()
     def keep(self, kept: Tensor) -> None:
@@ -105,16 +157,19 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
             ValueError: unsorted, repeated or out-of-range slots.
         """
         self.ledger.keep(kept)
-        grid = as_grid(kept)
-        for index, layer in enumerate(self.layers):
-            rows = grid[index if grid.shape[0] > 1 else 0].to(layer.device)
-            rows = rows[0] if rows.shape[0] == 1 else rows
-            layer.keep(rows)
-            if self.scores is not None:
-                self.scores.keep(index, rows)
-        if self.ledger.mode is PositionMode.REROTATED:
-            device = self.layers[0].device
-            cos, sin = self.rotary.angles(torch.arange(self.size), device)
+        grid = as_grid(kept).to(self.device)
+        if self.device.type == "cuda":
+            self._compact(grid)
+        else:
+            for index, layer in enumerate(self.layers):
+                rows = grid[index if grid.shape[0] > 1 else 0]
+                layer.keep(rows[0] if rows.shape[0] == 1 else rows)
+        if self.scores is not None:
+            self.scores.keep(grid)
+        if self._mirror is not None:
+            self._mirror.replace(self.ledger.position)
+        if self.ledger.mode is PositionMode.REROTATED and self.layers[0].has_workspace:
+            cos, sin = self.rotary.angles(torch.arange(self.size), self.device)
             for layer in self.layers:
                 layer.rotate_again(cos, sin)
 
@@ -169,10 +224,38 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
     def _begin(self, key: Tensor) -> None:
         if key.shape[0] != 1:
             raise ValueError(f"a managed cache holds one sequence, not a batch of {key.shape[0]}")
-        if self.before_forward is not None:
+        if self.before_forward is not None and not self._continues:
             self.before_forward(self)
-        positions = self.ledger.append(key.shape[2])
-        self._angles = self.rotary.angles(positions, key.device)
+        start, first, count = self.size, self.ledger.next_position, key.shape[2]
+        positions = self.ledger.append(count)
+        self._angles = None
+        if key.is_cuda:
+            if self._mirror is None:
+                self._mirror = PositionMirror(self.ledger.position, key.device)
+            self._mirror.append(start, first, count)
+            self._fed = self._mirror.positions[0, :1, start : start + count]
+        else:
+            self._angles = self.rotary.angles(positions, key.device)
+
+    def _compact(self, kept: Tensor) -> None:
+        from kvfidelity.cache.gpu.compact import compact
+
+        for name in ("key_buffer", "value_buffer"):
+            compact([getattr(layer, name) for layer in self.layers], kept)
+        for layer in self.layers:
+            layer.slots = kept.shape[-1]
+
+    def _rotated_query(self, query: Tensor) -> Tensor:
+        if self._angles is not None:
+            return rotate(query, *self._angles)
+        assert self._fed is not None
+        return self._rotate_by(query, self._fed)
+
+    def _rotate_by(self, x: Tensor, position: Tensor) -> Tensor:
+        from kvfidelity.cache.gpu.prefill import rotate_by
+
+        cos, sin = self.rotary.table(self.ledger.tokens_seen, x.device)
+        return rotate_by(x, position, cos, sin)
 
     def _remember(self, layer_idx: int, query: Tensor) -> None:
         tail = query[:, -self.query_tail :]
@@ -180,3 +263,12 @@ class ManagedCache(Cache):  # type: ignore[misc]  # transformers ships no types
         if before is not None and tail.shape[1] < self.query_tail:
             tail = torch.cat([before, tail], dim=1)[:, -self.query_tail :]
         self.tails[layer_idx] = tail.clone()
+
+
+def _attention_of(query: Tensor) -> Any:
+    """Where `attend` and `attend_with_scores` come from: the kernels of the query's device."""
+    if query.is_cuda:
+        from kvfidelity.cache.gpu import prefill
+
+        return prefill
+    return kernels

@@ -16,6 +16,8 @@ class IdentityRotary(nn.Module):
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
         self.rotary = rotary
+        # Tables stay as long as the model: a captured graph may hold the address of a shorter one.
+        self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
     def forward(
         self, x: Tensor, position_ids: Tensor | None = None, **_: object
@@ -40,6 +42,19 @@ class IdentityRotary(nn.Module):
         probe = torch.empty(1, 1, dtype=torch.float32, device=device)
         cos, sin = self.rotary(probe, flat)
         return cos.view(*position.shape, -1), sin.view(*position.shape, -1)
+
+    def table(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions 0 to at least `count` - 1, two fp32 tensors [P, r / 2].
+
+        Both halves of the rotary width turn by the same angles in every supported architecture.
+        """
+        tables = self._tables.setdefault(device, [])
+        if not tables or tables[-1][0].shape[0] < count:
+            size = max(8192, 1 << (count - 1).bit_length())
+            cos, sin = self.angles(torch.arange(size), device)
+            half = cos.shape[-1] // 2
+            tables.append((cos[:, :half].contiguous(), sin[:, :half].contiguous()))
+        return tables[-1]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:

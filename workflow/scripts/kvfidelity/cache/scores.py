@@ -9,6 +9,9 @@ from torch import Tensor
 
 from kvfidelity.cache.ledger import as_grid
 
+# Rows grow to multiples of so many slots.
+GRANULE = 256
+
 
 class History(StrEnum):
     """Which queries a score counts: those of the latest forward, or all since the slot's token."""
@@ -29,49 +32,76 @@ class ScoreBook:
     """Column sums of attention, fp32 [L, H, n], for the latest forward and accumulated.
 
     A slot's accumulated score counts every query since its own token; slots that survive an
-    eviction keep theirs (H2O's and Scissorhands' bookkeeping).
+    eviction keep theirs (H2O's and Scissorhands' bookkeeping). Buffers are [L, H, capacity] and
+    grow by half, so that a decode step can write them in place.
     """
 
     def __init__(self, layers: int) -> None:
-        self._latest: list[Tensor | None] = [None] * layers
-        self._accumulated: list[Tensor | None] = [None] * layers
+        self._layers = layers
+        self._slots = [0] * layers
+        self._latest: Tensor | None = None
+        self._accumulated: Tensor | None = None
 
     @property
     def available(self) -> bool:
         """Whether a forward has been scored since the book was opened."""
-        return self._latest[-1] is not None
+        return self._slots[-1] > 0
 
-    def add(self, layer: int, sums: Tensor) -> None:
-        """Take one forward's column sums of one layer, fp32 [H, n] (n counts the new slots)."""
-        self._latest[layer] = sums
-        before = self._accumulated[layer]
-        total = sums.clone()
-        if before is not None:
-            total[:, : before.shape[1]] += before
-        self._accumulated[layer] = total
+    @property
+    def capacity(self) -> int:
+        """Slots that a row has room for."""
+        return 0 if self._latest is None else self._latest.shape[-1]
+
+    @property
+    def heads(self) -> int:
+        """H; 0 before the first scored forward."""
+        return 0 if self._latest is None else self._latest.shape[1]
+
+    def add(self, layer: int, sums: Tensor, *, continues: bool = False) -> None:
+        """Take one forward's column sums of one layer, fp32 [H, n] (n counts the new slots).
+
+        Args:
+            continues: the forward is a further chunk of the latest one, whose sums it joins.
+        """
+        heads, slots = sums.shape
+        before = self._slots[layer]
+        self.reserve(slots, heads, sums.device)
+        assert self._latest is not None and self._accumulated is not None
+        latest, total = self._latest[layer], self._accumulated[layer]
+        if continues:
+            latest[:, :before] += sums[:, :before]
+            latest[:, before:slots] = sums[:, before:]
+        else:
+            latest[:, :slots] = sums
+        total[:, :before] += sums[:, :before]
+        total[:, before:slots] = sums[:, before:]
+        self._slots[layer] = slots
 
     def of(self, history: History | str) -> Tensor:
-        """fp32 [L, H, n].
+        """fp32 [L, H, n], a view of the book: do not change it.
 
         Raises:
             LookupError: no forward has been scored.
         """
         rows = self._latest if History(history) is History.LATEST else self._accumulated
-        if not self.available:
+        if rows is None or not self.available:
             raise LookupError("no attention scores: no forward has collected them yet")
-        return torch.stack([row for row in rows if row is not None])
+        return rows[..., : self._slots[-1]]
 
-    def keep(self, layer: int, kept: Tensor) -> None:
-        """Follow an eviction; `kept` is [k] or, per kv head, [G, k]."""
+    def keep(self, kept: Tensor) -> None:
+        """Follow an eviction; `kept` is [L', G', k] slots on the book's device."""
+        size = kept.shape[-1]
         for rows in (self._latest, self._accumulated):
-            sums = rows[layer]
-            if sums is None:
+            if rows is None or not self.available:
                 continue
-            if kept.dim() == 1:
-                rows[layer] = sums.index_select(1, kept)
+            live = rows[..., : self._slots[-1]]
+            if kept.shape[:2] == (1, 1):
+                survivors = live.index_select(-1, kept[0, 0])
             else:
-                ratio = sums.shape[0] // kept.shape[0]
-                rows[layer] = sums.gather(1, kept.repeat_interleave(ratio, dim=0))
+                index = kept.repeat_interleave(live.shape[1] // kept.shape[1], dim=1)
+                survivors = live.gather(-1, index.expand(self._layers, -1, -1))
+            rows[..., :size] = survivors
+        self._slots = [size if slots else 0 for slots in self._slots]
 
     def share_outside(self, kept: Tensor) -> float | None:
         """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or
@@ -85,16 +115,46 @@ class ScoreBook:
         inside = grouped.gather(-1, grid.expand(layers, -1, -1)).sum()
         return float(1 - inside / grouped.sum())
 
+    def reserve(self, slots: int, heads: int, device: torch.device) -> None:
+        """Make room for rows of so many slots."""
+        if slots <= self.capacity:
+            return
+        wanted = max(slots, self.capacity + self.capacity // 2)
+        wanted += -wanted % GRANULE
+        used = max(self._slots)
+        for name in ("_latest", "_accumulated"):
+            old: Tensor | None = getattr(self, name)
+            grown = torch.empty(self._layers, heads, wanted, dtype=torch.float32, device=device)
+            if old is not None:
+                grown[..., :used] = old[..., :used]
+            setattr(self, name, grown)
+
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """Where each layer's latest and accumulated rows lie in memory."""
+        assert self._latest is not None and self._accumulated is not None
+        return (
+            [rows.data_ptr() for rows in self._latest],
+            [rows.data_ptr() for rows in self._accumulated],
+        )
+
+    def grown_in_place(self, slots: int) -> None:
+        """Note that decode steps filled the rows up to `slots`."""
+        self._slots = [slots] * self._layers
+
     def fork(self) -> ScoreBook:
-        """An independent book; the tensors are shared, for `add` and `keep` replace them."""
-        copy = ScoreBook(len(self._latest))
-        copy._latest, copy._accumulated = list(self._latest), list(self._accumulated)
+        """An independent copy."""
+        copy = ScoreBook(self._layers)
+        if self._latest is not None and self._accumulated is not None:
+            used = max(self._slots)
+            copy._slots = list(self._slots)
+            copy._latest = self._latest[..., :used].clone()
+            copy._accumulated = self._accumulated[..., :used].clone()
         return copy
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        rows = [*self._latest, *self._accumulated]
+        rows = (self._latest, self._accumulated)
         return sum(row.numel() * row.element_size() for row in rows if row is not None)
 
 

@@ -12,24 +12,47 @@ GRANULE = 256
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
-    """One layer's slots: un-rotated keys, values, and a workspace of rotated keys.
+    """One layer's slots: un-rotated keys, values, and on a CPU a workspace of rotated keys.
 
     Buffers are [1, G, capacity, d] and grow by half, so that n appends copy O(n) slots in all. The
     workspace holds each key rotated once from its un-rotated original: positions may change any
-    number of times without drift. `nbytes` counts live keys and values only; the workspace is an
-    implementation's choice (a fused kernel that rotates on read needs none).
+    number of times without drift. `nbytes` counts live keys and values only. On a GPU kernels
+    rotate keys as they read them, and there is no workspace.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.slots = 0
+        self._buffers: tuple[str, ...] = ("_keys", "_values")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.device, self.dtype = key_states.device, key_states.dtype
         self._keys = _empty(key_states, 0)
         self._values = _empty(value_states, 0)
-        self._rotated = _empty(key_states, 0)
+        if not key_states.is_cuda:
+            self._buffers = ("_keys", "_values", "_rotated")
+            self._rotated = _empty(key_states, 0)
         self.is_initialized = True
+
+    @property
+    def has_workspace(self) -> bool:
+        """Whether rotated keys are kept."""
+        return "_rotated" in self._buffers
+
+    @property
+    def capacity(self) -> int:
+        """Slots that the buffers have room for."""
+        return self._keys.shape[2] if self.is_initialized else 0
+
+    @property
+    def key_buffer(self) -> Tensor:
+        """Un-rotated keys with free slots behind them [1, G, capacity, d]."""
+        return self._keys
+
+    @property
+    def value_buffer(self) -> Tensor:
+        """Values with free slots behind them [1, G, capacity, d]."""
+        return self._values
 
     @property
     def live_keys(self) -> Tensor:
@@ -43,7 +66,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
 
     @property
     def rotated_keys(self) -> Tensor:
-        """Keys rotated by their slots' positions [G, n, d]."""
+        """The workspace: keys rotated by their slots' positions [G, n, d]."""
         return self._rotated[0, :, : self.slots]
 
     @property
@@ -54,26 +77,28 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         keys, values = self.live_keys, self.live_values
         return keys.numel() * keys.element_size() + values.numel() * values.element_size()
 
-    def append(self, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> None:
+    def append(self, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor] | None) -> None:
         """Add new slots.
 
         Args:
             key, value: [1, G, q, d], keys un-rotated.
-            cos, sin: fp32 [q, r] of the new slots' positions.
+            angles: cos and sin of the new slots' positions, fp32 [q, r], for the workspace.
         """
         if not self.is_initialized:
             self.lazy_initialization(key, value)
         start, stop = self.slots, self.slots + key.shape[2]
-        self._reserve(stop)
+        self.reserve(stop)
         self._keys[:, :, start:stop] = key
         self._values[:, :, start:stop] = value
-        rotate(key, cos, sin, out=self._rotated[:, :, start:stop])
+        if angles is not None:
+            rotate(key, *angles, out=self._rotated[:, :, start:stop])
         self.slots = stop
 
     def keep(self, kept: Tensor) -> None:
         """Close up to the slots that `kept` [k] or [G, k] names, in place; rotations move along."""
         size = kept.shape[-1]
-        for buffer in (self._keys, self._values, self._rotated):
+        for name in self._buffers:
+            buffer: Tensor = getattr(self, name)
             live = buffer[0, :, : self.slots]
             if kept.dim() == 1:
                 survivors = live.index_select(1, kept)
@@ -90,13 +115,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         """An independent copy of the first `slots` slots."""
         copy = SlotLayer()
         copy.lazy_initialization(self._keys, self._values)
-        copy._reserve(slots + GRANULE)
-        for theirs, ours in (
-            (copy._keys, self._keys),
-            (copy._values, self._values),
-            (copy._rotated, self._rotated),
-        ):
-            theirs[:, :, :slots] = ours[:, :, :slots]
+        copy.reserve(slots + GRANULE)
+        for name in self._buffers:
+            getattr(copy, name)[:, :, :slots] = getattr(self, name)[:, :, :slots]
         copy.slots = slots
         return copy
 
@@ -116,13 +137,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
 
     get_max_cache_shape = get_max_length  # the name before transformers 5.2x
 
-    def _reserve(self, slots: int) -> None:
-        capacity = self._keys.shape[2]
+    def reserve(self, slots: int) -> None:
+        """Make room for so many slots."""
+        capacity = self.capacity
         if slots <= capacity:
             return
         wanted = max(slots, capacity + capacity // 2)
         wanted += -wanted % GRANULE
-        for name in ("_keys", "_values", "_rotated"):
+        for name in self._buffers:
             old: Tensor = getattr(self, name)
             grown = _empty(old, wanted)
             grown[:, :, : self.slots] = old[:, :, : self.slots]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,12 +20,20 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d]."""
+    """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d].
+
+    rotate: makes the rotated keys [G, n, d]; few policies look at them.
+    """
 
     keys: Tensor
-    rotated_keys: Tensor
+    rotate: Callable[[], Tensor]
     values: Tensor
     queries: Tensor | None = None
+
+    @property
+    def rotated_keys(self) -> Tensor:
+        """Keys rotated by their slots' positions [G, n, d]."""
+        return self.rotate()
 
 
 @dataclass(frozen=True)
@@ -110,8 +119,8 @@ def view_of(
 ) -> CacheView:
     """The view of a managed cache; without its attention scores if `scores` is false."""
     layers = [
-        LayerView(layer.live_keys, layer.rotated_keys, layer.live_values, tail)
-        for layer, tail in zip(cache.layers, cache.tails, strict=True)
+        LayerView(layer.live_keys, partial(cache.rotated_keys, index), layer.live_values, tail)
+        for index, (layer, tail) in enumerate(zip(cache.layers, cache.tails, strict=True))
     ]
     return CacheView(
         budget=max(budget, sum(stop - start for start, stop in protected)),

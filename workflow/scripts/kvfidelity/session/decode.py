@@ -1,8 +1,6 @@
-"""Generating a reply, token by token."""
+"""Generating a reply."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,30 +9,9 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triggers import Evictor
 from kvfidelity.metrics.quality import token_nll
 from kvfidelity.session.engine import Engine
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Temperature 0 is greedy; `top_p` keeps the smallest set of tokens with that probability."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A generated reply.
-
-    ids: its tokens without what ends the turn. nll: nats per token under the cache that generated
-    it, before temperature. finish: "eos" or "length". first_s: seconds from the prompt's last
-    hidden state to the first token. step_s: seconds per further token, None if there was none.
-    """
-
-    ids: tuple[int, ...]
-    nll: tuple[float, ...]
-    finish: str
-    first_s: float
-    step_s: float | None
+from kvfidelity.session.lane import Decoder, Lane, Reply
+from kvfidelity.session.sampling import Sampling, choose, draws
+from kvfidelity.session.stepping import steps_of
 
 
 @torch.inference_mode()
@@ -56,34 +33,30 @@ def generate(
         hidden: [1, hidden], the prompt's last.
         seed: of the sampling; greedy decoding draws nothing.
     """
-    stops = engine.segmenter.stop_ids
-    draws = torch.Generator().manual_seed(seed)
-    ids: list[int] = []
-    nll: list[float] = []
-    began = first = engine.now()
-    finish = "length"
-    for index in range(max_new_tokens):
-        evictor.before_step(cache)
-        logits = engine.logits(hidden)
-        token = _choose(logits[0], sampling, draws)
-        if index == 0:
-            first = engine.now()
-        if token in stops:
-            finish = "eos"
-            break
-        ids.append(token)
-        nll.append(float(token_nll(logits, torch.tensor([token], device=engine.device))))
-        hidden = engine.feed(cache, [token])
-        evictor.step += 1
-    done = engine.now()
-    step_s = (done - first) / len(ids) if ids else None
-    return Reply(tuple(ids), tuple(nll), finish, first - began, step_s)
+    lane = Lane(cache, evictor, sampling, max_new_tokens, draws(max_new_tokens, seed))
+    began = engine.now()
+    evictor.before_step(cache)
+    logits = engine.logits(hidden)
+    token = _first(logits, lane)
+    lane.token, lane.nll = int(token), float(token_nll(logits, token))
+    lane.first_s = engine.now() - began
+    if lane.token in engine.segmenter.stop_ids:
+        return Reply((), (), "eos", lane.first_s, None)
+    if engine.hub is not None:
+        return engine.hub.decode(lane)
+    decoder = Decoder(steps_of(engine, 1, sampling, max_new_tokens), 1)
+    decoder.join(lane)
+    decoder.run()
+    assert lane.reply is not None
+    return lane.reply
 
 
-def _choose(logits: Tensor, sampling: Sampling, draws: torch.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.float().cpu() / sampling.temperature, dim=-1)
-    ordered, tokens = probabilities.sort(descending=True, stable=True)
-    ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0
-    return int(tokens[torch.multinomial(ordered, 1, generator=draws)])
+def _first(logits: Tensor, lane: Lane) -> Tensor:
+    if lane.sampling.greedy:
+        return logits.argmax(-1)
+    settings = torch.tensor(
+        [[lane.sampling.temperature], [lane.sampling.top_p], [lane.uniform[0]]],
+        dtype=torch.float64,
+        device=logits.device,
+    )
+    return choose(logits, *settings)

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attending import AttendingCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.metrics.quality import divergence, token_nll
 from kvfidelity.models.load import load_model
 
+if TYPE_CHECKING:
+    from kvfidelity.session.lane import Lane, Reply
+
 # Rows of logits made at once: a vocabulary of 128k takes 130 MB in fp32.
 ROWS = 256
+# Tokens fed in one forward: what a forward holds beside the cache grows with them.
+CHUNK = 2048
+
+
+class Hub(Protocol):
+    """Where replies of several runs are decoded together; see `session.lanes`."""
+
+    def decode(self, lane: Lane) -> Reply:
+        """The reply, once it is made."""
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Let the other runs go on until it holds."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,8 @@ class Engine:
     """A model attached to managed caches, its tokenizer's segmenter, and what they imply.
 
     window: trained window in tokens. token_bytes: keys and values of one token over all layers.
+    chunk: at most so many tokens are fed in one forward. hub: where replies are decoded together
+    with those of other runs, None for alone. captured: decode steps captured so far.
     """
 
     model: Any
@@ -33,6 +51,9 @@ class Engine:
     tokenizer: Any
     window: int
     token_bytes: int
+    chunk: int = CHUNK
+    hub: Hub | None = None
+    captured: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, model_dir: Path, dtype: str, device: str) -> Engine:
@@ -47,6 +68,11 @@ class Engine:
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Engine:
         """Wrap a loaded causal language model; it is attached to managed caches."""
+        return cls.of_parts(model, ChatSegmenter(tokenizer), tokenizer)
+
+    @classmethod
+    def of_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
+        """The same with a segmenter of one's own."""
         attach(model)
         config = model.config
         size = getattr(config, "head_dim", None)
@@ -54,7 +80,7 @@ class Engine:
         element = torch.empty(0, dtype=model.dtype).element_size()
         return cls(
             model=model,
-            segmenter=ChatSegmenter(tokenizer),
+            segmenter=segmenter,
             tokenizer=tokenizer,
             window=config.max_position_embeddings,
             token_bytes=2 * config.num_hidden_layers * config.num_key_value_heads * size * element,
@@ -78,15 +104,25 @@ class Engine:
 
     @torch.inference_mode()
     def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
-        """Feed tokens in one forward.
+        """Feed tokens as one forward, in chunks that bound its memory.
 
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
-        argument = {cache_argument(self.model.get_decoder()): cache}
         tokens = torch.tensor([list(ids)], device=self.device)
-        out = self.model.get_decoder()(input_ids=tokens, use_cache=True, **argument)
-        hidden: Tensor = out.last_hidden_state[0]
+        first, *rest = torch.split(tokens, self.chunk, dim=1)
+        parts = [self.forward(first, cache)[0]]
+        for chunk in rest:
+            with cache.continuing():
+                parts.append(self.forward(chunk, cache)[0])
+        return torch.cat(parts) if rest else parts[0]
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, cache: AttendingCache) -> Tensor:
+        """One forward of int64 [B, q] tokens; hidden states [B, q, hidden]."""
+        decoder = self.model.get_decoder()
+        out = decoder(input_ids=tokens, use_cache=True, **{cache_argument(decoder): cache})
+        hidden: Tensor = out.last_hidden_state
         return hidden
 
     @torch.inference_mode()

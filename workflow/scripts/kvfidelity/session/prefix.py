@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.scores import ScoreBook
+from kvfidelity.session.engine import Hub
 from kvfidelity.session.turns import TurnOutcome
 
 
@@ -72,8 +73,11 @@ class FullRun:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, about: cache with its workspace, scores and queries at each mark."""
-        total = self.cache.nbytes * 3 // 2
+        """Bytes held: cache with its workspace, scores and queries at each mark."""
+        total = self.cache.nbytes
+        total += sum(
+            _bytes(layer.rotated_keys) for layer in self.cache.layers if layer.has_workspace
+        )
         for mark in [*self.starts, *([self.end] if self.end else [])]:
             total += mark.book.nbytes if mark.book is not None else 0
             total += sum(_bytes(tail) for tail in mark.tails if tail is not None)
@@ -86,13 +90,24 @@ class PrefixBank:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._runs: OrderedDict[str, FullRun] = OrderedDict()
+        self._under_way: set[str] = set()
 
-    def get(self, key: str, compute: Callable[[], FullRun]) -> FullRun:
-        """The full run under `key`, computed if it is not remembered."""
+    def get(self, key: str, compute: Callable[[], FullRun], hub: Hub | None = None) -> FullRun:
+        """The full run under `key`, computed if it is not remembered.
+
+        Args:
+            hub: where runs decode together, if they do; one computes what several want.
+        """
+        if hub is not None:
+            hub.until(lambda: key not in self._under_way)
         if key in self._runs:
             self._runs.move_to_end(key)
             return self._runs[key]
-        run = compute()
+        self._under_way.add(key)
+        try:
+            run = compute()
+        finally:
+            self._under_way.discard(key)
         self._runs[key] = run
         while self._runs and sum(run.nbytes for run in self._runs.values()) > self.max_bytes:
             self._runs.popitem(last=False)

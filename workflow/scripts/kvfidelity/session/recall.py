@@ -19,8 +19,9 @@ from kvfidelity.cache.triggers import Evictor
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.probes import Probe, dataset_probes, matches, plant
 from kvfidelity.errors import UserError
-from kvfidelity.session.decode import Sampling, generate
+from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
+from kvfidelity.session.sampling import Sampling
 
 PLANTED, DATASET = "planted", "dataset"
 GREEDY = Sampling()

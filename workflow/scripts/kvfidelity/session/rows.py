@@ -78,6 +78,7 @@ TURNS: dict[str, Any] = {
     "ttft_s": pl.Float64,
     "tpot_s": pl.Float64,
     "decode_tokens_per_s": pl.Float64,
+    "lanes": pl.Int32,
     "prompt": pl.String,
     "reply": pl.String,
     "reference": pl.String,

@@ -20,12 +20,12 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
-from kvfidelity.session.decode import Sampling
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.interview import Interview
 from kvfidelity.session.prefix import FullRun, PrefixBank
 from kvfidelity.session.recall import Questions, RecallSetting, prepare
 from kvfidelity.session.rows import evictions_frame, recall_frame, turns_frame
+from kvfidelity.session.sampling import Sampling
 from kvfidelity.session.spec import RunSpec
 from kvfidelity.session.turnrow import failed_row, turn_row
 from kvfidelity.session.turns import TurnOutcome, TurnSetting, play_turn
@@ -91,7 +91,7 @@ class _Run:
         )
 
     def play(self, bank: PrefixBank) -> Records:
-        full = bank.get(self._key(), self._full_run)
+        full = bank.get(self._key(), self._full_run, self.engine.hub)
         evictor = self.plan.evictor
         evicts = evictor.policy.evicts
         first = len(full.outcomes)

@@ -86,6 +86,7 @@ def _speed(outcome: TurnOutcome) -> dict[str, Any]:
         "ttft_s": outcome.prompt_s + reply.first_s if reply else None,
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,
+        "lanes": reply.lanes if reply else None,
     }
 
 

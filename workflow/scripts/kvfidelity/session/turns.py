@@ -14,8 +14,10 @@ from kvfidelity.cache.scores import History
 from kvfidelity.cache.triggers import Evictor
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.metrics.integrity import Integrity, integrity
-from kvfidelity.session.decode import Reply, Sampling, generate
+from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
+from kvfidelity.session.lane import Reply
+from kvfidelity.session.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,14 @@ def measure(engine: Engine, cache: ManagedCache) -> Integrity:
     """Positional integrity as the next query finds it."""
     weights = None
     if cache.scores is not None and cache.scores.available:
-        scores = cache.scores.of(History.LATEST).double().cpu()
+        scores = cache.scores.of(History.LATEST).double()
         layers, heads, slots = scores.shape
         rows, groups, _ = cache.ledger.token_index.shape
         if rows == 1:
             weights = scores.mean((0, 1))
         else:
             weights = scores.view(layers, groups, heads // groups, slots).mean(2)
+        weights = weights.cpu()
     return integrity(cache.ledger, engine.frequencies, engine.window, weights)
 
 

@@ -82,11 +82,11 @@ class Policy(ABC):
     def keep(self, view: CacheView) -> Tensor:
         """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots."""
         # A policy may pin its own slots by infinity; protected ones still go before them.
-        rank = self.priority(view).double().cpu().clamp(-PINNED, PINNED)
+        rank = self.priority(view).double().clamp(-PINNED, PINNED)
         for start, stop in view.protected:
             rank[..., start:stop] = torch.inf
         order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
-        return order[..., : min(view.budget, view.slots)].sort(dim=-1).values
+        return order[..., : min(view.budget, view.slots)].sort(dim=-1).values.cpu()
 
 
 def slots_of(view: CacheView) -> Tensor:

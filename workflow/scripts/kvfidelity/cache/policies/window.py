@@ -104,7 +104,7 @@ class ExpectedAttention(Policy):
         turn = self._average_rotation(view, queries)
         mean, covariance = mean @ turn.T, turn @ covariance @ turn.T
 
-        groups, slots, _ = layer.rotated_keys.shape
+        groups, slots, _ = layer.keys.shape
         ratio = queries.shape[0] // groups
         keys = layer.rotated_keys.float().repeat_interleave(ratio, dim=0)
         logits = torch.einsum("hnd,hd->hn", keys, mean) * view.scaling

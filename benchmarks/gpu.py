@@ -1,0 +1,313 @@
+"""How fast runs are on one GPU, against what that GPU could do and against Hugging Face.
+
+    python benchmarks/gpu.py [--smollm2 resources/models/smollm2-135m] [--skip static,grid]
+
+First every kernel is checked against plain attention in fp64. Then, with Llama-3-8B's shapes and
+random bf16 weights (speed only), side by side: prefill, one-lane decode, eviction, lanes, a grid of
+runs. Times are medians by device events after a warm-up. With --smollm2 real weights in fp32 are
+compared with the CPU: tokens, and excess nats of reference replies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+import triton
+from gpu_checks import check_kernels
+from gpu_grid import grid_seconds, huggingface_cell_seconds
+from gpu_real import compare_with_cpu
+from kvfidelity.cache.policies import build
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+from kvfidelity.session.captured import CapturedSteps
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.lane import Lane
+from kvfidelity.session.sampling import Sampling, draws
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+
+PROMPT, CACHED, LANES, LANE_SLOTS, STEPS = 8192, 5600, 16, 4000, 32
+LLAMA3_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+)
+TOKEN_BYTES = 131072
+Row = tuple[str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--smollm2", type=Path, help="directory of the converted model")
+    parser.add_argument("--skip", default="", help="parts to leave out, with commas")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    table: list[Row] = []
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "checks": lambda: [("kernels against fp64", check_kernels())],
+        "llama": llama,
+        "grid": grid,
+        "static": static,
+        "real": lambda: compare_with_cpu(options.smollm2) if options.smollm2 else [],
+    }
+    failed = False
+    for name, part in parts.items():
+        if name in options.skip.split(","):
+            continue
+        began = time.perf_counter()
+        try:
+            rows = part()
+        except Exception:  # noqa: BLE001 - the other parts are still worth their time
+            traceback.print_exc()
+            rows, failed = [(name, "failed, see above")], True
+        table += rows
+        gc.collect()
+        torch.cuda.empty_cache()
+        print(f"-- {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        for what, found in rows:
+            print(f"| {what} | {found} |", flush=True)
+    print("\n| what | measured |\n|---|---|")
+    for what, found in table:
+        print(f"| {what} | {found} |")
+    sys.exit(failed)
+
+
+def llama() -> list[Row]:
+    """Prefill, decode, eviction and lanes, Hugging Face's own first: attaching is for good."""
+    speed = bandwidth()
+    rows = [("copy bandwidth", f"{speed / 1e12:.2f} TB/s")]
+    model = random_llama()
+    ids = torch.randint(10, 128000, (1, PROMPT), device="cuda")
+    model.set_attn_implementation("sdpa")
+    plain_ms, plain_bytes = prefill(lambda: feed_plain(model, ids, DynamicCache()))
+    theirs = {}
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        theirs[name] = plain_decode(model, ids)
+        rows.append(
+            (f"Hugging Face decode, {name}, {CACHED} cached", f"{1e3 / theirs[name]:.1f} tok/s")
+        )
+
+    engine = attached(model)
+    tokens = ids[0].tolist()
+    for scored in (False, True):
+        ms, held = prefill(partial(feed_managed, engine, tokens, scored))
+        name = "with scores" if scored else "without scores"
+        rows.append(
+            (
+                f"prefill of {PROMPT} {name}",
+                f"{ms:.0f} ms, {ms / plain_ms:.2f} of SDPA's {plain_ms:.0f} ms; "
+                f"{(held - plain_bytes) / 2**30:+.2f} GiB",
+            )
+        )
+    rows += evictions(engine, tokens)
+    single = decode_rows(engine, tokens, speed, rows)
+    best = min(theirs.values())
+    rows.append(("one lane against Hugging Face's best of the above", f"{best / single:.1f}x"))
+    return rows
+
+
+def static() -> list[Row]:
+    """Hugging Face's static cache with a compiled forward; it takes a minute to compile."""
+    model = random_llama()
+    model.set_attn_implementation("sdpa")
+    ids = torch.randint(10, 128000, (1, PROMPT), device="cuda")
+    cache = StaticCache(config=model.config, max_cache_len=CACHED + 256)
+    feed_plain(model, ids[:, :CACHED], cache)
+    forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    token = ids[:, :1].clone()
+
+    def step() -> None:
+        out = forward(token, past_key_values=cache, use_cache=True)
+        token.copy_(out.logits[:, -1].argmax(-1, keepdim=True))
+
+    for _ in range(4):
+        step()
+    ms = median_ms(lambda: [step() for _ in range(STEPS)], 3) / STEPS
+    return [("Hugging Face decode, static cache, compiled", f"{1e3 / ms:.1f} tok/s")]
+
+
+def grid() -> list[Row]:
+    """8 policies, 2 dialogues, 8 turns: lanes and a shared prefix against one by one."""
+    model = random_llama()
+    model.set_attn_implementation("eager")
+    theirs, note = huggingface_cell_seconds(model)
+    ours, tokens = grid_seconds(attached(model), LANES)
+    return [
+        ("grid, Hugging Face eager with scores, one cell", f"{theirs:.1f} s ({note})"),
+        ("grid, here, 16 cells", f"{ours:.1f} s, {tokens} new tokens"),
+        ("grid, 16 such cells against ours", f"{16 * theirs / ours:.1f}x"),
+    ]
+
+
+def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]) -> float:
+    """Adds what decoding takes with one lane and with many; milliseconds of a step with one."""
+    times = {}
+    for lanes, slots in ((1, CACHED), (1, LANE_SLOTS), (LANES, LANE_SLOTS)):
+        ms = step_ms(engine, tokens[:slots], lanes)
+        times[lanes, slots] = ms
+        least = (weight_bytes(engine) + lanes * slots * TOKEN_BYTES) / speed * 1e3
+        rows.append(
+            (
+                f"decode, {lanes} lane{'s' * (lanes > 1)} of {slots} cached, scores on",
+                f"{lanes * 1e3 / ms:.0f} tok/s, {least / ms:.0%} of the roofline",
+            )
+        )
+    gain = LANES * times[1, LANE_SLOTS] / times[LANES, LANE_SLOTS]
+    rows.append((f"{LANES} lanes against one", f"{gain:.1f}x"))
+    return times[1, CACHED]
+
+
+def step_ms(engine: Engine, tokens: list[int], lanes: int) -> float:
+    """Milliseconds of one captured step with scores on."""
+    key = ("benchmark", lanes)
+    if key not in engine.captured:
+        engine.captured[key] = CapturedSteps(engine, lanes, sampled=False, most=512)
+    steps = engine.captured[key]
+    for place in range(lanes):
+        cache = engine.new_cache("rerotated", collect_scores=True)
+        engine.feed(cache, tokens)
+        baseline = Evictor(build("baseline", {}), Regime(Trigger.TURN, None))
+        steps.seat(place, Lane(cache, baseline, Sampling(), 500, draws(500, 0), token=17))
+    for _ in range(4):
+        steps.step()
+    ms = median_ms(lambda: [steps.step() for _ in range(STEPS)], 5) / STEPS
+    for place in range(lanes):
+        steps.vacate(place)
+    return ms
+
+
+def evictions(engine: Engine, tokens: list[int]) -> list[Row]:
+    """Moving the survivors in all layers, and all of it: asking, ranking, moving."""
+    cache = engine.new_cache("rerotated", collect_scores=True)
+    engine.feed(cache, tokens)
+    rows = []
+    for kind in ("streaming_llm", "attention_top", "h2o"):
+        moving, whole = [], []
+        for _ in range(6):
+            copy = cache.fork()
+            copy.reserve(copy.size)
+            evictor = Evictor(build(kind, {}), Regime(Trigger.STEP, PROMPT, 2000))
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            made = evictor.before_step(copy)
+            torch.cuda.synchronize()
+            whole.append(time.perf_counter() - began)
+            assert made is not None and copy.size == 2000
+            moving.append(made.eviction_s)
+        rows.append(
+            (
+                f"eviction of {PROMPT} to 2000, {kind}",
+                f"{median(moving[1:]) * 1e3:.1f} ms to move, {median(whole[1:]) * 1e3:.1f} in all",
+            )
+        )
+    return rows
+
+
+def random_llama() -> Any:
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(LLAMA3_8B, dtype=torch.bfloat16).eval()
+
+
+def attached(model: Any) -> Engine:
+    """An engine around a random model: nothing ends a reply, and there is no text."""
+    segmenter = SimpleNamespace(stop_ids=frozenset(), end_of_turn_ids=(5,))
+    engine = Engine.of_parts(model, segmenter, SimpleNamespace(decode=lambda ids, **_: ""))
+    assert engine.token_bytes == TOKEN_BYTES
+    return engine
+
+
+def feed_managed(engine: Engine, tokens: list[int], scored: bool) -> torch.Tensor:
+    return engine.feed(engine.new_cache("stale", collect_scores=scored), tokens)
+
+
+def feed_plain(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    hidden: torch.Tensor = model.model(ids, past_key_values=cache, use_cache=True)[0]
+    return hidden
+
+
+def plain_decode(model: Any, ids: torch.Tensor) -> float:
+    """Milliseconds a token by the shortest loop over `forward`."""
+    cache = DynamicCache()
+    if model.config._attn_implementation == "eager":
+        for part in ids[:, :CACHED].split(512, dim=1):  # its attention matrix has to fit
+            feed_plain(model, part, cache)
+    else:
+        feed_plain(model, ids[:, :CACHED], cache)
+    token = ids[:, :1]
+
+    def step() -> None:
+        nonlocal token
+        out = model(token, past_key_values=cache, use_cache=True)
+        token = out.logits[:, -1].argmax(-1, keepdim=True)
+
+    step()
+    return median_ms(lambda: [step() for _ in range(STEPS)], 3) / STEPS
+
+
+def prefill(run: Callable[[], Any]) -> tuple[float, int]:
+    """Milliseconds, and bytes held at most beyond those before."""
+    run()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    held = torch.cuda.max_memory_allocated() - before
+    return median_ms(run, 5), held
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of the weights that a step reads: all but the embedding's other rows."""
+    return sum(
+        weight.numel() * weight.element_size()
+        for name, weight in engine.model.named_parameters()
+        if "embed_tokens" not in name
+    )
+
+
+def bandwidth() -> float:
+    """Bytes per second, read and written, of a large copy."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.numel() / median_ms(lambda: target.copy_(source), 9) * 1e3
+
+
+def median_ms(run: Callable[[], Any], times: int) -> float:
+    found = []
+    for _ in range(times):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(stop))
+    return median(found)
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""SmolLM2 with its real weights: the GPU in fp32 against the CPU in fp32."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from kvfidelity.cache.policies import build
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+from kvfidelity.dialogues.pool import Dialogue, Turn
+from kvfidelity.session.decode import generate
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.run import run_dialogue
+from kvfidelity.session.sampling import Sampling
+from kvfidelity.session.spec import RunSpec
+
+TOKENS = 256
+MODES = ("stale", "original", "rerotated")
+DIALOGUES = Path(__file__).parents[1] / "resources/dialogues/own.jsonl"
+Row = tuple[str, str]
+
+
+def compare_with_cpu(model_dir: Path) -> list[Row]:
+    """Greedy tokens of every position mode under eviction, and excess nats of reference replies."""
+    engines = [Engine.load(model_dir, "float32", place) for place in ("cpu", "cuda")]
+    talk = dialogues()[0]
+    rows = []
+    for mode in MODES:
+        here, there = (greedy(engine, talk, mode) for engine in engines)
+        pairs = enumerate(zip(here, there, strict=True))
+        same = next((index for index, (one, other) in pairs if one != other), TOKENS)
+        rows.append((f"SmolLM2, {mode}: equal greedy tokens", f"{same} of {TOKENS}"))
+    tables = [excess(engine) for engine in engines]
+    for cell, value in tables[0].items():
+        rows.append(
+            (f"excess nats, {' '.join(cell)}", f"{value:.4f} CPU, {tables[1][cell]:.4f} GPU")
+        )
+    worst = max(abs(tables[0][cell] - tables[1][cell]) for cell in tables[0])
+    return [*rows, ("largest difference of excess nats", f"{worst:.6f}")]
+
+
+def greedy(engine: Engine, talk: Dialogue, mode: str) -> tuple[int, ...]:
+    """Tokens after the first prompt, evicting from 160 slots to 100 by attention, with no end."""
+    engine = dataclasses.replace(engine, captured={}, segmenter=copy.copy(engine.segmenter))
+    engine.segmenter.stop_ids = frozenset()
+    cache = engine.new_cache(mode, collect_scores=True)
+    hidden = engine.feed(cache, engine.segmenter.segments(talk.turns)[0].prompt_ids)[-1:]
+    evictor = Evictor(build("attention_top", {"sinks": 4, "recent": 20}), regime(cache.size))
+    reply = generate(engine, cache, evictor, hidden.clone(), TOKENS, Sampling(), 0)
+    assert len(evictor.log) > 2
+    return reply.ids
+
+
+def regime(slots: int) -> Regime:
+    return Regime(Trigger.STEP, slots + 20, slots - 40)
+
+
+def excess(engine: Engine) -> dict[tuple[str, str], float]:
+    """Mean excess nats per token over the run that never evicts, by policy and positions."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for talk in dialogues():
+        bank = PrefixBank(1 << 34)
+        plain = run_dialogue(engine, talk, spec("baseline", "original", at=None, target=None), bank)
+        for kind in ("streaming_llm", "attention_top", "snapkv"):
+            for mode in MODES:
+                turns = run_dialogue(engine, talk, spec(kind, mode), bank).turns
+                change = turns["reference_nll"] - plain.turns["reference_nll"]
+                found.setdefault((kind, mode), []).append(float(change.mean()))
+    return {cell: sum(values) / len(values) for cell, values in found.items()}
+
+
+def spec(kind: str, mode: str, **changes: Any) -> RunSpec:
+    values: dict[str, Any] = {"at": "400tok", "target": "200tok"} | changes
+    return RunSpec(
+        model="smollm2-135m",
+        dataset="own",
+        policy=kind,
+        kind=kind,
+        positions=mode,
+        threshold="t",
+        score_every_run=True,
+        max_turns=6,
+        **values,
+    )
+
+
+def dialogues() -> list[Dialogue]:
+    """The project's own dialogues."""
+    talks = []
+    for index, line in enumerate(DIALOGUES.read_text(encoding="utf-8").splitlines()):
+        record = json.loads(line)
+        said = [part["value"] for part in record["conversations"]]
+        turns = tuple(Turn(*pair) for pair in zip(said[::2], said[1::2], strict=False))
+        talks.append(Dialogue(f"{index:03}", record["id"], turns))
+    return talks
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    import sys
+
+    for what, value in compare_with_cpu(Path(sys.argv[1])):
+        print(f"| {what} | {value} |")

@@ -1,0 +1,130 @@
+"""Captured decode steps on a GPU: the same replies, evictions and caches as on a CPU, in fp32."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from kvfidelity.artifacts import TIMINGS
+from kvfidelity.cache.ledger import PositionMode
+from kvfidelity.cache.policies import build
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+from kvfidelity.session.decode import generate
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.lanes import run_together
+from kvfidelity.session.run import run_dialogue
+from kvfidelity.session.sampling import Sampling
+from polars.testing import assert_frame_equal
+
+from ..cache.conftest import CONFIGS, tiny
+from ..models.tiny import tiny_tokenizer
+from .test_lanes import CELLS, spec
+from .test_run import talk
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here"),
+]
+
+
+@pytest.fixture(scope="module")
+def on_gpu(engine: Engine) -> Engine:
+    return moved(engine)
+
+
+def moved(engine: Engine) -> Engine:
+    """The same model on the GPU."""
+    return dataclasses.replace(engine, model=copy.deepcopy(engine.model).cuda(), captured={})
+
+
+def same_records(one: Any, other: Any) -> None:
+    drop = sorted({"device"} | TIMINGS & set(one.turns.columns))
+    assert one.turns["reply"].to_list() == other.turns["reply"].to_list()
+    tolerance = {"rel_tol": 1e-3, "abs_tol": 1e-4}
+    assert_frame_equal(one.turns.drop(drop), other.turns.drop(drop), **tolerance)
+    columns = ["turn", "step", "tokens_seen", "slots_before", "slots_after", "runs", "positions"]
+    assert_frame_equal(one.evictions.select(columns), other.evictions.select(columns))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell["kind"])
+def test_a_run_on_the_gpu_is_the_run_on_the_cpu(
+    engine: Engine, on_gpu: Engine, cell: dict[str, Any]
+) -> None:
+    expected = run_dialogue(engine, talk(4), spec(**cell))
+    found = run_dialogue(on_gpu, talk(4), spec(**cell))
+    same_records(expected, found)
+    assert len(on_gpu.captured) == 1, "one graph serves every run, turn and eviction"
+
+
+def test_lanes_on_the_gpu_are_single_runs(on_gpu: Engine) -> None:
+    specs = [spec(**cell) for cell in CELLS]
+    talks = [talk(3 + index % 3) for index in range(len(specs))]
+    pairs = list(zip(talks, specs, strict=True))
+    alone = [run_dialogue(on_gpu, *pair) for pair in pairs]
+    together = run_together(
+        on_gpu, [lambda at, pair=pair: run_dialogue(at, *pair) for pair in pairs], 4
+    )
+    for one, other in zip(alone, together, strict=True):
+        same_records(one, other)
+    assert max(record.turns["lanes"].max() for record in together) == 4
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("mode", list(PositionMode))
+def test_captured_steps_of_every_architecture(name: str, mode: str) -> None:
+    """60 tokens with evictions, scores and query tails: tokens, nats, scores, tails, positions."""
+    found = []
+    for place in ("cpu", "cuda"):
+        engine = Engine.of(tiny(name).to(place), tiny_tokenizer())
+        engine.segmenter.stop_ids = frozenset()
+        cache = engine.new_cache(mode, collect_scores=True, query_tail=8)
+        evictor = Evictor(build("h2o", {}), Regime(Trigger.STEP, 70, 50))
+        hidden = engine.feed(cache, list(range(3, 63)))[-1:]
+        reply = generate(engine, cache, evictor, hidden, 60, Sampling(), 0)
+        assert cache.scores is not None
+        found.append(
+            (
+                reply.ids,
+                torch.tensor(reply.nll),
+                cache.scores.of("latest").cpu(),
+                cache.scores.of("accumulated").cpu(),
+                torch.stack([tail for tail in cache.tails if tail is not None]).cpu(),
+                torch.stack([cache.rotated_keys(layer) for layer in range(3)]).cpu(),
+                cache.ledger.position,
+            )
+        )
+        assert len(evictor.log) == 3
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engine) -> None:
+    """Steps launched before the end was seen change nothing: slots, scores, tails."""
+
+    def play(stops: frozenset[int], most: int) -> Any:
+        engine = dataclasses.replace(on_gpu, captured={}, segmenter=copy.copy(on_gpu.segmenter))
+        engine.segmenter.stop_ids = stops
+        cache = engine.new_cache("original", collect_scores=True, query_tail=8)
+        hidden = engine.feed(cache, list(range(3, 63)))[-1:]
+        baseline = Evictor(build("baseline", {}), Regime(Trigger.TURN, None))
+        return generate(engine, cache, baseline, hidden, most, Sampling(), 0), cache
+
+    whole, _ = play(frozenset(), 100)
+    place = next(i for i in range(20, 100) if whole.ids[i] not in whole.ids[:i])
+    ended, cache = play(frozenset([whole.ids[place]]), 100)
+    exact, twin = play(frozenset(), place)
+    assert ended.finish == "eos" and ended.ids == whole.ids[:place] == exact.ids
+    assert cache.size == twin.size == 60 + place
+    assert torch.equal(cache.scores.of("accumulated"), twin.scores.of("accumulated"))
+    assert all(torch.equal(a, b) for a, b in zip(cache.tails, twin.tails, strict=True))
+
+
+def test_sampled_tokens_are_the_cpus(engine: Engine, on_gpu: Engine) -> None:
+    warm = {"temperature": 1.3, "top_p": 0.9}
+    same_records(
+        run_dialogue(engine, talk(3), spec(**warm)), run_dialogue(on_gpu, talk(3), spec(**warm))
+    )

@@ -1,0 +1,153 @@
+"""Several runs at once give what each gives alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from kvfidelity.artifacts import TIMINGS
+from kvfidelity.cache.policies import build
+from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+from kvfidelity.session.decode import generate
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.lane import Reply
+from kvfidelity.session.lanes import run_together
+from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.run import run_dialogue
+from kvfidelity.session.sampling import Sampling
+from kvfidelity.session.spec import RunSpec
+from polars.testing import assert_frame_equal
+
+from .test_run import BASE, talk
+
+#: Policies with and without scores, query tails, per-layer and per-head keep sets; all modes.
+CELLS: list[dict[str, Any]] = [
+    {"kind": "baseline", "positions": "original", "at": None, "target": None},
+    {"kind": "streaming_llm", "positions": "stale", "trigger": "step"},
+    {"kind": "attention_top", "positions": "rerotated", "trigger": "paper", "target": None},
+    {"kind": "h2o", "positions": "original", "trigger": "step"},
+    {"kind": "tova", "positions": "rerotated", "trigger": "step"},
+    {"kind": "snapkv", "positions": "stale", "trigger": "prompt"},
+]
+SCORED = {"attention_top", "h2o"}
+
+
+def spec(**changes: Any) -> RunSpec:
+    base = dataclasses.replace(BASE, at="120tok", target="80tok", score_every_run=False)
+    return dataclasses.replace(base, replies="own", max_new_tokens=12, **changes)
+
+
+@pytest.mark.parametrize("lanes", [2, 8])
+def test_runs_together_give_the_records_of_runs_alone(engine: Engine, lanes: int) -> None:
+    """Also with fewer lanes than runs, and with runs of different lengths that leave early."""
+    specs = [spec(**cell) for cell in CELLS]
+    talks = [talk(3 + index % 3) for index in range(len(specs))]
+    pairs = list(zip(talks, specs, strict=True))
+    alone = [run_dialogue(engine, *pair) for pair in pairs]
+    together = run_together(
+        engine, [lambda at, pair=pair: run_dialogue(at, *pair) for pair in pairs], lanes
+    )
+    for one, other in zip(alone, together, strict=True):
+        drop = sorted(TIMINGS & set(one.turns.columns))
+        assert one.turns["reply"].to_list() == other.turns["reply"].to_list()
+        tolerance = {"rel_tol": 1e-4, "abs_tol": 1e-5}
+        assert_frame_equal(one.turns.drop(drop), other.turns.drop(drop), **tolerance)
+        columns = ["turn", "step", "tokens_seen", "slots_before", "slots_after", "runs"]
+        assert_frame_equal(one.evictions.select(columns), other.evictions.select(columns))
+    assert sum(record.evictions.height for record in alone) > 5
+    assert max(record.turns["lanes"].max() for record in together) > 1
+    assert all(record.turns["lanes"].max() == 1 for record in alone)
+
+
+def test_what_lies_before_the_first_eviction_is_computed_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.session import run as module
+
+    computed = []
+    real = module._Run._full_run
+    monkeypatch.setattr(
+        module._Run, "_full_run", lambda self: (computed.append(self.spec.policy), real(self))[1]
+    )
+    bank = PrefixBank(1 << 30)
+    specs = [spec(policy=str(cap), trigger="turn", at=f"{cap}tok") for cap in (100, 140, 180)]
+    run_together(engine, [lambda at, s=s: run_dialogue(at, talk(4), s, bank) for s in specs], 3)
+    assert computed == ["100"]
+
+
+def test_an_error_in_one_run_is_raised_once_the_others_are_done(engine: Engine) -> None:
+    done = []
+
+    def good(at: Engine) -> None:
+        run_dialogue(at, talk(2), spec())
+        done.append(True)
+
+    def bad(at: Engine) -> None:
+        run_dialogue(at, talk(1), spec())
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_together(engine, [good, bad, good], 2)
+    assert len(done) == 2
+
+
+def test_memory_that_runs_out_while_decoding_is_every_decoding_runs_result(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.session.eager import EagerSteps
+
+    def full(self: EagerSteps) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(EagerSteps, "step", full)
+    runs = [lambda at: run_dialogue(at, talk(2), spec()) for _ in range(2)]
+    for records in run_together(engine, runs, 2):
+        assert records.turns["finish_reason"].to_list() == ["out_of_memory"]
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_a_prompt_fed_in_chunks_is_one_forward(engine: Engine, chunk: int) -> None:
+    """Hidden states, both histories of scores, query tails and the hook's calls."""
+    ids = torch.randint(3, 200, (150,), generator=torch.Generator().manual_seed(0)).tolist()
+    calls: list[int] = []
+    found = []
+    for part in (1000, chunk):
+        at = dataclasses.replace(engine, chunk=part)
+        cache = at.new_cache("original", collect_scores=True, query_tail=20)
+        cache.before_forward = lambda cache: calls.append(cache.size)
+        hidden = torch.cat([at.feed(cache, ids[:90]), at.feed(cache, ids[90:])])
+        assert cache.scores is not None
+        found.append((hidden, cache.scores.of("latest"), cache.scores.of("accumulated")))
+        found[-1] += (torch.stack([tail for tail in cache.tails if tail is not None]),)
+    assert calls == [0, 90] * 2
+    for whole, chunked in zip(*found, strict=True):
+        assert torch.allclose(whole, chunked, rtol=1e-4, atol=1e-5)
+
+
+def reply(engine: Engine, **options: Any) -> tuple[Reply, Evictor]:
+    cache = engine.new_cache("rerotated")
+    evictor = Evictor(build("streaming_llm", {}), Regime(Trigger.STEP, 60, 40))
+    hidden = engine.feed(cache, list(range(3, 53)))[-1:]
+    values = {"max_new_tokens": 40, "sampling": Sampling(), "seed": 1} | options
+    return generate(engine, cache, evictor, hidden, **values), evictor
+
+
+def test_sampling_depends_on_the_seed_alone(engine: Engine) -> None:
+    warm = Sampling(temperature=1.5, top_p=0.9)
+    first, second = reply(engine, sampling=warm)[0], reply(engine, sampling=warm)[0]
+    assert first.ids == second.ids
+    assert first.ids != reply(engine, sampling=warm, seed=2)[0].ids
+    assert first.ids != reply(engine)[0].ids
+
+
+def test_the_evictor_is_asked_at_the_moments_of_a_token_by_token_loop(engine: Engine) -> None:
+    """50 slots, threshold 60, target 40: asked with 60 slots, evictions every 20 tokens."""
+    made, evictor = reply(engine)
+    assert made.finish == "length" and len(made.ids) == 40
+    assert [(e.step, e.slots_before, e.slots_after) for e in evictor.log] == [
+        (10, 60, 40),
+        (30, 60, 40),
+    ]
+    assert evictor.step == 40
