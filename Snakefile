@@ -8,6 +8,11 @@ min_version("9.20")
 configfile: "config/config.yaml"
 
 
+# A machine's GPUs are counted in each job of a scheduler, not over all of them.
+resource_scopes:
+    gpu="local",
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/data.smk"
@@ -26,6 +31,14 @@ wildcard_constraints:
     seed=r"\d+",
     dialogue=r"\d{3}",
     judge="[^/]+",
+
+
+# On the machine where the workflow was started: they need the network, and judges' answers are
+# kept in one file under a lock.
+localrules:
+    fetch_model,
+    fetch_dataset,
+    judge,
 
 
 rule all:
@@ -50,7 +63,7 @@ onstart:
 
 
 onsuccess:
-    shell("python workflow/scripts/stop_worker.py")
+    shell("python workflow/scripts/stop_worker.py --ended-well")
 
 
 onerror:

@@ -18,7 +18,7 @@ from tests.worker.conftest import Site, wait_until, write_pool
 
 ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
-FILES = ("turns", "evictions")
+FILES = ("turns", "evictions", "recall")
 
 
 def digests(site: Site, name: str) -> list[str]:

@@ -14,10 +14,10 @@ from tests.worker.conftest import SCRIPTS, Site, wait_until, write_pool
 
 
 def artifact_digests(site: Site, name: str) -> list[str]:
-    """Content digests of a job's two artifacts, timings aside."""
+    """Content digests of a job's artifacts, timings aside."""
     return [
         digest(read_parquet(site.folder / name / f"{kind}.parquet", kind=kind))
-        for kind in ("turns", "evictions")
+        for kind in ("turns", "evictions", "recall")
     ]
 
 

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
+from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
@@ -91,3 +92,26 @@ def verdicts(wildcards):
         for judge in SETTINGS["judging"]
         for path in artifacts(f"judge/{judge}", "verdicts.parquet")
     ]
+
+
+def at_once():
+    """Generate jobs that run at once on one machine: Snakemake's resource `gpu`, 1 if not given."""
+    limit = workflow.global_resources.get("gpu").value
+    return limit if isinstance(limit, int) and limit > 0 else 1
+
+
+def generate_threads(wildcards):
+    """A machine's cores, shared by the jobs that run at once on it.
+
+    What a scheduler's job gets is for the profile to say: `set-threads: generate=4`.
+    """
+    cores = workflow.global_resources.get("_cores").value
+    return max(1, cores // at_once()) if cores else 4
+
+
+def generate_demand(wildcards, attempt):
+    model, dataset = wildcards.model, wildcards.dataset
+    manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
+    folder = Path(f"resources/models/{model}")
+    found = demand(SETTINGS, dict(wildcards.items()), folder, manifest)
+    return found.times(attempt)
