@@ -12,6 +12,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.grid import cells, runs
+from kvfidelity.merge import sources
 from kvfidelity.settings import load_settings
 from kvfidelity.specs import (
     dialogue_entry,
@@ -32,7 +33,16 @@ def checked_settings():
         raise WorkflowError(f"error: {error}") from None
 
 
+def merged_files():
+    """Artifacts to be taken from other folders: path below results, and the file."""
+    try:
+        return {name: str(file) for name, file in sources(SETTINGS).items()}
+    except UserError as error:
+        raise WorkflowError(f"error: {error}") from None
+
+
 SETTINGS = checked_settings()
+MERGED = merged_files() if SETTINGS["merge"] else {}
 RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 
 # Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
@@ -79,6 +89,13 @@ def length_figures():
     return [
         f"results/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs
     ]
+
+
+def model_folders():
+    """For their tokenizers. Where results are merged, models need not be at hand: the page then
+    shows conversations without what was cached."""
+    names = {cell.model for cell in cells(SETTINGS)}
+    return [] if MERGED else sorted(f"resources/models/{name}" for name in names)
 
 
 def artifacts(stage, name):

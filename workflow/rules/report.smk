@@ -137,7 +137,7 @@ rule report:
         tables=rules.aggregate.output,
         claims=rules.claims.output,
         figures=rules.figures.output,
-        models=sorted({f"resources/models/{cell.model}" for cell in cells(SETTINGS)}),
+        models=model_folders(),
     output:
         report(
             "results/report.html",

@@ -48,6 +48,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "measure": ("measure.py", "kvfidelity/metrics/text.py"),
     "judge": ("judge.py", "kvfidelity/judge"),
+    "merge": ("merge.py", "kvfidelity/merge.py"),
     "aggregate": (
         "aggregate.py",
         "kvfidelity/analysis/prediction.py",
