@@ -8,6 +8,11 @@ min_version("9.20")
 configfile: "config/config.yaml"
 
 
+# A machine's GPUs are counted in each job of a scheduler, not over all of them.
+resource_scopes:
+    gpu="local",
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/data.smk"
@@ -16,6 +21,7 @@ include: "workflow/rules/metrics.smk"
 include: "workflow/rules/judge.smk"
 include: "workflow/rules/reliability.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/merge.smk"
 
 
 wildcard_constraints:
@@ -27,6 +33,14 @@ wildcard_constraints:
     seed=r"\d+",
     dialogue=r"\d{3}",
     judge="[^/]+",
+
+
+# On the machine where the workflow was started: they need the network, and judges' answers are
+# kept in one file under a lock.
+localrules:
+    fetch_model,
+    fetch_dataset,
+    judge,
 
 
 rule all:
@@ -53,7 +67,7 @@ onstart:
 
 
 onsuccess:
-    shell("python workflow/scripts/stop_worker.py")
+    shell("python workflow/scripts/stop_worker.py --ended-well")
 
 
 onerror:

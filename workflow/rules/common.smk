@@ -7,10 +7,12 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
+from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.grid import cells, runs
+from kvfidelity.merge import sources
 from kvfidelity.settings import load_settings
 from kvfidelity.specs import (
     dialogue_entry,
@@ -35,7 +37,16 @@ def checked_settings():
         raise WorkflowError(f"error: {error}") from None
 
 
+def merged_files():
+    """Artifacts to be taken from other folders: path below results, and the file."""
+    try:
+        return {name: str(file) for name, file in sources(SETTINGS).items()}
+    except UserError as error:
+        raise WorkflowError(f"error: {error}") from None
+
+
 SETTINGS = checked_settings()
+MERGED = merged_files() if SETTINGS["merge"] else {}
 RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 
 # Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
@@ -113,6 +124,13 @@ def length_figures():
     ]
 
 
+def model_folders():
+    """For their tokenizers. Where results are merged, models need not be at hand: the page then
+    shows conversations without what was cached."""
+    names = {cell.model for cell in cells(SETTINGS)}
+    return [] if MERGED else sorted(f"resources/models/{name}" for name in names)
+
+
 def artifacts(stage, name):
     """The files that a stage makes for all runs."""
     return [f"results/{stage}/{run}/{name}" for run in runs(SETTINGS)]
@@ -124,3 +142,26 @@ def verdicts(wildcards):
         for judge in SETTINGS["judging"]
         for path in artifacts(f"judge/{judge}", "verdicts.parquet")
     ]
+
+
+def at_once():
+    """Generate jobs that run at once on one machine: Snakemake's resource `gpu`, 1 if not given."""
+    limit = workflow.global_resources.get("gpu").value
+    return limit if isinstance(limit, int) and limit > 0 else 1
+
+
+def generate_threads(wildcards):
+    """A machine's cores, shared by the jobs that run at once on it.
+
+    What a scheduler's job gets is for the profile to say: `set-threads: generate=4`.
+    """
+    cores = workflow.global_resources.get("_cores").value
+    return max(1, cores // at_once()) if cores else 4
+
+
+def generate_demand(wildcards, attempt):
+    model, dataset = wildcards.model, wildcards.dataset
+    manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
+    folder = Path(f"resources/models/{model}")
+    found = demand(SETTINGS, dict(wildcards.items()), folder, manifest)
+    return found.times(attempt)

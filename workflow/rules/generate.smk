@@ -10,9 +10,13 @@ rule generate:
         f"logs/generate/{RUN}.log",
     conda:
         "../../envs/model.yaml"
-    threads: workflow.cores
+    threads: generate_threads
     resources:
         gpu=1,
+        runtime=lambda wildcards, attempt: generate_demand(wildcards, attempt).minutes,
+        mem_mb=lambda wildcards, attempt: generate_demand(wildcards, attempt).mem_mb,
+        # Text, for it is nothing that runs out.
+        at_once=str(at_once()),
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
     params:
         spec=generation_spec,
@@ -24,4 +28,4 @@ rule generate:
         "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} 2>&1 | tee {log}"
+        "--recall {output.recall} --at-once {resources.at_once} 2>&1 | tee {log}"

@@ -153,7 +153,7 @@ rule report:
         judges=rules.appraise.output,
         claims=rules.claims.output,
         figures=rules.figures.output,
-        models=sorted({f"resources/models/{cell.model}" for cell in cells(SETTINGS)}),
+        models=model_folders(),
     output:
         report(
             "results/report.html",

@@ -8,7 +8,10 @@ from typing import Any
 
 from kvfidelity.cli import main_guard
 from kvfidelity.worker.client import JobFailedError, ask
+from kvfidelity.worker.finished import FOLDER, Finished
 from kvfidelity.worker.job import Generator, Hello, Request
+from kvfidelity.worker.lanes import lane
+from kvfidelity.worker.place import scheduler_job
 
 
 def main() -> None:
@@ -25,6 +28,7 @@ def main() -> None:
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
     parser.add_argument("--recall", required=True, type=Path)
+    parser.add_argument("--at-once", type=int, default=1, help="such jobs on this machine")
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
     given = parser.parse_args()
     provenance = given.model_dir / "provenance.json"
@@ -50,17 +54,30 @@ def main() -> None:
         evictions=str(given.evictions.resolve()),
         recall=str(given.recall.resolve()),
     )
-    if given.no_worker:
+    finished = Finished(FOLDER) if scheduler_job() else None
+    if finished and finished.take(hello, request):
+        print(f"took {given.turns.parent} from an earlier job that was cut short", file=sys.stderr)
+        return
+    with lane(given.at_once, given.device) as environment:
+        os.environ |= environment
+        run(hello, request, given.no_worker)
+    if finished:
+        finished.keep(hello, request)
+    print(f"wrote {given.turns}, {given.evictions} and {given.recall}", file=sys.stderr)
+
+
+def run(hello: Hello, request: Request, no_worker: bool) -> None:
+    """Have the request served, by a worker or here."""
+    if no_worker:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
         Generator(hello).serve(request, show)
-    else:
-        try:
-            ask(hello, request, show)
-        except JobFailedError as error:
-            # The worker's traceback tells; ours would say where we read it.
-            print(error, file=sys.stderr)
-            raise SystemExit(1) from None
-    print(f"wrote {given.turns}, {given.evictions} and {given.recall}", file=sys.stderr)
+        return
+    try:
+        ask(hello, request, show)
+    except JobFailedError as error:
+        # The worker's traceback tells; ours would say where we read it.
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def show(event: dict[str, Any]) -> None:

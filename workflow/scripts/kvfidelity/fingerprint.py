@@ -57,6 +57,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "kvfidelity/judge/planting.py",
         "kvfidelity/judge/verdict.py",
     ),
+    "merge": ("merge.py", "kvfidelity/merge.py"),
     "aggregate": (
         "aggregate.py",
         "kvfidelity/analysis/prediction.py",

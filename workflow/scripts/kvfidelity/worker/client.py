@@ -18,7 +18,7 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Hello, Wanted
-from kvfidelity.worker.place import all_sockets, socket_path
+from kvfidelity.worker.place import all_sockets, owner, socket_path
 from kvfidelity.worker.protocol import messages, peer, send
 
 Progress = Callable[[dict[str, Any]], None]
@@ -157,7 +157,7 @@ def _open(path: Path) -> socket.socket:
 
 def _start(path: Path, hello: Hello) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "kvfidelity.worker.server", str(path)]
-    command += [json.dumps(dataclasses.asdict(hello)), str(_idle_s())]
+    command += [json.dumps(dataclasses.asdict(hello)), str(_idle_s()), str(owner() or 0)]
     file = _log_of(path)
     if file.exists() and file.stat().st_size > LOG_BYTES:
         file.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from kvfidelity.errors import UserError
 
 #: A Unix socket's path holds so many bytes.
 LONGEST = 107
+#: Environment variable that tells workers apart which no GPU tells apart.
+LANE = "KVFIDELITY_LANE"
 
 
 def socket_path() -> Path:
@@ -20,12 +23,35 @@ def socket_path() -> Path:
     Raises:
         UserError: no folder for it; see `folder`.
     """
-    return folder() / f"{_workflow()}-{_digest(os.environ.get('CUDA_VISIBLE_DEVICES', ''))}.sock"
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(LANE, "")
+    return folder() / f"{workflow()}-{_digest(device)}.sock"
 
 
 def all_sockets() -> list[Path]:
     """The sockets of this workflow's workers here, whichever device they are for."""
-    return sorted(folder().glob(f"{_workflow()}-*.sock"))
+    return sorted(folder().glob(f"{workflow()}-*.sock"))
+
+
+def scheduler_job() -> str | None:
+    """The job of a scheduler's that this process belongs to."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def owner() -> int | None:
+    """In a job of Slurm's, the process that Slurm started for it: its end is the job's.
+
+    A worker that outlived it would hold a GPU that Slurm has given to another job; not every
+    cluster ends the processes that a job leaves behind.
+    """
+    if not scheduler_job():
+        return None
+    import psutil
+
+    line = [psutil.Process(), *psutil.Process().parents()]
+    for child, parent in itertools.pairwise(line):
+        if parent.name() == "slurmstepd":
+            return int(child.pid)
+    return None
 
 
 def folder() -> Path:
@@ -63,8 +89,9 @@ def _bases() -> Iterator[Path]:
     yield Path("/tmp")
 
 
-def _workflow() -> str:
-    return _digest(f"{Path.cwd()}\0{os.environ.get('SLURM_JOB_ID', 'local')}")
+def workflow() -> str:
+    """Tells one checkout's workflow in one job of the scheduler from others."""
+    return _digest(f"{Path.cwd()}\0{scheduler_job() or 'local'}")
 
 
 def _digest(text: str) -> str:

@@ -1,6 +1,6 @@
 """The worker: loads the model, serves one request at a time, leaves when idle.
 
-python -m kvfidelity.worker.server SOCKET '<hello as JSON>' IDLE_SECONDS
+python -m kvfidelity.worker.server SOCKET '<hello as JSON>' IDLE_SECONDS OWNER_PID
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from kvfidelity.cli import out_of_space
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out, wanted
@@ -31,14 +33,20 @@ PATIENCE_S = 10.0
 #: How long a worker waits for its first client, and for another worker to leave its place.
 FIRST_S = 10.0
 LEAVING_S = 30.0
+#: How often an idle worker looks whether its owner is there.
+LOOK_S = 1.0
 
 
 class DroppedError(Exception):
     """The client is gone: what it asked for is given up."""
 
 
-def serve(path: Path, hello: Hello, idle_s: float) -> None:
-    """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop."""
+def serve(path: Path, hello: Hello, idle_s: float, owner: int = 0) -> None:
+    """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop.
+
+    Args:
+        owner: a process that the worker does not outlive; see `place.owner`. 0 is none.
+    """
     worker = Worker(hello)
     with (
         path.with_suffix(".worker").open("w") as place,
@@ -51,19 +59,27 @@ def serve(path: Path, hello: Hello, idle_s: float) -> None:
         path.chmod(0o600)
         listener.listen(64)
         # Whoever started this worker is at the door; if not, it was killed meanwhile.
-        listener.settimeout(min(idle_s, FIRST_S))
+        patience = min(idle_s, FIRST_S)
         try:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
-                    return
-                listener.settimeout(idle_s)
+            while connection := _next_client(listener, patience, owner):
+                patience = idle_s
                 with connection:
                     if peer(connection).uid == os.getuid() and not worker.answer(connection):
                         return
         finally:
             path.unlink(missing_ok=True)
+
+
+def _next_client(listener: socket.socket, patience_s: float, owner: int) -> socket.socket | None:
+    """The next connection; None once nobody came for so long, or the owner is gone."""
+    deadline = time.monotonic() + patience_s
+    while (left := deadline - time.monotonic()) > 0:
+        listener.settimeout(min(left, LOOK_S) if owner else left)
+        with contextlib.suppress(TimeoutError):
+            return listener.accept()[0]
+        if owner and not psutil.pid_exists(owner):
+            return None
+    return None
 
 
 class Worker:
@@ -160,7 +176,7 @@ if __name__ == "__main__":
     # SIGUSR1 makes a worker that seems to hang write down where it is.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    place, about, idle = sys.argv[1:]
-    serve(Path(place), Hello.of(json.loads(about)), float(idle))
+    place, about, idle, owner = sys.argv[1:]
+    serve(Path(place), Hello.of(json.loads(about)), float(idle), int(owner))
     # Taking torch apart would hold the device's memory for a second that the next worker waits.
     os._exit(0)

@@ -1,0 +1,177 @@
+"""A Slurm of one node with two stand-in GPUs, from Debian's packages, gone when it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
+#: What the controller runs and the node offers; the machine itself may have less.
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_min_interval=500000,batch_sched_delay=0
+GresTypes=gpu
+ReturnToService=2
+KillWait=2
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=64000 Gres=gpu:2
+PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no Slurm here."""
+    if os.geteuid():
+        return "starting a Slurm of one's own needs root"
+    absent = [name for name in PROGRAMS if not shutil.which(name)]
+    if absent:
+        return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
+    if not find_spec("snakemake_executor_plugin_slurm"):
+        return "no snakemake-executor-plugin-slurm: pip install -r requirements.lock"
+    return None
+
+
+class Cluster:
+    """A running Slurm; `environment` is what its commands and Snakemake need to find it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
+        self.environment = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
+
+    def ask(self, *command: str) -> str:
+        """What one of Slurm's commands prints."""
+        done = subprocess.run(
+            command, env=os.environ | self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def jobs(self, *states: str) -> dict[str, str]:
+        """Jobs in the queue: their comment, which names rule or group, by number."""
+        chosen = ",".join(states or ("PENDING", "RUNNING"))
+        lines = self.ask("squeue", "--noheader", "-o", "%i %k", "--states", chosen).splitlines()
+        return dict(line.split(maxsplit=1) for line in lines)
+
+    def logs(self) -> str:
+        """The ends of the daemons' logs."""
+        return "\n".join(
+            f"{log.name}:\n{log.read_text(errors='replace')[-2000:]}"
+            for log in sorted(self.folder.glob("*.log"))
+        )
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start the daemons, wait for the node, and end them and what they started."""
+    folder = Path(tempfile.mkdtemp(prefix="kvf-slurm-"))
+    folder.chmod(0o755)  # munged wants its socket's folder open to all
+    made = Cluster(folder)
+    _configure(folder)
+    daemons = [_munged(folder)]
+    try:
+        _until(lambda: (folder / "munge.sock").is_socket(), "munged does not listen", made)
+        for name, *command in (("slurmctld", "-D"), ("slurmd", "-D", "-N", "node")):
+            daemons.append(_start(folder, name, name, *command, **made.environment))
+        _until(lambda: _idle(made), "the node does not come up", made)
+        yield made
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
+            made.ask("scancel", "--signal=KILL", "--full", "--partition=main")
+            made.ask("scancel", "--partition=main")
+            _until(lambda: not made.jobs("PENDING", "RUNNING", "COMPLETING"), "jobs stay", made, 20)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(10)
+            daemon.kill()
+            daemon.wait()
+        shutil.rmtree(folder)
+
+
+def _configure(folder: Path) -> None:
+    for name in ("state", "spool", "bin"):
+        (folder / name).mkdir()
+    host = socket.gethostname().split(".")[0]
+    text = CONFIG.format(folder=folder, host=host, ports=_free_ports(2))
+    (folder / "slurm.conf").write_text(text)
+    for number in range(2):  # each like /dev/null
+        os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    (folder / "gres.conf").write_text(f"NodeName=node Name=gpu File={folder}/gpu[0-1]\n")
+    (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+    # Snakemake's plugin takes SLURM_CONF out of what it gives to srun: a real cluster has its
+    # configuration where Slurm looks by itself.
+    srun = folder / "bin/srun"
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
+    srun.chmod(0o755)
+
+
+def _munged(folder: Path) -> subprocess.Popen[bytes]:
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    files = {"socket": "sock", "key-file": "key", "pid-file": "pid", "seed-file": "seed"}
+    options = [f"--{option}={folder}/munge.{ending}" for option, ending in files.items()]
+    options.append(f"--log-file={folder}/munged.own.log")
+    return _start(folder, "munged", "munged", "--force", "--foreground", *options)
+
+
+def _start(folder: Path, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _idle(made: Cluster) -> bool:
+    try:
+        return made.ask("sinfo", "--noheader", "-o", "%T") == "idle"
+    except subprocess.CalledProcessError:
+        return False
+
+
+def _until(holds: Callable[[], bool], what: str, made: Cluster, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}\n{made.logs()}"
+        time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

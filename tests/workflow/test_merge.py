@@ -1,0 +1,119 @@
+"""Two halves of a grid, run in two places, merged into what one run of the whole gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
+
+from .project import Project
+from .test_damage import truncate, verify
+
+RUN = "tiny/own/random/stale/small/0/000"
+#: Made of artifacts, so made anew after a merge.
+MADE = ("results/tables", "results/figures")
+
+
+@pytest.fixture
+def halves(fresh: Project, finished: Project, tmp_path: Path) -> Project:
+    """A folder without model or data that merges the halves, each by position mode, of a run."""
+    project = fresh.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "tiny")
+    for mode, other in (("stale", "rerotated"), ("rerotated", "stale")):
+        half = project.folder / mode
+        shutil.copytree(finished.folder / "results", half)
+        for place in half.glob(f"**/{other}"):
+            shutil.rmtree(place)
+        for made in ("tables", "figures"):
+            shutil.rmtree(half / made)
+    project.configure({"merge": ["stale", "rerotated"]})
+    return project
+
+
+def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project) -> None:
+    assert {rule for rule, _ in halves.planned()} == {
+        *("merge", "lengths", "aggregate", "claims", "figures", "report", "all")
+    }
+    done = halves.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert halves.digests() == finished.digests()
+    assert verify(halves).returncode == 0
+    account = json.loads((halves.folder / "results/merge.json").read_text())
+    assert account["runs"] == {"stale": 3, "rerotated": 2}
+    assert account["also_in"] == ["tiny/own/baseline/original/none/0/000"]
+    assert account["differing"] == []
+    assert halves.planned() == set()
+
+
+def without_a_run(project: Project) -> None:
+    shutil.rmtree(project.folder / "stale/generate" / RUN)
+
+
+def without_results(project: Project) -> None:
+    shutil.rmtree(project.folder / "rerotated")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (without_a_run, f"1 of 5 runs are in none of stale, rerotated, such as {RUN}"),
+        (without_results, "merge: rerotated holds no results"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_runs(
+    halves: Project, harm: Callable[[Project], None], message: str
+) -> None:
+    harm(halves)
+    done = halves.snakemake("-n")
+    assert done.returncode != 0
+    assert f"error: merge: {message}" in done.stdout + done.stderr or message in (
+        done.stdout + done.stderr
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def damaged(half: Path) -> None:
+    truncate(half / f"metrics/{RUN}/metrics.parquet")
+
+
+def other_code(half: Path) -> None:
+    file = half / f"generate/{RUN}/turns.parquet"
+    notes = read_metadata(file)
+    notes = {key: notes[key] for key in ("spec",)} | {"code": "0" * 12}
+    write_parquet(read_parquet(file, kind="turns"), file, kind="turns", metadata=notes)
+
+
+def other_policy(half: Path) -> None:
+    file = half / f"generate/{RUN}/turns.parquet"
+    notes = read_metadata(file)
+    spec = json.loads(notes["spec"]) | {"parameters": {"keep_ratio": 0.5}}
+    notes = {"code": notes["code"], "spec": json.dumps(spec)}
+    write_parquet(read_parquet(file, kind="turns"), file, kind="turns", metadata=notes)
+
+
+def other_dialogues(half: Path) -> None:
+    file = half / "dialogues/tiny/own/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": 99}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (damaged, f"error: stale/metrics/{RUN}/metrics.parquet is damaged"),
+        (other_code, "were made by different code"),
+        (other_policy, "was made with parameters {'keep_ratio': 0.5}, this configuration says"),
+        (other_dialogues, "the folders' dialogues are not the same"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_merged(
+    halves: Project, harm: Callable[[Path], None], message: str
+) -> None:
+    harm(halves.folder / "stale")
+    done = halves.snakemake("results/merge.json")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert not list((halves.folder / "results").rglob("*.parquet"))

@@ -1,0 +1,132 @@
+"""What a scheduler is asked for: run time and memory of a generate job, rather too much."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+from kvfidelity.estimate import CPU_TOKENS_PER_S, GPU_TOKENS_PER_S, TURNS_GUESS
+from kvfidelity.grid import NEVER
+from kvfidelity.models.geometry import BYTES, Geometry
+from kvfidelity.sizes import size_in_bytes, size_in_tokens
+
+#: Weights that the two speeds of `estimate` are for. A small model is no faster on a GPU than a
+#: large one: starting kernels takes the time.
+CPU_WEIGHTS, GPU_WEIGHTS = 135e6, 8e9
+#: A generated token takes as long as so many that are fed.
+DECODE = 50
+#: Collecting attention scores: benchmarks/README.md has 1.23.
+SCORES = 1.3
+#: How far estimates may be off.
+SAFETY = 2.0
+SPARE_MEMORY = 1.2
+START_S = 60.0
+#: Python, torch, its libraries on a GPU, and what lies between two layers.
+BASE_BYTES = 3e9
+#: Tokens of a dialogue that nothing is known of.
+TOKENS_GUESS = 16_000
+#: A model that is not fetched yet is taken to be of Llama-3-8B's size.
+GUESS = Geometry(layers=32, kv_heads=8, head_size=128, window=8192)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one job needs: wall time in minutes and memory in MB (10^6 bytes)."""
+
+    minutes: int
+    mem_mb: int
+
+    def times(self, attempt: int) -> Demand:
+        """For the so manieth attempt: whatever ran short may have been the cause."""
+        return Demand(self.minutes * attempt, self.mem_mb * attempt)
+
+
+def demand(
+    settings: Mapping[str, Any], run: Mapping[str, str], model_dir: Path, manifest: Path
+) -> Demand:
+    """What the generate job of a run needs.
+
+    Args:
+        settings: the checked configuration.
+        run: its wildcards: model, dataset, policy, positions, threshold, seed, dialogue.
+        model_dir: the model's folder; one that is not there yet counts as 8B weights.
+        manifest: of the dialogues, for their lengths; without it `select` decides.
+    """
+    model, session = settings["models"][run["model"]], settings["session"]
+    weights, geometry = _model(model_dir)
+    fed = _tokens(settings["datasets"][run["dataset"]], manifest, int(run["dialogue"]))
+    decoded = _decoded(session)
+    evicts = run["threshold"] != NEVER
+    scores = SCORES if session["score_every_run"] or evicts else 1.0
+    if model["device"] == "cpu":
+        speed = CPU_TOKENS_PER_S * CPU_WEIGHTS / weights
+    else:
+        speed = GPU_TOKENS_PER_S * min(1.0, GPU_WEIGHTS / weights)
+    seconds = (fed * scores + decoded * DECODE) / speed
+    each = geometry.token_bytes(model["dtype"])
+    # Two caches: the run without evictions and a copy of it for a reply of the model's own; an
+    # evicting run has two more, as long as its threshold and the turn that passes it.
+    cached = 2 * (fed + decoded)
+    if evicts:
+        at = settings["thresholds"][run["threshold"]]["at"]
+        threshold = size_in_tokens(at, token_bytes=each, window=geometry.window)
+        cached += 2 * min(fed + decoded, 2 * threshold)
+    memory = weights * BYTES[model["dtype"]] + cached * each
+    memory += size_in_bytes(session["prefix_memory"]) + BASE_BYTES
+    return Demand(
+        minutes=math.ceil((START_S + SAFETY * seconds) / 60),
+        mem_mb=math.ceil(SPARE_MEMORY * memory / 1e6),
+    )
+
+
+def _tokens(dataset: Mapping[str, Any], manifest: Path, dialogue: int) -> int:
+    known = _lengths(manifest)
+    if dialogue < len(known):
+        return known[dialogue]
+    return dataset.get("select", {}).get("max_tokens") or TOKENS_GUESS
+
+
+def _decoded(session: Mapping[str, Any]) -> int:
+    turns = session["max_turns"] or TURNS_GUESS
+    if session["replies"] == "reference" and session["own_reply_turns"]:
+        turns = min(turns, session["own_reply_turns"])
+    return int(turns * session["max_new_tokens"])
+
+
+def _model(folder: Path) -> tuple[float, Geometry]:
+    """Weights and geometry; a folder's content does not change while a workflow runs."""
+    return _read_model(folder) if (folder / "config.json").is_file() else (GPU_WEIGHTS, GUESS)
+
+
+@lru_cache
+def _read_model(folder: Path) -> tuple[float, Geometry]:
+    try:
+        counts = [_elements(file) for file in folder.glob("*.safetensors")]
+        return float(sum(counts)) or GPU_WEIGHTS, Geometry.of(folder)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return GPU_WEIGHTS, GUESS  # loading it will say what is wrong with it
+
+
+def _elements(file: Path) -> int:
+    """Numbers in a safetensors file, from its header alone."""
+    with file.open("rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name[0] != "_")
+
+
+def _lengths(manifest: Path) -> list[int]:
+    return _read_lengths(manifest, manifest.stat().st_mtime_ns) if manifest.is_file() else []
+
+
+@lru_cache
+def _read_lengths(manifest: Path, changed: int) -> list[int]:
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8"))["tokens"])
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,172 @@
+"""Results that were made in several places, on several clusters say, put into one folder.
+
+A run is taken whole, measures and verdicts with it, from the first folder that has it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+from kvfidelity.grid import cells, runs
+
+GENERATED = ("turns", "evictions", "recall")
+#: What kind of table a file of dialogues, turns and so on holds, where its name does not say.
+MANIFEST = "manifest.json"
+PLACE = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
+
+
+def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """For every artifact of the configuration's runs, by path below results, the file to take.
+
+    Raises:
+        UserError: a folder is not there, or a run is in none of them.
+    """
+    folders = [Path(folder) for folder in settings["merge"]]
+    for folder in folders:
+        if not (folder / "generate").is_dir():
+            raise UserError(
+                f"merge: {folder} holds no results (no {folder / 'generate'}): name folders like "
+                "the `results` of a finished workflow, relative to the working directory"
+            )
+    places = runs(settings)
+    homes = {run: _home(folders, f"generate/{run}/turns.parquet") for run in places}
+    lacking = [run for run, home in homes.items() if home is None]
+    if lacking:
+        names = ", ".join(map(str, folders))
+        raise UserError(
+            f"merge: {len(lacking)} of {len(places)} runs are in none of {names}, such as "
+            f"{lacking[0]}: run them there, or leave them out of `grid`"
+        )
+    found = {
+        name: home / name for run, home in homes.items() if home for name in _files(run, settings)
+    }
+    return found | {name: home / name for name, home in _manifests(settings, homes)}
+
+
+def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Check and copy what `sources` names.
+
+    Returns:
+        What was taken from where: `runs` by folder, `also_in`: runs that further folders have, and
+        `differing`: those of them that are not the same there.
+
+    Raises:
+        UserError: an artifact is missing or damaged, was made with another configuration or other
+            code than the rest, or the folders' dialogues are not the same.
+    """
+    from kvfidelity.artifacts import replacing
+
+    found = sources(settings)
+    codes: dict[str, Path] = {}
+    for name, file in found.items():
+        _check(settings, name, file, codes)
+    _same_dialogues(settings)
+    for name, file in found.items():
+        with replacing(out / name) as temporary:
+            shutil.copyfile(file, temporary)
+    return _account(settings, found)
+
+
+def _home(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder for folder in folders if (folder / name).is_file()), None)
+
+
+def _files(run: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATED)
+    yield f"metrics/{run}/metrics.parquet"
+    yield from (f"judge/{judge}/{run}/verdicts.parquet" for judge in settings["judging"])
+
+
+def _manifests(
+    settings: Mapping[str, Any], homes: Mapping[str, Path | None]
+) -> Iterator[tuple[str, Path]]:
+    for pair in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        place = "/".join(pair)
+        home = next(home for run, home in homes.items() if home and run.startswith(place + "/"))
+        yield f"dialogues/{place}/{MANIFEST}", home
+
+
+def _check(settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, Path]) -> None:
+    if file.name == MANIFEST:
+        _manifest(file)
+        return
+    from kvfidelity.artifacts import digest, read_metadata, read_parquet
+
+    if not file.is_file():
+        raise UserError(f"merge: {file} does not exist: finish the workflow there first")
+    notes = read_metadata(file)
+    if digest(read_parquet(file, kind=file.stem)) != notes["digest"]:
+        raise UserError(f"merge: {file} is damaged (its digest): make it anew where it is from")
+    if not name.startswith("generate/"):
+        return
+    _same_spec(settings, name, file, json.loads(notes["spec"]))
+    codes.setdefault(notes["code"], file)
+    if len(codes) > 1:
+        one, other = codes.values()
+        raise UserError(
+            f"merge: {one} and {other} were made by different code: run the older ones again with "
+            "the newer version"
+        )
+
+
+def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping[str, Any]) -> None:
+    from kvfidelity.specs import run_spec
+
+    place = dict(zip(PLACE, name.split("/")[1:], strict=False))
+    meant: dict[str, Any] = json.loads(json.dumps(run_spec(settings, **place)))
+    for key in meant:
+        if spec.get(key) != meant[key]:
+            raise UserError(
+                f"merge: {file} was made with {key} {spec.get(key)!r}, this configuration says "
+                f"{meant[key]!r}: merge with the configuration that the runs were made with"
+            )
+
+
+def _same_dialogues(settings: Mapping[str, Any]) -> None:
+    """Ordinal 003 must be the same dialogue everywhere."""
+    for pair in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        place = f"dialogues/{'/'.join(pair)}/{MANIFEST}"
+        files = [Path(folder) / place for folder in settings["merge"]]
+        there = [file for file in files if file.is_file()]
+        for file in there[1:]:
+            if _manifest(file) != _manifest(there[0]):
+                raise UserError(
+                    f"merge: {there[0]} and {file} differ: the folders' dialogues are not the same "
+                    "and cannot be compared; extract them from one file with one `select`"
+                )
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """A manifest, but for where the data lay on that machine."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"merge: {file} cannot be read ({error}): make it anew there") from None
+    content.get("provenance", {}).pop("path", None)
+    return content
+
+
+def _account(settings: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, Any]:
+    from kvfidelity.artifacts import read_metadata
+
+    taken: dict[str, int] = defaultdict(int)
+    also: list[str] = []
+    differing: list[str] = []
+    for run in runs(settings):
+        name = f"generate/{run}/turns.parquet"
+        home = found[name]
+        folders = [Path(folder) for folder in settings["merge"] if Path(folder) / name != home]
+        taken[str(home)[: -len(name) - 1]] += 1
+        others = [folder / name for folder in folders if (folder / name).is_file()]
+        if others:
+            also.append(run)
+        digests = {read_metadata(file).get("digest") for file in (home, *others)}
+        if len(digests) > 1:
+            differing.append(run)
+    return {"runs": dict(taken), "also_in": also, "differing": differing}
