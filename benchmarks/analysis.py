@@ -30,6 +30,7 @@ from kvfidelity.specs import report_settings, table_settings  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
 TURNS_PER_RUN = 200
+PROBES = 4  # questions at each of three depths
 CELLS = 10  # three policies under three position modes, and the never evicted run
 
 
@@ -56,26 +57,29 @@ def main() -> None:
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--models", folder, "--out", out],
     }
-    total, most = 0.0, 0.0
+    total, busy, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():
         began = time.perf_counter()
-        peak = run(name, list(map(str, arguments)))
+        peak, worked = run(name, list(map(str, arguments)))
         took = time.perf_counter() - began
-        total, most = total + took, max(most, peak)
-        print(f"{name:10} {took:6.1f} s {peak / 2**30:5.2f} GiB", flush=True)
+        total, busy, most = total + took, busy + worked, max(most, peak)
+        told = f"{took:6.1f} s, {worked:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
+        print(f"{name:10} {told}", flush=True)
     size = out.stat().st_size
     rows = dialogues * CELLS * TURNS_PER_RUN
-    print(f"{rows} rows: {total:.1f} s, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
+    spent = f"{total:.1f} s, {busy:.1f} s of processors"
+    print(f"{rows} rows: {spent}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
 
 
-def run(name: str, arguments: list[str]) -> float:
-    """Peak resident bytes of one script's process."""
+def run(name: str, arguments: list[str]) -> tuple[float, float]:
+    """Peak resident bytes of one script's process, and its processor seconds."""
     command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{name} failed")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    bytes_each = 1 if sys.platform == "darwin" else 1024
+    return usage.ru_maxrss * bytes_each, usage.ru_utime + usage.ru_stime
 
 
 def write(results: Path, chosen: dict) -> None:
@@ -111,6 +115,7 @@ def write(results: Path, chosen: dict) -> None:
         for stage, name, frame in (
             ("generate", "turns", turns),
             ("generate", "evictions", log),
+            ("generate", "recall", synthetic.recall_rows(turns, PROBES)),
             ("metrics", "metrics", metrics),
             ("judge/offline", "verdicts", verdicts),
         ):

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from kvfidelity.analysis.claims import Claim, judge_claims, read_claims, verdict
-from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.schema import empty_tables
 from kvfidelity.analysis.tables import gather
 from kvfidelity.errors import UserError
 
@@ -42,7 +42,7 @@ def claim(**changes: Any) -> Claim:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
     results = tmp_path_factory.mktemp("planted")
     chosen = settings(12)
-    write(results, chosen, PLANTED, edge=0.3, noise=0.1)
+    write(results, chosen, PLANTED, edge=0.3, noise=0.1, probes=3)
     return gather(chosen, results)
 
 
@@ -54,6 +54,7 @@ def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame])
     rows = judge_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
     found = {row["claim"]: row["verdict"] for row in rows}
     planted = {"C1": "supported", "C2": "supported", "C4a": "supported", "C4b": "contradicted"}
+    planted |= {"C3": "contradicted", "P3": "not decided", "P6": "supported", "P7": "supported"}
     planted |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
     assert {name: found[name] for name in planted} == planted
     by_name = {row["claim"]: row for row in rows}
@@ -126,18 +127,38 @@ def test_verdicts_by_hand(direction: str, interval: tuple[float, float], expecte
 
 
 def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
-    """No effect, 20 dialogues of six turns that share a level: two-sided rate of 3 to 7%."""
+    """A thousand cells without an effect, 20 dialogues of six turns that share a level: those that
+    are found above or below 0 are 3 to 7%, as a two-sided 95% interval promises."""
     rng = np.random.default_rng(7)
-    above, below = claim(margin=0), claim(margin=0, direction="below")
-    names = np.repeat([f"{n:03d}" for n in range(20)], 6)
-    wrong = 0
-    for seed in range(1000):
-        values = np.repeat(rng.normal(0, 1, 20), 6) + rng.normal(0, 1, 120)
-        weights = rng.uniform(50, 300, 120)
-        found = clustered_mean(values, weights, names, resamples=400, seed=seed)
-        decided = [verdict(one, found.low, found.high, 20)[0] for one in (above, below)]
-        wrong += "supported" in decided
-    assert 0.03 <= wrong / 1000 <= 0.07
+    cells, dialogues, turns = 1000, 20, 6
+    shape = (cells, dialogues, turns)
+    loss = rng.normal(0, 1, shape) + rng.normal(0, 1, (cells, dialogues, 1))
+    cell, dialogue, turn = (part.ravel() for part in np.indices(shape))
+    names = {"model": "m", "dataset": "d", "positions": "stale", "threshold": "t", "run": "r"}
+    rows = pl.DataFrame(
+        {
+            "policy": [f"{number:04d}" for number in cell],
+            "dialogue": [f"{number:03d}" for number in dialogue],
+            "turn": turn,
+            "excess_nll": loss.ravel(),
+            "reference_tokens": rng.integers(50, 300, loss.size),
+        }
+    ).with_columns(
+        **{name: pl.lit(value) for name, value in names.items()},
+        kind=pl.lit("attention_top"),
+        trigger=pl.lit("turn"),
+        seed=pl.lit(0),
+        target_tokens=pl.lit(100),
+        after_eviction=pl.lit(True),
+        inside_window=pl.lit(True),
+    )
+    tables = empty_tables() | {"turns": rows}
+    asked = [claim(margin=0), claim(claim="Y", margin=0, direction="below")]
+    found = judge_claims(asked, tables, OPTIONS)
+    assert found.height == 2 * cells
+    wrong = found.filter(verdict="supported")
+    assert 0.03 <= wrong.height / cells <= 0.07
+    assert abs(wrong.filter(claim="X").height - wrong.height / 2) < 15
 
 
 @pytest.mark.parametrize(
