@@ -25,7 +25,7 @@ format: .venv/installed ## put code into shape
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
 report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
-	@$(IN_VENV) snakemake --report results/snakemake-report.zip
+	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
 
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove deletes the damaged
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)

@@ -113,14 +113,17 @@ READ = """
   const figures = [...document.querySelectorAll("figure svg")];
   const drawn = figures.filter((svg) =>
     svg.getBoundingClientRect().height > 40 && svg.querySelectorAll("path, line, text").length > 8);
-  document.querySelector("button[data-cell]").click();
+  const behind = document.querySelector("section[aria-labelledby=claims] button[data-cell]");
+  behind.click();
+  const claimed = document.getElementById("pick-left").value;
+  document.querySelector("section[aria-labelledby=cells-head] button[data-cell]").click();
   const left = document.getElementById("side-left");
   left.querySelector("details").open = true;
   await new Promise((done) => setTimeout(done, 200));
   const gone = [...left.querySelectorAll("del")].map((part) => part.textContent).join("");
   const box = left.querySelector(".text");
   return {
-    figures: figures.length, drawn: drawn.length,
+    claimed, figures: figures.length, drawn: drawn.length,
     cell: document.getElementById("pick-left").value, focus: document.activeElement.id,
     reply: left.querySelector("blockquote").textContent,
     other: document.getElementById("side-right").querySelector("blockquote").textContent,
@@ -142,6 +145,7 @@ def test_figures_are_drawn_and_a_cell_opens(
     assert (told["cell"], told["focus"]) == ("attention_top, stale (half)", "pick-left")
     assert told["reply"] == "synthetic reply 14 of a run that costs 2.0"
     assert told["other"] != told["reply"]
+    assert told["claimed"] == "baseline, nothing evicted"
     assert told["asked"] == 12
     assert not told["wide"]
 

@@ -1,25 +1,57 @@
-"""Two runs' results beside each other: which cells moved."""
+"""Two runs' results beside each other: which cells moved, and which verdicts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.claims import CELL
-from kvfidelity.analysis.paper_tables import markdown
+from kvfidelity.analysis.paper_tables import cell_name, markdown
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.words import interval, signed
 from kvfidelity.artifacts import read_parquet
 from kvfidelity.errors import UserError
 
-PAIRED = ("dialogue_id", "seed", "turn")
+
+class Quantity(NamedTuple):
+    """What is compared: a table's column, the rows that count, and what makes two rows a pair."""
+
+    title: str
+    table: str
+    value: str
+    weight: pl.Expr
+    rows: pl.Expr
+    cell: tuple[str, ...]
+    paired: tuple[str, ...]
+
+
+EXCESS = Quantity(
+    "Excess NLL, nats per reference token",
+    "turns",
+    "excess_nll",
+    pl.col("reference_tokens"),
+    pl.col("after_eviction") & pl.col("inside_window"),
+    CELL,
+    ("dialogue_id", "seed", "turn"),
+)
+RECALLED = Quantity(
+    "Recall, share of questions answered right",
+    "recall",
+    "recalled",
+    pl.lit(1),
+    pl.col("after_eviction") | (pl.col("kind") == "baseline"),
+    (*CELL, "origin", "depth"),
+    # The answer is part of the pair: other facts under the same number are another question.
+    ("dialogue_id", "seed", "turn", "probe", "subject"),
+)
 
 
 def compare(one: Path, other: Path, options: dict[str, Any]) -> str:
-    """Markdown: excess NLL of every cell that both runs have, B minus A, and what only one has.
+    """Markdown: excess NLL and recall of every cell that both runs have, B minus A, what only one
+    has, and claims whose verdicts differ.
 
     Where the runs share turns of the same dialogues (by the dialogue's own id) the difference is
     paired and has an interval; where they do not, only the two means are given.
@@ -31,30 +63,45 @@ def compare(one: Path, other: Path, options: dict[str, Any]) -> str:
     Raises:
         UserError: a folder without finished tables.
     """
-    first, second = _turns(one), _turns(other)
-    cells = [set(table.select(CELL).unique().rows()) for table in (first, second)]
+    parts = [f"A: {one}, B: {other}."]
+    for quantity in (EXCESS, RECALLED):
+        parts += _quantity(quantity, _read(one, quantity), _read(other, quantity), options)
+    parts += _verdicts(one, other)
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _quantity(
+    quantity: Quantity, first: pl.DataFrame, second: pl.DataFrame, options: dict[str, Any]
+) -> list[str]:
+    if first.is_empty() and second.is_empty():
+        return []
+    cells = [set(table.select(quantity.cell).unique().rows()) for table in (first, second)]
     head = ["cell", "A", "B", "B − A", "interval", "shared dialogues"]
-    rows = [_row(cell, first, second, options) for cell in sorted(cells[0] & cells[1])]
-    text = f"Excess NLL, nats per reference token. A: {one}, B: {other}.\n\n"
-    text += markdown(head, rows) if rows else "No cell is in both runs.\n"
+    rows = [_row(quantity, cell, first, second, options) for cell in sorted(cells[0] & cells[1])]
+    parts = [f"## {quantity.title}"]
+    parts.append(markdown(head, rows) if rows else "No cell is in both runs.")
     for name, only in (("A", cells[0] - cells[1]), ("B", cells[1] - cells[0])):
         if only:
-            text += f"\nOnly in {name}: {'; '.join(', '.join(cell) for cell in sorted(only))}.\n"
-    return text
+            parts.append(f"Only in {name}: {'; '.join(', '.join(cell) for cell in sorted(only))}.")
+    return parts
 
 
 def _row(
-    cell: tuple[Any, ...], one: pl.DataFrame, other: pl.DataFrame, options: dict[str, Any]
+    quantity: Quantity,
+    cell: tuple[Any, ...],
+    one: pl.DataFrame,
+    other: pl.DataFrame,
+    options: dict[str, Any],
 ) -> list[str]:
-    same = [pl.col(name) == value for name, value in zip(CELL, cell, strict=True)]
+    same = [pl.col(name) == value for name, value in zip(quantity.cell, cell, strict=True)]
     first, second = one.filter(same), other.filter(same)
-    pairs = second.join(first.select(*PAIRED, before="excess_nll"), on=PAIRED)
+    pairs = second.join(first.select(*quantity.paired, before="value"), on=quantity.paired)
     told = [", ".join(cell), signed(_mean(first)), signed(_mean(second))]
     if pairs.is_empty():
         return [*told, signed(None), "no shared turns", "0"]
     found = clustered_mean(
-        (pairs["excess_nll"] - pairs["before"]).to_numpy(),
-        pairs["reference_tokens"].cast(pl.Float64).to_numpy(),
+        (pairs["value"] - pairs["before"]).to_numpy(),
+        pairs["weight"].to_numpy(),
         pairs["dialogue_id"].to_numpy().astype(str),
         **options,
     )
@@ -62,16 +109,43 @@ def _row(
     return [*told, signed(found.mean), span, str(found.n_dialogues)]
 
 
-def _mean(turns: pl.DataFrame) -> float:
-    weights = turns["reference_tokens"].to_numpy()
-    return float(np.average(turns["excess_nll"].to_numpy(), weights=weights))
+def _mean(rows: pl.DataFrame) -> float:
+    return float(np.average(rows["value"].to_numpy(), weights=rows["weight"].to_numpy()))
 
 
-def _turns(folder: Path) -> pl.DataFrame:
-    file = Path(folder) / "tables/turns.parquet"
+def _read(folder: Path, quantity: Quantity) -> pl.DataFrame:
+    file = Path(folder) / "tables" / f"{quantity.table}.parquet"
     if not file.is_file():
-        raise UserError(f"{folder} holds no finished run (no tables/turns.parquet): run it first")
-    turns = read_parquet(file, kind="turns")
-    return turns.filter(
-        "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
-    ).select(*CELL, *PAIRED, "excess_nll", "reference_tokens")
+        raise UserError(
+            f"{folder} holds no finished run (no tables/{file.name}): run the workflow there first"
+        )
+    rows = read_parquet(file, kind=quantity.table)
+    value = pl.col(quantity.value).cast(pl.Float64)
+    return rows.filter(quantity.rows, value.is_not_null()).select(
+        *quantity.cell, *quantity.paired, value=value, weight=quantity.weight.cast(pl.Float64)
+    )
+
+
+def _verdicts(one: Path, other: Path) -> list[str]:
+    """Claims, cell by cell, whose verdicts differ; nothing where a run has judged none."""
+    files = [Path(folder) / "tables/claims.parquet" for folder in (one, other)]
+    if not all(file.is_file() for file in files):
+        return []
+    told = [
+        {
+            (row["claim"], row["model"] or "", row["dataset"] or "", cell_name(row)): (
+                f"{row['verdict']} ({signed(row['estimate'])})"
+            )
+            for row in read_parquet(file, kind="claims").to_dicts()
+        }
+        for file in files
+    ]
+    keys = sorted(told[0].keys() & told[1].keys())
+    rows = [
+        [*key, told[0][key], told[1][key]]
+        for key in keys
+        if told[0][key].split(" (")[0] != told[1][key].split(" (")[0]
+    ]
+    head = ["claim", "model", "dataset", "cell", "A", "B"]
+    same = f"{len(keys) - len(rows)} of {len(keys)} shared verdicts are the same."
+    return ["## Claims", same, *([markdown(head, rows)] if rows else [])]

@@ -121,7 +121,11 @@ def inlined(svg: str) -> Markup:
 def about(settings: Mapping[str, Any], turns: pl.DataFrame, results: Path) -> list[dict[str, Any]]:
     """What was run: one entry per model and dataset."""
     entries = []
-    for (model, dataset), part in turns.group_by("model", "dataset", maintain_order=True):
+    chosen = turns.select(
+        *("model", "dataset", "model_revision", "dtype", "device", "trained_window"),
+        *("token_bytes", "kind", "dialogue", "run", "tokens_seen_end", "replies", "finish_reason"),
+    )
+    for (model, dataset), part in chosen.group_by("model", "dataset", maintain_order=True):
         manifest = results / "dialogues" / str(model) / str(dataset) / "manifest.json"
         entry = settings["models"][str(model)]
         base = part.filter(pl.col("kind") == "baseline")
@@ -194,13 +198,15 @@ def verdict_rows(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> list[dic
 def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The model's own replies per cell, after an eviction or with none: how likely the full cache
     finds them (with its interval), how they repeat, echo, and agree with the reference."""
-    spoken = turns.filter(
+    keys = ["model", "dataset", "policy", "positions", "threshold"]
+    columns = ("dialogue", "reply_token_count", "reply_nll_full", "rep_3", "echo_share", "chrf")
+    chosen = turns.lazy().filter(
         pl.col("reply_token_count") > 0,
         pl.col("after_eviction") | (pl.col("kind") == "baseline"),
         pl.col("reply_nll_full").is_not_null(),
     )
+    spoken = chosen.select(*keys, *columns, "finish_reason").collect()
     rows = []
-    keys = ["model", "dataset", "policy", "positions", "threshold"]
     for key, part in spoken.group_by(keys):
         found = clustered_mean(
             part["reply_nll_full"].to_numpy(),

@@ -205,7 +205,13 @@ def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) ->
 
 def _measured(turns: pl.DataFrame) -> pl.DataFrame:
     """Past the window the never evicted run is no measure of quality."""
-    return turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
+    measured = turns.lazy().filter(
+        "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
+    )
+    return measured.select(
+        *(*CELL, "dialogue", "seed", "turn", "target_tokens", "reference_tokens"),
+        *("excess_nll", "kl_full", "cache_bytes_after_prefill", *INTEGRITY),
+    ).collect()
 
 
 def _scan(folder: Path, places: Sequence[str], name: str) -> pl.LazyFrame:

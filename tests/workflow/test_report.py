@@ -1,0 +1,22 @@
+"""Snakemake's own report of a finished run."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from kvfidelity.analysis.page import FIGURES
+
+from .project import ROOT, Project
+
+
+def test_it_holds_every_figure_with_its_caption(finished: Project, tmp_path: Path) -> None:
+    file = tmp_path / "told.zip"
+    done = finished.snakemake("--report", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(file) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+        page = archive.read("told/report.html").decode()
+    assert {f"{name}.svg" for name in FIGURES} | {"report.html", "claims.csv"} <= names
+    for caption in (ROOT / "workflow/report").glob("*.rst"):
+        assert " ".join(caption.read_text().split())[:60] in page, caption.name
