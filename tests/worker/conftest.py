@@ -52,7 +52,8 @@ class Site:
         command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", made]
         command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
         command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]
-        return [*command, "--evictions", f"{name}/evictions.parquet", *arguments]
+        command += ["--evictions", f"{name}/evictions.parquet"]
+        return [*command, "--recall", f"{name}/recall.parquet", *arguments]
 
     def start(self, name: str, *arguments: str, **spec: Any) -> subprocess.Popen[str]:
         """Start a job."""
