@@ -37,7 +37,7 @@ lock: ## write requirements.lock anew from what .venv holds
 	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
 	  | sed 's/+cpu$$//' > requirements.lock
 
-clean: ## remove results, keep downloads
+clean: ## remove results, keep downloads and paid verdicts
 	rm -rf results logs
 
 .venv/installed: requirements.lock pyproject.toml

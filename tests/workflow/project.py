@@ -81,6 +81,12 @@ class Project:
         config = merged(CONFIG, changes)
         (self.folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
+    def reconfigure(self, changes: dict[str, Any]) -> None:
+        """Merge changes into the configuration as it is."""
+        file = self.folder / "config/config.yaml"
+        config = merged(yaml.safe_load(file.read_text()), changes)
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file
         text = path.read_text()

@@ -16,14 +16,16 @@ from .project import CONFIG, Project, merged
 METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
 
 
-def with_replies(project: Project, dialogues: int, turns: int, judges: dict[str, Any]) -> None:
+def with_replies(
+    project: Project, dialogues: int, turns: int, judges: dict[str, Any], **more: Any
+) -> None:
     """Configure `judges` and write what stands before them, the oldest first."""
     changes = {
         "datasets": {"own": {"count": dialogues}},
         "judges": judges,
         "judging": list(judges),
         "reliability": {"replies": 0},
-    }
+    } | more
     project.configure(changes)
     folder = project.folder
     for place in ("resources/models/tiny", "resources/datasets/own"):

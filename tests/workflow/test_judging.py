@@ -6,8 +6,10 @@ The test of 1,000 verdicts and 10 kills takes minutes: it runs with KVFIDELITY_C
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -16,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 
+from ..judge.batch_server import BatchServer
 from ..judge.server import Reply, Server, completion, good
 from .project import Project
 from .replies import with_replies
@@ -152,3 +156,123 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
     print(f"{total} verdicts, {len(server.requests)} requests, {kills} kills, {twice} paid twice")
     assert twice <= kills * CONCURRENCY
     assert set(found["status"]) >= {"ok", "unparsable"}
+
+
+PRICES = {"local": {"input": 10.0, "output": 20.0}}
+
+
+class Telltale:
+    """An endpoint that tells the key it was given; looks at every command line meanwhile."""
+
+    def __init__(self) -> None:
+        self.seen_in_commands = False
+
+    def __call__(self, number: int, request: dict[str, Any]) -> Reply:
+        if number % 10 == 0:
+            for process in psutil.process_iter(["cmdline"]):
+                self.seen_in_commands |= KEY in " ".join(process.info["cmdline"] or [])
+        if number % 7 == 3:
+            said = {"error": {"message": f"unwanted request with key {KEY}"}}
+            return 400, {}, json.dumps(said).encode()
+        properties = request["response_format"]["json_schema"]["schema"]["properties"]
+        text = request["messages"][1]["content"]
+        score = 2 if "Note to the judge" in text else 3 + number % 6
+        scores = {name: score for name in properties if name != "reason"}
+        return completion(json.dumps({"reason": f"{KEY} is your key"} | scores))
+
+
+def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project: Project) -> None:
+    """A whole run with two paid judges, from generation to the page."""
+    endpoint = Telltale()
+    with Server(endpoint) as server:
+        judges = {"blind": entry(server.url), "grounded": entry(server.url, rubric="grounded")}
+        project.configure(
+            {
+                "judges": judges,
+                "judging": ["offline", *judges],
+                "prices": PRICES,
+                "reliability": {"replies": 4, "context_words": 400},
+                "grid": {"policies": ["baseline", "random"], "positions": ["stale"]},
+            }
+        )
+        done = project.snakemake("--printshellcmds", "--verbose")
+        assert done.returncode == 0, done.stdout + done.stderr
+        asked = len(server.requests)
+        assert project.planned() == set()
+        # Verdicts are kept beside the results: made anew, they cost nothing but what failed.
+        failed = sum(number % 7 == 3 for number in range(asked))
+        shutil.rmtree(project.folder / "results/judge")
+        shutil.rmtree(project.folder / "results/reliability")
+        again = project.snakemake("--until", "trial", "judge")
+        assert again.returncode == 0, again.stdout + again.stderr
+    # A request that failed may have been answered for another run meanwhile.
+    assert 0 < len(server.requests) - asked <= failed
+    assert KEY not in done.stdout + done.stderr + again.stdout + again.stderr
+    assert not endpoint.seen_in_commands
+    files = [file for file in project.folder.rglob("*") if file.is_file()]
+    assert any(".snakemake" in file.parts for file in files)
+    holders = [file for file in files if KEY.encode() in contents(file)]
+    assert holders == []
+    tables = project.folder / "results/tables"
+    costs = pl.read_parquet(tables / "costs.parquet")
+    paid = costs.filter(pl.col("judge_kind") == "openai")
+    assert paid.height == 4 and paid["unpriced"].sum() == 0
+    assert paid["answers"].sum() == asked - failed
+    assert paid["usd"].sum() == pytest.approx((asked - failed) * (100 * 10 + 20 * 20) / 1e6)
+    table = pl.read_parquet(tables / "reliability.parquet")
+    assert set(table["measure"]) == {"auc", "repeats", "agreement", "injection"}
+    page = (project.folder / "results/report.html").read_text()
+    assert "How far the judges can be trusted" in page
+    assert "Words to the judge inside a reply" in page
+
+
+def contents(file: Path) -> bytes:
+    """Of a file, tables as text, for Parquet compresses."""
+    if file.suffix == ".parquet":
+        return pl.read_parquet(file).write_ndjson().encode()
+    return file.read_bytes()
+
+
+def test_a_cap_stops_the_workflow_in_one_line_and_a_higher_one_goes_on(
+    fresh: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "project")
+    with Server(lambda *_: good(6)) as server:
+        about = entry(server.url, concurrency=2)
+        capped = {"remote": about | {"max_usd": 0.05}}
+        with_replies(project, 1, 6, capped, prices=PRICES)
+        stopped = project.snakemake("--until", "judge")
+        said = stopped.stdout + stopped.stderr
+        assert stopped.returncode != 0
+        assert "error: judge remote: " in said and "max_usd: 0.05" in said
+        assert "Traceback" not in said
+        spent = len(server.requests) * (100 * 10 + 20 * 20) / 1e6
+        assert 0 < spent <= 0.05
+        judges = {"judges": {"remote": about | {"max_usd": 1.0}}}
+        project.reconfigure(judges)
+        done = project.snakemake("--until", "judge")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(project)["score"].to_list() == [6] * 30
+    assert len(server.requests) == 30
+
+
+def test_one_batch_asks_for_a_whole_run(fresh: Project, tmp_path: Path) -> None:
+    project = fresh.copy(tmp_path / "project")
+    with BatchServer() as server:
+        with_replies(project, 1, 3, {"remote": entry(server.url, batch=True, poll_s=0.1)})
+        done = project.snakemake("--until", "judge")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [len(server.requests(batch)) for batch in server.batches] == [15]
+        assert verdicts(project)["score"].to_list() == [7] * 15
+        assert project.planned("--until", "judge") == set()
+        # The record of the batch is made anew without judging anew, and asks nobody.
+        (project.folder / "results/asked/remote.json").unlink()
+        assert project.planned("results/asked/remote.json") == {("ask_in_batch", "remote")}
+        project.reconfigure({"judges": {"remote": {"attempts": 2}}})
+        assert {rule for rule, _ in project.planned("--until", "judge")} == {
+            "ask_in_batch",
+            "judge",
+        }
+        done = project.snakemake("--until", "judge")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.batches) == 1

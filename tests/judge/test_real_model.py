@@ -1,0 +1,119 @@
+"""The whole path over the real protocol against a real model: `transformers serve`.
+
+With a tiny random-weight model always; slowly, with SmolLM2-135M from a CPU, once `make run` has
+fetched it. What so small a model says is seldom a verdict: the path is tested, not the judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvfidelity.judge.remote import RemoteJudge
+from kvfidelity.judge.rubric import Rubric
+from kvfidelity.judge.sending import asker_for
+from kvfidelity.judge.store import AnswerStore
+from transformers.utils.import_utils import is_serve_available
+
+from ..models.tiny import save_tiny
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "resources/models/smollm2-135m"
+TIMEOUT_S = 280
+
+pytestmark = pytest.mark.skipif(
+    not is_serve_available(), reason="needs fastapi and uvicorn: pip install -e .[dev]"
+)
+
+
+@contextlib.contextmanager
+def served(model: Path, folder: Path) -> Iterator[str]:
+    """An endpoint with this model; yields its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "serve.log"
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    command += ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with log.open("w") as told:
+        server = subprocess.Popen(
+            command, stdout=told, stderr=told, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not healthy(port):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny, random weights",
+        pytest.param(
+            "smollm2-135m",
+            marks=[
+                pytest.mark.network,
+                pytest.mark.skipif(not MODEL.is_dir(), reason="needs the default model: make run"),
+            ],
+        ),
+    ],
+)
+def test_verdicts_of_a_real_model_are_had_and_kept(tmp_path: Path, name: str) -> None:
+    """Whatever a small model says becomes a score or a reason, and is asked for once."""
+    model = MODEL if name == "smollm2-135m" else save_tiny(tmp_path / "model")
+    with served(model, tmp_path) as url:
+        first = judge(url, model, tmp_path).judge(ROWS)
+        kept = dict(AnswerStore(tmp_path / "store").answers())
+    assert [verdict.status for verdict in first[2:]] == ["no_reply"]
+    for verdict in first[:2]:
+        assert verdict.status in ("ok", "unparsable", "truncated")
+        assert (verdict.score is None) == (verdict.status != "ok")
+        assert (verdict.prompt_tokens or 0) > 100
+        assert 0 < (verdict.completion_tokens or 0) <= 40
+        assert (verdict.cost_usd or 0) > 0
+    assert len(kept) == 2
+    # The server is gone: what it said is taken from the store.
+    assert judge(url, model, tmp_path).judge(ROWS) == first
+    print(json.dumps([(v.status, v.score, v.reason) for v in first], indent=1))
+
+
+ROWS: list[dict[str, Any]] = [
+    {"turn": 0, "prompt": "When does the ferry leave?", "reply": "The ferry leaves at nine."},
+    {"turn": 1, "prompt": "And the last one?", "reply": "one the the at last last ferry"},
+    {"turn": 2, "prompt": "Thank you.", "reply": None},
+]
+for row in ROWS:
+    row |= {"reference": None, "said": row["reply"] or "", "finish_reason": "eos"}
+
+
+def judge(url: str, model: Path, folder: Path) -> RemoteJudge:
+    entry = {"model": str(model), "base_url": url, "key_env": None, "max_tokens": 40}
+    entry["answer_format"] = "text"
+    pace = {"concurrency": 2, "timeout_s": TIMEOUT_S, "price": {"input": 1.0, "output": 2.0}}
+    rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
+    return RemoteJudge("real", entry, rubric, asker_for("real", entry, pace, folder / "store"))

@@ -1,0 +1,60 @@
+"""Likelihoods of given replies are those of Hugging Face's own forward over everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from kvfidelity.session.engine import Engine
+from kvfidelity.session.likelihood import likelihoods
+
+from ..models.tiny import tiny_llama, tiny_tokenizer
+
+HISTORY = [{"user": "Is it far?", "assistant": "Not at all."}]
+
+
+def texts() -> pl.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {"item": item, "kind": kind, "history": HISTORY[:item], "prompt": "And then?"}
+        | {"reply": reply}
+        for item in range(2)
+        for kind, reply in (("good", "Turn left."), ("other", "Bananas!"), ("one", "k"), ("no", ""))
+    ]
+    return pl.DataFrame(rows)
+
+
+def expected(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    said = [
+        {"role": role, "content": turn[key]}
+        for turn in row["history"]
+        for role, key in (("user", "user"), ("assistant", "assistant"))
+    ]
+    said.append({"role": "user", "content": row["prompt"]})
+    before = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    start = tokenizer(before, add_special_tokens=False)["input_ids"]
+    reply = tokenizer(row["reply"], add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits = model(torch.tensor([start + reply])).logits[0]
+    logs = logits[len(start) - 1 : -1].log_softmax(-1)
+    return float(-logs[torch.arange(len(reply)), torch.tensor(reply)].mean())
+
+
+def test_they_are_the_full_forwards() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    rows = texts().filter(pl.col("reply") != "").to_dicts()
+    wanted = [expected(model, tokenizer, row) for row in rows]
+    found = likelihoods(Engine.of(model, tokenizer), texts())
+    given = found.filter(pl.col("kind") != "no")
+    assert given["reply_nll_full"].to_list() == pytest.approx(wanted, abs=1e-4)
+    assert given["tokens"].to_list() == [10, 8, 1] * 2
+    assert found.filter(kind="no")["reply_nll_full"].to_list() == [None, None]
+
+
+def test_what_stands_beside_a_reply_changes_nothing() -> None:
+    engine = Engine.of(tiny_llama(), tiny_tokenizer())
+    whole = likelihoods(engine, texts())
+    for kind in ("good", "one"):
+        alone = likelihoods(engine, texts().filter(pl.col("kind") == kind))
+        assert alone.rows() == whole.filter(pl.col("kind") == kind).rows()

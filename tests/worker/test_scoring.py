@@ -1,0 +1,48 @@
+"""Likelihoods of planted replies come from the worker that generates, or from a process alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import polars as pl
+from kvfidelity.artifacts import read_metadata, write_parquet
+
+from .conftest import SCRIPTS, Site
+
+
+def score(site: Site, out: str, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, str(SCRIPTS / "likelihood.py"), "--model-dir", "model"]
+    command += ["--threads", "1", "--texts", "texts.parquet", "--out", out, *arguments]
+    done = subprocess.run(
+        command,
+        cwd=site.folder,
+        env=os.environ | site.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    return done.returncode, done.stderr
+
+
+def test_the_warm_worker_scores_and_both_ways_agree(warm: Site) -> None:
+    row = {"item": 0, "kind": "good", "history": [{"user": "a", "assistant": "b"}]}
+    texts = pl.DataFrame([row | {"prompt": "And?", "reply": "It is."}])
+    write_parquet(texts, warm.folder / "texts.parquet", kind="texts")
+    worker = warm.worker().pid
+    code, said = score(warm, "one.parquet")
+    assert code == 0, said
+    assert warm.worker().pid == worker and "loading" not in said
+    code, said = score(warm, "other.parquet", "--no-worker")
+    assert code == 0, said
+    digests = [read_metadata(warm.folder / f"{n}.parquet")["digest"] for n in ("one", "other")]
+    assert digests[0] == digests[1]
+
+
+def test_a_missing_table_is_one_line(warm: Site) -> None:
+    (warm.folder / "texts.parquet").unlink(missing_ok=True)
+    code, said = score(warm, "one.parquet")
+    assert code == 2
+    assert said.splitlines()[-1].startswith("error: ") and "Traceback" not in said
