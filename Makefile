@@ -1,9 +1,10 @@
 # The two commands are `make run` and `make test`.
 CORES ?= 2
 ARGS ?=
+ROUNDS ?= 50
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: help run test lint format report verify lock clean
+.PHONY: help run test chaos lint format report verify lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,6 +15,9 @@ run: .venv/installed ## the default run: results/report.html
 
 test: .venv/installed ## all tests
 	@$(IN_VENV) python -m pytest $(ARGS)
+
+chaos: .venv/installed ## 50 rounds of kills, full disks and damage (about an hour); ROUNDS=10 for fewer
+	@$(IN_VENV) KVFIDELITY_CHAOS_ROUNDS=$(ROUNDS) python -m pytest tests/workflow/test_chaos.py tests/worker/test_chaos.py $(ARGS)
 
 lint: .venv/installed ## style, types, workflow rules
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check .

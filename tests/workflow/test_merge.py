@@ -14,8 +14,6 @@ from .project import Project
 from .test_damage import truncate, verify
 
 RUN = "tiny/own/random/stale/small/0/000"
-#: Made of artifacts, so made anew after a merge.
-MADE = ("results/tables", "results/figures")
 
 
 @pytest.fixture
@@ -40,7 +38,9 @@ def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project)
     }
     done = halves.snakemake()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert halves.digests() == finished.digests()
+    pool = "results/dialogues/tiny/own/pool.parquet"
+    expected = {name: digest for name, digest in finished.digests().items() if name != pool}
+    assert halves.digests() == expected
     assert verify(halves).returncode == 0
     account = json.loads((halves.folder / "results/merge.json").read_text())
     assert account["runs"] == {"stale": 3, "rerotated": 2}
@@ -61,7 +61,7 @@ def without_results(project: Project) -> None:
     ("harm", "message"),
     [
         (without_a_run, f"1 of 5 runs are in none of stale, rerotated, such as {RUN}"),
-        (without_results, "merge: rerotated holds no results"),
+        (without_results, "rerotated holds no results"),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_runs(
@@ -70,9 +70,7 @@ def test_what_is_not_there_is_told_before_anything_runs(
     harm(halves)
     done = halves.snakemake("-n")
     assert done.returncode != 0
-    assert f"error: merge: {message}" in done.stdout + done.stderr or message in (
-        done.stdout + done.stderr
-    )
+    assert f"error: merge: {message}" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -17,7 +17,10 @@ from .project import Project, environment
 from .slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}")
+pytestmark = [
+    pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
+    pytest.mark.timeout(900),  # about a minute and a half where nothing else runs
+]
 #: What this test sets otherwise in the profile: jobs of two runs, as many threads as locally,
 #: Slurm asked every other second, and by squeue, for there is no accounting.
 CHANGES = {
@@ -52,7 +55,7 @@ def path(slurm: Cluster) -> str:
     return f"{slurm.folder}/bin{os.pathsep}{environment()['PATH']}"
 
 
-def wait_for(holds: Callable[[], object], what: str, log: Path, seconds: float = 100) -> None:
+def wait_for(holds: Callable[[], object], what: str, log: Path, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}\n{log.read_text()[-5000:]}"
@@ -93,11 +96,12 @@ def test_jobs_killed_node_drained_run_resumed_and_artifacts_equal_a_local_runs(
     try:
         # Jobs are killed once one has made its first run of two, and the node takes no more.
         wait_for(lambda: kept(project), "no run is finished", log)
-        before, killed = kept(project), generating(slurm, "RUNNING")
+        before, known = kept(project), generating(slurm)
+        killed = generating(slurm, "RUNNING")
         slurm.ask("scontrol", "update", "nodename=node", "state=drain", "reason=test")
         slurm.ask("scancel", *killed)
         # Snakemake hands it in again; it waits for the node.
-        wait_for(lambda: generating(slurm, "PENDING") - killed, "no job comes again", log)
+        wait_for(lambda: generating(slurm, "PENDING") - known, "no job comes again", log)
         assert not generating(slurm, "RUNNING")
         first.send_signal(signal.SIGINT)
         assert first.wait(60) != 0
@@ -109,7 +113,7 @@ def test_jobs_killed_node_drained_run_resumed_and_artifacts_equal_a_local_runs(
     loads = sum(text.count("loading") for text in generate_logs(project))
     second = start(project, slurm, log, TABLES)
     try:
-        assert second.wait(200) == 0, log.read_text()[-5000:]
+        assert second.wait(400) == 0, log.read_text()[-5000:]
     finally:
         second.kill()
         second.wait()

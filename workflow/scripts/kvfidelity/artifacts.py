@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,10 @@ def write_parquet(
         try:
             frame.write_parquet(temporary, metadata=named)
         except pl.exceptions.ComputeError as error:
-            if "os error 28" in str(error):  # polars wraps the system's error in its own
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            # polars wraps the system's error in its own
+            if found := re.search(r"os error (\d+)", str(error)):
+                number = int(found[1])
+                raise OSError(number, os.strerror(number), str(path)) from None
             raise
 
 

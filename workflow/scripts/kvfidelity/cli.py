@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,7 +13,8 @@ from kvfidelity.errors import OutOfSpaceError, UserError
 def main_guard(function: Callable[[], None]) -> None:
     """Run a script's main function; exit with status 2 and `error: ...` on a UserError.
 
-    A full disk counts as one: what was complete stays, and a rerun goes on from there.
+    A full disk counts as one, and so does a folder that cannot be written to: what was complete
+    stays, and a rerun goes on from there.
     """
     try:
         function()
@@ -20,16 +22,24 @@ def main_guard(function: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        told = disk_error(error)
+        if told is None:
             raise
-        print(f"error: {out_of_space(error)}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def out_of_space(error: OSError) -> OutOfSpaceError:
-    """The one-line form of ENOSPC."""
+def disk_error(error: OSError) -> UserError | None:
+    """The one-line form of an error that whoever owns the disk can mend; None for any other."""
     where = error.filename or "the output folder"
-    return OutOfSpaceError(
-        f"no space left on the disk that holds {where}: free some and run the same command again; "
-        "nothing computed so far is lost"
-    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpaceError(
+            f"no space left on the disk that holds {where}: free some and run the same command "
+            "again; nothing computed so far is lost"
+        )
+    if error.filename and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(
+            f"{where} cannot be read or written ({os.strerror(error.errno)}): give yourself access "
+            "and run the same command again; nothing computed so far is lost"
+        )
+    return None

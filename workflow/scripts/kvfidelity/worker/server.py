@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import faulthandler
 import fcntl
 import json
@@ -22,7 +21,7 @@ from typing import IO, Any
 
 import psutil
 
-from kvfidelity.cli import out_of_space
+from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out, wanted
 from kvfidelity.worker.protocol import Message, messages, peer, send
@@ -132,8 +131,9 @@ class Worker:
         except UserError as error:
             return {"event": "error", "message": str(error), "user": True}, True
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                return {"event": "error", "message": str(out_of_space(error)), "user": True}, True
+            told = disk_error(error)
+            if told is not None:
+                return {"event": "error", "message": str(told), "user": True}, True
             return _unexpected(), False
         except DroppedError:
             raise

@@ -1,0 +1,280 @@
+"""What can befall a workflow, and what its user would then do.
+
+Each trouble harms a project, checks that the message says what happened, and does what it says; the
+caller then runs the workflow again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
+
+from .project import Project, environment
+
+RUN = "tiny/own/random/stale/small/0/000"
+LOCKED = "--unlock"
+
+
+@dataclass
+class Scene:
+    """A project before it has generated anything, the same after, and how long it takes."""
+
+    project: Project
+    dice: random.Random
+    seconds: float
+    targets: list[str]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.project.snakemake(*self.targets, *arguments)
+
+    def failed(self, *arguments: str) -> str:
+        """Run it, in the expectation that it fails; what it said."""
+        done = self.run(*arguments)
+        assert done.returncode != 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """While it runs, up to a random moment; it is waited for at the end."""
+        process = self.project.start(*self.targets)
+        try:
+            time.sleep(self.dice.uniform(0.1, 1.0) * self.seconds)
+            yield process
+            process.wait(240)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def processes(self, part: str = "") -> list[psutil.Process]:
+        """Processes that work in the project's folder and have `part` in their command."""
+        return [
+            process
+            for process in psutil.process_iter(["cwd", "cmdline", "status"])
+            if process.info["cwd"] == str(self.project.folder)
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+            and part in " ".join(process.info["cmdline"] or [])
+        ]
+
+    def kill_one(self, part: str) -> bool:
+        """SIGKILL one of them, if there is one; waits a while for one to come."""
+        deadline = time.monotonic() + self.seconds
+        while time.monotonic() < deadline:
+            # The shell's own command names the script, too.
+            found = [p for p in self.processes(part) if "bash" not in Path(_program(p)).name]
+            if found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.dice.choice(found).kill()
+                    return True
+            time.sleep(0.02)
+        return False
+
+    @property
+    def results(self) -> Path:
+        return self.project.folder / "results"
+
+
+def killed_snakemake(scene: Scene) -> None:
+    """Its jobs are left behind and go on for a while."""
+    process = scene.project.start(*scene.targets)
+    time.sleep(scene.dice.uniform(0.1, 1.0) * scene.seconds)
+    process.kill()
+    process.wait()
+    said = scene.project.snakemake(*scene.targets)
+    if said.returncode:  # killed before it had a lock, there is nothing to unlock
+        assert LOCKED in said.stdout + said.stderr
+        assert scene.project.snakemake("--unlock").returncode == 0
+
+
+def killed_worker(scene: Scene) -> None:
+    """The run goes on as if nothing had happened."""
+    with scene.running() as process:
+        scene.kill_one("kvfidelity.worker.server")
+    assert process.returncode == 0
+
+
+def killed_client(scene: Scene) -> None:
+    with scene.running() as process:
+        killed = scene.kill_one("scripts/generate.py")
+    assert process.returncode != 0 or not killed
+
+
+def killed_judge(scene: Scene) -> None:
+    with scene.running() as process:
+        killed = scene.kill_one("scripts/judge.py")
+    assert process.returncode != 0 or not killed
+
+
+def two_at_once(scene: Scene) -> None:
+    """The second is told to wait; the first is not disturbed."""
+    with scene.running() as process:
+        if process.poll() is None:
+            said = scene.run()
+            if process.poll() is None:
+                assert said.returncode != 0
+                assert "locked" in said.stdout + said.stderr
+    assert process.returncode == 0
+
+
+def full_disk(scene: Scene) -> None:
+    """Results on a disk with a few hundred bytes free."""
+    size = sum(path.stat().st_size for path in scene.results.rglob("*") if path.is_file())
+    with _mounted(scene.results, f"size={size // 4096 * 4096 + 64 * 1024}") as disk:
+        filling = scene.results / "filling"
+        with contextlib.suppress(OSError), filling.open("wb") as file:
+            while True:
+                file.write(b"0" * 256)
+                file.flush()
+        said = scene.failed()
+        assert "no space left on the disk that holds" in said, said
+        assert "free some and run the same command again" in said
+        assert _half_written(scene.results) == []
+        filling.unlink()
+        disk("remount,size=50m")
+        assert scene.run().returncode == 0
+
+
+def read_only_results(scene: Scene) -> None:
+    with _mounted(scene.results, "size=50m") as disk:
+        disk("remount,ro")
+        said = scene.failed()
+        assert "Read-only file system" in said, said
+        assert "results" in said
+        disk("remount,rw")
+        assert scene.run().returncode == 0
+
+
+def truncated_table(scene: Scene) -> None:
+    assert scene.run().returncode == 0
+    damaged = scene.results / scene.dice.choice(
+        [f"generate/{RUN}/turns.parquet", f"metrics/{RUN}/metrics.parquet"]
+    )
+    size = damaged.stat().st_size
+    damaged.write_bytes(damaged.read_bytes()[: scene.dice.randrange(size)])
+    shutil.rmtree(scene.results / "judge")
+    said = scene.failed()
+    name = damaged.relative_to(scene.project.folder)
+    assert f"error: {name} is damaged" in said, said
+    assert "delete it and run again" in said
+    _verify(scene, f"damaged: {name}", remove=True)
+
+
+def damaged_model(scene: Scene) -> None:
+    """A bit flipped, a file cut short, or emptied."""
+    file = scene.project.folder / "resources/models/tiny/model.safetensors"
+    whole = file.read_bytes()
+    place = scene.dice.randrange(len(whole) // 2, len(whole))
+    flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    file.unlink()  # it is a second name of the file that it was taken from
+    file.write_bytes(scene.dice.choice([flipped, whole[:place], b""]))
+    said = scene.failed()
+    assert "error: " in said
+    assert "model.safetensors is damaged" in said, said
+    assert "delete the model's folder and run again" in said
+    shutil.rmtree(file.parent)
+
+
+def other_schema_version(scene: Scene) -> None:
+    assert scene.run().returncode == 0
+    file = scene.results / f"generate/{RUN}/turns.parquet"
+    notes = {key: read_metadata(file)[key] for key in ("code", "spec")} | {"schema_version": "0"}
+    write_parquet(read_parquet(file, kind="turns"), file, kind="turns", metadata=notes)
+    shutil.rmtree(scene.results / "judge")
+    said = scene.failed()
+    name = file.relative_to(scene.project.folder)
+    assert f"error: {name} has schema version 0, this code writes 1" in said, said
+    _verify(scene, f"stale: {name}: schema version 0", remove=False)
+    file.unlink()
+
+
+def clock_set_back(scene: Scene) -> None:
+    """Some files are from tomorrow, and one run is missing."""
+    assert scene.run().returncode == 0
+    tomorrow = time.time() + 86_400
+    for folder in (scene.results, scene.project.folder / "resources"):
+        for file in sorted(folder.rglob("*")):
+            if scene.dice.random() < 0.5:
+                os.utime(file, (tomorrow, tomorrow))
+    shutil.rmtree(scene.results / "generate" / RUN)
+    assert scene.run().returncode == 0
+
+
+#: In turn, so that a handful of rounds has a handful of troubles.
+TROUBLES: list[Callable[[Scene], None]] = [
+    killed_snakemake,
+    killed_worker,
+    truncated_table,
+    killed_judge,
+    full_disk,
+    killed_client,
+    damaged_model,
+    two_at_once,
+    read_only_results,
+    other_schema_version,
+    clock_set_back,
+]
+
+
+def _program(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _half_written(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*.tmp-*"))
+
+
+def _verify(scene: Scene, expected: str, *, remove: bool) -> None:
+    command = [sys.executable, "workflow/scripts/verify.py", "results"]
+    done = subprocess.run(
+        command + ["--remove"] * remove,
+        cwd=scene.project.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in done.stdout, done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
+    """A folder's content on a small disk of its own; back in the folder afterwards."""
+
+    def mount(options: str, *arguments: str) -> None:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount a small disk here: {done.stderr.strip()}")
+
+    aside = folder.with_name("aside")
+    shutil.copytree(folder, aside)
+    mount(options)
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield mount
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    shutil.rmtree(folder)
+    aside.rename(folder)
