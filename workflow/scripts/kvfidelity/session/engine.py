@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 # Rows of logits made at once: a vocabulary of 128k takes 130 MB in fp32.
 ROWS = 256
 # Tokens fed in one forward: what a forward holds beside the cache grows with them.
-CHUNK = 2048
+CHUNK = 8192
+# On a GPU a long prompt starts with a round number of tokens: the fastest attention for it has to
+# be planned anew for every length.
+LONG, ROUND = 4096, 1024
 
 
 class Hub(Protocol):
@@ -110,12 +113,21 @@ class Engine:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
         tokens = torch.tensor([list(ids)], device=self.device)
-        first, *rest = torch.split(tokens, self.chunk, dim=1)
+        first, *rest = torch.split(tokens, self._chunks(len(ids), cache.size), dim=1)
         parts = [self.forward(first, cache)[0]]
         for chunk in rest:
             with cache.continuing():
                 parts.append(self.forward(chunk, cache)[0])
         return torch.cat(parts) if rest else parts[0]
+
+    def _chunks(self, count: int, cached: int) -> list[int]:
+        """Sizes of the forwards that feed so many tokens."""
+        sizes = []
+        if self.device.type == "cuda" and not cached and min(count, self.chunk) >= LONG:
+            sizes.append(min(count, self.chunk) // ROUND * ROUND)
+        while (left := count - sum(sizes)) > 0:
+            sizes.append(min(left, self.chunk))
+        return sizes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: AttendingCache) -> Tensor:

@@ -90,7 +90,8 @@ class StepTable(AttendingCache):
         """[B, 1, H, d] of un-rotated [B, H, 1, d] queries; `module.step_rows` is the layer's."""
         from kvfidelity.cache.gpu.decode import decode
 
-        return decode(query, key, value, self.lanes, module.step_rows, self.half, scaling)
+        out: Tensor = decode(query, key, value, self.lanes, module.step_rows, self.half, scaling)
+        return out
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
