@@ -89,11 +89,13 @@ class SlotLedger:
         if not (np.diff(kept.numpy(), axis=-1) > 0).all():
             raise ValueError("keep set must be sorted and without repeats")
         self._token_index = _gather(self.token_index, kept)
-        self._position = _gather(self.position, kept)
+        if self.mode is PositionMode.REROTATED:
+            anew = np.broadcast_to(np.arange(size), self._token_index.shape)
+            self._position = torch.from_numpy(anew.copy())
+        else:
+            self._position = _gather(self.position, kept)
         self._slots = size
         self.evictions += 1
-        if self.mode is PositionMode.REROTATED:
-            self._position = torch.arange(size).expand(self._position.shape).clone()
 
     def fork(self, slots: int | None = None) -> SlotLedger:
         """An independent copy, or a copy of the first `slots` slots of a ledger never evicted from.

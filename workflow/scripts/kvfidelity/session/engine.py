@@ -66,7 +66,10 @@ class Engine:
             UserError: no such directory, an unsupported architecture, no such device.
         """
         model, tokenizer = load_model(model_dir, dtype, device)
-        return cls.of(model, tokenizer)
+        engine = cls.of(model, tokenizer)
+        if engine.device.type == "cuda":
+            engine._warm_up()
+        return engine
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Engine:
@@ -119,6 +122,13 @@ class Engine:
             with cache.continuing():
                 parts.append(self.forward(chunk, cache)[0])
         return torch.cat(parts) if rest else parts[0]
+
+    def _warm_up(self) -> None:
+        """Compile what a prompt needs, with and without scores, before anything is timed."""
+        for scored in (True, False):
+            cache = self.new_cache("original", collect_scores=scored)
+            for count in (64, 2):
+                self.feed(cache, [0] * count)
 
     def _chunks(self, count: int, cached: int) -> list[int]:
         """Sizes of the forwards that feed so many tokens."""

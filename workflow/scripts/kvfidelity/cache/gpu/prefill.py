@@ -170,7 +170,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple
     return out, lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new", "slots"])
 def _score_kernel(
     query,
     key,
@@ -234,7 +234,7 @@ def _weights(
     return tl.exp2(logits * factor - level[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new", "slots"])
 def _forward_kernel(
     query,
     key,
@@ -298,7 +298,7 @@ def _forward_kernel(
     tl.store(lse + head.to(tl.int64) * new + row, (top + tl.log2(norm)) / LOG2E, mask=row < new)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["position_group", "slots"])
 def _rotate_kernel(
     x,
     out,
