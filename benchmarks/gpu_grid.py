@@ -56,9 +56,7 @@ class RandomChat:
     stop_ids: frozenset[int] = frozenset()
     end_of_turn_ids = (5,)
 
-    def segments(
-        self, turns: Sequence[Turn], *, max_prompt_tokens: int | None = None
-    ) -> list[Segment]:
+    def segments(self, turns: Sequence[Turn], **cuts: Any) -> list[Segment]:
         draws = torch.Generator().manual_seed(0)
         counts = [PROMPTS[turn.user] for turn in turns]
         ids = [torch.randint(10, 128000, (count,), generator=draws).tolist() for count in counts]

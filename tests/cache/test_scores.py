@@ -18,7 +18,7 @@ def eager(
     key = key.double().repeat_interleave(ratio, 0)
     value = value.double().repeat_interleave(ratio, 0)
     logits = query.double() @ key.transpose(1, 2) * scaling
-    future = torch.ones(new, slots, dtype=torch.bool).triu(slots - new + 1)
+    future = torch.ones(new, slots, dtype=torch.bool, device=query.device).triu(slots - new + 1)
     weights = logits.masked_fill(future, -torch.inf).softmax(-1)
     return weights @ value, weights
 

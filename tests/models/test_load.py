@@ -9,7 +9,7 @@ import pytest
 import torch
 from kvfidelity.errors import UserError
 from kvfidelity.models.geometry import Geometry
-from kvfidelity.models.load import load_model, resolve_device
+from kvfidelity.models.load import check_kernels_compile, load_model, resolve_device
 from kvfidelity.session.engine import Engine
 
 from tests.models.tiny import save_tiny
@@ -84,3 +84,13 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(UserError, match="device 'tpu!'"):
         resolve_device("tpu!")
+
+
+def test_what_a_gpu_needs_to_compile_its_kernels_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("kvfidelity.models.load.find_spec", lambda name: None)
+    monkeypatch.setattr("kvfidelity.models.load.which", lambda name: None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(UserError, match=r"triton .*C compiler .*Python\.h.*device: cpu"):
+        check_kernels_compile()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,14 +85,17 @@ class SlotLedger:
         size = kept.shape[-1]
         if size and (kept[..., 0].min() < 0 or kept[..., -1].max() >= self._slots):
             raise ValueError(f"keep set names slots outside 0..{self._slots - 1}")
-        if not bool((kept[..., 1:] > kept[..., :-1]).all()):
+        # NumPy here and below: a team of threads costs more than so little work.
+        if not (np.diff(kept.numpy(), axis=-1) > 0).all():
             raise ValueError("keep set must be sorted and without repeats")
         self._token_index = _gather(self.token_index, kept)
-        self._position = _gather(self.position, kept)
+        if self.mode is PositionMode.REROTATED:
+            anew = np.broadcast_to(np.arange(size), self._token_index.shape)
+            self._position = torch.from_numpy(anew.copy())
+        else:
+            self._position = _gather(self.position, kept)
         self._slots = size
         self.evictions += 1
-        if self.mode is PositionMode.REROTATED:
-            self._position = torch.arange(size).expand(self._position.shape).clone()
 
     def fork(self, slots: int | None = None) -> SlotLedger:
         """An independent copy, or a copy of the first `slots` slots of a ledger never evicted from.
@@ -128,7 +132,8 @@ def as_grid(kept: Tensor) -> Tensor:
 
 def _gather(slots: Tensor, kept: Tensor) -> Tensor:
     lead = [max(sizes) for sizes in zip(slots.shape[:-1], kept.shape[:-1], strict=True)]
-    return slots.expand(*lead, -1).gather(-1, kept.expand(*lead, -1))
+    rows, places = (tensor.expand(*lead, -1).numpy() for tensor in (slots, kept))
+    return torch.from_numpy(np.take_along_axis(rows, places, -1))
 
 
 def _grown(slots: Tensor, used: int, capacity: int) -> Tensor:

@@ -166,7 +166,9 @@ class ManagedCache(AttendingCache):
                 layer.keep(rows[0] if rows.shape[0] == 1 else rows)
         if self.scores is not None:
             self.scores.keep(grid)
-        if self._mirror is not None:
+        if self._mirror is not None and self.ledger.mode is PositionMode.REROTATED:
+            self._mirror.append(0, 0, self.size)  # the same for all layers and heads
+        elif self._mirror is not None:
             self._mirror.replace(self.ledger.position)
         if self.ledger.mode is PositionMode.REROTATED and self.layers[0].has_workspace:
             cos, sin = self.rotary.angles(torch.arange(self.size), self.device)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import torch
@@ -41,6 +45,9 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     hf_logging.disable_progress_bar()
     place = resolve_device(device)
+    if place.type == "cuda":
+        check_kernels_compile()
+        torch.cuda.set_device(place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
@@ -52,6 +59,26 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(f"{path} is damaged ({reason}): delete the model's folder and run again")
+
+
+def check_kernels_compile() -> None:
+    """What Triton needs to compile the GPU kernels.
+
+    Raises:
+        UserError: no Triton, no C compiler, or no headers of Python.
+    """
+    missing = []
+    if find_spec("triton") is None:
+        missing.append("the package triton (PyTorch's CUDA builds for Linux bring it)")
+    if not any(map(which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
+        missing.append("a C compiler (gcc or clang, or CC set to one)")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        missing.append("the headers of Python (Python.h, in python3-dev on Debian)")
+    if missing:
+        raise UserError(
+            f"a GPU needs {' and '.join(missing)} to compile its kernels; install that, or set "
+            "`device: cpu`"
+        )
 
 
 def resolve_device(device: str) -> torch.device:

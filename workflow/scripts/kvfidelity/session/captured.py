@@ -167,8 +167,9 @@ def _compiled(layers: Any) -> Iterator[None]:
     """While this lasts calls of the layers are compiled; one compilation serves all of them."""
     # PyTorch counts compilations per code object and stops at eight: each capture has its own.
     fresh = FunctionType(_forward.__code__.replace(), globals())
-    # For one lane this makes matrix products that read weights at the memory's full speed.
-    options: dict[str, Any] = {"coordinate_descent_tuning": True}
+    # With one lane, matrix products that read weights at the memory's full speed; and what goes
+    # into one is computed before it, not once more for each of its rows.
+    options: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_opcount_threshold": 4}
     call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
     for layer in layers:
         layer.forward = partial(call, layer)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 # Rows of logits made at once: a vocabulary of 128k takes 130 MB in fp32.
 ROWS = 256
 # Tokens fed in one forward: what a forward holds beside the cache grows with them.
-CHUNK = 2048
+CHUNK = 8192
+# On a GPU a long prompt starts with a round number of tokens: the fastest attention for it has to
+# be planned anew for every length.
+LONG, ROUND = 4096, 1024
 
 
 class Hub(Protocol):
@@ -63,7 +66,10 @@ class Engine:
             UserError: no such directory, an unsupported architecture, no such device.
         """
         model, tokenizer = load_model(model_dir, dtype, device)
-        return cls.of(model, tokenizer)
+        engine = cls.of(model, tokenizer)
+        if engine.device.type == "cuda":
+            engine._warm_up()
+        return engine
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Engine:
@@ -110,12 +116,28 @@ class Engine:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
         tokens = torch.tensor([list(ids)], device=self.device)
-        first, *rest = torch.split(tokens, self.chunk, dim=1)
+        first, *rest = torch.split(tokens, self._chunks(len(ids), cache.size), dim=1)
         parts = [self.forward(first, cache)[0]]
         for chunk in rest:
             with cache.continuing():
                 parts.append(self.forward(chunk, cache)[0])
         return torch.cat(parts) if rest else parts[0]
+
+    def _warm_up(self) -> None:
+        """Compile what a prompt needs, with and without scores, before anything is timed."""
+        for scored in (True, False):
+            cache = self.new_cache("original", collect_scores=scored)
+            for count in (64, 2):
+                self.feed(cache, [0] * count)
+
+    def _chunks(self, count: int, cached: int) -> list[int]:
+        """Sizes of the forwards that feed so many tokens."""
+        sizes = []
+        if self.device.type == "cuda" and not cached and min(count, self.chunk) >= LONG:
+            sizes.append(min(count, self.chunk) // ROUND * ROUND)
+        while (left := count - sum(sizes)) > 0:
+            sizes.append(min(left, self.chunk))
+        return sizes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: AttendingCache) -> Tensor:

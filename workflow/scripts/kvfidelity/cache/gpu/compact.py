@@ -50,7 +50,7 @@ def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "capacity", "kept_layer", "kept_group"])
 def _move_kernel(
     addresses,
     room,

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
-#: Tokens from which on cuDNN's attention is worth its plan.
-LONG = 4096
+#: Prompts whose attention is cuDNN's: from so many tokens on, and a multiple of so many.
+LONG, ROUND = 4096, 1024
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -37,7 +37,7 @@ def attend_with_lse(
     PyTorch's own kernels where they can (half precision, head size a multiple of 8), else the
     kernel below, which is exact in fp32. Flash attention is causal from the bottom right, as slots
     are. cuDNN's is twice as fast on Hopper, but causal from the top left, which is the same only
-    for a whole prompt, and it makes a plan for each new length, which only a long one is worth.
+    for a whole prompt, and it takes 65 ms to plan for each new length: for long round ones, then.
 
     Returns:
         The output [H, q, d] and natural logarithms, fp32 [H, q].
@@ -46,7 +46,7 @@ def attend_with_lse(
     if query.dtype is torch.float32 or size % 8:
         return _forward(query, key, value, scaling)
     q, k, v = query[None], key[None], value[None]
-    if new == key.shape[1] >= LONG and _cudnn(query.device, size):
+    if new == key.shape[1] >= LONG and new % ROUND == 0 and _cudnn(query.device, size):
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
             q, k, v, None, True, 0.0, True, False, scale=scaling
         )
@@ -170,7 +170,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple
     return out, lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new", "slots"])
 def _score_kernel(
     query,
     key,
@@ -234,7 +234,7 @@ def _weights(
     return tl.exp2(logits * factor - level[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new", "slots"])
 def _forward_kernel(
     query,
     key,
@@ -298,7 +298,7 @@ def _forward_kernel(
     tl.store(lse + head.to(tl.int64) * new + row, (top + tl.log2(norm)) / LOG2E, mask=row < new)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["position_group", "slots"])
 def _rotate_kernel(
     x,
     out,
