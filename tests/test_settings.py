@@ -47,9 +47,9 @@ def test_generated_files_are_current() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("thresholds", "quarter_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
-        (("thresholds", "quarter_window", "trigger"), "turns", "did you mean 'turn'?"),
-        (("thresholds", "quarter_window", "target"), "0.5win", "target must be below `at`"),
+        (("thresholds", "fifth_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
+        (("thresholds", "fifth_window", "trigger"), "turns", "did you mean 'turn'?"),
+        (("thresholds", "fifth_window", "target"), "0.5win", "target must be below `at`"),
         (("policies", "random", "keep_ratio"), 1.5, "at most 1"),
         (("policies", "random", "keep_ratio"), 0, "above 0"),
         (("policies", "random", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
@@ -61,7 +61,7 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
         (("grid",), {"positions": ["stal"]}, "did you mean 'stale'?"),
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
-        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: none, quarter_window"),
+        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: none, fifth_window"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
         (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
@@ -132,7 +132,7 @@ def test_the_baseline_runs_once_whatever_the_grid() -> None:
     settings = load_settings(default() | {"grid": {"policies": ["gist"], "positions": ["stale"]}})
     assert [(c.policy, c.positions, c.threshold) for c in cells(settings)] == [
         ("baseline", "original", "none"),
-        ("gist", "stale", "quarter_window"),
+        ("gist", "stale", "fifth_window"),
     ]
 
 
