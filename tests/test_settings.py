@@ -61,7 +61,7 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
         (("grid",), {"positions": ["stal"]}, "did you mean 'stale'?"),
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
-        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: none, fifth_window"),
+        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: fifth_window, none"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
         (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
