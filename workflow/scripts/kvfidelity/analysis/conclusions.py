@@ -34,7 +34,12 @@ def causes(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
         pl.col("factor") == "positions", pl.col("first") == "stale", pl.col("second") == "rerotated"
     )
     joined = difference.join(stale, on=keys).join(rest, on=keys).join(kinds, on=keys)
-    ordered = joined.sort(pl.col("kind") != "attention_top", -pl.col("mean"), "policy")
+    ordered = joined.sort(
+        pl.col("kind") != "attention_top",
+        *keys[:2],
+        -pl.col("mean").max().over("policy"),
+        *keys[2:],
+    )
     return [row | split(row) for row in ordered.to_dicts()]
 
 

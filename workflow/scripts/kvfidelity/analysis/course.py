@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from kvfidelity.analysis.figures import WIDTH, counted, whole
+from kvfidelity.analysis.figures import WIDTH, counted, first_dialogue, whole
 
 MOMENTS = {
     "start": "cache_bytes_start",
@@ -58,11 +58,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
 
     The first position mode stands for all, for they hold as many bytes.
     """
-    first = turns.filter(
-        pl.col("dialogue") == pl.col("dialogue").min().over("model", "dataset"),
-        pl.col("model") == pl.col("model").min(),
-        pl.col("kind") != "baseline",
-    )
+    first, title = first_dialogue(turns.filter(pl.col("kind") != "baseline"))
     chosen = first.filter(
         pl.col("positions") == pl.col("positions").min().over("policy"),
         pl.col("threshold") == pl.col("threshold").min(),
@@ -83,7 +79,9 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
     ).sort("policy", "at")
     data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
     base = alt.Chart(data).encode(
-        x=alt.X("at:Q", title="turn", axis=whole(data["turn"]), scale=alt.Scale(zero=False))
+        x=alt.X(
+            "at:Q", title="turn", axis=whole(data["turn"]), scale=alt.Scale(zero=False, nice=False)
+        )
     )
     line = base.mark_line(color="#0072B2", aria=False).encode(
         y=alt.Y("megabytes:Q", title="cache (MB)")
@@ -93,7 +91,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
     )
     limit = base.mark_rule(color="#D55E00", strokeDash=[4, 3]).encode(x=alt.X(), y="mean(limit):Q")
     layers = alt.layer(line, points, limit).properties(width=250, height=110)
-    return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2)
+    return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2, title=title)
 
 
 def latency(turns: pl.DataFrame) -> alt.FacetChart:

@@ -52,9 +52,20 @@ def excess(policies: pl.DataFrame) -> alt.Chart:
     return _by_place(alt.layer(zero, bars, points, data=data), data, height)
 
 
+def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The turns of the first dialogue, model, data set and seed, and their names if there are
+    others."""
+    names = ("model", "dataset", "dialogue", "seed")
+    first = turns.filter(pl.col(names[0]) == pl.col(names[0]).min())
+    for name in names[1:]:
+        first = first.filter(pl.col(name) == pl.col(name).min())
+    several = turns.select(pl.struct("model", "dataset").n_unique()).item() > 1
+    return first, ", ".join(first.row(0, named=True)[name] for name in names[:2] if several)
+
+
 def cache_size(turns: pl.DataFrame) -> alt.Chart:
-    """Cached tokens over tokens seen, for the first dialogue of each model and dataset."""
-    first = turns.filter(pl.col("dialogue") == pl.col("dialogue").min().over("model", "dataset"))
+    """Cached tokens over tokens seen, for the first dialogue."""
+    first, title = first_dialogue(turns)
     # The size does not depend on the position mode.
     one_mode = first.filter(pl.col("positions") == pl.col("positions").min().over("policy"))
     moments = [
@@ -69,25 +80,22 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
         for step, (name, seen) in enumerate(moments)
     )
     data = data.drop_nulls("slots").sort("policy", "turn", "moment")
-    one_threshold = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() < 2
-    data = data.with_columns(
-        step=pl.col("turn") * len(moments) + pl.col("moment"),
-        policies=pl.when(pl.lit(one_threshold) | (pl.col("threshold") == "none"))
-        .then(pl.col("policy"))
-        .otherwise(pl.col("policy") + pl.lit(" (") + pl.col("threshold") + pl.lit(")")),
-    )
+    data = data.with_columns(step=pl.col("turn") * len(moments) + pl.col("moment"))
+    several = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() > 1
+    dashed = alt.StrokeDash("threshold:N" if several else "policy:N")
     return (
         alt.Chart(data)
         .mark_line(strokeWidth=2, interpolate="linear")
         .encode(
             x=alt.X("seen:Q", title="tokens seen"),
             y=alt.Y("slots:Q", title="cached tokens"),
-            color=alt.Color("policies:N", title="policy", scale=alt.Scale(range=POLICY_COLOURS)),
-            strokeDash=alt.StrokeDash("policies:N", title="policy"),
+            color=alt.Color("policy:N", scale=alt.Scale(range=POLICY_COLOURS)),
+            strokeDash=dashed,
+            detail="threshold:N",
             order="step:Q",
-            tooltip=["policy", "turn", "seen", "slots"],
+            tooltip=["policy", "threshold", "turn", "seen", "slots"],
         )
-        .properties(width=WIDTH, height=260)
+        .properties(width=WIDTH, height=260, title=title)
     )
 
 
@@ -95,8 +103,9 @@ def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.Chart:
     """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
     data = retention_table(turns, evictions)
     data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    place = first_dialogue(turns)[1]
     return (
-        alt.Chart(data)
+        alt.Chart(data, title=place)
         .mark_rect()
         .encode(
             x=alt.X("start:Q", title="token index in the conversation", bin="binned"),
@@ -122,11 +131,9 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     are averaged.
     """
     runs = (
-        turns.filter(pl.col("kind") != "baseline")
-        .filter(pl.col("dialogue") == pl.col("dialogue").min())
+        first_dialogue(turns.filter(pl.col("kind") != "baseline"))[0]
         .filter(pl.col("threshold") == pl.col("threshold").min())
         .filter(pl.col("positions") == pl.col("positions").max())
-        .filter(pl.col("model") == pl.col("model").min(), pl.col("seed") == pl.col("seed").min())
     )
     rows: list[dict[str, Any]] = []
     for (run, policy), part in runs.group_by("run", "policy", maintain_order=True):
@@ -160,6 +167,13 @@ def counted(rows: pl.DataFrame, column: str = "n_dialogues", noun: str = "dialog
     return f"n = {most} {noun}" if least == most else f"n = {least} to {most} {noun}"
 
 
+def named_apart(rows: pl.DataFrame) -> pl.Expr:
+    """A row's name: the policy, and whatever else differs between rows."""
+    names = ("threshold", "dataset", "model")
+    varied = [name for name in names if rows[name].drop_nulls().n_unique() > 1]
+    return pl.concat_str(["policy", *varied], separator=", ", ignore_nulls=True)
+
+
 def whole(numbers: pl.Series) -> alt.Axis:
     """An axis with ticks at whole numbers only, about ten of them."""
     last = int(numbers.max() or 0)  # type: ignore[arg-type]
@@ -182,8 +196,13 @@ def by_turn(turns: pl.DataFrame) -> alt.Chart:
     """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals, and at
     the foot of how many dialogues: they end, and the last turns are of few."""
     late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
-    data = late.with_columns(since=pl.col("turn") - pl.col("turn").min().over("run"))
-    means = data.group_by("policy", "positions", "since").agg(
+    data = late.with_columns(
+        since=pl.col("turn") - pl.col("turn").min().over("run"), panel=named_apart(late)
+    )
+    keys = ["panel", "positions", "since"]
+    # Seeds of one dialogue are one observation.
+    each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
+    means = each.group_by(keys).agg(
         excess=pl.col("excess_nll").mean(), spread=pl.col("excess_nll").std(), n=pl.len()
     )
     n = means["n"].to_numpy().astype(float)
@@ -191,7 +210,7 @@ def by_turn(turns: pl.DataFrame) -> alt.Chart:
     means = means.with_columns(low=pl.col("excess") - half, high=pl.col("excess") + half)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
-    base = alt.Chart(means.sort("policy", "positions", "since")).encode(
+    base = alt.Chart(means.sort(keys)).encode(
         x=alt.X("since:Q", title="turns since the first eviction", axis=whole(means["since"])),
         color=alt.Color("positions:N", scale=MODES, title="positions"),
     )
@@ -199,16 +218,16 @@ def by_turn(turns: pl.DataFrame) -> alt.Chart:
     line = base.mark_line(point=True, aria=False)
     value = alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis)
     points = base.mark_point(filled=True, size=30).encode(
-        y=value, tooltip=["policy", "positions", "since", "excess", "low", "high", "n"]
+        y=value, tooltip=["panel", "positions", "since", "excess", "low", "high", "n"]
     )
-    counts = base.transform_aggregate(n="min(n)", groupby=["policy", "since"]).mark_text(
+    counts = base.transform_aggregate(n="min(n)", groupby=["panel", "since"]).mark_text(
         fontSize=9, opacity=0.75, aria=False
     )
     counts = counts.encode(y=alt.value(125), text="n:Q", color=alt.value("currentColor"))
     layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points, counts)
     return (
         layers.properties(width=250, height=130)
-        .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+        .facet(facet=alt.Facet("panel:N", title=None), columns=2)
         .resolve_axis(x="independent")
     )
 

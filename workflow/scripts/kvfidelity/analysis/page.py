@@ -18,6 +18,7 @@ from kvfidelity.analysis.recall import told
 from kvfidelity.analysis.reliability import told_of_judges
 from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.analysis.words import interval, p_value, percent, signed, span
 from kvfidelity.grid import POSITIONS
@@ -72,7 +73,7 @@ def render(
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
     environment.filters |= {"percent": percent, "span": span}
-    environment.globals["cell_name"] = cell_name
+    environment.globals |= {"cell_name": cell_name, "cell_of": cell_of}
     svg = {
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
     }
@@ -106,6 +107,11 @@ def render(
         report=settings["report"],
     )
     return page
+
+
+def cell_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page's script finds a run by."""
+    return {name: row[name] for name in CELL}
 
 
 def inlined(svg: str) -> Markup:

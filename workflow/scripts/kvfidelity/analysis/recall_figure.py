@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from kvfidelity.analysis.figures import COLOURS
+from kvfidelity.analysis.figures import COLOURS, named_apart
 from kvfidelity.analysis.recall import DEPTHS, rank
 from kvfidelity.grid import POSITIONS
 
@@ -17,13 +17,15 @@ SHAPES = alt.Scale(domain=[*POSITIONS, NEVER], range=["circle", "square", "trian
 def recall_figure(table: pl.DataFrame) -> alt.FacetChart:
     """Share of questions answered right, one panel per depth, one row per policy; bars are
     intervals, the dashed line is what guessing gives."""
+    # The never evicted run has no threshold to be named by.
+    table = table.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
     data = table.with_columns(
         # The never evicted run has one mark, in the middle of its row.
         offset=pl.when(pl.col("kind") == "baseline")
         .then(pl.lit("original"))
         .otherwise("positions"),
         mode=pl.when(pl.col("kind") == "baseline").then(pl.lit(NEVER)).otherwise("positions"),
-        row=_row(table),
+        row=named_apart(table),
         panel=_panel(table),
         n=pl.format("{} questions, {} dialogues", "n_questions", "n_dialogues"),
     )
@@ -58,15 +60,6 @@ def recall_figure(table: pl.DataFrame) -> alt.FacetChart:
         .properties(width=165, height=height)
         .facet(facet=alt.Facet("panel:N", title=None, sort=panels.to_list()), columns=3)
     )
-
-
-def _row(table: pl.DataFrame) -> pl.Expr:
-    """A row's name: the policy, and whatever else differs between cells."""
-    varied = [name for name in ("dataset", "model") if table[name].n_unique() > 1]
-    thresholds = table.filter(pl.col("kind") != "baseline")["threshold"].n_unique()
-    if thresholds > 1:
-        varied = ["threshold", *varied]
-    return pl.concat_str(["policy", *varied], separator=", ")
 
 
 def _panel(table: pl.DataFrame) -> pl.Expr:

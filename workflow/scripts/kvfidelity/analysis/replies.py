@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.figures import cached_spans
+from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 
@@ -154,7 +155,7 @@ def _agree(rows: pl.DataFrame, segments: Sequence[Segment]) -> bool:
 
 def _run(rows: pl.DataFrame, log: pl.DataFrame | None, conversation: str) -> dict[str, Any]:
     first = rows.row(0, named=True)
-    cell = {name: first[name] for name in ("policy", "positions", "threshold", "seed", "kind")}
+    cell = {name: first[name] for name in (*CELL, "seed", "kind")}
     numbers = ("excess_nll", "kl_full", "reference_nll", "retained_share", "phase_distortion")
     shown = rows.select(
         "prompt", "reply", "reference", *[pl.col(name).round(3) for name in numbers]

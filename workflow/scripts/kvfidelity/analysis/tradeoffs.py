@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvfidelity.analysis.figures import MODE_SHAPES, MODES, WIDTH, counted
+from kvfidelity.analysis.figures import MODE_SHAPES, MODES, WIDTH, counted, named_apart
 from kvfidelity.analysis.words import interval, signed
 from kvfidelity.grid import POSITIONS
 
@@ -25,7 +25,7 @@ def heat_map(policies: pl.DataFrame) -> alt.LayerChart:
     data = policies.with_columns(
         shown=pl.col("mean").map_elements(lambda mean: f"{mean:+.2f}", pl.String),
         n=pl.format("n = {}", "n_dialogues"),
-        place=_place(policies),
+        place=named_apart(policies),
     )
     scale = alt.Scale(type="symlog", constant=0.05, scheme="blues")
     base = alt.Chart(data).encode(
@@ -122,21 +122,27 @@ def foretelling(predictors: pl.DataFrame) -> alt.LayerChart:
 
 def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
     """Excess NLL of every turn against phase distortion and against the measure that orders turns
-    best, with their rank correlations; at most POINTS turns are drawn, evenly spread."""
+    best, with their rank correlations; of each model and data set at most POINTS turns are drawn,
+    evenly spread."""
+    shown = ["policy", "positions", "turn", "dialogue", "excess_nll"]
     late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
-    names = [COHERENCE, *predictors.filter(pl.col("metric") != COHERENCE)["metric"].head(1)]
-    said = {row["metric"]: row for row in reversed(predictors.to_dicts())}
-    drawn = late.gather_every(max(1, math.ceil(late.height / POINTS))).select(
-        "policy", "positions", "turn", "dialogue", "excess_nll", *names
-    )
-    data = pl.concat(
-        drawn.select(
-            *("policy", "positions", "turn", "dialogue", "excess_nll"),
-            value=pl.col(name).cast(pl.Float64),
-            panel=pl.lit(_titled(name, said.get(name))),
-        )
-        for name in names
-    ).drop_nulls("value")
+    several = late.select(pl.struct("model", "dataset").n_unique()).item() > 1
+    empty = pl.DataFrame(schema={name: turns.schema[name] for name in shown})
+    parts = [empty.with_columns(value=pl.lit(0.0), panel=pl.lit(""))]
+    for (model, dataset), part in late.group_by("model", "dataset", maintain_order=True):
+        ranked = predictors.filter(model=model, dataset=dataset).to_dicts()
+        best = [row for row in ranked if row["metric"] != COHERENCE][:1]
+        drawn = part.gather_every(max(1, math.ceil(part.height / POINTS)))
+        place = f"{model}, {dataset}: " if several else ""
+        parts += [
+            drawn.select(
+                *shown,
+                value=pl.col(row["metric"]).cast(pl.Float64),
+                panel=pl.lit(place + _titled(row)),
+            )
+            for row in [*(row for row in ranked if row["metric"] == COHERENCE), *best]
+        ]
+    data = pl.concat(parts).drop_nulls("value")
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     return (
         alt.Chart(data)
@@ -159,18 +165,7 @@ def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
     )
 
 
-def _titled(name: str, row: Mapping[str, Any] | None) -> str:
+def _titled(row: Mapping[str, Any]) -> str:
     """ "future share", and on a line of its own "ρ = +0.75 [+0.70, +0.91], n = 72 turns"."""
-    plain = name.replace("_", " ")
-    if row is None:
-        return plain
     value = f"ρ = {signed(row['correlation'], 2)} {interval(row, 2)}"
-    return f"{plain}\n{value}, n = {row['n_turns']} turns"
-
-
-def _place(policies: pl.DataFrame) -> pl.Expr:
-    """A row's name: the policy, and whatever else differs between cells."""
-    parts = [pl.col("policy")]
-    varied = ("threshold", "dataset", "model")
-    parts += [pl.col(name) for name in varied if policies[name].n_unique() > 1]
-    return pl.concat_str(parts, separator=", ")
+    return f"{row['metric'].replace('_', ' ')}\n{value}, n = {row['n_turns']} turns"
