@@ -43,6 +43,7 @@ TABLES = (
     "window",
     "claims",
     "reliability",
+    "comparisons",
     "costs",
 )
 
@@ -94,6 +95,7 @@ def render(
         own=own_replies(turns, settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
         trials=told_of_judges(tables["reliability"]),
+        comparisons=in_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
         figures=svg,
         report=settings["report"],
