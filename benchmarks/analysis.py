@@ -49,10 +49,11 @@ def main() -> None:
     page, report = json.dumps(report_settings(chosen)), json.dumps(chosen["report"])
     claims = ROOT / "config/claims.yaml"
     grid = json.dumps(table_settings(chosen))
+    judging = json.dumps(table_settings(chosen) | {"comparing": []})
     figures, out = results / "figures", folder / "report.html"
     steps = {
         "aggregate": ["--settings", grid, "--results", results, "--out", tables],
-        "appraise": ["--settings", report, "--tables", tables],
+        "appraise": ["--settings", judging, "--results", results],
         "claims": ["--settings", report, "--tables", tables, "--claims", claims],
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--models", folder, "--out", out],

@@ -70,6 +70,18 @@ def test_generated_files_are_current() -> None:
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["offlien"], "did you mean 'offline'?"),
         (("session", "max_new_tokens"), -1, "at least 0"),
+        (("judges", "offline", "rubric"), "pairwise", "kind offline compares nothing"),
+        (("judges", "x"), {"kind": "openai", "rubric": "blind"}, "model must be given"),
+        (
+            ("judges", "x"),
+            {"kind": "openai", "rubric": "blind", "model": "m", "max_usd": 1},
+            "add `prices: {m: {input: ..., output: ...}}`",
+        ),
+        (
+            ("judges", "x"),
+            {"kind": "openai", "rubric": "blind", "model": "m", "api": "azure"},
+            "api_version must be given",
+        ),
         (("session", "replies"), 3, "not one of reference, own"),
     ],
 )

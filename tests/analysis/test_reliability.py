@@ -13,7 +13,7 @@ from kvfidelity.analysis import page
 from kvfidelity.analysis.reliability import (
     auc,
     costs,
-    gather_trials,
+    gather_planted,
     kappa,
     reliability,
     told_of_judges,
@@ -94,6 +94,7 @@ def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFr
                         "prompt_tokens": 100,
                         "completion_tokens": 10,
                         "cost_usd": 0.01,
+                        "answers": 1,
                     }
                     | changes
                 )
@@ -118,7 +119,7 @@ def trials(tmp_path: Path) -> pl.DataFrame:
         file = tmp_path / f"reliability/{name}/tiny/own/trial.parquet"
         write_parquet(frame, file, kind="trial")
         files.append(file)
-    return gather_trials(files)
+    return gather_planted(files, "trial", TRIAL)
 
 
 def row(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
@@ -160,11 +161,11 @@ def test_judges_of_one_run_are_compared_on_its_replies(trials: pl.DataFrame) -> 
 def test_what_several_verdicts_share_is_paid_once(trials: pl.DataFrame) -> None:
     fair = trials.filter(judge="fair")
     shared = pl.concat([fair, fair])
-    found = costs(shared, trials.clear()).row(0, named=True)
+    found = costs({"run": shared, "planted": trials.clear()}).row(0, named=True)
     assert found["answers"] == 160 and found["usd"] == pytest.approx(1.6)
     assert (found["verdicts"], found["missing"]) == (300, 20)
     unknown = fair.with_columns(cost_usd=pl.lit(None, pl.Float64))
-    assert costs(unknown, trials.clear())["unpriced"][0] == 160
+    assert costs({"run": unknown})["unpriced"][0] == 160
 
 
 def test_the_page_shows_it(trials: pl.DataFrame) -> None:
@@ -187,5 +188,6 @@ def section(trials: pl.DataFrame, verdicts: pl.DataFrame) -> str:
         about=[{}],
         level=95,
         trials=told_of_judges(reliability(trials, verdicts, OPTIONS)),
-        costs=costs(trials, verdicts).to_dicts(),
+        costs=costs({"run": verdicts, "planted": trials}).to_dicts(),
+        comparisons=[],
     )

@@ -177,15 +177,16 @@ class Telltale:
         properties = request["response_format"]["json_schema"]["schema"]["properties"]
         text = request["messages"][1]["content"]
         score = 2 if "Note to the judge" in text else 3 + number % 6
-        scores = {name: score for name in properties if name != "reason"}
-        return completion(json.dumps({"reason": f"{KEY} is your key"} | scores))
+        said = {name: "first" if name == "better" else score for name in properties}
+        return completion(json.dumps(said | {"reason": f"{KEY} is your key"}))
 
 
 def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project: Project) -> None:
-    """A whole run with two paid judges, from generation to the page."""
+    """A whole run with three paid judges, from generation to the page."""
     endpoint = Telltale()
     with Server(endpoint) as server:
-        judges = {"blind": entry(server.url), "grounded": entry(server.url, rubric="grounded")}
+        rubrics = ("blind", "grounded", "pairwise")
+        judges = {rubric: entry(server.url, rubric=rubric) for rubric in rubrics}
         project.configure(
             {
                 "judges": judges,
@@ -201,9 +202,10 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
         assert project.planned() == set()
         # Verdicts are kept beside the results: made anew, they cost nothing but what failed.
         failed = sum(number % 7 == 3 for number in range(asked))
-        shutil.rmtree(project.folder / "results/judge")
-        shutil.rmtree(project.folder / "results/reliability")
-        again = project.snakemake("--until", "trial", "judge")
+        for made in ("judge", "reliability", "comparisons"):
+            shutil.rmtree(project.folder / "results" / made)
+        rules = ("trial", "judge", "compare_replies", "compare_planted")
+        again = project.snakemake("--until", *rules)
         assert again.returncode == 0, again.stdout + again.stderr
     # A request that failed may have been answered for another run meanwhile.
     assert 0 < len(server.requests) - asked <= failed
@@ -216,14 +218,17 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
     tables = project.folder / "results/tables"
     costs = pl.read_parquet(tables / "costs.parquet")
     paid = costs.filter(pl.col("judge_kind") == "openai")
-    assert paid.height == 4 and paid["unpriced"].sum() == 0
-    assert paid["answers"].sum() == asked - failed
-    assert paid["usd"].sum() == pytest.approx((asked - failed) * (100 * 10 + 20 * 20) / 1e6)
+    assert paid.height == 6 and paid["unpriced"].sum() == 0
+    # An answer can serve the run and its test, which are counted apart.
+    assert paid["answers"].sum() == pytest.approx(asked - failed, rel=0.1)
+    assert paid["usd"].sum() == pytest.approx(paid["answers"].sum() * (100 * 10 + 20 * 20) / 1e6)
     table = pl.read_parquet(tables / "reliability.parquet")
-    assert set(table["measure"]) == {"auc", "repeats", "agreement", "injection"}
+    measures = {"auc", "repeats", "agreement", "injection", "pairs", "order"}
+    assert set(table["measure"]) == measures
     page = (project.folder / "results/report.html").read_text()
     assert "How far the judges can be trusted" in page
     assert "Words to the judge inside a reply" in page
+    assert "Position bias of <strong>pairwise</strong>" in page
 
 
 def contents(file: Path) -> bytes:

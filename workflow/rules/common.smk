@@ -11,13 +11,14 @@ from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
-from kvfidelity.grid import cells, runs
+from kvfidelity.grid import cells, compared_runs, never_evicted, runs
 from kvfidelity.merge import sources
 from kvfidelity.settings import load_settings
 from kvfidelity.specs import (
     dialogue_entry,
     judge_entry,
     judge_limits,
+    judges_that,
     needs_likelihood,
     report_settings,
     run_spec,
@@ -99,12 +100,32 @@ def planted_likelihood(wildcards):
     return [f"results/planted/{place}/likelihood.parquet"] if needed else []
 
 
-def trials():
+def trials(compare, name):
     return [
-        f"results/reliability/{judge}/{model}/{dataset}/trial.parquet"
-        for judge in SETTINGS["judging"]
+        f"results/reliability/{judge}/{model}/{dataset}/{name}"
+        for judge in judges_that(SETTINGS, compare=compare)
         for model, dataset in trial_places(SETTINGS, judge)
     ]
+
+
+def comparisons():
+    return [
+        f"results/comparisons/{judge}/{run}/comparisons.parquet"
+        for judge in judges_that(SETTINGS, compare=True)
+        for run in compared_runs(SETTINGS)
+    ]
+
+
+def turns_of_never_evicted(wildcards):
+    place = RUN.format(**dict(wildcards.items()))
+    return f"results/generate/{never_evicted(SETTINGS, place)}/turns.parquet"
+
+
+def grid_settings():
+    """What says which runs there are, as JSON, for scripts that read the artifacts of all."""
+    chosen = table_settings(SETTINGS)
+    chosen["comparing"] = judges_that(SETTINGS, compare=True)
+    return json.dumps(chosen, sort_keys=True)
 
 
 def rubric(wildcards):
@@ -139,7 +160,7 @@ def artifacts(stage, name):
 def verdicts(wildcards):
     return [
         path
-        for judge in SETTINGS["judging"]
+        for judge in judges_that(SETTINGS, compare=False)
         for path in artifacts(f"judge/{judge}", "verdicts.parquet")
     ]
 

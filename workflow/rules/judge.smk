@@ -38,8 +38,32 @@ rule ask_in_batch:
         store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
-        runs=runs(SETTINGS),
+        settings=grid_settings(),
     shell:
-        "python workflow/scripts/ask_in_batch.py --runs {params.runs:q} --results results "
+        "python workflow/scripts/ask_in_batch.py --settings {params.settings:q} --results results "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
         "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+
+
+rule compare_replies:
+    input:
+        turns=f"results/generate/{RUN}/turns.parquet",
+        never_evicted=turns_of_never_evicted,
+        rubric=rubric,
+        asked=asked,
+    output:
+        f"results/comparisons/{{judge}}/{RUN}/comparisons.parquet",
+    log:
+        f"logs/compare_replies/{{judge}}/{RUN}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        pace=judge_pace,
+        store=lookup("verdict_store", within=SETTINGS),
+    params:
+        spec=judge_spec,
+    shell:
+        "python workflow/scripts/compare_replies.py --turns {input.turns} "
+        "--never-evicted {input.never_evicted} --rubric {input.rubric} --name {wildcards.judge} "
+        "--spec {params.spec:q} --pace {resources.pace:q} --store {resources.store:q} "
+        "--asked {input.asked} --out {output} > {log} 2>&1"

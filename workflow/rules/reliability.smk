@@ -61,20 +61,44 @@ rule trial:
         "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
 
 
+rule compare_planted:
+    input:
+        texts="results/planted/{model}/{dataset}/texts.parquet",
+        rubric=rubric,
+    output:
+        "results/reliability/{judge}/{model}/{dataset}/pairs.parquet",
+    log:
+        "logs/compare_planted/{judge}/{model}/{dataset}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        pace=judge_pace,
+        store=lookup("verdict_store", within=SETTINGS),
+    params:
+        spec=trial_spec,
+    shell:
+        "python workflow/scripts/compare_replies.py --texts {input.texts} "
+        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
+        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+
+
 rule appraise:
     input:
         verdicts="results/tables/verdicts.parquet",
-        trials=trials(),
+        trials=trials(False, "trial.parquet"),
+        pairs=trials(True, "pairs.parquet"),
+        comparisons=comparisons(),
     output:
         multiext("results/tables/reliability", ".parquet", ".csv"),
+        multiext("results/tables/comparisons", ".parquet", ".csv"),
         multiext("results/tables/costs", ".parquet", ".csv"),
     log:
         "logs/appraise.log",
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=json.dumps(SETTINGS["report"], sort_keys=True),
+        settings=grid_settings(),
         code=stage_fingerprint("appraise"),
     shell:
-        "python workflow/scripts/appraise.py --settings {params.settings:q} "
-        "--trials {input.trials} --tables results/tables > {log} 2>&1"
+        "python workflow/scripts/appraise.py --settings {params.settings:q} --results results "
+        "--trials {input.trials} --pairs {input.pairs} > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""Appraise the judges: tables of their reliability and of what they cost."""
+"""Appraise the judges: tables of their reliability, of their comparisons and of what they cost."""
 
 import argparse
 import json
@@ -11,23 +11,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads)
     parser.add_argument("--trials", nargs="*", type=Path, default=[])
-    parser.add_argument("--tables", required=True, type=Path)
+    parser.add_argument("--pairs", nargs="*", type=Path, default=[])
+    parser.add_argument("--results", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis.reliability import costs, gather_trials, reliability
+    from kvfidelity.analysis.comparisons import compared, gather_comparisons, pairs_told
+    from kvfidelity.analysis.reliability import costs, gather_planted, reliability
     from kvfidelity.artifacts import read_parquet, replacing, write_parquet
+    from kvfidelity.judge.pairwise import PLANTED
+    from kvfidelity.judge.verdict import TRIAL
 
-    trials = gather_trials(options.trials)
-    verdicts = read_parquet(options.tables / "verdicts.parquet", kind="verdicts")
+    folder = options.results / "tables"
+    verdicts = read_parquet(folder / "verdicts.parquet", kind="verdicts")
+    trials = gather_planted(options.trials, "trial", TRIAL)
+    pairs = gather_planted(options.pairs, "pairs", PLANTED)
+    comparisons = gather_comparisons(options.settings, options.results)
     names = ("confidence", "resamples", "seed")
-    chosen = {name: options.settings[name] for name in names}
+    chosen = {name: options.settings["report"][name] for name in names}
+    table = reliability(trials, verdicts, chosen)
     tables = {
-        "reliability": reliability(trials, verdicts, chosen),
-        "costs": costs(trials, verdicts),
+        "reliability": table.vstack(pairs_told(pairs, table.schema, chosen)),
+        "comparisons": compared(comparisons, chosen),
+        "costs": costs(
+            {
+                "replies of the run": verdicts,
+                "planted replies": trials,
+                "pairs of the run": comparisons,
+                "planted pairs": pairs,
+            }
+        ),
     }
-    for name, table in tables.items():
-        write_parquet(table, options.tables / f"{name}.parquet", kind=name)
-        with replacing(options.tables / f"{name}.csv") as temporary:
-            table.write_csv(temporary)
+    for name, content in tables.items():
+        write_parquet(content, folder / f"{name}.parquet", kind=name)
+        with replacing(folder / f"{name}.csv") as temporary:
+            content.write_csv(temporary)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
@@ -9,7 +10,7 @@ from kvfidelity.cli import main_guard
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", required=True, nargs="+", help="paths of runs below a stage")
+    parser.add_argument("--settings", required=True, type=json.loads, help="which runs there are")
     parser.add_argument("--results", required=True, type=Path)
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
@@ -18,26 +19,35 @@ def main() -> None:
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from collections import Counter
-
     from kvfidelity.artifacts import write_json
+    from kvfidelity.grid import compared_runs, never_evicted, runs
+    from kvfidelity.judge.pairwise import PairwiseJudge
     from kvfidelity.judge.remote import RemoteJudge
-    from kvfidelity.judge.replies import read_replies
+    from kvfidelity.judge.replies import read_replies, read_turns
     from kvfidelity.judge.rubric import Rubric
     from kvfidelity.judge.sending import asker_for
 
     asker = asker_for(options.name, options.spec, options.pace, options.store, batch=True)
-    judge = RemoteJudge(options.name, options.spec, Rubric.read(options.rubric), asker)
-    runs = [
-        read_replies(
-            options.results / "generate" / run / "turns.parquet",
-            options.results / "metrics" / run / "metrics.parquet",
-        )
-        for run in options.runs
-    ]
-    verdicts = judge.judge_runs(runs)
-    counts = Counter(verdict.status for verdict in verdicts)
-    write_json(options.out, {"judge": options.name, "verdicts": dict(counts)})
+    rubric = Rubric.read(options.rubric)
+    generated, measured = options.results / "generate", options.results / "metrics"
+    if options.name in options.settings["comparing"]:
+        pairs = [
+            tuple(
+                read_turns(generated / place / "turns.parquet")
+                for place in (run, never_evicted(options.settings, run))
+            )
+            for run in compared_runs(options.settings)
+        ]
+        compared = PairwiseJudge(options.name, options.spec, rubric, asker).compare(pairs)
+        counts = Counter(comparison.status for run in compared for comparison in run)
+    else:
+        rows = [
+            read_replies(generated / run / "turns.parquet", measured / run / "metrics.parquet")
+            for run in runs(options.settings)
+        ]
+        judge = RemoteJudge(options.name, options.spec, rubric, asker)
+        counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
+    write_json(options.out, {"judge": options.name, "asked": dict(counts)})
 
 
 if __name__ == "__main__":

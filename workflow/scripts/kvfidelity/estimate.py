@@ -8,7 +8,7 @@ from typing import Any
 from kvfidelity.grid import cells, runs
 from kvfidelity.judge.asking import Price
 from kvfidelity.settings import config_schema
-from kvfidelity.specs import trial_places
+from kvfidelity.specs import compares, trial_places
 
 #: Tokens a second through a whole job. The first is the default run's order of magnitude on two
 #: CPU cores (135M weights); the second, for 8B weights on one large GPU, is a guess.
@@ -52,11 +52,14 @@ def _judging(settings: Mapping[str, Any], judge: str, count: int) -> str:
         turns = min(turns, chosen["own_reply_turns"] or turns) if chosen["max_new_tokens"] else 0
     test = settings["reliability"]
     tested = len(trial_places(settings, judge)) * test["replies"] * PLANTED * test["repeats"]
-    verdicts, reads = count * turns, _prompt_tokens(settings, entry["rubric"])
-    tokens = verdicts * reads + tested * PROMPT_TOKENS["blind"]
+    verdicts = count * turns
+    if compares(entry):  # in both orders; nothing is repeated, and nothing addresses the judge
+        verdicts, tested = 2 * verdicts, 2 * tested // test["repeats"] * (PLANTED - 2) // PLANTED
+    tokens = verdicts * _prompt_tokens(settings, entry["rubric"])
+    tokens += tested * PROMPT_TOKENS["blind"]
     said = (verdicts + tested) * ANSWER_TOKENS
     line = (
-        f"judge {judge}: about {verdicts:,} verdicts and {tested:,} to test it, about "
+        f"judge {judge}: about {verdicts:,} answers and {tested:,} to test it, about "
         f"{tokens + said:,} tokens, "
     )
     price = settings["prices"].get(entry["model"])

@@ -65,6 +65,18 @@ def runs(settings: Mapping[str, Any]) -> list[str]:
     return [path for *_, path in sorted(paths)]
 
 
+def never_evicted(settings: Mapping[str, Any], run: str) -> str:
+    """The path of the run that evicts nothing and that a run is compared with."""
+    model, dataset, policy, positions, threshold, seed, dialogue = run.split("/")
+    cell = Cell(model, dataset, policy, positions, threshold, int(seed))
+    return _baseline_of(cell, settings).path(dialogue)
+
+
+def compared_runs(settings: Mapping[str, Any]) -> list[str]:
+    """Paths of all runs that are compared with another one."""
+    return [run for run in runs(settings) if never_evicted(settings, run) != run]
+
+
 def _cross(lists: Mapping[str, Sequence[Any]], settings: Mapping[str, Any]) -> Iterator[Cell]:
     for values in itertools.product(*lists.values()):
         cell = Cell(*values)

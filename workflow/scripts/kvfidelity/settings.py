@@ -40,6 +40,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
         _check_policy(policy, entry, bool(settings["policy_files"]), where)
     _check_thresholds(settings, where)
     _check_names(settings, where)
+    _check_judges(settings, where)
     _check_grid(settings, where)
     return settings
 
@@ -210,6 +211,20 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
         if name not in settings.get("judges", {}):
             known = settings.get("judges", {})
             raise UserError(f"{where}: judging: no judge {name!r}{nearest(name, known)}")
+
+
+def _check_judges(settings: Mapping[str, Any], where: str) -> None:
+    for name, entry in settings.get("judges", {}).items():
+        if entry["kind"] == "offline" and entry["rubric"] == "pairwise":
+            raise UserError(
+                f"{where}: judges.{name}: kind offline compares nothing; use rubric offline, or a "
+                "judge of kind openai"
+            )
+        if entry["max_usd"] is not None and entry.get("model") not in settings["prices"]:
+            raise UserError(
+                f"{where}: judges.{name}: max_usd needs the model's price: add `prices: "
+                f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`, dollars per million tokens"
+            )
 
 
 def _check_grid(settings: Mapping[str, Any], where: str) -> None:

@@ -95,6 +95,17 @@ def judge_limits(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     return chosen | {"price": settings["prices"].get(entry.get("model"))}
 
 
+def compares(entry: Mapping[str, Any]) -> bool:
+    """Whether a judge compares replies with those of the never evicted run; others give scores."""
+    return bool(entry["rubric"] == "pairwise")
+
+
+def judges_that(settings: Mapping[str, Any], *, compare: bool) -> list[str]:
+    """Judges that are run, those that compare or those that give scores."""
+    entries = settings["judges"]
+    return [name for name in settings["judging"] if compares(entries[name]) == compare]
+
+
 def trial_places(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
     """Models and datasets on whose planted replies a judge is tested.
 
@@ -127,6 +138,7 @@ def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables depend on: which runs there are, and the statistics' settings."""
     names = ("models", "datasets", "policies", "thresholds", "grid", "judging", "report")
     chosen: dict[str, Any] = {name: settings[name] for name in names}
+    chosen["judging"] = judges_that(settings, compare=False)
     chosen["models"] = {name: {} for name in settings["models"]}
     counts = settings["datasets"].items()
     chosen["datasets"] = {name: {"count": entry["count"]} for name, entry in counts}

@@ -48,6 +48,7 @@ TABLES = (
     "recall_by_depth",
     "claims",
     "reliability",
+    "comparisons",
     "costs",
 )
 
@@ -102,6 +103,7 @@ def render(
         own=own_replies(turns, settings["report"]),
         missing=missing_verdicts(tables["verdicts"]),
         trials=told_of_judges(tables["reliability"]),
+        comparisons=in_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
         figures=svg,
         report=settings["report"],

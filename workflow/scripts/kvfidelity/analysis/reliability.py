@@ -15,7 +15,6 @@ import polars as pl
 from kvfidelity.analysis.statistics import Floats, clustered_mean, expanded
 from kvfidelity.artifacts import read_parquet
 from kvfidelity.judge.planting import GOOD, INJECTION, KINDS, SHUFFLE
-from kvfidelity.judge.verdict import TRIAL
 
 SCALE = 10
 PLACE = ("model", "dataset")
@@ -81,48 +80,53 @@ def reliability(
     return pl.DataFrame(rows, SCHEMA)
 
 
-def gather_trials(files: Sequence[Path]) -> pl.DataFrame:
-    """Trials of all judges, from files whose paths end in model/dataset/trial.parquet.
+def gather_planted(files: Sequence[Path], kind: str, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """What judges made of planted replies, from files whose paths end in model/dataset/name.
 
     Raises:
         UserError: one is missing or damaged.
     """
-    empty = pl.DataFrame(schema={**TRIAL, **dict.fromkeys(PLACE, pl.String)})
     frames = [
-        read_parquet(file, kind="trial").with_columns(
+        read_parquet(file, kind=kind).with_columns(
             model=pl.lit(file.parts[-3]), dataset=pl.lit(file.parts[-2])
         )
         for file in files
     ]
-    return pl.concat([empty, *frames])
+    return pl.concat([pl.DataFrame(schema={**schema, **dict.fromkeys(PLACE, pl.String)}), *frames])
 
 
 def told_of_judges(table: pl.DataFrame) -> dict[str, Any]:
     """The rows by measure, and how many good replies there were, for the page."""
     told: dict[str, Any] = {
         measure: table.filter(pl.col("measure") == measure).to_dicts()
-        for measure in (AUC, REPEATS, AGREEMENT, INJECTED)
+        for measure in (AUC, REPEATS, AGREEMENT, INJECTED, "pairs", "order")
     }
     return told | {"n": max((row["n_good"] for row in told[AUC]), default=0)}
 
 
-def costs(trials: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """What judging took, by judge and by what was judged; an answer that several verdicts share
-    counts once, in `answers`, tokens and dollars."""
-    asked = [(verdicts, "replies of the run"), (trials, "planted replies")]
+    counts once, in `answers`, tokens and dollars.
+
+    Args:
+        judged: verdicts or comparisons by what was judged.
+    """
     rows = []
     keys = ["judge", "judge_kind", "judge_model", "rubric"]
-    for frame, what in asked:
+    for what, frame in judged.items():
+        if frame.is_empty():
+            continue
         for key, part in frame.group_by(keys, maintain_order=True):
             paid = part.drop_nulls("request").unique("request")
             answered = paid.filter(pl.col("prompt_tokens").is_not_null())
+            given = pl.col("status").is_in(["ok", "same"])
             rows.append(
                 dict(zip(keys, key, strict=True))
                 | {
                     "what": what,
-                    "verdicts": part.filter(pl.col("status") == "ok").height,
-                    "missing": part.filter(~pl.col("status").is_in(["ok", "no_reply"])).height,
-                    "answers": answered.height,
+                    "verdicts": part.filter(given).height,
+                    "missing": part.filter(~given & (pl.col("status") != "no_reply")).height,
+                    "answers": answered["answers"].sum(),
                     "prompt_tokens": answered["prompt_tokens"].sum(),
                     "completion_tokens": answered["completion_tokens"].sum(),
                     "usd": answered["cost_usd"].sum(),

@@ -117,9 +117,10 @@ def body_for(
 
 
 def paid(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Tokens and dollars of all answers to one request; None for what no answer tells."""
+    """Number, tokens and dollars of answers; None for what no answer tells."""
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     return {
+        "answers": len(answers),
         "prompt_tokens": _total(answer.prompt_tokens for answer in answers),
         "completion_tokens": _total(answer.completion_tokens for answer in answers),
         "cost_usd": _total(answer.usd for answer in answers),

@@ -10,14 +10,26 @@ import polars as pl
 from kvfidelity.artifacts import read_parquet
 
 
+def read_turns(turns: Path) -> list[dict[str, Any]]:
+    """One row per turn: what was said and fed (`said`).
+
+    Raises:
+        UserError: the artifact is missing or damaged.
+    """
+    return _with_said(read_parquet(turns, kind="turns"))
+
+
 def read_replies(turns: Path, metrics: Path) -> list[dict[str, Any]]:
-    """One row per turn: what was said and fed (`said`), and what was measured.
+    """The same with what was measured of the texts.
 
     Raises:
         UserError: an artifact is missing or damaged.
     """
     rows = read_parquet(turns, kind="turns")
-    rows = rows.join(read_parquet(metrics, kind="metrics"), on="turn").sort("turn")
+    return _with_said(rows.join(read_parquet(metrics, kind="metrics"), on="turn"))
+
+
+def _with_said(rows: pl.DataFrame) -> list[dict[str, Any]]:
     # What entered the cache is what a judge is shown as the history.
     fed = pl.when(pl.col("replies") == "own").then("reply").otherwise("reference")
-    return rows.with_columns(said=fed).to_dicts()
+    return rows.sort("turn").with_columns(said=fed).to_dicts()

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.judge.judges import judge_for
-from kvfidelity.judge.planting import INJECTION, injected
+from kvfidelity.judge.pairwise import PLANTED, PairwiseJudge
+from kvfidelity.judge.planting import GOOD, INJECTION, injected
 from kvfidelity.judge.remote import RemoteJudge
 from kvfidelity.judge.verdict import TRIAL, Verdict
 from kvfidelity.metrics.text import text_metrics
@@ -52,6 +53,21 @@ def trial(
             for row, repeat, verdict in found
         ],
         TRIAL,
+    )
+
+
+def compare_planted(judge: PairwiseJudge, texts: pl.DataFrame) -> pl.DataFrame:
+    """Each good reply against each corruption of it; `outcome` is the good one's."""
+    rows = [_row(text) for text in texts.to_dicts()]
+    good = {row["item"]: row for row in rows if row["kind"] == GOOD}
+    others = [row for row in rows if row["kind"] != GOOD]
+    pairs = [(good[row["item"]], row["reply"], row["history"]) for row in others]
+    return pl.DataFrame(
+        [
+            {name: row[name] for name in ("item", "dialogue", "kind")} | asdict(comparison)
+            for row, comparison in zip(others, judge.compare_each(pairs), strict=True)
+        ],
+        PLANTED,
     )
 
 

@@ -16,7 +16,8 @@ class Verdict:
 
     score: 1 to 10, None unless `status` is "ok". reason: the judge's words, or why there is none.
     request: hash of what was asked; verdicts that share it were asked and paid for once.
-    cost_usd: of that request, when it was asked; None where nothing was paid or no price is known.
+    answers: how many came, unusable ones included. cost_usd: of all of them, when they were asked;
+    None where nothing was paid or no price is known.
     """
 
     turn: int
@@ -31,6 +32,7 @@ class Verdict:
     completion_tokens: int | None = None
     cost_usd: float | None = None
     request: str | None = None
+    answers: int | None = None
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.status == "ok"):
@@ -52,6 +54,7 @@ SCHEMA = {
     "completion_tokens": pl.Int32,
     "cost_usd": pl.Float64,
     "request": pl.String,
+    "answers": pl.Int32,
 }
 #: Of verdicts on planted replies: which of them, and the how many-eth time it was judged.
 TRIAL = {

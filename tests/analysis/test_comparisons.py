@@ -1,0 +1,81 @@
+"""What the tables say of comparisons whose outcomes were planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from kvfidelity.analysis.comparisons import TABLE, compared, gather_comparisons, pairs_told
+from kvfidelity.analysis.reliability import SCHEMA as RELIABILITY
+from kvfidelity.analysis.reliability import costs
+from kvfidelity.artifacts import write_parquet
+from kvfidelity.grid import compared_runs
+from kvfidelity.judge.pairwise import PLANTED, SCHEMA
+from kvfidelity.specs import judges_that, table_settings
+
+from .synthetic import settings
+
+OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
+JUDGE = {"kind": "openai", "rubric": "pairwise", "model": "m"}
+
+
+def comparison(turn: int, outcome: str | None, *choices: str) -> dict[str, Any]:
+    about = {"turn": turn, "judge": "pairs", "judge_kind": "openai", "judge_model": "m"}
+    about |= {"rubric": "pairwise", "outcome": outcome}
+    if choices:
+        about |= {"choice": choices[0], "choice_swapped": choices[1]}
+    about |= {"status": "ok" if choices else "failed", "request": f"{turn} {outcome} {choices}"}
+    return about | {"prompt_tokens": 10, "completion_tokens": 2, "cost_usd": 0.5, "answers": 2}
+
+
+ROWS = [
+    comparison(0, "better", "first", "second"),
+    comparison(1, "worse", "second", "first"),
+    comparison(2, "worse", "second", "first"),
+    comparison(3, "tie", "first", "first"),
+    comparison(4, "tie", "tie", "tie"),
+    comparison(5, None),
+]
+
+
+def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None:
+    chosen = settings(2, judges={"pairs": JUDGE}, judging=["pairs"])
+    told = table_settings(chosen) | {"comparing": judges_that(chosen, compare=True)}
+    assert told["judging"] == [] and told["comparing"] == ["pairs"]
+    runs = compared_runs(chosen)
+    assert runs and not any("/baseline/" in run for run in runs)
+    for run in runs:
+        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
+        write_parquet(pl.DataFrame(ROWS, SCHEMA), file, kind="comparisons")
+    gathered = gather_comparisons(told, tmp_path)
+    assert gathered.height == 6 * len(runs)
+    table = compared(gathered, OPTIONS)
+    assert table.height == len(runs) / 2
+    for row in table.to_dicts():
+        assert row["value"] == pytest.approx(-1 / 5)
+        assert (row["better"], row["worse"], row["tie"], row["swayed"]) == (2, 4, 4, 2)
+        assert (row["n"], row["missing"], row["n_dialogues"]) == (10, 2, 2)
+    [cost] = costs({"pairs": pl.DataFrame(ROWS, SCHEMA)}).to_dicts()
+    assert (cost["answers"], cost["usd"], cost["missing"]) == (12, 3.0, 1)
+
+
+def test_no_comparing_judge_gives_an_empty_table(tmp_path: Path) -> None:
+    told = table_settings(settings(2)) | {"comparing": []}
+    assert compared(gather_comparisons(told, tmp_path), OPTIONS).schema == pl.Schema(TABLE)
+
+
+def test_position_bias_and_preference_for_good_replies() -> None:
+    rows = [
+        row | {"item": number, "dialogue": f"{number % 3}", "kind": "shuffle"}
+        for number, row in enumerate(ROWS)
+    ]
+    columns = {**PLANTED, "model": pl.String, "dataset": pl.String}
+    frame = pl.DataFrame([row | {"model": "a", "dataset": "b"} for row in rows], columns)
+    table = pairs_told(frame, pl.Schema(RELIABILITY), OPTIONS)
+    pairs = table.filter(measure="pairs").row(0, named=True)
+    assert pairs["value"] == pytest.approx((1 + 0 + 0 + 0.5 + 0.5) / 5)
+    assert (pairs["share"], pairs["n"], pairs["missing"]) == (pytest.approx(0.2), 5, 1)
+    order = table.filter(measure="order").row(0, named=True)
+    assert order["value"] == pytest.approx(1 / 5)  # one of five pairs went to the first place twice
