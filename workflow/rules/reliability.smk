@@ -24,9 +24,10 @@ rule likelihood:
         "logs/likelihood/{model}/{dataset}.log",
     conda:
         "../../envs/model.yaml"
-    threads: workflow.cores
+    threads: generate_threads
     resources:
         gpu=1,
+        at_once=str(at_once()),
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
@@ -36,7 +37,7 @@ rule likelihood:
         "python workflow/scripts/likelihood.py --model-dir {input.model} --dtype {params.dtype} "
         "--device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
-        "--out {output} 2>&1 | tee {log}"
+        "--at-once {resources.at_once} --out {output} 2>&1 | tee {log}"
 
 
 rule trial:

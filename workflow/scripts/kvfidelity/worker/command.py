@@ -10,6 +10,7 @@ from typing import Any
 
 from kvfidelity.worker.client import JobFailedError, ask
 from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out
+from kvfidelity.worker.lanes import lane
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix-memory", default="2GiB")
     parser.add_argument("--fingerprint", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--at-once", type=int, default=1, help="such jobs on this machine")
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
 
 
@@ -30,8 +32,13 @@ def have_done(given: argparse.Namespace, request: Wanted) -> None:
         UserError: what is wrong with the request.
         SystemExit: it failed otherwise; the worker's traceback is written to standard error.
     """
-    hello = _hello(given)
-    if given.no_worker:
+    with lane(given.at_once, given.device) as environment:
+        os.environ |= environment
+        _have_done(hello_of(given), request, given.no_worker)
+
+
+def _have_done(hello: Hello, request: Wanted, no_worker: bool) -> None:
+    if no_worker:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
         carry_out(Generator(hello), request, show)
         return
@@ -59,7 +66,8 @@ def show(event: dict[str, Any]) -> None:
             print(str(name).replace("_", " "), file=sys.stderr, flush=True)
 
 
-def _hello(given: argparse.Namespace) -> Hello:
+def hello_of(given: argparse.Namespace) -> Hello:
+    """What a worker must be for to do such a job."""
     provenance = given.model_dir / "provenance.json"
     revision = provenance.read_text(encoding="utf-8") if provenance.is_file() else ""
     if given.model_dir.is_dir():
