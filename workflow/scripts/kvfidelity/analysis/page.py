@@ -89,7 +89,10 @@ def render(
         headline=in_order(tables["policies"].to_dicts()),
         tradeoff=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
-        predictors=tables["predictors"].to_dicts(),
+        predictors=[
+            row | {"place": f"{row['model']}, {row['dataset']}"}
+            for row in tables["predictors"].to_dicts()
+        ],
         forgetting=told(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
         overshoot=overshoot(turns),
