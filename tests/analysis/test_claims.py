@@ -53,13 +53,20 @@ def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, An
 def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
     rows = judge_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
     found = {row["claim"]: row["verdict"] for row in rows}
-    planted = {"C1": "supported", "C2": "supported", "C4a": "supported", "C4b": "contradicted"}
+    planted = {
+        "C1a": "supported",
+        "C1b": "supported",
+        "C2": "supported",
+        "C4a": "supported",
+        "C4b": "contradicted",
+    }
     planted |= {"C3": "contradicted", "P3": "not decided", "P6": "supported", "P7": "supported"}
     planted |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
     assert {name: found[name] for name in planted} == planted
     by_name = {row["claim"]: row for row in rows}
     assert by_name["C2"]["estimate"] == pytest.approx(2, abs=0.15)
-    assert by_name["C1"]["estimate"] == pytest.approx(0.3, abs=0.06)
+    assert by_name["C1a"]["estimate"] == pytest.approx(0.3, abs=0.06)
+    assert by_name["C1b"]["estimate"] == pytest.approx(0.3, abs=0.06)
     assert by_name["C2"]["n_dialogues"] == 12
 
 

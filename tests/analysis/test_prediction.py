@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
-from kvfidelity.analysis.prediction import rank_correlation
+from kvfidelity.analysis.prediction import predictors, rank_correlation
 from scipy import stats
 
 OPTIONS = {"confidence": 0.95, "resamples": 500, "seed": 0}
@@ -47,6 +48,33 @@ def test_ranking_once_is_as_good_as_ranking_in_each_resample() -> None:
     assert found is not None
     assert found["low"] == pytest.approx(low, abs=0.05)
     assert found["high"] == pytest.approx(high, abs=0.05)
+
+
+def test_how_far_a_measure_is_behind_the_best() -> None:
+    """The loss itself with little noise, with much, and that again under another name."""
+    rng = np.random.default_rng(5)
+    _, loss, names = planted(rng, 30)
+    turns = pl.DataFrame(
+        {
+            "model": "m",
+            "dataset": "d",
+            "dialogue": names,
+            "excess_nll": loss,
+            "after_eviction": True,
+            "inside_window": True,
+            "near": -loss + rng.normal(0, 0.5, loss.size),
+            "far": loss + rng.normal(0, 3, loss.size),
+        }
+    ).with_columns(twin=-pl.col("near"))
+    found = predictors(turns, ("near", "far", "twin"), OPTIONS)
+    rows = {row["metric"]: row for row in found.to_dicts()}
+    assert rows["near"]["correlation"] < 0
+    assert rows["near"]["behind"] is None
+    assert rows["far"]["behind_low"] > 0
+    apart = abs(rows["near"]["correlation"]) - rows["far"]["correlation"]
+    assert rows["far"]["behind"] == pytest.approx(apart)
+    assert rows["twin"]["behind"] == pytest.approx(0)
+    assert rows["twin"]["behind_low"] == pytest.approx(0)
 
 
 def test_what_does_not_vary_has_none() -> None:

@@ -29,7 +29,8 @@ PAIRED = ("dialogue", "seed", "turn", "probe")
 RECALL = ("recalled", "recall_lost", "margin", "margin_lost", "answered", "told_cached_share")
 NO_QUESTION = pl.lit(-1, pl.Int32)
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
-PER_TOKEN = ("excess_nll", "reference_nll", "kl_full", "nll_change_at_window")
+CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
+PER_TOKEN = ("excess_nll", "reference_nll", "kl_full", *CHANGES)
 SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("claim", "says", "source", *CELL, "against"), pl.String),
     "budget_tokens": pl.Int64,
@@ -102,7 +103,7 @@ def judge_claims(
 def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
     """The quantities that claims speak of, as far as there are any, one row per turn of every run.
 
-    `nll_change_at_window` stands at turn -1 of the run it belongs to, with its own weight.
+    Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
     Questions are rows of their own, told apart by `probe`, which is -1 elsewhere.
     """
     columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
@@ -122,17 +123,19 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     runs = turns.unique("run").select(
         "run", *CELL, "kind", "trigger", "dialogue", "seed", "target_tokens"
     )
-    change = runs.join(
-        change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens"),
-        on="run",
-    ).with_columns(turn=pl.lit(-1, pl.Int32))
+    at_edge = change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens")
+    beyond = change.select("run", "nll_change_beyond_window", reference_tokens="tokens_beyond")
+    changes = [
+        runs.join(part, on="run").with_columns(turn=pl.lit(place, pl.Int32), probe=NO_QUESTION)
+        for place, part in ((-1, at_edge), (-2, beyond))
+    ]
     asked = tables["recall"].select(
         *[name for name in IDENTITY if name in tables["recall"].columns],
         *("probe", "origin", "depth"),
         *[pl.col(name).cast(pl.Float64) for name in RECALL],
     )
     return pl.concat(
-        [turns.with_columns(probe=NO_QUESTION), change.with_columns(probe=NO_QUESTION), asked],
+        [turns.with_columns(probe=NO_QUESTION), *changes, asked],
         how="diagonal_relaxed",
     )
 
@@ -189,7 +192,7 @@ def _judged(
 
 
 def _turns(claim: Claim, rows: pl.DataFrame) -> pl.DataFrame:
-    if claim.quantity in ("nll_change_at_window", "nll_drift_inside"):
+    if claim.quantity in CHANGES:
         return rows
     match claim.turns:
         case "after_eviction":

@@ -93,11 +93,15 @@ def render(
         headline=in_order(tables["policies"].to_dicts()),
         tradeoff=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
-        predictors=tables["predictors"].to_dicts(),
+        predictors=[
+            row | {"place": f"{row['model']}, {row['dataset']}"}
+            for row in tables["predictors"].to_dicts()
+        ],
         forgetting=told(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
         overshoot=overshoot(turns),
         past_window=window.height,
+        changes=changes(window, settings["report"]),
         window_known=tables["window"].height > 0,
         verdicts=verdict_rows(tables["verdicts"], settings["report"]),
         own=own_replies(turns, settings["report"]),
@@ -161,6 +165,32 @@ def about(settings: Mapping[str, Any], turns: pl.DataFrame, results: Path) -> li
             }
         )
     return entries
+
+
+def changes(window: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Claim C1 in numbers, per model and data set: each change with its interval."""
+    kinds = {
+        "nll_drift_inside": "reference_tokens",
+        "nll_change_at_window": "reference_tokens",
+        "nll_change_beyond_window": "tokens_beyond",
+    }
+    rows = []
+    for (model, dataset), part in window.group_by("model", "dataset", maintain_order=True):
+        row: dict[str, Any] = {"model": model, "dataset": dataset}
+        for name, weight in kinds.items():
+            known = part.filter(pl.col(name).is_not_null())
+            row[name] = None
+            if known.height:
+                found = clustered_mean(
+                    known[name].to_numpy(),
+                    known[weight].cast(pl.Float64).to_numpy(),
+                    known["dialogue"].to_numpy().astype(str),
+                    **{key: options[key] for key in ("confidence", "resamples", "seed")},
+                )
+                row[name] = {"mean": found.mean, "low": found.low, "high": found.high}
+                row[name]["n"] = found.n_dialogues
+        rows.append(row)
+    return rows
 
 
 def overshoot(turns: pl.DataFrame) -> list[dict[str, Any]]:

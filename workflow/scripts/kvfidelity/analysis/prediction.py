@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ SCHEMA = {
     "high": pl.Float64,
     "n_dialogues": pl.Int64,
     "n_turns": pl.Int64,
+    "behind": pl.Float64,
+    "behind_low": pl.Float64,
+    "behind_high": pl.Float64,
 }
 
 
@@ -30,7 +34,9 @@ def predictors(
     """Spearman's correlation of each metric with excess NLL over turns after an eviction.
 
     One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike.
+    out. Turns of all policies and position modes count alike. `behind` is by how much the strongest
+    metric's correlation is stronger, whatever its sign, with the interval of that difference over
+    the same resamples of dialogues.
     """
     measured = pl.col("excess_nll").is_not_null()
     columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
@@ -38,19 +44,65 @@ def predictors(
     late = chosen.collect()
     rows = []
     for (model, dataset), part in late.group_by("model", "dataset", maintain_order=True):
+        found = []
         for metric in metrics:
             known = part.filter(pl.col(metric).is_not_null())
-            found = rank_correlation(
+            drawn = draw_correlations(
                 known[metric].cast(pl.Float64).to_numpy(),
                 known["excess_nll"].to_numpy(),
                 known["dialogue"].to_numpy().astype(str),
-                **options,
+                resamples=options["resamples"],
+                seed=options["seed"],
             )
-            if found is not None:
+            if drawn is not None:
                 about = {"model": model, "dataset": dataset, "metric": metric}
-                rows.append(about | found | {"n_turns": known.height})
+                found.append((about | {"n_turns": known.height}, drawn))
+        best = max((drawn for _, drawn in found), key=lambda drawn: abs(drawn.value), default=None)
+        for about, drawn in found:
+            row = about | drawn.summary(options["confidence"])
+            rows.append(row | _behind(best, drawn, options["confidence"]))
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
     return pl.DataFrame(rows, SCHEMA).sort(order)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's correlation, and what it is in resamples of dialogues (none with one dialogue)."""
+
+    value: float
+    drawn: Floats | None
+    n_dialogues: int
+
+    def summary(self, confidence: float) -> dict[str, float | int | None]:
+        """correlation, low, high, n_dialogues."""
+        low, high = _ends(self.drawn, self.n_dialogues, confidence)
+        about: dict[str, float | int | None] = {"correlation": self.value, "low": low, "high": high}
+        return about | {"n_dialogues": self.n_dialogues}
+
+
+def draw_correlations(
+    one: Floats, other: Floats, dialogues: NDArray[np.str_], *, resamples: int, seed: int
+) -> Correlation | None:
+    """Spearman's correlation and its resamples; None if one of the two is constant.
+
+    Ranks are taken once, over all turns, and not again in each resample: a dialogue then counts by
+    six sums, and a million turns cost no more than their ranking. With one seed the same dialogues
+    are drawn for every pair of columns.
+    """
+    if one.size < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    x, y = stats.rankdata(one), stats.rankdata(other)
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    names, groups = np.unique(dialogues, return_inverse=True)
+    kinds = (np.ones_like(x), x, y, x * x, y * y, x * y)
+    sums = np.stack([np.bincount(groups, kind) for kind in kinds])
+    drawn = None
+    if len(names) > 1:
+        rng = np.random.default_rng(seed)
+        share = np.full(len(names), 1 / len(names))
+        counts = rng.multinomial(len(names), share, size=resamples).astype(np.float64)
+        drawn = _pearson(sums @ counts.T)
+    return Correlation(float(_pearson(sums.sum(axis=1))), drawn, len(names))
 
 
 def rank_correlation(
@@ -62,28 +114,32 @@ def rank_correlation(
     resamples: int,
     seed: int,
 ) -> dict[str, float | int | None] | None:
-    """Spearman's correlation with an interval that resamples dialogues; None if one is constant.
+    """`draw_correlations` summed up: correlation, low, high, n_dialogues."""
+    found = draw_correlations(one, other, dialogues, resamples=resamples, seed=seed)
+    return None if found is None else found.summary(confidence)
 
-    Ranks are taken once, over all turns, and not again in each resample: a dialogue then counts by
-    six sums, and a million turns cost no more than their ranking.
-    """
-    if one.size < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    x, y = stats.rankdata(one), stats.rankdata(other)
-    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-    names, groups = np.unique(dialogues, return_inverse=True)
-    kinds = (np.ones_like(x), x, y, x * x, y * y, x * y)
-    sums = np.stack([np.bincount(groups, kind) for kind in kinds])
+
+def _behind(
+    best: Correlation | None, one: Correlation, confidence: float
+) -> dict[str, float | None]:
+    if best is None or best is one:
+        return dict.fromkeys(("behind", "behind_low", "behind_high"))
     low = high = None
-    if len(names) > 1:
-        rng = np.random.default_rng(seed)
-        share = np.full(len(names), 1 / len(names))
-        counts = rng.multinomial(len(names), share, size=resamples).astype(np.float64)
-        drawn = _pearson(sums @ counts.T)
-        tail = (1 - expanded(confidence, len(names))) / 2
-        low, high = map(float, np.nanquantile(drawn, [tail, 1 - tail]))
-    value = float(_pearson(sums.sum(axis=1)))
-    return {"correlation": value, "low": low, "high": high, "n_dialogues": len(names)}
+    # Metrics that are missing in some dialogues were not drawn alike.
+    if best.drawn is not None and one.drawn is not None and best.n_dialogues == one.n_dialogues:
+        apart = np.abs(best.drawn) - np.abs(one.drawn)
+        low, high = _ends(apart, one.n_dialogues, confidence)
+    return {"behind": abs(best.value) - abs(one.value), "behind_low": low, "behind_high": high}
+
+
+def _ends(
+    drawn: Floats | None, dialogues: int, confidence: float
+) -> tuple[float | None, float | None]:
+    if drawn is None:
+        return None, None
+    tail = (1 - expanded(confidence, dialogues)) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _pearson(sums: Floats) -> Floats:

@@ -68,6 +68,7 @@ MEANING = {
     "second": "value of the factor that is subtracted",
     "metric": "column of turns that is correlated with excess_nll",
     "correlation": "Spearman's, over turns after an eviction and inside the window",
+    "behind": "by how much the strongest metric's correlation is stronger, signs aside",
     "start": "first token index of the stretch",
     "stop": "token index behind the stretch",
     "nll": "mean NLL of reference tokens in it, nats per token",

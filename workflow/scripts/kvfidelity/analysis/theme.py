@@ -29,6 +29,7 @@ def themed(chart: alt.TopLevelMixin) -> dict[str, Any]:
     spec["config"] = {
         "font": FONT,
         "lineBreak": "\n",
+        "numberFormat": ",.3~f",
         "axis": words
         | lines
         | opaque

@@ -95,14 +95,15 @@ def front(policies: pl.DataFrame) -> pl.DataFrame:
 def foretelling(predictors: pl.DataFrame) -> alt.LayerChart:
     """Rank correlation of each integrity metric with excess NLL, with intervals."""
     data = predictors.with_columns(
-        place=pl.col("metric").str.replace_all("_", " "),
+        measure=pl.col("metric").str.replace_all("_", " "),
+        place=pl.concat_str("model", "dataset", separator=", "),
         n=pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns"),
         size=pl.col("correlation").abs(),
     )
     scale = alt.Scale(domain=[-1, 1])
     title = "rank correlation with excess NLL"
     base = alt.Chart(data).encode(
-        y=alt.Y("place:N", title=None, sort=alt.SortField("size", order="descending"))
+        y=alt.Y("measure:N", title=None, sort=alt.SortField("size", order="descending"))
     )
     bars = base.mark_rule(strokeWidth=2, color="#0072B2").encode(
         x=alt.X("low:Q", scale=scale), x2="high:Q"
@@ -113,11 +114,11 @@ def foretelling(predictors: pl.DataFrame) -> alt.LayerChart:
     )
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     layers = alt.layer(zero, bars, points, data=data)
-    height = 24 * max(1, data["place"].n_unique())
+    height = 24 * max(1, data["measure"].n_unique())
     layers = layers.properties(width=WIDTH * 0.75, height=height)
-    if data["model"].n_unique() < 2:
+    if data["place"].n_unique() < 2:
         return layers
-    return layers.facet(row=alt.Row("model:N", title=None))
+    return layers.facet(row=alt.Row("place:N", title=None))
 
 
 def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
@@ -166,6 +167,6 @@ def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
 
 
 def _titled(row: Mapping[str, Any]) -> str:
-    """ "future share", and on a line of its own "ρ = +0.75 [+0.70, +0.91], n = 72 turns"."""
+    """ "future share", and on a line of its own "ρ = +0.75 [+0.70, +0.91], n = 72" turns."""
     value = f"ρ = {signed(row['correlation'], 2)} {interval(row, 2)}"
-    return f"{row['metric'].replace('_', ' ')}\n{value}, n = {row['n_turns']} turns"
+    return f"{row['metric'].replace('_', ' ')}\n{value}, n = {row['n_turns']}"

@@ -54,12 +54,15 @@ def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
     """One row per run that passed its window: mean NLL of the quarter window past the edge minus
     that of the quarter before it (`nll_change_at_window`, nats per token), and the tokens past it.
 
-    A change may also be the conversation's doing: compare with `nll_drift_inside`, the change from
-    the quarter window before that, where no edge lies (missing if the run has no reply there).
+    `nll_change_beyond_window` is that of the quarter after, from 1.25 to 1.5 times the window, with
+    its tokens (`tokens_beyond`). A change may also be the conversation's doing: compare with
+    `nll_drift_inside`, the change from the quarter window before the last, where no edge lies. Both
+    are missing if the run has no reply there.
     """
     edge, reach = pl.col("trained_window"), REACH * pl.col("trained_window")
     parts = {
         "past": (pl.col("start") >= edge) & (pl.col("start") < edge + reach),
+        "beyond": (pl.col("start") >= edge + reach) & (pl.col("start") < edge + 2 * reach),
         "last": (pl.col("start") >= edge - reach) & (pl.col("start") < edge),
         "earlier": (pl.col("start") >= edge - 2 * reach) & (pl.col("start") < edge - reach),
     }
@@ -69,11 +72,14 @@ def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
         for name, inside in parts.items()
     ]
     counted = pl.col("tokens").filter(parts["past"]).sum().alias("reference_tokens")
-    runs = window.group_by("run", "model", "dataset", "dialogue", "seed").agg(*sums, counted)
+    further = pl.col("tokens").filter(parts["beyond"]).sum().alias("tokens_beyond")
+    keys = ("run", "model", "dataset", "dialogue", "seed")
+    runs = window.group_by(keys).agg(*sums, counted, further)
     return (
-        runs.with_columns(pl.col("past", "last", "earlier").fill_nan(None))
+        runs.with_columns(pl.col(*parts).fill_nan(None))
         .with_columns(
             nll_change_at_window=pl.col("past") - pl.col("last"),
+            nll_change_beyond_window=pl.col("beyond") - pl.col("last"),
             nll_drift_inside=pl.col("last") - pl.col("earlier"),
         )
         .filter(pl.col("nll_change_at_window").is_not_null())
