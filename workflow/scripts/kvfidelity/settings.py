@@ -223,7 +223,7 @@ def _check_judges(settings: Mapping[str, Any], where: str) -> None:
         if entry["max_usd"] is not None and entry.get("model") not in settings["prices"]:
             raise UserError(
                 f"{where}: judges.{name}: max_usd needs the model's price: add `prices: "
-                f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`, dollars per million tokens"
+                f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`, dollars a million tokens"
             )
 
 
