@@ -225,6 +225,24 @@ def test_retry_after_is_honoured(tmp_path: Path) -> None:
     assert times[1] - times[0] >= 1.5
 
 
+def test_a_long_rate_limit_is_waited_for_and_never_a_missing_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client itself waits two minutes at most."""
+    waited: list[float] = []
+    monkeypatch.setattr("kvfidelity.judge.live.time.sleep", waited.append)
+    long: Reply = (429, {"retry-after": "1800"}, b"{}")
+    with Server(lambda number, _: long if number < 3 else good(5)) as server:
+        [verdict] = judge(server, tmp_path).judge([row(0)])
+        assert (verdict.score, waited) == (5, [1800.0] * 3)
+        server.requests.clear()
+    with (
+        Server(lambda *_: long) as server,
+        pytest.raises(UserError, match="rate limit holds on; lower `concurrency`"),
+    ):
+        judge(server, tmp_path).judge([row(1)])
+
+
 def test_no_more_are_in_flight_than_allowed_over_several_jobs(tmp_path: Path) -> None:
     flying, most, lock = [0], [0], threading.Lock()
 

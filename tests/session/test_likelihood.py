@@ -15,12 +15,16 @@ from ..models.tiny import tiny_llama, tiny_tokenizer
 HISTORY = [{"user": "Is it far?", "assistant": "Not at all."}]
 
 
+#: `half` begins `good`, `one` stands alone.
+REPLIES = {"good": "Turn left.", "half": "Turn", "other": "Bananas!", "one": "k", "no": ""}
+
+
 def texts() -> pl.DataFrame:
     rows: list[dict[str, Any]] = [
         {"item": item, "kind": kind, "history": HISTORY[:item], "prompt": "And then?"}
         | {"reply": reply}
         for item in range(2)
-        for kind, reply in (("good", "Turn left."), ("other", "Bananas!"), ("one", "k"), ("no", ""))
+        for kind, reply in REPLIES.items()
     ]
     return pl.DataFrame(rows)
 
@@ -48,13 +52,14 @@ def test_they_are_the_full_forwards() -> None:
     found = likelihoods(Engine.of(model, tokenizer), texts())
     given = found.filter(pl.col("kind") != "no")
     assert given["reply_nll_full"].to_list() == pytest.approx(wanted, abs=1e-4)
-    assert given["tokens"].to_list() == [10, 8, 1] * 2
+    assert given["tokens"].to_list() == [10, 4, 8, 1] * 2
     assert found.filter(kind="no")["reply_nll_full"].to_list() == [None, None]
 
 
 def test_what_stands_beside_a_reply_changes_nothing() -> None:
     engine = Engine.of(tiny_llama(), tiny_tokenizer())
     whole = likelihoods(engine, texts())
-    for kind in ("good", "one"):
+    for kind in ("good", "half", "one"):
         alone = likelihoods(engine, texts().filter(pl.col("kind") == kind))
-        assert alone.rows() == whole.filter(pl.col("kind") == kind).rows()
+        expected = whole.filter(pl.col("kind") == kind)["reply_nll_full"].to_list()
+        assert alone["reply_nll_full"].to_list() == pytest.approx(expected, abs=1e-5)

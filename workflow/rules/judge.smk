@@ -31,6 +31,8 @@ rule ask_in_batch:
         "results/asked/{judge}.json",
     log:
         "logs/ask_in_batch/{judge}.log",
+    # It waits for up to a day and computes nothing.
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     resources:

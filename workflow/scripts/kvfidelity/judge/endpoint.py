@@ -100,6 +100,14 @@ def plain(completion: object) -> dict[str, Any]:
     return completion.model_dump(mode="json") if isinstance(completion, BaseModel) else {}
 
 
+def retry_after(error: openai.APIStatusError) -> float | None:
+    """Seconds that the endpoint asks to wait; None if it does not say a number."""
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
 def _key(judge: str, variable: str | None) -> str:
     if variable is None:
         return ""
@@ -120,6 +128,8 @@ def _remedy(error: Exception, model: str) -> str | None:
             return f"it has no {model!r}; correct `model` or `base_url`"
         case openai.RateLimitError(code="insufficient_quota"):
             return "the account has nothing left; what was answered is kept, run again to go on"
+        case openai.RateLimitError():
+            return "its rate limit holds on; lower `concurrency`, or set `tokens_per_minute`"
         case openai.APITimeoutError():
             return None
         case openai.APIConnectionError() if "ConnectError" in type(error.__cause__).__name__:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,13 @@ import openai
 
 from kvfidelity.errors import UserError
 from kvfidelity.judge.asking import Answer, Failure, Limits, Outcome, Request
-from kvfidelity.judge.endpoint import Endpoint, plain
+from kvfidelity.judge.endpoint import Endpoint, plain, retry_after
 from kvfidelity.judge.store import AnswerStore, CapReachedError
 
 PAUSE_S = 0.02
+#: How often a rate limit is waited for that outlasted the client's own retries, and for how long:
+#: what `retry-after` says, at most an hour, else a minute.
+ROUNDS, WAIT_S, LONGEST_WAIT_S = 10, 60.0, 3600.0
 
 
 class LiveAsker:
@@ -65,7 +69,7 @@ class LiveAsker:
         most = price.usd(*tokens) if price else 0.0
         call = self._store.begin(endpoint.judge, endpoint.model, sum(tokens), most, self._limits)
         try:
-            completion = endpoint.client.chat.completions.create(**request.body)
+            completion = _patiently(endpoint, request)
             answer = endpoint.answer(plain(completion), price.usd if price else None)
         except (openai.OpenAIError, ValueError) as error:
             self._store.end(call)
@@ -102,6 +106,20 @@ class LiveAsker:
             f"verdict could go beyond `max_usd: {self._limits.max_usd}`; {kept} of "
             f"{len(requests)} answers of this job are kept: raise it and run again to go on"
         )
+
+
+def _patiently(endpoint: Endpoint, request: Request) -> object:
+    """The completion; a rate limit is no reason to have none."""
+    for left in reversed(range(ROUNDS)):
+        try:
+            return endpoint.client.chat.completions.create(**request.body)
+        except openai.RateLimitError as error:
+            if error.code == "insufficient_quota" or not left:
+                raise
+            wait = min(retry_after(error) or WAIT_S, LONGEST_WAIT_S)
+        print(f"judge {endpoint.judge}: rate limit, waiting {wait:.0f} s", file=sys.stderr)
+        time.sleep(wait)
+    raise AssertionError("the last round returns or raises")
 
 
 class _StoppedError(Exception):

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.session.engine import Engine
 
@@ -41,6 +42,7 @@ def _of_one_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict
     history = [Turn(turn["user"], turn["assistant"]) for turn in rows[0]["history"]]
     cache = engine.new_cache("original")
     last: torch.Tensor | None = None
+    known: dict[tuple[int, ...], torch.Tensor] = {}
     found = []
     for row in rows:
         *before, segment = engine.segmenter.segments([*history, Turn(row["prompt"], row["reply"])])
@@ -50,11 +52,26 @@ def _of_one_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict
         reply = segment.reply_ids[: -len(engine.segmenter.end_of_turn_ids)]
         nll = None
         if reply:
-            predicting = last
-            if len(reply) > 1:
-                with cache.aside():
-                    predicting = torch.cat([last, engine.feed(cache, reply[:-1])])
-            nll = float(engine.nll(predicting, reply).double().mean())
+            # The beginning of a reply that was read is not read again.
+            whole = next((ids for ids in known if ids[: len(reply)] == reply), reply)
+            if whole not in known:
+                known[whole] = _token_nll(engine, cache, last, whole)
+            nll = float(known[whole][: len(reply)].double().mean())
         about = {"item": row["item"], "kind": row["kind"]}
         found.append(about | {"reply_nll_full": nll, "tokens": len(reply)})
     return found
+
+
+def _token_nll(
+    engine: Engine, cache: ManagedCache, last: torch.Tensor, reply: Sequence[int]
+) -> torch.Tensor:
+    """Nats of each token of a reply [m] after what `cache` holds; it is left as it was.
+
+    Args:
+        last: the hidden state [1, hidden] that predicts the first.
+    """
+    predicting = last
+    if len(reply) > 1:
+        with cache.aside():
+            predicting = torch.cat([last, engine.feed(cache, reply[:-1])])
+    return engine.nll(predicting, reply)

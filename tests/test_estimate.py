@@ -1,0 +1,46 @@
+"""What a run is said to take before it begins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kvfidelity.estimate import plan_message
+from kvfidelity.settings import load_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def message(**changes: Any) -> str:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    judge = {"kind": "openai", "model": "m", "rubric": "blind"} | changes.pop("judge", {})
+    config |= {"judges": {"paid": judge}, "judging": ["paid"]} | changes
+    return plan_message(load_settings(config)).split("\n")[1]
+
+
+PRICES = {"m": {"input": 10.0, "output": 20.0}}
+
+
+def dollars(text: str) -> float:
+    [found] = re.findall(r"\$([\d,.]+) at", text)
+    return float(found.replace(",", ""))
+
+
+def test_verdicts_tokens_and_dollars_of_a_judge() -> None:
+    # 65 runs with one own reply each; 50 planted replies of 8 kinds, twice; 700 and 150 tokens.
+    text = message(prices=PRICES)
+    assert "about 65 answers and 800 to test it, about 735,250 tokens" in text
+    assert dollars(text) == round(865 * (700 * 10 + 150 * 20) / 1e6, 2)
+    assert dollars(message(prices=PRICES, reliability={"replies": 0})) == 0.65
+
+
+def test_batches_cost_half_and_the_history_costs_tokens() -> None:
+    whole = dollars(message(prices=PRICES))
+    assert abs(dollars(message(prices=PRICES, judge={"batch": True})) - whole / 2) < 0.01
+    assert dollars(message(prices=PRICES, judge={"rubric": "grounded"})) > whole
+
+
+def test_a_price_that_is_not_known_is_said_to_be() -> None:
+    assert "`prices` has no m" in message()
