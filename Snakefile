@@ -41,6 +41,7 @@ localrules:
     fetch_model,
     fetch_dataset,
     judge,
+    merge,
 
 
 rule all:
@@ -66,6 +67,12 @@ rule all:
 
 onstart:
     print(plan_message(SETTINGS), file=sys.stderr)
+    if moved := date_anew([Path("results"), Path("resources")]):
+        print(
+            f"{moved} files were dated in the future (was the clock set back?): dated anew, in "
+            "their order",
+            file=sys.stderr,
+        )
 
 
 onsuccess:

@@ -30,7 +30,7 @@ LOCKED = "--unlock"
 
 @dataclass
 class Scene:
-    """A project before it has generated anything, the same after, and how long it takes."""
+    """A project, the targets of its run, and how long that takes; chance decides the rest."""
 
     project: Project
     dice: random.Random
@@ -45,6 +45,10 @@ class Scene:
         done = self.run(*arguments)
         assert done.returncode != 0, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def succeeded(self) -> None:
+        done = self.run()
+        assert done.returncode == 0, done.stdout + done.stderr
 
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -144,7 +148,7 @@ def full_disk(scene: Scene) -> None:
         assert _half_written(scene.results) == []
         filling.unlink()
         disk("remount,size=50m")
-        assert scene.run().returncode == 0
+        scene.succeeded()
 
 
 def read_only_results(scene: Scene) -> None:
@@ -154,11 +158,10 @@ def read_only_results(scene: Scene) -> None:
         assert "Read-only file system" in said, said
         assert "results" in said
         disk("remount,rw")
-        assert scene.run().returncode == 0
+        scene.succeeded()
 
 
 def truncated_table(scene: Scene) -> None:
-    assert scene.run().returncode == 0
     damaged = scene.results / scene.dice.choice(
         [f"generate/{RUN}/turns.parquet", f"metrics/{RUN}/metrics.parquet"]
     )
@@ -188,7 +191,6 @@ def damaged_model(scene: Scene) -> None:
 
 
 def other_schema_version(scene: Scene) -> None:
-    assert scene.run().returncode == 0
     file = scene.results / f"generate/{RUN}/turns.parquet"
     notes = {key: read_metadata(file)[key] for key in ("code", "spec")} | {"schema_version": "0"}
     write_parquet(read_parquet(file, kind="turns"), file, kind="turns", metadata=notes)
@@ -201,15 +203,17 @@ def other_schema_version(scene: Scene) -> None:
 
 
 def clock_set_back(scene: Scene) -> None:
-    """Some files are from tomorrow, and one run is missing."""
-    assert scene.run().returncode == 0
-    tomorrow = time.time() + 86_400
+    """What is there was written by a clock that went ahead; then a run is lost."""
+    ahead = scene.dice.uniform(100, 100_000)
     for folder in (scene.results, scene.project.folder / "resources"):
-        for file in sorted(folder.rglob("*")):
-            if scene.dice.random() < 0.5:
-                os.utime(file, (tomorrow, tomorrow))
+        for file in folder.rglob("*"):
+            moment = file.stat().st_mtime + ahead
+            os.utime(file, (moment, moment))
     shutil.rmtree(scene.results / "generate" / RUN)
-    assert scene.run().returncode == 0
+    done = scene.run()
+    assert "files were dated in the future" in done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scene.project.planned(*scene.targets) == set()
 
 
 #: In turn, so that a handful of rounds has a handful of troubles.
@@ -226,6 +230,9 @@ TROUBLES: list[Callable[[Scene], None]] = [
     other_schema_version,
     clock_set_back,
 ]
+
+#: Those that befall a finished run.
+AFTERWARDS = {truncated_table, other_schema_version, clock_set_back}
 
 
 def _program(process: psutil.Process) -> str:

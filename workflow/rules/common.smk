@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
+from kvfidelity.clock import date_anew
 from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message

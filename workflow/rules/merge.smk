@@ -1,28 +1,26 @@
 # With `merge` in the configuration every run is taken from the folders named there; nothing is
-# generated, measured or judged.
-if SETTINGS["merge"]:
+# generated, measured or judged. Without it, no file needs this rule.
 
-    ruleorder: merge > extract_dialogues
-    ruleorder: merge > generate
-    ruleorder: merge > measure
-    ruleorder: merge > judge
 
-    localrules:
-        merge,
+ruleorder: merge > extract_dialogues
+ruleorder: merge > generate
+ruleorder: merge > measure
+ruleorder: merge > judge
 
-    rule merge:
-        input:
-            list(MERGED.values()),
-        output:
-            [f"results/{name}" for name in MERGED],
-            "results/merge.json",
-        log:
-            "logs/merge.log",
-        conda:
-            "../../envs/analysis.yaml"
-        params:
-            settings=json.dumps(SETTINGS, sort_keys=True),
-            code=stage_fingerprint("merge"),
-        shell:
-            "python workflow/scripts/merge.py --settings {params.settings:q} --out results "
-            "> {log} 2>&1"
+
+rule merge:
+    input:
+        list(MERGED.values()),
+    output:
+        [f"results/{name}" for name in MERGED],
+        "results/merge.json",
+    log:
+        "logs/merge.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=json.dumps(SETTINGS, sort_keys=True),
+        code=stage_fingerprint("merge"),
+    shell:
+        "python workflow/scripts/merge.py --settings {params.settings:q} --out results "
+        "> {log} 2>&1"

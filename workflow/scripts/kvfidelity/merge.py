@@ -16,7 +16,6 @@ from kvfidelity.errors import UserError
 from kvfidelity.grid import cells, runs
 
 GENERATED = ("turns", "evictions", "recall")
-#: What kind of table a file of dialogues, turns and so on holds, where its name does not say.
 MANIFEST = "manifest.json"
 PLACE = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
 
@@ -25,9 +24,11 @@ def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
     """For every artifact of the configuration's runs, by path below results, the file to take.
 
     Raises:
-        UserError: a folder is not there, or a run is in none of them.
+        UserError: none is listed, one is not there, or a run is in none of them.
     """
     folders = [Path(folder) for folder in settings["merge"]]
+    if not folders:
+        raise UserError("merge: no folders are listed; name those whose results are to be merged")
     for folder in folders:
         if not (folder / "generate").is_dir():
             raise UserError(

@@ -1,0 +1,92 @@
+"""What Snakemake itself costs on a grid of 3,000 generate jobs, with the workflow's own rules.
+
+    python benchmarks/scheduling.py [--dialogues 97]
+
+The dry run is of the whole workflow. The jobs that are then run do nothing but make their files, so
+that the time is that of planning, starting and recording them: no model, no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("Snakefile", "workflow", "profiles/default", "envs", "resources/rubrics")
+#: 30 cells and the run that never evicts, for each dialogue.
+POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n in range(10)}
+#: Stands for `python`: makes the files that a generate job is asked for.
+NOTHING = """#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in --turns|--evictions|--recall) : > "$2" ;; esac
+    shift
+done
+"""
+
+
+def project(folder: Path, dialogues: int) -> dict[str, str]:
+    """A copy of the workflow that is ready to generate; the environment to run it in."""
+    for part in PARTS:
+        target = folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / part, target)
+    config = {
+        "models": {"tiny": {"source": "path", "path": "tiny"}},
+        "datasets": {
+            "one": {"source": "path", "path": "one.jsonl", "format": "plain", "count": dialogues}
+        },
+        "policies": {"baseline": {"kind": "baseline"}} | POLICIES,
+        "thresholds": {"small": {"at": "600tok", "trigger": "turn", "target": "200tok"}},
+        "judges": {"offline": {"kind": "offline", "rubric": "offline"}},
+    }
+    (folder / "config").mkdir()
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy2(ROOT / "config/claims.yaml", folder / "config/claims.yaml")
+    for made in ("resources/datasets/one", "resources/models/tiny", "results/dialogues/tiny/one"):
+        (folder / made).mkdir(parents=True)
+    for name in ("pool.parquet", "manifest.json"):
+        (folder / "results/dialogues/tiny/one" / name).touch()
+    (folder / "bin").mkdir()
+    python = folder / "bin/python"
+    python.write_text(NOTHING)
+    python.chmod(0o755)
+    return os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def timed(folder: Path, environment: dict[str, str], *arguments: str) -> float:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", *arguments]
+    began = time.perf_counter()
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dialogues", type=int, default=97)
+    dialogues = parser.parse_args().dialogues
+    jobs = dialogues * (3 * len(POLICIES) + 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "project"
+        environment = project(folder, dialogues)
+        print(
+            f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {jobs} generate jobs"
+        )
+        timed(folder, environment, "--touch", "results/dialogues/tiny/one/pool.parquet")
+        print(f"dry run of everything: {timed(folder, environment, '-n'):.1f} s", flush=True)
+        seconds = timed(folder, environment, "--until", "generate")
+        print(f"running them: {seconds:.1f} s, {seconds / jobs:.4f} s a job")
+
+
+if __name__ == "__main__":
+    main()

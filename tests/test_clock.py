@@ -1,0 +1,27 @@
+"""Files from the future come to lie before now, in their order; others are left alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from kvfidelity.clock import date_anew
+
+HOUR = 3600 * 10**9
+
+
+def test_order_is_kept_and_the_past_is_untouched(tmp_path: Path) -> None:
+    now = time.time_ns()
+    offsets = {"past": -HOUR, "b": 2 * HOUR, "a": HOUR, "also_a": HOUR, "folder/c": 3 * HOUR}
+    for name, offset in offsets.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, ns=(now + offset, now + offset))
+    assert date_anew([tmp_path, tmp_path / "nowhere"]) == 4
+    dated = {name: (tmp_path / name).stat().st_mtime_ns for name in offsets}
+    assert dated["past"] == now - HOUR
+    assert now - HOUR < dated["a"] == dated["also_a"] < dated["b"] < dated["folder/c"]
+    assert dated["folder/c"] <= time.time_ns()
+    assert date_anew([tmp_path]) == 0
