@@ -75,7 +75,7 @@ def excess(engine: Engine) -> dict[tuple[str, str], float]:
 
 
 def spec(kind: str, mode: str, **changes: Any) -> RunSpec:
-    values: dict[str, Any] = {"at": "400tok", "target": "200tok"} | changes
+    values: dict[str, Any] = {"at": "300tok", "target": "150tok"} | changes
     return RunSpec(
         model="smollm2-135m",
         dataset="own",
@@ -84,7 +84,7 @@ def spec(kind: str, mode: str, **changes: Any) -> RunSpec:
         positions=mode,
         threshold="t",
         score_every_run=True,
-        max_turns=6,
+        max_turns=4,
         **values,
     )
 
