@@ -40,7 +40,7 @@ def on_gpu(engine: Engine) -> Engine:
 def test_a_model_directory_loads_onto_the_gpu(tmp_path: Path, dtype: str) -> None:
     engine = Engine.load(save_tiny(tmp_path / "model"), dtype, "cuda")
     assert engine.device.type == "cuda"
-    assert run_dialogue(engine, talk(1), spec()).turns["reply_token_count"].to_list() == [12]
+    assert run_dialogue(engine, talk(2), spec()).turns["reply"].null_count() == 0
 
 
 def moved(engine: Engine) -> Engine:
