@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from kvfidelity.session.sampling import Sampling
 from polars.testing import assert_frame_equal
 
 from ..cache.conftest import CONFIGS, tiny
-from ..models.tiny import tiny_tokenizer
+from ..models.tiny import save_tiny, tiny_tokenizer
 from .test_lanes import CELLS, spec
 from .test_run import talk
 
@@ -33,6 +34,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def on_gpu(engine: Engine) -> Engine:
     return moved(engine)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_directory_loads_onto_the_gpu(tmp_path: Path, dtype: str) -> None:
+    engine = Engine.load(save_tiny(tmp_path / "model"), dtype, "cuda")
+    assert engine.device.type == "cuda"
+    assert run_dialogue(engine, talk(2), spec()).turns["reply"].null_count() == 0
 
 
 def moved(engine: Engine) -> Engine:

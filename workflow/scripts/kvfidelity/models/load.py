@@ -47,7 +47,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     place = resolve_device(device)
     if place.type == "cuda":
         check_kernels_compile()
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(place.index or 0)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
