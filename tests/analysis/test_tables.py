@@ -103,6 +103,7 @@ def test_a_step_at_the_window_is_found_and_none_before_it(
     change = change_at_edge(tables["window"])
     assert change.height == 6
     assert change["nll_change_at_window"].mean() == pytest.approx(0.3, abs=0.06)
+    assert change["nll_change_beyond_window"].mean() == pytest.approx(0.3, abs=0.06)
     assert change["nll_drift_inside"].mean() == pytest.approx(0.0, abs=0.06)
 
 
