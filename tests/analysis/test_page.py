@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from kvfidelity.analysis.page import FIGURES
+from kvfidelity.artifacts import write_parquet
 from kvfidelity.specs import report_settings, table_settings
 
 from ..models.tiny import tiny_tokenizer
 from .browser import chromium, drive
 from .synthetic import settings, write
+from .test_reliability import trial
 
 ROOT = Path(__file__).parents[2]
 COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.4}
@@ -44,7 +46,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = {name: json.dumps(value) for name, value in whole.items()}
     script("aggregate.py", "--settings", told["tables"], "--results", results, "--out", tables)
     judging = json.dumps(whole["tables"] | {"comparing": []})
-    script("appraise.py", "--settings", judging, "--results", results)
+    tested = results / "reliability/offline/synthetic/made/trial.parquet"
+    write_parquet(
+        trial("offline", lambda kind, item, _: 8 if kind == "good" else 2), tested, kind="trial"
+    )
+    script("appraise.py", "--settings", judging, "--results", results, "--trials", tested)
     claims = ROOT / "config/claims.yaml"
     script("claims.py", "--settings", told["report"], "--tables", tables, "--claims", claims)
     script("figures.py", "--tables", tables, "--out", results / "figures")
@@ -94,6 +100,13 @@ def test_it_says_what_each_policy_forgets(text: str) -> None:
 
 def test_missing_verdicts_are_counted(text: str) -> None:
     assert re.search(r"offline: \d+ verdicts missing, failed", text)
+
+
+def test_what_the_judges_are_worth_is_told(text: str) -> None:
+    section = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text[text.index('id="judges"') :]))
+    assert "offline shuffle 1.00 [1.00, 1.00] 20 0" in section
+    assert "offline other dialogue 1.00" in section
+    assert "Words to the judge inside a reply" in section
 
 
 def test_figures_and_tables_for_papers(page: Path) -> None:

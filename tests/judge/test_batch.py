@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.judge import batch as batch_module
+from kvfidelity.judge.planting import plant
 from kvfidelity.judge.remote import RemoteJudge
 from kvfidelity.judge.rubric import Rubric
 from kvfidelity.judge.sending import asker_for
 from kvfidelity.judge.store import AnswerStore
+from kvfidelity.judge.trial import trial
 
 from .batch_server import BatchServer, Line, done, wrong
+from .test_planting import POOL, SETTING
 
 RUBRIC = Path(__file__).parents[2] / "resources/rubrics/blind.md"
 PACE = {"poll_s": 0.05, "price": {"input": 1000.0, "output": 1000.0, "batch": 0.5}}
@@ -101,6 +104,15 @@ def test_judging_a_run_takes_what_the_batch_gave_and_asks_nobody(
     assert [verdict.score for verdict in found.judge(rows)] == [7] * 3
     with pytest.raises(UserError, match="1 answers that its batch gave are not in the verdict"):
         found.judge([*rows, row(3)])
+
+
+def test_a_judges_test_is_one_batch(tmp_path: Path) -> None:
+    texts = plant(POOL, **SETTING)
+    with BatchServer() as server:
+        about = entry(server.url, batch=True, repeats=2)
+        found = trial("mine", about, RUBRIC, PACE, tmp_path, texts)
+    assert len(server.batches) == 1
+    assert set(found["status"]) == {"ok"} and set(found["repeat"]) == {0, 1}
 
 
 def test_large_batches_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

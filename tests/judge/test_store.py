@@ -166,6 +166,13 @@ def test_a_call_in_flight_counts_at_its_highest_and_one_that_failed_not(tmp_path
     assert lost and AnswerStore(tmp_path).spent("judge") == pytest.approx(0.7)
 
 
+def test_an_endpoint_that_counts_nothing_does_not_get_round_the_cap(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    call = store.begin("judge", "model", 10, 0.7, Limits(max_usd=1.0))
+    store.put("a", answer(usd=None), "judge", "model", call)
+    assert store.spent("judge") == pytest.approx(0.7)
+
+
 def test_tokens_per_minute_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])

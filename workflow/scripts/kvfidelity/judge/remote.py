@@ -35,16 +35,13 @@ class RemoteJudge:
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, asker: Asker) -> None:
         self.name, self.entry, self.rubric, self._asker = name, entry, rubric, asker
 
-    def judge(
-        self, rows: Sequence[Mapping[str, Any]], marks: Mapping[str, int] | None = None
-    ) -> list[Verdict]:
+    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Verdicts on all turns of one run, in order.
 
         Args:
             rows: `turn`, `prompt`, `said`, `reply`, `reference`, `finish_reason`.
-            marks: see `Request.mark`.
         """
-        given = iter(self.judge_each(_spoken(rows), marks))
+        given = iter(self.judge_each(_spoken(rows)))
         return [self._silent(row) if row["reply"] is None else next(given) for row in rows]
 
     def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
@@ -52,12 +49,15 @@ class RemoteJudge:
         return self.judge_each([asked for rows in runs for asked in _spoken(rows)])
 
     def judge_each(
-        self,
-        asked: Sequence[Asked],
-        marks: Mapping[str, int] | None = None,
+        self, asked: Sequence[Asked], marks: Sequence[Mapping[str, int]] | None = None
     ) -> list[Verdict]:
-        """Verdicts on replies, each with the turns before it."""
-        requests = [self.request(row, history, marks) for row, history in asked]
+        """Verdicts on replies, each with the turns before it.
+
+        Args:
+            marks: of each, see `Request.mark`.
+        """
+        pairs = zip(asked, marks or [{}] * len(asked), strict=True)
+        requests = [self.request(row, history, mark) for (row, history), mark in pairs]
         read = answered(self._asker, requests, self.entry.get("attempts", 1), self._score)
         return [self._verdict(row, *found) for (row, _), found in zip(asked, read, strict=True)]
 

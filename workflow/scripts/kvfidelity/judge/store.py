@@ -200,14 +200,19 @@ class AnswerStore:
 
     def _keep(self, key: str, at: float, outcome: Outcome) -> None:
         known = self._outcomes.get(key)
-        better = known is not None and isinstance(outcome, Answer) > isinstance(known[1], Answer)
-        same = known is not None and isinstance(outcome, Answer) == isinstance(known[1], Answer)
-        if known is None or better or (same and at < known[0]):
+        if known is None or _rank(at, outcome) < _rank(*known):
             self._outcomes[key] = (at, outcome)
 
     def _settle(self, entry: Mapping[str, Any], answer: Answer) -> None:
-        self._calls.pop(entry.get("call") or "", None)
-        self._spent[entry["judge"]] += answer.usd or 0.0
+        call = self._calls.pop(entry.get("call") or "", None)
+        # An endpoint that counts no tokens does not get round the cap.
+        most = call.usd if call else 0.0
+        self._spent[entry["judge"]] += most if answer.usd is None else answer.usd
         if entry["at"] > time.time() - MINUTE_S:
             used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
             self._used[entry["model"]].append((entry["at"], used))
+
+
+def _rank(at: float, outcome: Outcome) -> tuple[bool, float]:
+    """Of what is kept under one key the lowest counts: an answer, then the first."""
+    return isinstance(outcome, Failure), at

@@ -13,7 +13,7 @@ from kvfidelity.judge.judges import judge_for
 from kvfidelity.judge.pairwise import PLANTED, PairwiseJudge
 from kvfidelity.judge.planting import GOOD, INJECTION, injected
 from kvfidelity.judge.remote import RemoteJudge
-from kvfidelity.judge.verdict import TRIAL, Verdict
+from kvfidelity.judge.verdict import TRIAL
 from kvfidelity.metrics.text import text_metrics
 
 
@@ -32,25 +32,27 @@ def trial(
             `judge.planting`; for a judge that is computed with `reply_nll_full`.
     """
     judge = judge_for(name, entry, rubric, pace, store, batch=bool(entry.get("batch")))
-    reads = isinstance(judge, RemoteJudge)
-    rows = [
-        _row(text) for text in (pl.concat([texts, injected(texts)]) if reads else texts).to_dicts()
-    ]
-    found: list[tuple[dict[str, Any], int, Verdict]] = []
     if isinstance(judge, RemoteJudge):
-        for repeat in range(entry["repeats"]):
-            chosen = [row for row in rows if repeat == 0 or row["kind"] != INJECTION]
-            marks = {"repeat": repeat} if repeat else {}
-            given = judge.judge_each([(row, row["history"]) for row in chosen], marks)
-            found += [(row, repeat, v) for row, v in zip(chosen, given, strict=True)]
+        rows = [_row(text) for text in pl.concat([texts, injected(texts)]).to_dicts()]
+        asked = [
+            (row, repeat)
+            for repeat in range(entry["repeats"])
+            for row in rows
+            if repeat == 0 or row["kind"] != INJECTION
+        ]
+        verdicts = judge.judge_each(
+            [(row, row["history"]) for row, _ in asked],
+            [{"repeat": repeat} if repeat else {} for _, repeat in asked],
+        )
     else:
-        found = [(row, 0, v) for row, v in zip(rows, judge.judge(rows), strict=True)]
+        asked = [(_row(text), 0) for text in texts.to_dicts()]
+        verdicts = judge.judge([row for row, _ in asked])
     return pl.DataFrame(
         [
             {name: row[name] for name in ("item", "dialogue", "kind")}
             | {"repeat": repeat}
             | asdict(verdict)
-            for row, repeat, verdict in found
+            for (row, repeat), verdict in zip(asked, verdicts, strict=True)
         ],
         TRIAL,
     )
