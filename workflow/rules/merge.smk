@@ -6,9 +6,6 @@ ruleorder: merge > extract_dialogues
 ruleorder: merge > generate
 ruleorder: merge > measure
 ruleorder: merge > judge
-ruleorder: merge > compare_replies
-ruleorder: merge > trial
-ruleorder: merge > compare_planted
 
 
 rule merge:

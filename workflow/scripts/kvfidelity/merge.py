@@ -1,7 +1,7 @@
 """Results that were made in several places, on several clusters say, put into one folder.
 
-A run is taken whole, with its measures and what judges said of it, from the first folder that has it.
-What a folder lacks beside the generated replies is for the workflow to make.
+A run is taken whole, with its measures and what judges said of it, from the first folder that has
+it. What a folder lacks beside the generated replies is for the workflow to make.
 """
 
 from __future__ import annotations
