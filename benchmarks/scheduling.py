@@ -64,11 +64,14 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
-def timed(folder: Path, environment: dict[str, str], *arguments: str) -> float:
+def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
+    """Seconds by the clock and of processor time, children's included."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", *arguments]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return time.perf_counter() - began
+    after = os.times()
+    used = after.children_user + after.children_system
+    return time.perf_counter() - began, used - before.children_user - before.children_system
 
 
 def main() -> None:
@@ -83,9 +86,14 @@ def main() -> None:
             f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {jobs} generate jobs"
         )
         timed(folder, environment, "--touch", "results/dialogues/tiny/one/pool.parquet")
-        print(f"dry run of everything: {timed(folder, environment, '-n'):.1f} s", flush=True)
-        seconds = timed(folder, environment, "--until", "generate")
-        print(f"running them: {seconds:.1f} s, {seconds / jobs:.4f} s a job")
+        for what, options in (
+            ("dry run of the generate jobs", ("-n", "--until", "generate")),
+            (f"dry run of all {3 * jobs} jobs", ("-n",)),
+            ("running the generate jobs", ("--until", "generate")),
+        ):
+            wall, used = timed(folder, environment, *options)
+            print(f"{what}: {wall:.1f} s, processor {used:.1f} s", flush=True)
+        print(f"{wall / jobs:.4f} s a job that is run, processor {used / jobs:.4f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -49,6 +50,7 @@ def merged_files():
 
 SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
+CELL = ("model", "dataset", "policy", "positions", "threshold", "seed")
 RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 
 # Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
@@ -73,7 +75,22 @@ def selection_spec(wildcards):
 
 
 def generation_spec(wildcards):
-    return json.dumps(run_spec(SETTINGS, **dict(wildcards.items())), sort_keys=True)
+    return spec_of_cell(*(wildcards[name] for name in CELL))
+
+
+@cache
+def spec_of_cell(*cell):
+    """The same for all dialogues; Snakemake asks for it again and again."""
+    place = dict(zip(CELL, cell)) | {"dialogue": ""}
+    return json.dumps(run_spec(SETTINGS, **place), sort_keys=True)
+
+
+def generation_dtype(wildcards):
+    return SETTINGS["models"][wildcards.model]["dtype"]
+
+
+def generation_device(wildcards):
+    return SETTINGS["models"][wildcards.model]["device"]
 
 
 def judge_spec(wildcards):
@@ -181,9 +198,16 @@ def generate_threads(wildcards):
     return max(1, cores // at_once()) if cores else 4
 
 
-def generate_demand(wildcards, attempt):
+def generate_minutes(wildcards, attempt):
+    return generate_demand(wildcards).times(attempt).minutes
+
+
+def generate_memory(wildcards, attempt):
+    return generate_demand(wildcards).times(attempt).mem_mb
+
+
+def generate_demand(wildcards):
     model, dataset = wildcards.model, wildcards.dataset
     manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
     folder = Path(f"resources/models/{model}")
-    found = demand(SETTINGS, dict(wildcards.items()), folder, manifest)
-    return found.times(attempt)
+    return demand(SETTINGS, dict(wildcards.items()), folder, manifest)

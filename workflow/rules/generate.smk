@@ -13,15 +13,15 @@ rule generate:
     threads: generate_threads
     resources:
         gpu=1,
-        runtime=lambda wildcards, attempt: generate_demand(wildcards, attempt).minutes,
-        mem_mb=lambda wildcards, attempt: generate_demand(wildcards, attempt).mem_mb,
+        runtime=generate_minutes,
+        mem_mb=generate_memory,
         # Text, for it is nothing that runs out.
         at_once=str(at_once()),
-        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
+        prefix_memory=SETTINGS["session"]["prefix_memory"],
     params:
         spec=generation_spec,
-        dtype=lookup("models/{model}/dtype", within=SETTINGS),
-        device=lookup("models/{model}/device", within=SETTINGS),
+        dtype=generation_dtype,
+        device=generation_device,
         code=stage_fingerprint("generate"),
     shell:
         "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "

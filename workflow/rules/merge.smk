@@ -1,5 +1,5 @@
-# With `merge` in the configuration every run is taken from the folders named there; nothing is
-# generated, measured or judged. Without it, no file needs this rule.
+# With `merge` in the configuration every run is taken from the folders named there, with what was
+# measured and judged of it; only what they lack is made here. Without it, no file needs this rule.
 
 
 ruleorder: merge > extract_dialogues

@@ -7,6 +7,7 @@ a change in what matters reruns the stage, a change elsewhere does not.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -79,8 +80,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
+@cache
 def stage_fingerprint(stage: str) -> str:
-    """SHA-256 over the stage's source files, 12 hex digits."""
+    """SHA-256 over the stage's source files, 12 hex digits; read once in a process."""
     digest = hashlib.sha256()
     for entry in STAGES[stage]:
         place = SCRIPTS / entry

@@ -1,6 +1,7 @@
 """Results that were made in several places, on several clusters say, put into one folder.
 
-A run is taken whole, measures and verdicts with it, from the first folder that has it.
+A run is taken whole, with its measures and what judges said of it, from the first folder that has
+it. What a folder lacks beside the generated replies is for the workflow to make.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PLACE = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialog
 
 
 def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
-    """For every artifact of the configuration's runs, by path below results, the file to take.
+    """For the artifacts of the configuration's runs, by path below results, the file to take.
 
     Raises:
         UserError: none is listed, one is not there, or a run is in none of them.
@@ -44,10 +45,13 @@ def sources(settings: Mapping[str, Any]) -> dict[str, Path]:
             f"merge: {len(lacking)} of {len(places)} runs are in none of {names}, such as "
             f"{lacking[0]}: run them there, or leave them out of `grid`"
         )
-    found = {
-        name: home / name for run, home in homes.items() if home for name in _files(run, settings)
-    }
-    return found | {name: home / name for name, home in _manifests(settings, homes)}
+    found: dict[str, Path] = {}
+    for run, home in homes.items():
+        if home:
+            found |= {name: home / name for name in _files(run, home, settings)}
+    for pair, home in _pairs(settings, homes):
+        found |= {name: home / name for name in _files_of_pair(pair, home, settings)}
+    return found
 
 
 def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -78,19 +82,31 @@ def _home(folders: Sequence[Path], name: str) -> Path | None:
     return next((folder for folder in folders if (folder / name).is_file()), None)
 
 
-def _files(run: str, settings: Mapping[str, Any]) -> Iterator[str]:
+def _files(run: str, home: Path, settings: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATED)
-    yield f"metrics/{run}/metrics.parquet"
-    yield from (f"judge/{judge}/{run}/verdicts.parquet" for judge in settings["judging"])
+    further = [f"metrics/{run}/metrics.parquet"]
+    for judge in settings["judging"]:
+        further.append(f"judge/{judge}/{run}/verdicts.parquet")
+        further.append(f"comparisons/{judge}/{run}/comparisons.parquet")
+    yield from (name for name in further if (home / name).is_file())
 
 
-def _manifests(
+def _files_of_pair(pair: str, home: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    yield f"dialogues/{pair}/{MANIFEST}"
+    for judge in settings["judging"]:
+        for name in ("trial", "pairs"):
+            place = f"reliability/{judge}/{pair}/{name}.parquet"
+            if (home / place).is_file():
+                yield place
+
+
+def _pairs(
     settings: Mapping[str, Any], homes: Mapping[str, Path | None]
 ) -> Iterator[tuple[str, Path]]:
-    for pair in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
-        place = "/".join(pair)
-        home = next(home for run, home in homes.items() if home and run.startswith(place + "/"))
-        yield f"dialogues/{place}/{MANIFEST}", home
+    """Each model with each data set it was run on, and the folder of its first run."""
+    for model, dataset in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        pair = f"{model}/{dataset}"
+        yield pair, next(home for run, home in homes.items() if home and run.startswith(pair + "/"))
 
 
 def _check(settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, Path]) -> None:
@@ -102,7 +118,7 @@ def _check(settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, 
     if not file.is_file():
         raise UserError(f"merge: {file} does not exist: finish the workflow there first")
     notes = read_metadata(file)
-    if digest(read_parquet(file, kind=file.stem)) != notes["digest"]:
+    if digest(read_parquet(file, kind=notes.get("kind", ""))) != notes["digest"]:
         raise UserError(f"merge: {file} is damaged (its digest): make it anew where it is from")
     if not name.startswith("generate/"):
         return
