@@ -101,7 +101,12 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
         error: int64, effective minus true offsets.
         frequencies: theta_k, [r / 2].
     """
-    distinct, place = np.unique(error.numpy(), return_inverse=True)
+    values = error.numpy()
+    low, high = int(values.min()), int(values.max())
+    if high - low < values.size:  # every integer between, rather than sorting out which there are
+        distinct, place = np.arange(low, high + 1), values - low
+    else:
+        distinct, place = np.unique(values, return_inverse=True)
     angles = distinct[:, None] * frequencies.double().cpu().numpy()
     return torch.from_numpy((1 - np.cos(angles)).mean(-1)[place.reshape(error.shape)])
 
