@@ -89,10 +89,23 @@ def test_an_untouched_cache_is_without_fault() -> None:
     assert found.phase_distortion == found.mean_offset_error == found.future_share == 0
 
 
-def test_inversions_are_counted_across_blocks() -> None:
+def test_inversions_are_counted_across_runs() -> None:
     """1,000 survivors at 1,000..1,999, then 500 new ones from 1,000 on."""
     made = ledger("stale", torch.arange(1000, 2000), 2000, then=500)
     brute = sum(
         int((made.position[0, 0, i] > made.position[0, 0, i + 1 :]).sum()) for i in range(1500)
     )
     assert integrity(made, THETA, 8192).order_inversions == brute > 0
+
+
+def test_inversions_of_any_order_are_counted_pair_by_pair() -> None:
+    made = ledger("stale", torch.arange(3), 6)
+    for seed in range(5):
+        draws = torch.Generator().manual_seed(seed)
+        position = made._position = torch.randint(0, 40, (1, 2, 60), generator=draws)
+        made._token_index, made._slots = torch.arange(60).expand(1, 2, -1).clone(), 60
+        brute = (position[..., :, None] > position[..., None, :]).triu(1).sum((-1, -2))
+        twice = [60 - row.unique().numel() for row in position[0]]
+        found = integrity(made, THETA, 8192)
+        assert found.order_inversions == float(brute.double().mean())
+        assert found.collisions == sum(twice) / 2

@@ -131,6 +131,23 @@ def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engi
     assert all(torch.equal(a, b) for a, b in zip(cache.tails, twin.tails, strict=True))
 
 
+def test_a_reply_that_failed_leaves_the_graph_fit_for_the_next(
+    on_gpu: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.session.captured import CapturedSteps
+
+    expected = run_dialogue(on_gpu, talk(2), spec())
+
+    def fail(self: CapturedSteps) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CapturedSteps, "step", fail)
+        failed = run_dialogue(on_gpu, talk(2), spec())
+    assert failed.turns["finish_reason"].to_list() == ["out_of_memory"]
+    same_records(expected, run_dialogue(on_gpu, talk(2), spec()))
+
+
 def test_sampled_tokens_are_the_cpus(engine: Engine, on_gpu: Engine) -> None:
     warm = {"temperature": 1.3, "top_p": 0.9}
     same_records(

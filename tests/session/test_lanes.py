@@ -107,6 +107,27 @@ def test_memory_that_runs_out_while_decoding_is_every_decoding_runs_result(
         assert records.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
+def test_memory_that_runs_out_for_one_lane_is_that_runs_result(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.session.eager import EagerSteps
+
+    real, refused = EagerSteps.seat, []
+
+    def seat(self: EagerSteps, place: int, lane: Any) -> None:
+        if not refused:
+            refused.append(place)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, place, lane)
+
+    monkeypatch.setattr(EagerSteps, "seat", seat)
+    runs = [lambda at: run_dialogue(at, talk(2), spec()) for _ in range(3)]
+    first, *others = run_together(engine, runs, 2)
+    assert first.turns["finish_reason"].to_list() == ["out_of_memory"]
+    for records in others:
+        assert records.turns["finish_reason"].to_list() == ["length"] * 2
+
+
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_a_prompt_fed_in_chunks_is_one_forward(engine: Engine, chunk: int) -> None:
     """Hidden states, both histories of scores, query tails and the hook's calls."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,11 +57,15 @@ def advance(ledger: SlotLedger, eviction: Eviction) -> None:
 
 def runs(numbers: Tensor) -> list[tuple[int, int]]:
     """Sorted int64 [k] as half-open runs: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
-    if numbers.numel() == 0:
-        return []
-    breaks = torch.nonzero(numbers[1:] != numbers[:-1] + 1).flatten() + 1
-    edges = [0, *breaks.tolist(), numbers.numel()]
-    return [(int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in pairwise(edges)]
+    starts, stops = run_edges(numbers)
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def run_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The same as two int64 arrays: where runs start, and where they stop."""
+    values = numbers.numpy()
+    breaks = np.flatnonzero(np.diff(values) != 1)
+    return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
 
 
 def from_runs(pairs: Iterable[tuple[int, int]]) -> Tensor:

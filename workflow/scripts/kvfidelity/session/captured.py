@@ -83,7 +83,7 @@ class CapturedSteps:
     def vacate(self, place: int) -> None:
         self._table.clear(place)
         self._rings.pop(place, None)
-        del self._lanes[place]
+        self._lanes.pop(place, None)
 
     def step(self) -> torch.cuda.Event:
         self._graph.replay()

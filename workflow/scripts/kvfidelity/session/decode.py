@@ -45,8 +45,12 @@ def generate(
     if engine.hub is not None:
         return engine.hub.decode(lane)
     decoder = Decoder(steps_of(engine, 1, sampling, max_new_tokens), 1)
-    decoder.join(lane)
-    decoder.run()
+    try:
+        decoder.join(lane)
+        decoder.run()
+    except BaseException:
+        decoder.dismiss()  # its steps will serve other replies
+        raise
     assert lane.reply is not None
     return lane.reply
 

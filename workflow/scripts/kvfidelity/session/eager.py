@@ -37,7 +37,7 @@ class EagerSteps:
             self._seats[place] = _Seat(lane, lane.token)
 
     def vacate(self, place: int) -> None:
-        del self._seats[place]
+        self._seats.pop(place, None)
 
     def step(self) -> float:
         seats = [seat for seat in self._seats.values() if seat.lives]

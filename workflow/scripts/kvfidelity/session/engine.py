@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,14 +59,17 @@ class Engine:
     captured: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, model_dir: Path, dtype: str, device: str) -> Engine:
+    def load(cls, model_dir: Path, dtype: str, device: str, chunk: int = CHUNK) -> Engine:
         """Load a converted model directory.
+
+        Args:
+            chunk: at most so many tokens are fed in one forward.
 
         Raises:
             UserError: no such directory, an unsupported architecture, no such device.
         """
         model, tokenizer = load_model(model_dir, dtype, device)
-        engine = cls.of(model, tokenizer)
+        engine = replace(cls.of(model, tokenizer), chunk=chunk)
         if engine.device.type == "cuda":
             engine._warm_up()
         return engine

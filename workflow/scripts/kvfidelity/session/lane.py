@@ -75,7 +75,7 @@ class Steps(Protocol):
         """Let a lane take part, or go on after its cache was changed."""
 
     def vacate(self, place: int) -> None:
-        """Let it go."""
+        """Let it go, also if it could not be seated."""
 
     def step(self) -> Any:
         """One step of all lanes; returns a mark of the time when it will be done."""
@@ -113,7 +113,11 @@ class Decoder:
         place = self._free.pop()
         self._lanes[place] = lane
         lane.look_ahead()
-        self.steps.seat(place, lane)
+        try:
+            self.steps.seat(place, lane)
+        except BaseException:
+            self._release(place)
+            raise
         lane.began = self.steps.mark()
         for other in self._lanes.values():
             other.lanes = max(other.lanes, len(self._lanes))
@@ -121,9 +125,8 @@ class Decoder:
     def dismiss(self) -> list[Lane]:
         """Let all lanes go as they are; those that were there."""
         lanes = list(self._lanes.values())
-        for place in self._lanes:
-            self.steps.vacate(place)
-        self._lanes.clear()
+        for place in list(self._lanes):
+            self._release(place)
         return lanes
 
     @torch.inference_mode()
@@ -166,6 +169,9 @@ class Decoder:
             step_s=self.steps.seconds(lane.began, lane.marks[lane.fed - 1]) / lane.fed,
             lanes=lane.lanes,
         )
+        self._release(place)
+
+    def _release(self, place: int) -> None:
         self.steps.vacate(place)
         del self._lanes[place]
         self._free.append(place)

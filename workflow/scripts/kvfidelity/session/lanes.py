@@ -97,15 +97,21 @@ class _Together:
         player.answers.put(answer)
         player, wish = self._said.get()
         if isinstance(wish, Lane):
-            key = (wish.sampling.greedy, room_for(wish.max_new_tokens))
-            if key not in self._decoders:
-                steps = steps_of(self._engine, self._places, wish.sampling, wish.max_new_tokens)
-                self._decoders[key] = Decoder(steps, self._places)
+            try:
+                self._decoder_for(wish).join(wish)
+            except Exception as error:  # noqa: BLE001 - it belongs to the run, which handles it
+                return self._goes_on(player, error)
             self._owners[id(wish)] = player
-            self._decoders[key].join(wish)
         elif wish is not None:
             self._waiting.append((player, wish))
         return wish is not None
+
+    def _decoder_for(self, lane: Lane) -> Decoder:
+        key = (lane.sampling.greedy, room_for(lane.max_new_tokens))
+        if key not in self._decoders:
+            steps = steps_of(self._engine, self._places, lane.sampling, lane.max_new_tokens)
+            self._decoders[key] = Decoder(steps, self._places)
+        return self._decoders[key]
 
     def _perform(self, player: _Player[Any]) -> None:
         self._here.player = player

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from kvfidelity.artifacts import SCHEMA_VERSION
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
-from kvfidelity.cache.log import Eviction, advance, groups, runs
+from kvfidelity.cache.log import Eviction, advance, groups, run_edges
 from kvfidelity.metrics.integrity import Integrity
 
 SPAN = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
@@ -159,6 +160,7 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
     """The eviction log as a frame: one row per eviction and keep set, in run-length form."""
     ledger = SlotLedger(mode)
     rows = []
+    spans: dict[str, list[dict[str, np.ndarray]]] = {"runs": [], "token_runs": [], "positions": []}
     for eviction in log:
         advance(ledger, eviction)
         token = dict(groups(ledger.token_index))
@@ -172,18 +174,18 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
                     "slots_before": eviction.slots_before,
                     "slots_after": eviction.slots_after,
                     "group": name,
-                    "runs": _spans(runs(kept)),
-                    "token_runs": _spans(runs(token[name] if name in token else token["shared"])),
-                    "positions": _placed(
-                        position[name] if name in position else position["shared"]
-                    ),
                     "next_position": ledger.next_position,
                     "eviction_s": eviction.eviction_s,
                     "scoring_s": eviction.scoring_s,
                     "attention_share": eviction.attention_share,
                 }
             )
-    return pl.DataFrame(rows, EVICTIONS)
+            spans["runs"].append(_spans(kept))
+            spans["token_runs"].append(_spans(token.get(name, token.get("shared"))))
+            spans["positions"].append(_placed(position.get(name, position.get("shared"))))
+    schema = {name: kind for name, kind in EVICTIONS.items() if name not in spans}
+    lists = [_lists(name, parts) for name, parts in spans.items()]
+    return pl.DataFrame(rows, schema).with_columns(lists).select(list(EVICTIONS))
 
 
 def integrity_values(found: Integrity, log: Iterable[Eviction]) -> dict[str, float | None]:
@@ -195,18 +197,36 @@ def integrity_values(found: Integrity, log: Iterable[Eviction]) -> dict[str, flo
     return asdict(found) | {"evicted_attention_share": None if kept is None else 1 - kept}
 
 
-def _spans(pairs: list[tuple[int, int]]) -> list[dict[str, int]]:
-    return [{"start": start, "stop": stop} for start, stop in pairs]
+def _spans(numbers: Any) -> dict[str, np.ndarray]:
+    starts, stops = run_edges(numbers)
+    return {"start": starts, "stop": stops}
 
 
-def _placed(position: Any) -> list[dict[str, int]]:
+def _placed(position: Any) -> dict[str, np.ndarray]:
     """Slots start..stop hold the positions from `position` on."""
-    out = []
-    start = 0
-    for first, stop in runs(position):
-        out.append({"start": start, "stop": start + stop - first, "position": first})
-        start += stop - first
-    return out
+    first, last = run_edges(position)
+    stops = np.cumsum(last - first)
+    return {"start": stops - (last - first), "stop": stops, "position": first}
+
+
+def _lists(name: str, parts: list[dict[str, np.ndarray]]) -> pl.Series:
+    """One list of structs per part, made at once: keep sets per head have many runs."""
+    if not parts:
+        return pl.Series(name, [], EVICTIONS[name])
+    fields = list(parts[0])
+    lengths = [part[fields[0]].size for part in parts]
+    flat = pl.DataFrame(
+        {field: np.concatenate([part[field] for part in parts]) for field in fields}
+    )
+    rows = flat.select(
+        pl.struct(pl.col(fields).cast(pl.Int32)).alias(name),
+        row=pl.Series(np.repeat(np.arange(len(parts)), lengths)),
+    )
+    lists = rows.group_by("row", maintain_order=True).agg(name)
+    whole = pl.DataFrame({"row": np.arange(len(parts))}).join(
+        lists, "row", "left", maintain_order="left"
+    )
+    return whole[name].fill_null([])
 
 
 def record_schemas() -> str:
