@@ -19,7 +19,7 @@ from .slurm import Cluster, cluster, missing
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
-    pytest.mark.timeout(900),  # about a minute and a half where nothing else runs
+    pytest.mark.timeout(900),  # two and a quarter minutes where nothing else runs
 ]
 #: What this test sets otherwise in the profile: jobs of two runs, as many threads as locally,
 #: Slurm asked every other second, and by squeue, for there is no accounting.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,18 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
     return settings
 
 
+@cache
 def config_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration; policies have their own, see `policy_schemas`."""
+    """The JSON schema of the configuration; policies have their own, see `policy_schemas`.
+
+    Read once in a process: nobody may change what is returned.
+    """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
     schema: dict[str, Any] = yaml.safe_load(text)
     return schema
 
 
+@cache
 def policy_schemas() -> dict[str, Any]:
     """JSON schema of each policy kind, made by `python -m kvfidelity.cache.policies.registry`."""
     schemas: dict[str, Any] = json.loads((SCHEMAS / "policies.json").read_text(encoding="utf-8"))

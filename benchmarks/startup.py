@@ -1,0 +1,70 @@
+"""How much of a finished run's wall time was not model work, from Snakemake's own log.
+
+    python benchmarks/startup.py .snakemake/log/*.log
+
+Model work is the time in which at least one generate job ran, less what a job's client takes to
+start and to stop (`--client`, measured by timing `generate.py --help`) and less loading the model
+(`--load`). Times in the log are whole seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime
+from pathlib import Path
+
+MOMENT = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")
+BEGUN = re.compile(r"^(?:local)?rule (\w+):$")
+ID = re.compile(r"^    jobid: (\d+)$")
+ENDED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
+
+
+def intervals(log: str) -> dict[str, list[tuple[float, float]]]:
+    """When the jobs of each rule ran, in seconds since the epoch."""
+    now, rule = 0.0, ""
+    begun: dict[str, float] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in log.splitlines():
+        if moment := MOMENT.match(line):
+            now = datetime.strptime(moment[1], "%a %b %d %H:%M:%S %Y").timestamp()
+        elif started := BEGUN.match(line):
+            rule = started[1]
+        elif (job := ID.match(line)) and rule:
+            begun[job[1]] = now
+            rule = ""
+        elif ended := ENDED.match(line):
+            found.setdefault(ended[2], []).append((begun[ended[1]], now))
+    return found
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the spans ran."""
+    total, reached = 0.0, 0.0
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--client", type=float, default=0.1, help="seconds of a job")
+    parser.add_argument("--load", type=float, default=5.0, help="seconds once")
+    given = parser.parse_args()
+    jobs = intervals(given.log.read_text())
+    spans = [span for rule in jobs.values() for span in rule]
+    wall = max(stop for _, stop in spans) - min(start for start, _ in spans)
+    generating = covered(jobs["generate"])
+    work = generating - given.client * len(jobs["generate"]) - given.load
+    print(f"wall {wall:.0f} s, generate jobs {generating:.0f} s, model work {work:.0f} s")
+    print(f"outside of model work: {1 - work / wall:.1%}")
+    for rule, ran in jobs.items():
+        others = [span for name, part in jobs.items() if name != rule for span in part]
+        alone = covered([*others, *ran]) - covered(others)
+        print(f"{rule:>18} {len(ran):>4} jobs, {covered(ran):>6.0f} s, alone {alone:>6.0f} s")
+
+
+if __name__ == "__main__":
+    main()
