@@ -59,23 +59,27 @@ class BatchServer:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.path == "/v1/files":
+                if self._place() == "/files":
                     self._say(outer.take_file(body))
-                elif self.path == "/v1/batches":
+                elif self._place() == "/batches":
                     self._say(outer.take_batch(json.loads(body)))
                 else:
                     self._say({"error": {"message": "no such thing"}}, 404)
 
             def do_GET(self) -> None:
-                if found := re.fullmatch(r"/v1/files/(\w+)/content", self.path):
+                if found := re.fullmatch(r"/files/(\w+)/content", self._place()):
                     self._raw(outer.files[found[1]], "application/octet-stream")
-                elif self.path.startswith("/v1/batches?"):
+                elif self._place() == "/batches":
                     self._say({"object": "list", "data": outer.batches[::-1], "has_more": False})
                 else:
-                    self._say(outer.look(self.path.rsplit("/", 1)[1]))
+                    self._say(outer.look(self._place().rsplit("/", 1)[1]))
+
+            def _place(self) -> str:
+                """The path as OpenAI and Azure have it, without what comes before and behind."""
+                return re.sub(r"^/(v1|openai)(?=/)", "", self.path.split("?")[0])
 
             def _say(self, content: dict[str, Any], status: int = 200) -> None:
-                outer.before_reply(self.path)
+                outer.before_reply(self._place())
                 self._raw(json.dumps(content).encode(), "application/json", status)
 
             def _raw(self, body: bytes, kind: str, status: int = 200) -> None:

@@ -115,6 +115,16 @@ def test_a_judges_test_is_one_batch(tmp_path: Path) -> None:
     assert set(found["status"]) == {"ok"} and set(found["repeat"]) == {0, 1}
 
 
+def test_azure_has_its_own_paths(tmp_path: Path) -> None:
+    with BatchServer() as server:
+        address = server.url.removesuffix("/v1")
+        azure = judge(address, tmp_path, api="azure", api_version="2024-10-21")
+        assert azure.judge([row(0)])[0].score == 7
+        [batch] = server.batches
+        [request] = server.requests(batch)
+    assert (batch["endpoint"], request["url"]) == ("/chat/completions",) * 2
+
+
 def test_large_batches_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_module, "MOST_REQUESTS", 2)
     with BatchServer() as server:
@@ -169,9 +179,9 @@ def job(server: BatchServer, store: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("path", "batches"),
     [
-        ("/v1/files", 1),  # the file is there, no batch: sent once by the next run
-        ("/v1/batches", 1),  # the batch is there, its id was never heard
-        ("/v1/batches/batch0", 1),  # while waiting
+        ("/files", 1),  # the file is there, no batch: sent once by the next run
+        ("/batches", 1),  # the batch is there, its id was never heard
+        ("/batches/batch0", 1),  # while waiting
     ],
 )
 def test_a_crash_at_any_step_sends_nothing_twice(tmp_path: Path, path: str, batches: int) -> None:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import openai
 
@@ -23,7 +23,6 @@ from kvfidelity.judge.store import AnswerStore, Batch, CapReachedError
 
 #: What one batch may hold.
 MOST_REQUESTS, MOST_BYTES = 50_000, 180_000_000
-PATH: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 #: The batch's metadata that holds our name for it.
 NAME = "kvfidelity"
 FINISHED = ("completed", "expired", "cancelled", "failed")
@@ -60,6 +59,7 @@ class BatchAsker:
         return [outcomes[request.key] or lost for request in requests]
 
     def _send(self, endpoint: Endpoint, requests: Sequence[Request]) -> None:
+        path: Any = endpoint.batch_path
         for part in _parts(requests):
             usd = sum(self._price(request) for request in part)
             try:
@@ -81,7 +81,7 @@ class BatchAsker:
             batch = Batch(uuid.uuid4().hex, endpoint.judge, endpoint.model, keys, call)
             self._store.note_batch(batch)
             lines = [
-                {"custom_id": r.key, "method": "POST", "url": PATH, "body": r.body} for r in part
+                {"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part
             ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             file = endpoint.client.files.create(
@@ -89,7 +89,7 @@ class BatchAsker:
             )
             sent = endpoint.client.batches.create(
                 completion_window="24h",
-                endpoint=PATH,
+                endpoint=path,
                 input_file_id=file.id,
                 metadata={NAME: batch.name},
             )

@@ -31,6 +31,9 @@ class Endpoint:
     def __init__(self, judge: str, entry: Mapping[str, Any], limits: Limits) -> None:
         self.judge, self.model = judge, str(entry["model"])
         self.url = entry.get("base_url")
+        azure = entry.get("api") == "azure"
+        #: What a batch's requests are for; Azure has it without the version.
+        self.batch_path = "/chat/completions" if azure else "/v1/chat/completions"
         self._key = _key(judge, entry.get("key_env"))
         options: dict[str, Any] = {
             "api_key": self._key or "none",
@@ -38,7 +41,7 @@ class Endpoint:
             "timeout": limits.timeout_s,
         }
         self.client: openai.OpenAI
-        if entry.get("api") == "azure":
+        if azure:
             version = entry["api_version"]
             self.client = openai.AzureOpenAI(
                 azure_endpoint=str(self.url), api_version=version, **options
