@@ -125,7 +125,7 @@ def test_memory_that_runs_out_for_one_lane_is_that_runs_result(
     first, *others = run_together(engine, runs, 2)
     assert first.turns["finish_reason"].to_list() == ["out_of_memory"]
     for records in others:
-        assert records.turns["finish_reason"].to_list() == ["length"] * 2
+        assert set(records.turns["finish_reason"]) <= {"length", "eos"}
 
 
 @pytest.mark.parametrize("chunk", [7, 64])
