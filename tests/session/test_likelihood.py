@@ -15,8 +15,16 @@ from ..models.tiny import tiny_llama, tiny_tokenizer
 HISTORY = [{"user": "Is it far?", "assistant": "Not at all."}]
 
 
-#: `half` begins `good`, `one` stands alone.
-REPLIES = {"good": "Turn left.", "half": "Turn", "other": "Bananas!", "one": "k", "no": ""}
+#: `half` begins `good`, `longer` goes on, `wrong` parts from it in the middle, `one` is one token.
+REPLIES = {
+    "good": "Turn left.",
+    "half": "Turn",
+    "longer": "Turn left. Now.",
+    "wrong": "Turn right.",
+    "other": "Bananas!",
+    "one": "k",
+    "no": "",
+}
 
 
 def texts() -> pl.DataFrame:
@@ -52,14 +60,14 @@ def test_they_are_the_full_forwards() -> None:
     found = likelihoods(Engine.of(model, tokenizer), texts())
     given = found.filter(pl.col("kind") != "no")
     assert given["reply_nll_full"].to_list() == pytest.approx(wanted, abs=1e-4)
-    assert given["tokens"].to_list() == [10, 4, 8, 1] * 2
+    assert given["tokens"].to_list() == [10, 4, 15, 11, 8, 1] * 2
     assert found.filter(kind="no")["reply_nll_full"].to_list() == [None, None]
 
 
 def test_what_stands_beside_a_reply_changes_nothing() -> None:
     engine = Engine.of(tiny_llama(), tiny_tokenizer())
     whole = likelihoods(engine, texts())
-    for kind in ("good", "half", "one"):
+    for kind in ("good", "half", "wrong", "one"):
         alone = likelihoods(engine, texts().filter(pl.col("kind") == kind))
         expected = whole.filter(pl.col("kind") == kind)["reply_nll_full"].to_list()
         assert alone["reply_nll_full"].to_list() == pytest.approx(expected, abs=1e-5)

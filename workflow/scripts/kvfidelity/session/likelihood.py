@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 import torch
 
-from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.session.engine import Engine
 
@@ -39,39 +38,37 @@ def likelihoods(engine: Engine, texts: pl.DataFrame) -> pl.DataFrame:
 
 @torch.inference_mode()
 def _of_one_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first reply is read with what stands before it; of the others, what differs from it."""
     history = [Turn(turn["user"], turn["assistant"]) for turn in rows[0]["history"]]
+    segments = [
+        engine.segmenter.segments([*history, Turn(row["prompt"], row["reply"])]) for row in rows
+    ]
+    end = len(engine.segmenter.end_of_turn_ids)
+    replies = [parts[-1].reply_ids[:-end] for parts in segments]
+    *before, last = segments[0]
+    prompt = [token for part in before for token in (*part.prompt_ids, *part.reply_ids)]
+    prompt += last.prompt_ids
     cache = engine.new_cache("original")
-    last: torch.Tensor | None = None
-    known: dict[tuple[int, ...], torch.Tensor] = {}
+    # Row j [hidden] predicts the first reply's token j, the last row what would follow it.
+    first = engine.feed(cache, [*prompt, *replies[0]])[len(prompt) - 1 :].clone()
+    known = engine.nll(first[:-1], replies[0]) if replies[0] else torch.empty(0)
     found = []
-    for row in rows:
-        *before, segment = engine.segmenter.segments([*history, Turn(row["prompt"], row["reply"])])
-        if last is None:
-            ids = [token for part in before for token in (*part.prompt_ids, *part.reply_ids)]
-            last = engine.feed(cache, [*ids, *segment.prompt_ids])[-1:].clone()
-        reply = segment.reply_ids[: -len(engine.segmenter.end_of_turn_ids)]
-        nll = None
-        if reply:
-            # The beginning of a reply that was read is not read again.
-            whole = next((ids for ids in known if ids[: len(reply)] == reply), reply)
-            if whole not in known:
-                known[whole] = _token_nll(engine, cache, last, whole)
-            nll = float(known[whole][: len(reply)].double().mean())
+    for row, reply in zip(rows, replies, strict=True):
+        shared = _shared(replies[0], reply)
+        nll = known[:shared]
+        if shared < len(reply):
+            predicting = first[shared : shared + 1]
+            if rest := reply[shared:-1]:
+                fork = cache.fork(len(prompt) + shared)
+                predicting = torch.cat([predicting, engine.feed(fork, rest)])
+            nll = torch.cat([nll, engine.nll(predicting, reply[shared:])])
+        mean = float(nll.double().mean()) if reply else None
         about = {"item": row["item"], "kind": row["kind"]}
-        found.append(about | {"reply_nll_full": nll, "tokens": len(reply)})
+        found.append(about | {"reply_nll_full": mean, "tokens": len(reply)})
     return found
 
 
-def _token_nll(
-    engine: Engine, cache: ManagedCache, last: torch.Tensor, reply: Sequence[int]
-) -> torch.Tensor:
-    """Nats of each token of a reply [m] after what `cache` holds; it is left as it was.
-
-    Args:
-        last: the hidden state [1, hidden] that predicts the first.
-    """
-    predicting = last
-    if len(reply) > 1:
-        with cache.aside():
-            predicting = torch.cat([last, engine.feed(cache, reply[:-1])])
-    return engine.nll(predicting, reply)
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two replies begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
