@@ -20,7 +20,8 @@ free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv || fail "could not make a virtual environment in .venv"
 install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" ||
+    # --no-compile: what is imported is compiled then, the rest never.
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "$@" ||
         fail "pip could not install the packages of requirements.lock: check the network and pip's settings, then run the same command again"
 }
 # torch first: what needs it then takes the build that is there.

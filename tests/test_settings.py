@@ -25,7 +25,9 @@ CONFIGS = sorted(FOUND - {ROOT / "config/claims.yaml"})
 
 
 def default() -> dict[str, Any]:
+    """The default configuration, and a policy with a bounded parameter."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["policies"]["mixed"] = {"kind": "random", "keep_ratio": 0.9}
     return config
 
 
@@ -47,13 +49,13 @@ def test_generated_files_are_current() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("thresholds", "fifth_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
-        (("thresholds", "fifth_window", "trigger"), "turns", "did you mean 'turn'?"),
-        (("thresholds", "fifth_window", "target"), "0.5win", "target must be below `at`"),
-        (("policies", "random", "keep_ratio"), 1.5, "at most 1"),
-        (("policies", "random", "keep_ratio"), 0, "above 0"),
-        (("policies", "random", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
-        (("policies", "random", "kind"), "randm", "did you mean 'random'?"),
+        (("thresholds", "eighth_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
+        (("thresholds", "eighth_window", "trigger"), "turns", "did you mean 'turn'?"),
+        (("thresholds", "eighth_window", "target"), "0.5win", "target must be below `at`"),
+        (("policies", "mixed", "keep_ratio"), 1.5, "at most 1"),
+        (("policies", "mixed", "keep_ratio"), 0, "above 0"),
+        (("policies", "mixed", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
+        (("policies", "mixed", "kind"), "randm", "did you mean 'random'?"),
         (("polices",), {}, "did you mean 'policies'?"),
         (("models", "a/b"), {}, "the name 'a/b' may have"),
         (("models", "smollm2-135m", "sha256"), "x", "64 digits"),
@@ -61,12 +63,12 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
         (("grid",), {"positions": ["stal"]}, "did you mean 'stale'?"),
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
-        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: fifth_window, none"),
+        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: eighth_window, none"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
         (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
-        (("policies", "random", "keep_ratio"), float("nan"), "write a number"),
+        (("policies", "mixed", "keep_ratio"), float("nan"), "write a number"),
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["offlien"], "did you mean 'offline'?"),
         (("session", "max_new_tokens"), -1, "at least 0"),
@@ -144,14 +146,14 @@ def test_the_baseline_runs_once_whatever_the_grid() -> None:
     settings = load_settings(default() | {"grid": {"policies": ["gist"], "positions": ["stale"]}})
     assert [(c.policy, c.positions, c.threshold) for c in cells(settings)] == [
         ("baseline", "original", "none"),
-        ("gist", "stale", "fifth_window"),
+        ("gist", "stale", "eighth_window"),
     ]
 
 
 def test_include_and_exclude() -> None:
     grid = {
         "policies": ["gist"],
-        "include": [{"policy": "random", "positions": "stale"}],
+        "include": [{"policy": "mixed", "positions": "stale"}],
         "exclude": [{"policy": "gist", "positions": "rerotated"}],
     }
     found = {(c.policy, c.positions) for c in cells(load_settings(default() | {"grid": grid}))}
@@ -159,7 +161,7 @@ def test_include_and_exclude() -> None:
         ("baseline", "original"),
         ("gist", "stale"),
         ("gist", "original"),
-        ("random", "stale"),
+        ("mixed", "stale"),
     }
 
 

@@ -146,7 +146,7 @@ def test_a_second_configuration_is_laid_over_the_default(
     done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
-    (project.folder / "mine.yaml").write_text("policies: {random: {keep_ratio: 1.5}}\n")
+    (project.folder / "mine.yaml").write_text("policies: {attention_top: {keep_ratio: 1.5}}\n")
     wrong = project.snakemake("-n", "--configfile", "mine.yaml")
-    message = "mine.yaml + config/config.yaml: policies.random.keep_ratio: 1.5 is too large"
+    message = "mine.yaml + config/config.yaml: policies.attention_top.keep_ratio: 1.5 is too large"
     assert message in wrong.stdout + wrong.stderr
