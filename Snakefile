@@ -65,6 +65,14 @@ rule all:
         rules.figures.output,
 
 
+# `snakemake generated`: what needs a GPU, and what that needs; no judging, no tables.
+rule generated:
+    input:
+        artifacts("generate", "turns.parquet"),
+        artifacts("generate", "evictions.parquet"),
+        artifacts("generate", "recall.parquet"),
+
+
 onstart:
     print(plan_message(SETTINGS), file=sys.stderr)
     if moved := date_anew([Path("results"), Path("resources")]):

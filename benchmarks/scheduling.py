@@ -87,9 +87,9 @@ def main() -> None:
         )
         timed(folder, environment, "--touch", "results/dialogues/tiny/one/pool.parquet")
         for what, options in (
-            ("dry run of the generate jobs", ("-n", "--until", "generate")),
+            ("dry run of the generate jobs", ("generated", "-n")),
             (f"dry run of all {3 * jobs} jobs", ("-n",)),
-            ("running the generate jobs", ("--until", "generate")),
+            ("running the generate jobs", ("generated",)),
         ):
             wall, used = timed(folder, environment, *options)
             print(f"{what}: {wall:.1f} s, processor {used:.1f} s", flush=True)

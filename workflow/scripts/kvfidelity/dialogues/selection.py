@@ -90,7 +90,7 @@ class Selector:
         self._offered = 0
 
     def offer(self, candidate: Candidate) -> None:
-        """Consider one candidate; all that needs no tokenizer is decided here."""
+        """Consider one candidate; all that needs neither tokenizer nor language is decided here."""
         reason = self._reason(candidate)
         if reason is not None:
             self.dropped[reason] += 1
@@ -105,7 +105,7 @@ class Selector:
             self.dropped["ranked_too_low"] += 1
 
     def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
-        """Rows of the pool in rank order; tokens are counted until the pool is full."""
+        """Rows of the pool in rank order; tokens are counted, and languages told, until it is full."""
         chosen: list[dict[str, object]] = []
         names: set[str] = set()
         similarity = self.selection.max_similarity
@@ -120,6 +120,8 @@ class Selector:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
                 self.dropped["too_many_tokens"] += 1
+            elif self.selection.language not in (None, language_of(candidate.turns)):
+                self.dropped["other_language"] += 1
             elif near is not None and near.met(candidate.turns):
                 self.dropped["near_duplicate"] += 1
             else:
@@ -142,8 +144,6 @@ class Selector:
             return "too_few_tokens"
         if chosen.category is not None and category_of(candidate.turns) != chosen.category:
             return "other_category"
-        if chosen.language is not None and language_of(candidate.turns) != chosen.language:
-            return "other_language"
         return None
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.worker.client import JobFailedError, ask
+from kvfidelity.worker.client import WAITING, JobFailedError, ask
 from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out
 from kvfidelity.worker.lanes import lane
 
@@ -39,7 +39,7 @@ def have_done(given: argparse.Namespace, request: Wanted) -> None:
 
 def _have_done(hello: Hello, request: Wanted, no_worker: bool) -> None:
     if no_worker:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker has it
+        os.environ |= WAITING | os.environ
         carry_out(Generator(hello), request, show)
         return
     try:
