@@ -105,7 +105,7 @@ class Selector:
             self.dropped["ranked_too_low"] += 1
 
     def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
-        """Rows of the pool in rank order; tokens are counted, and languages told, until it is full."""
+        """Rows of the pool in rank order; tokens and languages are looked at until it is full."""
         chosen: list[dict[str, object]] = []
         names: set[str] = set()
         similarity = self.selection.max_similarity

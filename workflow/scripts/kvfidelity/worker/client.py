@@ -21,9 +21,9 @@ from kvfidelity.worker.job import Hello, Wanted
 from kvfidelity.worker.place import all_sockets, owner, socket_path
 from kvfidelity.worker.protocol import messages, peer, send
 
-#: How threads wait at barriers: they sleep after microseconds of spinning. On a machine with anything
-#: else to do, spinning on made a decode step 3 to 5 times slower; on an idle one, sleeping at once
-#: makes a run a tenth slower.
+#: How threads wait at barriers: they sleep after microseconds of spinning. On a machine with
+#: anything else to do, spinning on made a decode step 3 to 5 times slower; on an idle one, sleeping
+#: at once makes a run a tenth slower.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 Progress = Callable[[dict[str, Any]], None]
 
