@@ -138,6 +138,23 @@ def test_memory_for_candidates_is_bounded(
     assert accounted(manifest)
 
 
+def test_a_beginning_that_is_too_long_is_as_good_as_the_whole(
+    tmp_path: Path, segmenter: ChatSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many, few and just enough turns: the same pool whether beginnings are counted or not."""
+    sizes = [2, 3, 4, 5, 6, 9, 20, 40]
+    records = [{"id": f"c{n}", "conversations": chatter(n, n)} for n in sizes]
+    data = folder(tmp_path, records)
+    most = segmenter.count([Turn(*[said["value"] for said in chatter(5, 5)[:2]])]) * 5
+    found = []
+    for often in (0, 5, 10**9):
+        monkeypatch.setattr("kvfidelity.dialogues.selection.LIKELY_TOO_LONG", often)
+        pool, manifest = extract(data, entry(max_tokens=most, max_similarity=None), segmenter)
+        found.append((pool["dialogue_id"].to_list(), manifest["dropped"]))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1]["too_many_tokens"] >= 3 and len(found[0][0]) >= 3
+
+
 def test_category_and_language_select(tmp_path: Path, segmenter: ChatSegmenter) -> None:
     code = say("How do I print it in a loop?", "Like so:\n```\n" + "print(x)\n" * 9 + "```")
     prose = say("Wie wird das Wetter morgen?", "Es wird sonnig, aber am Abend regnet es vielleicht")

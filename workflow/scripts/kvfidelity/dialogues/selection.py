@@ -19,6 +19,8 @@ from kvfidelity.errors import UserError
 
 #: A user's message beyond this many characters is a pasted document rather than a chat.
 LONGEST_MESSAGE = 200_000
+#: Characters per token allowed that make it worth asking whether a beginning is too long already.
+LIKELY_TOO_LONG = 5
 #: Memory for the text of candidates while a file is read.
 CANDIDATE_BYTES = 512 << 20
 
@@ -115,7 +117,7 @@ class Selector:
             if len(chosen) == self.selection.pool:
                 self.dropped["pool_full"] += len(ordered) - looked_at
                 break
-            tokens = segmenter.count(candidate.turns)
+            tokens = self._tokens(segmenter, candidate.turns)
             if tokens < self.selection.min_tokens:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
@@ -127,6 +129,20 @@ class Selector:
             else:
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
         return chosen
+
+    def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
+        """Tokens of a conversation, or of as many of its first turns as are too many already."""
+        most = self.selection.max_tokens
+        if most is not None:
+            read = 0
+            for end, turn in enumerate(turns[:-1], 1):
+                read += len(turn.user) + len(turn.assistant)
+                if read > LIKELY_TOO_LONG * most:
+                    tokens = segmenter.count(turns[:end])
+                    if tokens > most:
+                        return tokens
+                    break
+        return segmenter.count(turns)
 
     def _reason(self, candidate: Candidate) -> str | None:
         chosen = self.selection
