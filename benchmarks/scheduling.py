@@ -66,7 +66,7 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
 
 def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
     """Seconds by the clock and of processor time, children's included."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--quiet", "all", *arguments]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--quiet", "all"]
     began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     after = os.times()
