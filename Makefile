@@ -13,8 +13,8 @@ run: .venv/installed ## the default run: results/report.html
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
 	@echo "report: results/report.html"
 
-test: .venv/installed ## all tests
-	@$(IN_VENV) python -m pytest $(ARGS)
+test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
+	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: .venv/installed ## 50 rounds of kills, full disks and damage (about an hour); ROUNDS=10 for fewer
 	@$(IN_VENV) KVFIDELITY_CHAOS_ROUNDS=$(ROUNDS) python -m pytest tests/workflow/test_chaos.py tests/worker/test_chaos.py $(ARGS)

@@ -4,3 +4,5 @@ import os
 
 # Read when torch is first imported, so it must be set before any test module imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
