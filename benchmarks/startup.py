@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py .snakemake/log/*.log
 
-Model work is the time in which at least one generate job ran, less what a job's client takes to
-start and to stop (`--client`, measured by timing `generate.py --help`) and less loading the model
-(`--load`). Times in the log are whole seconds.
+Model work is the time in which at least one job of `generate` or `likelihood` ran, less what a job's
+client takes to start and to stop (`--client`, measured by timing `generate.py --help`) and less
+loading the model (`--load`). Fetching the model and the data, done once for all runs, is told apart.
+Times in the log are whole seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 MOMENT = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")
 BEGUN = re.compile(r"^(?:local)?rule (\w+):$")
 ID = re.compile(r"^    jobid: (\d+)$")
+MODEL = ("generate", "likelihood")
+FETCH = ("fetch_model", "fetch_dataset")
 ENDED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
 
 
@@ -56,10 +59,13 @@ def main() -> None:
     jobs = intervals(given.log.read_text())
     spans = [span for rule in jobs.values() for span in rule]
     wall = max(stop for _, stop in spans) - min(start for start, _ in spans)
-    generating = covered(jobs["generate"])
-    work = generating - given.client * len(jobs["generate"]) - given.load
-    print(f"wall {wall:.0f} s, generate jobs {generating:.0f} s, model work {work:.0f} s")
-    print(f"outside of model work: {1 - work / wall:.1%}")
+    modelling = [span for rule in MODEL for span in jobs.get(rule, [])]
+    work = covered(modelling) - given.client * len(modelling) - given.load
+    others = [span for rule, ran in jobs.items() if rule not in FETCH for span in ran]
+    fetching = covered(spans) - covered(others)
+    print(f"wall {wall:.0f} s, of which fetching {fetching:.0f} s; model work {work:.0f} s")
+    print(f"outside of model work: {1 - work / wall:.1%}", end="; ")
+    print(f"of what follows fetching: {1 - work / (wall - fetching):.1%}")
     for rule, ran in jobs.items():
         others = [span for name, part in jobs.items() if name != rule for span in part]
         alone = covered([*others, *ran]) - covered(others)

@@ -136,7 +136,7 @@ def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
     ("file", "plan"),
     [
         ("paper.yaml", "13 cells, 130 dialogue runs"),
-        ("experiments/field.yaml", "16 cells, 80 dialogue runs"),
+        ("experiments/field.yaml", "16 cells, 96 dialogue runs"),
     ],
 )
 def test_a_second_configuration_is_laid_over_the_default(
