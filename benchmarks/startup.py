@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py .snakemake/log/*.log
 
-Model work is the time in which at least one job of `generate` or `likelihood` ran, less what a job's
-client takes to start and to stop (`--client`, measured by timing `generate.py --help`) and less
-loading the model (`--load`). Fetching the model and the data, done once for all runs, is told apart.
-Times in the log are whole seconds.
+Model work is the time in which at least one job of `generate` or `likelihood` ran, less what a
+job's client takes to start and to stop (`--client`, measured by timing `generate.py --help`) and
+less loading the model (`--load`). Fetching the model and the data, done once for all runs, is told
+apart. Times in the log are whole seconds.
 """
 
 from __future__ import annotations
