@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvfidelity.cache.gpu.kinds import KINDS
-from kvfidelity.cache.gpu.table import LANE_FIELDS, ROW_FIELDS
+from kvfidelity.cache.gpu.layout import LANE_FIELDS, ROW_FIELDS
 
 #: How many programs share one sequence's slots per kv head, at most; and those that finish a head.
 MOST_SPLITS, FINISHERS = 64, 4
