@@ -8,13 +8,18 @@ from typing import Any
 
 import yaml
 from kvfidelity.estimate import plan_message
+from kvfidelity.grid import runs
 from kvfidelity.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 
 
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+RUNS = len(runs(load_settings(CONFIG)))
+
+
 def message(**changes: Any) -> str:
-    config: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = dict(CONFIG)
     judge = {"kind": "openai", "model": "m", "rubric": "blind"} | changes.pop("judge", {})
     config |= {"judges": {"paid": judge}, "judging": ["paid"]} | changes
     return plan_message(load_settings(config)).split("\n")[1]
@@ -29,11 +34,13 @@ def dollars(text: str) -> float:
 
 
 def test_verdicts_tokens_and_dollars_of_a_judge() -> None:
-    # 55 runs with one own reply each; 50 planted replies of 8 kinds, twice; 700 and 150 tokens.
+    # One own reply a run; 50 planted replies of 8 kinds, twice; 700 and 150 tokens.
     text = message(prices=PRICES)
-    assert "about 55 answers and 800 to test it, about 726,750 tokens" in text
-    assert dollars(text) == round(855 * (700 * 10 + 150 * 20) / 1e6, 2)
-    assert dollars(message(prices=PRICES, reliability={"replies": 0})) == 0.55
+    answers = RUNS + 800
+    assert f"about {RUNS} answers and 800 to test it, about {answers * 850:,} tokens" in text
+    each = (700 * 10 + 150 * 20) / 1e6
+    assert dollars(text) == round(answers * each, 2)
+    assert dollars(message(prices=PRICES, reliability={"replies": 0})) == round(RUNS * each, 2)
 
 
 def test_batches_cost_half_and_the_history_costs_tokens() -> None:

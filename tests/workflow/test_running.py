@@ -11,9 +11,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
+from kvfidelity.grid import cells, runs
+from kvfidelity.settings import load_settings
 
 from ..cache.test_policies import OWN as OWN_POLICY
-from .project import ROOT, Project
+from .project import ROOT, Project, merged
 
 
 def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
@@ -132,19 +135,18 @@ def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
     assert (done.stdout + done.stderr).count("5 cells, 5 dialogue runs") == 1
 
 
-@pytest.mark.parametrize(
-    ("file", "plan"),
-    [
-        ("paper.yaml", "13 cells, 130 dialogue runs"),
-        ("experiments/field.yaml", "16 cells, 96 dialogue runs"),
-    ],
-)
+@pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])
 def test_a_second_configuration_is_laid_over_the_default(
-    fresh: Project, tmp_path: Path, file: str, plan: str
+    fresh: Project, tmp_path: Path, file: str
 ) -> None:
     """As in the README: without a network, a GPU or the model."""
     project = fresh.copy(tmp_path / "project")
     shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
+    default, second = (
+        yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", file)
+    )
+    settings = load_settings(merged(default, second))
+    plan = f"{len(cells(settings))} cells, {len(runs(settings))} dialogue runs"
     done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
