@@ -18,9 +18,9 @@ from pathlib import Path
 MOMENT = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")
 BEGUN = re.compile(r"^(?:local)?rule (\w+):$")
 ID = re.compile(r"^    jobid: (\d+)$")
+ENDED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
 MODEL = ("generate", "likelihood")
 FETCH = ("fetch_model", "fetch_dataset")
-ENDED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
 
 
 def intervals(log: str) -> dict[str, list[tuple[float, float]]]:

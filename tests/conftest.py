@@ -1,6 +1,11 @@
-"""What all tests share: threads that sleep at barriers, for test machines are busy."""
+"""What all tests share: threads that sleep at barriers, for test machines are busy, and the inputs
+of the default run."""
 
 import os
+
+from .default_run import default_inputs
+
+__all__ = ["default_inputs"]
 
 # Read when torch is first imported, so it must be set before any test module imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,39 +13,16 @@ from kvfidelity.dialogues.pool import read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.models.load import load_model
 
-from .workflow.project import command, environment
+from .default_run import MODEL, POOL
 
-ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "resources/models/smollm2-135m"
-POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
 TOKENS = 3000
 
 # Fetching and converting takes minutes on a busy machine.
 pytestmark = [pytest.mark.network, pytest.mark.timeout(1500)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _inputs() -> None:
-    """Model and dialogues of the default run, made by its own rules if they are not there."""
-    if MODEL.is_dir() and POOL.is_file():
-        return
-    targets = [str(place.relative_to(ROOT)) for place in (MODEL, POOL)]
-    done = subprocess.run(
-        [*command(), *targets],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    if done.returncode and "network" in said:
-        pytest.skip(f"the package registry cannot be reached: {said[-300:]}")
-    assert done.returncode == 0, said
-
-
 @pytest.fixture(scope="module")
-def loaded() -> Any:
+def loaded(default_inputs: None) -> Any:
     return load_model(MODEL, "float32", "cpu")
 
 

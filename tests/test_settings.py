@@ -18,6 +18,8 @@ from kvfidelity.manual import manual
 from kvfidelity.settings import load_settings, policy_schemas
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 
+from .workflow.project import merged
+
 ROOT = Path(__file__).parents[1]
 #: `config/claims.yaml` is no configuration of a run and has a schema of its own.
 FOUND = {*ROOT.glob("config/*.yaml"), *ROOT.glob("config/experiments/*.yaml")}
@@ -31,13 +33,23 @@ def default() -> dict[str, Any]:
     return config
 
 
+def over_default(file: Path) -> dict[str, Any]:
+    """The settings of a shipped configuration laid over the default one."""
+    return load_settings(merged(default(), yaml.safe_load(file.read_text())), file.name)
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_shipped_configuration_is_valid(file: Path) -> None:
-    config = default()
-    for section, value in yaml.safe_load(file.read_text()).items():
-        both = isinstance(value, dict) and isinstance(config.get(section), dict)
-        config[section] = config[section] | value if both else value
-    assert runs(load_settings(config, file.name))
+    assert runs(over_default(file))
+
+
+def test_the_papers_configuration_stands_alone() -> None:
+    settings = over_default(ROOT / "config/paper.yaml")
+    found = cells(settings)
+    assert {(cell.model, cell.dataset) for cell in found} == {
+        ("llama-3-8b-instruct", "sharegpt-long")
+    }
+    assert (len(found), len(runs(settings))) == (13, 130)
 
 
 def test_generated_files_are_current() -> None:

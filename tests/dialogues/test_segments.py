@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import DATE, ChatSegmenter
 from kvfidelity.errors import UserError
 
+from tests.default_run import MODEL
 from tests.dialogues.conftest import bundled_records, make_tokenizer
 
 # Whitespace beside the template's own, marks of other scripts, things that merge.
@@ -132,15 +131,13 @@ def test_a_template_that_rewrites_earlier_messages_is_refused() -> None:
         ChatSegmenter(tokenizer)
 
 
-def test_the_bundled_dialogues_with_the_real_tokenizer() -> None:
-    """SmolLM2's own tokenizer, where the workflow has fetched it."""
+@pytest.mark.network
+@pytest.mark.timeout(1500)
+def test_the_bundled_dialogues_with_the_real_tokenizer(default_inputs: None) -> None:
+    """SmolLM2's own tokenizer."""
     from transformers import AutoTokenizer
 
-    default = Path(__file__).parents[2] / "resources" / "models" / "smollm2-135m"
-    folder = Path(os.environ.get("KVFIDELITY_SMOLLM2", default))
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip(f"no tokenizer in {folder}: run the workflow once")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     for record in bundled_records():
         texts = [message["value"] for message in record["conversations"]]
         turns = [Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]

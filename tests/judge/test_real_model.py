@@ -1,7 +1,7 @@
 """The whole path over the real protocol against a real model: `transformers serve`.
 
-With a tiny random-weight model always; slowly, with SmolLM2-135M from a CPU, once `make run` has
-fetched it. What so small a model says is seldom a verdict: the path is tested, not the judge.
+With a tiny random-weight model and with SmolLM2-135M. What so small a model says is seldom a
+verdict: the path is tested, not the judge.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from kvfidelity.judge.sending import asker_for
 from kvfidelity.judge.store import AnswerStore
 from transformers.utils.import_utils import is_serve_available
 
+from ..default_run import MODEL
 from ..models.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "resources/models/smollm2-135m"
 TIMEOUT_S = 280
 
 pytestmark = pytest.mark.skipif(
@@ -69,23 +69,18 @@ def healthy(port: int) -> bool:
         return False
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny, random weights",
-        pytest.param(
-            "smollm2-135m",
-            marks=[
-                pytest.mark.network,
-                pytest.mark.skipif(not MODEL.is_dir(), reason="needs the default model: make run"),
-            ],
-        ),
-    ],
-)
-def test_verdicts_of_a_real_model_are_had_and_kept(tmp_path: Path, name: str) -> None:
+def test_verdicts_of_random_weights_are_had_and_kept(tmp_path: Path) -> None:
+    had_and_kept(save_tiny(tmp_path / "model"), tmp_path)
+
+
+@pytest.mark.network
+@pytest.mark.timeout(1500)
+def test_verdicts_of_smollm2_are_had_and_kept(default_inputs: None, tmp_path: Path) -> None:
+    had_and_kept(MODEL, tmp_path)
+
+
+def had_and_kept(model: Path, tmp_path: Path) -> None:
     """Whatever a small model says becomes a score or a reason, and is asked for once."""
-    model = MODEL if name == "smollm2-135m" else save_tiny(tmp_path / "model")
     with served(model, tmp_path) as url:
         first = judge(url, model, tmp_path).judge(ROWS)
         kept = dict(AnswerStore(tmp_path / "store").answers())

