@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from kvfidelity.cache.attach import cache_argument, new_cache
@@ -44,6 +46,36 @@ def test_a_gpu_gives_what_a_cpu_gives(kind: str, mode: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, kept_there, strict=True))
     assert len(kept) == 2
     assert (found - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", list(PositionMode))
+def test_the_ledger_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> None:
+    """Per head, then shared from the CPU, then per layer, with tokens between; bad ones refused."""
+    model = tiny("llama")
+    ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    draws = np.random.default_rng(0)
+
+    def some(rows: tuple[int, ...], slots: int, size: int) -> torch.Tensor:
+        sets = [np.sort(draws.permutation(slots)[:size]) for _ in range(math.prod(rows))]
+        return torch.from_numpy(np.stack(sets).reshape(*rows, size))
+
+    keeps = [some((3, 2), 60, 40), some((), 100, 70), some((3,), 130, 50)]
+    found = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        cache = new_cache(model, mode)
+        with torch.inference_mode():
+            for kept in keeps:
+                model(ids.to(device), **{cache_argument(model): cache})
+                cache.keep(kept.to(device) if kept.dim() > 1 else kept)
+        for wrong in (torch.tensor([[3, 2]] * 3), torch.tensor([[0, 50]] * 3)):
+            with pytest.raises(ValueError, match="keep set"):
+                cache.keep(wrong.to(device))
+        assert cache.ledger.position.device.type == device
+        found.append((cache.ledger.position.cpu(), cache.ledger.token_index.cpu()))
+        found[-1] += (torch.stack([cache.rotated_keys(layer) for layer in range(3)]).cpu(),)
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert torch.allclose(found[0][2], found[1][2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", list(PositionMode))

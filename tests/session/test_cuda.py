@@ -101,7 +101,7 @@ def test_captured_steps_of_every_architecture(name: str, mode: str) -> None:
                 cache.scores.of("accumulated").cpu(),
                 torch.stack([tail for tail in cache.tails if tail is not None]).cpu(),
                 torch.stack([cache.rotated_keys(layer) for layer in range(3)]).cpu(),
-                cache.ledger.position,
+                cache.ledger.position.cpu(),
             )
         )
         assert len(evictor.log) == 3

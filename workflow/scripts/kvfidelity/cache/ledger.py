@@ -31,8 +31,8 @@ class SlotLedger:
     """Token index and position of every slot, sorted by token index.
 
     Both are int64 of shape [L', G', n]: L' is 1 or the number of layers, G' is 1 or the number of
-    kv heads. They start shared (1, 1) and widen when an eviction keeps different slots per layer
-    or per head.
+    kv heads. They start shared (1, 1) on the CPU, and widen when an eviction keeps different slots
+    per layer or per head; from then on they are where such keep sets come from, a GPU perhaps.
     """
 
     def __init__(self, mode: PositionMode, capacity: int = 1024) -> None:
@@ -64,9 +64,11 @@ class SlotLedger:
     def append(self, count: int) -> Tensor:
         """Take in `count` new tokens; returns their positions, int64 [count]."""
         self._reserve(self._slots + count)
-        new = slice(self._slots, self._slots + count)
-        positions = torch.arange(self.next_position, self.next_position + count)
-        self._token_index[..., new] = torch.arange(self.tokens_seen, self.tokens_seen + count)
+        new, device = slice(self._slots, self._slots + count), self._position.device
+        positions = torch.arange(self.next_position, self.next_position + count, device=device)
+        self._token_index[..., new] = torch.arange(
+            self.tokens_seen, self.tokens_seen + count, device=device
+        )
         self._position[..., new] = positions
         self._slots += count
         self.tokens_seen += count
@@ -82,16 +84,18 @@ class SlotLedger:
             ValueError: unsorted, repeated or out-of-range slots.
         """
         kept = as_grid(kept)
+        if self._position.is_cuda:
+            kept = kept.to(self._position.device)
         size = kept.shape[-1]
-        if size and (kept[..., 0].min() < 0 or kept[..., -1].max() >= self._slots):
+        sorted_, inside = _soundness(kept, self._slots)
+        if not inside:
             raise ValueError(f"keep set names slots outside 0..{self._slots - 1}")
-        # NumPy here and below: a team of threads costs more than so little work.
-        if not (np.diff(kept.numpy(), axis=-1) > 0).all():
+        if not sorted_:
             raise ValueError("keep set must be sorted and without repeats")
         self._token_index = _gather(self.token_index, kept)
         if self.mode is PositionMode.REROTATED:
-            anew = np.broadcast_to(np.arange(size), self._token_index.shape)
-            self._position = torch.from_numpy(anew.copy())
+            anew = torch.arange(size, device=self._token_index.device)
+            self._position = anew.expand(self._token_index.shape).contiguous()
         else:
             self._position = _gather(self.position, kept)
         self._slots = size
@@ -130,13 +134,29 @@ def as_grid(kept: Tensor) -> Tensor:
     return kept[:, None] if kept.dim() == 2 else kept
 
 
+def _soundness(kept: Tensor, slots: int) -> tuple[bool, bool]:
+    """Whether keep sets [L', G', k] are sorted without repeats, and within 0..slots - 1."""
+    if not kept.shape[-1]:
+        return True, True
+    if kept.is_cuda:
+        ends = (kept[..., 0].min() >= 0) & (kept[..., -1].max() < slots)
+        rising, inside = torch.stack([(kept.diff(dim=-1) > 0).all(), ends]).tolist()
+        return rising, inside
+    # NumPy here and below: a team of threads costs more than so little work.
+    values = kept.numpy()
+    inside = bool(values[..., 0].min() >= 0 and values[..., -1].max() < slots)
+    return bool((np.diff(values, axis=-1) > 0).all()), inside
+
+
 def _gather(slots: Tensor, kept: Tensor) -> Tensor:
     lead = [max(sizes) for sizes in zip(slots.shape[:-1], kept.shape[:-1], strict=True)]
+    if kept.is_cuda:
+        return slots.to(kept.device).expand(*lead, -1).gather(-1, kept.expand(*lead, -1))
     rows, places = (tensor.expand(*lead, -1).numpy() for tensor in (slots, kept))
     return torch.from_numpy(np.take_along_axis(rows, places, -1))
 
 
 def _grown(slots: Tensor, used: int, capacity: int) -> Tensor:
-    grown = torch.empty(*slots.shape[:-1], capacity, dtype=slots.dtype)
+    grown = slots.new_empty(*slots.shape[:-1], capacity)
     grown[..., :used] = slots[..., :used]
     return grown

@@ -142,7 +142,7 @@ class Evictor:
             step=self.step,
             tokens_seen=seen,
             slots_before=before,
-            kept=as_grid(kept),
+            kept=as_grid(kept).cpu(),
             scoring_s=ranked - began,
             eviction_s=done - moving,
             attention_share=lost,

@@ -42,7 +42,8 @@ class CacheView:
 
     budget: how many slots shall remain, at least the protected ones.
     protected: half-open spans of slots that survive whatever their priority.
-    token_index, position: int64 [L', G', n], see SlotLedger.
+    token_index, position: int64 [L', G', n], see SlotLedger; on the device once keep sets differ by
+        layer or kv head.
     next_position, tokens_seen: of the next query.
     rng: seeded by the run's seed and the eviction's ordinal, so that position modes of one run
         draw the same numbers.

@@ -67,7 +67,7 @@ def integrity(
         trained_window: in tokens.
         weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
     """
-    token, position = ledger.token_index, ledger.position
+    token, position = ledger.token_index.cpu(), ledger.position.cpu()
     slots = token.shape[-1]
     if slots == 0:
         weighted = None if weights is None else 0.0

@@ -80,13 +80,17 @@ class Policy(ABC):
         for one per kv head."""
 
     def keep(self, view: CacheView) -> Tensor:
-        """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots."""
+        """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots.
+
+        A shared one is on the CPU, where slots are counted; many stay where they were ranked.
+        """
         # A policy may pin its own slots by infinity; protected ones still go before them.
         rank = self.priority(view).double().clamp(-PINNED, PINNED)
         for start, stop in view.protected:
             rank[..., start:stop] = torch.inf
         order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
-        return order[..., : min(view.budget, view.slots)].sort(dim=-1).values.cpu()
+        kept = order[..., : min(view.budget, view.slots)].sort(dim=-1).values
+        return kept.cpu() if kept.dim() == 1 else kept
 
 
 def slots_of(view: CacheView) -> Tensor:
