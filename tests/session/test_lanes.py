@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -13,7 +14,7 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lane import Reply
-from kvfidelity.session.lanes import run_together
+from kvfidelity.session.lanes import Lanes, run_together
 from kvfidelity.session.prefix import PrefixBank
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.sampling import Sampling
@@ -93,39 +94,72 @@ def test_an_error_in_one_run_is_raised_once_the_others_are_done(engine: Engine) 
     assert len(done) == 2
 
 
-def test_memory_that_runs_out_while_decoding_is_every_decoding_runs_result(
+def test_memory_that_runs_out_for_a_run_alone_is_its_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each is begun anew without the others, once what others hold was let go."""
     from kvfidelity.session.eager import EagerSteps
 
+    seats: list[int] = []
+
     def full(self: EagerSteps) -> float:
+        seats.append(len(self._seats))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(EagerSteps, "step", full)
-    runs = [lambda at: run_dialogue(at, talk(2), spec()) for _ in range(2)]
-    for records in run_together(engine, runs, 2):
-        assert records.turns["finish_reason"].to_list() == ["out_of_memory"]
+    emptied: list[int] = []
+    together: Lanes[Any] = Lanes(engine, 2, lambda: emptied.append(len(seats)))
+    players = [together.start(lambda at: run_dialogue(at, talk(2), spec())) for _ in range(2)]
+    assert together.full
+    while together.playing:
+        together.advance()
+    assert seats == [2, 1, 1] and emptied == [1, 2]
+    for player in players:
+        assert player.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
-def test_memory_that_runs_out_for_one_lane_is_that_runs_result(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["seat", "step", "feed"])
+def test_memory_that_runs_out_among_others_is_no_result(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    """While a lane is seated, while all decode, or while one prompt is fed: all runs are whole."""
     from kvfidelity.session.eager import EagerSteps
 
-    real, refused = EagerSteps.seat, []
+    holder, name = (Engine, "feed") if where == "feed" else (EagerSteps, where)
+    real, calls = getattr(holder, name), []
 
-    def seat(self: EagerSteps, place: int, lane: Any) -> None:
-        if not refused:
-            refused.append(place)
+    def scarce(self: Any, *arguments: Any) -> Any:
+        calls.append(where)
+        if len(calls) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(self, place, lane)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(EagerSteps, "seat", seat)
-    runs = [lambda at: run_dialogue(at, talk(2), spec()) for _ in range(3)]
-    first, *others = run_together(engine, runs, 2)
-    assert first.turns["finish_reason"].to_list() == ["out_of_memory"]
-    for records in others:
-        assert set(records.turns["finish_reason"]) <= {"length", "eos"}
+    alone = run_dialogue(engine, talk(3), spec())
+    monkeypatch.setattr(holder, name, scarce)
+    bank = PrefixBank(1 << 30)
+    runs = [lambda at: run_dialogue(at, talk(3), spec(), bank) for _ in range(3)]
+    for records in run_together(engine, runs, 3):
+        assert_frame_equal(
+            records.turns.drop(TIMINGS & set(records.turns.columns)),
+            alone.turns.drop(TIMINGS & set(alone.turns.columns)),
+            rel_tol=1e-4,
+            abs_tol=1e-5,
+        )
+    assert len(calls) > 3
+
+
+def test_the_rate_of_all_lanes_is_the_sum_of_theirs(engine: Engine) -> None:
+    """Two that decode side by side from start to end, and one alone."""
+    free = dataclasses.replace(engine, segmenter=copy.copy(engine.segmenter))
+    free.segmenter.stop_ids = frozenset()
+    runs = [lambda at: run_dialogue(at, talk(1), spec()) for _ in range(2)]
+    for records, lanes in (
+        (run_together(free, runs, 2)[0], 2),
+        (run_dialogue(free, talk(1), spec()), 1),
+    ):
+        [row] = records.turns.to_dicts()
+        assert row["lanes"] == lanes
+        assert row["lanes_tokens_per_s"] == pytest.approx(lanes * row["decode_tokens_per_s"])
 
 
 @pytest.mark.parametrize("chunk", [7, 64])

@@ -26,6 +26,7 @@ TIMINGS = frozenset(
         "tpot_s",
         "decode_tokens_per_s",
         "lanes",
+        "lanes_tokens_per_s",
         "peak_device_bytes",
     }
 )

@@ -39,6 +39,9 @@ class Hub(Protocol):
     def until(self, condition: Callable[[], bool]) -> None:
         """Let the other runs go on until it holds."""
 
+    def out_of_memory(self) -> None:
+        """Say that memory ran out; raises CrowdedError unless the run had all of it to itself."""
+
 
 @dataclass(frozen=True)
 class Engine:

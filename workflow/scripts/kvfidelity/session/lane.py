@@ -22,7 +22,7 @@ class Reply:
     it, before temperature. finish: "eos" or "length". first_s: seconds from the prompt's last
     hidden state to the first token. step_s: seconds per further token, None if there was none.
     lanes: with how many others at most it was generated, itself counted; only the times of a reply
-    that was alone are its own.
+    that was alone are its own. lanes_per_s: further tokens per second of all of them together.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +31,7 @@ class Reply:
     first_s: float
     step_s: float | None
     lanes: int = 1
+    lanes_per_s: float | None = None
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Lane:
 
     uniform: fp64 [max_new_tokens], what a sampled token is drawn by. token, nll: the first token.
     fed: tokens known to be in the cache. launched: steps asked of the device. room: the value of
-    `launched` at which the evictor has to be asked. marks: when each step was done.
+    `launched` at which the evictor has to be asked. made_before: tokens of all lanes before it
+    joined. marks: when each step was done.
     """
 
     cache: ManagedCache
@@ -54,6 +56,7 @@ class Lane:
     launched: int = 0
     room: int = 0
     lanes: int = 1
+    made_before: int = 0
     began: Any = None
     marks: list[Any] = field(default_factory=list)
     reply: Reply | None = None
@@ -107,6 +110,7 @@ class Decoder:
         self.steps = steps
         self._lanes: dict[int, Lane] = {}
         self._free = list(range(places))[::-1]
+        self._made = 0
 
     def join(self, lane: Lane) -> None:
         """Take in a lane whose first token is chosen, and is none that stops."""
@@ -118,7 +122,7 @@ class Decoder:
         except BaseException:
             self._release(place)
             raise
-        lane.began = self.steps.mark()
+        lane.began, lane.made_before = self.steps.mark(), self._made
         for other in self._lanes.values():
             other.lanes = max(other.lanes, len(self._lanes))
 
@@ -135,6 +139,7 @@ class Decoder:
         done: list[Lane] = []
         while self._lanes and not done:
             mark = self.steps.step()
+            self._made += len(self._lanes)
             for lane in self._lanes.values():
                 lane.launched += 1
                 lane.marks.append(mark)
@@ -161,13 +166,16 @@ class Decoder:
 
     def _finish(self, place: int, lane: Lane) -> None:
         ids, nll = self.steps.chosen(place, lane.fed - 1)
+        step_s = self.steps.seconds(lane.began, lane.marks[lane.fed - 1]) / lane.fed
+        lanes = (self._made - lane.made_before) / lane.launched
         lane.reply = Reply(
             ids=(lane.token, *ids),
             nll=(lane.nll, *nll),
             finish="length" if lane.fed == lane.max_new_tokens else "eos",
             first_s=lane.first_s,
-            step_s=self.steps.seconds(lane.began, lane.marks[lane.fed - 1]) / lane.fed,
+            step_s=step_s,
             lanes=lane.lanes,
+            lanes_per_s=lanes / step_s if step_s else None,
         )
         self._release(place)
 

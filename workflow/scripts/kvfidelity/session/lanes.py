@@ -4,6 +4,9 @@ Each run is ordinary code in a thread of its own, and one thread runs at a time:
 it wants a reply, then the others do, and when all want one their replies are made together, step
 by step. A run whose reply has ended feeds its next prompt and joins again. Each has its own cache,
 length, positions, policy and evictions; only the weights are read together.
+
+Memory that runs out while others hold some of it says nothing about a run: it is begun anew once
+they have come to their end, alone.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from kvfidelity.session.stepping import room_for, steps_of
 T = TypeVar("T")
 
 
+class CrowdedError(Exception):
+    """Memory ran out for a run that was not alone; it is begun anew, so let this pass."""
+
+
 def run_together(engine: Engine, runs: Sequence[Callable[[Engine], T]], lanes: int) -> list[T]:
     """Run each of `runs` with an engine that decodes with the others', at most `lanes` at a time.
 
@@ -31,8 +38,12 @@ def run_together(engine: Engine, runs: Sequence[Callable[[Engine], T]], lanes: i
     Raises:
         Exception: the first that a run raised, after the others have come to their end.
     """
-    players = [_Player(run) for run in runs]
-    _Together(engine, lanes).play(players)
+    together: Lanes[T] = Lanes(engine, lanes)
+    players: list[Player[T]] = []
+    while len(players) < len(runs) or together.playing:
+        while len(players) < len(runs) and not together.full:
+            players.append(together.start(runs[len(players)]))
+        together.advance()
     for player in players:
         if player.error is not None:
             raise player.error
@@ -40,24 +51,67 @@ def run_together(engine: Engine, runs: Sequence[Callable[[Engine], T]], lanes: i
 
 
 @dataclass(eq=False)
-class _Player(Generic[T]):
+class Player(Generic[T]):
+    """One run among others: what it returned or raised, once it has come to its end."""
+
     run: Callable[[Engine], T]
-    answers: SimpleQueue[Any] = field(default_factory=SimpleQueue)
     outcome: Any = None
     error: BaseException | None = None
+    answers: SimpleQueue[Any] = field(default_factory=SimpleQueue)
 
 
-class _Together:
-    """The hub that the runs' engines decode through (`session.engine.Hub`)."""
+class Lanes(Generic[T]):
+    """Runs in the making, and the hub that their engines decode through (`session.engine.Hub`).
 
-    def __init__(self, engine: Engine, lanes: int) -> None:
+    Args:
+        lanes: how many runs go on at a time.
+        before_alone: called before a run is begun anew for want of memory: let go of what can be.
+    """
+
+    def __init__(
+        self, engine: Engine, lanes: int, before_alone: Callable[[], None] = lambda: None
+    ) -> None:
         self._engine = replace(engine, hub=self)
         self._places = lanes
+        self._before_alone = before_alone
         self._here = threading.local()
-        self._said: SimpleQueue[tuple[_Player[Any], Any]] = SimpleQueue()
+        self._said: SimpleQueue[tuple[Player[Any], Any]] = SimpleQueue()
         self._decoders: dict[tuple[bool, int], Decoder] = {}
-        self._owners: dict[int, _Player[Any]] = {}
-        self._waiting: list[tuple[_Player[Any], Callable[[], bool]]] = []
+        self._owners: dict[int, Player[Any]] = {}
+        self._waiting: list[tuple[Player[Any], Callable[[], bool]]] = []
+        self._crowded_out: deque[Player[Any]] = deque()
+        self._under_way = 0
+        self._alone = False
+
+    @property
+    def playing(self) -> int:
+        """Runs that have begun and not come to their end."""
+        return self._under_way + len(self._crowded_out)
+
+    @property
+    def full(self) -> bool:
+        """Whether no run can begin now."""
+        return self._under_way >= self._places or bool(self._crowded_out)
+
+    def start(self, run: Callable[[Engine], T]) -> Player[T]:
+        """Begin a run; it goes on until it wants a reply or has come to its end."""
+        player = Player(run)
+        self._begin(player)
+        return player
+
+    def advance(self) -> None:
+        """Make replies until at least one has ended, and let runs go on that can."""
+        if not self._under_way:
+            self._alone = bool(self._crowded_out)
+            if self._alone:
+                self._before_alone()
+                self._begin(self._crowded_out.popleft())
+        for player, condition in list(self._waiting):
+            if condition():
+                self._waiting.remove((player, condition))
+                self._goes_on(player, None)
+        for lane, answer in self._decoded():
+            self._goes_on(self._owners.pop(id(lane)), answer)
 
     def decode(self, lane: Lane) -> Reply:
         reply: Reply = self._ask(lane)
@@ -67,20 +121,14 @@ class _Together:
         if not condition():
             self._ask(condition)
 
-    def play(self, players: Sequence[_Player[Any]]) -> None:
-        to_come = deque(players)
-        playing = 0
-        while to_come or playing:
-            while to_come and playing < self._places:
-                player = to_come.popleft()
-                threading.Thread(target=self._perform, args=(player,), daemon=True).start()
-                playing += self._goes_on(player, None)
-            for player, condition in list(self._waiting):
-                if condition():
-                    self._waiting.remove((player, condition))
-                    playing -= not self._goes_on(player, None)
-            for lane, answer in self._decoded():
-                playing -= not self._goes_on(self._owners.pop(id(lane)), answer)
+    def out_of_memory(self) -> None:
+        if not self._alone:
+            raise CrowdedError
+
+    def _begin(self, player: Player[Any]) -> None:
+        threading.Thread(target=self._perform, args=(player,), daemon=True).start()
+        self._under_way += 1
+        self._goes_on(player, None)
 
     def _decoded(self) -> list[tuple[Lane, Any]]:
         """Lanes that have ended, with their reply or what went wrong for all of them."""
@@ -92,19 +140,24 @@ class _Together:
                 ended += [(lane, error) for lane in self._decoders.pop(key).dismiss()]
         return ended
 
-    def _goes_on(self, player: _Player[Any], answer: Any) -> bool:
-        """Let one run go on until it wants something; False if it has come to its end."""
+    def _goes_on(self, player: Player[Any], answer: Any) -> None:
+        """Let one run go on until it wants something or has come to its end."""
         player.answers.put(answer)
         player, wish = self._said.get()
         if isinstance(wish, Lane):
             try:
                 self._decoder_for(wish).join(wish)
             except Exception as error:  # noqa: BLE001 - it belongs to the run, which handles it
-                return self._goes_on(player, error)
+                self._goes_on(player, error)
+                return
             self._owners[id(wish)] = player
         elif wish is not None:
             self._waiting.append((player, wish))
-        return wish is not None
+        else:
+            self._under_way -= 1
+            if isinstance(player.error, CrowdedError):
+                player.error = None
+                self._crowded_out.append(player)
 
     def _decoder_for(self, lane: Lane) -> Decoder:
         key = (lane.sampling.greedy, room_for(lane.max_new_tokens))
@@ -113,18 +166,20 @@ class _Together:
             self._decoders[key] = Decoder(steps, self._places)
         return self._decoders[key]
 
-    def _perform(self, player: _Player[Any]) -> None:
+    def _perform(self, player: Player[Any]) -> None:
         self._here.player = player
         player.answers.get()
         try:
             player.outcome = player.run(self._engine)
-        except BaseException as error:  # noqa: BLE001 - raised by run_together
+        except CrowdedError:
+            player.error = CrowdedError()  # a fresh one: this one's frames hold the run's caches
+        except BaseException as error:  # noqa: BLE001 - whoever began the run handles it
             player.error = error
         self._said.put((player, None))
 
     def _ask(self, wish: Any) -> Any:
         """In a run's thread: say what it wants and wait for it."""
-        player: _Player[Any] = self._here.player
+        player: Player[Any] = self._here.player
         self._said.put((player, wish))
         answer = player.answers.get()
         if isinstance(answer, BaseException):

@@ -80,6 +80,7 @@ TURNS: dict[str, Any] = {
     "tpot_s": pl.Float64,
     "decode_tokens_per_s": pl.Float64,
     "lanes": pl.Int32,
+    "lanes_tokens_per_s": pl.Float64,
     "prompt": pl.String,
     "reply": pl.String,
     "reference": pl.String,

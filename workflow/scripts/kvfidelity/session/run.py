@@ -55,7 +55,8 @@ def run_dialogue(
 
     Args:
         bank: remembers the never evicted run between calls; without one it is computed here.
-        progress: gets {"event": "turn", "turn", "turns", "slots", "tokens_per_s"} after each turn.
+        progress: gets {"event": "turn", "turn", "turns", "slots", "tokens_per_s", "lanes",
+            "lanes_tokens_per_s"} after each turn.
 
     Raises:
         UserError: a specification or dialogue that cannot be run; the message names it.
@@ -122,7 +123,7 @@ class _Run:
                     turn, cache, baseline, lambda at: full.prompts.append(at.size)
                 )
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not self._ran_out_of_memory(error):
                     raise
                 full.out_of_memory = True
                 break
@@ -149,7 +150,7 @@ class _Run:
             try:
                 outcome = self._play_turn(turn, cache, evictor)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not self._ran_out_of_memory(error):
                     raise
                 rows.append(failed_row(self._identity(turn, False), self._turn(turn)))
                 break
@@ -176,6 +177,7 @@ class _Run:
         )
         spent = self.engine.now() - began
         fed = outcome.tokens_seen_end - outcome.tokens_seen_start
+        reply = outcome.reply
         self.progress(
             {
                 "event": "turn",
@@ -183,6 +185,8 @@ class _Run:
                 "turns": len(self.plan.segments),
                 "slots": cache.size,
                 "tokens_per_s": round(fed / spent, 1),
+                "lanes": reply.lanes if reply else 1,
+                "lanes_tokens_per_s": round((reply.lanes_per_s if reply else None) or 0, 1),
             }
         )
         return outcome
@@ -274,6 +278,12 @@ class _Run:
             if evictor.fires_within(outcome.slots_start, outcome.slots_peak):
                 return turn
         return len(full.outcomes)
+
+    def _ran_out_of_memory(self, error: RuntimeError) -> bool:
+        """Whether that is what happened; among other runs it means nothing, see `session.lanes`."""
+        if _out_of_memory(error) and self.engine.hub is not None:
+            self.engine.hub.out_of_memory()
+        return _out_of_memory(error)
 
     def _replies_in(self, turn: int) -> bool:
         """Whether an own reply is generated in this turn."""

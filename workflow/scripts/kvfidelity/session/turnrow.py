@@ -31,7 +31,7 @@ def turn_row(
     row |= _sizes(engine, outcome) | _speed(outcome) | _quality(engine, outcome)
     row |= integrity_values(outcome.integrity, log)
     peak = None
-    if engine.device.type == "cuda":
+    if engine.device.type == "cuda" and engine.hub is None:  # of all runs together otherwise
         peak = torch.cuda.max_memory_allocated(engine.device)
     return row | {
         "peak_device_bytes": peak,
@@ -87,6 +87,7 @@ def _speed(outcome: TurnOutcome) -> dict[str, Any]:
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,
         "lanes": reply.lanes if reply else None,
+        "lanes_tokens_per_s": reply.lanes_per_s if reply else None,
     }
 
 
