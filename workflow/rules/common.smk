@@ -183,8 +183,8 @@ def verdicts(wildcards):
     ]
 
 
-def at_once():
-    """Generate jobs that run at once on one machine: Snakemake's resource `gpu`, 1 if not given."""
+def gpus():
+    """GPUs that jobs may use on one machine: Snakemake's resource `gpu`, 1 if not given."""
     limit = workflow.global_resources.get("gpu").value
     return limit if isinstance(limit, int) and limit > 0 else 1
 
@@ -195,7 +195,12 @@ def generate_threads(wildcards):
     What a scheduler's job gets is for the profile to say: `set-threads: generate=4`.
     """
     cores = workflow.global_resources.get("_cores").value
-    return max(1, cores // at_once()) if cores else 4
+    return max(1, cores // (gpus() * SETTINGS["session"]["lanes"])) if cores else 4
+
+
+def generate_gpus(wildcards):
+    """One for each job; none is counted where several share one, so that cores are the limit."""
+    return int(SETTINGS["session"]["lanes"] == 1)
 
 
 def generate_minutes(wildcards, attempt):

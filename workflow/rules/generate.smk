@@ -12,11 +12,12 @@ rule generate:
         "../../envs/model.yaml"
     threads: generate_threads
     resources:
-        gpu=1,
+        gpu=generate_gpus,
         runtime=generate_minutes,
         mem_mb=generate_memory,
-        # Text, for it is nothing that runs out.
-        at_once=str(at_once()),
+        # Text, for they are nothing that runs out.
+        gpus=str(gpus()),
+        lanes=str(SETTINGS["session"]["lanes"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
     params:
         spec=generation_spec,
@@ -28,4 +29,4 @@ rule generate:
         "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --at-once {resources.at_once} 2>&1 | tee {log}"
+        "--recall {output.recall} --gpus {resources.gpus} --lanes {resources.lanes} 2>&1 | tee {log}"

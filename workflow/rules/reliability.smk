@@ -27,7 +27,8 @@ rule likelihood:
     threads: generate_threads
     resources:
         gpu=1,
-        at_once=str(at_once()),
+        gpus=str(gpus()),
+        lanes=str(SETTINGS["session"]["lanes"]),
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
@@ -37,7 +38,7 @@ rule likelihood:
         "python workflow/scripts/likelihood.py --model-dir {input.model} --dtype {params.dtype} "
         "--device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
-        "--at-once {resources.at_once} --out {output} 2>&1 | tee {log}"
+        "--gpus {resources.gpus} --lanes {resources.lanes} --out {output} 2>&1 | tee {log}"
 
 
 rule trial:

@@ -77,8 +77,9 @@ def demand(
         at = settings["thresholds"][run["threshold"]]["at"]
         threshold = size_in_tokens(at, token_bytes=each, window=geometry.window)
         cached += 2 * min(fed + decoded, 2 * threshold)
-    memory = weights * BYTES[model["dtype"]] + cached * each
-    memory += size_in_bytes(session["prefix_memory"]) + BASE_BYTES
+    # Of what jobs in lanes share each asks for its part: a group of them asks for the sum.
+    shared = weights * BYTES[model["dtype"]] + size_in_bytes(session["prefix_memory"]) + BASE_BYTES
+    memory = shared / session["lanes"] + cached * each
     return Demand(
         minutes=math.ceil((START_S + SAFETY * seconds) / 60),
         mem_mb=math.ceil(SPARE_MEMORY * memory / 1e6),

@@ -79,33 +79,40 @@ class Lanes(Generic[T]):
         self._decoders: dict[tuple[bool, int], Decoder] = {}
         self._owners: dict[int, Player[Any]] = {}
         self._waiting: list[tuple[Player[Any], Callable[[], bool]]] = []
-        self._crowded_out: deque[Player[Any]] = deque()
+        self._to_be_alone: deque[Player[Any]] = deque()
         self._under_way = 0
         self._alone = False
 
     @property
     def playing(self) -> int:
         """Runs that have begun and not come to their end."""
-        return self._under_way + len(self._crowded_out)
+        return self._under_way + len(self._to_be_alone)
 
     @property
     def full(self) -> bool:
         """Whether no run can begin now."""
-        return self._under_way >= self._places or bool(self._crowded_out)
+        return self._under_way >= self._places or bool(self._to_be_alone)
 
-    def start(self, run: Callable[[Engine], T]) -> Player[T]:
-        """Begin a run; it goes on until it wants a reply or has come to its end."""
+    def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> Player[T]:
+        """Begin a run; it goes on until it wants a reply or has come to its end.
+
+        Args:
+            alone: begin it once no other is under way.
+        """
         player = Player(run)
-        self._begin(player)
+        if alone:
+            self._to_be_alone.append(player)
+        else:
+            self._begin(player)
         return player
 
     def advance(self) -> None:
         """Make replies until at least one has ended, and let runs go on that can."""
         if not self._under_way:
-            self._alone = bool(self._crowded_out)
+            self._alone = bool(self._to_be_alone)
             if self._alone:
                 self._before_alone()
-                self._begin(self._crowded_out.popleft())
+                self._begin(self._to_be_alone.popleft())
         for player, condition in list(self._waiting):
             if condition():
                 self._waiting.remove((player, condition))
@@ -157,7 +164,7 @@ class Lanes(Generic[T]):
             self._under_way -= 1
             if isinstance(player.error, CrowdedError):
                 player.error = None
-                self._crowded_out.append(player)
+                self._to_be_alone.append(player)
 
     def _decoder_for(self, lane: Lane) -> Decoder:
         key = (lane.sampling.greedy, room_for(lane.max_new_tokens))

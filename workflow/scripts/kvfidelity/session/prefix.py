@@ -113,6 +113,10 @@ class PrefixBank:
             self._runs.popitem(last=False)
         return run
 
+    def forget(self) -> None:
+        """Let go of all runs that nobody is forking from."""
+        self._runs.clear()
+
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()

@@ -61,7 +61,7 @@ def ask(hello: Hello, request: Wanted, progress: Progress) -> None:
     for _ in range(ROUNDS):
         with _connect(hello) as connection:
             try:
-                if _served(connection, hello, request, progress):
+                if _served(connection, hello, request, progress, alone=losses > 0):
                     return
             except WorkerLostError:
                 losses += 1
@@ -86,11 +86,17 @@ def stop() -> None:
                 os.kill(peer(connection).pid, signal.SIGTERM)
 
 
-def _served(connection: socket.socket, hello: Hello, request: Wanted, progress: Progress) -> bool:
-    """Whether the request was served; False if the worker left before it came to it."""
+def _served(
+    connection: socket.socket, hello: Hello, request: Wanted, progress: Progress, *, alone: bool
+) -> bool:
+    """Whether the request was served; False if the worker left before it came to it.
+
+    Args:
+        alone: among no others, so that what kills a worker is known.
+    """
     about, wanted = dataclasses.asdict(hello), dataclasses.asdict(request)
     try:
-        send(connection, {"do": "serve", "hello": about, "request": wanted})
+        send(connection, {"do": "serve", "hello": about, "request": wanted, "alone": alone})
     except OSError:
         return False
     log_from: int | None = None

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.worker.client import WAITING, JobFailedError, ask
+from kvfidelity.worker.gpus import share_of_a_gpu
 from kvfidelity.worker.job import Generator, Hello, Wanted, carry_out
-from kvfidelity.worker.lanes import lane
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix-memory", default="2GiB")
     parser.add_argument("--fingerprint", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--at-once", type=int, default=1, help="such jobs on this machine")
+    parser.add_argument("--gpus", type=int, default=1, help="that this machine's jobs use")
+    parser.add_argument("--lanes", type=int, default=1, help="such jobs at once on each of them")
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
 
 
@@ -32,7 +33,7 @@ def have_done(given: argparse.Namespace, request: Wanted) -> None:
         UserError: what is wrong with the request.
         SystemExit: it failed otherwise; the worker's traceback is written to standard error.
     """
-    with lane(given.at_once, given.device) as environment:
+    with share_of_a_gpu(given.gpus, given.lanes, given.device) as environment:
         os.environ |= environment
         _have_done(hello_of(given), request, given.no_worker)
 
@@ -55,7 +56,11 @@ def show(event: dict[str, Any]) -> None:
     match event.get("event"):
         case "turn":
             line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
+            if event["lanes"] > 1:
+                line += " ({lanes} lanes, {lanes_tokens_per_s} tokens/s in all)"
             print(line.format(**event), file=sys.stderr, flush=True)
+        case "alone":
+            print("memory ran out among other runs: once more, alone", file=sys.stderr, flush=True)
         case "loading":
             print(f"loading {event['model']} (worker {event['pid']})", file=sys.stderr, flush=True)
         case "log":
@@ -81,5 +86,6 @@ def hello_of(given: argparse.Namespace) -> Hello:
         device=given.device,
         fingerprint=given.fingerprint,
         prefix_memory=given.prefix_memory,
-        threads=given.threads,
+        threads=min(given.threads * given.lanes, len(os.sched_getaffinity(0))),
+        lanes=given.lanes,
     )

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvfidelity.sizes import size_in_bytes
+
+if TYPE_CHECKING:
+    from kvfidelity.session.engine import Engine
 
 Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
@@ -25,6 +28,7 @@ class Hello:
     fingerprint: str
     prefix_memory: str
     threads: int
+    lanes: int
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Hello:
@@ -71,11 +75,22 @@ class Generator:
 
         torch.set_num_threads(hello.threads)
         self._hello = hello
-        self._engine = Engine.load(Path(hello.model_dir), hello.dtype, hello.device)
+        self.engine = Engine.load(Path(hello.model_dir), hello.dtype, hello.device)
         self._bank = PrefixBank(size_in_bytes(hello.prefix_memory))
 
-    def serve(self, request: Request, progress: Progress) -> None:
+    def forget(self) -> None:
+        """Let go of all memory that only saves time."""
+        import torch
+
+        self._bank.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def serve(self, request: Request, progress: Progress, engine: Engine | None = None) -> None:
         """Run one dialogue and write its artifacts; the turns come last, so with them it is whole.
+
+        Args:
+            engine: this one's, or one of its that decodes with others.
 
         Raises:
             UserError: a specification or dialogue that cannot be run.
@@ -91,7 +106,7 @@ class Generator:
             torch.cuda.reset_peak_memory_stats()
         spec = RunSpec.from_json(request.spec)
         dialogue = read_dialogue(Path(request.pool), request.dialogue)
-        records = run_dialogue(self._engine, dialogue, spec, self._bank, progress)
+        records = run_dialogue(engine or self.engine, dialogue, spec, self._bank, progress)
         notes = {f"version.{name}": version(name) for name in PACKAGES}
         notes |= {"code": self._hello.fingerprint, "spec": request.spec}
         for kind in ("recall", "evictions", "turns"):
@@ -107,15 +122,17 @@ class Generator:
         from kvfidelity.artifacts import read_parquet, write_parquet
         from kvfidelity.session.likelihood import likelihoods
 
-        found = likelihoods(self._engine, read_parquet(Path(request.texts), kind="texts"))
+        found = likelihoods(self.engine, read_parquet(Path(request.texts), kind="texts"))
         notes = {f"version.{name}": version(name) for name in PACKAGES}
         notes |= {"code": self._hello.fingerprint}
         write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
 
 
-def carry_out(generator: Generator, request: Wanted, progress: Progress) -> None:
-    """Do what is wanted, of either kind."""
+def carry_out(
+    generator: Generator, request: Wanted, progress: Progress, engine: Engine | None = None
+) -> None:
+    """Do what is wanted, of either kind; `engine` as for Generator.serve."""
     if isinstance(request, Scoring):
         generator.score(request)
     else:
-        generator.serve(request, progress)
+        generator.serve(request, progress, engine)

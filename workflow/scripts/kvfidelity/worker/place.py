@@ -14,7 +14,7 @@ from kvfidelity.errors import UserError
 #: A Unix socket's path holds so many bytes.
 LONGEST = 107
 #: Environment variable that tells workers apart which no GPU tells apart.
-LANE = "KVFIDELITY_LANE"
+WORKER = "KVFIDELITY_WORKER"
 
 
 def socket_path() -> Path:
@@ -23,7 +23,7 @@ def socket_path() -> Path:
     Raises:
         UserError: no folder for it; see `folder`.
     """
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(LANE, "")
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(WORKER, "")
     return folder() / f"{workflow()}-{_digest(device)}.sock"
 
 

@@ -17,10 +17,11 @@ class Watch:
     """While open, looks whether the client at the other end of `connection` is still there.
 
     `gone` tells, to be asked between turns. Where nobody asks within `grace_s` the process ends:
-    what it computes is for nobody, and it keeps others waiting. They start a new worker.
+    what it computes is for nobody, and it keeps others waiting. They start a new worker. With None
+    it goes on, for others are served by it too.
     """
 
-    def __init__(self, connection: socket.socket, grace_s: float = GRACE_S) -> None:
+    def __init__(self, connection: socket.socket, grace_s: float | None) -> None:
         self.gone = False
         self._grace_s = grace_s
         self._connection = connection
@@ -52,6 +53,6 @@ class Watch:
         if self._over.is_set():
             return
         self.gone = True
-        if not self._over.wait(self._grace_s):
+        if self._grace_s is not None and not self._over.wait(self._grace_s):
             print("the client is gone and its turn is long: leaving", file=sys.stderr, flush=True)
             os._exit(3)
