@@ -65,7 +65,9 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
             id="the order of keys means nothing",
         ),
         pytest.param(
-            {"session": {"prefix_memory": "1GiB"}}, set(), id="memory for prefixes means nothing"
+            {"session": {"prefix_memory": "1GiB", "lanes": 4}},
+            set(),
+            id="memory for prefixes and lanes mean nothing",
         ),
     ],
 )

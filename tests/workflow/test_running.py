@@ -12,8 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from kvfidelity.artifacts import TIMINGS, read_parquet
 from kvfidelity.grid import cells, runs
 from kvfidelity.settings import load_settings
+from polars.testing import assert_frame_equal
 
 from ..cache.test_policies import OWN as OWN_POLICY
 from .project import ROOT, Project, merged
@@ -61,6 +63,26 @@ def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
     assert "mine" in set(table["policy"])
     (project.folder / "mine.py").write_text(OWN_POLICY.replace("% self.step", "// self.step"))
     assert {run for rule, run in project.planned() if rule == "generate"} == planned
+
+
+def test_runs_in_lanes_give_the_artifacts_of_runs_one_by_one(
+    fresh: Project, finished: Project, tmp_path: Path
+) -> None:
+    """Three jobs at once on the one worker; nothing but timings and rounding differs."""
+    project = fresh.copy(tmp_path / "project")
+    project.configure({"session": {"lanes": 3}})
+    done = project.snakemake("--cores", "3", "generated")
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
+    assert sum(text.count("loading") for text in logs) == 1
+    files = sorted((project.folder / "results/generate").rglob("*.parquet"))
+    assert len(files) == 15
+    for file in files:
+        kind = file.stem
+        there = finished.folder / file.relative_to(project.folder)
+        one, other = (read_parquet(place, kind=kind) for place in (file, there))
+        drop = TIMINGS & set(one.columns)
+        assert_frame_equal(one.drop(drop), other.drop(drop), rel_tol=1e-4, abs_tol=1e-5)
 
 
 def test_a_failing_job_leaves_the_others_and_names_the_cause(project: Project) -> None:
