@@ -25,7 +25,8 @@ import torch
 import transformers
 import triton
 from gpu_checks import check_kernels
-from gpu_grid import grid_seconds, huggingface_cell_seconds
+from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
+from gpu_lanes import compare_lanes_with_one
 from gpu_real import compare_with_cpu
 from kvfidelity.cache.policies import build
 from kvfidelity.cache.triggers import Evictor, Regime, Trigger
@@ -64,9 +65,11 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "checks": lambda: [("kernels against fp64", check_kernels())],
         "llama": llama,
+        "evictions": evictions,
         "grid": grid,
         "static": static,
         "real": lambda: compare_with_cpu(options.smollm2) if options.smollm2 else [],
+        "lanes": lambda: compare_lanes_with_one(options.smollm2) if options.smollm2 else [],
     }
     failed = False
     for name, part in parts.items():
@@ -91,7 +94,7 @@ def main() -> None:
 
 
 def llama() -> list[Row]:
-    """Prefill, decode, eviction and lanes, Hugging Face's own first: attaching is for good."""
+    """Prefill, decode and lanes, Hugging Face's own first: attaching is for good."""
     speed = bandwidth()
     rows = [("copy bandwidth", f"{speed / 1e12:.2f} TB/s")]
     model = random_llama()
@@ -118,7 +121,6 @@ def llama() -> list[Row]:
                 f"{(held - plain_bytes) / 2**30:+.2f} GiB",
             )
         )
-    rows += evictions(engine, tokens)
     single = decode_rows(engine, tokens, speed, rows)
     best = min(theirs.values())
     rows.append(("one lane against Hugging Face's best of the above", f"{best / single:.1f}x"))
@@ -149,15 +151,25 @@ def grid() -> list[Row]:
     """8 policies, 2 dialogues, 8 turns: lanes and a shared prefix against one by one."""
     model = random_llama()
     model.set_attn_implementation("eager")
-    theirs, note = huggingface_cell_seconds(model)
+    rows, theirs = [], 0.0
+    for name in PROMPTS:
+        seconds, note = huggingface_cell_seconds(model, name)
+        theirs += len(POLICIES) * seconds
+        rows.append((f"grid, Hugging Face eager, a {name} cell", f"{seconds:.1f} s ({note})"))
     del model  # its modules go on watching for attentions: a fresh one for ours
     gc.collect()
-    ours, tokens = grid_seconds(attached(random_llama()), LANES)
-    return [
-        ("grid, Hugging Face eager with scores, one cell", f"{theirs:.1f} s ({note})"),
-        ("grid, here, 16 cells", f"{ours:.1f} s, {tokens} new tokens"),
-        ("grid, 16 such cells against ours", f"{16 * theirs / ours:.1f}x"),
-    ]
+    torch.cuda.empty_cache()
+    engine = attached(random_llama())
+    for lanes in (LANES, 1):
+        ours, tokens = grid_seconds(engine, lanes)
+        rows.append(
+            (
+                f"grid, here, all 16 cells, {lanes} lane{'s' * (lanes > 1)}",
+                f"{ours:.1f} s, {tokens} new tokens, {tokens / ours:.0f} a second; "
+                f"{theirs / ours:.1f} times less than eight cells of each, one by one",
+            )
+        )
+    return rows
 
 
 def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]) -> float:
@@ -170,7 +182,8 @@ def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]
         rows.append(
             (
                 f"decode, {lanes} lane{'s' * (lanes > 1)} of {slots} cached, scores on",
-                f"{lanes * 1e3 / ms:.0f} tok/s, {least / ms:.0%} of the roofline",
+                f"{lanes * 1e3 / ms:.0f} tok/s, {1e3 / ms:.0f} a lane, {least / ms:.0%} of the "
+                "roofline",
             )
         )
     gain = LANES * times[1, LANE_SLOTS] / times[LANES, LANE_SLOTS]
@@ -197,8 +210,10 @@ def step_ms(engine: Engine, tokens: list[int], lanes: int) -> float:
     return ms
 
 
-def evictions(engine: Engine, tokens: list[int]) -> list[Row]:
-    """Moving the survivors in all layers, and all of it: asking, ranking, moving."""
+def evictions() -> list[Row]:
+    """Moving the survivors in all layers, and all of it: asking, ranking, moving, logging."""
+    engine = attached(random_llama())
+    tokens = torch.randint(10, 128000, (PROMPT,)).tolist()
     cache = engine.new_cache("rerotated", collect_scores=True)
     engine.feed(cache, tokens)
     rows = []

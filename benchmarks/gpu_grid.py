@@ -89,11 +89,11 @@ def dialogue(name: str) -> Dialogue:
     return Dialogue(name, name, tuple(Turn(name, "") for _ in range(TURNS)))
 
 
-def huggingface_cell_seconds(model: Any) -> tuple[float, str]:
-    """One attention-ranked cell of the long dialogue with `output_attentions`, the paper's way:
-    evict by indexing the cache, feed each prompt in one forward if its matrices fit."""
+def huggingface_cell_seconds(model: Any, name: str) -> tuple[float, str]:
+    """One attention-ranked cell of a dialogue with `output_attentions`, the paper's way: evict by
+    indexing the cache, feed prompts in parts whose matrices fit."""
     cache = DynamicCache()
-    ids = torch.randint(10, 128000, (1, PROMPTS["long"]), device="cuda")
+    ids = torch.randint(10, 128000, (1, PROMPTS[name]), device="cuda")
     forward(model, ids[:, :64], DynamicCache())
     torch.cuda.synchronize()
     began, steps, smallest = time.perf_counter(), 0, ids.shape[1]

@@ -127,8 +127,14 @@ def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engi
     exact, twin = play(frozenset(), place)
     assert ended.finish == "eos" and ended.ids == whole.ids[:place] == exact.ids
     assert cache.size == twin.size == 60 + place
-    assert torch.equal(cache.scores.of("accumulated"), twin.scores.of("accumulated"))
-    assert all(torch.equal(a, b) for a, b in zip(cache.tails, twin.tails, strict=True))
+    # Not to the last bit: each graph is tuned anew. A query too many would add 1 to the sum.
+    assert torch.allclose(
+        cache.scores.of("accumulated"), twin.scores.of("accumulated"), rtol=1e-4, atol=1e-5
+    )
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        for a, b in zip(cache.tails, twin.tails, strict=True)
+    )
 
 
 def test_a_reply_that_failed_leaves_the_graph_fit_for_the_next(

@@ -12,8 +12,6 @@ from torch import Tensor
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 
-PINNED = 1e300
-
 
 def parameter(
     default: Any = MISSING,
@@ -84,13 +82,18 @@ class Policy(ABC):
 
         A shared one is on the CPU, where slots are counted; many stay where they were ranked.
         """
+        rank = self.priority(view)
+        rank = rank if rank.is_floating_point() else rank.double()
         # A policy may pin its own slots by infinity; protected ones still go before them.
-        rank = self.priority(view).double().clamp(-PINNED, PINNED)
+        highest = torch.finfo(rank.dtype).max
+        rank = rank.clamp(-highest, highest)
         for start, stop in view.protected:
             rank[..., start:stop] = torch.inf
-        order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
-        kept = order[..., : min(view.budget, view.slots)].sort(dim=-1).values
-        return kept.cpu() if kept.dim() == 1 else kept
+        size = min(view.budget, view.slots)
+        best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[..., :size]
+        kept = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, best, True)
+        slots = kept.nonzero()[:, -1].reshape(best.shape)
+        return slots.cpu() if slots.dim() == 1 else slots
 
 
 def slots_of(view: CacheView) -> Tensor:

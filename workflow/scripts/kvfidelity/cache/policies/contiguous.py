@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kvfidelity.cache.policies.attention import attention_rank
 from kvfidelity.cache.policies.base import (
-    PINNED,
     Policy,
     first_and_last,
     keep_ratio,
@@ -17,6 +16,9 @@ from kvfidelity.cache.policies.base import (
     slots_of,
 )
 from kvfidelity.cache.view import CacheView
+
+#: Above any attention.
+PINNED = 1e300
 
 
 @dataclass(frozen=True)
