@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kvfidelity.artifacts import TIMINGS
 from kvfidelity.cache.scores import History, ScoreBook
+from kvfidelity.session import tensorfile
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.prefix import FullRun, Mark, PrefixBank
 from kvfidelity.session.run import Records, _Run, run_dialogue
@@ -404,13 +405,14 @@ def runs(engine: Engine) -> list[FullRun]:
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["keep", "take"]), st.sampled_from("abcd"), st.integers(0, 2)),
-    max_size=25,
+    min_size=10,
+    max_size=30,
 )
 
 
 @given(steps=STEPS, room=st.sampled_from([0.5, 1.0, 1.5, 2.2]))
 @settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -440,6 +442,25 @@ def test_the_least_recently_used_go_first_and_the_bound_holds(
             assert sum(there.values()) <= bound
 
 
+def test_what_is_used_stays_and_room_is_made_before_it_is_taken(
+    engine: Engine, tmp_path: Path, runs: list[FullRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = size_on_disk(engine, runs[0])
+    shelf = shelf_of(engine, tmp_path, 2 * size)
+    for key in ("a", "b"):
+        shelf.keep(key, runs[0])
+    assert shelf.take("a") is not None
+    real = tensorfile.write
+
+    def watched(*arguments: Any) -> None:
+        assert len(list(tmp_path.iterdir())) == 1, "beside it the new one is within the bound"
+        real(*arguments)
+
+    monkeypatch.setattr(tensorfile, "write", watched)
+    shelf.keep("c", runs[0])
+    assert [shelf.take(key) is not None for key in "abc"] == [True, False, True]
+
+
 def size_on_disk(engine: Engine, run: FullRun) -> int:
     with tempfile.TemporaryDirectory() as folder:
         shelf_of(engine, Path(folder)).keep("key", run)
@@ -461,23 +482,32 @@ def test_what_a_killed_process_left_half_written_gives_way(
     assert shelf.take("a") is not None and shelf.take("b") is not None
 
 
+@pytest.mark.parametrize("before", ["iterdir", "unlink"])
 def test_a_file_that_vanishes_meanwhile_disturbs_nobody(
-    engine: Engine, tmp_path: Path, runs: list[FullRun], monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    tmp_path: Path,
+    runs: list[FullRun],
+    before: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another process makes room at the same moment."""
+    """Another process makes room at the same moment: before this one looks, or before it acts."""
     shelf = shelf_of(engine, tmp_path, 2 * size_on_disk(engine, runs[0]))
     for key in ("a", "b"):
         shelf.keep(key, runs[0])
-    real = Path.iterdir
+    listed, unlink = Path.iterdir, Path.unlink
 
     def emptied(folder: Path) -> Any:
-        files = list(real(folder))
+        files = list(listed(folder))
         for file in files:
-            file.unlink()
+            unlink(file)
         return iter(files)
 
+    def again(file: Path, missing_ok: bool = False) -> None:
+        unlink(file)
+        unlink(file, missing_ok)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", emptied)
+        patch.setattr(Path, before, emptied if before == "iterdir" else again)
         shelf._make_room(1)
     shelf.keep("c", runs[0])
     assert shelf.take("c") is not None
