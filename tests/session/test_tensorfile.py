@@ -26,7 +26,11 @@ def bits(tensor: Tensor) -> list[int]:
     return tensor.contiguous().flatten().view(torch.uint8).tolist()
 
 
-def test_tensors_and_note_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [7, 1 << 24])
+def test_tensors_and_note_come_back(
+    tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvfidelity.session.tensorfile.BLOCK", block)
     file = tmp_path / "file"
     write(file, PARTS, NOTE)
     assert file.stat().st_size == size(PARTS, NOTE)
