@@ -16,14 +16,16 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lanes import run_together
-from kvfidelity.session.run import run_dialogue
+from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.run import _Run, run_dialogue
 from kvfidelity.session.sampling import Sampling
+from kvfidelity.session.shelf import Shelf
 from polars.testing import assert_frame_equal
 
 from ..cache.conftest import CONFIGS, tiny
-from ..models.tiny import save_tiny, tiny_tokenizer
+from ..models.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from .test_lanes import CELLS, spec
-from .test_run import talk
+from .test_run import BASE, talk
 
 pytestmark = [
     pytest.mark.cuda,
@@ -159,3 +161,24 @@ def test_sampled_tokens_are_the_cpus(engine: Engine, on_gpu: Engine) -> None:
     same_records(
         run_dialogue(engine, talk(3), spec(**warm)), run_dialogue(on_gpu, talk(3), spec(**warm))
     )
+
+
+@pytest.mark.parametrize("replies", ["own", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_goes_on_from_disk_is_the_run_that_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, replies: str
+) -> None:
+    """To the last bit: what was on the GPU is written, and comes back to it."""
+    engine = Engine.of(tiny_llama().to("cuda", dtype), tiny_tokenizer())
+    for kind in ("streaming_llm", "attention_top", "snapkv"):
+        cell = dataclasses.replace(BASE, kind=kind, replies=replies, at="150tok")
+        records = []
+        for _ in range(2):
+            bank = PrefixBank(1 << 30, Shelf(tmp_path / kind, 1 << 30, engine, {}))
+            records.append(run_dialogue(engine, talk(5), cell, bank))
+            monkeypatch.setattr(_Run, "_full_run", lambda self: pytest.fail("computed anew"))
+        monkeypatch.undo()
+        for mine, theirs in zip(*records, strict=True):
+            drop = TIMINGS & set(mine.columns)
+            assert_frame_equal(mine.drop(drop), theirs.drop(drop), check_exact=True)
+        assert records[0].evictions.height

@@ -13,7 +13,7 @@ from kvfidelity.worker.job import Hello, Request
 from tests.worker.conftest import Site, wait_until, write_pool
 from tests.worker.test_worker import artifact_digests
 
-HELLO = Hello("model", "revision", "float32", "cpu", "code", "1GiB", 1, 1)
+HELLO = Hello("model", "revision", "float32", "cpu", "code", "1GiB", "0GB", 1, 1)
 
 
 @pytest.fixture

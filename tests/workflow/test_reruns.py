@@ -69,6 +69,9 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
             set(),
             id="memory for prefixes and lanes mean nothing",
         ),
+        pytest.param(
+            {"session": {"prefix_disk": "1GiB"}}, set(), id="disk for prefixes means nothing"
+        ),
     ],
 )
 def test_a_change_of_the_configuration(

@@ -19,6 +19,7 @@ rule generate:
         gpus=str(gpus()),
         lanes=str(SETTINGS["session"]["lanes"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
+        prefix_disk=SETTINGS["session"]["prefix_disk"],
     params:
         spec=generation_spec,
         dtype=generation_dtype,
@@ -28,5 +29,6 @@ rule generate:
         "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
         "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
+        "--prefix-disk {resources.prefix_disk} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
         "--recall {output.recall} --gpus {resources.gpus} --lanes {resources.lanes} 2>&1 | tee {log}"

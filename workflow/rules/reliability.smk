@@ -29,7 +29,9 @@ rule likelihood:
         gpu=1,
         gpus=str(gpus()),
         lanes=str(SETTINGS["session"]["lanes"]),
+        # Nothing here is shared, but a worker that is for something else would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
+        prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
         device=lookup("models/{model}/device", within=SETTINGS),
@@ -38,6 +40,7 @@ rule likelihood:
         "python workflow/scripts/likelihood.py --model-dir {input.model} --dtype {params.dtype} "
         "--device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
+        "--prefix-disk {resources.prefix_disk} "
         "--gpus {resources.gpus} --lanes {resources.lanes} --out {output} 2>&1 | tee {log}"
 
 

@@ -42,6 +42,14 @@ class ScoreBook:
         self._latest: Tensor | None = None
         self._accumulated: Tensor | None = None
 
+    @classmethod
+    def of_rows(cls, latest: Tensor, accumulated: Tensor) -> ScoreBook:
+        """A book that holds these rows, fp32 [L, H, n] each; they become its own."""
+        book = cls(latest.shape[0])
+        book._latest, book._accumulated = latest, accumulated
+        book._slots = [latest.shape[-1]] * latest.shape[0]
+        return book
+
     @property
     def available(self) -> bool:
         """Whether a forward has been scored since the book was opened."""

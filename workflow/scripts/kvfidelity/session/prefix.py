@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.scores import ScoreBook
 from kvfidelity.session.engine import Hub
 from kvfidelity.session.turns import TurnOutcome
+
+if TYPE_CHECKING:
+    from kvfidelity.session.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -85,15 +89,19 @@ class FullRun:
 
 
 class PrefixBank:
-    """Remembers the latest full runs, up to `max_bytes`; one larger than that is not kept."""
+    """Remembers the latest full runs, up to `max_bytes`; one larger than that is not kept.
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    Args:
+        shelf: where runs outlive this process, None for nowhere.
+    """
+
+    def __init__(self, max_bytes: int, shelf: Shelf | None = None) -> None:
+        self.max_bytes, self._shelf = max_bytes, shelf
         self._runs: OrderedDict[str, FullRun] = OrderedDict()
         self._under_way: set[str] = set()
 
     def get(self, key: str, compute: Callable[[], FullRun], hub: Hub | None = None) -> FullRun:
-        """The full run under `key`, computed if it is not remembered.
+        """The full run under `key`, computed if it is neither remembered nor on the shelf.
 
         Args:
             hub: where runs decode together, if they do; one computes what several want.
@@ -105,7 +113,7 @@ class PrefixBank:
             return self._runs[key]
         self._under_way.add(key)
         try:
-            run = compute()
+            run = self._taken(key) or self._computed(key, compute)
         finally:
             self._under_way.discard(key)
         self._runs[key] = run
@@ -116,6 +124,15 @@ class PrefixBank:
     def forget(self) -> None:
         """Let go of all runs that nobody is forking from."""
         self._runs.clear()
+
+    def _taken(self, key: str) -> FullRun | None:
+        return self._shelf.take(key) if self._shelf is not None else None
+
+    def _computed(self, key: str, compute: Callable[[], FullRun]) -> FullRun:
+        run = compute()
+        if self._shelf is not None:
+            self._shelf.keep(key, run)
+        return run
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -19,6 +19,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prefix-memory", default="2GiB")
+    parser.add_argument("--prefix-disk", default="0GB", help="0GB keeps nothing on disk")
     parser.add_argument("--fingerprint", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gpus", type=int, default=1, help="that this machine's jobs use")
@@ -86,6 +87,7 @@ def hello_of(given: argparse.Namespace) -> Hello:
         device=given.device,
         fingerprint=given.fingerprint,
         prefix_memory=given.prefix_memory,
+        prefix_disk=given.prefix_disk,
         threads=min(given.threads * given.lanes, len(os.sched_getaffinity(0))),
         lanes=given.lanes,
     )

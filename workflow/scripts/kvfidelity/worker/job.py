@@ -8,13 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.sizes import size_in_bytes
 
 if TYPE_CHECKING:
     from kvfidelity.session.engine import Engine
+    from kvfidelity.session.shelf import Shelf
 
 Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
+#: Where runs that never evict outlive their process, relative to the workflow's folder.
+PREFIXES = Path(".snakemake/kvfidelity-prefixes")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Hello:
     device: str
     fingerprint: str
     prefix_memory: str
+    prefix_disk: str
     threads: int
     lanes: int
 
@@ -76,7 +81,7 @@ class Generator:
         torch.set_num_threads(hello.threads)
         self._hello = hello
         self.engine = Engine.load(Path(hello.model_dir), hello.dtype, hello.device)
-        self._bank = PrefixBank(size_in_bytes(hello.prefix_memory))
+        self._bank = PrefixBank(size_in_bytes(hello.prefix_memory), _shelf(hello, self.engine))
 
     def forget(self) -> None:
         """Let go of all memory that only saves time."""
@@ -126,6 +131,20 @@ class Generator:
         notes = {f"version.{name}": version(name) for name in PACKAGES}
         notes |= {"code": self._hello.fingerprint}
         write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
+
+
+def _shelf(hello: Hello, engine: Engine) -> Shelf | None:
+    """Where the engine's runs outlive this process, if they do."""
+    from kvfidelity.session.shelf import Shelf
+
+    most = size_in_bytes(hello.prefix_disk)
+    if not most:
+        return None
+    about = {name: getattr(hello, name) for name in ("model_revision", "dtype")}
+    # Replies decoded together differ from single ones in their last bits.
+    about["lanes"] = str(hello.lanes)
+    about["code"] = hello.fingerprint or stage_fingerprint("generate")
+    return Shelf(PREFIXES.resolve(), most, engine, about)
 
 
 def carry_out(
