@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +34,10 @@ def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Site) 
 
 
 def test_jobs_in_turn_load_the_model_once(site: Site) -> None:
+    """Where its client finds modules the worker does too, but for the project's own."""
+    site.environment["PYTHONPATH"] = "elsewhere"
     said = [site.run(f"job-{number}")[1] for number in range(3)]
+    assert site.worker().environ()["PYTHONPATH"].split(os.pathsep) == [str(SCRIPTS), "elsewhere"]
     assert [text.count("loading") for text in said] == [1, 0, 0]
     assert "turn 5 of 5: " in said[2]
     assert "cached tokens" in said[2]

@@ -30,11 +30,8 @@ def turn_row(
     row = dict.fromkeys(TURNS) | dict(identity) | {"prompt": turn.user, "reference": turn.assistant}
     row |= _sizes(engine, outcome) | _speed(outcome) | _quality(engine, outcome)
     row |= integrity_values(outcome.integrity, log)
-    peak = None
-    if engine.device.type == "cuda" and engine.hub is None:  # of all runs together otherwise
-        peak = torch.cuda.max_memory_allocated(engine.device)
     return row | {
-        "peak_device_bytes": peak,
+        "peak_device_bytes": outcome.peak_bytes,
         "trained_window": engine.window,
         "device": _device_name(engine),
         "dtype": str(engine.model.dtype).removeprefix("torch."),

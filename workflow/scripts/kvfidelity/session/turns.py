@@ -38,6 +38,8 @@ class TurnOutcome:
     slots_*: cached slots at the turn's start, once the prompt was in, after the last eviction
     (None: none), at the end, and at most. predicted: hidden states [m, hidden] that predict the
     fed reply's tokens. fed: the reply's tokens as they entered the cache, end of turn included.
+    peak_bytes: of the device's memory, at most since the run began; None on a CPU and where other
+    runs have their part in it.
     """
 
     fed: tuple[int, ...]
@@ -55,6 +57,7 @@ class TurnOutcome:
     tokens_seen_end: int
     next_position: int
     prompt_s: float
+    peak_bytes: int | None
 
 
 @torch.inference_mode()
@@ -117,6 +120,7 @@ def play_turn(
         tokens_seen_end=cache.ledger.tokens_seen,
         next_position=next_position,
         prompt_s=prompt_s,
+        peak_bytes=_peak_bytes(engine),
     )
 
 
@@ -133,6 +137,12 @@ def measure(engine: Engine, cache: ManagedCache) -> Integrity:
             weights = scores.view(layers, groups, heads // groups, slots).mean(2)
         weights = weights.cpu()
     return integrity(cache.ledger, engine.frequencies, engine.window, weights)
+
+
+def _peak_bytes(engine: Engine) -> int | None:
+    if engine.device.type != "cuda" or engine.hub is not None:
+        return None
+    return torch.cuda.max_memory_allocated(engine.device)
 
 
 def _own(

@@ -193,8 +193,8 @@ def _idle_s() -> float:
 
 def _environment() -> dict[str, str]:
     """The worker runs the code that its client runs, installed or not."""
-    code = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return WAITING | os.environ | code
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return WAITING | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def _log_of(path: Path) -> Path:
