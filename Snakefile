@@ -74,6 +74,7 @@ rule generated:
 
 
 onstart:
+    refuse_lanes_on_a_scheduler()
     print(plan_message(SETTINGS), file=sys.stderr)
     if moved := date_anew([Path("results"), Path("resources")]):
         print(

@@ -203,6 +203,16 @@ def generate_gpus(wildcards):
     return int(SETTINGS["session"]["lanes"] == 1)
 
 
+def refuse_lanes_on_a_scheduler():
+    """There each job would have a GPU's memory to share with nobody, or no GPU at all."""
+    lanes = SETTINGS["session"]["lanes"]
+    if lanes > 1 and workflow.non_local_exec:
+        raise WorkflowError(
+            f"error: session.lanes is {lanes}, but a scheduler's jobs run one after the other: run "
+            "the workflow itself in one job (docs/cluster.md), or set lanes to 1"
+        )
+
+
 def generate_minutes(wildcards, attempt):
     return generate_demand(wildcards).times(attempt).minutes
 

@@ -15,8 +15,8 @@ rule generate:
         gpu=generate_gpus,
         runtime=generate_minutes,
         mem_mb=generate_memory,
-        # Text, for they are nothing that runs out.
-        gpus=str(gpus()),
+        # Text, for they are nothing that runs out; `gpus` would be an option of Slurm's.
+        worker_gpus=str(gpus()),
         lanes=str(SETTINGS["session"]["lanes"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
         prefix_disk=SETTINGS["session"]["prefix_disk"],
@@ -31,4 +31,4 @@ rule generate:
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--prefix-disk {resources.prefix_disk} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --gpus {resources.gpus} --lanes {resources.lanes} 2>&1 | tee {log}"
+        "--recall {output.recall} --gpus {resources.worker_gpus} --lanes {resources.lanes} 2>&1 | tee {log}"

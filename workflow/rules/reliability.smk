@@ -27,7 +27,7 @@ rule likelihood:
     threads: generate_threads
     resources:
         gpu=1,
-        gpus=str(gpus()),
+        worker_gpus=str(gpus()),
         lanes=str(SETTINGS["session"]["lanes"]),
         # Nothing here is shared, but a worker that is for something else would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
@@ -41,7 +41,7 @@ rule likelihood:
         "--device {params.device} --fingerprint {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
         "--prefix-disk {resources.prefix_disk} "
-        "--gpus {resources.gpus} --lanes {resources.lanes} --out {output} 2>&1 | tee {log}"
+        "--gpus {resources.worker_gpus} --lanes {resources.lanes} --out {output} 2>&1 | tee {log}"
 
 
 rule trial:
