@@ -12,7 +12,7 @@ from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lanes import run_together
-from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.spec import RunSpec
 from transformers import DynamicCache

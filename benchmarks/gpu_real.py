@@ -14,7 +14,7 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
-from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.sampling import Sampling
 from kvfidelity.session.spec import RunSpec

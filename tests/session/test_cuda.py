@@ -16,10 +16,10 @@ from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lanes import run_together
-from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
+from kvfidelity.session.prefix.shelf import Shelf
 from kvfidelity.session.run import _Run, run_dialogue
 from kvfidelity.session.sampling import Sampling
-from kvfidelity.session.shelf import Shelf
 from polars.testing import assert_frame_equal
 
 from ..cache.conftest import CONFIGS, tiny

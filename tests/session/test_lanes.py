@@ -15,7 +15,7 @@ from kvfidelity.session.decode import generate
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lane import Reply
 from kvfidelity.session.lanes import Lanes, run_together
-from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.sampling import Sampling
 from kvfidelity.session.spec import RunSpec

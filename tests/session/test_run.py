@@ -13,7 +13,7 @@ from kvfidelity.artifacts import TIMINGS
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
 from kvfidelity.session.engine import Engine
-from kvfidelity.session.prefix import PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
 from kvfidelity.session.rows import record_schemas
 from kvfidelity.session.run import run_dialogue
 from kvfidelity.session.spec import RunSpec

@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kvfidelity.artifacts import TIMINGS
 from kvfidelity.cache.scores import History, ScoreBook
-from kvfidelity.session import tensorfile
 from kvfidelity.session.engine import Engine
-from kvfidelity.session.prefix import FullRun, Mark, PrefixBank
+from kvfidelity.session.prefix import tensorfile
+from kvfidelity.session.prefix.bank import PrefixBank
+from kvfidelity.session.prefix.full import FullRun, Mark
+from kvfidelity.session.prefix.shelf import Shelf
 from kvfidelity.session.run import Records, _Run, run_dialogue
-from kvfidelity.session.shelf import Shelf
 from kvfidelity.session.spec import RunSpec
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
@@ -265,7 +266,7 @@ def test_too_little_memory_to_load_it_leaves_the_file_for_another_time(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvfidelity.session.shelf.put_together", short)
+        patch.setattr("kvfidelity.session.prefix.shelf.put_together", short)
         assert shelf.take("key") is None
     assert "cannot be loaded (CUDA out of memory)" in capsys.readouterr().err
     assert shelf.take("key") is not None
@@ -275,7 +276,7 @@ def no_space(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("place", ["os.fsync", "kvfidelity.session.tensorfile._header"])
+@pytest.mark.parametrize("place", ["os.fsync", "kvfidelity.session.prefix.tensorfile._header"])
 def test_a_full_disk_costs_a_line(
     engine: Engine,
     tmp_path: Path,
@@ -288,7 +289,7 @@ def test_a_full_disk_costs_a_line(
     real = full_run(engine)
     with monkeypatch.context() as patch:
         if place.endswith("_header"):  # the size is asked for first
-            patch.setattr("kvfidelity.session.tensorfile.size", lambda *arguments: 1)
+            patch.setattr("kvfidelity.session.prefix.tensorfile.size", lambda *arguments: 1)
         patch.setattr(place, no_space)
         shelf_of(engine, tmp_path / "folder").keep("key", real)
         assert_same_records(played(engine, BASE, tmp_path / "folder"), expected)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kvfidelity.session.tensorfile import DamagedFileError, opened, size, write
+from kvfidelity.session.prefix.tensorfile import DamagedFileError, opened, size, write
 from safetensors import safe_open
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def bits(tensor: Tensor) -> list[int]:
 def test_tensors_and_note_come_back(
     tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvfidelity.session.tensorfile.BLOCK", block)
+    monkeypatch.setattr("kvfidelity.session.prefix.tensorfile.BLOCK", block)
     file = tmp_path / "file"
     write(file, PARTS, NOTE)
     assert file.stat().st_size == size(PARTS, NOTE)

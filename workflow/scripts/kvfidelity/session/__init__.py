@@ -4,6 +4,6 @@
 runs have in common before their first eviction, `run` puts a cell of the grid together, `rows`
 says what is recorded; `recall` asks what was said long ago, `interview` when. A reply in the making
 is a `lane`; its steps are run as they come (`eager`) or captured on a GPU (`captured`); `lanes`
-decodes the replies of several runs in one batch. What runs share outlives a process on the `shelf`,
-a `snapshot` in a `tensorfile`. What does not live here: artifacts, Snakemake, tokenisation rules.
+decodes the replies of several runs in one batch. What does not live here: artifacts, Snakemake,
+tokenisation rules.
 """

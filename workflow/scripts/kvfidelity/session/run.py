@@ -22,7 +22,8 @@ from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.interview import Interview
-from kvfidelity.session.prefix import FullRun, PrefixBank
+from kvfidelity.session.prefix.bank import PrefixBank
+from kvfidelity.session.prefix.full import FullRun
 from kvfidelity.session.recall import Questions, RecallSetting, prepare
 from kvfidelity.session.rows import evictions_frame, recall_frame, turns_frame
 from kvfidelity.session.sampling import Sampling

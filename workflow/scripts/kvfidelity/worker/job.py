@@ -13,7 +13,7 @@ from kvfidelity.sizes import size_in_bytes
 
 if TYPE_CHECKING:
     from kvfidelity.session.engine import Engine
-    from kvfidelity.session.shelf import Shelf
+    from kvfidelity.session.prefix.shelf import Shelf
 
 Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
@@ -76,7 +76,7 @@ class Generator:
         import torch
 
         from kvfidelity.session.engine import Engine
-        from kvfidelity.session.prefix import PrefixBank
+        from kvfidelity.session.prefix.bank import PrefixBank
 
         torch.set_num_threads(hello.threads)
         self._hello = hello
@@ -135,7 +135,7 @@ class Generator:
 
 def _shelf(hello: Hello, engine: Engine) -> Shelf | None:
     """Where the engine's runs outlive this process, if they do."""
-    from kvfidelity.session.shelf import Shelf
+    from kvfidelity.session.prefix.shelf import Shelf
 
     most = size_in_bytes(hello.prefix_disk)
     if not most:

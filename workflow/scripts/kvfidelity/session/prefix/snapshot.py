@@ -20,8 +20,8 @@ from kvfidelity.cache.scores import History, ScoreBook
 from kvfidelity.metrics.integrity import Integrity
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lane import Reply
-from kvfidelity.session.prefix import FullRun, Mark
-from kvfidelity.session.tensorfile import TensorFile
+from kvfidelity.session.prefix.full import FullRun, Mark
+from kvfidelity.session.prefix.tensorfile import TensorFile
 from kvfidelity.session.turns import TurnOutcome
 
 #: Fields of an outcome that are not text: tensors, and evictions, of which there are none.

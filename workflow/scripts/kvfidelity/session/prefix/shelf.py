@@ -20,10 +20,10 @@ import torch
 import transformers
 
 from kvfidelity.artifacts import replacing
-from kvfidelity.session import tensorfile
 from kvfidelity.session.engine import Engine
-from kvfidelity.session.prefix import FullRun
-from kvfidelity.session.snapshot import put_together, taken_apart
+from kvfidelity.session.prefix import tensorfile
+from kvfidelity.session.prefix.full import FullRun
+from kvfidelity.session.prefix.snapshot import put_together, taken_apart
 
 
 class Shelf:
