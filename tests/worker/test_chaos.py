@@ -15,6 +15,7 @@ import pytest
 from kvfidelity.artifacts import digest, read_parquet
 
 from tests.worker.conftest import Site, wait_until, write_pool
+from tests.worker.test_together import same_runs
 
 ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
@@ -32,7 +33,8 @@ def a_victim(site: Site, dice: random.Random, clients: list[psutil.Process]) -> 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: int) -> None:
-    dice = random.Random(seed)
+    """In every other round with two lanes: equal then but for the rounding of sums."""
+    dice, lanes = random.Random(seed), ("--lanes", str(1 + seed % 2))
     write_pool(warm.folder / "pool.parquet", turns=12)
     for name in ("one", "two"):
         assert warm.run(f"undisturbed-{name}", seed=len(name) + ord(name[0]), **OWN)[0] == 0
@@ -42,7 +44,7 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: i
 
     open_jobs = ["one", "two"]
     for attempt in range(4):
-        jobs = {n: warm.start(n, seed=len(n) + ord(n[0]), **OWN) for n in open_jobs}
+        jobs = {n: warm.start(n, *lanes, seed=len(n) + ord(n[0]), **OWN) for n in open_jobs}
         if attempt < 3:
             time.sleep(dice.uniform(0, 2 * usual))
             alive = [psutil.Process(job.pid) for job in jobs.values() if job.poll() is None]
@@ -60,7 +62,9 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: i
                     read_parquet(warm.folder / name / f"{kind}.parquet", kind=kind)
         open_jobs = [name for name, code in ends.items() if code] or ["one", "two"]
     for name in ("one", "two"):
-        assert digests(warm, name) == digests(warm, f"undisturbed-{name}")
+        same_runs(warm, name, f"undisturbed-{name}")
+        if not seed % 2:
+            assert digests(warm, name) == digests(warm, f"undisturbed-{name}")
     warm.stop()
     # One that was about to start when its client was killed waits ten seconds for another.
     wait_until(lambda: not warm.workers(), 15)
