@@ -118,6 +118,87 @@ def test_memory_that_runs_out_for_a_run_alone_is_its_result(
         assert player.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
+def test_after_a_run_alone_others_are_together_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody begins beside it; later on memory that runs out among others is no result either."""
+    from kvfidelity.session.eager import EagerSteps
+
+    real, calls, shortages = EagerSteps.step, [0], []
+
+    def scarce(self: EagerSteps) -> float:
+        calls.append(len(self._seats))
+        if calls[-1] == 2 and calls[-2] < 2 and len(shortages) < 2:
+            shortages.append(len(calls))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(EagerSteps, "step", scarce)
+    together: Lanes[Any] = Lanes(engine, 2)
+    players = []
+    while len(players) < 6 or together.playing:
+        if len(players) < 6 and not together.full:
+            players.append(together.start(lambda at: run_dialogue(at, talk(3), spec())))
+        else:
+            together.advance()
+    assert len(shortages) == 2
+    between = calls[shortages[0] : shortages[1] - 1]
+    assert set(between) == {1}, "two were alone, one after the other"
+    for player in players:
+        assert player.error is None
+        assert set(player.outcome.turns["finish_reason"]) <= {"length", "eos"}
+
+
+def test_an_error_in_ones_eviction_is_no_others(engine: Engine) -> None:
+    """Also of one that ends in the very step: its reply is not lost."""
+    free = dataclasses.replace(engine, segmenter=copy.copy(engine.segmenter))
+    free.segmenter.stop_ids = frozenset()
+
+    class BrokenError(Exception):
+        pass
+
+    def bad(at: Engine) -> Any:
+        cache = at.new_cache("original")
+        evictor = Evictor(build("streaming_llm", {}), Regime(Trigger.STEP, 62, 40))
+        hidden = at.feed(cache, list(range(3, 53)))[-1:]
+        evictor._ask = lambda *_, **__: _raise(BrokenError()) if cache.size == 62 else None  # type: ignore[method-assign]
+        return generate(at, cache, evictor, hidden, 40, Sampling(), 1)
+
+    def good(at: Engine) -> Any:
+        return reply(at, max_new_tokens=12)[0].ids
+
+    together: Lanes[Any] = Lanes(free, 2)
+    broken, whole = together.start(bad), together.start(good)
+    while together.playing:
+        together.advance()
+    assert isinstance(broken.error, BrokenError)
+    assert whole.outcome == good(free)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_copy_that_memory_does_not_suffice_for_is_no_result_among_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.cache.managed import ManagedCache
+
+    real, calls = ManagedCache.fork, []
+
+    def scarce(self: ManagedCache, *arguments: Any) -> ManagedCache:
+        calls.append(self.size)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(ManagedCache, "fork", scarce)
+    runs = [lambda at: run_dialogue(at, talk(4), spec(**CELLS[1])) for _ in range(2)]
+    for records in run_together(engine, runs, 2):
+        assert set(records.turns["finish_reason"]) <= {"length", "eos"}
+    assert len(calls) > 3
+
+
 @pytest.mark.parametrize("where", ["seat", "step", "feed"])
 def test_memory_that_runs_out_among_others_is_no_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str

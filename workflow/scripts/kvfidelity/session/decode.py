@@ -51,6 +51,8 @@ def generate(
     except BaseException:
         decoder.dismiss()  # its steps will serve other replies
         raise
+    if lane.error is not None:
+        raise lane.error
     assert lane.reply is not None
     return lane.reply
 

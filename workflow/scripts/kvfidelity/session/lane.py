@@ -21,8 +21,9 @@ class Reply:
     ids: its tokens without what ends the turn. nll: nats per token under the cache that generated
     it, before temperature. finish: "eos" or "length". first_s: seconds from the prompt's last
     hidden state to the first token. step_s: seconds per further token, None if there was none.
-    lanes: with how many others at most it was generated, itself counted; only the times of a reply
-    that was alone are its own. lanes_per_s: further tokens per second of all of them together.
+    lanes: how many runs went on at most while it was generated, its own counted; only the times of
+    a reply that was alone are its own. lanes_per_s: further tokens per second of all that were
+    decoded with it.
     """
 
     ids: tuple[int, ...]
@@ -41,7 +42,7 @@ class Lane:
     uniform: fp64 [max_new_tokens], what a sampled token is drawn by. token, nll: the first token.
     fed: tokens known to be in the cache. launched: steps asked of the device. room: the value of
     `launched` at which the evictor has to be asked. made_before: tokens of all lanes before it
-    joined. marks: when each step was done.
+    joined. marks: when each step was done. In the end it has a reply or an error of its own.
     """
 
     cache: ManagedCache
@@ -60,6 +61,7 @@ class Lane:
     began: Any = None
     marks: list[Any] = field(default_factory=list)
     reply: Reply | None = None
+    error: Exception | None = None
 
     def look_ahead(self) -> None:
         """How far it may go before the evictor is asked again."""
@@ -123,8 +125,12 @@ class Decoder:
             self._release(place)
             raise
         lane.began, lane.made_before = self.steps.mark(), self._made
-        for other in self._lanes.values():
-            other.lanes = max(other.lanes, len(self._lanes))
+        self.beside(len(self._lanes))
+
+    def beside(self, runs: int) -> None:
+        """Note that so many runs go on while these lanes are decoded."""
+        for lane in self._lanes.values():
+            lane.lanes = max(lane.lanes, runs)
 
     def dismiss(self) -> list[Lane]:
         """Let all lanes go as they are; those that were there."""
@@ -145,8 +151,15 @@ class Decoder:
                 lane.marks.append(mark)
             ended = set(self.steps.ended())
             for place, lane in list(self._lanes.items()):
-                if (place in ended or lane.launched == lane.room) and self._ends(place, lane):
-                    self._finish(place, lane)
+                if place not in ended and lane.launched < lane.room:
+                    continue
+                try:
+                    if self._ends(place, lane):
+                        self._finish(place, lane)
+                        done.append(lane)
+                except Exception as error:  # noqa: BLE001 - its policy's, say: none of the others'
+                    lane.error = error
+                    self._release(place)
                     done.append(lane)
         return done
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from kvfidelity.session.engine import Engine
 from kvfidelity.session.lane import Decoder, Lane, Reply
 from kvfidelity.session.stepping import room_for, steps_of
@@ -91,7 +93,8 @@ class Lanes(Generic[T]):
     @property
     def full(self) -> bool:
         """Whether no run can begin now."""
-        return self._under_way >= self._places or bool(self._to_be_alone)
+        taken = 1 if self._alone else self._places
+        return self._under_way >= taken or bool(self._to_be_alone)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> Player[T]:
         """Begin a run; it goes on until it wants a reply or has come to its end.
@@ -135,6 +138,7 @@ class Lanes(Generic[T]):
     def _begin(self, player: Player[Any]) -> None:
         threading.Thread(target=self._perform, args=(player,), daemon=True).start()
         self._under_way += 1
+        self._note_company()
         self._goes_on(player, None)
 
     def _decoded(self) -> list[tuple[Lane, Any]]:
@@ -142,7 +146,7 @@ class Lanes(Generic[T]):
         ended: list[tuple[Lane, Any]] = []
         for key, decoder in list(self._decoders.items()):
             try:
-                ended += [(lane, lane.reply) for lane in decoder.run()]
+                ended += [(lane, lane.error or lane.reply) for lane in decoder.run()]
             except Exception as error:  # noqa: BLE001 - it belongs to the runs, which handle it
                 ended += [(lane, error) for lane in self._decoders.pop(key).dismiss()]
         return ended
@@ -158,13 +162,20 @@ class Lanes(Generic[T]):
                 self._goes_on(player, error)
                 return
             self._owners[id(wish)] = player
+            self._note_company()
         elif wish is not None:
             self._waiting.append((player, wish))
         else:
             self._under_way -= 1
+            self._alone = self._alone and self._under_way > 0
             if isinstance(player.error, CrowdedError):
                 player.error = None
                 self._to_be_alone.append(player)
+
+    def _note_company(self) -> None:
+        """A reply's time is its own only if no other run went on meanwhile, decoding or not."""
+        for decoder in self._decoders.values():
+            decoder.beside(self._under_way)
 
     def _decoder_for(self, lane: Lane) -> Decoder:
         key = (lane.sampling.greedy, room_for(lane.max_new_tokens))
@@ -176,6 +187,8 @@ class Lanes(Generic[T]):
     def _perform(self, player: Player[Any]) -> None:
         self._here.player = player
         player.answers.get()
+        if self._engine.device.type == "cuda":
+            torch.cuda.set_device(self._engine.device)  # which is each thread's own to say
         try:
             player.outcome = player.run(self._engine)
         except CrowdedError:

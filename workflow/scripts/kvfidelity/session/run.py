@@ -93,6 +93,13 @@ class _Run:
         )
 
     def play(self, bank: PrefixBank) -> Records:
+        try:
+            return self._records(bank)
+        except RuntimeError as error:  # where it is no turn's result: in a copy of the cache, say
+            self._ran_out_of_memory(error)
+            raise
+
+    def _records(self, bank: PrefixBank) -> Records:
         full = bank.get(self._key(), self._full_run, self.engine.hub)
         evictor = self.plan.evictor
         evicts = evictor.policy.evicts
@@ -365,8 +372,10 @@ def _plan(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> _Plan:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU there is a class for it; PyTorch's CPU allocator says it in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    """On a GPU there is a class for it; PyTorch's CPU allocator and CUDA's libraries use words."""
+    words = ("not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(word in said for word in words)
 
 
 def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:

@@ -17,8 +17,8 @@ from kvfidelity.worker.watch import Watch
 class Together:
     """Takes clients in as they come while there are lanes free, and lets their runs go on.
 
-    One that wants a worker for something else waits at the door until the others are served: then
-    this one leaves, and the client starts its own.
+    Those that want a worker for something else wait until nobody else is at the door while a lane
+    is free, and those within are served: then this one leaves, and they start their own.
     """
 
     def __init__(self, door: Door, hello: Hello) -> None:
@@ -36,7 +36,11 @@ class Together:
             if self._all_gone():
                 return
             if not self._leaves and not (self._lanes and self._lanes.full):
-                client = self._door.look() if self._playing else self._door.wait()
+                waits = not (self._playing or self._waiting)
+                client = self._door.wait() if waits else self._door.look()
+                if client is None and self._waiting:
+                    self._leaves = True
+                    continue
                 if client is None and not self._playing:
                     return
                 if client is not None:
@@ -63,7 +67,6 @@ class Together:
                     send(client, {"event": "stopped"})
                     return False
                 case {"do": "serve another"}:
-                    self._leaves = True
                     self._waiting.append(client)
                     return True
                 case {"do": "serve", "request": request, **more}:
