@@ -127,7 +127,8 @@ def test_who_wants_another_model_waits_until_the_others_are_served(site: Site) -
 def test_stop_ends_it_in_the_middle(site: Site) -> None:
     job = site.start("job", *LANES, **OWN, **site.deed("sleep"))
     wait_until(site.marks)
+    job.kill()  # or it would start another worker
+    job.wait()
+    assert site.workers()
     site.stop()
     wait_until(lambda: not site.workers(), 5)
-    job.kill()
-    job.wait()
