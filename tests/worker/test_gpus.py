@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.worker.gpus import share_of_a_gpu, visible_gpus
@@ -60,6 +63,22 @@ def test_more_jobs_than_gpus_is_a_mistake(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(UserError, match=message), share_of_a_gpu(gpus, 1, device):
         pass
+
+
+def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two GPUs of two lanes; locks of one process conflict as those of several do."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("kvfidelity.worker.place.LONGEST", 1000)
+    with contextlib.ExitStack() as held:
+        shares = [held.enter_context(share_of_a_gpu(2, 2, "cuda")) for _ in range(3)]
+        with share_of_a_gpu(2, 2, "cuda") as last:
+            shares.append(last)
+        with share_of_a_gpu(2, 2, "cuda") as again:
+            shares.append(again)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "7", "4", "7", "7"]
 
 
 def test_one_job_at_once_has_all_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:

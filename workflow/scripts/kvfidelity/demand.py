@@ -77,7 +77,7 @@ def demand(
         at = settings["thresholds"][run["threshold"]]["at"]
         threshold = size_in_tokens(at, token_bytes=each, window=geometry.window)
         cached += 2 * min(fed + decoded, 2 * threshold)
-    # Of what jobs in lanes share each asks for its part: a group of them asks for the sum.
+    # Of what jobs in lanes share each asks for its part.
     shared = weights * BYTES[model["dtype"]] + size_in_bytes(session["prefix_memory"]) + BASE_BYTES
     memory = shared / session["lanes"] + cached * each
     return Demand(

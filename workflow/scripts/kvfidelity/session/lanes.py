@@ -111,11 +111,10 @@ class Lanes(Generic[T]):
 
     def advance(self) -> None:
         """Make replies until at least one has ended, and let runs go on that can."""
-        if not self._under_way:
-            self._alone = bool(self._to_be_alone)
-            if self._alone:
-                self._before_alone()
-                self._begin(self._to_be_alone.popleft())
+        if self._to_be_alone and not self._under_way:
+            self._alone = True
+            self._before_alone()
+            self._begin(self._to_be_alone.popleft())
         for player, condition in list(self._waiting):
             if condition():
                 self._waiting.remove((player, condition))
