@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT)]
 
 from kvfidelity.grid import runs  # noqa: E402
 from kvfidelity.session.rows import EVICTIONS, TURNS  # noqa: E402
-from kvfidelity.specs import report_settings, table_settings  # noqa: E402
+from kvfidelity.specs import grid_settings, report_settings, table_settings  # noqa: E402
 
 from tests.analysis import synthetic  # noqa: E402
 
@@ -48,15 +48,15 @@ def main() -> None:
     tables = results / "tables"
     page, report = json.dumps(report_settings(chosen)), json.dumps(chosen["report"])
     claims = ROOT / "config/claims.yaml"
-    grid = json.dumps(table_settings(chosen))
-    judging = json.dumps(table_settings(chosen) | {"comparing": []})
+    grid = json.dumps(table_settings(chosen, results))
+    judging = json.dumps(grid_settings(chosen))
     figures, out = results / "figures", folder / "report.html"
     steps = {
         "aggregate": ["--settings", grid, "--results", results, "--out", tables],
         "appraise": ["--settings", judging, "--results", results],
         "claims": ["--settings", report, "--tables", tables, "--claims", claims],
         "figures": ["--tables", tables, "--out", figures],
-        "report": ["--settings", page, "--results", results, "--models", folder, "--out", out],
+        "report": ["--settings", page, "--results", results, "--out", out],
     }
     total, busy, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():

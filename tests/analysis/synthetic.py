@@ -4,6 +4,7 @@ every number is drawn from a random generator and every text says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kvfidelity.judge.verdict import SCHEMA as VERDICTS
 from kvfidelity.metrics.text import SCHEMA as METRICS
 from kvfidelity.session.rows import EVICTIONS, RECALL, TURNS
 from kvfidelity.settings import load_settings
+from kvfidelity.specs import run_spec
+from kvfidelity.staleness import RUN, notes_of
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
@@ -89,14 +92,17 @@ def write(
         }
         frame = frame.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
         frame = frame.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
-        write_parquet(frame, results / "generate" / place / "turns.parquet", kind="turns")
-        log = eviction_rows(frame)
-        write_parquet(log, results / "generate" / place / "evictions.parquet", kind="evictions")
-        asked = recall_rows(frame, probes)
-        write_parquet(asked, results / "generate" / place / "recall.parquet", kind="recall")
-        write_parquet(
-            metric_rows(frame, rng), results / "metrics" / place / "metrics.parquet", kind="metrics"
-        )
+        cell = dict(zip(RUN, place.split("/"), strict=True))
+        notes = notes_of("generate") | {"version.python": "none: synthetic", "dtype": "float32"}
+        notes["spec"] = json.dumps(run_spec(chosen, results, **cell))
+        made = {"turns": frame, "evictions": eviction_rows(frame)}
+        made["recall"] = recall_rows(frame, probes)
+        for name, rows in made.items():
+            file = results / "generate" / place / f"{name}.parquet"
+            write_parquet(rows, file, kind=name, metadata=notes)
+        file = results / "metrics" / place / "metrics.parquet"
+        measured = metric_rows(frame, rng)
+        write_parquet(measured, file, kind="metrics", metadata=notes_of("measure"))
         for judge in chosen["judging"]:
             file = results / "judge" / judge / place / "verdicts.parquet"
             write_parquet(verdict_rows(frame, judge, cost), file, kind="verdicts")

@@ -13,7 +13,7 @@ from kvfidelity.analysis.reliability import costs
 from kvfidelity.artifacts import write_parquet
 from kvfidelity.grid import compared_runs
 from kvfidelity.judge.pairwise import PLANTED, SCHEMA
-from kvfidelity.specs import judges_that, table_settings
+from kvfidelity.specs import grid_settings
 
 from .synthetic import settings
 
@@ -42,7 +42,7 @@ ROWS = [
 
 def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None:
     chosen = settings(2, judges={"pairs": JUDGE}, judging=["pairs"])
-    told = table_settings(chosen) | {"comparing": judges_that(chosen, compare=True)}
+    told = grid_settings(chosen)
     assert told["judging"] == [] and told["comparing"] == ["pairs"]
     runs = compared_runs(chosen)
     assert runs and not any("/baseline/" in run for run in runs)
@@ -62,7 +62,7 @@ def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None
 
 
 def test_no_comparing_judge_gives_an_empty_table(tmp_path: Path) -> None:
-    told = table_settings(settings(2)) | {"comparing": []}
+    told = grid_settings(settings(2))
     assert compared(gather_comparisons(told, tmp_path), OPTIONS).schema == pl.Schema(TABLE)
 
 

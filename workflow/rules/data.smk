@@ -1,6 +1,7 @@
 rule fetch_dataset:
     output:
-        directory("resources/datasets/{dataset}"),
+        folder=directory("resources/datasets/{dataset}"),
+        record="resources/provenance/datasets/{dataset}.json",
     log:
         "logs/fetch_dataset/{dataset}.log",
     conda:
@@ -8,16 +9,21 @@ rule fetch_dataset:
     params:
         spec=dataset_spec,
     shell:
-        "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} --out {output} > {log} 2>&1"
+        "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} "
+        "--out {output.folder} --record {output.record} > {log} 2>&1"
 
 
 rule extract_dialogues:
     input:
-        data="resources/datasets/{dataset}",
-        tokenizer="resources/models/{model}",
+        data=ancient("resources/datasets/{dataset}"),
+        data_record="resources/provenance/datasets/{dataset}.json",
+        model=ancient("resources/models/{model}"),
+        model_record="resources/provenance/models/{model}.json",
     output:
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
         manifest="results/dialogues/{model}/{dataset}/manifest.json",
+        # For the page: it needs no weights.
+        tokenizer=directory("results/dialogues/{model}/{dataset}/tokenizer"),
     log:
         "logs/extract_dialogues/{model}/{dataset}.log",
     conda:
@@ -26,8 +32,9 @@ rule extract_dialogues:
         spec=selection_spec,
     shell:
         "python workflow/scripts/extract_dialogues.py --data {input.data} "
-        "--tokenizer {input.tokenizer} --spec {params.spec:q} --pool {output.pool} "
-        "--manifest {output.manifest} > {log} 2>&1"
+        "--model {input.model} --spec {params.spec:q} "
+        "--pool {output.pool} --manifest {output.manifest} --tokenizer {output.tokenizer} "
+        "> {log} 2>&1"
 
 
 rule lengths:

@@ -1,6 +1,7 @@
 rule generate:
     input:
-        model="resources/models/{model}",
+        model=ancient("resources/models/{model}"),
+        model_record="resources/provenance/models/{model}.json",
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
     output:
         turns=f"results/generate/{RUN}/turns.parquet",

@@ -40,7 +40,7 @@ rule ask_in_batch:
         store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
-        settings=grid_settings(),
+        settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
         "python workflow/scripts/ask_in_batch.py --settings {params.settings:q} --results results "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "

@@ -12,7 +12,7 @@ rule merge:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=json.dumps(SETTINGS, sort_keys=True),
+        settings=json.dumps(merge_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("merge"),
     shell:
         "python workflow/scripts/merge.py --settings {params.settings:q} --out results "

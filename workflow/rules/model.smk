@@ -1,6 +1,9 @@
 rule fetch_model:
     output:
-        directory("resources/models/{model}"),
+        folder=directory("resources/models/{model}"),
+        # The digests of all files in the folder: what depends on the model reruns when one of
+        # them changes, not when the folder is copied.
+        record="resources/provenance/models/{model}.json",
     log:
         "logs/fetch_model/{model}.log",
     conda:
@@ -8,4 +11,5 @@ rule fetch_model:
     params:
         spec=model_spec,
     shell:
-        "python workflow/scripts/fetch_model.py --spec {params.spec:q} --out {output} > {log} 2>&1"
+        "python workflow/scripts/fetch_model.py --spec {params.spec:q} --out {output.folder} "
+        "--record {output.record} > {log} 2>&1"

@@ -8,7 +8,7 @@ rule plant:
     conda:
         "../../envs/analysis.yaml"
     params:
-        spec=as_json(SETTINGS["reliability"], "plant"),
+        spec=as_parameters(SETTINGS["reliability"], "plant"),
     shell:
         "python workflow/scripts/plant.py --pool {input} --spec {params.spec:q} --out {output} "
         "> {log} 2>&1"
@@ -16,7 +16,8 @@ rule plant:
 
 rule likelihood:
     input:
-        model="resources/models/{model}",
+        model=ancient("resources/models/{model}"),
+        model_record="resources/provenance/models/{model}.json",
         texts="results/planted/{model}/{dataset}/texts.parquet",
     output:
         "results/planted/{model}/{dataset}/likelihood.parquet",
@@ -102,7 +103,7 @@ rule appraise:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=grid_settings(),
+        settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("appraise"),
     shell:
         "python workflow/scripts/appraise.py --settings {params.settings:q} --results results "

@@ -30,6 +30,7 @@ rule aggregate:
         contrasts=multiext("results/tables/contrasts", ".parquet", ".csv"),
         predictors=multiext("results/tables/predictors", ".parquet", ".csv"),
         window=multiext("results/tables/window", ".parquet", ".csv"),
+        environments=multiext("results/tables/environments", ".parquet", ".csv"),
         recall="results/tables/recall.parquet",
         recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
     log:
@@ -37,7 +38,7 @@ rule aggregate:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=json.dumps(table_settings(SETTINGS), sort_keys=True),
+        settings=table_parameters,
         code=stage_fingerprint("aggregate"),
     shell:
         "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
@@ -153,7 +154,7 @@ rule report:
         judges=rules.appraise.output,
         claims=rules.claims.output,
         figures=rules.figures.output,
-        models=model_folders(),
+        tokenizers=tokenizers(),
     output:
         report(
             "results/report.html",
@@ -169,4 +170,4 @@ rule report:
         code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
-        "--models resources/models --out {output} > {log} 2>&1"
+        "--out {output} > {log} 2>&1"

@@ -19,6 +19,7 @@ def main() -> None:
     from kvfidelity.artifacts import read_parquet, replacing, write_parquet
     from kvfidelity.judge.pairwise import PLANTED
     from kvfidelity.judge.verdict import TRIAL
+    from kvfidelity.staleness import notes_of
 
     folder = options.results / "tables"
     verdicts = read_parquet(folder / "verdicts.parquet", kind="verdicts")
@@ -40,8 +41,9 @@ def main() -> None:
             }
         ),
     }
+    notes = notes_of("appraise", options.settings)
     for name, content in tables.items():
-        write_parquet(content, folder / f"{name}.parquet", kind=name)
+        write_parquet(content, folder / f"{name}.parquet", kind=name, metadata=notes)
         with replacing(folder / f"{name}.csv") as temporary:
             content.write_csv(temporary)
 

@@ -16,13 +16,15 @@ def main() -> None:
     from kvfidelity.analysis import paper_tables
     from kvfidelity.analysis.claims import judge_claims, read_claims
     from kvfidelity.artifacts import read_parquet, replacing, write_parquet, write_text
+    from kvfidelity.staleness import notes_of
 
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
     tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
     claims = judge_claims(read_claims(options.claims), tables, options.settings)
-    write_parquet(claims, options.tables / "claims.parquet", kind="claims")
+    notes = notes_of("claims", options.settings)
+    write_parquet(claims, options.tables / "claims.parquet", kind="claims", metadata=notes)
     with replacing(options.tables / "claims.csv") as temporary:
         claims.write_csv(temporary)
     made = {

@@ -26,6 +26,7 @@ def main() -> None:
     from kvfidelity.judge.rubric import Rubric
     from kvfidelity.judge.sending import asker_for
     from kvfidelity.judge.trial import compare_planted
+    from kvfidelity.staleness import notes_of
 
     batch, asked = bool(options.spec.get("batch")), bool(options.asked)
     asker = asker_for(
@@ -38,7 +39,10 @@ def main() -> None:
     else:
         runs = [(read_turns(options.turns), read_turns(options.never_evicted))]
         [comparisons] = judge.compare(runs)
-        write_parquet(comparisons_frame(comparisons), options.out, kind="comparisons")
+        files = {"turns": options.turns, "baseline": options.never_evicted}
+        notes = notes_of("judge", options.spec, rubric=options.rubric, **files)
+        frame = comparisons_frame(comparisons)
+        write_parquet(frame, options.out, kind="comparisons", metadata=notes)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,26 @@ from kvfidelity.cli import main_guard
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, type=Path, help="folder of the fetched dataset")
-    parser.add_argument("--tokenizer", required=True, type=Path, help="converted model directory")
+    parser.add_argument("--model", required=True, type=Path, help="directory of the fetched model")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--pool", required=True, type=Path)
     parser.add_argument("--manifest", required=True, type=Path)
+    parser.add_argument("--tokenizer", required=True, type=Path, help="folder for a copy of it")
     options = parser.parse_args()
     from kvfidelity.artifacts import write_json, write_parquet
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
+    from kvfidelity.models.integrity import PROVENANCE, copy_without_weights
+    from kvfidelity.staleness import notes_of
     from transformers import AutoTokenizer
 
-    segmenter = ChatSegmenter(AutoTokenizer.from_pretrained(options.tokenizer))
+    segmenter = ChatSegmenter(AutoTokenizer.from_pretrained(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)
+    copy_without_weights(options.model, options.tokenizer)
     write_json(options.manifest, manifest)
-    write_parquet(pool, options.pool, kind="dialogues")
+    model, dataset = options.model / PROVENANCE, options.data / PROVENANCE
+    notes = notes_of("dialogues", options.spec, model=model, dataset=dataset)
+    write_parquet(pool, options.pool, kind="dialogues", metadata=notes)
     print(f"kept {manifest['kept']} of {manifest['conversations_read']} conversations")
     print("dropped:", json.dumps(manifest["dropped"]))
 

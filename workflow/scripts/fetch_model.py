@@ -11,10 +11,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     options = parser.parse_args()
+    from kvfidelity.artifacts import copy_file
     from kvfidelity.models.acquire import acquire
+    from kvfidelity.models.integrity import PROVENANCE
 
     acquire(options.spec, options.out)
+    copy_file(options.out / PROVENANCE, options.record)
 
 
 if __name__ == "__main__":

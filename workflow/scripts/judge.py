@@ -23,6 +23,7 @@ def main() -> None:
     from kvfidelity.judge.judges import judge_for
     from kvfidelity.judge.replies import read_replies
     from kvfidelity.judge.verdict import verdicts_frame
+    from kvfidelity.staleness import notes_of
 
     judge = judge_for(
         options.name,
@@ -33,7 +34,9 @@ def main() -> None:
         asked=bool(options.asked),
     )
     verdicts = judge.judge(read_replies(options.turns, options.metrics))
-    write_parquet(verdicts_frame(verdicts), options.out, kind="verdicts")
+    files = {name: getattr(options, name) for name in ("turns", "metrics", "rubric")}
+    notes = notes_of("judge", options.spec, **files)
+    write_parquet(verdicts_frame(verdicts), options.out, kind="verdicts", metadata=notes)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ def main() -> None:
     import polars as pl
     from kvfidelity.artifacts import read_parquet, write_parquet
     from kvfidelity.metrics.text import SCHEMA, text_metrics
+    from kvfidelity.staleness import notes_of
 
     turns = read_parquet(options.turns, kind="turns")
     rows = [
         {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
         for row in turns.iter_rows(named=True)
     ]
-    write_parquet(pl.DataFrame(rows, {"turn": pl.Int32} | SCHEMA), options.out, kind="metrics")
+    frame = pl.DataFrame(rows, {"turn": pl.Int32} | SCHEMA)
+    notes = notes_of("measure", turns=options.turns)
+    write_parquet(frame, options.out, kind="metrics", metadata=notes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads)
     parser.add_argument("--results", required=True, type=Path)
-    parser.add_argument("--models", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.page import TABLES, render
@@ -19,7 +18,7 @@ def main() -> None:
 
     folder = options.results / "tables"
     tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}
-    write_text(options.out, render(options.settings, tables, options.results, options.models))
+    write_text(options.out, render(options.settings, tables, options.results))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, with sorted keys, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -64,6 +64,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "merge": ("merge.py", "kvfidelity/merge.py"),
     "aggregate": (
         "aggregate.py",
+        "kvfidelity/analysis/environments.py",
         "kvfidelity/analysis/prediction.py",
         "kvfidelity/analysis/recall.py",
         "kvfidelity/analysis/statistics.py",

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.grid import cells, runs
+from kvfidelity.specs import TOKENIZER, run_spec
 
 GENERATED = ("turns", "evictions", "recall")
 MANIFEST = "manifest.json"
@@ -93,6 +94,13 @@ def _files(run: str, home: Path, settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _files_of_pair(pair: str, home: Path, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"dialogues/{pair}/{MANIFEST}"
+    folder = home / "dialogues" / pair / TOKENIZER
+    if not folder.is_dir():
+        raise UserError(
+            f"merge: {folder} does not exist: copy it from where these results were made, with the "
+            "rest of `results/dialogues`"
+        )
+    yield from (f"dialogues/{pair}/{TOKENIZER}/{file.name}" for file in sorted(folder.iterdir()))
     for judge in settings["judging"]:
         for name in ("trial", "pairs"):
             place = f"reliability/{judge}/{pair}/{name}.parquet"
@@ -110,8 +118,9 @@ def _pairs(
 
 
 def _check(settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, Path]) -> None:
-    if file.name == MANIFEST:
-        _manifest(file)
+    if name.startswith("dialogues/"):
+        if file.name == MANIFEST:
+            _manifest(file)
         return
     from kvfidelity.artifacts import digest, read_metadata, read_parquet
 
@@ -133,16 +142,15 @@ def _check(settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, 
 
 
 def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping[str, Any]) -> None:
-    from kvfidelity.specs import run_spec
+    from kvfidelity.staleness import differing_setting
 
+    home = Path(str(file)[: -len(name)])
     place = dict(zip(PLACE, name.split("/")[1:], strict=False))
-    meant: dict[str, Any] = json.loads(json.dumps(run_spec(settings, **place)))
-    for key in meant:
-        if spec.get(key) != meant[key]:
-            raise UserError(
-                f"merge: {file} was made with {key} {spec.get(key)!r}, this configuration says "
-                f"{meant[key]!r}: merge with the configuration that the runs were made with"
-            )
+    if reason := differing_setting(spec, run_spec(settings, home, **place)):
+        raise UserError(
+            f"merge: {file} was made with {reason}: merge with the configuration that the runs "
+            "were made with"
+        )
 
 
 def _same_dialogues(settings: Mapping[str, Any]) -> None:

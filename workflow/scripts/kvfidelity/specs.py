@@ -1,14 +1,24 @@
-"""What each rule gets of the configuration: only what its artifact depends on."""
+"""What each rule gets of the configuration: only what its artifact depends on.
+
+Two ways to write the same thing give the same parameters: a policy's defaults are filled in and
+sizes are given in tokens, so that writing a default out reruns nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.grid import NEVER, cells
+from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.grid import NEVER, Cell, cells
+from kvfidelity.models.geometry import Geometry
 from kvfidelity.settings import policy_schemas
+from kvfidelity.sizes import size_in_tokens
 
 SESSION = (
     "replies",
@@ -25,12 +35,41 @@ SESSION = (
     "recall",
 )
 
+#: What a model's or dataset's entry says about where its files come from.
+SOURCE = (
+    "source",
+    "package",
+    "version",
+    "sha256",
+    "member",
+    "member_sha256",
+    "id",
+    "revision",
+    "subset",
+    "split",
+    "file",
+    "path",
+)
+#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
+TOKENIZER = "tokenizer"
+
 #: Of a judge: how fast and how much.
 LIMITS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
 
 
+def as_parameters(entry: Mapping[str, Any], stage: str) -> str:
+    """A rule's parameters as one string: its part of the configuration and its code's digest."""
+    return json.dumps({**entry, "code": stage_fingerprint(stage)}, sort_keys=True)
+
+
+def source_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What fetching depends on: not the licence or label, nor how a model is run."""
+    return {key: entry[key] for key in SOURCE if entry.get(key) is not None}
+
+
 def run_spec(
     settings: Mapping[str, Any],
+    results: Path,
     *,
     model: str,
     dataset: str,
@@ -40,21 +79,28 @@ def run_spec(
     seed: str,
     dialogue: str,
 ) -> dict[str, Any]:
-    """One cell as `session.spec.RunSpec` has it; `dialogue` is not part of it."""
+    """One cell as `session.spec.RunSpec` has it; `dialogue` is not part of it.
+
+    Args:
+        results: its dialogues say how large the model's cache is. Sizes are as written in the
+            configuration where there are no dialogues yet, and so no runs.
+    """
     entry = settings["policies"][policy]
     when = {} if threshold == NEVER else settings["thresholds"][threshold]
+    geometry = _geometry(results / "dialogues" / model / dataset / TOKENIZER)
+    dtype = settings["models"][model]["dtype"]
     spec = {
         "model": model,
         "model_revision": model_revision(settings["models"][model]),
         "dataset": dataset,
         "policy": policy,
         "kind": entry["kind"],
-        "parameters": {key: value for key, value in entry.items() if key != "kind"},
+        "parameters": policy_parameters(entry),
         "positions": positions,
         "threshold": threshold,
         "trigger": when.get("trigger", "turn"),
-        "at": when.get("at"),
-        "target": when.get("target"),
+        "at": _in_tokens(when.get("at"), geometry, dtype),
+        "target": _in_tokens(when.get("target"), geometry, dtype),
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION}
@@ -65,6 +111,33 @@ def run_spec(
         spec["policy_files"] = list(files)
         spec["policy_digest"] = hashlib.sha256(content).hexdigest()[:12]
     return spec
+
+
+def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's parameters with its kind's defaults; those of a user's own kind as written."""
+    known = policy_schemas().get(entry["kind"], {"properties": {}})["properties"]
+    defaults = {key: about["default"] for key, about in known.items() if "default" in about}
+    return defaults | {key: value for key, value in entry.items() if key != "kind"}
+
+
+def _in_tokens(size: str | None, geometry: Geometry | None, dtype: str) -> str | None:
+    if size is None or geometry is None:
+        return size
+    tokens = size_in_tokens(size, token_bytes=geometry.token_bytes(dtype), window=geometry.window)
+    return f"{tokens}tok"
+
+
+def _geometry(folder: Path) -> Geometry | None:
+    file = folder / "config.json"
+    return _read_geometry(folder, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@lru_cache
+def _read_geometry(folder: Path, changed: int) -> Geometry | None:
+    try:
+        return Geometry.of(folder)
+    except (ValueError, KeyError, TypeError):
+        return None  # extraction says what is wrong with it
 
 
 def model_revision(entry: Mapping[str, Any]) -> str:
@@ -134,14 +207,52 @@ def needs_likelihood(entry: Mapping[str, Any]) -> bool:
     return bool(entry["kind"] == "offline")
 
 
-def table_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tables depend on: which runs there are, and the statistics' settings."""
-    names = ("models", "datasets", "policies", "thresholds", "grid", "judging", "report")
-    chosen: dict[str, Any] = {name: settings[name] for name in names}
-    chosen["judging"] = judges_that(settings, compare=False)
+def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Which runs there are, which judges judged them, and the statistics' settings."""
+    chosen: dict[str, Any] = {name: settings[name] for name in ("grid", "report")}
     chosen["models"] = {name: {} for name in settings["models"]}
-    counts = settings["datasets"].items()
-    chosen["datasets"] = {name: {"count": entry["count"]} for name, entry in counts}
+    chosen["thresholds"] = {name: {} for name in settings["thresholds"]}
+    for section, key in (("datasets", "count"), ("policies", "kind")):
+        entries = settings[section].items()
+        chosen[section] = {name: {key: entry[key]} for name, entry in entries}
+    chosen["judging"] = judges_that(settings, compare=False)
+    chosen["comparing"] = judges_that(settings, compare=True)
+    return chosen
+
+
+def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:
+    """The same with digests of what the runs are to be made with, in the order of the cells."""
+    digests = [spec_digest(_cell_spec(settings, results, cell)) for cell in cells(settings)]
+    made = {"specs": "".join(digests), "merge": bool(settings["merge"])}
+    return grid_settings(settings) | made
+
+
+def spec_digest(spec: Mapping[str, Any]) -> str:
+    """Of a run specification with its dtype, 8 hex digits."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_settings(settings: Mapping[str, Any], results: Path, **cell: str) -> dict[str, Any]:
+    """All that a run depends on of the configuration but the device: its specification, dtype."""
+    return run_spec(settings, results, **cell) | {
+        "dtype": settings["models"][cell["model"]]["dtype"]
+    }
+
+
+def _cell_spec(settings: Mapping[str, Any], results: Path, cell: Cell) -> dict[str, Any]:
+    names = {name: str(value) for name, value in asdict(cell).items()}
+    return run_settings(settings, results, **names, dialogue="")
+
+
+def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What merging depends on: all that says which runs there are and how they are made."""
+    names = ("datasets", "policies", "policy_files", "thresholds", "session", "judges", "merge")
+    chosen = grid_settings(settings) | {name: settings[name] for name in names}
+    chosen["judging"] = settings["judging"]
+    chosen["models"] = {
+        name: source_entry(entry) | {"dtype": entry["dtype"]}
+        for name, entry in settings["models"].items()
+    }
     return chosen
 
 

@@ -45,6 +45,7 @@ TABLES = (
     "contrasts",
     "predictors",
     "window",
+    "environments",
     "recall_by_depth",
     "claims",
     "reliability",
@@ -53,16 +54,13 @@ TABLES = (
 )
 
 
-def render(
-    settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path, models: Path
-) -> str:
+def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path) -> str:
     """The page as HTML.
 
     Args:
         settings: what `specs.report_settings` chooses of the configuration.
         tables: those named in TABLES.
-        results: the folder with figures, manifests and artifacts.
-        models: the folder with model directories, for their tokenizers.
+        results: the folder with figures, manifests, tokenizers and artifacts.
     """
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -79,7 +77,7 @@ def render(
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
     }
     turns = tables["turns"]
-    cells = open_cells(turns, tables["evictions"], results, models, settings["session"])
+    cells = open_cells(turns, tables["evictions"], results, settings["session"])
     window = change_at_edge(tables["window"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
@@ -88,6 +86,8 @@ def render(
         cells=Markup(json.dumps(cells, ensure_ascii=False).replace("<", "\\u003c")),
         shown=summary(cells),
         about=about(settings, turns, results),
+        environments=tables["environments"].to_dicts(),
+        mixed=mixed(tables["environments"]),
         causes=causes(tables),
         claims=tables["claims"].to_dicts(),
         headline=in_order(tables["policies"].to_dicts()),
@@ -165,6 +165,12 @@ def about(settings: Mapping[str, Any], turns: pl.DataFrame, results: Path) -> li
             }
         )
     return entries
+
+
+def mixed(environments: pl.DataFrame) -> list[str]:
+    """Models whose runs were made in more than one environment."""
+    counts = environments.group_by("model", maintain_order=True).len()
+    return counts.filter(pl.col("len") > 1)["model"].to_list()
 
 
 def changes(window: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from kvfidelity.analysis.figures import cached_spans
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
+from kvfidelity.specs import TOKENIZER
 
 #: Characters of the page's data at most; later dialogues are left out and counted.
 ROOM = 6_000_000
@@ -26,7 +27,6 @@ def open_cells(
     turns: pl.DataFrame,
     evictions: pl.DataFrame,
     results: Path,
-    models: Path,
     session: Mapping[str, Any],
     room: int = ROOM,
 ) -> dict[str, Any]:
@@ -34,8 +34,7 @@ def open_cells(
 
     Args:
         turns, evictions: the tables of those names.
-        results: where the artifacts lie that hold the texts.
-        models: folder of model directories, for their tokenizers.
+        results: where the artifacts lie that hold the texts, and the tokenizers.
         session: its settings that say which tokens are fed.
 
     Returns:
@@ -54,8 +53,9 @@ def open_cells(
         if used > room:
             told["left_out"] += 1
             continue
-        if str(model) not in tokenizers:
-            tokenizers[str(model)] = _tokenizer(models / str(model))
+        pair = f"{model}/{dataset}"
+        if pair not in tokenizers:
+            tokenizers[pair] = _tokenizer(results / "dialogues" / pair / TOKENIZER)
         places = part["run"].unique().sort().to_list()
         texts = _texts(results, places)
         logs = evictions.filter(pl.col("run").is_in(places)).partition_by("run", as_dict=True)
@@ -66,7 +66,7 @@ def open_cells(
             name = place if own else f"{model}/{dataset}/{dialogue}"
             if name not in told["conversations"]:
                 title = f"{dataset} {dialogue}, {model}"
-                conversation = _conversation(rows, tokenizers[str(model)], session)
+                conversation = _conversation(rows, tokenizers[pair], session)
                 told["conversations"][name] = conversation | {"title": title}
                 used += sum(map(len, conversation["tokens"])) + 3 * len(conversation["tokens"])
             entry = _run(rows, logs.get((place,)), name) | {"asked": _asked(results, place)}

