@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from kvfidelity.artifacts import SCHEMA_VERSION, digest, read_metadata, read_parquet
+from kvfidelity.artifacts import digest, read_metadata, read_parquet
 from kvfidelity.errors import UserError
 from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.schema_version import SCHEMA_VERSION
 
 #: Kinds whose files are not named after them; a stage that has no line is not fingerprinted.
 KINDS = {"pool": "dialogues"}
