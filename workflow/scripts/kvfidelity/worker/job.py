@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.sizes import size_in_bytes
+from kvfidelity.worker.usage import Usage
 
 if TYPE_CHECKING:
     from kvfidelity.session.engine import Engine
@@ -107,6 +108,7 @@ class Generator:
         from kvfidelity.session.run import run_dialogue
         from kvfidelity.session.spec import RunSpec
 
+        usage = self._usage(engine)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         spec = RunSpec.from_json(request.spec)
@@ -116,10 +118,15 @@ class Generator:
         notes |= {"code": self._hello.fingerprint, "spec": request.spec}
         for kind in ("recall", "evictions", "turns"):
             path = Path(getattr(request, kind))
+            if kind == "turns":
+                notes |= usage.notes()
             write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
 
-    def score(self, request: Scoring) -> None:
+    def score(self, request: Scoring, engine: Engine | None = None) -> None:
         """Write how likely the model finds a table of replies.
+
+        Args:
+            engine: as for `serve`; it only says that other runs go on meanwhile.
 
         Raises:
             UserError: the table is missing or damaged.
@@ -127,10 +134,14 @@ class Generator:
         from kvfidelity.artifacts import read_parquet, write_parquet
         from kvfidelity.session.likelihood import likelihoods
 
+        usage = self._usage(engine)
         found = likelihoods(self.engine, read_parquet(Path(request.texts), kind="texts"))
         notes = {f"version.{name}": version(name) for name in PACKAGES}
-        notes |= {"code": self._hello.fingerprint}
+        notes |= {"code": self._hello.fingerprint} | usage.notes()
         write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
+
+    def _usage(self, engine: Engine | None) -> Usage:
+        return Usage(lanes=1 if engine is None else self._hello.lanes)
 
 
 def _shelf(hello: Hello, engine: Engine) -> Shelf | None:
@@ -152,6 +163,6 @@ def carry_out(
 ) -> None:
     """Do what is wanted, of either kind; `engine` as for Generator.serve."""
     if isinstance(request, Scoring):
-        generator.score(request)
+        generator.score(request, engine)
     else:
         generator.serve(request, progress, engine)
