@@ -2,16 +2,19 @@
 CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
+# Of Snakemake's options: short ones may be joined, as in `-np`.
+SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
+DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: help run test chaos lint format report verify lock clean
+.PHONY: help run test chaos lint format report verify compare lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 run: .venv/installed ## the default run: results/report.html
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
-	@echo "report: results/report.html"
+	@$(if $(DRY),,test ! -e results/report.html || echo "report: results/report.html")
 
 test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -31,7 +34,7 @@ format: .venv/installed ## put code into shape
 report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
 
-verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove deletes the damaged
+verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
 compare: ## two finished runs beside each other: make compare A=results B=other/results

@@ -75,6 +75,7 @@ rule generated:
 
 onstart:
     refuse_lanes_on_a_scheduler()
+    announce_sigterm(lambda: len(workflow.scheduler.running))
     print(plan_message(SETTINGS), file=sys.stderr)
     if moved := date_anew([Path("results"), Path("resources")]):
         print(

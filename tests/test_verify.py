@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,11 +41,12 @@ def write_turns(path: Path, **changes: str) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    write_turns(tmp_path / TURNS)
-    write_parquet(FRAME, tmp_path / "dialogues/tiny/own/pool.parquet", kind="dialogues")
-    write_json(tmp_path / "dialogues/tiny/own/manifest.json", {"kept": 1})
-    write_parquet(FRAME, tmp_path / "tables/turns.parquet", kind="turns")
-    return tmp_path
+    folder = tmp_path / "results"
+    write_turns(folder / TURNS)
+    write_parquet(FRAME, folder / "dialogues/tiny/own/pool.parquet", kind="dialogues")
+    write_json(folder / "dialogues/tiny/own/manifest.json", {"kept": 1})
+    write_parquet(FRAME, folder / "tables/turns.parquet", kind="turns")
+    return folder
 
 
 def test_whole_artifacts_are_as_they_should_be(results: Path) -> None:
@@ -73,7 +75,12 @@ def empty(path: Path) -> None:
         (other_content, State.DAMAGED, "not what its digest says"),
         (FRAME.write_parquet, State.MISPLACED, "not written by this workflow"),
         (lambda path: write_turns(path, kind="evictions"), State.MISPLACED, "holds evictions"),
-        (lambda path: write_turns(path, schema_version="0"), State.STALE, "schema version 0"),
+        (lambda path: write_turns(path, schema_version="0"), State.OUTDATED, "schema version 0"),
+        (
+            lambda path: write_turns(path, schema_version="99"),
+            State.STALE,
+            "read it with the newer code",
+        ),
         (
             lambda path: write_turns(path, code="0" * 12),
             State.STALE,
@@ -118,17 +125,74 @@ def test_no_folder_is_a_mistake(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
 
 
-def test_the_command_names_and_removes_what_is_wrong_and_leaves_the_stale(results: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(SCRIPT), str(results), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(results), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert run().returncode == 0
+
+def moved(results: Path) -> dict[str, bytes]:
+    """Files that were moved aside, by path below the folder of that time."""
+    [folder] = results.with_name(f"{results.name}.removed").iterdir()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_the_command_moves_what_is_wrong_aside_and_leaves_the_stale(results: Path) -> None:
+    assert run(results).returncode == 0
     write_turns(results / TURNS, code="0" * 12)
     truncate(results / "tables/turns.parquet")
-    named = run()
+    half = (results / "tables/turns.parquet").read_bytes()
+    named = run(results)
     assert named.returncode == 1
     assert "4 files, 1 wrong, 1 stale" in named.stdout and "remedy:" in named.stdout
-    assert run("--remove").returncode == 0
+    done = run(results, "--remove")
+    assert done.returncode == 0, done.stderr
+    assert f"moved 1 files to {results}.removed/" in done.stdout
     assert (results / TURNS).is_file()
     assert not (results / "tables/turns.parquet").exists()
+    assert moved(results) == {"tables/turns.parquet": half}
+
+
+def test_nothing_wrong_makes_no_folder(results: Path) -> None:
+    assert run(results, "--remove").returncode == 0
+    assert not results.with_name(f"{results.name}.removed").exists()
+
+
+def test_what_a_second_call_moves_does_not_replace_what_the_first_moved(results: Path) -> None:
+    for content in (b"one", b"two"):
+        (results / TURNS).write_bytes(content)
+        assert run(results, "--remove").returncode == 0
+    found = results.with_name(f"{results.name}.removed").rglob("turns.parquet")
+    assert sorted(path.read_bytes() for path in found) == [b"one", b"two"]
+
+
+def test_an_artifact_of_an_older_schema_is_moved_aside_however_many_there_are(
+    results: Path,
+) -> None:
+    files = [results / TURNS.replace("000", f"{n:03}") for n in range(20)]
+    for path in files:
+        write_turns(path, schema_version="0")
+    done = run(results, "--remove")
+    assert done.returncode == 0, done.stderr
+    assert len(moved(results)) == 20
+    assert not any(path.exists() for path in files)
+
+
+@pytest.mark.parametrize(("files", "damaged", "refused"), [(3, 1, 0), (100, 5, 0), (100, 6, 1)])
+def test_too_many_damaged_files_are_not_moved_unless_forced(
+    results: Path, files: int, damaged: int, refused: int
+) -> None:
+    """Then the reader is likely wrong: every digest was, under another Python."""
+    shutil.rmtree(results)
+    for number in range(files):
+        write_json(results / f"{number}.json", number)
+    for number in range(damaged):
+        (results / f"{number}.json").write_text("{")
+    done = run(results, "--remove")
+    assert (done.returncode != 0) == refused
+    assert len(list(results.iterdir())) == files - (0 if refused else damaged)
+    if refused:
+        [line] = done.stderr.splitlines()
+        assert "6 of 100 files look damaged" in line and "polars" in line and "--force" in line
+        assert run(results, "--remove", "--force").returncode == 0
+        assert len(list(results.iterdir())) == files - damaged

@@ -21,14 +21,19 @@ def artifact_digests(site: Site, name: str) -> list[str]:
     ]
 
 
+def lasting_notes(site: Site, name: str) -> dict[str, str]:
+    """A job's notes but for what it took."""
+    notes = read_metadata(site.folder / name / "turns.parquet")
+    return {key: value for key, value in notes.items() if not key.startswith("worker_")}
+
+
 def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Site) -> None:
     own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
     assert warm.run("alone", "--no-worker", **own)[0] == 0
     for name in ("first", "second"):
         assert warm.run(name, **own)[0] == 0
         assert artifact_digests(warm, name) == artifact_digests(warm, "alone")
-        notes = [read_metadata(warm.folder / job / "turns.parquet") for job in (name, "alone")]
-        assert notes[0] == notes[1]
+        assert lasting_notes(warm, name) == lasting_notes(warm, "alone")
     evictions = read_parquet(warm.folder / "alone/evictions.parquet", kind="evictions")
     assert evictions.height > 1
 

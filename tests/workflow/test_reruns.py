@@ -143,6 +143,15 @@ def test_a_change_of_code_reruns_its_stage_and_what_follows(
     assert project.planned() == expected
 
 
+def test_a_new_schema_version_plans_every_job_that_writes_artifacts(project: Project) -> None:
+    """None of them could read what the others wrote before."""
+    name = "workflow/scripts/kvfidelity/schema_version.py"
+    project.edit(name, "SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
+    place = "tiny/own"
+    pools = {(rule, place) for rule in ("extract_dialogues", "lengths", "plant", "likelihood")}
+    assert project.planned() == jobs_of(ALL_RUNS, *WHOLE) | pools | TRIAL | ENDS
+
+
 def test_a_plot_does_not_rerun_a_table(project: Project) -> None:
     path = project.folder / "workflow/scripts/kvfidelity/analysis/figures.py"
     path.write_text(path.read_text() + "\n# changed\n")

@@ -33,6 +33,7 @@ from kvfidelity.specs import (
     trial_entry,
     trial_places,
 )
+from kvfidelity.termination import announce_sigterm
 
 
 def checked_settings():

@@ -11,20 +11,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="?", default=Path("results"), type=Path)
     parser.add_argument(
-        "--remove", action="store_true", help="delete what is found, but for what is only stale"
+        "--remove",
+        action="store_true",
+        help="move what is found to RESULTS.removed/TIME, except for what is only stale",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --remove: however many files look damaged"
     )
     options = parser.parse_args()
-    from kvfidelity.verify import State, verify
+    from kvfidelity.aside import MOVED, move_aside
+    from kvfidelity.verify import verify
 
     count, found = verify(options.results)
     for finding in found:
         print(finding)
-        if options.remove and finding.state != State.STALE:
-            finding.path.unlink()
-    wrong = sum(finding.state != State.STALE for finding in found)
+    wrong = sum(finding.state in MOVED for finding in found)
     print(f"{count} files, {wrong} wrong, {len(found) - wrong} stale")
-    if found and not options.remove:
-        print("remedy: make verify ARGS=--remove deletes what is wrong; make run makes it anew")
+    if wrong and options.remove:
+        moved, folder = move_aside(found, options.results, files=count, force=options.force)
+        print(f"moved {moved} files to {folder}; make run writes those that are missing")
+    elif found and not options.remove:
+        print(
+            "remedy: make verify ARGS=--remove moves what is wrong aside; make run writes it again"
+        )
     sys.exit(1 if found and not options.remove else 0)
 
 

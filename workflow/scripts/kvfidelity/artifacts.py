@@ -14,8 +14,9 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.errors import UserError
+from kvfidelity.schema_text import schema_text
+from kvfidelity.schema_version import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 #: Columns that differ between two equal runs: left out of the content digest.
 TIMINGS = frozenset(
     {
@@ -100,7 +101,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def digest(frame: pl.DataFrame) -> str:
     """SHA-256 over a table's content, timings aside, 16 hex digits."""
     content = frame.select(name for name in frame.columns if name not in TIMINGS)
-    told = hashlib.sha256(f"{content.schema}\n".encode())
+    told = hashlib.sha256(f"{schema_text(content.schema)}\n".encode())
     for part in content.iter_slices(50_000):  # a million rows as one text would fill the memory
         told.update(part.write_ndjson().encode())
     return told.hexdigest()[:16]

@@ -10,6 +10,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from kvfidelity.schema_version import SCHEMA_VERSION
+
 PACKAGE = Path(__file__).resolve().parent
 SCRIPTS = PACKAGE.parent
 #: Files and folders by stage, relative to the scripts folder. Docstrings count: telling code from
@@ -79,12 +81,19 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "report": ("figures.py", "report.py", "kvfidelity/analysis"),
 }
+#: Stages that write no artifact of their own: a new schema version does not rerun them.
+WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths", "report"})
 
 
 @cache
 def stage_fingerprint(stage: str) -> str:
-    """SHA-256 over the stage's source files, 12 hex digits; read once in a process."""
+    """SHA-256 over the stage's source files, and over the schema version if it writes artifacts.
+
+    12 hex digits; the files are read once in a process.
+    """
     digest = hashlib.sha256()
+    if stage not in WITHOUT_ARTIFACTS:
+        digest.update(f"schema version {SCHEMA_VERSION}\0".encode())
     for entry in STAGES[stage]:
         place = SCRIPTS / entry
         files = sorted(place.rglob("*")) if place.is_dir() else [place]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from kvfidelity.artifacts import SCHEMA_VERSION, digest, read_metadata, read_parquet
+from kvfidelity.artifacts import digest, read_metadata, read_parquet
 from kvfidelity.errors import UserError
 from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.schema_version import SCHEMA_VERSION
 
 #: Kinds whose files are not named after them; a stage that has no line is not fingerprinted.
 KINDS = {"pool": "dialogues"}
@@ -30,8 +31,10 @@ class State(StrEnum):
     """Whole, but of another run or kind than its path says."""
     LEFT_OVER = "left over"
     """Half written by a process that is gone."""
+    OUTDATED = "outdated"
+    """Of an older schema version: this code cannot read it."""
     STALE = "stale"
-    """Written by other code or in another schema version; the workflow makes stale runs anew."""
+    """Written by other code; the workflow writes it again if the configuration names it."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,7 @@ def _look_into(path: Path, results: Path) -> Iterator[Finding]:
         yield Finding(path, State.MISPLACED, f"holds {notes['kind']}, not {kind}")
         return
     if notes["schema_version"] != str(SCHEMA_VERSION):
-        reason = f"schema version {notes['schema_version']}, this code writes {SCHEMA_VERSION}"
-        yield Finding(path, State.STALE, reason)
+        yield _other_version(path, notes["schema_version"])
         return
     if digest(read_parquet(path, kind=kind)) != notes["digest"]:
         yield Finding(path, State.DAMAGED, "its content is not what its digest says")
@@ -105,6 +107,13 @@ def _look_into(path: Path, results: Path) -> Iterator[Finding]:
         there = path.relative_to(results).parts[1 : 1 + len(PLACE)]
         if meant != there:
             yield Finding(path, State.MISPLACED, f"is the run {'/'.join(meant)}")
+
+
+def _other_version(path: Path, version: str) -> Finding:
+    reason = f"schema version {version}, this code writes {SCHEMA_VERSION}"
+    if version.isdigit() and int(version) > SCHEMA_VERSION:
+        return Finding(path, State.STALE, f"{reason}: read it with the newer code")
+    return Finding(path, State.OUTDATED, reason)
 
 
 def _runs(process: int) -> bool:

@@ -15,10 +15,11 @@ import polars as pl
 
 from kvfidelity.analysis.claims import judge_claims
 from kvfidelity.analysis.tables import gather
-from kvfidelity.artifacts import SCHEMA_VERSION, write_parquet
+from kvfidelity.artifacts import write_parquet
 from kvfidelity.grid import runs
 from kvfidelity.judge.verdict import SCHEMA as VERDICTS
 from kvfidelity.metrics.text import SCHEMA as METRICS
+from kvfidelity.schema_version import SCHEMA_VERSION
 from kvfidelity.session.rows import EVICTIONS, RECALL, TURNS
 
 RECORDS = {"turns": TURNS | METRICS, "evictions": EVICTIONS, "recall": RECALL, "verdicts": VERDICTS}

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from kvfidelity.artifacts import SCHEMA_VERSION
 from kvfidelity.cache.ledger import PositionMode, SlotLedger
 from kvfidelity.cache.log import Eviction, advance, groups, run_edges
 from kvfidelity.metrics.integrity import Integrity
+from kvfidelity.schema_version import SCHEMA_VERSION
 
 SPAN = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
 PLACED = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))

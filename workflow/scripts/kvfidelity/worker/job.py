@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvfidelity.fingerprint import stage_fingerprint
 from kvfidelity.models.integrity import PROVENANCE
 from kvfidelity.sizes import size_in_bytes
+from kvfidelity.worker.usage import Usage
 
 if TYPE_CHECKING:
     from kvfidelity.session.engine import Engine
@@ -110,6 +111,7 @@ class Generator:
         from kvfidelity.session.spec import RunSpec
         from kvfidelity.staleness import input_notes
 
+        usage = self._usage(engine)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         spec = RunSpec.from_json(request.spec)
@@ -120,10 +122,15 @@ class Generator:
         notes |= input_notes(pool=Path(request.pool), model=record)
         for kind in ("recall", "evictions", "turns"):
             path = Path(getattr(request, kind))
+            if kind == "turns":
+                notes |= usage.notes()
             write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
 
-    def score(self, request: Scoring) -> None:
+    def score(self, request: Scoring, engine: Engine | None = None) -> None:
         """Write how likely the model finds a table of replies.
+
+        Args:
+            engine: as for `serve`; it only says that other runs go on meanwhile.
 
         Raises:
             UserError: the table is missing or damaged.
@@ -131,8 +138,10 @@ class Generator:
         from kvfidelity.artifacts import read_parquet, write_parquet
         from kvfidelity.session.likelihood import likelihoods
 
+        usage = self._usage(engine)
         found = likelihoods(self.engine, read_parquet(Path(request.texts), kind="texts"))
-        write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=self._notes())
+        notes = self._notes() | usage.notes()
+        write_parquet(found, Path(request.likelihood), kind="likelihood", metadata=notes)
 
     def _notes(self) -> dict[str, str]:
         """Which code, packages and hardware made an artifact."""
@@ -144,6 +153,9 @@ class Generator:
         notes["version.python"] = platform.python_version()
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
         return notes | {"code": self._hello.fingerprint}
+
+    def _usage(self, engine: Engine | None) -> Usage:
+        return Usage(lanes=1 if engine is None else self._hello.lanes)
 
 
 def _shelf(hello: Hello, engine: Engine) -> Shelf | None:
@@ -165,6 +177,6 @@ def carry_out(
 ) -> None:
     """Do what is wanted, of either kind; `engine` as for Generator.serve."""
     if isinstance(request, Scoring):
-        generator.score(request)
+        generator.score(request, engine)
     else:
         generator.serve(request, progress, engine)

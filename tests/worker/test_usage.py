@@ -1,0 +1,53 @@
+"""What a job took of the worker's process is noted in its artifact, outside the digest."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+from kvfidelity.artifacts import digest, read_metadata, read_parquet
+from kvfidelity.worker.usage import CPU, LANES, PEAK, WALL, Usage
+
+from .conftest import Site
+
+
+def taken(site: Site, name: str) -> dict[str, float]:
+    notes = read_metadata(site.folder / name / "turns.parquet")
+    return {key: float(notes[key]) for key in (WALL, CPU, PEAK, LANES)}
+
+
+def test_a_job_notes_what_it_took_of_its_worker(warm: Site) -> None:
+    worker = psutil.Process(warm.worker().pid)
+    times = worker.cpu_times()
+    assert warm.run("job", replies="own", max_new_tokens=16)[0] == 0
+    spent = sum(worker.cpu_times()[:2]) - sum(times[:2])
+    found = taken(warm, "job")
+    assert 0 < found[WALL] < 100
+    # Loading and waiting for the next client are the process's, but not the job's.
+    assert 0 < found[CPU] <= spent + 0.02
+    assert found[PEAK] >= 0.9 * worker.memory_info().rss
+    assert found[LANES] == 1
+
+
+def test_runs_of_a_worker_with_lanes_say_so(site: Site) -> None:
+    jobs = [site.start(f"job-{n}", "--lanes", "3", seed=n) for n in range(2)]
+    assert [site.end(job)[0] for job in jobs] == [0, 0]
+    assert {taken(site, f"job-{n}")[LANES] for n in range(2)} == {3}
+
+
+def test_two_equal_runs_have_one_digest_whatever_they_took(warm: Site) -> None:
+    for name in ("one", "two"):
+        assert warm.run(name)[0] == 0
+    assert taken(warm, "one") != taken(warm, "two")
+    frames = [read_parquet(warm.folder / n / "turns.parquet", kind="turns") for n in ("one", "two")]
+    assert digest(frames[0]) == digest(frames[1])
+
+
+def test_seconds_of_a_process_that_waits_are_not_cpu_seconds() -> None:
+    usage = Usage(lanes=1)
+    time.sleep(0.3)
+    waited = usage.notes()
+    assert float(waited[WALL]) >= 0.3
+    while float(usage.notes()[CPU]) < float(waited[CPU]) + 0.2:
+        sum(range(10_000))
+    assert float(waited[CPU]) < float(waited[WALL])
