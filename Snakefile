@@ -41,6 +41,9 @@ localrules:
     fetch_model,
     fetch_dataset,
     judge,
+    compare_replies,
+    trial,
+    compare_planted,
     merge,
 
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
 from kvfidelity.adopt import adopt
 from kvfidelity.clock import date_anew
-from kvfidelity.demand import demand
+from kvfidelity.demand import computes_on_gpu, demand, likelihood_demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
 from kvfidelity.fingerprint import stage_fingerprint
@@ -200,9 +200,26 @@ def generate_threads(wildcards):
     return max(1, cores // (gpus() * SETTINGS["session"]["lanes"])) if cores else 4
 
 
+def model_gpus(wildcards):
+    """One for each job, none where the model is set to be on a CPU.
+
+    With `auto` the number of GPUs limits how many jobs go on at once, with or without a GPU.
+    """
+    return int(SETTINGS["models"][wildcards.model]["device"] != "cpu")
+
+
 def generate_gpus(wildcards):
-    """One for each job; none is counted where several share one, so that cores are the limit."""
-    return int(SETTINGS["session"]["lanes"] == 1)
+    """None is counted where several runs share one, so that cores are the limit."""
+    return model_gpus(wildcards) if SETTINGS["session"]["lanes"] == 1 else 0
+
+
+def on_gpu(wildcards, rulename):
+    """Whether a job's model will be on a GPU; a profile may have set the rule's `gpu`."""
+    asked = workflow.get_rule(rulename).resources.get("gpu")
+    number = model_gpus(wildcards) if asked.is_evaluable() else asked.value
+    limit = workflow.global_resources.get("gpu").value
+    number = number if limit is None else min(number, limit)
+    return computes_on_gpu(SETTINGS["models"][wildcards.model]["device"], number)
 
 
 def refuse_lanes_on_a_scheduler():
@@ -215,16 +232,31 @@ def refuse_lanes_on_a_scheduler():
         )
 
 
-def generate_minutes(wildcards, attempt):
-    return generate_demand(wildcards).times(attempt).minutes
+def generate_minutes(wildcards, attempt, rulename):
+    return generate_demand(wildcards, rulename).times(attempt).minutes
 
 
-def generate_memory(wildcards, attempt):
-    return generate_demand(wildcards).times(attempt).mem_mb
+def generate_memory(wildcards, attempt, rulename):
+    return generate_demand(wildcards, rulename).times(attempt).mem_mb
 
 
-def generate_demand(wildcards):
+def generate_demand(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
     manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
     folder = Path(f"resources/models/{model}")
-    return demand(SETTINGS, dict(wildcards.items()), folder, manifest)
+    run = dict(wildcards.items())
+    return demand(SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename))
+
+
+def likelihood_minutes(wildcards, attempt, rulename):
+    return scoring_demand(wildcards, rulename).times(attempt).minutes
+
+
+def likelihood_memory(wildcards, attempt, rulename):
+    return scoring_demand(wildcards, rulename).times(attempt).mem_mb
+
+
+def scoring_demand(wildcards, rulename):
+    folder = Path(f"resources/models/{wildcards.model}")
+    gpu = on_gpu(wildcards, rulename)
+    return likelihood_demand(SETTINGS, wildcards.model, folder, on_gpu=gpu)

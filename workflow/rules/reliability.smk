@@ -27,7 +27,9 @@ rule likelihood:
         "../../envs/model.yaml"
     threads: generate_threads
     resources:
-        gpu=1,
+        gpu=model_gpus,
+        runtime=likelihood_minutes,
+        mem_mb=likelihood_memory,
         worker_gpus=str(gpus()),
         lanes=str(SETTINGS["session"]["lanes"]),
         # Nothing here is shared, but a worker that is for something else would be replaced.

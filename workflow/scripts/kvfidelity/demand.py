@@ -1,4 +1,4 @@
-"""What a scheduler is asked for: run time and memory of a generate job, rather too much."""
+"""What a scheduler is asked for: run time and memory of jobs that load a model, rather too much."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ START_S = 60.0
 BASE_BYTES = 3e9
 #: Tokens of a dialogue that nothing is known of.
 TOKENS_GUESS = 16_000
+#: Planted replies: tokens of a word, and kinds of replies read after one history.
+WORD_TOKENS, KINDS = 2, 8
 #: A model that is not fetched yet is taken to be of Llama-3-8B's size.
 GUESS = Geometry(layers=32, kv_heads=8, head_size=128, window=8192)
 
@@ -47,8 +49,23 @@ class Demand:
         return Demand(self.minutes * attempt, self.mem_mb * attempt)
 
 
+def computes_on_gpu(device: str, gpus: int) -> bool:
+    """Whether a job's model will be on a GPU, as far as is known before it starts.
+
+    Args:
+        device: of the model, as configured.
+        gpus: that the job asks for; decides where the device is `auto`.
+    """
+    return gpus > 0 if device == "auto" else device != "cpu"
+
+
 def demand(
-    settings: Mapping[str, Any], run: Mapping[str, str], model_dir: Path, manifest: Path
+    settings: Mapping[str, Any],
+    run: Mapping[str, str],
+    model_dir: Path,
+    manifest: Path,
+    *,
+    on_gpu: bool,
 ) -> Demand:
     """What the generate job of a run needs.
 
@@ -57,6 +74,7 @@ def demand(
         run: its wildcards: model, dataset, policy, positions, threshold, seed, dialogue.
         model_dir: the model's folder; one that is not there yet counts as 8B weights.
         manifest: of the dialogues, for their lengths; without it `select` decides.
+        on_gpu: see `computes_on_gpu`.
     """
     model, session = settings["models"][run["model"]], settings["session"]
     weights, geometry = _model(model_dir)
@@ -64,11 +82,7 @@ def demand(
     decoded = _decoded(session)
     evicts = run["threshold"] != NEVER
     scores = SCORES if session["score_every_run"] or evicts else 1.0
-    if model["device"] == "cpu":
-        speed = CPU_TOKENS_PER_S * CPU_WEIGHTS / weights
-    else:
-        speed = GPU_TOKENS_PER_S * min(1.0, GPU_WEIGHTS / weights)
-    seconds = (fed * scores + decoded * DECODE) / speed
+    seconds = (fed * scores + decoded * DECODE) / _tokens_per_s(weights, on_gpu)
     each = geometry.token_bytes(model["dtype"])
     # Two caches: the run without evictions and a copy of it for a reply of the model's own; an
     # evicting run has two more, as long as its threshold and the turn that passes it.
@@ -79,7 +93,28 @@ def demand(
         cached += 2 * min(fed + decoded, 2 * threshold)
     # Of what jobs in lanes share each asks for its part.
     shared = weights * BYTES[model["dtype"]] + size_in_bytes(session["prefix_memory"]) + BASE_BYTES
-    memory = shared / session["lanes"] + cached * each
+    return _rounded(seconds, shared / session["lanes"] + cached * each)
+
+
+def likelihood_demand(
+    settings: Mapping[str, Any], model: str, model_dir: Path, *, on_gpu: bool
+) -> Demand:
+    """What the job needs that scores planted replies; arguments as for `demand`."""
+    planted, dtype = settings["reliability"], settings["models"][model]["dtype"]
+    weights, geometry = _model(model_dir)
+    read = WORD_TOKENS * (planted["context_words"] + KINDS * planted["words"])
+    seconds = planted["replies"] * read / _tokens_per_s(weights, on_gpu)
+    memory = weights * BYTES[dtype] + BASE_BYTES + read * geometry.token_bytes(dtype)
+    return _rounded(seconds, memory)
+
+
+def _tokens_per_s(weights: float, on_gpu: bool) -> float:
+    if on_gpu:
+        return GPU_TOKENS_PER_S * min(1.0, GPU_WEIGHTS / weights)
+    return CPU_TOKENS_PER_S * CPU_WEIGHTS / weights
+
+
+def _rounded(seconds: float, memory: float) -> Demand:
     return Demand(
         minutes=math.ceil((START_S + SAFETY * seconds) / 60),
         mem_mb=math.ceil(SPARE_MEMORY * memory / 1e6),
