@@ -13,14 +13,12 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
+    from kvfidelity.analysis.table_files import write_table
     from kvfidelity.analysis.tables import gather
-    from kvfidelity.artifacts import replacing, write_parquet
 
     for name, table in gather(options.settings, options.results).items():
-        write_parquet(table, options.out / f"{name}.parquet", kind=name)
-        if name not in ("turns", "evictions", "verdicts", "recall"):  # those are for programs
-            with replacing(options.out / f"{name}.csv") as temporary:
-                table.write_csv(temporary)
+        for_programs = name in ("turns", "evictions", "verdicts", "recall")
+        write_table(options.out, name, table, csv=not for_programs)
 
 
 if __name__ == "__main__":

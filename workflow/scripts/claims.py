@@ -15,16 +15,15 @@ def main() -> None:
     options = parser.parse_args()
     from kvfidelity.analysis import paper_tables
     from kvfidelity.analysis.claims import judge_claims, read_claims
-    from kvfidelity.artifacts import read_parquet, replacing, write_parquet, write_text
+    from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.artifacts import read_parquet, write_text
 
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
     tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
     claims = judge_claims(read_claims(options.claims), tables, options.settings)
-    write_parquet(claims, options.tables / "claims.parquet", kind="claims")
-    with replacing(options.tables / "claims.csv") as temporary:
-        claims.write_csv(temporary)
+    write_table(options.tables, "claims", claims)
     made = {
         "claims": paper_tables.claim_table(claims),
         "policies": paper_tables.policy_table(table("policies")),

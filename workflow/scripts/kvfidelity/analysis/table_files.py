@@ -1,0 +1,23 @@
+"""Tables as files: Parquet for programs, CSV for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from kvfidelity.analysis.finite import refuse_not_finite
+from kvfidelity.artifacts import replacing, write_parquet
+
+
+def write_table(folder: Path, name: str, table: pl.DataFrame, *, csv: bool = True) -> None:
+    """Write NAME.parquet and, if `csv`, NAME.csv.
+
+    Raises:
+        NotFiniteError: a number in it is not finite.
+    """
+    refuse_not_finite(name, table)
+    write_parquet(table, folder / f"{name}.parquet", kind=name)
+    if csv:
+        with replacing(folder / f"{name}.csv") as temporary:
+            table.write_csv(temporary)
