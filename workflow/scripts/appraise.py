@@ -16,7 +16,8 @@ def main() -> None:
     options = parser.parse_args()
     from kvfidelity.analysis.comparisons import compared, gather_comparisons, pairs_told
     from kvfidelity.analysis.reliability import costs, gather_planted, reliability
-    from kvfidelity.artifacts import read_parquet, replacing, write_parquet
+    from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.artifacts import read_parquet
     from kvfidelity.judge.pairwise import PLANTED
     from kvfidelity.judge.verdict import TRIAL
     from kvfidelity.staleness import notes_of
@@ -43,9 +44,7 @@ def main() -> None:
     }
     notes = notes_of("appraise", options.settings)
     for name, content in tables.items():
-        write_parquet(content, folder / f"{name}.parquet", kind=name, metadata=notes)
-        with replacing(folder / f"{name}.csv") as temporary:
-            content.write_csv(temporary)
+        write_table(folder, name, content, notes)
 
 
 if __name__ == "__main__":

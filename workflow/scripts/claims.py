@@ -15,7 +15,8 @@ def main() -> None:
     options = parser.parse_args()
     from kvfidelity.analysis import paper_tables
     from kvfidelity.analysis.claims import judge_claims, read_claims
-    from kvfidelity.artifacts import read_parquet, replacing, write_parquet, write_text
+    from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.artifacts import read_parquet, write_text
     from kvfidelity.staleness import notes_of
 
     def table(name: str):
@@ -23,10 +24,7 @@ def main() -> None:
 
     tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
     claims = judge_claims(read_claims(options.claims), tables, options.settings)
-    notes = notes_of("claims", options.settings)
-    write_parquet(claims, options.tables / "claims.parquet", kind="claims", metadata=notes)
-    with replacing(options.tables / "claims.csv") as temporary:
-        claims.write_csv(temporary)
+    write_table(options.tables, "claims", claims, notes_of("claims", options.settings))
     made = {
         "claims": paper_tables.claim_table(claims),
         "policies": paper_tables.policy_table(table("policies")),

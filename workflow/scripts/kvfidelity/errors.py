@@ -10,3 +10,10 @@ class UserError(Exception):
 
 class OutOfSpaceError(UserError):
     """The disk is full: nothing was half written, and the message names the folder."""
+
+
+class NotFiniteError(UserError):
+    """A computed number is NaN or infinite: a fault of the code, named so that it can be reported.
+
+    One line is enough: it says where the number was to be written.
+    """

@@ -27,6 +27,7 @@ IDENTITY = (
 PAIRED = ("dialogue", "seed", "turn", "probe")
 #: Of questions asked; `depth` and `origin` choose among them.
 RECALL = ("recalled", "recall_lost", "margin", "margin_lost", "answered", "told_cached_share")
+UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
 NO_QUESTION = pl.lit(-1, pl.Int32)
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
@@ -184,6 +185,8 @@ def _judged(
         for row in _estimates(claim, rows, options):
             found = True
             decided, why = verdict(claim, row["low"], row["high"], row["n_dialogues"])
+            if row["estimate"] is None:
+                why = UNDEFINED
             yield _stated(claim) | row | {"verdict": decided, "why": why}
     if not found:
         blank = dict.fromkeys(SCHEMA)
@@ -219,7 +222,7 @@ def _estimates(
     for key, part in chosen.sort(CELL).group_by(CELL, maintain_order=True):
         about = dict(zip(CELL, key, strict=True)) | {"budget_tokens": _budget(part)}
         if claim.minus is None:
-            yield _mean(claim, part, pl.col(claim.quantity), about, options)
+            yield from _mean(claim, part, pl.col(claim.quantity), about, options)
             continue
         shared = ("model", "dataset", "threshold", *claim.same)
         others = _matching(rows, dict(claim.minus) | {name: about[name] for name in shared})
@@ -234,7 +237,7 @@ def _estimates(
                     "against_budget_tokens": _budget(other),
                 }
                 value = pl.col(claim.quantity) - pl.col("other")
-                yield _mean(claim, pairs, value, about | against, options)
+                yield from _mean(claim, pairs, value, about | against, options)
 
 
 def _mean(
@@ -243,7 +246,7 @@ def _mean(
     value: pl.Expr,
     about: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     numbers = rows.select(value.cast(pl.Float64)).to_series().to_numpy()
     weights = np.ones(rows.height)
     if claim.quantity in PER_TOKEN:
@@ -252,7 +255,9 @@ def _mean(
         clustered_mean(numbers, weights, rows["dialogue"].to_numpy().astype(str), **options)
     )
     kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
-    return {
+    if found["mean"] is None:
+        return
+    yield {
         "against": None,
         "against_budget_tokens": None,
         **about,
@@ -271,11 +276,14 @@ def _correlation(
         known["dialogue"].to_numpy().astype(str),
         **options,
     )
-    if found is not None:
-        blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
-        blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
-        estimate = {"estimate": found.pop("correlation"), "n_turns": known.height}
-        yield blank | dict(about) | found | estimate
+    if known.is_empty():
+        return
+    blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
+    blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
+    if found is None:
+        found = {"correlation": None, "low": None, "high": None, "n_turns": known.height}
+        found["n_dialogues"] = known["dialogue"].n_unique()
+    yield blank | dict(about) | found | {"estimate": found.pop("correlation")}
 
 
 def _matching(rows: pl.DataFrame, wanted: Mapping[str, Any]) -> pl.DataFrame:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.claims import CELL
 from kvfidelity.analysis.paper_tables import cell_name, markdown
-from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.statistics import clustered_mean, weighted_mean
 from kvfidelity.analysis.words import interval, signed
 from kvfidelity.artifacts import read_parquet
 from kvfidelity.errors import UserError
@@ -109,8 +108,8 @@ def _row(
     return [*told, signed(found.mean), span, str(found.n_dialogues)]
 
 
-def _mean(rows: pl.DataFrame) -> float:
-    return float(np.average(rows["value"].to_numpy(), weights=rows["weight"].to_numpy()))
+def _mean(rows: pl.DataFrame) -> float | None:
+    return weighted_mean(rows["value"].to_numpy(), rows["weight"].to_numpy())
 
 
 def _read(folder: Path, quantity: Quantity) -> pl.DataFrame:

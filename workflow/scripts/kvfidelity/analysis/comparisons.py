@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.artifacts import read_parquet
 from kvfidelity.grid import compared_runs
@@ -41,7 +42,8 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
             file = results / "comparisons" / judge / run / "comparisons.parquet"
             names = dict(zip((*CELL, *PLACE), run.split("/"), strict=True))
             columns = {name: pl.lit(value) for name, value in names.items()}
-            frames.append(read_parquet(file, kind="comparisons").with_columns(**columns))
+            found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
+            frames.append(found.with_columns(**columns))
     return pl.concat(frames)
 
 

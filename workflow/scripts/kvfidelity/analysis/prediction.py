@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import stats
 
-from kvfidelity.analysis.statistics import Floats, expanded
+from kvfidelity.analysis.statistics import Floats, percentile_interval
 
 SCHEMA = {
     "model": pl.String,
@@ -55,8 +55,7 @@ def predictors(
                 seed=options["seed"],
             )
             if drawn is not None:
-                about = {"model": model, "dataset": dataset, "metric": metric}
-                found.append((about | {"n_turns": known.height}, drawn))
+                found.append(({"model": model, "dataset": dataset, "metric": metric}, drawn))
         best = max((drawn for _, drawn in found), key=lambda drawn: abs(drawn.value), default=None)
         for about, drawn in found:
             row = about | drawn.summary(options["confidence"])
@@ -67,42 +66,48 @@ def predictors(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's correlation, and what it is in resamples of dialogues (none with one dialogue)."""
+    """Spearman's correlation, and what it is in resamples of dialogues: NaN in those in which one
+    of the two is constant. With one dialogue there are no resamples."""
 
     value: float
-    drawn: Floats | None
+    drawn: Floats
     n_dialogues: int
+    n_turns: int
 
     def summary(self, confidence: float) -> dict[str, float | int | None]:
-        """correlation, low, high, n_dialogues."""
-        low, high = _ends(self.drawn, self.n_dialogues, confidence)
+        """correlation, low, high, n_dialogues, n_turns."""
+        low, high = percentile_interval(self.drawn, self.n_dialogues, confidence)
         about: dict[str, float | int | None] = {"correlation": self.value, "low": low, "high": high}
-        return about | {"n_dialogues": self.n_dialogues}
+        return about | {"n_dialogues": self.n_dialogues, "n_turns": self.n_turns}
 
 
 def draw_correlations(
     one: Floats, other: Floats, dialogues: NDArray[np.str_], *, resamples: int, seed: int
 ) -> Correlation | None:
-    """Spearman's correlation and its resamples; None if one of the two is constant.
+    """Spearman's correlation and its resamples over the turns in which both are finite; None if
+    these are fewer than three or one of the two is constant.
 
     Ranks are taken once, over all turns, and not again in each resample: a dialogue then counts by
     six sums, and a million turns cost no more than their ranking. With one seed the same dialogues
     are drawn for every pair of columns.
     """
-    if one.size < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+    known = np.isfinite(one) & np.isfinite(other)
+    one, other, dialogues = one[known], other[known], dialogues[known]
+    if one.size < 3 or one.min() == one.max() or other.min() == other.max():
         return None
     x, y = stats.rankdata(one), stats.rankdata(other)
     x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
     names, groups = np.unique(dialogues, return_inverse=True)
     kinds = (np.ones_like(x), x, y, x * x, y * y, x * y)
     sums = np.stack([np.bincount(groups, kind) for kind in kinds])
-    drawn = None
+    drawn = np.empty(0)
     if len(names) > 1:
         rng = np.random.default_rng(seed)
         share = np.full(len(names), 1 / len(names))
         counts = rng.multinomial(len(names), share, size=resamples).astype(np.float64)
-        drawn = _pearson(sums @ counts.T)
-    return Correlation(float(_pearson(sums.sum(axis=1))), drawn, len(names))
+        varied = _varies(x, groups, counts) & _varies(y, groups, counts)
+        drawn = np.where(varied, _pearson(sums @ counts.T), np.nan)
+    return Correlation(float(_pearson(sums.sum(axis=1))), drawn, len(names), one.size)
 
 
 def rank_correlation(
@@ -114,7 +119,7 @@ def rank_correlation(
     resamples: int,
     seed: int,
 ) -> dict[str, float | int | None] | None:
-    """`draw_correlations` summed up: correlation, low, high, n_dialogues."""
+    """`draw_correlations` summed up: correlation, low, high, n_dialogues, n_turns."""
     found = draw_correlations(one, other, dialogues, resamples=resamples, seed=seed)
     return None if found is None else found.summary(confidence)
 
@@ -126,20 +131,26 @@ def _behind(
         return dict.fromkeys(("behind", "behind_low", "behind_high"))
     low = high = None
     # Metrics that are missing in some dialogues were not drawn alike.
-    if best.drawn is not None and one.drawn is not None and best.n_dialogues == one.n_dialogues:
+    if best.n_dialogues == one.n_dialogues:
         apart = np.abs(best.drawn) - np.abs(one.drawn)
-        low, high = _ends(apart, one.n_dialogues, confidence)
+        low, high = percentile_interval(apart, one.n_dialogues, confidence)
     return {"behind": abs(best.value) - abs(one.value), "behind_low": low, "behind_high": high}
 
 
-def _ends(
-    drawn: Floats | None, dialogues: int, confidence: float
-) -> tuple[float | None, float | None]:
-    if drawn is None:
-        return None, None
-    tail = (1 - expanded(confidence, dialogues)) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+def _varies(values: Floats, dialogues: NDArray[np.intp], counts: Floats) -> NDArray[np.bool_]:
+    """Whether values differ in each resample, counts being [resamples, dialogues].
+
+    The sums that `_pearson` is made of cannot tell: what should be a variance of 0 is rounding.
+    """
+    lowest = np.full(counts.shape[1], np.inf)
+    highest = -lowest
+    np.minimum.at(lowest, dialogues, values)
+    np.maximum.at(highest, dialogues, values)
+    drawn = counts > 0
+    varied: NDArray[np.bool_] = np.where(drawn, lowest, np.inf).min(axis=1) < np.where(
+        drawn, highest, -np.inf
+    ).max(axis=1)
+    return varied
 
 
 def _pearson(sums: Floats) -> Floats:

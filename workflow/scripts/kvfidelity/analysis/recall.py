@@ -47,8 +47,11 @@ def questions(asked: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
         The rows with `trigger`, `chance` (share of such questions that guessing answers),
         `after_eviction`, `inside_window` (as of turns), `recalled` (1 if the answer was chosen,
         else 0), `recall_lost` (the never evicted run's `recalled` minus this one's) and
-        `margin_lost` (of the margin, nats per token). Losses are missing without such a run.
+        `margin_lost` (of the margin, nats per token). Losses are missing without such a run, and
+        all of these where the margin is: nothing can be chosen by a likelihood that is not finite.
     """
+    chosen = pl.when(pl.col("margin").is_not_null()).then("chosen")
+    asked = asked.with_columns(chosen=chosen)
     never = asked.filter(pl.col("kind") == "baseline").select(
         *PAIRED, full_chosen="chosen", full_margin="margin"
     )

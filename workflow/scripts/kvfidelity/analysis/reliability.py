@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from kvfidelity.analysis.statistics import Floats, clustered_mean, expanded
+from kvfidelity.analysis.finite import missing_if_not_finite
+from kvfidelity.analysis.statistics import Floats, clustered_mean, finite, percentile_interval
 from kvfidelity.artifacts import read_parquet
 from kvfidelity.judge.planting import GOOD, INJECTION, KINDS, SHUFFLE
 
@@ -87,7 +88,7 @@ def gather_planted(files: Sequence[Path], kind: str, schema: Mapping[str, Any]) 
         UserError: one is missing or damaged.
     """
     frames = [
-        read_parquet(file, kind=kind).with_columns(
+        missing_if_not_finite(read_parquet(file, kind=kind)).with_columns(
             model=pl.lit(file.parts[-3]), dataset=pl.lit(file.parts[-2])
         )
         for file in files
@@ -279,17 +280,14 @@ def _counts(frame: pl.DataFrame, names: Sequence[str]) -> Floats:
 def _resampled(
     of: Callable[[Floats], Floats], dialogues: int, options: Mapping[str, Any]
 ) -> dict[str, float | int | None]:
-    """A statistic of weights [resamples, dialogues], and its percentile interval."""
-    value = float(of(np.ones((1, dialogues)))[0])
+    """A statistic of weights [resamples, dialogues], and its percentile interval; `of` is NaN where
+    the statistic is undefined."""
+    value = finite(of(np.ones((1, dialogues)))[0])
     found: dict[str, float | int | None] = {"value": value, "low": None, "high": None}
     found["n_dialogues"] = dialogues
-    if np.isnan(value):
-        return found | {"value": None}
-    if dialogues > 1:
+    if value is not None and dialogues > 1:
         rng = np.random.default_rng(options["seed"])
         shares = np.full(dialogues, 1 / dialogues)
         drawn = of(rng.multinomial(dialogues, shares, options["resamples"]).astype(np.float64))
-        edge = (1 - expanded(options["confidence"], dialogues)) / 2
-        low, high = np.nanquantile(drawn, [edge, 1 - edge])
-        found |= {"low": float(low), "high": float(high)}
+        found["low"], found["high"] = percentile_interval(drawn, dialogues, options["confidence"])
     return found

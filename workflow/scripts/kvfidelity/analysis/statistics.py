@@ -12,17 +12,21 @@ from scipy import stats
 Floats = NDArray[np.float64]
 #: Differences whose signs can all be tried.
 ENUMERABLE = 13
+#: Share of resamples that must define a statistic, or its interval is missing. A column that varies
+#: in one dialogue of many alone is constant in 37% of them, one that varies in two in 14%.
+DEFINED = 0.9
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A weighted mean with its interval; None where too few dialogues allow none.
+    """A weighted mean with its interval. What is not defined is None and never NaN: the mean of
+    nothing, an interval of one dialogue.
 
     p: two-sided Wilcoxon signed-rank over the dialogues' means, against 0. effect: matched-pairs
     rank-biserial correlation of the same, in [-1, 1].
     """
 
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
     n_dialogues: int
@@ -47,26 +51,35 @@ def clustered_mean(
     Student's t is against the normal (Hesterberg 2015, arXiv 1411.5279, section 5.3).
 
     Args:
-        values, weights, dialogues: one entry per turn.
+        values, weights, dialogues: one entry per turn. Turns whose value is not finite or whose
+            weight is not above 0 say nothing: they are left out and not counted.
     """
+    known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
+    values, weights, dialogues = values[known], weights[known], dialogues[known]
+    if not values.size:
+        return Estimate(None, None, None, 0, 0, None, None)
     names, groups = np.unique(dialogues, return_inverse=True)
-    sums = np.bincount(groups, values * weights)
-    totals = np.bincount(groups, weights)
-    mean = float(sums.sum() / totals.sum())
-    low = high = None
-    if len(names) > 1:
-        drawn = stats.bootstrap(
-            (sums, totals),
-            _ratio,
-            paired=True,
-            vectorized=True,
-            confidence_level=expanded(confidence, len(names)),
-            n_resamples=resamples,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
-        low, high = map(float, drawn.confidence_interval)
-    p, effect = signed_rank(sums / totals)
+    # Finite numbers can still be too large for their sum.
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.bincount(groups, values * weights)
+        totals = np.bincount(groups, weights)
+        mean = finite(sums.sum() / totals.sum())
+        low = high = None
+        if mean is not None and len(names) > 1:
+            drawn = stats.bootstrap(
+                (sums, totals),
+                _ratio,
+                paired=True,
+                vectorized=True,
+                confidence_level=expanded(confidence, len(names)),
+                n_resamples=resamples,
+                method="percentile",
+                rng=np.random.default_rng(seed),
+            )
+            low, high = map(finite, drawn.confidence_interval)
+            if low is None or high is None:
+                low = high = None
+        p, effect = signed_rank(sums / totals)
     return Estimate(mean, low, high, len(names), len(values), p, effect)
 
 
@@ -90,7 +103,9 @@ def clustered_share(
     found = clustered_mean(
         values, weights, dialogues, confidence=confidence, resamples=resamples, seed=seed
     )
-    if found.low is None or found.high is None or found.high - found.low > 1e-9:
+    if found.mean is None or found.low is None or found.high is None:
+        return found
+    if found.high - found.low > 1e-9:
         return found
     n, share = found.n_turns, abs(found.mean)
     tail, right = (1 - confidence) / 2, share * n
@@ -101,6 +116,42 @@ def clustered_share(
     elif paired and right == 0:
         low = -high
     return replace(found, low=low, high=high)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> float | None:
+    """The mean of what is finite and has a weight above 0; None if nothing is."""
+    known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
+    if not known.any():
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return finite(np.average(values[known], weights=weights[known]))
+
+
+def percentile_interval(
+    drawn: Floats, clusters: int, confidence: float
+) -> tuple[float | None, float | None]:
+    """The percentile interval of a statistic over resamples of dialogues; (None, None) if there is
+    none.
+
+    In some resamples a statistic may be undefined, as a correlation is where a column does not
+    vary. They are left out. If they are more than a tenth, the others do not stand for all, and
+    the interval is missing, as it is with one dialogue.
+
+    Args:
+        drawn: one value per resample, not finite where it is undefined.
+        clusters: the dialogues that were resampled.
+    """
+    defined = drawn[np.isfinite(drawn)]
+    if clusters < 2 or defined.size < max(1, DEFINED * drawn.size):
+        return None, None
+    tail = (1 - expanded(confidence, clusters)) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def finite(value: float) -> float | None:
+    """The number, or None if it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def expanded(confidence: float, clusters: int) -> float:
@@ -114,7 +165,7 @@ def expanded(confidence: float, clusters: int) -> float:
 
 def signed_rank(differences: Floats) -> tuple[float | None, float | None]:
     """Wilcoxon's two-sided p and the rank-biserial correlation; None if nothing differs."""
-    moved = differences[differences != 0]
+    moved = differences[np.isfinite(differences) & (differences != 0)]
     if moved.size < 2:
         return None, None
     ranks = stats.rankdata(np.abs(moved))
@@ -129,13 +180,14 @@ def signed_rank(differences: Floats) -> tuple[float | None, float | None]:
             vectorized=True,
             n_resamples=2**ENUMERABLE,
         )
-        return float(exact.pvalue), effect
-    return float(stats.wilcoxon(moved).pvalue), effect
+        return finite(exact.pvalue), effect
+    return finite(stats.wilcoxon(moved).pvalue), effect
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment over the comparisons of one table; None stays None."""
-    known = [(p, place) for place, p in enumerate(p_values) if p is not None]
+    """Holm's step-down adjustment over the comparisons of one table; what is missing or not finite
+    is None and no comparison."""
+    known = [(p, place) for place, p in enumerate(p_values) if p is not None and math.isfinite(p)]
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
     for rank, (p, place) in enumerate(sorted(known)):

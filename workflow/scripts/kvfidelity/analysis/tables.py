@@ -8,13 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from kvfidelity.analysis import recall
 from kvfidelity.analysis.environments import environments
+from kvfidelity.analysis.finite import counted, missing_if_not_finite
 from kvfidelity.analysis.prediction import predictors
-from kvfidelity.analysis.statistics import Estimate, clustered_mean, holm
+from kvfidelity.analysis.statistics import (
+    Estimate,
+    Floats,
+    clustered_mean,
+    holm,
+    weighted_mean,
+)
 from kvfidelity.analysis.window import by_token_index
 from kvfidelity.errors import UserError
 from kvfidelity.grid import POSITIONS, runs
@@ -64,6 +70,7 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     environments: one row per distinct set of versions, hardware and code behind a model's runs.
     recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
         and depth, see `analysis.recall`. Both are empty where nothing was asked.
+    not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -72,23 +79,30 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
     logged = _scan(results / "generate", places, "turns.parquet")
     window = _read(by_token_index(logged))
     metrics = _read(_scan(results / "metrics", places, "metrics.parquet"))
-    turns = with_excess(_read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"))
-    evictions = _read(_scan(results / "generate", places, "evictions.parquet").drop(SLOTS))
     asked = _scan(results / "generate", places, "recall.parquet").with_columns(
         n_distractors=pl.col("distractors").list.len()
     )
-    questions = recall.questions(_read(asked.drop(recall.TEXTS)), turns)
     verdicts = [
         _read(_scan(results / "judge" / judge, places, "verdicts.parquet"))
         for judge in settings["judging"]
     ]
+    measured = {
+        "turns": _read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"),
+        "evictions": _read(_scan(results / "generate", places, "evictions.parquet").drop(SLOTS)),
+        "recall": _read(asked.drop(recall.TEXTS)),
+        "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
+    }
+    not_finite = counted(measured)
+    measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
+    turns = with_excess(measured["turns"])
+    questions = recall.questions(measured["recall"], turns)
     chosen = settings["report"]
     options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
     return {
         "turns": turns,
         "dialogues": dialogues(turns),
-        "evictions": _identified(evictions, turns),
-        "verdicts": _identified(pl.concat(verdicts), turns) if verdicts else pl.DataFrame(),
+        "evictions": _identified(measured["evictions"], turns),
+        "verdicts": _identified(measured["verdicts"], turns) if verdicts else pl.DataFrame(),
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, INTEGRITY, options),
@@ -99,6 +113,7 @@ def gather(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
+        "not_finite": not_finite,
     }
 
 
@@ -133,7 +148,9 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
         evictions=pl.col("evictions").sum(),
         cache_bytes_peak=pl.col("cache_bytes_peak").max(),
         prefill_overshoot_share=pl.col("prefill_overshoot_share").max(),
-        excess_nll=(pl.col("excess_nll").filter(late) * weight).sum() / weight.sum(),
+        excess_nll=pl.when(weight.sum() > 0).then(
+            (pl.col("excess_nll").filter(late) * weight).sum() / weight.sum()
+        ),
         out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
         **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
     )
@@ -148,7 +165,7 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         rows.append(
             dict(zip(CELL, map(str, key), strict=True))
             | asdict(estimate)
-            | {"kl_full": _weighted_mean(part["kl_full"], tokens)}
+            | {"kl_full": weighted_mean(_floats(part["kl_full"]), _floats(tokens))}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single(part["target_tokens"])}
             | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
             | {name: part[name].mean() for name in INTEGRITY}
@@ -203,7 +220,7 @@ def _difference(
 def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
     return clustered_mean(
         part.select(value).to_series().to_numpy(),
-        part["reference_tokens"].cast(pl.Float64).to_numpy(),
+        _floats(part["reference_tokens"]),
         part["dialogue"].to_numpy().astype(str),
         **options,
     )
@@ -253,11 +270,9 @@ def _identified(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
 
 
-def _weighted_mean(values: pl.Series, weights: pl.Series) -> float | None:
-    known = values.is_not_null()
-    if not known.any():
-        return None
-    return float(np.average(values.filter(known).to_numpy(), weights=weights.filter(known)))
+def _floats(column: pl.Series) -> Floats:
+    """As an array, NaN where a value is missing."""
+    return column.cast(pl.Float64).to_numpy()
 
 
 def _single(column: pl.Series) -> int | None:

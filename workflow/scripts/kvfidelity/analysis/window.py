@@ -13,6 +13,8 @@ REACH = 0.25
 def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
     """Mean NLL of reference tokens by their place in the conversation, per never evicted run.
 
+    Tokens whose NLL is not finite are left out; so are runs of a model without a trained window.
+
     Args:
         logged: turn rows with `reference_token_nll` (nats, one per reference token, the first being
             token index `tokens_seen_start + prompt_tokens`).
@@ -23,9 +25,11 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
     """
     keys = ["run", "model", "dataset", "dialogue", "seed", "trained_window"]
     count = pl.col("reference_token_nll").list.len().cast(pl.Int32)
-    never = logged.filter(pl.col("kind") == "baseline", count > 0).with_row_index("row")
+    window = pl.col("trained_window").is_not_null()
+    never = logged.filter(pl.col("kind") == "baseline", count > 0, window).with_row_index("row")
     first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
-    step = pl.col("trained_window") // BINS
+    step = (pl.col("trained_window") // BINS).clip(lower_bound=1)
+    nll = pl.col("nll").cast(pl.Float64)
     # Of each token only numbers: its turn's names are joined to the bins, which are few.
     bins = (
         never.select(
@@ -35,8 +39,10 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
             pl.col("reference_token_nll").alias("nll"),
         )
         .explode("index", "nll")
+        .with_columns(nll=pl.when(nll.is_finite()).then(nll))
         .group_by("row", start=pl.col("index") // pl.col("step") * pl.col("step"))
-        .agg(stop=pl.col("step").first(), nll=pl.col("nll").cast(pl.Float64).sum(), tokens=pl.len())
+        .agg(stop=pl.col("step").first(), nll=pl.col("nll").sum(), tokens=pl.col("nll").count())
+        .filter(pl.col("tokens") > 0)
     )
     return (
         bins.join(never.select("row", *keys), on="row")
@@ -67,17 +73,17 @@ def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
         "earlier": (pl.col("start") >= edge - 2 * reach) & (pl.col("start") < edge - reach),
     }
     weighted = pl.col("nll") * pl.col("tokens")
+    tokens = {name: pl.col("tokens").filter(inside).sum() for name, inside in parts.items()}
     sums = [
-        (weighted.filter(inside).sum() / pl.col("tokens").filter(inside).sum()).alias(name)
+        pl.when(tokens[name] > 0).then(weighted.filter(inside).sum() / tokens[name]).alias(name)
         for name, inside in parts.items()
     ]
-    counted = pl.col("tokens").filter(parts["past"]).sum().alias("reference_tokens")
-    further = pl.col("tokens").filter(parts["beyond"]).sum().alias("tokens_beyond")
+    counted = tokens["past"].alias("reference_tokens")
+    further = tokens["beyond"].alias("tokens_beyond")
     keys = ("run", "model", "dataset", "dialogue", "seed")
     runs = window.group_by(keys).agg(*sums, counted, further)
     return (
-        runs.with_columns(pl.col(*parts).fill_nan(None))
-        .with_columns(
+        runs.with_columns(
             nll_change_at_window=pl.col("past") - pl.col("last"),
             nll_change_beyond_window=pl.col("beyond") - pl.col("last"),
             nll_drift_inside=pl.col("last") - pl.col("earlier"),
