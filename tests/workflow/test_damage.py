@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
 
 from .project import Project, environment
 from .test_reruns import ENDS, WHOLE, jobs_of
 
 RUN = "tiny/own/random/stale/small/0/000"
+
+#: What `write_parquet` notes by itself.
+OURS = ("kind", "schema_version", "digest")
 
 
 def verify(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,3 +72,54 @@ def test_what_was_made_of_a_run_costs_no_model_time(
     truncate(project.folder / "results" / file)
     assert verify(project, "--remove").stdout.startswith(f"damaged: results/{file}")
     assert project.planned() == jobs
+
+
+def test_what_another_configuration_made_is_stale_and_moved_aside(project: Project) -> None:
+    project.configure({"policies": {"streaming": {"kind": "streaming_llm", "sinks": 64}}})
+    done = verify(project)
+    assert done.returncode == 1
+    turns = "results/generate/tiny/own/streaming/stale/small/0/000/turns.parquet"
+    reason = "it was made with sinks 4, this configuration says 64"
+    assert f"stale: {turns}: {reason}" in done.stdout
+    # Three artifacts of two runs, and the table that is made of all of them.
+    assert ", 0 wrong, 7 stale" in done.stdout
+    assert verify(project, "--remove").returncode == 0
+    runs = {f"tiny/own/streaming/{mode}/small/0/000" for mode in ("stale", "rerotated")}
+    assert project.planned("--rerun-triggers", "mtime") >= jobs_of(runs, "generate") | ENDS
+
+
+def test_a_second_configuration_file_is_read_as_snakemake_reads_it(project: Project) -> None:
+    more = project.folder / "more.yaml"
+    more.write_text("policies: {streaming: {sinks: 64}}")
+    assert "this configuration says 64" in verify(project, "--configfile", str(more)).stdout
+    more.write_text("policies: [")
+    done = verify(project, "--configfile", str(more))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {more} cannot be read as YAML")
+
+
+def test_another_version_of_a_package_is_named(project: Project) -> None:
+    file = project.folder / f"results/generate/{RUN}/turns.parquet"
+    notes = {key: value for key, value in read_metadata(file).items() if key not in OURS}
+    frame = read_parquet(file, kind="turns")
+    write_parquet(frame, file, kind="turns", metadata=notes | {"version.torch": "1.13.1"})
+    done = verify(project)
+    assert done.returncode == 0, "it is no damage"
+    here = importlib.metadata.version("torch")
+    assert f"note: 1 artifacts were made with torch 1.13.1; here it is {here}" in done.stdout
+    (project.folder / "results/tables/turns.parquet").unlink()
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (project.folder / "results/report.html").read_text()
+    assert "the runs of tiny were made in more than one environment" in page
+    assert "torch 1.13.1" in page
+
+
+def test_a_removed_pool_is_named(project: Project) -> None:
+    pool = project.folder / "results/dialogues/tiny/own/pool.parquet"
+    pool.unlink()
+    assert project.planned() == set(), "Snakemake's rule: its consumers are finished"
+    done = verify(project)
+    assert done.returncode == 1
+    assert "missing: results/dialogues/tiny/own/pool.parquet: runs were made from it" in done.stdout
+    assert ", 0 wrong, 0 stale, 1 missing" in done.stdout

@@ -2,38 +2,53 @@
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
+
+DEFAULT = Path("config/config.yaml")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="?", default=Path("results"), type=Path)
     parser.add_argument(
+        "--configfile",
+        nargs="*",
+        default=[],
+        type=Path,
+        help=f"as given to Snakemake; merged into {DEFAULT} where that exists",
+    )
+    parser.add_argument(
         "--remove",
         action="store_true",
-        help="move what is found to RESULTS.removed/TIME, except for what is only stale",
+        help="move what is found to RESULTS.removed/TIME, so that the next run makes it",
     )
     parser.add_argument(
         "--force", action="store_true", help="with --remove: however many files look damaged"
     )
     options = parser.parse_args()
     from kvfidelity.aside import MOVED, move_aside
-    from kvfidelity.verify import verify
+    from kvfidelity.settings import read_settings
+    from kvfidelity.verify import State, other_versions, verify
 
-    count, found = verify(options.results)
+    files = [*([DEFAULT] if DEFAULT.is_file() else []), *options.configfile]
+    count, found = verify(options.results, read_settings(files) if files else None)
     for finding in found:
         print(finding)
-    wrong = sum(finding.state in MOVED for finding in found)
-    print(f"{count} files, {wrong} wrong, {len(found) - wrong} stale")
-    if wrong and options.remove:
+    for (package, made, here), artifacts in sorted(other_versions(options.results).items()):
+        print(f"note: {artifacts} artifacts were made with {package} {made}; here it is {here}")
+    counts = Counter(finding.state for finding in found)
+    kept = {State.STALE, State.MISSING}
+    wrong = sum(number for state, number in counts.items() if state not in kept)
+    print(f"{count} files, {wrong} wrong, {counts[State.STALE]} stale", end="")
+    print(f", {counts[State.MISSING]} missing" if counts[State.MISSING] else "")
+    if any(counts[state] for state in MOVED) and options.remove:
         moved, folder = move_aside(found, options.results, files=count, force=options.force)
         print(f"moved {moved} files to {folder}; make run writes those that are missing")
     elif found and not options.remove:
-        print(
-            "remedy: make verify ARGS=--remove moves what is wrong aside; make run writes it again"
-        )
+        print("remedy: make verify ARGS=--remove moves these aside; make run writes them again")
     sys.exit(1 if found and not options.remove else 0)
 
 

@@ -12,8 +12,8 @@ import polars as pl
 from kvfidelity.errors import UserError
 from kvfidelity.verify import Finding, State
 
-#: A stale file can be read, and the workflow writes it again if the configuration names it.
-MOVED = frozenset(State) - {State.STALE}
+#: What is missing is made by Snakemake when asked for.
+MOVED = frozenset(State) - {State.MISSING}
 #: Of these few are expected. Many mean that the reader is wrong, not the files.
 SUSPECT = frozenset({State.DAMAGED, State.MISPLACED})
 #: How many of them are moved without `force`: a share of all files, but always a handful.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,31 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
     _check_judges(settings, where)
     _check_grid(settings, where)
     return settings
+
+
+def read_settings(files: Sequence[Path]) -> dict[str, Any]:
+    """Configuration files merged in order, as Snakemake merges them, and checked.
+
+    Raises:
+        UserError: a file cannot be read, or what is wrong with the configuration.
+    """
+    config: dict[str, Any] = {}
+    for file in files:
+        try:
+            read = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file} cannot be read as YAML: {reason}") from None
+        config = _merged(config, read or {})
+    return load_settings(config, " + ".join(map(str, files)))
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else value
+    return out
 
 
 @cache

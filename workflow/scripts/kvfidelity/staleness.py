@@ -106,7 +106,7 @@ class Expectations:
             }
         # Merged runs may be older than this code; they agree with each other.
         self._any_code = bool(settings["merge"])
-        self._digests: dict[Path, str] = {}
+        self._digests: dict[Path, str | None] = {}
 
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
@@ -139,12 +139,11 @@ class Expectations:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
-                if note_of_all(self.inputs_of_tables())["inputs"] != notes["inputs"]:
+                if self._digest_of_all() not in (digest, None):
                     return "it was made from other artifacts"
                 continue
             file = self._input(name, stage, place)
-            # What is not at hand, such as weights, cannot be compared.
-            if file is not None and file.is_file() and self._digest(file) != digest:
+            if file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
         return None
 
@@ -209,10 +208,21 @@ class Expectations:
             case _:
                 return None
 
-    def _digest(self, file: Path) -> str:
+    def _digest(self, file: Path) -> str | None:
+        """None for what is not at hand, such as weights, or damaged: it cannot be compared."""
         if file not in self._digests:
-            self._digests[file] = input_digest(file)
+            try:
+                self._digests[file] = input_digest(file)
+            except (UserError, OSError):
+                self._digests[file] = None
         return self._digests[file]
+
+    def _digest_of_all(self) -> str | None:
+        try:
+            note: dict[str, str] = json.loads(note_of_all(self.inputs_of_tables())["inputs"])
+        except UserError:
+            return None
+        return note[ALL]
 
     def _scoring_judges(self) -> list[str]:
         chosen = self._settings["judging"]

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from kvfidelity.artifacts import digest, read_metadata, read_parquet
 from kvfidelity.errors import UserError
 from kvfidelity.fingerprint import stage_fingerprint
+from kvfidelity.grid import cells
 from kvfidelity.schema_version import SCHEMA_VERSION
+from kvfidelity.staleness import Expectations
 
-#: Kinds whose files are not named after them; a stage that has no line is not fingerprinted.
+#: Kinds whose files are not named after them.
 KINDS = {"pool": "dialogues"}
-STAGES = dict.fromkeys(("turns", "evictions", "recall", "likelihood"), "generate")
+#: By folder, the stage whose code made what is in it; what has no line is not compared.
+STAGES = {
+    "dialogues": "dialogues",
+    "generate": "generate",
+    "metrics": "measure",
+    "judge": "judge",
+    "comparisons": "judge",
+}
+VERSION = "version."
 TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 PLACE = ("model", "dataset", "policy", "positions", "threshold", "seed")
 
@@ -34,7 +50,9 @@ class State(StrEnum):
     OUTDATED = "outdated"
     """Of an older schema version: this code cannot read it."""
     STALE = "stale"
-    """Written by other code; the workflow writes it again if the configuration names it."""
+    """Not what this configuration and this code would make."""
+    MISSING = "missing"
+    """Made from by others that are there, so that Snakemake does not make it again by itself."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +67,12 @@ class Finding:
         return f"{self.state}: {self.path}: {self.reason}"
 
 
-def verify(results: Path) -> tuple[int, list[Finding]]:
+def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[int, list[Finding]]:
     """Check every artifact below a folder.
+
+    Args:
+        settings: a checked configuration; artifacts of its grid are compared with what it would
+            make. Without it only their code is.
 
     The digest covers all columns but timings: a changed timing is found only if Parquet itself
     cannot read it.
@@ -64,10 +86,50 @@ def verify(results: Path) -> tuple[int, list[Finding]]:
     if not results.is_dir():
         raise UserError(f"{results} is no folder: name the one that the workflow wrote")
     files = sorted(path for path in results.rglob("*") if path.is_file())
-    return len(files), [finding for path in files for finding in _look(path, results)]
+    expected = Expectations(settings, results) if settings else None
+    found = [finding for path in files for finding in _look(path, results, expected)]
+    return len(files), [*found, *_missing(settings, results)]
 
 
-def _look(path: Path, results: Path) -> Iterator[Finding]:
+def other_versions(results: Path) -> Counter[tuple[str, str, str]]:
+    """How many artifacts were made with another version of a package than is installed.
+
+    Returns:
+        Counts by (package, version it was made with, installed version).
+    """
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for path in sorted((results / "generate").rglob("*.parquet")):
+        with contextlib.suppress(UserError):  # damaged: named by `verify`
+            notes = read_metadata(path)
+            for note in (note for note in notes if note.startswith(VERSION)):
+                package = note.removeprefix(VERSION)
+                if notes[note] != (here := _installed(package)):
+                    counts[package, notes[note], here] += 1
+    return counts
+
+
+@cache
+def _installed(package: str) -> str:
+    if package == "python":
+        return platform.python_version()
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _missing(settings: Mapping[str, Any] | None, results: Path) -> Iterator[Finding]:
+    """Dialogues of runs that are there."""
+    if settings is None or settings["merge"]:
+        return
+    for model, dataset in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        pool = results / "dialogues" / model / dataset / "pool.parquet"
+        if not pool.is_file() and any((results / "generate" / model / dataset).rglob("*.parquet")):
+            reason = f"runs were made from it; `snakemake {pool}` makes it again"
+            yield Finding(pool, State.MISSING, reason)
+
+
+def _look(path: Path, results: Path, expected: Expectations | None) -> Iterator[Finding]:
     if temporary := TEMPORARY.fullmatch(path.name):
         if not _runs(int(temporary[1])):
             yield Finding(path, State.LEFT_OVER, "its writer ended before it was complete")
@@ -78,12 +140,12 @@ def _look(path: Path, results: Path) -> Iterator[Finding]:
             yield Finding(path, State.DAMAGED, str(error))
     elif path.suffix == ".parquet":
         try:
-            yield from _look_into(path, results)
+            yield from _look_into(path, results, expected)
         except UserError as error:
             yield Finding(path, State.DAMAGED, str(error).removeprefix(f"{path} is damaged "))
 
 
-def _look_into(path: Path, results: Path) -> Iterator[Finding]:
+def _look_into(path: Path, results: Path, expected: Expectations | None) -> Iterator[Finding]:
     notes = read_metadata(path)
     kind = KINDS.get(path.stem, path.stem)
     if "digest" not in notes:
@@ -98,9 +160,11 @@ def _look_into(path: Path, results: Path) -> Iterator[Finding]:
     if digest(read_parquet(path, kind=kind)) != notes["digest"]:
         yield Finding(path, State.DAMAGED, "its content is not what its digest says")
         return
-    stage = STAGES.get(kind) if "code" in notes else None
-    if stage and notes["code"] != stage_fingerprint(stage):
-        yield Finding(path, State.STALE, f"written by other code of stage {stage}")
+    stage = STAGES.get(path.relative_to(results).parts[0])
+    if stage and "code" in notes and notes["code"] != stage_fingerprint(stage):
+        yield Finding(path, State.STALE, f"it was made by other code of stage {stage}")
+    elif expected and (reason := expected.stale(path)):
+        yield Finding(path, State.STALE, reason)
     if "spec" in notes:
         spec = json.loads(notes["spec"])
         meant = tuple(str(spec[name]) for name in PLACE)
@@ -109,9 +173,9 @@ def _look_into(path: Path, results: Path) -> Iterator[Finding]:
             yield Finding(path, State.MISPLACED, f"is the run {'/'.join(meant)}")
 
 
-def _other_version(path: Path, version: str) -> Finding:
-    reason = f"schema version {version}, this code writes {SCHEMA_VERSION}"
-    if version.isdigit() and int(version) > SCHEMA_VERSION:
+def _other_version(path: Path, written: str) -> Finding:
+    reason = f"schema version {written}, this code writes {SCHEMA_VERSION}"
+    if written.isdigit() and int(written) > SCHEMA_VERSION:
         return Finding(path, State.STALE, f"{reason}: read it with the newer code")
     return Finding(path, State.OUTDATED, reason)
 
