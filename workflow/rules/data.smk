@@ -22,6 +22,10 @@ rule extract_dialogues:
         "logs/extract_dialogues/{model}/{dataset}.log",
     conda:
         "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(60),
+        mem_mb=by_attempt(8000),
     params:
         spec=selection_spec,
     shell:
@@ -43,6 +47,9 @@ rule lengths:
         "logs/lengths/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
     params:
         code=stage_fingerprint("lengths"),
     shell:

@@ -7,6 +7,9 @@ rule plant:
         "logs/plant/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
     params:
         spec=as_json(SETTINGS["reliability"], "plant"),
     shell:
@@ -103,6 +106,8 @@ rule appraise:
         "logs/appraise.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=grid_settings(),
         code=stage_fingerprint("appraise"),

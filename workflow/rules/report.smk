@@ -36,6 +36,8 @@ rule aggregate:
         "logs/aggregate.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(table_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("aggregate"),
@@ -63,6 +65,8 @@ rule claims:
         "logs/claims.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_fingerprint("claims"),
@@ -140,6 +144,8 @@ rule figures:
         "logs/figures.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         code=stage_fingerprint("report"),
     shell:
@@ -164,6 +170,8 @@ rule report:
         "logs/report.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("report"),
