@@ -8,9 +8,15 @@ min_version("9.20")
 configfile: "config/config.yaml"
 
 
-# A machine's GPUs are counted in each job of a scheduler, not over all of them.
+# Counted in each job of a scheduler, not over all of them: a machine's GPUs, and `serial`. On a
+# scheduler, each rule that is in a group takes one `serial`, and there is one. So a group's jobs run
+# one after another, and the group asks for its largest member, not for the sum.
 resource_scopes:
     gpu="local",
+    serial="local",
+
+
+workflow.global_resources.setdefault("serial", 1)
 
 
 include: "workflow/rules/common.smk"

@@ -1,4 +1,4 @@
-"""A Slurm of one node with two stand-in GPUs, from Debian's packages, gone when it is closed."""
+"""A Slurm of four nodes on one machine, each with a stand-in GPU; gone when it is closed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
-#: What the controller runs and the node offers; the machine itself may have less.
+NODES = ("node1", "node2", "node3", "node4")
+#: What the controller runs and a node offers; the machine itself may have less. Finished jobs are
+#: remembered for as long as a test may take. A node that does not answer is given up after half a
+#: minute.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmctldPort={port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock
+AuthInfo=socket={folder}/munge.sock,cred_expire=10
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -42,9 +44,14 @@ SchedulerParameters=sched_min_interval=500000,batch_sched_delay=0
 GresTypes=gpu
 ReturnToService=2
 KillWait=2
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=64000 Gres=gpu:2
-PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP
+SlurmdTimeout=20
+MinJobAge=3600
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = (
+    "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=64000 "
+    "Gres=gpu:1\n"
+)
 
 
 def missing() -> str | None:
@@ -65,6 +72,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
 
     def ask(self, *command: str) -> str:
@@ -98,9 +106,10 @@ def cluster() -> Iterator[Cluster]:
     daemons = [_munged(folder)]
     try:
         _until(lambda: (folder / "munge.sock").is_socket(), "munged does not listen", made)
-        for name, *command in (("slurmctld", "-D"), ("slurmd", "-D", "-N", "node")):
-            daemons.append(_start(folder, name, name, *command, **made.environment))
-        _until(lambda: _idle(made), "the node does not come up", made)
+        daemons.append(_start(folder, "slurmctld", "slurmctld", "-D", **made.environment))
+        for node in NODES:
+            made.nodes[node] = _start(folder, node, "slurmd", "-D", "-N", node, **made.environment)
+        _until(lambda: _idle(made), "the nodes do not come up", made)
         yield made
     finally:
         with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
@@ -118,14 +127,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 def _configure(folder: Path) -> None:
-    for name in ("state", "spool", "bin"):
-        (folder / name).mkdir()
+    for name in ("state", "bin", *(f"spool/{node}" for node in NODES)):
+        (folder / name).mkdir(parents=True)
     host = socket.gethostname().split(".")[0]
-    text = CONFIG.format(folder=folder, host=host, ports=_free_ports(2))
+    first, *others = _free_ports(1 + len(NODES))
+    text = CONFIG.format(folder=folder, host=host, port=first)
+    for node, port in zip(NODES, others, strict=True):
+        text += NODE.format(node=node, host=host, port=port)
     (folder / "slurm.conf").write_text(text)
-    for number in range(2):  # each like /dev/null
-        os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    (folder / "gres.conf").write_text(f"NodeName=node Name=gpu File={folder}/gpu[0-1]\n")
+    os.mknod(folder / "gpu", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # like /dev/null
+    lines = [f"NodeName={node} Name=gpu File={folder}/gpu\n" for node in NODES]
+    (folder / "gres.conf").write_text("".join(lines))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     # Snakemake's plugin takes SLURM_CONF out of what it gives to srun: a real cluster has its
     # configuration where Slurm looks by itself.
@@ -157,7 +169,7 @@ def _start(folder: Path, name: str, *command: str, **environment: str) -> subpro
 
 def _idle(made: Cluster) -> bool:
     try:
-        return made.ask("sinfo", "--noheader", "-o", "%T") == "idle"
+        return made.ask("sinfo", "--noheader", "-o", "%D %T") == f"{len(NODES)} idle"
     except subprocess.CalledProcessError:
         return False
 

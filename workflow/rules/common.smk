@@ -232,6 +232,20 @@ def refuse_lanes_on_a_scheduler():
         )
 
 
+def one_on_a_scheduler(wildcards):
+    """Of the resource `serial`: a group's jobs run one after another there."""
+    return int(workflow.non_local_exec)
+
+
+def by_attempt(amount):
+    """Minutes or MB of a job; more if it is tried again, for they may have run short."""
+
+    def asked(wildcards, attempt):
+        return amount * attempt
+
+    return asked
+
+
 def generate_minutes(wildcards, attempt, rulename):
     return generate_demand(wildcards, rulename).times(attempt).minutes
 

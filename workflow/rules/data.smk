@@ -28,6 +28,10 @@ rule extract_dialogues:
         "logs/extract_dialogues/{model}/{dataset}.log",
     conda:
         "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(60),
+        mem_mb=by_attempt(8000),
     params:
         spec=selection_spec,
     shell:
@@ -50,6 +54,9 @@ rule lengths:
         "logs/lengths/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
     params:
         code=stage_fingerprint("lengths"),
     shell:

@@ -21,6 +21,10 @@ rule generate:
         lanes=str(SETTINGS["session"]["lanes"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
         prefix_disk=SETTINGS["session"]["prefix_disk"],
+        serial=one_on_a_scheduler,
+        # No MPI. Where this is set at all, Slurm's plugin starts a group's runs in the job itself;
+        # otherwise each is a step of Slurm's, and the worker that has loaded the model ends with it.
+        mpi=0,
     params:
         spec=generation_spec,
         dtype=generation_dtype,

@@ -7,6 +7,11 @@ rule measure:
         f"logs/measure/{RUN}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        # It takes seconds and less than 1 GB.
+        runtime=by_attempt(3),
+        mem_mb=by_attempt(2000),
     params:
         code=stage_fingerprint("measure"),
     shell:

@@ -7,6 +7,9 @@ rule plant:
         "logs/plant/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
     params:
         spec=as_parameters(SETTINGS["reliability"], "plant"),
     shell:
@@ -104,6 +107,8 @@ rule appraise:
         "logs/appraise.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("appraise"),

@@ -37,6 +37,8 @@ rule aggregate:
         "logs/aggregate.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=table_parameters,
         code=stage_fingerprint("aggregate"),
@@ -64,6 +66,8 @@ rule claims:
         "logs/claims.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_fingerprint("claims"),
@@ -141,6 +145,8 @@ rule figures:
         "logs/figures.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         code=stage_fingerprint("report"),
     shell:
@@ -165,6 +171,8 @@ rule report:
         "logs/report.log",
     conda:
         "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_fingerprint("report"),
