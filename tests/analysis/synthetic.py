@@ -23,6 +23,14 @@ from kvfidelity.staleness import RUN, notes_of
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
+#: Columns that are known of a turn before it is run.
+NOT_MEASURED = (
+    *("model", "model_revision", "dataset", "dialogue", "dialogue_id", "policy", "kind"),
+    *("parameters", "positions", "threshold", "trigger", "threshold_tokens", "target_tokens"),
+    *("seed", "replies", "turn", "turns_total", "shared_prefix", "scores_collected"),
+    *("prompt", "reference"),
+)
+
 #: Nats per token by (kind, positions); what is not named costs nothing.
 Effects = Mapping[tuple[str, str], float]
 
@@ -63,6 +71,7 @@ def write(
     noise: float = 0.2,
     seed: int = 0,
     probes: int = 0,
+    memory_for: int | None = None,
 ) -> None:
     """Every artifact of a configuration below `results`.
 
@@ -71,6 +80,7 @@ def write(
         edge: what a token past the trained window costs the never evicted run.
         noise: standard deviation of a turn's own excess; a dialogue's level has half of it.
         probes: questions at each depth, asked after the last turn; see `recall_rows`.
+        memory_for: turns of a run without an eviction before memory runs out; None for all.
     """
     for place in runs(chosen):
         model, dataset, policy, positions, threshold, number, dialogue = place.split("/")
@@ -78,6 +88,7 @@ def write(
         rng = np.random.default_rng([seed, int(dialogue), len(policy), len(positions)])
         cost = effects.get((kind, positions), 0.0)
         frame = turn_rows(kind, cost, turns, edge, noise, rng, np.random.default_rng(int(dialogue)))
+        frame = with_dialogue(frame, int(dialogue))
         identity = {
             "model": model,
             "model_revision": "synthetic",
@@ -92,11 +103,15 @@ def write(
         }
         frame = frame.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
         frame = frame.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+        evicted = frame["evictions"].cum_sum() > 0
+        if memory_for is not None and not evicted.head(memory_for + 1).any():
+            frame = cut_short(frame, memory_for)
         cell = dict(zip(RUN, place.split("/"), strict=True))
         notes = notes_of("generate") | {"version.python": "none: synthetic", "dtype": "float32"}
         notes["spec"] = json.dumps(run_spec(chosen, results, **cell))
         made = {"turns": frame, "evictions": eviction_rows(frame)}
-        made["recall"] = recall_rows(frame, probes)
+        cut = frame["finish_reason"][-1] == "out_of_memory"
+        made["recall"] = recall_rows(frame, 0 if cut else probes)
         for name, rows in made.items():
             file = results / "generate" / place / f"{name}.parquet"
             write_parquet(rows, file, kind=name, metadata=notes)
@@ -147,7 +162,7 @@ def turn_rows(
                 "replies": "reference",
                 "turn": turn,
                 "turns_total": turns,
-                "shared_prefix": not evicted,
+                "shared_prefix": not never and not evicted,
                 "scores_collected": True,
                 "prompt_tokens": PROMPT,
                 "reply_tokens": REPLY,
@@ -201,6 +216,26 @@ def turn_rows(
             }
         )
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def with_dialogue(turns: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Measures that do not vary as resampling would like: `collisions` is the same in all turns of
+    a dialogue, `order_inversions` is above 0 in the first dialogue only."""
+    evicted = pl.col("evictions").cum_sum() > 0
+    return turns.with_columns(
+        collisions=pl.when(evicted).then(float(number)).otherwise(0.0),
+        order_inversions=pl.when(evicted & (number == 0)).then(pl.col("turn") % 3).otherwise(0.0),
+    )
+
+
+def cut_short(turns: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The first turns, and one for which memory ran out: what was not measured is missing."""
+    measured = [name for name in turns.columns if name not in NOT_MEASURED]
+    failed = turns.slice(count, 1).with_columns(
+        pl.lit(None, turns.schema[name]).alias(name) for name in measured
+    )
+    failed = failed.with_columns(finish_reason=pl.lit("out_of_memory"))
+    return pl.concat([turns.head(count), failed.select(turns.columns)])
 
 
 def prompt(turn: int) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from kvfidelity.analysis.prediction import predictors, rank_correlation
+from hypothesis import given
+from hypothesis import strategies as st
+from kvfidelity.analysis.finite import not_finite
+from kvfidelity.analysis.prediction import draw_correlations, predictors, rank_correlation
 from scipy import stats
 
 OPTIONS = {"confidence": 0.95, "resamples": 500, "seed": 0}
@@ -80,3 +83,80 @@ def test_how_far_a_measure_is_behind_the_best() -> None:
 def test_what_does_not_vary_has_none() -> None:
     names = np.array(["a", "a", "b", "b"])
     assert rank_correlation(np.ones(4), np.arange(4.0), names, **OPTIONS) is None
+
+
+COLUMNS = st.sampled_from([0.0, 1.0, 2.0]) | st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.lists(st.tuples(COLUMNS, COLUMNS, st.sampled_from(["a", "b", "c"])), max_size=20)
+
+
+@given(ROWS)
+def test_no_correlation_of_finite_columns_is_not_finite(
+    rows: list[tuple[float, float, str]],
+) -> None:
+    one, other = (np.array([row[place] for row in rows]) for place in (0, 1))
+    names = np.array([row[2] for row in rows], dtype=str)
+    found = rank_correlation(one, other, names, **OPTIONS | {"resamples": 50})
+    undefined = len(rows) < 3 or len(set(one)) == 1 or len(set(other)) == 1
+    assert (found is None) == undefined
+    if found is not None:
+        ends = [found[name] for name in ("correlation", "low", "high") if found[name] is not None]
+        assert all(-1 - 1e-9 <= end <= 1 + 1e-9 for end in ends)  # type: ignore[operator]
+        assert (found["low"] is None) == (found["high"] is None)
+        assert found["low"] is None or len(set(names)) > 1
+
+
+@given(ROWS)
+def test_no_predictor_of_finite_turns_is_not_finite(rows: list[tuple[float, float, str]]) -> None:
+    turns = pl.DataFrame(
+        {
+            "dialogue": [row[2] for row in rows],
+            "excess_nll": [row[0] for row in rows],
+            "one": [row[1] for row in rows],
+            "other": [float(row[2] == "a") for row in rows],
+            "constant": [1.0 for _ in rows],
+            "missing": [None for _ in rows],
+        },
+        {"dialogue": pl.String}
+        | dict.fromkeys(("excess_nll", "one", "other", "constant", "missing"), pl.Float64),
+    ).with_columns(model=pl.lit("m"), dataset=pl.lit("d"), after_eviction=True, inside_window=True)
+    metrics = ("one", "other", "constant", "missing")
+    found = predictors(turns, metrics, OPTIONS | {"resamples": 50})
+    assert not_finite(found) == []
+    assert not set(found["metric"]) & {"constant", "missing"}
+
+
+def test_a_column_that_varies_in_one_dialogue_alone_has_no_interval() -> None:
+    """More than a third of the resamples leave that dialogue out: there it does not vary."""
+    rng = np.random.default_rng(7)
+    _, loss, names = planted(rng, 6)
+    alone = np.where(names == "000", rng.normal(0, 1, names.size), 0.0)
+    found = rank_correlation(alone, loss, names, **OPTIONS)
+    assert found is not None
+    assert (found["low"], found["high"], found["n_dialogues"]) == (None, None, 6)
+
+
+@pytest.mark.parametrize(("dialogues", "known"), [(2, False), (3, False), (4, True), (6, True)])
+def test_columns_that_are_constant_within_a_dialogue(dialogues: int, known: bool) -> None:
+    """A resample of one dialogue alone leaves them undefined: one in 9 of three dialogues, one in
+    64 of four. A variance of 0 is not mistaken for a small one because of rounding."""
+    names = np.repeat([f"{n:03d}" for n in range(dialogues)], 7)
+    level = np.repeat(np.arange(dialogues) / 3, 7)
+    rng = np.random.default_rng(0)
+    found = rank_correlation(level, rng.normal(0, 1, level.size), names, **OPTIONS)
+    assert found is not None
+    assert (found["low"] is not None) == known
+    drawn = draw_correlations(level, level * 2, names, resamples=500, seed=0)
+    assert drawn is not None
+    defined = drawn.drawn[np.isfinite(drawn.drawn)]
+    assert defined == pytest.approx(np.ones(defined.size))
+    assert 1 - defined.size / 500 == pytest.approx(dialogues ** (1 - dialogues), abs=0.08)
+
+
+def test_turns_with_a_missing_value_are_not_counted() -> None:
+    one, other, names = planted(np.random.default_rng(0), 10)
+    gaps = np.where(np.arange(one.size) % 5 == 0, np.nan, one)
+    found = rank_correlation(gaps, other, names, **OPTIONS)
+    kept = np.isfinite(gaps)
+    assert found == rank_correlation(one[kept], other[kept], names[kept], **OPTIONS)
+    assert found is not None
+    assert found["n_turns"] == kept.sum() == 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import jinja2
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kvfidelity.analysis import page
 from kvfidelity.analysis.reliability import (
     auc,
@@ -67,6 +70,33 @@ def test_the_interval_resamples_dialogues_and_not_replies() -> None:
     forty = auc(scores(good * 10, names * 10), scores(bad * 10, names * 10), OPTIONS)
     assert (four["low"], four["high"]) == pytest.approx((forty["low"], forty["high"]))
     assert four["n_dialogues"] == forty["n_dialogues"] == 4
+
+
+VERDICTS = st.lists(
+    st.tuples(st.integers(1, 10), st.integers(1, 10), st.sampled_from("abc")),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(VERDICTS, VERDICTS)
+def test_no_statistic_of_verdicts_is_not_finite(
+    good: list[tuple[int, int, str]], bad: list[tuple[int, int, str]]
+) -> None:
+    frames = [scores([row[0] for row in rows], [row[2] for row in rows]) for rows in (good, bad)]
+    other = pl.Series("other", [row[1] for row in good])
+    options = OPTIONS | {"resamples": 30}
+    for found in (auc(*frames, options), kappa(frames[0].with_columns(other), options)):
+        known = [found[name] for name in ("value", "low", "high") if found[name] is not None]
+        assert all(math.isfinite(number) for number in known)
+        assert (found["low"] is None) == (found["high"] is None)
+        assert found["low"] is None or (found["value"] is not None and found["n_dialogues"] > 1)
+
+
+def test_replies_of_one_dialogue_each_have_no_interval() -> None:
+    """Good replies of one dialogue, bad ones of the other: half of the resamples lack one kind."""
+    found = auc(scores([9, 8], ["a", "a"]), scores([1, 2], ["b", "b"]), OPTIONS)
+    assert (found["value"], found["low"], found["high"]) == (1, None, None)
 
 
 def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFrame:

@@ -33,6 +33,7 @@ rule aggregate:
         environments=multiext("results/tables/environments", ".parquet", ".csv"),
         recall="results/tables/recall.parquet",
         recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
+        not_finite=multiext("results/tables/not_finite", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
     conda:

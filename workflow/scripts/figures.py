@@ -11,30 +11,12 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis import course, figures, tradeoffs
-    from kvfidelity.analysis.recall_figure import recall_figure
+    from kvfidelity.analysis.charts import TABLES, charts
     from kvfidelity.analysis.theme import save
     from kvfidelity.artifacts import read_parquet
 
-    def table(name: str):
-        return read_parquet(options.tables / f"{name}.parquet", kind=name)
-
-    turns, policies = table("turns"), table("policies")
-    charts = {
-        "excess": figures.excess(policies),
-        "heat_map": tradeoffs.heat_map(policies),
-        "by_turn": figures.by_turn(turns),
-        "recall": recall_figure(table("recall_by_depth")),
-        "foretelling": tradeoffs.foretelling(table("predictors")),
-        "distortion": tradeoffs.distortion(turns, table("predictors")),
-        "through_window": course.through_window(table("window")),
-        "cache_size": figures.cache_size(turns),
-        "retention": figures.retention(turns, table("evictions")),
-        "inside_turns": course.inside_turns(turns),
-        "pareto": tradeoffs.pareto(policies),
-        "latency": course.latency(turns),
-    }
-    for name, chart in charts.items():
+    tables = {name: read_parquet(options.tables / f"{name}.parquet", kind=name) for name in TABLES}
+    for name, chart in charts(tables).items():
         save(chart, options.out, name)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from kvfidelity.analysis.figures import WIDTH, counted, first_dialogue, whole
+from kvfidelity.analysis.figures import NO_EVICTION, WIDTH, counted, first_dialogue, nothing, whole
 
 MOMENTS = {
     "start": "cache_bytes_start",
@@ -23,9 +23,11 @@ SECONDS = {
 }
 
 
-def through_window(window: pl.DataFrame) -> alt.LayerChart:
+def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
     """NLL of never evicted replies by token index, mean over dialogues with 95% t-intervals; a
     dashed line where the trained window ends, if a dialogue gets there."""
+    if window.is_empty():
+        return nothing("no reference reply was scored with nothing evicted")
     keys = ["model", "trained_window", "start", "stop"]
     data = window.group_by(keys).agg(
         mean=pl.col("nll").mean(), spread=pl.col("nll").std(), n=pl.len()
@@ -53,12 +55,15 @@ def through_window(window: pl.DataFrame) -> alt.LayerChart:
     return alt.layer(*layers).properties(width=WIDTH, height=200)
 
 
-def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
+def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
     """Cache bytes at four moments of each turn, one dialogue: what prefill adds.
 
     The first position mode stands for all, for they hold as many bytes.
     """
-    first, title = first_dialogue(turns.filter(pl.col("kind") != "baseline"))
+    managed = turns.filter(pl.col("kind") != "baseline", pl.col("cache_bytes_end").is_not_null())
+    if managed.is_empty():
+        return nothing(NO_EVICTION)
+    first, title = first_dialogue(managed)
     chosen = first.filter(
         pl.col("positions") == pl.col("positions").min().over("policy"),
         pl.col("threshold") == pl.col("threshold").min(),
@@ -94,7 +99,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.LayerChart:
     return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2, title=title)
 
 
-def latency(turns: pl.DataFrame) -> alt.FacetChart:
+def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
     """Mean seconds of each part of a turn with 95% t-intervals over turns, each on its own axis.
 
     Turns computed once for all policies, and those decoded together with others, are left out;
@@ -115,6 +120,8 @@ def latency(turns: pl.DataFrame) -> alt.FacetChart:
         )
         for part, column in SECONDS.items()
     ).filter(pl.col("n") > 0)
+    if data.is_empty():
+        return nothing("no turn was computed for one policy alone")
     n = data["n"].to_numpy().astype(float)
     half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
     data = data.with_columns(low=(pl.col("mean") - half).clip(0), high=pl.col("mean") + half)

@@ -28,8 +28,21 @@ RETENTION = {
 }
 
 
-def excess(policies: pl.DataFrame) -> alt.Chart:
+NO_EVICTION = "no policy that evicts came to the end of a turn"
+NO_LOSS = "no reference reply was scored after an eviction inside the trained window"
+
+
+def nothing(why: str) -> alt.Chart:
+    """What stands in a figure's place where there is nothing to draw: the reason, as one line."""
+    line = alt.Chart(alt.InlineData(values=[{"why": f"Nothing to draw: {why}."}]))
+    text = line.mark_text(align="left", fontSize=13, fontStyle="italic")
+    return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)
+
+
+def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL by policy and position mode with intervals, on a symmetric log axis."""
+    if policies.is_empty():
+        return nothing(NO_LOSS)
     data = policies.with_columns(
         pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns").alias("n")
     )
@@ -63,7 +76,7 @@ def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     return first, ", ".join(first.row(0, named=True)[name] for name in names[:2] if several)
 
 
-def cache_size(turns: pl.DataFrame) -> alt.Chart:
+def cache_size(turns: pl.DataFrame) -> alt.TopLevelMixin:
     """Cached tokens over tokens seen, for the first dialogue."""
     first, title = first_dialogue(turns)
     # The size does not depend on the position mode.
@@ -79,7 +92,9 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
         one_mode.select(*keys, moment=pl.lit(step), seen=seen, slots=pl.col(name))
         for step, (name, seen) in enumerate(moments)
     )
-    data = data.drop_nulls("slots").sort("policy", "turn", "moment")
+    data = data.drop_nulls(["slots", "seen"]).sort("policy", "turn", "moment")
+    if data.is_empty():
+        return nothing("memory ran out in the first turn")
     data = data.with_columns(step=pl.col("turn") * len(moments) + pl.col("moment"))
     several = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() > 1
     dashed = alt.StrokeDash("threshold:N" if several else "policy:N")
@@ -99,9 +114,11 @@ def cache_size(turns: pl.DataFrame) -> alt.Chart:
     )
 
 
-def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.Chart:
+def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin:
     """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
     data = retention_table(turns, evictions)
+    if data.is_empty():
+        return nothing(NO_EVICTION)
     data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
     place = first_dialogue(turns)[1]
     return (
@@ -128,10 +145,11 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     """Share of each of 96 stretches of tokens that is cached at the end of each turn.
 
     Of the first dialogue, under stale or else the first position mode; keep sets by layer or head
-    are averaged.
+    are averaged. A turn for which memory ran out has no end.
     """
+    ended = turns.filter(pl.col("kind") != "baseline", pl.col("tokens_seen_end").is_not_null())
     runs = (
-        first_dialogue(turns.filter(pl.col("kind") != "baseline"))[0]
+        first_dialogue(ended)[0]
         .filter(pl.col("threshold") == pl.col("threshold").min())
         .filter(pl.col("positions") == pl.col("positions").max())
     )
@@ -192,10 +210,12 @@ def _joined(cells: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def by_turn(turns: pl.DataFrame) -> alt.Chart:
+def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals, and at
     the foot of how many dialogues: they end, and the last turns are of few."""
     late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
+    if late.is_empty():
+        return nothing(NO_LOSS)
     data = late.with_columns(
         since=pl.col("turn") - pl.col("turn").min().over("run"), panel=named_apart(late)
     )
@@ -242,7 +262,7 @@ def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
     return [*spans, (int(last["tokens_seen"][0]), end, 1.0)]
 
 
-def _by_place(chart: alt.LayerChart, data: pl.DataFrame, height: int) -> alt.Chart:
+def _by_place(chart: alt.LayerChart, data: pl.DataFrame, height: int) -> alt.TopLevelMixin:
     """One row of panels per model, dataset and threshold, if there is more than one."""
     place = pl.concat_str(["model", "dataset", "threshold"], separator=", ")
     named = data.with_columns(place=place)

@@ -97,9 +97,10 @@ function questions(run) {
   const list = element("ul", undefined, "asked");
   for (const row of run.asked) {
     const item = element("li");
+    const outcome = `${row.chosen ? "✓ likeliest" : "✕ not likeliest"} (margin ${row.margin})`;
     item.append(
       element("span", `${row.depth}, after turn ${row.turn + 1}: `, "small"), row.question, " ",
-      element("strong", row.answer), ` ${row.chosen ? "✓ likeliest" : "✕ not likeliest"} (margin ${row.margin})`,
+      element("strong", row.answer), ` ${row.margin === null ? "likelihood not finite" : outcome}`,
     );
     if (row.reply !== null) item.append(element("br"), element("span", `“${row.reply.trim()}”`, "small"));
     list.append(item);

@@ -12,6 +12,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from kvfidelity.analysis.charts import CHARTS
 from kvfidelity.analysis.conclusions import causes
 from kvfidelity.analysis.paper_tables import asked, cell_name
 from kvfidelity.analysis.recall import told
@@ -20,23 +21,10 @@ from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.analysis.words import interval, p_value, percent, signed, span
+from kvfidelity.analysis.words import decimal, extent, interval, p_value, percent, signed, span
 from kvfidelity.grid import POSITIONS
 
-FIGURES = (
-    "excess",
-    "heat_map",
-    "by_turn",
-    "recall",
-    "foretelling",
-    "distortion",
-    "through_window",
-    "cache_size",
-    "retention",
-    "inside_turns",
-    "pareto",
-    "latency",
-)
+FIGURES = tuple(CHARTS)
 TABLES = (
     "turns",
     "evictions",
@@ -51,6 +39,7 @@ TABLES = (
     "reliability",
     "comparisons",
     "costs",
+    "not_finite",
 )
 
 
@@ -71,7 +60,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
-    environment.filters |= {"percent": percent, "span": span}
+    environment.filters |= {"percent": percent, "span": span, "extent": extent, "decimal": decimal}
     environment.globals |= {"cell_name": cell_name, "cell_of": cell_of}
     svg = {
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
@@ -83,7 +72,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         title=settings["title"],
         style=Markup((here / "page.css").read_text("utf-8")),
         script=Markup((here / "page.js").read_text("utf-8")),
-        cells=Markup(json.dumps(cells, ensure_ascii=False).replace("<", "\\u003c")),
+        cells=Markup(as_json(cells)),
         shown=summary(cells),
         about=about(settings, turns, results),
         environments=tables["environments"].to_dicts(),
@@ -99,6 +88,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         ],
         forgetting=told(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
+        managed=(turns["kind"] != "baseline").any(),
         overshoot=overshoot(turns),
         past_window=window.height,
         changes=changes(window, settings["report"]),
@@ -109,10 +99,16 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         trials=told_of_judges(tables["reliability"]),
         comparisons=in_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
+        not_finite=tables["not_finite"].to_dicts(),
         figures=svg,
         report=settings["report"],
     )
     return page
+
+
+def as_json(cells: Mapping[str, Any]) -> str:
+    """JSON that can stand in a page: it closes no element, and a browser can read every number."""
+    return json.dumps(cells, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
 def cell_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def changes(window: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, 
                     **{key: options[key] for key in ("confidence", "resamples", "seed")},
                 )
                 row[name] = {"mean": found.mean, "low": found.low, "high": found.high}
-                row[name]["n"] = found.n_dialogues
+                row[name]["n_dialogues"] = found.n_dialogues
         rows.append(row)
     return rows
 

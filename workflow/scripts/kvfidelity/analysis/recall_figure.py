@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from kvfidelity.analysis.figures import COLOURS, named_apart
+from kvfidelity.analysis.figures import COLOURS, named_apart, nothing
 from kvfidelity.analysis.recall import DEPTHS, rank
 from kvfidelity.grid import POSITIONS
 
@@ -14,9 +14,11 @@ MODES = alt.Scale(domain=[*POSITIONS, NEVER], range=[*COLOURS, "currentColor"])
 SHAPES = alt.Scale(domain=[*POSITIONS, NEVER], range=["circle", "square", "triangle-up", "diamond"])
 
 
-def recall_figure(table: pl.DataFrame) -> alt.FacetChart:
+def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     """Share of questions answered right, one panel per depth, one row per policy; bars are
     intervals, the dashed line is what guessing gives."""
+    if table.is_empty():
+        return nothing("nothing was asked")
     # The never evicted run has no threshold to be named by.
     table = table.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
     data = table.with_columns(

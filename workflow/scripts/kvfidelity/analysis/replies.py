@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.figures import cached_spans
+from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
@@ -127,7 +128,7 @@ def _texts(results: Path, places: list[str]) -> pl.DataFrame:
 def _asked(results: Path, place: str) -> list[dict[str, Any]]:
     columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
     rows = pl.read_parquet(results / "generate" / place / "recall.parquet", columns=list(columns))
-    return rows.with_columns(pl.col("margin").round(2)).to_dicts()
+    return missing_if_not_finite(rows).with_columns(pl.col("margin").round(2)).to_dicts()
 
 
 def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]) -> dict[str, Any]:

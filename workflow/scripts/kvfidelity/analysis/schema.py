@@ -53,6 +53,7 @@ MEANING = {
     "mean": "estimate: token-weighted mean of excess_nll, nats per token",
     "contrasts.mean": "estimate: first minus second, excess_nll on the same dialogue and turn",
     "low": "lower end of the interval that resamples dialogues; missing with one dialogue",
+    "predictors.low": "likewise; missing also if over a tenth of the resamples leave it undefined",
     "high": "upper end",
     "p": "Wilcoxon's signed-rank over dialogues' means, two-sided, against 0",
     "effect": "matched-pairs rank-biserial correlation of the same, -1 to 1",
@@ -106,6 +107,10 @@ MEANING = {
     "verdict": "supported, contradicted or not decided",
     "estimate": "of the claim's quantity",
     "why": "reason of the verdict",
+    "not_finite.table": "table of what was measured",
+    "not_finite.column": "its column with values that are NaN or infinite: missing in all tables",
+    "not_finite.runs": "runs that have such values",
+    "not_finite.values": "how many there are",
 }
 ENDS = {"_low": "lower end of its interval", "_high": "upper end of its interval"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import altair as alt
 import vl_convert
 
 from kvfidelity.artifacts import replacing, write_text
+from kvfidelity.errors import NotFiniteError
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
@@ -52,12 +55,53 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     """NAME.svg for the page and papers, NAME.png at 200 dots per inch, NAME.html to look around in.
 
     Nothing is fetched, then or later: the page holds its scripts.
+
+    Raises:
+        NotFiniteError: a number in the chart's data is not finite.
     """
-    spec = json.dumps(themed(chart))
-    write_text(folder / f"{name}.svg", vl_convert.vegalite_to_svg(spec))
-    opaque = json.dumps(themed(chart) | {"background": "white"})
+    spec = themed(chart)
+    write_text(folder / f"{name}.svg", svg(spec, name))
+    opaque = as_json(spec | {"background": "white"}, name)
     with replacing(folder / f"{name}.png") as temporary:
         temporary.write_bytes(vl_convert.vegalite_to_png(opaque, scale=2, ppi=200))
     write_text(
         folder / f"{name}.html", vl_convert.vegalite_to_html(opaque, bundle=True, renderer="svg")
     )
+
+
+def svg(spec: dict[str, Any], name: str) -> str:
+    """The figure of a specification that `themed` gives.
+
+    Raises:
+        NotFiniteError: a number in its data is not finite.
+    """
+    text: str = vl_convert.vegalite_to_svg(as_json(spec, name))
+    return text
+
+
+def as_json(spec: dict[str, Any], name: str) -> str:
+    """A specification as JSON, which has no NaN and no infinity.
+
+    Raises:
+        NotFiniteError: it holds one; the figure and the field are named.
+    """
+    try:
+        return json.dumps(spec, allow_nan=False)
+    except ValueError:
+        field = next(_not_finite(spec), "?")
+        raise NotFiniteError(
+            f"figure {name}: field {field} holds a value that is not finite. The formula behind it "
+            "is at fault: please report this line"
+        ) from None
+
+
+def _not_finite(part: Any, field: str = "?") -> Iterator[str]:
+    """The names under which numbers stand that are not finite."""
+    if isinstance(part, Mapping):
+        for name, inner in part.items():
+            yield from _not_finite(inner, str(name))
+    elif isinstance(part, Sequence) and not isinstance(part, str):
+        for inner in part:
+            yield from _not_finite(inner, field)
+    elif isinstance(part, float) and not math.isfinite(part):
+        yield field

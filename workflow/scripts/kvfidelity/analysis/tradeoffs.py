@@ -9,19 +9,30 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvfidelity.analysis.figures import MODE_SHAPES, MODES, WIDTH, counted, named_apart
+from kvfidelity.analysis.figures import (
+    MODE_SHAPES,
+    MODES,
+    NO_LOSS,
+    WIDTH,
+    counted,
+    named_apart,
+    nothing,
+)
 from kvfidelity.analysis.words import interval, signed
 from kvfidelity.grid import POSITIONS
 
 #: The measure that this project proposes.
 COHERENCE = "phase_distortion"
+NO_ORDER = "no measure of positions varies over the turns that were scored"
 #: Marks of one figure at most.
 POINTS = 1500
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
 
 
-def heat_map(policies: pl.DataFrame) -> alt.LayerChart:
+def heat_map(policies: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL of every policy under every position mode, with n in each cell."""
+    if policies.is_empty():
+        return nothing(NO_LOSS)
     data = policies.with_columns(
         shown=pl.col("mean").map_elements(lambda mean: f"{mean:+.2f}", pl.String),
         n=pl.format("n = {}", "n_dialogues"),
@@ -44,12 +55,14 @@ def heat_map(policies: pl.DataFrame) -> alt.LayerChart:
     )
 
 
-def pareto(policies: pl.DataFrame) -> alt.LayerChart:
+def pareto(policies: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL against the bytes that the cache takes, and which cells nothing else beats.
 
     Cells of all budgets stand together: position on the byte axis is their budget.
     """
     data = front(policies).with_columns(megabytes=pl.col("cache_bytes") / 1e6)
+    if data.is_empty():
+        return nothing(NO_LOSS)
     scale = alt.Scale(type="symlog", constant=0.05)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     size = alt.X("megabytes:Q", title="cache after prefill (MB, mean)", scale=alt.Scale(zero=False))
@@ -92,8 +105,10 @@ def front(policies: pl.DataFrame) -> pl.DataFrame:
     return ordered.with_columns(on_front=(pl.col("mean") < before).fill_null(True))
 
 
-def foretelling(predictors: pl.DataFrame) -> alt.LayerChart:
+def foretelling(predictors: pl.DataFrame) -> alt.TopLevelMixin:
     """Rank correlation of each integrity metric with excess NLL, with intervals."""
+    if predictors.is_empty():
+        return nothing(NO_ORDER)
     data = predictors.with_columns(
         measure=pl.col("metric").str.replace_all("_", " "),
         place=pl.concat_str("model", "dataset", separator=", "),
@@ -121,7 +136,7 @@ def foretelling(predictors: pl.DataFrame) -> alt.LayerChart:
     return layers.facet(row=alt.Row("place:N", title=None))
 
 
-def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
+def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL of every turn against phase distortion and against the measure that orders turns
     best, with their rank correlations; of each model and data set at most POINTS turns are drawn,
     evenly spread."""
@@ -144,6 +159,8 @@ def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.FacetChart:
             for row in [*(row for row in ranked if row["metric"] == COHERENCE), *best]
         ]
     data = pl.concat(parts).drop_nulls("value")
+    if data.is_empty():
+        return nothing(NO_ORDER)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     return (
         alt.Chart(data)

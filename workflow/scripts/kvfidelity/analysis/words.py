@@ -17,9 +17,9 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def interval(row: Mapping[str, Any], digits: int = 3) -> str:
-    """ "[+4.1, +5.2]", or why there is none."""
+    """ "[+4.1, +5.2]", or why there is none; `n_dialogues`, if known, says which reason it is."""
     if row["low"] is None:
-        return "no interval from one dialogue"
+        return "no interval" + (" from one dialogue" if row.get("n_dialogues", 1) == 1 else "")
     return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
 
 
@@ -28,9 +28,24 @@ def percent(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else f"{100 * value:.0f}%".replace("-", "\N{MINUS SIGN}")
 
 
-def span(values: Sequence[float]) -> str:
-    """ "20%", or "20% to 30%" of several."""
-    low, high = percent(min(values)), percent(max(values))
+def decimal(value: float | None, digits: int = 2) -> str:
+    """ "4.66"; a dash for a missing value."""
+    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+
+
+def extent(values: Sequence[int | None]) -> str:
+    """ "1250", or "1250 to 1500" of several; a dash if all are missing."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return "\N{EN DASH}"
+    low, high = known[0], known[-1]
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def span(values: Sequence[float | None]) -> str:
+    """ "20%", or "20% to 30%" of several; a dash if all are missing."""
+    known = [value for value in values if value is not None]
+    low, high = percent(min(known, default=None)), percent(max(known, default=None))
     return low if low == high else f"{low} to {high}"
 
 

@@ -1,0 +1,89 @@
+"""Pages of synthetic grids, made by the workflow's own scripts in this process."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.analysis.charts import TABLES, charts
+from kvfidelity.analysis.theme import svg, themed
+from kvfidelity.artifacts import read_parquet, write_parquet, write_text
+from kvfidelity.specs import report_settings, table_settings
+
+from .synthetic import settings, write
+from .test_reliability import trial
+
+ROOT = Path(__file__).parents[2]
+COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.4}
+EVICTING = {
+    "attention_top": {"kind": "attention_top"},
+    "gist": {"kind": "sliding_window_gist"},
+    "streaming_llm": {"kind": "streaming_llm"},
+}
+
+
+def script(name: str, *arguments: object) -> None:
+    """Run a script of the workflow in this process."""
+    before = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / "workflow/scripts" / name), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a grid and its artifacts, in results/ below the folder."""
+    policies = {"baseline": {"kind": "baseline"}}
+    policies |= dict(itertools.islice(EVICTING.items(), grid["policies"]))
+    chosen = settings(
+        grid["dialogues"],
+        policies=policies,
+        grid={"positions": grid["positions"]},
+        judging=["offline"] if grid["judged"] else [],
+    )
+    planted = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
+    write(folder / "results", chosen, COSTS, edge=0.3, **planted)
+    return chosen
+
+
+def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
+    """The page, made by the workflow's scripts; a judge is tested on planted replies or none is."""
+    results, tables = folder / "results", folder / "results/tables"
+    wanted = table_settings(chosen)
+    script(
+        *("aggregate.py", "--settings", json.dumps(wanted)),
+        *("--results", results, "--out", tables),
+    )
+    trials = []
+    if tested:
+        trials = [results / "reliability/offline/synthetic/made/trial.parquet"]
+        scored = trial("offline", lambda kind, item, _: 8 if kind == "good" else 2)
+        write_parquet(scored, trials[0], kind="trial")
+    judging = json.dumps(wanted | {"comparing": []})
+    script("appraise.py", "--settings", judging, "--results", results, "--trials", *trials)
+    report = json.dumps(chosen["report"])
+    claims = ROOT / "config/claims.yaml"
+    script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
+    drawn = {name: read_parquet(tables / f"{name}.parquet", kind=name) for name in TABLES}
+    for name, chart in charts(drawn).items():
+        write_text(results / f"figures/{name}.svg", svg(themed(chart), name))
+    about = json.dumps(report_settings(chosen))
+    script(
+        *("report.py", "--settings", about, "--results", results),
+        *("--models", folder / "models", "--out", folder / "report.html"),
+    )
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def prose(text: str) -> str:
+    """What a person reads of a page, figures aside."""
+    bare = re.sub(r"<(svg|script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", bare)))

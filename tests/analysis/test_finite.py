@@ -1,0 +1,60 @@
+"""What is not finite is never a number: measured, it is missing; computed, it is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import pytest
+from kvfidelity.analysis.table_files import write_table
+from kvfidelity.analysis.theme import save
+from kvfidelity.artifacts import read_parquet, write_parquet
+from kvfidelity.errors import NotFiniteError
+
+from .pages import made, page, prose
+
+
+def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: Path) -> None:
+    grid = {"dialogues": 3, "policies": 2, "positions": ["stale"], "turns": 15, "probes": 2}
+    chosen = made(tmp_path, grid | {"noise": 0.2, "memory_for": None, "judged": True})
+    run = "synthetic/made/attention_top/stale/half/0/001"
+    for kind, column, rows, value in (
+        ("turns", "reference_nll", [6, 7], math.nan),
+        ("turns", "kl_full", [8], math.inf),
+        ("recall", "margin", [0], -math.inf),
+    ):
+        file = tmp_path / f"results/generate/{run}/{kind}.parquet"
+        frame = read_parquet(file, kind=kind)
+        frame[rows, column] = value
+        write_parquet(frame, file, kind=kind)
+    said = prose(page(tmp_path, chosen, tested=False))
+    tables = tmp_path / "results/tables"
+    turns = read_parquet(tables / "turns.parquet", kind="turns").filter(run=run)
+    assert turns.filter(pl.col("turn").is_in([6, 7]))["excess_nll"].null_count() == 2
+    asked = read_parquet(tables / "recall.parquet", kind="recall").filter(run=run, probe=0)
+    assert asked.select("margin", "recalled", "recall_lost").row(0) == (None, None, None)
+    counts = read_parquet(tables / "not_finite.parquet", kind="not_finite")
+    assert counts.rows() == [
+        ("turns", "reference_nll", 1, 2),
+        ("turns", "kl_full", 1, 1),
+        ("recall", "margin", 1, 1),
+    ]
+    assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_full" in said
+
+
+def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:
+    table = pl.DataFrame({"mean": [1.0, None], "p": [0.5, math.nan]})
+    with pytest.raises(NotFiniteError, match=r"^table policies: column p holds [^\n]+$"):
+        write_table(tmp_path, "policies", table)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_figure_with_nan_is_refused_by_figure_and_field(tmp_path: Path, value: float) -> None:
+    rows = pl.DataFrame({"mean": [1.0, 2.0], "high": [2.0, value]})
+    chart = alt.Chart(rows).mark_point().encode(x="mean:Q", y="high:Q")
+    with pytest.raises(NotFiniteError, match=r"^figure excess: field high holds [^\n]+$"):
+        save(chart, tmp_path, "excess")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""Every grid ends in a page: with one dialogue or six, with no policy or three, with no judge."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from kvfidelity.analysis.charts import charts
+from kvfidelity.analysis.finite import not_finite
+from kvfidelity.analysis.schema import empty_tables
+from kvfidelity.analysis.theme import svg, themed
+
+from .pages import made, page, prose
+
+#: `turns`: fifteen pass the trained window, eight end inside it, three reach no threshold.
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "dialogues": (1, 2, 3, 4, 5, 6),
+    "policies": (0, 1, 2, 3),
+    "positions": (["stale"], ["rerotated"], ["stale", "rerotated"], "all"),
+    "turns": (15, 8, 3),
+    "probes": (0, 2),
+    "noise": (0.0, 0.2),
+    "memory_for": (None, 7, 0),
+    "judged": (False, True),
+    "tested": (False, True),
+}
+
+
+def covering(factors: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Few combinations that hold every two values of every two factors together."""
+    places = [range(len(values)) for values in factors.values()]
+    pairs = {
+        ((one, a), (other, b))
+        for one, other in itertools.combinations(range(len(places)), 2)
+        for a in places[one]
+        for b in places[other]
+    }
+    while pairs:
+        best = max(
+            itertools.product(*places),
+            key=lambda row: len(pairs & set(itertools.combinations(enumerate(row), 2))),
+        )
+        pairs -= set(itertools.combinations(enumerate(best), 2))
+        yield {name: factors[name][place] for name, place in zip(factors, best, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "grid", list(covering(FACTORS)), ids=lambda grid: "-".join(map(str, grid.values()))
+)
+def test_a_small_grid_ends_in_a_page(tmp_path: Path, grid: dict[str, Any]) -> None:
+    text = page(tmp_path, made(tmp_path, grid), tested=grid["tested"])
+    for table in (tmp_path / "results/tables").glob("*.parquet"):
+        assert not_finite(pl.read_parquet(table)) == [], table.name
+    said = prose(text)
+    assert text.rstrip().endswith("</html>")
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", said)
+    assert ("No policy of this run evicts anything" in said) == (grid["policies"] == 0)
+    assert ("No judge was run" in said) == (not grid["judged"])
+    assert ("memory ran out in every first turn" in said) == (grid["memory_for"] == 0)
+    scored = grid["policies"] and grid["turns"] > 5 and grid["memory_for"] != 0
+    assert ("there is no excess NLL" in said) == (not scored)
+    cells = json.loads(re.search(r'id="cells">(.*?)</script>', text)[1])  # type: ignore[index]
+    modes = 3 if grid["positions"] == "all" else len(grid["positions"])
+    assert len(cells["runs"]) == grid["dialogues"] * (1 + grid["policies"] * modes)
+
+
+def test_a_figure_with_nothing_to_draw_says_so() -> None:
+    for name, chart in charts(empty_tables()).items():
+        assert "Nothing to draw: " in svg(themed(chart), name)
