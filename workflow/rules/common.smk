@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
 
-from kvfidelity.clock import date_anew
+from kvfidelity.clock import date_anew, date_now
 from kvfidelity.demand import demand
 from kvfidelity.errors import UserError
 from kvfidelity.estimate import plan_message
@@ -59,6 +59,11 @@ RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
 DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
 if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
     print(plan_message(SETTINGS), file=sys.stderr)
+
+
+# A benchmark that is older than its job's input would rerun the job: copied, say, in another order.
+if workflow.is_main_process:
+    date_now(Path("results/benchmarks"))
 
 
 def model_spec(wildcards):

@@ -20,6 +20,8 @@ rule extract_dialogues:
         manifest="results/dialogues/{model}/{dataset}/manifest.json",
     log:
         "logs/extract_dialogues/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/extract_dialogues/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     params:

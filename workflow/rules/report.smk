@@ -34,6 +34,8 @@ rule aggregate:
         recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
+    benchmark:
+        "results/benchmarks/aggregate.tsv"
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -61,6 +63,8 @@ rule claims:
         recall_by_depth=multiext("results/tables/recall_by_depth", ".md", ".tex"),
     log:
         "logs/claims.log",
+    benchmark:
+        "results/benchmarks/claims.tsv"
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -138,6 +142,8 @@ rule figures:
         expand("results/figures/{name}.{ending}", name=FIGURES, ending=["png", "html"]),
     log:
         "logs/figures.log",
+    benchmark:
+        "results/benchmarks/figures.tsv"
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -155,13 +161,17 @@ rule report:
         figures=rules.figures.output,
         models=model_folders(),
     output:
-        report(
+        page=report(
             "results/report.html",
             caption="../report/report.rst",
             category="Report",
         ),
+        # By the last job, so that the others' benchmarks are there.
+        jobs=multiext("results/tables/jobs", ".parquet", ".csv"),
     log:
         "logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -169,4 +179,4 @@ rule report:
         code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
-        "--models resources/models --out {output} > {log} 2>&1"
+        "--models resources/models --out {output.page} > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""Write the report page."""
+"""Write the report page, and the table of what the jobs took that it ends with."""
 
 import argparse
 import json
@@ -14,11 +14,17 @@ def main() -> None:
     parser.add_argument("--models", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
+    from kvfidelity.analysis.jobs import jobs_table
     from kvfidelity.analysis.page import TABLES, render
-    from kvfidelity.artifacts import read_parquet, write_text
+    from kvfidelity.artifacts import read_parquet, replacing, write_parquet, write_text
 
     folder = options.results / "tables"
     tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}
+    jobs = jobs_table(options.results, tables["turns"]["run"].unique())
+    write_parquet(jobs, folder / "jobs.parquet", kind="jobs")
+    with replacing(folder / "jobs.csv") as temporary:
+        jobs.write_csv(temporary)
+    tables["jobs"] = jobs
     write_text(options.out, render(options.settings, tables, options.results, options.models))
 
 

@@ -20,7 +20,7 @@ from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.analysis.words import interval, p_value, percent, signed, span
+from kvfidelity.analysis.words import interval, p_value, percent, rounded, signed, span
 from kvfidelity.grid import POSITIONS
 
 FIGURES = (
@@ -60,7 +60,7 @@ def render(
 
     Args:
         settings: what `specs.report_settings` chooses of the configuration.
-        tables: those named in TABLES.
+        tables: those named in TABLES, and `jobs`.
         results: the folder with figures, manifests and artifacts.
         models: the folder with model directories, for their tokenizers.
     """
@@ -73,7 +73,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
-    environment.filters |= {"percent": percent, "span": span}
+    environment.filters |= {"percent": percent, "span": span, "rounded": rounded}
     environment.globals |= {"cell_name": cell_name, "cell_of": cell_of}
     svg = {
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
@@ -109,6 +109,7 @@ def render(
         trials=told_of_judges(tables["reliability"]),
         comparisons=in_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
+        jobs=tables["jobs"].to_dicts(),
         figures=svg,
         report=settings["report"],
     )

@@ -28,6 +28,14 @@ def percent(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else f"{100 * value:.0f}%".replace("-", "\N{MINUS SIGN}")
 
 
+def rounded(value: float | None) -> str:
+    """ "0.31", "12.3", "1,234": three digits or whole; a dash for a missing value."""
+    if value is None:
+        return "\N{EN DASH}"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:,.{digits}f}"
+
+
 def span(values: Sequence[float]) -> str:
     """ "20%", or "20% to 30%" of several."""
     low, high = percent(min(values)), percent(max(values))
