@@ -56,7 +56,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/report.html",
+        rules.report.output,
         length_figures(),
         # Named although the report needs them: Snakemake makes no missing file anew whose
         # consumers are finished, and whoever deletes a damaged one expects that it does.

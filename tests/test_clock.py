@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from kvfidelity.clock import date_anew
+from kvfidelity.clock import date_anew, date_now
 
 HOUR = 3600 * 10**9
 
@@ -25,3 +25,14 @@ def test_order_is_kept_and_the_past_is_untouched(tmp_path: Path) -> None:
     assert now - HOUR < dated["a"] == dated["also_a"] < dated["b"] < dated["folder/c"]
     assert dated["folder/c"] <= time.time_ns()
     assert date_anew([tmp_path]) == 0
+
+
+def test_a_folder_is_dated_now(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    file = tmp_path / "deep/old.tsv"
+    file.touch()
+    os.utime(file, (1, 1))
+    before = time.time() - 1
+    date_now(tmp_path)
+    assert file.stat().st_mtime >= before
+    date_now(tmp_path / "nowhere")

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from kvfidelity.analysis.page import FIGURES
 from kvfidelity.artifacts import write_parquet
+from kvfidelity.grid import runs
 from kvfidelity.specs import grid_settings, report_settings, table_settings
 
 from ..models.tiny import tiny_tokenizer
 from .browser import chromium, drive
 from .synthetic import settings, write
+from .test_jobs import benchmark, noted
 from .test_reliability import trial
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results, tables = folder / "results", folder / "results/tables"
     chosen = settings(4)
     write(results, chosen, COSTS, probes=4)
+    benchmark(results, "aggregate", wall=12.34, cpu=1234.5, mib=100)
+    noted(results, f"generate/{runs(chosen)[0]}/turns", 3.5, lanes=2)
     tiny_tokenizer().save_pretrained(results / "dialogues/synthetic/made/tokenizer")
     whole = {
         "tables": table_settings(chosen, results),
@@ -96,6 +100,14 @@ def test_what_the_judges_are_worth_is_told(text: str) -> None:
     assert "offline shuffle 1.00 [1.00, 1.00] 20 0" in section
     assert "offline other dialogue 1.00" in section
     assert "Words to the judge inside a reply" in section
+
+
+def test_what_the_jobs_took_is_told(text: str) -> None:
+    section = text[text.index('id="jobs"') : text.index('id="limits"')]
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
+    assert "1 jobs were computed in one process with others at the same time" in told
+    assert "aggregate its own processes 1 12.3 12.3 12.3 1,234 105" in told
+    assert "generate the model’s process 1 3.50 3.50 3.50 (shared) 7.00 (shared) 3.00" in told
 
 
 def test_figures_and_tables_for_papers(page: Path) -> None:

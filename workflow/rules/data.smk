@@ -26,6 +26,8 @@ rule extract_dialogues:
         tokenizer=directory("results/dialogues/{model}/{dataset}/tokenizer"),
     log:
         "logs/extract_dialogues/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/extract_dialogues/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     resources:

@@ -9,6 +9,8 @@ rule generate:
         recall=f"results/generate/{RUN}/recall.parquet",
     log:
         f"logs/generate/{RUN}.log",
+    benchmark:
+        f"results/benchmarks/generate/{RUN}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads

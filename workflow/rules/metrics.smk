@@ -5,6 +5,8 @@ rule measure:
         metrics=f"results/metrics/{RUN}/metrics.parquet",
     log:
         f"logs/measure/{RUN}.log",
+    benchmark:
+        f"results/benchmarks/measure/{RUN}.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:

@@ -6,6 +6,8 @@ rule fetch_model:
         record="resources/provenance/models/{model}.json",
     log:
         "logs/fetch_model/{model}.log",
+    benchmark:
+        "results/benchmarks/fetch_model/{model}.tsv"
     conda:
         "../../envs/model.yaml"
     params:

@@ -26,6 +26,8 @@ rule likelihood:
         "results/planted/{model}/{dataset}/likelihood.parquet",
     log:
         "logs/likelihood/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/likelihood/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -105,6 +107,8 @@ rule appraise:
         multiext("results/tables/costs", ".parquet", ".csv"),
     log:
         "logs/appraise.log",
+    benchmark:
+        "results/benchmarks/appraise.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:

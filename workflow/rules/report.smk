@@ -36,6 +36,8 @@ rule aggregate:
         not_finite=multiext("results/tables/not_finite", ".parquet", ".csv"),
     log:
         "logs/aggregate.log",
+    benchmark:
+        "results/benchmarks/aggregate.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -65,6 +67,8 @@ rule claims:
         recall_by_depth=multiext("results/tables/recall_by_depth", ".md", ".tex"),
     log:
         "logs/claims.log",
+    benchmark:
+        "results/benchmarks/claims.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -144,6 +148,8 @@ rule figures:
         expand("results/figures/{name}.{ending}", name=FIGURES, ending=["png", "html"]),
     log:
         "logs/figures.log",
+    benchmark:
+        "results/benchmarks/figures.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -163,13 +169,17 @@ rule report:
         figures=rules.figures.output,
         tokenizers=tokenizers(),
     output:
-        report(
+        page=report(
             "results/report.html",
             caption="../report/report.rst",
             category="Report",
         ),
+        # By the last job, so that the others' benchmarks are there.
+        jobs=multiext("results/tables/jobs", ".parquet", ".csv"),
     log:
         "logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -179,4 +189,4 @@ rule report:
         code=stage_fingerprint("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
-        "--out {output} > {log} 2>&1"
+        "--out {output.page} > {log} 2>&1"

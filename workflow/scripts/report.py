@@ -1,4 +1,4 @@
-"""Write the report page."""
+"""Write the report page, and the table of what the jobs took that it ends with."""
 
 import argparse
 import json
@@ -13,11 +13,17 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
+    from kvfidelity.analysis.jobs import jobs_table
     from kvfidelity.analysis.page import TABLES, render
+    from kvfidelity.analysis.table_files import write_table
     from kvfidelity.artifacts import read_parquet, write_text
+    from kvfidelity.staleness import notes_of
 
     folder = options.results / "tables"
     tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}
+    jobs = jobs_table(options.results, tables["turns"]["run"].unique())
+    write_table(folder, "jobs", jobs, notes_of("report"))
+    tables["jobs"] = jobs
     write_text(options.out, render(options.settings, tables, options.results))
 
 

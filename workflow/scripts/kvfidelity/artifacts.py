@@ -29,6 +29,12 @@ TIMINGS = frozenset(
         "lanes",
         "lanes_tokens_per_s",
         "peak_device_bytes",
+        "jobs_shared",
+        "wall_s_median",
+        "wall_s_max",
+        "wall_s",
+        "cpu_s",
+        "peak_rss_mb",
     }
 )
 PREFIX = "kvfidelity."

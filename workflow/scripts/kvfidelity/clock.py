@@ -1,10 +1,12 @@
-"""Files from the future: what is left where the clock was set back.
+"""Dates of files that would mislead Snakemake.
 
-Snakemake fails a job whose output is older than its input, until the clock has caught up.
+It fails a job whose output is older than its input, until the clock has caught up: that is what is
+left where the clock was set back. And it takes an old benchmark for an old output.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -32,3 +34,10 @@ def date_anew(folders: Iterable[Path]) -> int:
         dated = now - 1000 * (len(moments) - moments[at])
         os.utime(path, ns=(dated, dated))
     return sum(not path.is_dir() for _, path in future)
+
+
+def date_now(folder: Path) -> None:
+    """Date the files of a folder now, as far as they are ours to date."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            os.utime(path)

@@ -88,7 +88,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "report": ("figures.py", "report.py", "kvfidelity/analysis"),
 }
 #: Stages that write no artifact of their own: a new schema version does not rerun them.
-WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths", "report"})
+WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths"})
 
 
 @cache

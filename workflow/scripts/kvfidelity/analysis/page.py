@@ -21,7 +21,16 @@ from kvfidelity.analysis.replies import open_cells, summary
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.analysis.words import decimal, extent, interval, p_value, percent, signed, span
+from kvfidelity.analysis.words import (
+    decimal,
+    extent,
+    interval,
+    p_value,
+    percent,
+    rounded,
+    signed,
+    span,
+)
 from kvfidelity.grid import POSITIONS
 
 FIGURES = tuple(CHARTS)
@@ -48,7 +57,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
 
     Args:
         settings: what `specs.report_settings` chooses of the configuration.
-        tables: those named in TABLES.
+        tables: those named in TABLES, and `jobs`.
         results: the folder with figures, manifests, tokenizers and artifacts.
     """
     here = Path(__file__).parent
@@ -61,6 +70,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
     )
     environment.filters |= {"signed": signed, "interval": interval, "p": p_value, "asked": asked}
     environment.filters |= {"percent": percent, "span": span, "extent": extent, "decimal": decimal}
+    environment.filters |= {"rounded": rounded}
     environment.globals |= {"cell_name": cell_name, "cell_of": cell_of}
     svg = {
         name: inlined((results / "figures" / f"{name}.svg").read_text("utf-8")) for name in FIGURES
@@ -100,6 +110,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         comparisons=in_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
         not_finite=tables["not_finite"].to_dicts(),
+        jobs=tables["jobs"].to_dicts(),
         figures=svg,
         report=settings["report"],
     )

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.claims import judge_claims
+from kvfidelity.analysis.jobs import SCHEMA as JOBS
 from kvfidelity.analysis.tables import gather
 from kvfidelity.artifacts import write_parquet
 from kvfidelity.grid import runs
@@ -111,6 +112,15 @@ MEANING = {
     "not_finite.column": "its column with values that are NaN or infinite: missing in all tables",
     "not_finite.runs": "runs that have such values",
     "not_finite.values": "how many there are",
+    "rule": "of the workflow",
+    "measured": "job: by Snakemake, in the job's processes; worker: by the process that ran it",
+    "jobs": "how many were measured",
+    "jobs_shared": "those of a process that may run several at once: seconds are of all",
+    "wall_s_median": "of a job",
+    "wall_s_max": "of a job",
+    "wall_s": "sum over jobs",
+    "cpu_s": "sum over jobs of half a second or more; missing if there is none",
+    "peak_rss_mb": "largest resident memory of a job, or of its worker since that started",
 }
 ENDS = {"_low": "lower end of its interval", "_high": "upper end of its interval"}
 
@@ -130,7 +140,8 @@ def empty_tables() -> dict[str, pl.DataFrame]:
                 file = results / folder / place / f"{kind}.parquet"
                 write_parquet(pl.DataFrame(schema=columns), file, kind=kind)
         tables = gather(SETTINGS, results)
-    return tables | {"claims": judge_claims([], tables, SETTINGS["report"])}
+    claims = judge_claims([], tables, SETTINGS["report"])
+    return tables | {"claims": claims, "jobs": pl.DataFrame(schema=JOBS)}
 
 
 def meaning(table: str, column: str) -> str | None:

@@ -42,6 +42,14 @@ def extent(values: Sequence[int | None]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
+def rounded(value: float | None) -> str:
+    """ "0.31", "12.3", "1,234": three digits or whole; a dash for a missing value."""
+    if value is None:
+        return "\N{EN DASH}"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:,.{digits}f}"
+
+
 def span(values: Sequence[float | None]) -> str:
     """ "20%", or "20% to 30%" of several; a dash if all are missing."""
     known = [value for value in values if value is not None]

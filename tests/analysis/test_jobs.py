@@ -1,0 +1,122 @@
+"""What the jobs took, from Snakemake's benchmarks and the worker's notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from kvfidelity.analysis.jobs import DEPTHS, SCHEMA, jobs_table
+from kvfidelity.analysis.words import rounded
+from kvfidelity.artifacts import digest, write_parquet
+from kvfidelity.worker.usage import CPU, LANES, PEAK, WALL
+from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
+
+RUNS = [f"tiny/own/{policy}/stale/0.7win/0/000" for policy in ("h2o", "random", "snapkv")]
+
+
+def benchmark(results: Path, place: str, *, wall: float, cpu: float, mib: float | None) -> None:
+    """A benchmark as Snakemake writes it; without memory, of a job that was over at once."""
+    record = BenchmarkRecord(
+        running_time=wall,
+        max_rss=mib,
+        max_vms=mib,
+        max_uss=mib,
+        max_pss=mib,
+        io_in=0.0,
+        io_out=0.0,
+        cpu_usage=cpu,
+        cpu_time=cpu,
+    )
+    record.data_collected = mib is not None
+    record.process_gone = mib is None
+    file = results / "benchmarks" / f"{place}.tsv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as out:
+        print_benchmark_tsv([record], out, False)
+
+
+def noted(results: Path, place: str, wall: float, lanes: int = 1) -> None:
+    """A worker's notes in an artifact, which is made if there is none."""
+    notes = {WALL: f"{wall}", CPU: f"{2 * wall}", PEAK: "3000000", LANES: f"{lanes}"}
+    kind = Path(place).name
+    file = results / f"{place}.parquet"
+    frame = pl.read_parquet(file) if file.exists() else pl.DataFrame({"turn": [0]})
+    write_parquet(frame, file, kind=kind, metadata=notes)
+
+
+def test_no_measurement_is_an_empty_table(tmp_path: Path) -> None:
+    table = jobs_table(tmp_path, RUNS)
+    assert (table.height, table.schema) == (0, pl.Schema(SCHEMA))
+
+
+def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
+    for run, wall in zip(RUNS, (1.0, 2.0, 6.0), strict=True):
+        benchmark(tmp_path, f"measure/{run}", wall=wall, cpu=wall / 2, mib=100 * wall)
+    [row] = jobs_table(tmp_path, RUNS).to_dicts()
+    assert row == {
+        "rule": "measure",
+        "measured": "job",
+        "jobs": 3,
+        "jobs_shared": 0,
+        "wall_s_median": 2.0,
+        "wall_s_max": 6.0,
+        "wall_s": 9.0,
+        "cpu_s": 4.5,
+        "peak_rss_mb": 629.1,
+    }
+
+
+def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
+    places = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
+    for place in (*places, "aggregate", "appraise", "claims", "figures", "report"):
+        benchmark(tmp_path, place, wall=1, cpu=1, mib=1)
+    noted(tmp_path, f"generate/{RUNS[0]}/turns", 1)
+    noted(tmp_path, "planted/tiny/own/likelihood", 1)
+    table = jobs_table(tmp_path, RUNS)
+    assert table["rule"].to_list() == list(DEPTHS)
+    assert table["jobs"].to_list() == [1] * len(DEPTHS)
+
+
+@pytest.mark.parametrize("mib", [None, 10.0])
+def test_a_job_that_ended_at_once_has_a_duration_only(tmp_path: Path, mib: float | None) -> None:
+    benchmark(tmp_path, f"measure/{RUNS[0]}", wall=0.25, cpu=0, mib=mib)
+    [row] = jobs_table(tmp_path, RUNS).to_dicts()
+    assert (row["jobs"], row["wall_s"], row["cpu_s"], row["peak_rss_mb"]) == (1, 0.25, None, None)
+
+
+@pytest.mark.parametrize("text", ["", "s\th:m:s\n", "s\tmax_rss\nNA\t-\n", "\xff"])
+def test_a_benchmark_that_cannot_be_read_counts_as_missing(tmp_path: Path, text: str) -> None:
+    benchmark(tmp_path, "aggregate", wall=1, cpu=1, mib=1)
+    (tmp_path / "benchmarks/aggregate.tsv").write_text(text, encoding="latin-1")
+    assert jobs_table(tmp_path, RUNS).is_empty()
+
+
+def test_runs_are_measured_by_their_worker_not_by_the_client(tmp_path: Path) -> None:
+    for run in RUNS[:2]:
+        noted(tmp_path, f"generate/{run}/turns", 4, lanes=2 if run == RUNS[0] else 1)
+        benchmark(tmp_path, f"generate/{run}", wall=9, cpu=0.1, mib=20)
+    # Made before anything was noted.
+    write_parquet(
+        pl.DataFrame({"turn": [0]}), tmp_path / f"generate/{RUNS[2]}/turns.parquet", kind="turns"
+    )
+    [row] = jobs_table(tmp_path, RUNS).to_dicts()
+    assert (row["rule"], row["measured"]) == ("generate", "worker")
+    assert (row["jobs"], row["jobs_shared"]) == (2, 1)
+    assert (row["wall_s"], row["cpu_s"], row["peak_rss_mb"]) == (8.0, 16.0, 3.0)
+
+
+def test_seconds_are_not_part_of_the_digest(tmp_path: Path) -> None:
+    digests = []
+    for wall in (1.0, 2.0):
+        benchmark(tmp_path, "aggregate", wall=wall, cpu=wall, mib=wall)
+        digests.append(digest(jobs_table(tmp_path, RUNS)))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.314, "0.31"), (9.996, "10.0"), (12.34, "12.3"), (1234.5, "1,234")],
+)
+def test_numbers_are_rounded_for_readers(value: float | None, text: str) -> None:
+    assert rounded(value) == text

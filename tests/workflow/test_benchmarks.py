@@ -1,0 +1,44 @@
+"""Jobs are measured, the report shows it, and no job runs for the sake of a measurement."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from kvfidelity.analysis.jobs import DEPTHS
+from kvfidelity.artifacts import read_parquet
+
+from .project import Project
+from .test_reruns import ALL_RUNS
+
+
+def test_the_report_tells_what_the_jobs_took(finished: Project) -> None:
+    results = finished.folder / "results"
+    table = read_parquet(results / "tables/jobs.parquet", kind="jobs")
+    jobs = {row["rule"]: row for row in table.to_dicts()}
+    assert list(jobs) == list(DEPTHS)
+    assert jobs["generate"]["jobs"] == jobs["measure"]["jobs"] == len(ALL_RUNS)
+    for rule in ("generate", "likelihood"):
+        assert jobs[rule]["measured"] == "worker"
+        assert jobs[rule]["jobs_shared"] == 0
+        # The client that waits for it has no torch.
+        assert jobs[rule]["cpu_s"] > 0 and jobs[rule]["peak_rss_mb"] > 100
+    for row in jobs.values():
+        assert 0 < row["wall_s_median"] <= row["wall_s_max"] <= row["wall_s"]
+    page = (results / "report.html").read_text("utf-8")
+    assert "What the jobs took" in page
+    assert "their seconds are shared" not in page
+    for name in ("report", *(f"generate/{run}" for run in ALL_RUNS)):
+        assert (results / f"benchmarks/{name}.tsv").is_file()
+
+
+def test_lost_benchmarks_rerun_nothing(project: Project) -> None:
+    shutil.rmtree(project.folder / "results/benchmarks")
+    assert project.planned() == set()
+
+
+def test_old_benchmarks_rerun_nothing(project: Project) -> None:
+    """Their times are a copy's, say; content decides."""
+    for file in (project.folder / "results/benchmarks").rglob("*.tsv"):
+        os.utime(file, (1, 1))
+    assert project.planned() == set()
