@@ -41,6 +41,8 @@ STAGES = (
 )
 #: Within `tables`: written from the others.
 LATER_TABLES = ("reliability", "comparisons", "costs", "claims")
+#: Written with the page.
+REPORT_TABLES = ("jobs",)
 LATER_ENDINGS = (".md", ".tex")
 STEP_NS = 10**6
 #: Outputs that are folders, and how Snakemake dates them.
@@ -115,10 +117,14 @@ def _ranked(results: Path) -> Iterator[tuple[int, Path]]:
             # Snakemake dates a folder that is an output by a hidden file in it, or by itself.
             output = path.is_file() and not path.name.startswith(".")
             if output or path.name in FOLDERS or path.name == TIMESTAMP:
-                later = stage == "tables" and (
-                    path.stem in LATER_TABLES or path.suffix in LATER_ENDINGS
-                )
-                yield 2 * rank + later, path
+                yield 2 * rank + _later(path) if stage == "tables" else 2 * rank, path
+
+
+def _later(table: Path) -> int:
+    """By how much a table is made after the first ones."""
+    if table.stem in REPORT_TABLES:
+        return 2 * len(STAGES)
+    return int(table.stem in LATER_TABLES or table.suffix in LATER_ENDINGS)
 
 
 def _date(path: Path, moment: int) -> None:
