@@ -110,6 +110,14 @@ def test_what_was_not_run_is_said(tables: dict[str, pl.DataFrame]) -> None:
     assert row["n_dialogues"] == 0
 
 
+def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    [row] = judged(tables, of={}, quantity="sinks_kept", correlated_with="excess_nll")
+    assert (row["verdict"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 12)
+    assert "does not vary" in row["why"]
+
+
 def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:
     with pytest.raises(UserError, match="no table holds a column 'exces_nll'"):
         judged(tables, quantity="exces_nll")

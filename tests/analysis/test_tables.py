@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -107,8 +109,8 @@ def test_a_step_at_the_window_is_found_and_none_before_it(
     assert change["nll_drift_inside"].mean() == pytest.approx(0.0, abs=0.06)
 
 
-def test_tokens_are_placed_by_hand() -> None:
-    """Window 64, so bins of two tokens; a prompt of 3 before a reply of 3."""
+def placed(window: int | None, nll: list[float]) -> list[tuple[Any, ...]]:
+    """Start, stop, NLL and tokens of a reply after a prompt of three tokens."""
     rows = pl.DataFrame(
         {
             "run": ["a"],
@@ -117,17 +119,24 @@ def test_tokens_are_placed_by_hand() -> None:
             "dataset": ["d"],
             "dialogue": ["000"],
             "seed": [0],
-            "trained_window": [64],
+            "trained_window": pl.Series([window], dtype=pl.Int32),
             "tokens_seen_start": [0],
             "prompt_tokens": [3],
-            "reference_token_nll": [[1.0, 2.0, 4.0]],
+            "reference_token_nll": [nll],
         }
     )
-    found = by_token_index(rows.lazy()).collect()
-    assert found.select("start", "stop", "nll", "tokens").rows() == [
-        (2, 4, 1.0, 1),
-        (4, 6, 3.0, 2),
-    ]
+    return by_token_index(rows.lazy()).collect().select("start", "stop", "nll", "tokens").rows()
+
+
+def test_tokens_are_placed_by_hand() -> None:
+    """Window 64, so bins of two tokens."""
+    assert placed(64, [1.0, 2.0, 4.0]) == [(2, 4, 1.0, 1), (4, 6, 3.0, 2)]
+    assert placed(20, [1.0, 2.0]) == [(3, 4, 1.0, 1), (4, 5, 2.0, 1)]  # a window below 32 tokens
+    assert placed(None, [1.0, 2.0]) == []
+
+
+def test_tokens_whose_likelihood_is_not_finite_are_not_placed() -> None:
+    assert placed(64, [math.nan, 2.0, math.inf]) == [(4, 6, 2.0, 1)]
 
 
 def test_causes_are_named(tables: dict[str, pl.DataFrame]) -> None:
