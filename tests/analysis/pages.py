@@ -15,7 +15,7 @@ from typing import Any
 from kvfidelity.analysis.charts import TABLES, charts
 from kvfidelity.analysis.theme import svg, themed
 from kvfidelity.artifacts import read_parquet, write_parquet, write_text
-from kvfidelity.specs import report_settings, table_settings
+from kvfidelity.specs import grid_settings, report_settings, table_settings
 
 from .synthetic import settings, write
 from .test_reliability import trial
@@ -57,7 +57,7 @@ def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
 def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
     """The page, made by the workflow's scripts; a judge is tested on planted replies or none is."""
     results, tables = folder / "results", folder / "results/tables"
-    wanted = table_settings(chosen)
+    wanted = table_settings(chosen, results)
     script(
         *("aggregate.py", "--settings", json.dumps(wanted)),
         *("--results", results, "--out", tables),
@@ -67,7 +67,7 @@ def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
         trials = [results / "reliability/offline/synthetic/made/trial.parquet"]
         scored = trial("offline", lambda kind, item, _: 8 if kind == "good" else 2)
         write_parquet(scored, trials[0], kind="trial")
-    judging = json.dumps(wanted | {"comparing": []})
+    judging = json.dumps(grid_settings(chosen))
     script("appraise.py", "--settings", judging, "--results", results, "--trials", *trials)
     report = json.dumps(chosen["report"])
     claims = ROOT / "config/claims.yaml"
@@ -76,10 +76,8 @@ def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
     for name, chart in charts(drawn).items():
         write_text(results / f"figures/{name}.svg", svg(themed(chart), name))
     about = json.dumps(report_settings(chosen))
-    script(
-        *("report.py", "--settings", about, "--results", results),
-        *("--models", folder / "models", "--out", folder / "report.html"),
-    )
+    out = folder / "report.html"
+    script("report.py", "--settings", about, "--results", results, "--out", out)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from kvfidelity.analysis.table_files import write_table
 from kvfidelity.analysis.theme import save
-from kvfidelity.artifacts import read_parquet, write_parquet
+from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
 from kvfidelity.errors import NotFiniteError
 
 from .pages import made, page, prose
@@ -28,7 +28,8 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
         file = tmp_path / f"results/generate/{run}/{kind}.parquet"
         frame = read_parquet(file, kind=kind)
         frame[rows, column] = value
-        write_parquet(frame, file, kind=kind)
+        notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
+        write_parquet(frame, file, kind=kind, metadata=notes)
     said = prose(page(tmp_path, chosen, tested=False))
     tables = tmp_path / "results/tables"
     turns = read_parquet(tables / "turns.parquet", kind="turns").filter(run=run)
@@ -47,7 +48,7 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:
     table = pl.DataFrame({"mean": [1.0, None], "p": [0.5, math.nan]})
     with pytest.raises(NotFiniteError, match=r"^table policies: column p holds [^\n]+$"):
-        write_table(tmp_path, "policies", table)
+        write_table(tmp_path, "policies", table, {})
     assert list(tmp_path.iterdir()) == []
 
 
