@@ -41,7 +41,11 @@ def noted(results: Path, place: str, wall: float, lanes: int = 1) -> None:
     notes = {WALL: f"{wall}", CPU: f"{2 * wall}", PEAK: "3000000", LANES: f"{lanes}"}
     kind = Path(place).name
     file = results / f"{place}.parquet"
-    frame = pl.read_parquet(file) if file.exists() else pl.DataFrame({"turn": [0]})
+    frame = pl.DataFrame({"turn": [0]})
+    if file.exists():
+        frame = pl.read_parquet(file)
+        known = read_metadata(file)
+        notes |= {name: known[name] for name in ("code", "spec", "dtype")}
     write_parquet(frame, file, kind=kind, metadata=notes)
 
 
