@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from kvfidelity.analysis.jobs import DEPTHS, SCHEMA, jobs_table
 from kvfidelity.analysis.words import rounded
-from kvfidelity.artifacts import digest, write_parquet
+from kvfidelity.artifacts import digest, read_metadata, write_parquet
 from kvfidelity.worker.usage import CPU, LANES, PEAK, WALL
 from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
 

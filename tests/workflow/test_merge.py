@@ -116,7 +116,7 @@ def other_dialogues(half: Path) -> None:
     [
         (damaged, f"error: stale/metrics/{RUN}/metrics.parquet is damaged"),
         (other_code, "were made by different code"),
-        (other_policy, "was made with parameters {'keep_ratio': 0.5}, this configuration says"),
+        (other_policy, "was made with keep_ratio 0.5, this configuration says 0.9"),
         (other_dialogues, "the folders' dialogues are not the same"),
     ],
 )
