@@ -30,10 +30,10 @@ def main() -> None:
     if wrong and options.remove:
         moved, folder = move_aside(found, options.results, files=count, force=options.force)
         print(f"moved {moved} files to {folder}; make run writes those that are missing")
-    elif found and not options.remove:
-        print(
-            "remedy: make verify ARGS=--remove moves what is wrong aside; make run writes it again"
-        )
+    elif wrong:
+        print("remedy: make verify ARGS=--remove moves it aside; make run writes what is missing")
+    elif found:
+        print("remedy: make run writes it again, if it is part of the configuration")
     sys.exit(1 if found and not options.remove else 0)
 
 
