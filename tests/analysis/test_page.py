@@ -105,7 +105,7 @@ def test_what_the_judges_are_worth_is_told(text: str) -> None:
 def test_what_the_jobs_took_is_told(text: str) -> None:
     section = text[text.index('id="jobs"') : text.index('id="limits"')]
     told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
-    assert "1 jobs were computed in one process with others at the same time" in told
+    assert "Runs computed together with others share their seconds: 1 of the jobs" in told
     assert "aggregate its own processes 1 12.3 12.3 12.3 1,234 105" in told
     assert "generate the model’s process 1 3.50 3.50 3.50 (shared) 7.00 (shared) 3.00" in told
 

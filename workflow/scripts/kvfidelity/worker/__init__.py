@@ -5,6 +5,6 @@ first client of a workflow starts a detached worker on a Unix socket in a folder
 enter; the worker loads the model once, serves one request at a time or several in lanes, and
 leaves when idle. `protocol` is how they talk, `place` where. `client` is the one end; `server` the
 other, with `door`, `desk`, `watch` and, for lanes, `together`. `job` is what is done, `command` the
-command line of jobs that are done so, `gpus` which GPU they get, `finished` what a scheduler's
-killed job leaves.
+command line of jobs that are done so, `gpus` which GPU they get, `usage` what a job took,
+`finished` what a scheduler's killed job leaves.
 """

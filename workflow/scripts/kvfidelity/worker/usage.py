@@ -31,8 +31,8 @@ class Usage:
         # Linux counts in KiB, macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         return {
-            WALL: f"{time.perf_counter() - self._wall:.3f}",
-            CPU: f"{time.process_time() - self._cpu:.3f}",
+            WALL: f"{time.perf_counter() - self._wall:.6f}",
+            CPU: f"{time.process_time() - self._cpu:.6f}",
             PEAK: str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit),
             LANES: str(self._lanes),
         }
