@@ -16,6 +16,7 @@ from kvfidelity.artifacts import write_parquet
 from kvfidelity.specs import report_settings, table_settings
 
 from ..models.tiny import tiny_tokenizer
+from ..waiting import LIMIT_S
 from .browser import chromium, drive
 from .synthetic import settings, write
 from .test_reliability import trial
@@ -27,7 +28,7 @@ in_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this 
 
 def script(name: str, *arguments: object) -> None:
     command = [sys.executable, str(ROOT / "workflow/scripts" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
 
 
