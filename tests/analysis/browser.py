@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ..waiting import LIMIT_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless",
@@ -66,7 +68,7 @@ def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: boo
     size = f"--window-size={width},1200"
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(chromium()), *FLAGS, scheme, size, profile, "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     found = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stdout[-500:] + done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))

@@ -17,6 +17,7 @@ from kvfidelity.grid import runs
 from kvfidelity.specs import grid_settings, report_settings, table_settings
 
 from ..models.tiny import tiny_tokenizer
+from ..waiting import LIMIT_S
 from .browser import chromium, drive
 from .synthetic import settings, write
 from .test_jobs import benchmark, noted
@@ -29,7 +30,7 @@ in_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this 
 
 def script(name: str, *arguments: object) -> None:
     command = [sys.executable, str(ROOT / "workflow/scripts" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
 
 

@@ -21,6 +21,7 @@ from kvfidelity.judge.sending import asker_for
 from kvfidelity.judge.store import AnswerStore
 from kvfidelity.judge.trial import trial
 
+from ..waiting import LIMIT_S
 from .batch_server import BatchServer, Line, done, wrong
 from .test_planting import POOL, SETTING
 
@@ -191,16 +192,16 @@ def test_a_crash_at_any_step_sends_nothing_twice(tmp_path: Path, path: str, batc
     def kill(called: str) -> None:
         if called == path and not killed.is_set():
             killed.set()
-            started.wait(30)
+            started.wait(LIMIT_S)
             os.kill(running[0].pid, signal.SIGKILL)
             running[0].wait()
 
     with BatchServer(before_reply=kill) as server:
         running.append(job(server, tmp_path))
         started.set()
-        assert running[0].wait(60) == -signal.SIGKILL
+        assert running[0].wait(LIMIT_S) == -signal.SIGKILL
         second = job(server, tmp_path)
-        told, _ = second.communicate(timeout=60)
+        told, _ = second.communicate(timeout=LIMIT_S)
     assert json.loads(told) == [7] * 6
     assert len(server.batches) == batches
     assert len(sent(server)) == len(set(sent(server))) == 6

@@ -12,7 +12,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,9 +27,9 @@ from transformers.utils.import_utils import is_serve_available
 
 from ..default_run import MODEL
 from ..models.tiny import save_tiny
+from ..waiting import LIMIT_S, wait_until
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 280
 
 pytestmark = pytest.mark.skipif(
     not is_serve_available(), reason="needs fastapi and uvicorn: pip install -e .[dev]"
@@ -51,10 +50,8 @@ def served(model: Path, folder: Path) -> Iterator[str]:
             command, stdout=told, stderr=told, env=os.environ | {"HF_HUB_OFFLINE": "1"}
         )
     try:
-        deadline = time.monotonic() + 120
-        while not healthy(port):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+        wait_until(lambda: healthy(port) or server.poll() is not None, log.read_text)
+        assert server.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.kill()
@@ -63,7 +60,7 @@ def served(model: Path, folder: Path) -> Iterator[str]:
 
 def healthy(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=LIMIT_S):
             return True
     except (urllib.error.URLError, OSError):
         return False
@@ -109,6 +106,6 @@ for row in ROWS:
 def judge(url: str, model: Path, folder: Path) -> RemoteJudge:
     entry = {"model": str(model), "base_url": url, "key_env": None, "max_tokens": 40}
     entry["answer_format"] = "text"
-    pace = {"concurrency": 2, "timeout_s": TIMEOUT_S, "price": {"input": 1.0, "output": 2.0}}
+    pace = {"concurrency": 2, "timeout_s": LIMIT_S, "price": {"input": 1.0, "output": 2.0}}
     rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
     return RemoteJudge("real", entry, rubric, asker_for("real", entry, pace, folder / "store"))

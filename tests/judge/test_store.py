@@ -17,6 +17,8 @@ from kvfidelity.judge.journal import Journal
 from kvfidelity.judge.locks import Locks
 from kvfidelity.judge.store import AnswerStore, Batch, CapReachedError
 
+from ..waiting import LIMIT_S
+
 
 def answer(content: str = "x", usd: float | None = None, tokens: int = 10) -> Answer:
     return Answer(content, None, "stop", tokens, 0, usd)
@@ -44,7 +46,7 @@ for number in range(int(sys.argv[3])):
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     writers = [script(WRITE, tmp_path, name, 40) for name in "abcd"]
     for writer in writers:
-        writer.communicate(timeout=60)
+        writer.communicate(timeout=LIMIT_S)
     assert [writer.returncode for writer in writers] == [0] * 4
     kept = dict(AnswerStore(tmp_path).answers())
     assert set(kept) == {f"{name}-{n}" for name in "abcd" for n in range(40)}
@@ -127,7 +129,7 @@ from kvfidelity.judge.locks import Locks
 locks = Locks(Path(sys.argv[1]))
 locks.take("a")
 print("held", flush=True)
-time.sleep(60)
+time.sleep(300)
 """
 
 

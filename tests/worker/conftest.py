@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.session.spec import RunSpec
 
 from tests.models.tiny import save_tiny
+from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
 MISCHIEF = Path(__file__).with_name("mischief.py")
@@ -73,7 +74,7 @@ class Site:
     def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Wait for a job; its exit status and what it wrote to standard error."""
         try:
-            _, said = process.communicate(timeout=100)
+            _, said = process.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             _, said = process.communicate()
@@ -91,6 +92,10 @@ class Site:
         """Parameters of a policy that does this; see mischief.py."""
         marker = str(self.folder / "marker")
         return {"parameters": {"deed": deed, "marker": marker, "times": times}}
+
+    def let_go(self) -> None:
+        """End the deed "hold", of policies to come too."""
+        (self.folder / "marker.go").touch()
 
     def marks(self) -> list[int]:
         """The processes that did their deed, in order."""
@@ -118,14 +123,6 @@ class Site:
         return process
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
@@ -136,13 +133,16 @@ def made_site(model: Path, folder: Path) -> Iterator[Site]:
     """A workflow's folder; at its end no worker may be left."""
     # Not in pytest's folder, whose path is too long for a socket.
     runtime = Path(tempfile.mkdtemp(prefix="kvf-"))
-    site = Site(folder, runtime, {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"})
+    environment = {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"}
+    # So that a worker that ends was ended.
+    environment["KVFIDELITY_WORKER_IDLE_S"] = str(FOREVER_S)
+    site = Site(folder, runtime, environment)
     shutil.copytree(model, folder / "model")
     write_pool(folder / "pool.parquet")
     try:
         yield site
         site.stop()
-        wait_until(lambda: not site.workers(), 5)
+        wait_until(lambda: not site.workers())
     finally:
         for process in site.workers():
             process.kill()
@@ -166,7 +166,7 @@ def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def warm(shared: Site) -> Site:
     """A folder shared with other tests, its worker warm, without any job's artifacts."""
     for place in shared.folder.iterdir():
-        if place.name == "marker":
+        if place.name.startswith("marker"):
             place.unlink()
         elif place.is_dir() and place.name != "model":
             shutil.rmtree(place)

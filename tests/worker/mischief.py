@@ -45,10 +45,11 @@ class Mischief(Policy):
         match self.deed:
             case "write":
                 print("a warning from deep inside", file=sys.stderr)
-            case "sleep":
-                time.sleep(120)
-            case "nap":
-                time.sleep(0.5)
+            case "sleep":  # longer than any test waits
+                time.sleep(3600)
+            case "hold":  # until the test lets go
+                while not Path(f"{self.marker}.go").exists():
+                    time.sleep(0.02)
             case "crash":
                 ctypes.string_at(0)
             case "raise":

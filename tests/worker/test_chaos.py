@@ -14,7 +14,8 @@ import psutil
 import pytest
 from kvfidelity.artifacts import digest, read_parquet
 
-from tests.worker.conftest import Site, wait_until, write_pool
+from tests.waiting import wait_until
+from tests.worker.conftest import Site, write_pool
 from tests.worker.test_together import same_runs
 
 ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
@@ -67,4 +68,4 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: i
             assert digests(warm, name) == digests(warm, f"undisturbed-{name}")
     warm.stop()
     # One that was about to start when its client was killed waits ten seconds for another.
-    wait_until(lambda: not warm.workers(), 15)
+    wait_until(lambda: not warm.workers())

@@ -10,7 +10,8 @@ import pytest
 from kvfidelity.worker.finished import Finished
 from kvfidelity.worker.job import Hello, Request
 
-from tests.worker.conftest import Site, wait_until, write_pool
+from tests.waiting import wait_until
+from tests.worker.conftest import Site, write_pool
 from tests.worker.test_worker import artifact_digests
 
 HELLO = Hello("model", "revision", "float32", "cpu", "code", "1GiB", "0GB", 1, 1)
@@ -99,4 +100,4 @@ def test_a_job_that_is_repeated_takes_what_was_finished(site: Site) -> None:
         site.stop()
     del site.environment["SLURM_JOB_ID"]
     site.stop()
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())

@@ -9,7 +9,8 @@ import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.worker.gpus import share_of_a_gpu, visible_gpus
 
-from tests.worker.conftest import Site, wait_until
+from tests.waiting import wait_until
+from tests.worker.conftest import Site
 from tests.worker.test_worker import artifact_digests
 
 
@@ -32,7 +33,7 @@ def test_each_gpu_has_a_worker_and_a_job_at_a_time(site: Site) -> None:
     # The next ones find both warm.
     assert sum(text.count("loading") for text in ends(site, 2, "--gpus", "2")) == 0
     site.stop()
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())
 
 
 def test_on_a_cpu_two_at_once_are_two_workers(site: Site) -> None:

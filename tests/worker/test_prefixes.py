@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.worker.conftest import Site, wait_until
+from tests.waiting import wait_until
+from tests.worker.conftest import Site
 from tests.worker.test_worker import artifact_digests
 
 KEPT = ("--prefix-disk", "1GB")
@@ -25,7 +26,7 @@ def kept(site: Site) -> list[Path]:
 
 def kill_worker(site: Site) -> None:
     site.worker().kill()
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())
 
 
 def test_the_next_worker_goes_on_from_what_a_killed_one_computed(site: Site) -> None:

@@ -9,6 +9,7 @@ import sys
 import polars as pl
 from kvfidelity.artifacts import read_metadata, write_parquet
 
+from ..waiting import LIMIT_S
 from .conftest import SCRIPTS, Site
 
 
@@ -22,7 +23,7 @@ def score(site: Site, out: str, *arguments: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=LIMIT_S,
     )
     return done.returncode, done.stderr
 

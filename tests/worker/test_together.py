@@ -8,7 +8,8 @@ from typing import Any
 from kvfidelity.artifacts import TIMINGS, read_parquet
 from polars.testing import assert_frame_equal
 
-from tests.worker.conftest import Site, wait_until
+from tests.waiting import wait_until
+from tests.worker.conftest import Site
 
 LANES = ("--lanes", "3")
 OWN = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8}
@@ -82,7 +83,7 @@ def test_an_unexpected_error_of_one_is_its_own_and_the_worker_leaves(site: Site)
     assert code == 1 and said.rstrip().endswith("ZeroDivisionError: no such thing")
     ended = ends(site, jobs)
     assert [code for code, _ in ended.values()] == [0, 0], ended
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())
 
 
 def test_a_damaged_model_is_one_line_in_lanes_too(site: Site) -> None:
@@ -94,11 +95,12 @@ def test_a_damaged_model_is_one_line_in_lanes_too(site: Site) -> None:
 
 
 def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(site: Site) -> None:
-    dead = site.start("dead", *LANES, **OWN, **site.deed("nap"))
+    dead = site.start("dead", *LANES, **OWN, **site.deed("hold"))
     jobs = {name: site.start(name, *LANES, **OWN) for name in ("one", "two")}
     wait_until(site.marks)
     dead.kill()
     dead.wait()
+    site.let_go()
     ended = ends(site, jobs)
     assert [code for code, _ in ended.values()] == [0, 0], ended
     assert "died" not in "".join(said for _, said in ended.values())
@@ -106,18 +108,21 @@ def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(
     assert not (site.folder / "dead/turns.parquet").exists()
     # A worker that nobody waits for any more leaves.
     done = len(site.marks())
-    jobs = {name: site.start(name, *LANES, **OWN, **site.deed("nap")) for name in ("one", "two")}
+    (site.folder / "marker.go").unlink()
+    jobs = {name: site.start(name, *LANES, **OWN, **site.deed("hold")) for name in ("one", "two")}
     wait_until(lambda: len(site.marks()) > done)
     for job in jobs.values():
         job.kill()
         job.wait()
-    wait_until(lambda: not site.workers(), 10)
+    site.let_go()
+    wait_until(lambda: not site.workers())
 
 
 def test_who_wants_another_model_waits_until_the_others_are_served(site: Site) -> None:
-    jobs = {name: site.start(name, *LANES, **OWN, **site.deed("nap")) for name in ("one", "two")}
+    jobs = {name: site.start(name, *LANES, **OWN, **site.deed("hold")) for name in ("one", "two")}
     wait_until(site.marks)
     jobs["other"] = site.start("other", *LANES, "--dtype", "bfloat16", **OWN)
+    site.let_go()
     ended = ends(site, jobs)
     assert [code for code, _ in ended.values()] == [0] * 3, ended
     assert "died" not in "".join(said for _, said in ended.values())
@@ -131,4 +136,4 @@ def test_stop_ends_it_in_the_middle(site: Site) -> None:
     job.wait()
     assert site.workers()
     site.stop()
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kvfidelity.artifacts import digest, read_metadata, read_parquet
 
-from tests.worker.conftest import SCRIPTS, Site, wait_until, write_pool
+from tests.waiting import wait_until
+from tests.worker.conftest import SCRIPTS, Site, write_pool
 
 
 def artifact_digests(site: Site, name: str) -> list[str]:
@@ -92,7 +93,7 @@ def test_two_workflows_on_one_machine_have_a_worker_each(site: Site, tmp_path: P
     other.run("job")
     assert len(site.workers()) == 2
     other.stop()
-    wait_until(lambda: len(site.workers()) == 1, 5)
+    wait_until(lambda: len(site.workers()) == 1)
     assert site.run("again")[1].count("loading") == 0
 
 
@@ -103,13 +104,13 @@ def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(site: Site)
     assert len(site.workers()) == 2
     del site.environment["CUDA_VISIBLE_DEVICES"]
     site.stop()
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())
 
 
 def test_a_worker_leaves_when_idle(site: Site) -> None:
     site.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
     assert site.run("job")[0] == 0
-    wait_until(lambda: not site.workers(), 5)
+    wait_until(lambda: not site.workers())
     assert list(site.runtime.rglob("*.sock")) == []
     assert site.run("again")[0] == 0
 

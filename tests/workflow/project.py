@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from ..waiting import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
 PARTS = (
     "Snakefile",
@@ -93,7 +95,9 @@ class Project:
         assert old in text
         path.write_text(text.replace(old, new))
 
-    def snakemake(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def snakemake(
+        self, *arguments: str, timeout: float = 3 * LIMIT_S
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*arguments),
             cwd=self.folder,

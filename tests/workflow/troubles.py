@@ -22,6 +22,7 @@ import psutil
 import pytest
 from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
 
+from ..waiting import LIMIT_S
 from .project import Project, environment
 
 RUN = "tiny/own/random/stale/small/0/000"
@@ -57,7 +58,7 @@ class Scene:
         try:
             time.sleep(self.dice.uniform(0.1, 1.0) * self.seconds)
             yield process
-            process.wait(240)
+            process.wait(3 * LIMIT_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -25,6 +25,7 @@ from tests.session.prefix.runs import (
     size_on_disk,
 )
 from tests.session.test_run import BASELINE
+from tests.waiting import LIMIT_S
 
 
 def test_without_room_no_folder_is_made(engine: Engine, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_processes_that_use_one_folder_at_once(tmp_path: Path) -> None:
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    ends = [process.communicate("go\n", timeout=100) for process in processes]
+    ends = [process.communicate("go\n", timeout=LIMIT_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     assert all("damaged" not in said for _, said in ends)
     assert sum(json.loads(found) for found, _ in ends) > 0
