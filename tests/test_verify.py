@@ -155,13 +155,6 @@ def test_the_command_moves_what_is_wrong_or_stale_aside(results: Path) -> None:
     assert moved(results)["tables/turns.parquet"] == half
 
 
-def test_what_is_only_stale_is_for_the_workflow(results: Path) -> None:
-    write_turns(results / TURNS, code="0" * 12)
-    assert "remedy: make run writes it again" in run(results).stdout
-    assert run(results, "--remove").returncode == 0
-    assert (results / TURNS).is_file()
-
-
 def test_nothing_wrong_makes_no_folder(results: Path) -> None:
     assert run(results, "--remove").returncode == 0
     assert not results.with_name(f"{results.name}.removed").exists()
