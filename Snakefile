@@ -49,7 +49,7 @@ localrules:
     judge,
     compare_replies,
     trial,
-    compare_planted,
+    test_pairwise_judge,
     merge,
 
 
@@ -65,17 +65,17 @@ rule all:
         artifacts("generate", "recall.parquet"),
         artifacts("metrics", "metrics.parquet"),
         verdicts,
-        trials(False, "trial.parquet"),
-        trials(True, "pairs.parquet"),
+        judge_tests(False, "judge_test.parquet"),
+        judge_tests(True, "pairs.parquet"),
         comparisons(),
         rules.aggregate.output,
-        rules.appraise.output,
+        rules.judge_reliability.output,
         rules.claims.output,
         rules.figures.output,
 
 
-# `snakemake generated`: what needs a GPU, and what that needs; no judging, no tables.
-rule generated:
+# `snakemake only_generate`: what needs a GPU, and what that needs; no judging, no tables.
+rule only_generate:
     input:
         artifacts("generate", "turns.parquet"),
         artifacts("generate", "evictions.parquet"),
@@ -83,10 +83,10 @@ rule generated:
 
 
 onstart:
-    refuse_lanes_on_a_scheduler()
+    refuse_batches_on_a_scheduler()
     announce_sigterm(lambda: len(workflow.scheduler.running))
     print(plan_message(SETTINGS), file=sys.stderr)
-    if moved := date_anew([Path("results"), Path("resources")]):
+    if moved := redate_future_files([Path("results"), Path("resources")]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): dated anew, in "
             "their order",

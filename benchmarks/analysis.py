@@ -23,10 +23,9 @@ import polars as pl
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from kvfidelity.grid import runs  # noqa: E402
-from kvfidelity.session.rows import EVICTIONS, TURNS  # noqa: E402
-from kvfidelity.specs import grid_settings, report_settings, table_settings  # noqa: E402
-
+from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings  # noqa: E402
+from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
+from kvfidelity.records.grid import run_keys  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
 TURNS_PER_RUN = 200
@@ -53,7 +52,7 @@ def main() -> None:
     figures, out = results / "figures", folder / "report.html"
     steps = {
         "aggregate": ["--settings", grid, "--results", results, "--out", tables],
-        "appraise": ["--settings", judging, "--results", results],
+        "judge_reliability": ["--settings", judging, "--results", results],
         "claims": ["--settings", report, "--tables", tables, "--claims", claims],
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--out", out],
@@ -86,7 +85,7 @@ def run(name: str, arguments: list[str]) -> tuple[float, float]:
 def write(results: Path, chosen: dict) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
-    for number, place in enumerate(runs(chosen)):
+    for number, place in enumerate(run_keys(chosen)):
         model, dataset, policy, positions, threshold, seed, dialogue = place.split("/")
         kind = chosen["policies"][policy]["kind"]
         if (policy, positions) not in drawn:
@@ -106,7 +105,7 @@ def write(results: Path, chosen: dict) -> None:
                 rows,
                 log,
                 synthetic.metric_rows(rows, rng),
-                synthetic.verdict_rows(rows, "offline", cost),
+                synthetic.verdict_rows(rows, "formula", cost),
             )
         turns, log, metrics, verdicts = drawn[policy, positions]
         shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")
@@ -118,7 +117,7 @@ def write(results: Path, chosen: dict) -> None:
             ("generate", "evictions", log),
             ("generate", "recall", synthetic.recall_rows(turns, PROBES)),
             ("metrics", "metrics", metrics),
-            ("judge/offline", "verdicts", verdicts),
+            ("judge/formula", "verdicts", verdicts),
         ):
             file = results / stage / place / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
 from transformers import AutoModelForCausalLM, DynamicCache
+
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
 
 TOKENS, DECODED = 4000, 256
 TURNS = [180, 420] * 6 + [400]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.dialogues.cleaning import turns_of
+from kvfidelity.dialogues.formats import SourceCounts, read_conversations
 from kvfidelity.dialogues.selection import Candidate, Selection, Selector
-from kvfidelity.dialogues.sources import SourceCounts, read_conversations
 
 
 def repeat(path: Path, large: Path, times: int, first: int | None = None) -> None:
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
     for raw in read_conversations(path, "sharegpt", counts):
         turns, reason = turns_of(raw, counts.notes)
         if reason is None:
-            selector.offer(Candidate(raw.conversation_id, turns))
+            selector.add(Candidate(raw.conversation_id, turns))
     return {
         "seconds": time.perf_counter() - started,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -71,7 +71,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         large = Path(scratch) / "large.json"
-        repeat(given.file, large, given.times)
+        repeat(given.file, large, given.scaled)
         for path in (given.file, large):
             found = cost(path)
             size = path.stat().st_size / 1e6

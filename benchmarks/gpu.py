@@ -28,13 +28,14 @@ from gpu_checks import check_kernels
 from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
 from gpu_lanes import compare_lanes_with_one
 from gpu_real import compare_with_cpu
-from kvfidelity.cache.policies import build
-from kvfidelity.cache.triggers import Evictor, Regime, Trigger
-from kvfidelity.session.captured import CapturedSteps
-from kvfidelity.session.engine import Engine
-from kvfidelity.session.lane import Lane
-from kvfidelity.session.sampling import Sampling, draws
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+
+from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.policies import build_policy
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.sampling import Sampling, uniform_draws
+from kvfidelity.decoding.sequence import SequenceState
+from kvfidelity.decoding.steps_cudagraph import GraphSteps
 
 PROMPT, CACHED, LANES, LANE_SLOTS, STEPS = 8192, 5600, 16, 4000, 32
 LLAMA3_8B = LlamaConfig(
@@ -75,7 +76,7 @@ def main() -> None:
     for name, part in parts.items():
         if name in options.skip.split(","):
             continue
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             rows = part()
         except Exception:  # noqa: BLE001 - the other parts are still worth their time
@@ -84,7 +85,7 @@ def main() -> None:
         table += rows
         gc.collect()
         torch.cuda.empty_cache()
-        print(f"-- {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
         for what, found in rows:
             print(f"| {what} | {found} |", flush=True)
     print("\n| what | measured |\n|---|---|")
@@ -160,11 +161,11 @@ def grid() -> list[Row]:
     gc.collect()
     torch.cuda.empty_cache()
     engine = attached(random_llama())
-    for lanes in (LANES, 1):
-        ours, tokens = grid_seconds(engine, lanes)
+    for batch_size in (LANES, 1):
+        ours, tokens = grid_seconds(engine, batch_size)
         rows.append(
             (
-                f"grid, here, all 16 cells, {lanes} lane{'s' * (lanes > 1)}",
+                f"grid, here, all 16 cells, {batch_size} lane{'s' * (batch_size > 1)}",
                 f"{ours:.1f} s, {tokens} new tokens, {tokens / ours:.0f} a second; "
                 f"{theirs / ours:.1f} times less than eight cells of each, one by one",
             )
@@ -175,14 +176,15 @@ def grid() -> list[Row]:
 def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]) -> float:
     """Adds what decoding takes with one lane and with many; milliseconds of a step with one."""
     times = {}
-    for lanes, slots in ((1, CACHED), (1, LANE_SLOTS), (LANES, LANE_SLOTS)):
-        ms = step_ms(engine, tokens[:slots], lanes)
-        times[lanes, slots] = ms
-        least = (weight_bytes(engine) + lanes * slots * TOKEN_BYTES) / speed * 1e3
+    for batch_size, slots in ((1, CACHED), (1, LANE_SLOTS), (LANES, LANE_SLOTS)):
+        ms = step_ms(engine, tokens[:slots], batch_size)
+        times[batch_size, slots] = ms
+        least = (weight_bytes(engine) + batch_size * slots * TOKEN_BYTES) / speed * 1e3
         rows.append(
             (
-                f"decode, {lanes} lane{'s' * (lanes > 1)} of {slots} cached, scores on",
-                f"{lanes * 1e3 / ms:.0f} tok/s, {1e3 / ms:.0f} a lane, {least / ms:.0%} of the "
+                f"decode, {batch_size} lane{'s' * (batch_size > 1)} of {slots} cached, scores on",
+                f"{batch_size * 1e3 / ms:.0f} tok/s, {1e3 / ms:.0f} a lane, {least / ms:.0%} of "
+                "the "
                 "roofline",
             )
         )
@@ -191,22 +193,24 @@ def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]
     return times[1, CACHED]
 
 
-def step_ms(engine: Engine, tokens: list[int], lanes: int) -> float:
+def step_ms(engine: Engine, tokens: list[int], batch_size: int) -> float:
     """Milliseconds of one captured step with scores on."""
-    key = ("benchmark", lanes)
-    if key not in engine.captured:
-        engine.captured[key] = CapturedSteps(engine, lanes, sampled=False, most=512)
-    steps = engine.captured[key]
-    for place in range(lanes):
+    key = ("benchmark", batch_size)
+    if key not in engine.graphs:
+        engine.graphs[key] = GraphSteps(engine, batch_size, sampled=False, max_new_tokens=512)
+    steps = engine.graphs[key]
+    for index in range(batch_size):
         cache = engine.new_cache("rerotated", collect_scores=True)
         engine.feed(cache, tokens)
-        baseline = Evictor(build("baseline", {}), Regime(Trigger.TURN, None))
-        steps.seat(place, Lane(cache, baseline, Sampling(), 500, draws(500, 0), token=17))
+        baseline = Evictor(build_policy("baseline", {}), EvictionSchedule(Trigger.TURN, None))
+        steps.admit(
+            index, SequenceState(cache, baseline, Sampling(), 500, uniform_draws(500, 0), token=17)
+        )
     for _ in range(4):
         steps.step()
     ms = median_ms(lambda: [steps.step() for _ in range(STEPS)], 5) / STEPS
-    for place in range(lanes):
-        steps.vacate(place)
+    for index in range(batch_size):
+        steps.release(index)
     return ms
 
 
@@ -222,12 +226,12 @@ def evictions() -> list[Row]:
         for _ in range(6):
             copy = cache.fork()
             copy.reserve(copy.size)
-            evictor = Evictor(build(kind, {}), Regime(Trigger.STEP, PROMPT, 2000))
+            evictor = Evictor(build_policy(kind, {}), EvictionSchedule(Trigger.STEP, PROMPT, 2000))
             torch.cuda.synchronize()
-            began = time.perf_counter()
+            start = time.perf_counter()
             made = evictor.before_step(copy)
             torch.cuda.synchronize()
-            whole.append(time.perf_counter() - began)
+            whole.append(time.perf_counter() - start)
             assert made is not None and copy.size == 2000
             moving.append(made.eviction_s)
         rows.append(
@@ -247,7 +251,7 @@ def random_llama() -> Any:
 def attached(model: Any) -> Engine:
     """An engine around a random model: nothing ends a reply, and there is no text."""
     segmenter = SimpleNamespace(stop_ids=frozenset(), end_of_turn_ids=(5,))
-    engine = Engine.of_parts(model, segmenter, SimpleNamespace(decode=lambda ids, **_: ""))
+    engine = Engine.from_parts(model, segmenter, SimpleNamespace(decode=lambda ids, **_: ""))
     assert engine.token_bytes == TOKEN_BYTES
     return engine
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from kvfidelity.cache.gpu import decode, prefill
-from kvfidelity.cache.gpu.compact import compact
-from kvfidelity.cache.kernels import attend_with_scores
+
+from kvfidelity.cache.attention import attend_with_scores
 from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.triton import decode, prefill
+from kvfidelity.cache.triton.compact import compact
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

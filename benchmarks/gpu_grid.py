@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.scheduler import run_batch
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
-from kvfidelity.session.engine import Engine
-from kvfidelity.session.lanes import run_together
-from kvfidelity.session.prefix.bank import PrefixBank
-from kvfidelity.session.run import run_dialogue
-from kvfidelity.session.spec import RunSpec
-from transformers import DynamicCache
+from kvfidelity.generation.run import run_dialogue
+from kvfidelity.generation.spec import RunSpec
+from kvfidelity.prefix.cache import PrefixCache
 
 TURNS, NEW, AT, TARGET = 8, 128, 4800, 2400
 #: Prompt tokens a turn: the dialogues end with some 5,100 and 9,000 tokens.
@@ -63,26 +64,28 @@ class RandomChat:
         return [Segment(tuple(prompt), (5,)) for prompt in ids]
 
 
-def grid_seconds(engine: Engine, lanes: int) -> tuple[float, int]:
+def grid_seconds(engine: Engine, batch_size: int) -> tuple[float, int]:
     """Seconds for all cells, and tokens generated; compiling and capturing was done before."""
     engine = dataclasses.replace(engine, segmenter=RandomChat())
     specs = [dataclasses.replace(BASE, policy=name, **cell) for name, cell in POLICIES.items()]
     cells = [(dialogue(name), spec) for name in PROMPTS for spec in specs]
 
     def play(turns: int) -> int:
-        bank = PrefixBank(40 << 30)
+        prefix_cache = PrefixCache(40 << 30)
         cut = [(talk, dataclasses.replace(spec, max_turns=turns)) for talk, spec in cells]
-        records = run_together(
-            engine, [lambda at, cell=cell: run_dialogue(at, *cell, bank) for cell in cut], lanes
+        records = run_batch(
+            engine,
+            [lambda at, cell=cell: run_dialogue(at, *cell, prefix_cache) for cell in cut],
+            batch_size,
         )
         return sum(int(found.turns["reply_token_count"].sum()) for found in records)
 
     play(1)
     torch.cuda.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     tokens = play(TURNS)
     torch.cuda.synchronize()
-    return time.perf_counter() - began, tokens
+    return time.perf_counter() - start, tokens
 
 
 def dialogue(name: str) -> Dialogue:
@@ -96,7 +99,7 @@ def huggingface_cell_seconds(model: Any, name: str) -> tuple[float, str]:
     ids = torch.randint(10, 128000, (1, PROMPTS[name]), device="cuda")
     forward(model, ids[:, :64], DynamicCache())
     torch.cuda.synchronize()
-    began, steps, smallest = time.perf_counter(), 0, ids.shape[1]
+    start, steps, smallest = time.perf_counter(), 0, ids.shape[1]
     scores = torch.empty(0)
     for _ in range(TURNS):
         for part in ids.split(500, dim=1):
@@ -111,7 +114,7 @@ def huggingface_cell_seconds(model: Any, name: str) -> tuple[float, str]:
             token, scores = forward(model, token, cache)
             steps += 1
     torch.cuda.synchronize()
-    return time.perf_counter() - began, f"prompts in parts of {smallest}, {steps} new tokens"
+    return time.perf_counter() - start, f"prompts in parts of {smallest}, {steps} new tokens"
 
 
 def forward(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kvfidelity.cache.policies import build
-from kvfidelity.cache.triggers import Evictor, Regime, Trigger
+
+from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.policies import build_policy
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.generate import generate
+from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.dialogues.pool import Dialogue, Turn
-from kvfidelity.session.decode import generate
-from kvfidelity.session.engine import Engine
-from kvfidelity.session.prefix.bank import PrefixBank
-from kvfidelity.session.run import run_dialogue
-from kvfidelity.session.sampling import Sampling
-from kvfidelity.session.spec import RunSpec
+from kvfidelity.generation.run import run_dialogue
+from kvfidelity.generation.spec import RunSpec
+from kvfidelity.prefix.cache import PrefixCache
 
 TOKENS = 256
 MODES = ("stale", "original", "rerotated")
@@ -56,25 +57,27 @@ def greedy(engine: Engine, talk: Dialogue, mode: str) -> tuple[int, ...]:
     """Tokens after the first prompt; whenever 20 more slots are filled, attention evicts 60."""
     cache = engine.new_cache(mode, collect_scores=True)
     hidden = engine.feed(cache, engine.segmenter.segments(talk.turns)[0].prompt_ids)[-1:]
-    evictor = Evictor(build("attention_top", {"sinks": 4, "recent": 20}), regime(cache.size))
+    evictor = Evictor(build_policy("attention_top", {"sinks": 4, "recent": 20}), regime(cache.size))
     reply = generate(engine, cache, evictor, hidden.clone(), TOKENS, Sampling(), 0)
     assert len(evictor.log) > 2
     return reply.ids
 
 
-def regime(slots: int) -> Regime:
-    return Regime(Trigger.STEP, slots + 20, slots - 40)
+def regime(slots: int) -> EvictionSchedule:
+    return EvictionSchedule(Trigger.STEP, slots + 20, slots - 40)
 
 
 def excess(engine: Engine) -> dict[tuple[str, str], float]:
     """Mean excess nats per token over the run that never evicts, by policy and positions."""
     found: dict[tuple[str, str], list[float]] = {}
     for talk in dialogues():
-        bank = PrefixBank(1 << 34)
-        plain = run_dialogue(engine, talk, spec("baseline", "original", at=None, target=None), bank)
+        prefix_cache = PrefixCache(1 << 34)
+        plain = run_dialogue(
+            engine, talk, spec("baseline", "original", at=None, target=None), prefix_cache
+        )
         for kind in ("streaming_llm", "attention_top", "snapkv"):
             for mode in MODES:
-                turns = run_dialogue(engine, talk, spec(kind, mode), bank).turns
+                turns = run_dialogue(engine, talk, spec(kind, mode), prefix_cache).turns
                 change = turns["reference_nll"] - plain.turns["reference_nll"]
                 found.setdefault((kind, mode), []).append(float(change.mean()))
     return {cell: sum(values) / len(values) for cell, values in found.items()}

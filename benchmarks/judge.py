@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.judge.remote import RemoteJudge
-from kvfidelity.judge.rubric import Rubric
-from kvfidelity.judge.sending import asker_for
+from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.llm import LLMJudge
+from kvfidelity.judges.rubric import Rubric
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,9 +56,9 @@ def main() -> None:
 
 def timed(url: str, store: Path, pace: dict[str, Any], rows: list[Any]) -> tuple[float, float]:
     """Wall and processor seconds for all verdicts."""
-    entry = {"model": "local", "base_url": url, "key_env": None}
+    entry = {"model": "local", "base_url": url, "api_key_env": None}
     rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
-    judge = RemoteJudge("remote", entry, rubric, asker_for("remote", entry, pace, store))
+    judge = LLMJudge("remote", entry, rubric, build_client("remote", entry, pace, store))
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     verdicts = judge.judge(rows)
     seconds, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
@@ -69,7 +69,7 @@ def timed(url: str, store: Path, pace: dict[str, Any], rows: list[Any]) -> tuple
 def row(number: int) -> dict[str, Any]:
     text = f"The ferry number {number} leaves at nine in the morning from the northern pier. " * 4
     about = {"turn": number, "prompt": f"When does ferry {number} leave?", "reply": text}
-    return about | {"reference": None, "said": text, "finish_reason": "eos"}
+    return about | {"reference": None, "fed_reply": text, "finish_reason": "eos"}
 
 
 def serve(told: Connection, delay: float) -> None:

@@ -48,7 +48,7 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
         },
         "policies": {"baseline": {"kind": "baseline"}} | POLICIES,
         "thresholds": {"small": {"at": "600tok", "trigger": "turn", "target": "200tok"}},
-        "judges": {"offline": {"kind": "offline", "rubric": "offline"}},
+        "judges": {"formula": {"kind": "formula", "rubric": "formula"}},
     }
     (folder / "config").mkdir()
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))

@@ -3,7 +3,7 @@ of the default run."""
 
 import os
 
-from .default_run import default_inputs
+from tests.default_run import default_inputs
 
 __all__ = ["default_inputs"]
 

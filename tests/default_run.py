@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from .workflow.project import ROOT, command, environment
+from tests.workflow.project import ROOT, command, environment
 
 MODEL = ROOT / "resources/models/smollm2-135m"
 POOL = ROOT / "results/dialogues/smollm2-135m/sharegpt/pool.parquet"
@@ -27,14 +27,14 @@ def default_inputs() -> None:
 
 def _make() -> None:
     done = subprocess.run(
-        [*command(), *(str(place.relative_to(ROOT)) for place in (MODEL, POOL))],
+        [*command(), *(str(path.relative_to(ROOT)) for path in (MODEL, POOL))],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    said = done.stdout + done.stderr
-    if done.returncode and "network" in said:
-        pytest.skip(f"the package registry cannot be reached: {said[-300:]}")
-    assert done.returncode == 0, said
+    output = done.stdout + done.stderr
+    if done.returncode and "network" in output:
+        pytest.skip(f"the package registry cannot be reached: {output[-300:]}")
+    assert done.returncode == 0, output

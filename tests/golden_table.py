@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from kvfidelity.artifacts import digest
+
+from kvfidelity.records.artifacts import digest
 
 QUESTION: dict[str, Any] = {
     "question": pl.String,
@@ -25,7 +26,7 @@ SCHEMA: dict[str, Any] = {
     "reference_token_nll": pl.List(pl.Float32),
     "distractor_nll": pl.List(pl.Float64),
     "distractors": pl.List(pl.String),
-    "token_runs": pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32})),
+    "token_spans": pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32})),
     "questions": pl.List(pl.Struct(QUESTION)),
 }
 #: Numbers from 1e16 on are left out: polars 1 prints 1e16, polars 2 prints 1e+16.
@@ -40,14 +41,14 @@ ROWS: list[dict[str, Any]] = [
         "reference_token_nll": [0.1, 1e-30, 3e9],
         "distractor_nll": [5e-324, -0.0, 1e15],
         "distractors": ["a", ""],
-        "token_runs": [{"start": 0, "stop": 4}],
+        "token_spans": [{"start": 0, "stop": 4}],
         "questions": [
             {"question": "?", "answer": "", "category": "x", "turns": [1], "wrong": ["y"]}
         ],
     },
     dict.fromkeys(SCHEMA),
     dict.fromkeys(SCHEMA)
-    | {"excess_nll": float("nan"), "token_runs": [], "reference_token_nll": [float("inf"), None]},
+    | {"excess_nll": float("nan"), "token_spans": [], "reference_token_nll": [float("inf"), None]},
 ]
 
 

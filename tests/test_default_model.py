@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+
 from kvfidelity.cache.attach import attach, cache_argument, new_cache
-from kvfidelity.cache.ledger import PositionMode
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.dialogues.pool import read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.models.load import load_model
-
-from .default_run import MODEL, POOL
+from tests.default_run import MODEL, POOL
 
 TOKENS = 3000
 
@@ -103,8 +103,8 @@ def test_law_4_on_real_weights(
     loaded: Any, turns: list[torch.Tensor], reference: torch.Tensor
 ) -> None:
     shifted = new_cache(loaded[0], "original")
-    shifted.ledger.append(777)
-    shifted.ledger.keep(torch.empty(0, dtype=torch.int64))
+    shifted.slot_table.append(777)
+    shifted.slot_table.keep(torch.empty(0, dtype=torch.int64))
     logits = feed(loaded[0], shifted, turns[0])
     assert relative(logits, reference[: turns[0].shape[1]]) < 5e-4
 
@@ -122,7 +122,7 @@ def test_laws_6_and_7_on_real_weights(
     with torch.inference_mode():
         weights = torch.stack(eager(ids, output_attentions=True).attentions)[:, 0]
     assert cache.scores is not None
-    found = cache.scores.of("accumulated")
+    found = cache.scores.rows("accumulated")
     assert torch.allclose(found, weights.sum(2), rtol=1e-4, atol=1e-4)
     cache.keep(torch.arange(0, 400, 3))
     live = [t for layer in cache.layers for t in (layer.live_keys, layer.live_values)]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from kvfidelity.artifacts import digest
-from kvfidelity.errors import UserError
-from kvfidelity.schema_text import schema_text
 
-from .golden_table import golden_table
+from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import digest
+from kvfidelity.records.schema_text import schema_text
+from tests.golden_table import golden_table
 
 ROOT = Path(__file__).parents[1]
 #: Another Python that has polars, unless one is found on the path.
@@ -28,7 +28,7 @@ TEXT = (
     "('after_eviction', Boolean), ('reply', String), ('excess_nll', Float64), "
     "('reference_token_nll', List(Float32)), ('distractor_nll', List(Float64)), "
     "('distractors', List(String)), "
-    "('token_runs', List(Struct({'start': Int32, 'stop': Int32}))), "
+    "('token_spans', List(Struct({'start': Int32, 'stop': Int32}))), "
     "('questions', List(Struct({'question': String, 'answer': String, 'category': String, "
     "'turns': List(Int32), 'wrong': List(String)})))])"
 )
@@ -46,7 +46,7 @@ def test_a_schema_is_spelled_out() -> None:
 def test_the_golden_table_has_every_type_of_the_project() -> None:
     """A new type is to be added there, and gets a new constant digest with it."""
     from kvfidelity.dialogues.pool import SCHEMA as POOL
-    from kvfidelity.judge.planting import SCHEMA as TEXTS
+    from kvfidelity.judges.corruptions import SCHEMA as TEXTS
 
     files = [file.read_text("utf-8") for file in (ROOT / "workflow/schemas").glob("*s.yaml")]
     declared = re.findall(r'^  \w+: "(.+)"', "".join(files), re.MULTILINE)

@@ -58,8 +58,8 @@ def modules(script: str) -> set[str]:
             if top != "kvfidelity":
                 outside.add(top)
                 continue
-            place = SCRIPTS / name.replace(".", "/")
-            waiting += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+            path = ROOT / "src" / name.replace(".", "/")
+            waiting += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
     return outside - sys.stdlib_module_names
 
 
@@ -74,7 +74,7 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def brought(package: str, seen: set[str] | None = None) -> set[str]:
+def installed_with(package: str, seen: set[str] | None = None) -> set[str]:
     """A package and what installing it installs."""
     seen = set() if seen is None else seen
     name = canonicalize_name(package)
@@ -84,20 +84,20 @@ def brought(package: str, seen: set[str] | None = None) -> set[str]:
     for line in requires(name) or []:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            brought(requirement.name, seen)
+            installed_with(requirement.name, seen)
     return seen
 
 
 @pytest.mark.parametrize("environment", sorted(environments()))
 def test_an_environment_has_what_its_rules_import(environment: str) -> None:
-    there = set[str]().union(*(brought(package) for package in pins(environment)))
+    available = set[str]().union(*(installed_with(package) for package in pins(environment)))
     owners = packages_distributions()
     for script in sorted(environments()[environment]):
         for module in sorted(modules(script)):
             if (script, module) in UNUSED or module in OF_TORCH:
                 continue
             packages = {canonicalize_name(name) for name in owners[module]}
-            assert packages & there, f"{script} imports {module}; envs/{environment} lacks it"
+            assert packages & available, f"{script} imports {module}; envs/{environment} lacks it"
 
 
 @pytest.mark.parametrize("environment", sorted(environments()))
@@ -109,6 +109,6 @@ def test_an_environments_versions_are_the_locks(environment: str) -> None:
 def test_the_lock_has_what_the_package_asks_for() -> None:
     lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
-    for requirement in map(Requirement, asked):
+    requested = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, requested):
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kvfidelity.cache.policies import known_policies
 
-from .cache.views import random_view
-from .models.tiny import save_tiny
+from kvfidelity.cache.policies import known_policies
+from tests.cache.views import random_view
+from tests.models.tiny import save_tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.analysis.charts import TABLES, charts
-from kvfidelity.analysis.theme import svg, themed
-from kvfidelity.artifacts import read_parquet, write_parquet, write_text
-from kvfidelity.specs import grid_settings, report_settings, table_settings
-
-from .synthetic import settings, write
-from .test_reliability import trial
+from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
+from kvfidelity.records.artifacts import read_parquet, write_parquet, write_text
+from kvfidelity.report.figure_registry import TABLES, charts
+from kvfidelity.report.theme import svg, with_theme
+from tests.analysis.synthetic import settings, write
+from tests.analysis.test_reliability import judge_test
 
 ROOT = Path(__file__).parents[2]
 COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.4}
@@ -47,7 +46,7 @@ def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
         grid["dialogues"],
         policies=policies,
         grid={"positions": grid["positions"]},
-        judging=["offline"] if grid["judged"] else [],
+        judging=["formula"] if grid["judged"] else [],
     )
     planted = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
     write(folder / "results", chosen, COSTS, edge=0.3, **planted)
@@ -64,17 +63,25 @@ def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
     )
     trials = []
     if tested:
-        trials = [results / "reliability/offline/synthetic/made/trial.parquet"]
-        scored = trial("offline", lambda kind, item, _: 8 if kind == "good" else 2)
-        write_parquet(scored, trials[0], kind="trial")
+        trials = [results / "reliability/formula/synthetic/made/judge_test.parquet"]
+        scored = judge_test("formula", lambda kind, item, _: 8 if kind == "good" else 2)
+        write_parquet(scored, trials[0], kind="judge_test")
     judging = json.dumps(grid_settings(chosen))
-    script("appraise.py", "--settings", judging, "--results", results, "--trials", *trials)
+    script(
+        "judge_reliability.py",
+        "--settings",
+        judging,
+        "--results",
+        results,
+        "--judge-tests",
+        *trials,
+    )
     report = json.dumps(chosen["report"])
     claims = ROOT / "config/claims.yaml"
     script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
     drawn = {name: read_parquet(tables / f"{name}.parquet", kind=name) for name in TABLES}
     for name, chart in charts(drawn).items():
-        write_text(results / f"figures/{name}.svg", svg(themed(chart), name))
+        write_text(results / f"figures/{name}.svg", svg(with_theme(chart), name))
     about = json.dumps(report_settings(chosen))
     out = folder / "report.html"
     script("report.py", "--settings", about, "--results", results, "--out", out)

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from kvfidelity.artifacts import write_json, write_parquet
+
 from kvfidelity.dialogues.pool import SCHEMA as POOL
-from kvfidelity.grid import runs
-from kvfidelity.judge.verdict import SCHEMA as VERDICTS
+from kvfidelity.judges.verdict import SCHEMA as VERDICTS
 from kvfidelity.metrics.text import SCHEMA as METRICS
-from kvfidelity.session.rows import EVICTIONS, RECALL, TURNS
-from kvfidelity.settings import load_settings
-from kvfidelity.specs import run_spec
-from kvfidelity.staleness import RUN, notes_of
+from kvfidelity.pipeline.rule_params import run_spec
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.staleness import RUN, notes_of
+from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.columns import EVICTIONS, RECALL, TURNS
+from kvfidelity.records.grid import run_keys
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
@@ -55,7 +56,7 @@ def settings(dialogues: int, **changes: Any) -> dict[str, Any]:
             "streaming_llm": {"kind": "streaming_llm"},
         },
         "thresholds": {"half": {"at": f"{AT}tok", "trigger": "turn", "target": f"{TARGET}tok"}},
-        "judges": {"offline": {"kind": "offline", "rubric": "offline"}},
+        "judges": {"formula": {"kind": "formula", "rubric": "formula"}},
         "report": {"resamples": 200},
     }
     return load_settings(config | changes, "synthetic")
@@ -82,8 +83,8 @@ def write(
         probes: questions at each depth, asked after the last turn; see `recall_rows`.
         memory_for: turns of a run without an eviction before memory runs out; None for all.
     """
-    for place in runs(chosen):
-        model, dataset, policy, positions, threshold, number, dialogue = place.split("/")
+    for index in run_keys(chosen):
+        model, dataset, policy, positions, threshold, number, dialogue = index.split("/")
         kind = chosen["policies"][policy]["kind"]
         rng = np.random.default_rng([seed, int(dialogue), len(policy), len(positions)])
         cost = effects.get((kind, positions), 0.0)
@@ -106,20 +107,20 @@ def write(
         evicted = frame["evictions"].cum_sum() > 0
         if memory_for is not None and not evicted.head(memory_for + 1).any():
             frame = cut_short(frame, memory_for)
-        cell = dict(zip(RUN, place.split("/"), strict=True))
+        cell = dict(zip(RUN, index.split("/"), strict=True))
         notes = notes_of("generate") | {"version.python": "none: synthetic", "dtype": "float32"}
         notes["spec"] = json.dumps(run_spec(chosen, results, **cell))
         made = {"turns": frame, "evictions": eviction_rows(frame)}
         cut = frame["finish_reason"][-1] == "out_of_memory"
         made["recall"] = recall_rows(frame, 0 if cut else probes)
         for name, rows in made.items():
-            file = results / "generate" / place / f"{name}.parquet"
+            file = results / "generate" / index / f"{name}.parquet"
             write_parquet(rows, file, kind=name, metadata=notes)
-        file = results / "metrics" / place / "metrics.parquet"
+        file = results / "metrics" / index / "metrics.parquet"
         measured = metric_rows(frame, rng)
         write_parquet(measured, file, kind="metrics", metadata=notes_of("measure"))
         for judge in chosen["judging"]:
-            file = results / "judge" / judge / place / "verdicts.parquet"
+            file = results / "judge" / judge / index / "verdicts.parquet"
             write_parquet(verdict_rows(frame, judge, cost), file, kind="verdicts")
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
@@ -136,14 +137,14 @@ def turn_rows(
     shared: np.random.Generator,
 ) -> pl.DataFrame:
     """One run, identity columns aside: cut to TARGET before a turn once AT tokens are cached."""
-    never = kind == "baseline"
-    level = 0.0 if never else float(rng.normal(0, noise / 2))
+    baseline = kind == "baseline"
+    level = 0.0 if baseline else float(rng.normal(0, noise / 2))
     rows: list[dict[str, Any]] = []
     cached, evicted = 0, False
     for turn in range(turns):
         base = 2 + shared.normal(0, 0.3, REPLY).astype(np.float32)
         start, seen = cached, turn * (PROMPT + REPLY)
-        cut = not never and cached >= AT
+        cut = not baseline and cached >= AT
         cached = TARGET if cut else cached
         evicted |= cut
         index = seen + PROMPT + np.arange(REPLY)
@@ -157,12 +158,12 @@ def turn_rows(
             | {
                 "parameters": "{}",
                 "trigger": "turn",
-                "threshold_tokens": None if never else AT,
-                "target_tokens": None if never else TARGET,
+                "threshold_tokens": None if baseline else AT,
+                "target_tokens": None if baseline else TARGET,
                 "replies": "reference",
                 "turn": turn,
                 "turns_total": turns,
-                "shared_prefix": not never and not evicted,
+                "shared_prefix": not baseline and not evicted,
                 "scores_collected": True,
                 "prompt_tokens": PROMPT,
                 "reply_tokens": REPLY,
@@ -196,11 +197,11 @@ def turn_rows(
                 "reference_nll": float(nll.mean()),
                 "reference_tokens": REPLY,
                 "reference_token_nll": nll.tolist(),
-                "kl_full": max(0.0, extra),
+                "kl_baseline": max(0.0, extra),
                 "reply_nll": 1.0,
-                "reply_nll_full": 1.0 + cost,
+                "reply_nll_baseline": 1.0 + cost,
                 "retained_share": after / (seen + PROMPT),
-                "runs": 2.0 if evicted else 1.0,
+                "kept_spans": 2.0 if evicted else 1.0,
                 "future_share": min(1.0, distortion),
                 "collisions": 0.0,
                 "order_inversions": 0.0,
@@ -262,8 +263,8 @@ def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
                 "slots_before": before,
                 "slots_after": TARGET,
                 "group": "shared",
-                "runs": [{"start": 0, "stop": 4}, {"start": before - recent, "stop": before}],
-                "token_runs": [{"start": 0, "stop": 4}, {"start": seen - recent, "stop": seen}],
+                "slot_spans": [{"start": 0, "stop": 4}, {"start": before - recent, "stop": before}],
+                "token_spans": [{"start": 0, "stop": 4}, {"start": seen - recent, "stop": seen}],
                 "positions": [{"start": 0, "stop": TARGET, "position": 0}],
                 "next_position": TARGET,
                 "eviction_s": 0.01,
@@ -301,11 +302,11 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
             | {
                 "turn": last["turn"],
                 "probe": number,
-                "origin": "planted",
+                "origin": "needle",
                 "depth": depth,
                 "subject": f"synthetic subject {number}",
-                "told_in_turn": 0,
-                "told_cached_share": float(depth in known),
+                "evidence_turn": 0,
+                "evidence_retained_share": float(depth in known),
                 "slots": TARGET,
                 "evictions": int(turns["evictions"].sum()),
                 "question": f"synthetic question {number}?",
@@ -335,9 +336,9 @@ def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
     failed = pl.col("turn") % 5 == 4
     columns = {
         "judge": pl.lit(judge),
-        "judge_kind": pl.lit("offline"),
+        "judge_kind": pl.lit("formula"),
         "judge_model": pl.lit("formula"),
-        "rubric": pl.lit("offline"),
+        "rubric": pl.lit("formula"),
         "score": pl.when(~failed).then(max(1, round(8 - 2 * cost))),
         "status": pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok")),
     }

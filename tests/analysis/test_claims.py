@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from kvfidelity.analysis.claims import Claim, judge_claims, read_claims, verdict
-from kvfidelity.analysis.schema import empty_tables
-from kvfidelity.analysis.tables import gather
-from kvfidelity.errors import UserError
 
-from .synthetic import settings, write
+from kvfidelity.analysis.claims import Claim, decide, evaluate_claims, read_claims
+from kvfidelity.analysis.table_schemas import empty_tables
+from kvfidelity.analysis.tables import build_tables
+from kvfidelity.errors import UserError
+from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
@@ -28,7 +28,7 @@ PLANTED = {
 def claim(**changes: Any) -> Claim:
     parts: dict[str, Any] = {
         "claim": "X",
-        "says": "a claim",
+        "statement": "a claim",
         "quantity": "excess_nll",
         "of": {"kind": "attention_top", "positions": "stale"},
         "direction": "above",
@@ -43,16 +43,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
     results = tmp_path_factory.mktemp("planted")
     chosen = settings(12)
     write(results, chosen, PLANTED, edge=0.3, noise=0.1, probes=3)
-    return gather(chosen, results)
+    return build_tables(chosen, results)
 
 
 def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, Any]]:
-    return judge_claims([claim(**changes)], tables, OPTIONS).to_dicts()
+    return evaluate_claims([claim(**changes)], tables, OPTIONS).to_dicts()
 
 
 def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
-    rows = judge_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
-    found = {row["claim"]: row["verdict"] for row in rows}
+    rows = evaluate_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
+    found = {row["claim"]: row["decision"] for row in rows}
     planted = {
         "C1a": "supported",
         "C1b": "supported",
@@ -72,7 +72,7 @@ def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame])
 
 def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> None:
     [row] = judged(tables, min_dialogues=13)
-    assert (row["verdict"], row["why"]) == (
+    assert (row["decision"], row["reason"]) == (
         "not decided",
         "12 dialogues; the claim asks for 13",
     )
@@ -81,9 +81,9 @@ def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> No
 def test_an_effect_that_is_none_contradicts(tables: dict[str, pl.DataFrame]) -> None:
     of = {"kind": "attention_top", "positions": "rerotated"}
     [row] = judged(tables, of=of)
-    assert row["verdict"] == "contradicted"
+    assert row["decision"] == "contradicted"
     [row] = judged(tables, of=of, direction="below", margin=0)
-    assert row["verdict"] == "not decided"
+    assert row["decision"] == "not decided"
 
 
 def test_unequal_budgets_are_told(tables: dict[str, pl.DataFrame]) -> None:
@@ -98,15 +98,15 @@ def test_unequal_budgets_are_told(tables: dict[str, pl.DataFrame]) -> None:
 def test_scores_of_a_judge_are_a_quantity(tables: dict[str, pl.DataFrame]) -> None:
     positions = {"minus": {"kind": "attention_top", "positions": "rerotated"}}
     [row] = judged(
-        tables, quantity="score.offline", direction="below", margin=1, turns="all", **positions
+        tables, quantity="score.formula", direction="below", margin=1, turns="all", **positions
     )
-    assert row["verdict"] == "supported"
+    assert row["decision"] == "supported"
     assert row["estimate"] == pytest.approx(-4)
 
 
 def test_what_was_not_run_is_said(tables: dict[str, pl.DataFrame]) -> None:
     [row] = judged(tables, of={"kind": "h2o"})
-    assert row["verdict"] == "not decided"
+    assert row["decision"] == "not decided"
     assert row["n_dialogues"] == 0
 
 
@@ -114,8 +114,8 @@ def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(
     tables: dict[str, pl.DataFrame],
 ) -> None:
     [row] = judged(tables, of={}, quantity="sinks_kept", correlated_with="excess_nll")
-    assert (row["verdict"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 12)
-    assert "does not vary" in row["why"]
+    assert (row["decision"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 12)
+    assert "does not vary" in row["reason"]
 
 
 def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:
@@ -137,7 +137,7 @@ def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> Non
     ],
 )
 def test_verdicts_by_hand(direction: str, interval: tuple[float, float], expected: str) -> None:
-    decided, _ = verdict(claim(direction=direction, margin=0.1), *interval, 5)
+    decided, _ = decide(claim(direction=direction, margin=0.1), *interval, 5)
     assert decided == expected
 
 
@@ -169,9 +169,9 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
     )
     tables = empty_tables() | {"turns": rows}
     asked = [claim(margin=0), claim(claim="Y", margin=0, direction="below")]
-    found = judge_claims(asked, tables, OPTIONS)
+    found = evaluate_claims(asked, tables, OPTIONS)
     assert found.height == 2 * cells
-    wrong = found.filter(verdict="supported")
+    wrong = found.filter(decision="supported")
     assert 0.03 <= wrong.height / cells <= 0.07
     assert abs(wrong.filter(claim="X").height - wrong.height / 2) < 15
 
@@ -179,10 +179,11 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("C1: {says: a", "is no YAML"),
-        ("C1: {says: a}", "required property"),
+        ("C1: {statement: a", "is no YAML"),
+        ("C1: {statement: a}", "required property"),
         (
-            "C1: {says: a, quantity: kl_full, of: {}, direction: up, margin: 0, min_dialogues: 2}",
+            "C1: {statement: a, quantity: kl_baseline, of: {}, direction: up, margin: 0, "
+            "min_dialogues: 2}",
             "up",
         ),
         ("{}", "{}"),

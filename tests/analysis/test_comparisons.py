@@ -7,15 +7,20 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kvfidelity.analysis.comparisons import TABLE, compared, gather_comparisons, pairs_told
+
+from kvfidelity.analysis.comparisons import (
+    COMPARISONS_SCHEMA,
+    comparison_table,
+    gather_comparisons,
+    pairwise_reliability,
+)
 from kvfidelity.analysis.reliability import SCHEMA as RELIABILITY
 from kvfidelity.analysis.reliability import costs
-from kvfidelity.artifacts import write_parquet
-from kvfidelity.grid import compared_runs
-from kvfidelity.judge.pairwise import PLANTED, SCHEMA
-from kvfidelity.specs import grid_settings
-
-from .synthetic import settings
+from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, SCHEMA
+from kvfidelity.pipeline.rule_params import grid_settings
+from kvfidelity.records.artifacts import write_parquet
+from kvfidelity.records.grid import compared_run_keys
+from tests.analysis.synthetic import settings
 
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
 JUDGE = {"kind": "openai", "rubric": "pairwise", "model": "m"}
@@ -42,28 +47,30 @@ ROWS = [
 
 def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None:
     chosen = settings(2, judges={"pairs": JUDGE}, judging=["pairs"])
-    told = grid_settings(chosen)
-    assert told["judging"] == [] and told["comparing"] == ["pairs"]
-    runs = compared_runs(chosen)
+    reliability_rows = grid_settings(chosen)
+    assert reliability_rows["judging"] == [] and reliability_rows["comparing"] == ["pairs"]
+    runs = compared_run_keys(chosen)
     assert runs and not any("/baseline/" in run for run in runs)
     for run in runs:
         file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
         write_parquet(pl.DataFrame(ROWS, SCHEMA), file, kind="comparisons")
-    gathered = gather_comparisons(told, tmp_path)
+    gathered = gather_comparisons(reliability_rows, tmp_path)
     assert gathered.height == 6 * len(runs)
-    table = compared(gathered, OPTIONS)
+    table = comparison_table(gathered, OPTIONS)
     assert table.height == len(runs) / 2
     for row in table.to_dicts():
         assert row["value"] == pytest.approx(-1 / 5)
-        assert (row["better"], row["worse"], row["tie"], row["swayed"]) == (2, 4, 4, 2)
+        assert (row["better"], row["worse"], row["tie"], row["order_decided"]) == (2, 4, 4, 2)
         assert (row["n"], row["missing"], row["n_dialogues"]) == (10, 2, 2)
     [cost] = costs({"pairs": pl.DataFrame(ROWS, SCHEMA)}).to_dicts()
     assert (cost["answers"], cost["usd"], cost["missing"]) == (12, 3.0, 1)
 
 
 def test_no_comparing_judge_gives_an_empty_table(tmp_path: Path) -> None:
-    told = grid_settings(settings(2))
-    assert compared(gather_comparisons(told, tmp_path), OPTIONS).schema == pl.Schema(TABLE)
+    reliability_rows = grid_settings(settings(2))
+    assert comparison_table(
+        gather_comparisons(reliability_rows, tmp_path), OPTIONS
+    ).schema == pl.Schema(COMPARISONS_SCHEMA)
 
 
 def test_position_bias_and_preference_for_good_replies() -> None:
@@ -71,9 +78,9 @@ def test_position_bias_and_preference_for_good_replies() -> None:
         row | {"item": number, "dialogue": f"{number % 3}", "kind": "shuffle"}
         for number, row in enumerate(ROWS)
     ]
-    columns = {**PLANTED, "model": pl.String, "dataset": pl.String}
+    columns = {**CORRUPTION_COMPARISONS, "model": pl.String, "dataset": pl.String}
     frame = pl.DataFrame([row | {"model": "a", "dataset": "b"} for row in rows], columns)
-    table = pairs_told(frame, pl.Schema(RELIABILITY), OPTIONS)
+    table = pairwise_reliability(frame, pl.Schema(RELIABILITY), OPTIONS)
     pairs = table.filter(measure="pairs").row(0, named=True)
     assert pairs["value"] == pytest.approx((1 + 0 + 0 + 0.5 + 0.5) / 5)
     assert (pairs["share"], pairs["n"], pairs["missing"]) == (pytest.approx(0.2), 5, 1)

@@ -8,12 +8,12 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 import pytest
-from kvfidelity.analysis.table_files import write_table
-from kvfidelity.analysis.theme import save
-from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
-from kvfidelity.errors import NotFiniteError
 
-from .pages import made, page, prose
+from kvfidelity.analysis.table_files import write_table
+from kvfidelity.errors import NotFiniteError
+from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from kvfidelity.report.theme import save
+from tests.analysis.pages import made, page, prose
 
 
 def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
     run = "synthetic/made/attention_top/stale/half/0/001"
     for kind, column, rows, value in (
         ("turns", "reference_nll", [6, 7], math.nan),
-        ("turns", "kl_full", [8], math.inf),
+        ("turns", "kl_baseline", [8], math.inf),
         ("recall", "margin", [0], -math.inf),
     ):
         file = tmp_path / f"results/generate/{run}/{kind}.parquet"
@@ -39,10 +39,10 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
     counts = read_parquet(tables / "not_finite.parquet", kind="not_finite")
     assert counts.rows() == [
         ("turns", "reference_nll", 1, 2),
-        ("turns", "kl_full", 1, 1),
+        ("turns", "kl_baseline", 1, 1),
         ("recall", "margin", 1, 1),
     ]
-    assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_full" in said
+    assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_baseline" in said
 
 
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from kvfidelity.analysis.jobs import DEPTHS, SCHEMA, jobs_table
-from kvfidelity.analysis.words import rounded
-from kvfidelity.artifacts import digest, read_metadata, write_parquet
-from kvfidelity.worker.usage import CPU, LANES, PEAK, WALL
 from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
+
+from kvfidelity.analysis.jobs import DEPTHS, SCHEMA, jobs_table
+from kvfidelity.records.artifacts import digest, read_metadata, write_parquet
+from kvfidelity.report.formatting import rounded
+from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
 
 RUNS = [f"tiny/own/{policy}/stale/0.7win/0/000" for policy in ("h2o", "random", "snapkv")]
 
@@ -36,9 +37,9 @@ def benchmark(results: Path, place: str, *, wall: float, cpu: float, mib: float 
         print_benchmark_tsv([record], out, False)
 
 
-def noted(results: Path, place: str, wall: float, lanes: int = 1) -> None:
+def noted(results: Path, place: str, wall: float, batch_size: int = 1) -> None:
     """A worker's notes in an artifact, which is made if there is none."""
-    notes = {WALL: f"{wall}", CPU: f"{2 * wall}", PEAK: "3000000", LANES: f"{lanes}"}
+    notes = {WALL: f"{wall}", CPU: f"{2 * wall}", PEAK: "3000000", BATCH_SIZE: f"{batch_size}"}
     kind = Path(place).name
     file = results / f"{place}.parquet"
     frame = pl.DataFrame({"turn": [0]})
@@ -73,10 +74,10 @@ def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
 
 def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
     places = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
-    for place in (*places, "aggregate", "appraise", "claims", "figures", "report"):
+    for place in (*places, "aggregate", "judge_reliability", "claims", "figures", "report"):
         benchmark(tmp_path, place, wall=1, cpu=1, mib=1)
     noted(tmp_path, f"generate/{RUNS[0]}/turns", 1)
-    noted(tmp_path, "planted/tiny/own/likelihood", 1)
+    noted(tmp_path, "corruptions/tiny/own/likelihood", 1)
     table = jobs_table(tmp_path, RUNS)
     assert table["rule"].to_list() == list(DEPTHS)
     assert table["jobs"].to_list() == [1] * len(DEPTHS)
@@ -98,7 +99,7 @@ def test_a_benchmark_that_cannot_be_read_counts_as_missing(tmp_path: Path, text:
 
 def test_runs_are_measured_by_their_worker_not_by_the_client(tmp_path: Path) -> None:
     for run in RUNS[:2]:
-        noted(tmp_path, f"generate/{run}/turns", 4, lanes=2 if run == RUNS[0] else 1)
+        noted(tmp_path, f"generate/{run}/turns", 4, batch_size=2 if run == RUNS[0] else 1)
         benchmark(tmp_path, f"generate/{run}", wall=9, cpu=0.1, mib=20)
     # Made before anything was noted.
     write_parquet(

@@ -9,14 +9,14 @@ import altair as alt
 import numpy as np
 import polars as pl
 import pytest
-from kvfidelity.analysis.claims import Claim, judge_claims
-from kvfidelity.analysis.recall import by_depth, questions, state, told
-from kvfidelity.analysis.recall_figure import recall_figure
-from kvfidelity.analysis.statistics import clustered_share
-from kvfidelity.analysis.tables import gather
-from kvfidelity.analysis.theme import themed
 
-from .synthetic import settings, write
+from kvfidelity.analysis.claims import Claim, evaluate_claims
+from kvfidelity.analysis.recall import by_depth, questions, recall_state, recall_statements
+from kvfidelity.analysis.statistics import clustered_share
+from kvfidelity.analysis.tables import build_tables
+from kvfidelity.report.recall_figure import recall_figure
+from kvfidelity.report.theme import with_theme
+from tests.analysis.synthetic import settings, write
 
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
 
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
     folder = tmp_path_factory.mktemp("recall")
     write(folder, settings(12), {}, probes=3)
-    return gather(settings(12), folder)
+    return build_tables(settings(12), folder)
 
 
 def cell(tables: dict[str, pl.DataFrame], policy: str, positions: str, depth: str) -> Any:
@@ -42,12 +42,16 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
     assert full["recall_lost"] is None
     for positions in ("stale", "rerotated"):
         kept = cell(tables, "gist", positions, "gist")
-        assert (kept["recall_lost"], kept["told_cached_share"]) == (0, 1)
+        assert (kept["recall_lost"], kept["evidence_retained_share"]) == (0, 1)
         gone = cell(tables, "gist", positions, "middle")
         assert gone["recall_lost"] == pytest.approx(full["recalled"] - gone["recalled"])
         assert gone["recall_lost_low"] > 0.2
         assert gone["recalled_low"] < gone["chance"] == 0.25 < gone["recalled_high"]
-        assert (gone["n_questions"], gone["n_dialogues"], gone["told_cached_share"]) == (36, 12, 0)
+        assert (gone["n_questions"], gone["n_dialogues"], gone["evidence_retained_share"]) == (
+            36,
+            12,
+            0,
+        )
         assert gone["margin_lost_low"] > 0
         assert gone["p_holm"] >= gone["p"]
 
@@ -55,9 +59,9 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
 def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
     said = {
         (entry["policy"], mode): {
-            depth["depth"]: name for name, depths in entry["said"].items() for depth in depths
+            depth["depth"]: name for name, depths in entry["depths"].items() for depth in depths
         }
-        for entry in told(tables["recall_by_depth"])
+        for entry in recall_statements(tables["recall_by_depth"])
         for mode in entry["modes"]
     }
     lost = dict.fromkeys(("gist", "middle", "recent"), "forgotten")
@@ -69,11 +73,14 @@ def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
 
 def test_what_the_model_never_knew_is_not_called_forgotten() -> None:
     row = {"recall_lost": 0.0, "recall_lost_low": -0.1, "recall_lost_high": 0.1, "changed": 2}
-    assert state(row, {"recalled_low": 0.2, "chance": 0.25}) == "untested"
-    assert state(row, {"recalled_low": 0.6, "chance": 0.25}) == "undecided"
-    assert state(row | {"changed": 0}, {"recalled_low": 0.6, "chance": 0.25}) == "unchanged"
-    assert state(row | {"recall_lost_high": 0.09}, {"recalled_low": 0.6, "chance": 0.25}) == "kept"
-    assert state(row, None) == "untested"
+    assert recall_state(row, {"recalled_low": 0.2, "chance": 0.25}) == "untested"
+    assert recall_state(row, {"recalled_low": 0.6, "chance": 0.25}) == "undecided"
+    assert recall_state(row | {"changed": 0}, {"recalled_low": 0.6, "chance": 0.25}) == "unchanged"
+    assert (
+        recall_state(row | {"recall_lost_high": 0.09}, {"recalled_low": 0.6, "chance": 0.25})
+        == "kept"
+    )
+    assert recall_state(row, None) == "untested"
 
 
 def test_questions_before_any_eviction_are_not_counted(tables: dict[str, pl.DataFrame]) -> None:
@@ -87,10 +94,10 @@ def test_questions_before_any_eviction_are_not_counted(tables: dict[str, pl.Data
 
 def test_no_question_asked_gives_empty_tables(tmp_path: Path) -> None:
     write(tmp_path, settings(1), {}, turns=6)
-    found = gather(settings(1), tmp_path)
+    found = build_tables(settings(1), tmp_path)
     assert found["recall"].height == found["recall_by_depth"].height == 0
-    assert told(found["recall_by_depth"]) == []
-    assert themed(recall_figure(found["recall_by_depth"]))
+    assert recall_statements(found["recall_by_depth"]) == []
+    assert with_theme(recall_figure(found["recall_by_depth"]))
 
 
 def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFrame]) -> None:
@@ -104,13 +111,13 @@ def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFr
     table = by_depth(found, OPTIONS)
     assert table["recalled"].null_count() == 0
     assert table["recall_lost"].null_count() == table.height
-    assert all(len(entry["said"]["untested"]) == 3 for entry in told(table))
+    assert all(len(entry["depths"]["untested"]) == 3 for entry in recall_statements(table))
 
 
 def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) -> None:
     chart = recall_figure(tables["recall_by_depth"])
     assert isinstance(chart, alt.FacetChart)
-    spec = themed(chart)
+    spec = with_theme(chart)
     marks = [layer["mark"]["type"] for layer in spec["spec"]["layer"]]
     assert marks == ["rule", "rule", "point"]
     assert spec["facet"]["sort"] == ["gist (n = 36)", "middle (n = 36)", "recent (n = 36)"]
@@ -122,8 +129,8 @@ def test_a_claim_speaks_of_a_depth(
 ) -> None:
     of = {"kind": "sliding_window_gist", "positions": "stale", "depth": depth}
     claim = Claim("X", "a claim", "recall_lost", of, "above", 0.1, 5, turns="after_eviction")
-    [row] = judge_claims([claim], tables, OPTIONS).to_dicts()
-    assert (row["verdict"], row["n_dialogues"], row["n_turns"]) == (expected, 12, 36)
+    [row] = evaluate_claims([claim], tables, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_dialogues"], row["n_turns"]) == (expected, 12, 36)
 
 
 def test_a_claim_compares_policies_question_by_question(
@@ -134,8 +141,8 @@ def test_a_claim_compares_policies_question_by_question(
     claim = Claim(
         "X", "a claim", "recalled", of, "above", 0.1, 5, minus=minus, turns="after_eviction"
     )
-    [row] = judge_claims([claim], tables, OPTIONS).to_dicts()
-    assert (row["verdict"], row["n_turns"]) == ("supported", 36)
+    [row] = evaluate_claims([claim], tables, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_turns"]) == ("supported", 36)
 
 
 def test_a_share_of_all_or_none_has_an_interval_too() -> None:

@@ -12,18 +12,19 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kvfidelity.analysis import page
+from scipy import stats
+
 from kvfidelity.analysis.reliability import (
     auc,
     costs,
-    gather_planted,
+    gather_judge_tests,
     kappa,
     reliability,
-    told_of_judges,
+    rows_by_measure,
 )
-from kvfidelity.artifacts import write_parquet
-from kvfidelity.judge.verdict import SCHEMA, TRIAL
-from scipy import stats
+from kvfidelity.judges.verdict import CORRUPTION_VERDICTS, SCHEMA
+from kvfidelity.records.artifacts import write_parquet
+from kvfidelity.report import page
 
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
 
@@ -99,7 +100,7 @@ def test_replies_of_one_dialogue_each_have_no_interval() -> None:
     assert (found["value"], found["low"], found["high"]) == (1, None, None)
 
 
-def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFrame:
+def judge_test(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFrame:
     """A judge that gives `score(kind, item, repeat)`, None for a verdict that failed."""
     rows = []
     for item in range(20):
@@ -107,7 +108,7 @@ def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFr
             for repeat in range(repeats):
                 given = score(kind, item, repeat)
                 rows.append(
-                    dict.fromkeys(TRIAL)
+                    dict.fromkeys(CORRUPTION_VERDICTS)
                     | {
                         "item": item,
                         "dialogue": f"{item:03d}",
@@ -128,11 +129,11 @@ def trial(judge: str, score: Any, repeats: int = 1, **changes: Any) -> pl.DataFr
                     }
                     | changes
                 )
-    return pl.DataFrame(rows, TRIAL)
+    return pl.DataFrame(rows, CORRUPTION_VERDICTS)
 
 
 @pytest.fixture
-def trials(tmp_path: Path) -> pl.DataFrame:
+def judge_tests(tmp_path: Path) -> pl.DataFrame:
     def fair(kind: str, item: int, repeat: int) -> int | None:
         if kind == "other_dialogue" and item < 5:
             return None
@@ -143,22 +144,22 @@ def trials(tmp_path: Path) -> pl.DataFrame:
 
     files = []
     for name, frame in (
-        ("fair", trial("fair", fair, repeats=2)),
-        ("gullible", trial("gullible", gullible)),
+        ("fair", judge_test("fair", fair, repeats=2)),
+        ("gullible", judge_test("gullible", gullible)),
     ):
-        file = tmp_path / f"reliability/{name}/tiny/own/trial.parquet"
-        write_parquet(frame, file, kind="trial")
+        file = tmp_path / f"reliability/{name}/tiny/own/judge_test.parquet"
+        write_parquet(frame, file, kind="judge_test")
         files.append(file)
-    return gather_planted(files, "trial", TRIAL)
+    return gather_judge_tests(files, "judge_test", CORRUPTION_VERDICTS)
 
 
 def row(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
     return table.filter(**wanted).row(0, named=True)
 
 
-def test_the_table_tells_a_fair_judge_from_a_gullible_one(trials: pl.DataFrame) -> None:
+def test_the_table_tells_a_fair_judge_from_a_gullible_one(judge_tests: pl.DataFrame) -> None:
     none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
-    table = reliability(trials, none, OPTIONS)
+    table = reliability(judge_tests, none, OPTIONS)
     found = row(table, judge="fair", measure="auc", against="other_dialogue")
     assert (found["value"], found["n"], found["missing"], found["n_good"]) == (1, 15, 5, 20)
     assert row(table, judge="fair", measure="repeats")["value"] == 1
@@ -168,11 +169,11 @@ def test_the_table_tells_a_fair_judge_from_a_gullible_one(trials: pl.DataFrame) 
     moved = row(table, judge="gullible", measure="injection")
     assert moved["value"] > 2 and moved["share"] == 1
     agreement = row(table, judge="fair", measure="agreement", against="gullible")
-    assert agreement["replies"] == "planted" and abs(agreement["value"]) < 0.5
+    assert agreement["replies"] == "corrupted" and abs(agreement["value"]) < 0.5
     assert {entry["model"] for entry in table.to_dicts()} == {"tiny"}
 
 
-def test_judges_of_one_run_are_compared_on_its_replies(trials: pl.DataFrame) -> None:
+def test_judges_of_one_run_are_compared_on_its_replies(judge_tests: pl.DataFrame) -> None:
     about = {"judge_kind": "openai", "judge_model": "m", "model": "m", "dataset": "d"}
     rows = [
         {"run": f"r{n % 4}", "turn": n, "dialogue": f"{n % 4:03d}", "judge": judge, "score": s}
@@ -182,42 +183,42 @@ def test_judges_of_one_run_are_compared_on_its_replies(trials: pl.DataFrame) -> 
         for judge, s in (("a", 1 + n % 9), ("b", 1 + n % 9), ("c", 10 - n % 9))
     ]
     frame = pl.DataFrame(rows, schema_overrides={"score": pl.Int32, "turn": pl.Int32})
-    table = reliability(trials.clear(), frame, OPTIONS).filter(replies="run")
+    table = reliability(judge_tests.clear(), frame, OPTIONS).filter(replies="run")
     assert row(table, judge="a", against="b")["value"] == 1
     assert row(table, judge="a", against="c")["value"] < 0
     assert table.height == 3
 
 
-def test_what_several_verdicts_share_is_paid_once(trials: pl.DataFrame) -> None:
-    fair = trials.filter(judge="fair")
+def test_what_several_verdicts_share_is_paid_once(judge_tests: pl.DataFrame) -> None:
+    fair = judge_tests.filter(judge="fair")
     shared = pl.concat([fair, fair])
-    found = costs({"run": shared, "planted": trials.clear()}).row(0, named=True)
+    found = costs({"run": shared, "planted": judge_tests.clear()}).row(0, named=True)
     assert found["answers"] == 160 and found["usd"] == pytest.approx(1.6)
     assert (found["verdicts"], found["missing"]) == (300, 20)
     unknown = fair.with_columns(cost_usd=pl.lit(None, pl.Float64))
     assert costs({"run": unknown})["unpriced"][0] == 160
 
 
-def test_the_page_shows_it(trials: pl.DataFrame) -> None:
+def test_the_page_shows_it(judge_tests: pl.DataFrame) -> None:
     none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
-    text = section(trials, none)
+    text = section(judge_tests, none)
     assert "other dialogue" in text and "itself, asked again" in text
     assert "move <strong>gullible</strong>" in text
     assert "1.6000" in text
-    assert "No judge of this run was tested" in section(trials.clear(), none)
+    assert "No judge of this run was tested" in section(judge_tests.clear(), none)
 
 
-def section(trials: pl.DataFrame, verdicts: pl.DataFrame) -> str:
-    folder = Path(page.__file__).parent
+def section(judge_tests: pl.DataFrame, verdicts: pl.DataFrame) -> str:
+    folder = Path(page.__file__).parent / "templates"
     whole = (folder / "page.html.j2").read_text()
     macros = "\n".join(line for line in whole.splitlines() if line.startswith("{% macro"))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
     environment.filters |= {"signed": page.signed, "interval": page.interval}
     template = environment.from_string(f'{macros}{{% include "judges.html.j2" %}}')
     return template.render(
-        about=[{}],
+        setups=[{}],
         level=95,
-        trials=told_of_judges(reliability(trials, verdicts, OPTIONS)),
-        costs=costs({"run": verdicts, "planted": trials}).to_dicts(),
+        judge_tests=rows_by_measure(reliability(judge_tests, verdicts, OPTIONS)),
+        costs=costs({"run": verdicts, "planted": judge_tests}).to_dicts(),
         comparisons=[],
     )

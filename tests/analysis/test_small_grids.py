@@ -11,12 +11,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kvfidelity.analysis.charts import charts
-from kvfidelity.analysis.finite import not_finite
-from kvfidelity.analysis.schema import empty_tables
-from kvfidelity.analysis.theme import svg, themed
 
-from .pages import made, page, prose
+from kvfidelity.analysis.finite import not_finite
+from kvfidelity.analysis.table_schemas import empty_tables
+from kvfidelity.report.figure_registry import charts
+from kvfidelity.report.theme import svg, with_theme
+from tests.analysis.pages import made, page, prose
 
 #: `turns`: fifteen pass the trained window, eight end inside it, three reach no threshold.
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -72,4 +72,4 @@ def test_a_small_grid_ends_in_a_page(tmp_path: Path, grid: dict[str, Any]) -> No
 
 def test_a_figure_with_nothing_to_draw_says_so() -> None:
     for name, chart in charts(empty_tables()).items():
-        assert "Nothing to draw: " in svg(themed(chart), name)
+        assert "Nothing to draw: " in svg(with_theme(chart), name)

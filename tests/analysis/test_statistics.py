@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+
 from kvfidelity.analysis.statistics import (
     clustered_mean,
     clustered_share,
@@ -16,7 +18,6 @@ from kvfidelity.analysis.statistics import (
     percentile_interval,
     signed_rank,
 )
-from scipy import stats
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 MODERATE = st.floats(-1e6, 1e6)

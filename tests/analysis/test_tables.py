@@ -8,13 +8,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kvfidelity.analysis.conclusions import causes, split
-from kvfidelity.analysis.tables import gather
-from kvfidelity.analysis.tradeoffs import front
+
+from kvfidelity.analysis.attribution import attribute_loss, attribute_losses
+from kvfidelity.analysis.tables import build_tables
 from kvfidelity.analysis.window import by_token_index, change_at_edge
 from kvfidelity.errors import UserError
-
-from .synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, write
+from kvfidelity.report.tradeoffs import pareto_front
+from tests.analysis.synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, write
 
 COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.5}
 COSTS[("sliding_window_gist", "rerotated")] = 0.5
@@ -29,7 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(results: Path) -> dict[str, pl.DataFrame]:
-    return gather(settings(6), results)
+    return build_tables(settings(6), results)
 
 
 def test_excess_is_paired_and_counts_only_after_an_eviction_inside_the_window(
@@ -73,7 +73,7 @@ def test_overshoot_by_hand(tables: dict[str, pl.DataFrame]) -> None:
     from kvfidelity.analysis.tables import with_excess
 
     turns = tables["turns"].drop(
-        "after_eviction", "inside_window", "prefill_overshoot_share", "excess_nll", "full_nll"
+        "after_eviction", "inside_window", "prefill_overshoot_share", "excess_nll", "baseline_nll"
     )
     one = turns.head(1).with_columns(
         slots_after_prefill=pl.lit(1200, pl.Int32),
@@ -81,13 +81,13 @@ def test_overshoot_by_hand(tables: dict[str, pl.DataFrame]) -> None:
         threshold_tokens=pl.lit(1000, pl.Int32),
     )
     assert with_excess(one)["prefill_overshoot_share"].item() == pytest.approx(0.2)
-    never = one.with_columns(threshold_tokens=pl.lit(None, pl.Int32))
-    assert with_excess(never)["prefill_overshoot_share"].item() is None
+    baseline = one.with_columns(threshold_tokens=pl.lit(None, pl.Int32))
+    assert with_excess(baseline)["prefill_overshoot_share"].item() is None
 
 
 def test_a_missing_artifact_is_named(results: Path) -> None:
     with pytest.raises(UserError, match=r"006.turns\.parquet does not exist"):
-        gather(settings(7), results)
+        build_tables(settings(7), results)
 
 
 def test_a_damaged_artifact_is_one_line(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_damaged_artifact_is_one_line(tmp_path: Path) -> None:
     file = next((tmp_path / "generate").rglob("turns.parquet"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged") as caught:
-        gather(settings(1), tmp_path)
+        build_tables(settings(1), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -139,15 +139,15 @@ def test_tokens_whose_likelihood_is_not_finite_are_not_placed() -> None:
     assert placed(64, [math.nan, 2.0, math.inf]) == [(4, 6, 2.0, 1)]
 
 
-def test_causes_are_named(tables: dict[str, pl.DataFrame]) -> None:
-    found = {row["policy"]: row["cause"] for row in causes(tables)}
+def test_losses_are_attributed(tables: dict[str, pl.DataFrame]) -> None:
+    found = {row["policy"]: row["cause"] for row in attribute_losses(tables)}
     assert found == {"attention_top": "positions", "gist": "tokens", "streaming_llm": "none"}
-    assert causes(tables)[0]["policy"] == "attention_top"
+    assert attribute_losses(tables)[0]["policy"] == "attention_top"
 
 
 def test_without_an_interval_nothing_is_decided() -> None:
     row = {"stale": 2.0, "stale_low": None, "stale_high": None, "mean": 2.0, "low": None}
-    assert split(row)["cause"] == "undecided"
+    assert attribute_loss(row)["cause"] == "undecided"
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -160,4 +160,4 @@ def test_the_front_holds_what_nothing_beats() -> None:
             "mean": [1.0, 1.5, 0.2, 0.2],
         }
     )
-    assert front(rows)["on_front"].to_list() == [True, False, True, False]
+    assert pareto_front(rows)["on_front"].to_list() == [True, False, True, False]

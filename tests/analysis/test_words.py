@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from kvfidelity.analysis.words import decimal, extent, interval, percent, signed, span
+
+from kvfidelity.report.formatting import decimal, extent, interval, percent, percent_range, signed
 
 
 def test_what_is_missing_is_a_dash() -> None:
     for shown in (signed(None), percent(None), decimal(None), extent([]), extent([None])):
         assert shown == "–"
-    assert span([None, None]) == "–"
+    assert percent_range([None, None]) == "–"
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ def test_what_is_missing_is_a_dash() -> None:
 )
 def test_an_extent_is_that_of_what_is_known(values: list[int | None], said: str) -> None:
     assert extent(values) == said
-    assert span([0.25, None, 0.5]) == "25% to 50%"
+    assert percent_range([0.25, None, 0.5]) == "25% to 50%"
 
 
 def test_a_missing_interval_says_why_if_it_is_known() -> None:

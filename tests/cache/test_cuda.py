@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kvfidelity.cache.attach import cache_argument, new_cache
-from kvfidelity.cache.ledger import PositionMode
-from kvfidelity.cache.policies import build, known_policies
-from kvfidelity.cache.triggers import Evictor, Regime, Trigger
 
-from .conftest import tiny
-from .test_policies import REQUIRED
+from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.policies import build_policy, known_policies
+from kvfidelity.cache.positions import PositionMode
+from tests.cache.conftest import tiny
+from tests.cache.test_policies import REQUIRED
 
 pytestmark = [
     pytest.mark.cuda,
@@ -25,9 +25,9 @@ EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
 
 def run(model: Any, kind: str, mode: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits of three feeds with an eviction before each of the last two, and the keep sets."""
-    policy = build(kind, REQUIRED.get(kind, {}))
-    cache = new_cache(model, mode, collect_scores=True, query_tail=policy.query_tail)
-    evictor = Evictor(policy, Regime(Trigger.TURN, 40, 24))
+    policy = build_policy(kind, REQUIRED.get(kind, {}))
+    cache = new_cache(model, mode, collect_scores=True, query_window=policy.query_window)
+    evictor = Evictor(policy, EvictionSchedule(Trigger.TURN, 40, 24))
     ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0))
     logits = []
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def test_a_gpu_gives_what_a_cpu_gives(kind: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", list(PositionMode))
-def test_the_ledger_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> None:
+def test_the_slot_table_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> None:
     """Per head, then shared from the CPU, then per layer, with tokens between; bad ones refused."""
     model = tiny("llama")
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
@@ -71,8 +71,8 @@ def test_the_ledger_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> None:
         for wrong in (torch.tensor([[3, 2]] * 3), torch.tensor([[0, 50]] * 3)):
             with pytest.raises(ValueError, match="keep set"):
                 cache.keep(wrong.to(device))
-        assert cache.ledger.position.device.type == device
-        found.append((cache.ledger.position.cpu(), cache.ledger.token_index.cpu()))
+        assert cache.slot_table.position.device.type == device
+        found.append((cache.slot_table.position.cpu(), cache.slot_table.token_index.cpu()))
         found[-1] += (torch.stack([cache.rotated_keys(layer) for layer in range(3)]).cpu(),)
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     assert torch.allclose(found[0][2], found[1][2], rtol=1e-3, atol=1e-4)

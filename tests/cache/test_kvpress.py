@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kvfidelity.cache.policies import build
-from kvfidelity.cache.view import CacheView, LayerView
 
-from .crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, tensors
+from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.view import CacheView, LayerView
+from tests.cache.crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, tensors
 
 KEPT = json.loads(Path(__file__).with_name("kvpress.json").read_text())["kept"]
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -33,11 +33,11 @@ def kept(kind: str, seed: int) -> torch.Tensor:
     given = tensors(seed)
     window = given["queries"] if kind == "snapkv" else given["queries"][:, -1:]
     layer = LayerView(given["keys"], lambda: given["keys"], given["values"], window)
-    place = torch.arange(SLOTS)[None, None]
+    index = torch.arange(SLOTS)[None, None]
     view = CacheView(
         budget=BUDGET,
-        token_index=place,
-        position=place,
+        token_index=index,
+        position=index,
         next_position=SLOTS,
         tokens_seen=SLOTS,
         rng=np.random.default_rng(0),
@@ -45,7 +45,7 @@ def kept(kind: str, seed: int) -> torch.Tensor:
         scaling=SIZE**-0.5,
         angles=unrotated,
     )
-    return build(kind, PARAMETERS.get(kind, {})).keep(view)
+    return build_policy(kind, PARAMETERS.get(kind, {})).keep(view)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

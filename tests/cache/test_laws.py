@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
-from kvfidelity.cache.ledger import PositionMode
-from kvfidelity.cache.managed import ManagedCache
 from torch import Tensor
+
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.positions import PositionMode
 
 MODES = list(PositionMode)
 TURNS = (1, 23, 1, 40, 35)
@@ -121,10 +122,10 @@ def test_a_constant_added_to_every_position_changes_no_logit(model: Any) -> None
     cache = grown(model, "original", ids)
     plain = feed(model, cache.fork(), new)
     shifted = new_cache(model, "original")
-    shifted.ledger.append(777)
-    shifted.ledger.keep(torch.empty(0, dtype=torch.int64))
+    shifted.slot_table.append(777)
+    shifted.slot_table.keep(torch.empty(0, dtype=torch.int64))
     feed(model, shifted, ids)
-    assert shifted.ledger.position.min() == 777
+    assert shifted.slot_table.position.min() == 777
     assert (feed(model, shifted, new) - plain).abs().max() < 5e-4
 
 
@@ -162,7 +163,7 @@ def test_a_keep_set_per_head_equals_attention_over_those_slots_alone(llama: Any)
             chosen = kept[layer, head]
             assert torch.equal(cache.layers[layer].live_keys[head], keys[head, chosen])
             assert torch.equal(cache.layers[layer].live_values[head], values[head, chosen])
-            assert torch.equal(cache.ledger.position[layer, head], chosen)
+            assert torch.equal(cache.slot_table.position[layer, head], chosen)
     shared = grown(llama, "original", ids)
     shared.keep(torch.arange(15))
     same = grown(llama, "original", ids)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kvfidelity.cache.policies import Policy, build, known_policies
-from kvfidelity.errors import UserError
 
-from .views import random_view
+from kvfidelity.cache.policies import Policy, build_policy, known_policies
+from kvfidelity.errors import UserError
+from tests.cache.views import random_view
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "random": {"keep_ratio": 0.9},
@@ -25,7 +25,7 @@ EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
 
 
 def example(kind: str) -> Policy:
-    return build(kind, REQUIRED.get(kind, {}))
+    return build_policy(kind, REQUIRED.get(kind, {}))
 
 
 @st.composite
@@ -49,8 +49,8 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
 def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -> None:
     policy = example(kind)
     view = random_view(**situation)
-    if not policy.acts(view):
-        assert (policy.needs_scores and not situation["scored"]) or policy.query_tail
+    if not policy.should_evict(view):
+        assert (policy.needs_scores and not situation["scored"]) or policy.query_window
         return
     kept = policy.keep(view)
     slots, budget = situation["slots"], situation["budget"]
@@ -85,7 +85,7 @@ def test_every_policy_says_what_it_is_and_what_its_parameters_mean(kind: str) ->
 
 
 def kept(kind: str, slots: int, budget: int, **parameters: Any) -> list[int]:
-    return build(kind, parameters).keep(random_view(slots, budget)).tolist()
+    return build_policy(kind, parameters).keep(random_view(slots, budget)).tolist()
 
 
 def test_contiguous_policies_keep_what_their_name_says() -> None:
@@ -100,26 +100,28 @@ def test_contiguous_policies_keep_what_their_name_says() -> None:
 
 
 def test_own_sizes_are_the_papers() -> None:
-    assert build("attention_top", {"keep_ratio": 0.99}).own_size(4800) == 4752
-    assert build("sliding_window_gist", {}).own_size(4800) == 2000
-    assert build("sliding_window_gist", {}).own_size(900) == 900
-    assert build("evict_oldest", {"discard_ratio": 0.25}).own_size(100) == 75
-    assert build("streaming_llm", {}).own_size(9000) == 2004
-    assert build("snapkv", {}).own_size(9000) is None
+    assert build_policy("attention_top", {"keep_ratio": 0.99}).default_size(4800) == 4752
+    assert build_policy("sliding_window_gist", {}).default_size(4800) == 2000
+    assert build_policy("sliding_window_gist", {}).default_size(900) == 900
+    assert build_policy("evict_oldest", {"discard_ratio": 0.25}).default_size(100) == 75
+    assert build_policy("streaming_llm", {}).default_size(9000) == 2004
+    assert build_policy("snapkv", {}).default_size(9000) is None
 
 
 def test_attention_top_keeps_the_most_attended_by_mean_over_layers_and_heads() -> None:
     view = random_view(50, 9)
     mean = view.attention("latest").mean((0, 1))
     expected = mean.topk(9).indices.sort().values
-    assert torch.equal(build("attention_top", {}).keep(view), expected)
+    assert torch.equal(build_policy("attention_top", {}).keep(view), expected)
     worst = (-mean).topk(9).indices.sort().values
-    assert torch.equal(build("attention_bottom", {}).keep(view), worst)
+    assert torch.equal(build_policy("attention_bottom", {}).keep(view), worst)
 
 
 @pytest.mark.parametrize(("granularity", "shape"), [("layer", (2, 9)), ("head", (2, 2, 9))])
 def test_attention_top_by_layer_and_head(granularity: str, shape: tuple[int, ...]) -> None:
-    policy = build("attention_top", {"granularity": granularity, "over_heads": "max", "sinks": 2})
+    policy = build_policy(
+        "attention_top", {"granularity": granularity, "over_heads": "max", "sinks": 2}
+    )
     found = policy.keep(random_view(50, 9))
     assert found.shape == shape
     assert (found[..., :2] == torch.tensor([0, 1])).all()
@@ -131,27 +133,30 @@ def test_heads_and_layers_are_combined_as_asked(over_heads: str, over_layers: st
     view = random_view(50, 9)
     scores = view.attention("latest").numpy()
     expected = getattr(getattr(scores, over_heads)(1), over_layers)(0)
-    policy = build("attention_top", {"over_heads": over_heads, "over_layers": over_layers})
+    policy = build_policy("attention_top", {"over_heads": over_heads, "over_layers": over_layers})
     assert torch.allclose(policy.priority(view), torch.from_numpy(expected))
 
 
 def test_age_normalised_scores_do_not_favour_the_old() -> None:
     view = random_view(50, 9)
-    rank = build("attention_top", {"age_normalised": True}).priority(view)
+    rank = build_policy("attention_top", {"age_normalised": True}).priority(view)
     ages = (view.tokens_seen - view.token_index)[0, 0]
     assert torch.allclose(rank * ages, view.attention("latest").mean((0, 1)), rtol=1e-4)
 
 
 def test_h2o_gives_half_the_budget_to_the_last_slots() -> None:
-    found = build("h2o", {}).keep(random_view(50, 10))
+    found = build_policy("h2o", {}).keep(random_view(50, 10))
     assert found.shape == (2, 2, 10)
     assert (found[..., 5:] == torch.arange(45, 50)).all()
 
 
 def test_without_scores_attention_top_waits_and_attention_bottom_draws() -> None:
     blind = random_view(50, 9, scored=False)
-    assert not build("attention_top", {}).acts(blind)
-    bottom, drawn = build("attention_bottom", {}), build("random", {"keep_ratio": 0.5})
+    assert not build_policy("attention_top", {}).should_evict(blind)
+    bottom, drawn = (
+        build_policy("attention_bottom", {}),
+        build_policy("random", {"keep_ratio": 0.5}),
+    )
     twin = random_view(50, 9, scored=False)
     assert torch.equal(bottom.keep(blind), drawn.keep(twin))
 
@@ -171,7 +176,7 @@ def test_a_mistaken_entry_is_refused_with_the_remedy(
     kind: str, parameters: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build(kind, parameters)
+        build_policy(kind, parameters)
 
 
 OWN = '''
@@ -194,7 +199,7 @@ class EveryOther(Policy):
 def test_a_policy_in_a_file_of_ones_own_is_found(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(OWN)
-    assert build("every_other", {"step": 3}, [file]).keep(random_view(30, 7)).numel() == 7
+    assert build_policy("every_other", {"step": 3}, [file]).keep(random_view(30, 7)).numel() == 7
 
 
 @pytest.mark.parametrize(

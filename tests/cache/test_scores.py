@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from kvfidelity.cache.kernels import attend, attend_with_scores, window_scores
+
+from kvfidelity.cache.attention import attend, attend_with_scores, window_scores
 
 
 def eager(
@@ -47,7 +48,7 @@ def test_sums_and_output_equal_eager_attention(ratio: int, new: int, slots: int)
 def test_many_tiles_give_the_sums_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = tensors(6, 2, 300, 500)
     _, whole = attend_with_scores(query, key, value, 0.25)
-    monkeypatch.setattr("kvfidelity.cache.kernels.TILE", 1)
+    monkeypatch.setattr("kvfidelity.cache.attention.TILE_ELEMENTS", 1)
     _, tiled = attend_with_scores(query, key, value, 0.25)
     assert torch.allclose(whole, tiled, rtol=1e-5)
 
@@ -77,5 +78,5 @@ def test_scores_of_a_model_are_its_own_eager_attentions(model: Any) -> None:
             model(part, **{cache_argument(model): cache})
     assert cache.scores is not None
     whole, latest = weights.sum(2), weights[:, :, 41:].sum(2)
-    assert torch.allclose(cache.scores.of("accumulated"), whole, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(cache.scores.of("latest"), latest, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(cache.scores.rows("accumulated"), whole, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(cache.scores.rows("latest"), latest, rtol=1e-4, atol=1e-6)

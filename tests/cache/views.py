@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from kvfidelity.cache.scores import ScoreBook
+
+from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.view import CacheView, LayerView, Span
 
 LAYERS, GROUPS, RATIO, SIZE = 2, 2, 3, 8
@@ -20,13 +21,13 @@ def random_view(
     queries: int = 32,
     scored: bool = True,
 ) -> CacheView:
-    draws = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draws)
+        return torch.randn(*shape, generator=rng)
 
     seen = 3 * slots
-    token = torch.randperm(seen, generator=draws)[:slots].sort().values[None, None]
+    token = torch.randperm(seen, generator=rng)[:slots].sort().values[None, None]
     layers = [
         LayerView(
             keys=normal(GROUPS, slots, SIZE),
@@ -36,10 +37,10 @@ def random_view(
         )
         for _ in range(LAYERS)
     ]
-    book = ScoreBook(LAYERS)
+    scores = AttentionScores(LAYERS)
     if scored:
         for layer in range(LAYERS):
-            book.add(layer, normal(GROUPS * RATIO, slots).abs())
+            scores.add(layer, normal(GROUPS * RATIO, slots).abs())
     return CacheView(
         budget=budget,
         token_index=token,
@@ -49,7 +50,7 @@ def random_view(
         rng=np.random.default_rng((seed, 0)),
         layers=layers,
         scaling=SIZE**-0.5,
-        book=book,
+        scores=scores,
         protected=protected,
         angles=angles,
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvfidelity.dialogues.segments import ChatSegmenter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from kvfidelity.dialogues.segments import ChatSegmenter
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "resources" / "dialogues" / "own.jsonl"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+
 from kvfidelity.dialogues.cleaning import clean_text, turns_of
 from kvfidelity.dialogues.content import category_of, language_of
+from kvfidelity.dialogues.formats import Message, RawConversation
 from kvfidelity.dialogues.pool import Turn
-from kvfidelity.dialogues.sources import Message, RawConversation
 
 
 def conversation(*pairs: tuple[str, str]) -> RawConversation:

@@ -7,20 +7,20 @@ from dataclasses import fields
 from typing import Any
 
 import yaml
-from kvfidelity.dialogues.selection import Selection
-from kvfidelity.dialogues.sources.registry import known_forms
-from kvfidelity.settings import load_settings
 
+from kvfidelity.dialogues.formats.registry import known_formats
+from kvfidelity.dialogues.selection import Selection
+from kvfidelity.pipeline.settings import load_settings
 from tests.dialogues.conftest import ROOT
 
 
 def dataset_schema() -> Any:
-    text = (ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "src/kvfidelity/pipeline/schemas/config.schema.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)["$defs"]["dataset"]["properties"]
 
 
-def test_every_form_can_be_configured() -> None:
-    assert dataset_schema()["format"]["enum"] == list(known_forms())
+def test_every_format_can_be_configured() -> None:
+    assert dataset_schema()["format"]["enum"] == list(known_formats())
 
 
 def test_every_selection_can_be_configured_and_has_its_default() -> None:
@@ -29,11 +29,11 @@ def test_every_selection_can_be_configured_and_has_its_default() -> None:
     assert {name: entry["default"] for name, entry in schema.items()} == defaults
 
 
-def test_every_form_is_documented_with_where_it_is_published() -> None:
+def test_every_format_is_documented_with_where_it_is_published() -> None:
     text = (ROOT / "config" / "datasets.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
-    for name, form in known_forms().items():
-        assert (form.published or "") in rows.pop(name, "")
+    for name, format_ in known_formats().items():
+        assert (format_.published or "") in rows.pop(name, "")
     assert set(rows) == {"format"}
 
 

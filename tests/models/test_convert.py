@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kvfidelity.errors import UserError
 from kvfidelity.models.convert import convert_gguf
 from kvfidelity.models.load import load_model
-
 from tests.models.tiny import tiny_tokenizer, write_gguf
 
 CHAT = [

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from kvfidelity.decoding.engine import Engine
 from kvfidelity.errors import UserError
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.load import check_kernels_compile, load_model, resolve_device
-from kvfidelity.session.engine import Engine
-
 from tests.models.tiny import save_tiny
 
 
@@ -58,13 +58,13 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])
 def test_a_damaged_file_is_named_with_the_remedy(tiny: Path, file: str, damage: str) -> None:
-    place = tiny / file
-    size = place.stat().st_size
+    offset = tiny / file
+    size = offset.stat().st_size
     if damage == "truncated":
-        with place.open("r+b") as handle:
+        with offset.open("r+b") as handle:
             handle.truncate(size // 2)
     else:
-        place.write_bytes(b"\0" * size)
+        offset.write_bytes(b"\0" * size)
     with pytest.raises(UserError, match=r"is damaged .* delete the model's folder and run again"):
         load_model(tiny, "float32", "cpu")
 

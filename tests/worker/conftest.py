@@ -17,19 +17,19 @@ from typing import Any
 
 import psutil
 import pytest
-from kvfidelity.artifacts import write_parquet
-from kvfidelity.dialogues.pool import KIND, pool_frame
-from kvfidelity.session.spec import RunSpec
 
+from kvfidelity.dialogues.pool import KIND, pool_frame
+from kvfidelity.generation.spec import RunSpec
+from kvfidelity.records.artifacts import write_parquet
 from tests.models.tiny import save_tiny
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
-MISCHIEF = Path(__file__).with_name("mischief.py")
+FAULT_POLICY = Path(__file__).with_name("fault_policy.py")
 
 
 @dataclass
-class Site:
+class Workdir:
     """A folder in which a workflow runs, and what it runs there."""
 
     folder: Path
@@ -42,15 +42,15 @@ class Site:
             "model": "tiny",
             "dataset": "two",
             "policy": "recent",
-            "kind": "mischief",
+            "kind": "fault_policy",
             "positions": "rerotated",
             "threshold": "small",
             "at": "60tok",
             "target": "40tok",
-            "policy_files": (str(MISCHIEF),),
+            "policy_files": (str(FAULT_POLICY),),
         }
-        made = RunSpec(**(cell | spec)).to_json()
-        command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", made]
+        run_spec = RunSpec(**(cell | spec)).to_json()
+        command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", run_spec]
         command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
         command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]
         command += ["--evictions", f"{name}/evictions.parquet"]
@@ -74,12 +74,12 @@ class Site:
     def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Wait for a job; its exit status and what it wrote to standard error."""
         try:
-            _, said = process.communicate(timeout=LIMIT_S)
+            _, stderr = process.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            _, said = process.communicate()
-            pytest.fail(f"a job hangs; it wrote:\n{said}\nits worker:\n{self.stacks()}")
-        return process.returncode, said
+            _, stderr = process.communicate()
+            pytest.fail(f"a job hangs; it wrote:\n{stderr}\nits worker:\n{self.stacks()}")
+        return process.returncode, stderr
 
     def stacks(self) -> str:
         """Where this site's workers are, as they say when asked."""
@@ -88,16 +88,16 @@ class Site:
         time.sleep(1)
         return "\n".join(log.read_text() for log in self.runtime.rglob("*.log"))
 
-    def deed(self, deed: str, times: int = 10**6) -> dict[str, Any]:
-        """Parameters of a policy that does this; see mischief.py."""
+    def fault_spec(self, fault: str, times: int = 10**6) -> dict[str, Any]:
+        """Parameters of a policy that does this; see fault_policy.py."""
         marker = str(self.folder / "marker")
-        return {"parameters": {"deed": deed, "marker": marker, "times": times}}
+        return {"parameters": {"fault": fault, "marker": marker, "times": times}}
 
     def let_go(self) -> None:
         """End the deed "hold", of policies to come too."""
         (self.folder / "marker.go").touch()
 
-    def marks(self) -> list[int]:
+    def faults_done(self) -> list[int]:
         """The processes that did their deed, in order."""
         marker = self.folder / "marker"
         return [int(line) for line in marker.read_text().splitlines()] if marker.exists() else []
@@ -111,9 +111,9 @@ class Site:
         """This site's workers that are alive."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
-            told = process.info["cmdline"] or []
+            cmdline = process.info["cmdline"] or []
             alive = process.info["status"] != psutil.STATUS_ZOMBIE
-            if alive and any(part.startswith(str(self.runtime)) for part in told):
+            if alive and any(part.startswith(str(self.runtime)) for part in cmdline):
                 found.append(process)
         return found
 
@@ -129,49 +129,49 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def made_site(model: Path, folder: Path) -> Iterator[Site]:
+def make_workdir(model: Path, folder: Path) -> Iterator[Workdir]:
     """A workflow's folder; at its end no worker may be left."""
     # Not in pytest's folder, whose path is too long for a socket.
     runtime = Path(tempfile.mkdtemp(prefix="kvf-"))
     environment = {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"}
     # So that a worker that ends was ended.
     environment["KVFIDELITY_WORKER_IDLE_S"] = str(FOREVER_S)
-    site = Site(folder, runtime, environment)
+    workdir = Workdir(folder, runtime, environment)
     shutil.copytree(model, folder / "model")
     write_pool(folder / "pool.parquet")
     try:
-        yield site
-        site.stop()
-        wait_until(lambda: not site.workers())
+        yield workdir
+        workdir.stop()
+        wait_until(lambda: not workdir.workers())
     finally:
-        for process in site.workers():
+        for process in workdir.workers():
             process.kill()
         shutil.rmtree(runtime)
 
 
 @pytest.fixture
-def site(tiny_model: Path, tmp_path: Path) -> Iterator[Site]:
+def workdir(tiny_model: Path, tmp_path: Path) -> Iterator[Workdir]:
     """A folder of its own, without a worker yet."""
-    with made_site(tiny_model, tmp_path) as made:
-        yield made
+    with make_workdir(tiny_model, tmp_path) as workdir:
+        yield workdir
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with made_site(tiny_model, tmp_path_factory.mktemp("shared")) as made:
-        yield made
+def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workdir]:
+    with make_workdir(tiny_model, tmp_path_factory.mktemp("shared")) as workdir:
+        yield workdir
 
 
 @pytest.fixture
-def warm(shared: Site) -> Site:
+def warm(shared: Workdir) -> Workdir:
     """A folder shared with other tests, its worker warm, without any job's artifacts."""
-    for place in shared.folder.iterdir():
-        if place.name.startswith("marker"):
-            place.unlink()
-        elif place.is_dir() and place.name != "model":
-            shutil.rmtree(place)
-    code, said = shared.run("warming")
-    assert code == 0, said
+    for path in shared.folder.iterdir():
+        if path.name.startswith("marker"):
+            path.unlink()
+        elif path.is_dir() and path.name != "model":
+            shutil.rmtree(path)
+    code, stderr = shared.run("warming")
+    assert code == 0, stderr
     return shared
 
 

@@ -11,190 +11,196 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_S, wait_until
-from tests.worker.conftest import SCRIPTS, Site
+from tests.worker.conftest import SCRIPTS, Workdir
 from tests.worker.test_worker import artifact_digests
 
 
-def one_socket(site: Site) -> Path:
-    [path] = site.runtime.rglob("*.sock")
+def one_socket(workdir: Workdir) -> Path:
+    [path] = workdir.runtime.rglob("*.sock")
     return path
 
 
-def say(site: Site, content: bytes) -> bytes:
+def say(workdir: Workdir, content: bytes) -> bytes:
     """Send raw bytes to the worker; what it answers until it closes."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(one_socket(site)))
+        connection.connect(str(one_socket(workdir)))
         connection.sendall(content)
         connection.shutdown(socket.SHUT_WR)
         return connection.recv(4096)
 
 
 class TestErrors:
-    def test_a_users_mistake_is_one_line_and_the_worker_stays(self, warm: Site) -> None:
+    def test_a_users_mistake_is_one_line_and_the_worker_stays(self, warm: Workdir) -> None:
         worker = warm.worker().pid
-        code, said = warm.run("bad", parameters={"deeds": "none"})
-        assert (code, said) == (
+        code, stderr = warm.run("bad", parameters={"faults": "none"})
+        assert (code, stderr) == (
             2,
-            "error: policy mischief: unknown parameter 'deeds'; did you mean 'deed'?\n",
+            "error: policy fault_policy: unknown parameter 'faults'; did you mean 'fault'?\n",
         )
-        code, said = warm.run("bad", "--dialogue", "007")
+        code, stderr = warm.run("bad", "--dialogue", "007")
         assert code == 2
-        assert said.startswith("error: ")
-        assert "pool.parquet has 2 dialogues and none is number 007" in said
+        assert stderr.startswith("error: ")
+        assert "pool.parquet has 2 dialogues and none is number 007" in stderr
         assert warm.worker().pid == worker
         assert not (warm.folder / "bad").exists()
 
-    def test_a_damaged_model_is_one_line(self, site: Site) -> None:
-        with (site.folder / "model/model.safetensors").open("r+b") as file:
+    def test_a_damaged_model_is_one_line(self, workdir: Workdir) -> None:
+        with (workdir.folder / "model/model.safetensors").open("r+b") as file:
             file.truncate(1000)
-        code, said = site.run("job")
+        code, stderr = workdir.run("job")
         assert code == 2
-        assert said.splitlines()[-1].startswith("error: ")
-        assert "Traceback" not in said
+        assert stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in stderr
 
-    def test_an_unexpected_error_gives_its_traceback_and_a_fresh_worker(self, warm: Site) -> None:
+    def test_an_unexpected_error_gives_its_traceback_and_a_fresh_worker(
+        self, warm: Workdir
+    ) -> None:
         worker = warm.worker().pid
-        code, said = warm.run("bad", **warm.deed("raise"))
+        code, stderr = warm.run("bad", **warm.fault_spec("raise"))
         assert code == 1
-        assert said.rstrip().endswith("ZeroDivisionError: no such thing")
-        assert said.count("Traceback") == 1
-        assert "mischief.py" in said
-        code, said = warm.run("next")
-        assert (code, said.count("loading")) == (0, 1)
+        assert stderr.rstrip().endswith("ZeroDivisionError: no such thing")
+        assert stderr.count("Traceback") == 1
+        assert "fault_policy.py" in stderr
+        code, stderr = warm.run("next")
+        assert (code, stderr.count("loading")) == (0, 1)
         assert warm.worker().pid != worker
 
-    def test_a_full_disk_is_one_line_and_the_worker_stays(self, warm: Site) -> None:
-        code, said = warm.run("bad", **warm.deed("fill disk", times=1))
+    def test_a_full_disk_is_one_line_and_the_worker_stays(self, warm: Workdir) -> None:
+        code, stderr = warm.run("bad", **warm.fault_spec("fill disk", times=1))
         assert code == 2
-        assert "error: no space left on the disk that holds results" in said
-        assert "Traceback" not in said
+        assert "error: no space left on the disk that holds results" in stderr
+        assert "Traceback" not in stderr
         assert warm.run("next")[1].count("loading") == 0
 
-    def test_out_of_memory_is_a_result_and_the_next_job_is_as_ever(self, warm: Site) -> None:
+    def test_out_of_memory_is_a_result_and_the_next_job_is_as_ever(self, warm: Workdir) -> None:
         assert warm.run("whole")[0] == 0
-        code, _ = warm.run("short", **warm.deed("exhaust memory", times=1))
+        code, _ = warm.run("short", **warm.fault_spec("exhaust memory", times=1))
         assert code == 0
         assert warm.run("next")[0] == 0
         assert artifact_digests(warm, "next") == artifact_digests(warm, "whole")
 
-    def test_no_memory_for_something_else_replaces_the_worker(self, warm: Site) -> None:
-        code, said = warm.run("bad", **warm.deed("exhaust more memory"))
+    def test_no_memory_for_something_else_replaces_the_worker(self, warm: Workdir) -> None:
+        code, stderr = warm.run("bad", **warm.fault_spec("exhaust more memory"))
         assert code == 1
-        assert "MemoryError: none left" in said
+        assert "MemoryError: none left" in stderr
         assert warm.run("next")[1].count("loading") == 1
 
-    def test_what_a_worker_writes_is_in_the_log_of_the_job_that_made_it(self, warm: Site) -> None:
+    def test_what_a_worker_writes_is_in_the_log_of_the_job_that_made_it(
+        self, warm: Workdir
+    ) -> None:
         warm.run("before")
-        said = warm.run("job", **warm.deed("write", times=1))[1]
-        assert said.count("a warning from deep inside") == 1
+        stderr = warm.run("job", **warm.fault_spec("write", times=1))[1]
+        assert stderr.count("a warning from deep inside") == 1
         assert "deep inside" not in warm.run("after")[1]
 
 
 class TestDeadWorkers:
-    def test_a_killed_worker_is_replaced_and_the_result_is_the_same(self, warm: Site) -> None:
+    def test_a_killed_worker_is_replaced_and_the_result_is_the_same(self, warm: Workdir) -> None:
         warm.let_go()
-        warm.run("undisturbed", **warm.deed("hold"))
+        warm.run("undisturbed", **warm.fault_spec("hold"))
         for name in ("marker", "marker.go"):
             (warm.folder / name).unlink()
-        job = warm.start("job", **warm.deed("hold"))
-        wait_until(warm.marks)
-        os.kill(warm.marks()[0], signal.SIGKILL)
+        job = warm.start("job", **warm.fault_spec("hold"))
+        wait_until(warm.faults_done)
+        os.kill(warm.faults_done()[0], signal.SIGKILL)
         warm.let_go()
-        code, said = warm.end(job)
-        assert code == 0, said
-        assert said.count("the worker died; starting another") == 1
+        code, stderr = warm.end(job)
+        assert code == 0, stderr
+        assert stderr.count("the worker died; starting another") == 1
         # The deed's parameters name the marker, the same for both.
         assert artifact_digests(warm, "job") == artifact_digests(warm, "undisturbed")
 
     def test_a_crash_in_native_code_is_retried_and_its_stack_is_in_the_log(
-        self, warm: Site
+        self, warm: Workdir
     ) -> None:
-        code, said = warm.run("job", **warm.deed("crash", times=1))
+        code, stderr = warm.run("job", **warm.fault_spec("crash", times=1))
         assert code == 0
-        assert "Segmentation fault" in said
-        assert "mischief.py" in said
+        assert "Segmentation fault" in stderr
+        assert "fault_policy.py" in stderr
 
-    def test_a_job_that_kills_each_worker_fails_and_says_so(self, warm: Site) -> None:
-        code, said = warm.run("job", **warm.deed("crash"))
+    def test_a_job_that_kills_each_worker_fails_and_says_so(self, warm: Workdir) -> None:
+        code, stderr = warm.run("job", **warm.fault_spec("crash"))
         assert code == 1
-        assert len(set(warm.marks())) == 3
-        assert "the worker died 3 times in the middle of this job" in said
-        assert "--no-worker" in said
+        assert len(set(warm.faults_done())) == 3
+        assert "the worker died 3 times in the middle of this job" in stderr
+        assert "--no-worker" in stderr
         assert warm.run("next")[0] == 0
 
-    def test_jobs_that_wait_lose_nothing_but_time(self, warm: Site) -> None:
-        first = warm.start("first", **warm.deed("hold"))
-        wait_until(warm.marks)
+    def test_jobs_that_wait_lose_nothing_but_time(self, warm: Workdir) -> None:
+        first = warm.start("first", **warm.fault_spec("hold"))
+        wait_until(warm.faults_done)
         waiting = [warm.start(f"waiting-{number}") for number in range(2)]
         wait_until(lambda: _queued(warm) >= 2)
-        os.kill(warm.marks()[0], signal.SIGKILL)
+        os.kill(warm.faults_done()[0], signal.SIGKILL)
         warm.let_go()
         ends = [warm.end(job) for job in (first, *waiting)]
-        said = [text for _, text in ends]
-        assert [code for code, _ in ends] == [0, 0, 0], said
-        assert [text.count("the worker died") for text in said] == [1, 0, 0]
+        stderr = [text for _, text in ends]
+        assert [code for code, _ in ends] == [0, 0, 0], stderr
+        assert [text.count("the worker died") for text in stderr] == [1, 0, 0]
 
-    def test_a_stale_socket_is_replaced(self, warm: Site) -> None:
+    def test_a_stale_socket_is_replaced(self, warm: Workdir) -> None:
         warm.worker().kill()
         wait_until(lambda: not warm.workers())
         assert one_socket(warm).is_socket()
-        code, said = warm.run("next")
-        assert (code, said.count("loading")) == (0, 1)
+        code, stderr = warm.run("next")
+        assert (code, stderr.count("loading")) == (0, 1)
 
-    def test_of_two_that_start_at_once_one_stays_and_serves(self, site: Site) -> None:
+    def test_of_two_that_start_at_once_one_stays_and_serves(self, workdir: Workdir) -> None:
         # As if a client had been killed between starting a worker and reaching it.
-        site.run("job")
-        told = site.worker().cmdline()
-        site.stop()
-        wait_until(lambda: not site.workers())
+        workdir.run("job")
+        reply_line = workdir.worker().cmdline()
+        workdir.stop()
+        wait_until(lambda: not workdir.workers())
         environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
-        first, second = (subprocess.Popen(told, cwd=site.folder, env=environment) for _ in range(2))
-        wait_until(lambda: list(site.runtime.rglob("*.sock")))
-        assert site.run("next", "--fingerprint", "new")[0] == 0
-        wait_until(lambda: len(site.workers()) == 1)
+        first, second = (
+            subprocess.Popen(reply_line, cwd=workdir.folder, env=environment) for _ in range(2)
+        )
+        wait_until(lambda: list(workdir.runtime.rglob("*.sock")))
+        assert workdir.run("next", "--code-digest", "new")[0] == 0
+        wait_until(lambda: len(workdir.workers()) == 1)
         assert {first.wait(LIMIT_S), second.wait(LIMIT_S)} == {0}
 
-    def test_a_worker_that_cannot_start_says_why(self, site: Site) -> None:
+    def test_a_worker_that_cannot_start_says_why(self, workdir: Workdir) -> None:
         # Set once the job's own interpreter is up: it meets its worker only.
-        job = site.job("job")
+        job = workdir.job("job")
         code = f"import os, runpy, sys; sys.argv = {job[1:]!r}; os.environ['PYTHONHOME'] = '/none';"
         code += f"runpy.run_path({job[1]!r}, run_name='__main__')"
         process = subprocess.Popen(
             [job[0], "-c", code],
-            cwd=site.folder,
-            env=os.environ | site.environment,
+            cwd=workdir.folder,
+            env=os.environ | workdir.environment,
             stderr=subprocess.PIPE,
             text=True,
         )
-        status, said = site.end(process)
+        status, stderr = workdir.end(process)
         assert status == 1
-        assert "the worker did not start" in said
-        assert "PYTHONHOME = '/none'" in said
+        assert "the worker did not start" in stderr
+        assert "PYTHONHOME = '/none'" in stderr
 
 
 class TestDeadClients:
-    def test_a_dead_clients_request_is_dropped_at_its_next_turn(self, warm: Site) -> None:
-        job = warm.start("job", **warm.deed("hold"))
-        wait_until(warm.marks)
+    def test_a_dead_clients_request_is_dropped_at_its_next_turn(self, warm: Workdir) -> None:
+        job = warm.start("job", **warm.fault_spec("hold"))
+        wait_until(warm.faults_done)
         worker = warm.worker().pid
         job.kill()
         warm.let_go()
-        code, said = warm.run("next")
-        assert (code, said.count("loading")) == (0, 0)
+        code, stderr = warm.run("next")
+        assert (code, stderr.count("loading")) == (0, 0)
         assert warm.worker().pid == worker
         assert not (warm.folder / "job").exists()
-        assert len(warm.marks()) == 1
+        assert len(warm.faults_done()) == 1
 
-    def test_a_dead_clients_long_turn_ends_with_its_worker(self, warm: Site) -> None:
-        job = warm.start("job", **warm.deed("sleep", times=1))
-        wait_until(warm.marks)
+    def test_a_dead_clients_long_turn_ends_with_its_worker(self, warm: Workdir) -> None:
+        job = warm.start("job", **warm.fault_spec("sleep", times=1))
+        wait_until(warm.faults_done)
         job.kill()
         wait_until(lambda: not warm.workers())
         assert warm.run("next")[0] == 0
 
-    def test_a_client_that_dies_in_the_queue_is_passed_over(self, warm: Site) -> None:
-        first = warm.start("first", **warm.deed("hold"))
-        wait_until(warm.marks)
+    def test_a_client_that_dies_in_the_queue_is_passed_over(self, warm: Workdir) -> None:
+        first = warm.start("first", **warm.fault_spec("hold"))
+        wait_until(warm.faults_done)
         second = warm.start("second")
         wait_until(lambda: _queued(warm) >= 1)
         second.kill()
@@ -203,9 +209,9 @@ class TestDeadClients:
         assert warm.run("third")[0] == 0
         assert not (warm.folder / "second").exists()
 
-    def test_stop_ends_a_worker_in_the_middle_of_a_turn(self, warm: Site) -> None:
-        job = warm.start("job", **warm.deed("sleep", times=1))
-        wait_until(warm.marks)
+    def test_stop_ends_a_worker_in_the_middle_of_a_turn(self, warm: Workdir) -> None:
+        job = warm.start("job", **warm.fault_spec("sleep", times=1))
+        wait_until(warm.faults_done)
         job.send_signal(signal.SIGSTOP)
         warm.stop()
         wait_until(lambda: not warm.workers())
@@ -213,7 +219,7 @@ class TestDeadClients:
 
 
 class TestStrangers:
-    def test_nonsense_does_not_end_a_worker(self, warm: Site) -> None:
+    def test_nonsense_does_not_end_a_worker(self, warm: Workdir) -> None:
         worker = warm.worker().pid
         half, unknown = b'{"do": "stop"', b'{"do": "dance"}\n'
         for content in (b"", b"\xff\xfe\n", b"{}\n", b"[1]\n", unknown, half, b"x" * 9999):
@@ -221,7 +227,7 @@ class TestStrangers:
         assert warm.run("next")[0] == 0
         assert warm.worker().pid == worker
 
-    def test_a_client_that_says_nothing_is_given_up(self, warm: Site) -> None:
+    def test_a_client_that_says_nothing_is_given_up(self, warm: Workdir) -> None:
         worker = warm.worker().pid
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
             silent.connect(str(one_socket(warm)))
@@ -229,11 +235,11 @@ class TestStrangers:
         assert warm.worker().pid == worker
 
     @pytest.mark.skipif(os.getuid() != 0, reason="needs root to act as another user")
-    def test_another_user_is_refused_even_with_access_to_the_socket(self, site: Site) -> None:
-        site.run("job")
-        path = one_socket(site)
-        for place in (site.runtime, path.parent, path):
-            place.chmod(0o777)
+    def test_another_user_is_refused_even_with_access_to_the_socket(self, workdir: Workdir) -> None:
+        workdir.run("job")
+        path = one_socket(workdir)
+        for socket_folder in (workdir.runtime, path.parent, path):
+            socket_folder.chmod(0o777)
         ask = (
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
             's.sendall(b\'{"do": "stop"}\\n\'); print(s.recv(100))'
@@ -243,40 +249,43 @@ class TestStrangers:
         done = subprocess.run(command, user=65534, capture_output=True, text=True, check=False)
         assert done.stdout.strip() in ("b''", ""), done
         path.parent.chmod(0o700)
-        assert site.run("next")[1].count("loading") == 0
+        assert workdir.run("next")[1].count("loading") == 0
 
-    def test_a_folder_that_others_can_enter_is_refused(self, site: Site) -> None:
-        (site.runtime / f"kvfidelity-{os.getuid()}").mkdir(mode=0o755)
-        code, said = site.run("job")
+    def test_a_folder_that_others_can_enter_is_refused(self, workdir: Workdir) -> None:
+        (workdir.runtime / f"kvfidelity-{os.getuid()}").mkdir(mode=0o755)
+        code, stderr = workdir.run("job")
         assert code == 2
-        assert "is not a folder of yours alone" in said
-        (site.runtime / f"kvfidelity-{os.getuid()}").rmdir()
+        assert "is not a folder of yours alone" in stderr
+        (workdir.runtime / f"kvfidelity-{os.getuid()}").rmdir()
 
-    def test_a_folder_that_is_a_link_is_refused(self, site: Site, tmp_path: Path) -> None:
+    def test_a_folder_that_is_a_link_is_refused(self, workdir: Workdir, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir(mode=0o700)
-        link = site.runtime / f"kvfidelity-{os.getuid()}"
+        link = workdir.runtime / f"kvfidelity-{os.getuid()}"
         link.symlink_to(tmp_path / "elsewhere")
-        code, said = site.run("job")
+        code, stderr = workdir.run("job")
         assert code == 2
-        assert "is not a folder of yours alone" in said
+        assert "is not a folder of yours alone" in stderr
         link.unlink()
 
-    def test_a_runtime_folder_that_is_not_there_is_done_without(self, site: Site) -> None:
-        site.environment |= {"XDG_RUNTIME_DIR": "/run/user/nobody", "TMPDIR": str(site.runtime)}
-        assert site.run("job")[0] == 0
-        assert site.worker().is_running()
+    def test_a_runtime_folder_that_is_not_there_is_done_without(self, workdir: Workdir) -> None:
+        workdir.environment |= {
+            "XDG_RUNTIME_DIR": "/run/user/nobody",
+            "TMPDIR": str(workdir.runtime),
+        }
+        assert workdir.run("job")[0] == 0
+        assert workdir.worker().is_running()
 
-    def test_a_runtime_folder_with_too_long_a_path_is_done_without(self, site: Site) -> None:
-        long = site.folder / ("long" * 30)
+    def test_a_runtime_folder_with_too_long_a_path_is_done_without(self, workdir: Workdir) -> None:
+        long = workdir.folder / ("long" * 30)
         long.mkdir()
-        site.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(site.runtime)}
-        assert site.run("job")[0] == 0
-        assert site.worker().is_running()
+        workdir.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(workdir.runtime)}
+        assert workdir.run("job")[0] == 0
+        assert workdir.worker().is_running()
 
 
-def _queued(site: Site) -> int:
+def _queued(workdir: Workdir) -> int:
     """Connections to the worker that it has not taken up yet, and the one that it has."""
-    path = str(one_socket(site))
+    path = str(one_socket(workdir))
     lines = Path("/proc/net/unix").read_text().splitlines()
     # One line is the listening socket; accepted and waiting connections bear its path too.
     return sum(line.endswith(path) for line in lines) - 2

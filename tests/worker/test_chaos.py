@@ -12,36 +12,38 @@ import time
 
 import psutil
 import pytest
-from kvfidelity.artifacts import digest, read_parquet
 
+from kvfidelity.records.artifacts import digest, read_parquet
 from tests.waiting import wait_until
-from tests.worker.conftest import Site, write_pool
-from tests.worker.test_together import same_runs
+from tests.worker.conftest import Workdir, write_pool
+from tests.worker.test_batch_server import same_runs
 
 ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
 FILES = ("turns", "evictions", "recall")
 
 
-def digests(site: Site, name: str) -> list[str]:
-    place = site.folder / name
-    return [digest(read_parquet(place / f"{kind}.parquet", kind=kind)) for kind in FILES]
+def digests(workdir: Workdir, name: str) -> list[str]:
+    index = workdir.folder / name
+    return [digest(read_parquet(index / f"{kind}.parquet", kind=kind)) for kind in FILES]
 
 
-def a_victim(site: Site, dice: random.Random, clients: list[psutil.Process]) -> psutil.Process:
-    return dice.choice([*clients, *site.workers()])
+def a_victim(
+    workdir: Workdir, dice: random.Random, clients: list[psutil.Process]
+) -> psutil.Process:
+    return dice.choice([*clients, *workdir.workers()])
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Site, seed: int) -> None:
+def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed: int) -> None:
     """In every other round with two lanes: equal then but for the rounding of sums."""
-    dice, lanes = random.Random(seed), ("--lanes", str(1 + seed % 2))
+    dice, lanes = random.Random(seed), ("--batch-size", str(1 + seed % 2))
     write_pool(warm.folder / "pool.parquet", turns=12)
     for name in ("one", "two"):
         assert warm.run(f"undisturbed-{name}", seed=len(name) + ord(name[0]), **OWN)[0] == 0
-    began = time.perf_counter()
+    start = time.perf_counter()
     warm.run("timing", **OWN)
-    usual = time.perf_counter() - began
+    usual = time.perf_counter() - start
 
     open_jobs = ["one", "two"]
     for attempt in range(4):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.waiting import wait_until
-from tests.worker.conftest import Site
+from tests.worker.conftest import Workdir
 from tests.worker.test_worker import artifact_digests
 
 KEPT = ("--prefix-disk", "1GB")
@@ -20,61 +20,61 @@ BASELINE: dict[str, Any] = {
 OWN = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
 
 
-def kept(site: Site) -> list[Path]:
-    return sorted((site.folder / ".snakemake/kvfidelity-prefixes").iterdir())
+def kept(workdir: Workdir) -> list[Path]:
+    return sorted((workdir.folder / ".snakemake/kvfidelity-prefixes").iterdir())
 
 
-def kill_worker(site: Site) -> None:
-    site.worker().kill()
-    wait_until(lambda: not site.workers())
+def kill_worker(workdir: Workdir) -> None:
+    workdir.worker().kill()
+    wait_until(lambda: not workdir.workers())
 
 
-def test_the_next_worker_goes_on_from_what_a_killed_one_computed(site: Site) -> None:
+def test_the_next_worker_goes_on_from_what_a_killed_one_computed(workdir: Workdir) -> None:
     for name, cell in {"never": BASELINE, "recent": {}}.items():
-        assert site.run(f"{name}-alone", **cell, **OWN)[0] == 0
-    assert not (site.folder / ".snakemake").exists()
-    code, said = site.run("first", *KEPT, **BASELINE, **OWN)
-    assert (code, said.count("loading"), said.count("turn ")) == (0, 1, 5), said
-    [file] = kept(site)
+        assert workdir.run(f"{name}-alone", **cell, **OWN)[0] == 0
+    assert not (workdir.folder / ".snakemake").exists()
+    code, stderr = workdir.run("first", *KEPT, **BASELINE, **OWN)
+    assert (code, stderr.count("loading"), stderr.count("turn ")) == (0, 1, 5), stderr
+    [file] = kept(workdir)
     written = file.stat().st_ino
-    kill_worker(site)
-    code, said = site.run("second", *KEPT, **BASELINE, **OWN)
-    assert (code, said.count("loading"), said.count("turn ")) == (0, 1, 0), "no turn is played"
-    kill_worker(site)
+    kill_worker(workdir)
+    code, stderr = workdir.run("second", *KEPT, **BASELINE, **OWN)
+    assert (code, stderr.count("loading"), stderr.count("turn ")) == (0, 1, 0), "no turn is played"
+    kill_worker(workdir)
     # A policy added the next day: it plays what comes from its first eviction on.
-    code, said = site.run("third", *KEPT, **OWN)
-    assert code == 0 and "turn 1 of 5" not in said and "turn 5 of 5" in said
-    assert [file.stat().st_ino for file in kept(site)] == [written]
+    code, stderr = workdir.run("third", *KEPT, **OWN)
+    assert code == 0 and "turn 1 of 5" not in stderr and "turn 5 of 5" in stderr
+    assert [file.stat().st_ino for file in kept(workdir)] == [written]
     for name in ("first", "second"):
-        assert artifact_digests(site, name) == artifact_digests(site, "never-alone")
-    assert artifact_digests(site, "third") == artifact_digests(site, "recent-alone")
+        assert artifact_digests(workdir, name) == artifact_digests(workdir, "never-alone")
+    assert artifact_digests(workdir, "third") == artifact_digests(workdir, "recent-alone")
 
 
-def test_a_damaged_prefix_costs_a_line_in_the_jobs_log(site: Site) -> None:
-    assert site.run("first", *KEPT)[0] == 0
-    [file] = kept(site)
+def test_a_damaged_prefix_costs_a_line_in_the_jobs_log(workdir: Workdir) -> None:
+    assert workdir.run("first", *KEPT)[0] == 0
+    [file] = kept(workdir)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    kill_worker(site)
-    code, said = site.run("second", *KEPT)
-    assert code == 0 and f"{file} is damaged (" in said
-    assert artifact_digests(site, "first") == artifact_digests(site, "second")
+    kill_worker(workdir)
+    code, stderr = workdir.run("second", *KEPT)
+    assert code == 0 and f"{file} is damaged (" in stderr
+    assert artifact_digests(workdir, "first") == artifact_digests(workdir, "second")
     assert file.stat().st_size > len(content) // 2, "whole again; a time takes more digits or fewer"
 
 
-def test_other_code_and_another_model_take_nothing_of_it(site: Site) -> None:
-    for arguments in ((), ("--fingerprint", "new", "--dtype", "bfloat16")):
-        code, said = site.run("job", *KEPT, *arguments, **BASELINE)
-        assert code == 0 and "turn 1 of 5" in said
-    assert len(kept(site)) == 2
+def test_other_code_and_another_model_take_nothing_of_it(workdir: Workdir) -> None:
+    for arguments in ((), ("--code-digest", "new", "--dtype", "bfloat16")):
+        code, stderr = workdir.run("job", *KEPT, *arguments, **BASELINE)
+        assert code == 0 and "turn 1 of 5" in stderr
+    assert len(kept(workdir)) == 2
 
 
-def test_a_folder_that_cannot_be_written_to_stops_no_job(site: Site) -> None:
-    (site.folder / ".snakemake").write_text("no folder")
-    code, said = site.run("job", *KEPT)
-    assert code == 0 and "is not kept in" in said
+def test_a_folder_that_cannot_be_written_to_stops_no_job(workdir: Workdir) -> None:
+    (workdir.folder / ".snakemake").write_text("no folder")
+    code, stderr = workdir.run("job", *KEPT)
+    assert code == 0 and "is not kept in" in stderr
 
 
-def test_a_size_that_is_none_is_one_line(site: Site) -> None:
-    code, said = site.run("job", "--prefix-disk", "5600tok")
-    assert code == 2 and said.splitlines()[-1].startswith("error: '5600tok' must be in bytes")
+def test_a_size_that_is_none_is_one_line(workdir: Workdir) -> None:
+    code, stderr = workdir.run("job", "--prefix-disk", "5600tok")
+    assert code == 2 and stderr.splitlines()[-1].startswith("error: '5600tok' must be in bytes")

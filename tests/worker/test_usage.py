@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 
 import psutil
-from kvfidelity.artifacts import digest, read_metadata, read_parquet
-from kvfidelity.worker.usage import CPU, LANES, PEAK, WALL, Usage
 
-from .conftest import Site
-
-
-def taken(site: Site, name: str) -> dict[str, float]:
-    notes = read_metadata(site.folder / name / "turns.parquet")
-    return {key: float(notes[key]) for key in (WALL, CPU, PEAK, LANES)}
+from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
+from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL, Usage
+from tests.worker.conftest import Workdir
 
 
-def test_a_job_notes_what_it_took_of_its_worker(warm: Site) -> None:
+def taken(workdir: Workdir, name: str) -> dict[str, float]:
+    notes = read_metadata(workdir.folder / name / "turns.parquet")
+    return {key: float(notes[key]) for key in (WALL, CPU, PEAK, BATCH_SIZE)}
+
+
+def test_a_job_notes_what_it_took_of_its_worker(warm: Workdir) -> None:
     worker = psutil.Process(warm.worker().pid)
     times = worker.cpu_times()
     assert warm.run("job", replies="own", max_new_tokens=16)[0] == 0
@@ -26,16 +26,16 @@ def test_a_job_notes_what_it_took_of_its_worker(warm: Site) -> None:
     # Loading and waiting for the next client are the process's, but not the job's.
     assert 0 < found[CPU] <= spent + 0.02
     assert found[PEAK] >= 0.9 * worker.memory_info().rss
-    assert found[LANES] == 1
+    assert found[BATCH_SIZE] == 1
 
 
-def test_runs_of_a_worker_with_lanes_say_so(site: Site) -> None:
-    jobs = [site.start(f"job-{n}", "--lanes", "3", seed=n) for n in range(2)]
-    assert [site.end(job)[0] for job in jobs] == [0, 0]
-    assert {taken(site, f"job-{n}")[LANES] for n in range(2)} == {3}
+def test_runs_of_a_worker_with_lanes_say_so(workdir: Workdir) -> None:
+    jobs = [workdir.start(f"job-{n}", "--batch-size", "3", seed=n) for n in range(2)]
+    assert [workdir.end(job)[0] for job in jobs] == [0, 0]
+    assert {taken(workdir, f"job-{n}")[BATCH_SIZE] for n in range(2)} == {3}
 
 
-def test_two_equal_runs_have_one_digest_whatever_they_took(warm: Site) -> None:
+def test_two_equal_runs_have_one_digest_whatever_they_took(warm: Workdir) -> None:
     for name in ("one", "two"):
         assert warm.run(name)[0] == 0
     assert taken(warm, "one") != taken(warm, "two")
@@ -44,7 +44,7 @@ def test_two_equal_runs_have_one_digest_whatever_they_took(warm: Site) -> None:
 
 
 def test_seconds_of_a_process_that_waits_are_not_cpu_seconds() -> None:
-    usage = Usage(lanes=1)
+    usage = Usage(batch_size=1)
     time.sleep(0.3)
     waited = usage.notes()
     assert float(waited[WALL]) >= 0.3

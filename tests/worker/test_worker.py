@@ -8,27 +8,26 @@ import sys
 import time
 from pathlib import Path
 
-from kvfidelity.artifacts import digest, read_metadata, read_parquet
-
+from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 from tests.waiting import wait_until
-from tests.worker.conftest import SCRIPTS, Site, write_pool
+from tests.worker.conftest import SCRIPTS, Workdir, write_pool
 
 
-def artifact_digests(site: Site, name: str) -> list[str]:
+def artifact_digests(workdir: Workdir, name: str) -> list[str]:
     """Content digests of a job's artifacts, timings aside."""
     return [
-        digest(read_parquet(site.folder / name / f"{kind}.parquet", kind=kind))
+        digest(read_parquet(workdir.folder / name / f"{kind}.parquet", kind=kind))
         for kind in ("turns", "evictions", "recall")
     ]
 
 
-def lasting_notes(site: Site, name: str) -> dict[str, str]:
+def lasting_notes(workdir: Workdir, name: str) -> dict[str, str]:
     """A job's notes but for what it took."""
-    notes = read_metadata(site.folder / name / "turns.parquet")
+    notes = read_metadata(workdir.folder / name / "turns.parquet")
     return {key: value for key, value in notes.items() if not key.startswith("worker_")}
 
 
-def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Site) -> None:
+def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Workdir) -> None:
     own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
     assert warm.run("alone", "--no-worker", **own)[0] == 0
     for name in ("first", "second"):
@@ -39,100 +38,100 @@ def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Site) 
     assert evictions.height > 1
 
 
-def test_jobs_in_turn_load_the_model_once(site: Site) -> None:
+def test_jobs_in_turn_load_the_model_once(workdir: Workdir) -> None:
     """Where its client finds modules the worker does too, but for the project's own."""
-    site.environment["PYTHONPATH"] = "elsewhere"
-    said = [site.run(f"job-{number}")[1] for number in range(3)]
-    assert site.worker().environ()["PYTHONPATH"].split(os.pathsep) == [str(SCRIPTS), "elsewhere"]
-    assert [text.count("loading") for text in said] == [1, 0, 0]
-    assert "turn 5 of 5: " in said[2]
-    assert "cached tokens" in said[2]
+    workdir.environment["PYTHONPATH"] = "elsewhere"
+    stderr = [workdir.run(f"job-{number}")[1] for number in range(3)]
+    assert workdir.worker().environ()["PYTHONPATH"].split(os.pathsep) == [str(SCRIPTS), "elsewhere"]
+    assert [text.count("loading") for text in stderr] == [1, 0, 0]
+    assert "turn 5 of 5: " in stderr[2]
+    assert "cached tokens" in stderr[2]
 
 
-def test_clients_that_start_at_once_share_one_worker(site: Site) -> None:
-    jobs = [site.start(f"job-{number}") for number in range(4)]
-    ends = [site.end(job) for job in jobs]
-    said = [text for _, text in ends]
-    assert [code for code, _ in ends] == [0] * 4, said
-    assert sum(text.count("loading") for text in said) == 1
-    assert len(site.workers()) == 1
-    assert len({tuple(artifact_digests(site, f"job-{n}")) for n in range(4)}) == 1
+def test_clients_that_start_at_once_share_one_worker(workdir: Workdir) -> None:
+    jobs = [workdir.start(f"job-{number}") for number in range(4)]
+    ends = [workdir.end(job) for job in jobs]
+    stderr = [text for _, text in ends]
+    assert [code for code, _ in ends] == [0] * 4, stderr
+    assert sum(text.count("loading") for text in stderr) == 1
+    assert len(workdir.workers()) == 1
+    assert len({tuple(artifact_digests(workdir, f"job-{n}")) for n in range(4)}) == 1
 
 
-def test_other_code_or_another_model_replaces_the_worker(site: Site) -> None:
-    site.run("job")
-    first = site.worker().pid
-    code, said = site.run("job", "--fingerprint", "new")
-    assert (code, said.count("loading")) == (0, 1)
-    assert site.worker().pid != first
+def test_other_code_or_another_model_replaces_the_worker(workdir: Workdir) -> None:
+    workdir.run("job")
+    first = workdir.worker().pid
+    code, stderr = workdir.run("job", "--code-digest", "new")
+    assert (code, stderr.count("loading")) == (0, 1)
+    assert workdir.worker().pid != first
     # The model is fetched anew from the same source: its folder is another one.
-    (site.folder / "model").rename(site.folder / "old")
-    subprocess.run(["cp", "-r", "old", "model"], cwd=site.folder, check=True)
-    code, said = site.run("job", "--fingerprint", "new")
-    assert (code, said.count("loading")) == (0, 1)
+    (workdir.folder / "model").rename(workdir.folder / "old")
+    subprocess.run(["cp", "-r", "old", "model"], cwd=workdir.folder, check=True)
+    code, stderr = workdir.run("job", "--code-digest", "new")
+    assert (code, stderr.count("loading")) == (0, 1)
 
 
-def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(site: Site) -> None:
+def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(workdir: Workdir) -> None:
     jobs = [
-        site.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
+        workdir.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
         for number in range(4)
     ]
-    ends = [site.end(job) for job in jobs]
-    said = [text for _, text in ends]
-    assert [code for code, _ in ends] == [0] * 4, said
-    assert "died" not in "".join(said)
-    assert len(site.workers()) == 1
+    ends = [workdir.end(job) for job in jobs]
+    stderr = [text for _, text in ends]
+    assert [code for code, _ in ends] == [0] * 4, stderr
+    assert "died" not in "".join(stderr)
+    assert len(workdir.workers()) == 1
 
 
-def test_two_workflows_on_one_machine_have_a_worker_each(site: Site, tmp_path: Path) -> None:
-    site.run("job")
-    other = Site(tmp_path / "other", site.runtime, site.environment)
+def test_two_workflows_on_one_machine_have_a_worker_each(workdir: Workdir, tmp_path: Path) -> None:
+    workdir.run("job")
+    other = Workdir(tmp_path / "other", workdir.runtime, workdir.environment)
     other.folder.mkdir()
-    (other.folder / "model").symlink_to(site.folder / "model")
+    (other.folder / "model").symlink_to(workdir.folder / "model")
     write_pool(other.folder / "pool.parquet")
     other.run("job")
-    assert len(site.workers()) == 2
+    assert len(workdir.workers()) == 2
     other.stop()
-    wait_until(lambda: len(site.workers()) == 1)
-    assert site.run("again")[1].count("loading") == 0
+    wait_until(lambda: len(workdir.workers()) == 1)
+    assert workdir.run("again")[1].count("loading") == 0
 
 
-def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(site: Site) -> None:
+def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(workdir: Workdir) -> None:
     for device in ("0", "1"):
-        site.environment["CUDA_VISIBLE_DEVICES"] = device
-        assert site.run(f"job-{device}")[0] == 0
-    assert len(site.workers()) == 2
-    del site.environment["CUDA_VISIBLE_DEVICES"]
-    site.stop()
-    wait_until(lambda: not site.workers())
+        workdir.environment["CUDA_VISIBLE_DEVICES"] = device
+        assert workdir.run(f"job-{device}")[0] == 0
+    assert len(workdir.workers()) == 2
+    del workdir.environment["CUDA_VISIBLE_DEVICES"]
+    workdir.stop()
+    wait_until(lambda: not workdir.workers())
 
 
-def test_a_worker_leaves_when_idle(site: Site) -> None:
-    site.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
-    assert site.run("job")[0] == 0
-    wait_until(lambda: not site.workers())
-    assert list(site.runtime.rglob("*.sock")) == []
-    assert site.run("again")[0] == 0
+def test_a_worker_leaves_when_idle(workdir: Workdir) -> None:
+    workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
+    assert workdir.run("job")[0] == 0
+    wait_until(lambda: not workdir.workers())
+    assert list(workdir.runtime.rglob("*.sock")) == []
+    assert workdir.run("again")[0] == 0
 
 
-def test_a_worker_that_waits_is_idle_not_busy(warm: Site) -> None:
+def test_a_worker_that_waits_is_idle_not_busy(warm: Workdir) -> None:
     before = sum(warm.worker().cpu_times()[:2])
     time.sleep(1)
     assert sum(warm.worker().cpu_times()[:2]) - before < 0.05
 
 
-def test_an_idle_time_that_is_none_is_one_line(site: Site) -> None:
+def test_an_idle_time_that_is_none_is_one_line(workdir: Workdir) -> None:
     for idle in ("soon", "0", "-1", "nan"):
-        site.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
-        code, said = site.run("job")
+        workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
+        code, stderr = workdir.run("job")
         assert code == 2
-        assert said.startswith(f"error: KVFIDELITY_WORKER_IDLE_S is '{idle}'")
-        assert len(said.splitlines()) == 1
+        assert stderr.startswith(f"error: KVFIDELITY_WORKER_IDLE_S is '{idle}'")
+        assert len(stderr.splitlines()) == 1
 
 
-def test_stopping_where_there_is_no_worker_says_nothing(site: Site) -> None:
-    site.stop()
-    site.stop()
+def test_stopping_where_there_is_no_worker_says_nothing(workdir: Workdir) -> None:
+    workdir.stop()
+    workdir.stop()
 
 
 def test_the_client_imports_nothing_heavy() -> None:

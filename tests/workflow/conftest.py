@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ..models.tiny import save_tiny
-from .project import Project
+from tests.models.tiny import save_tiny
+from tests.workflow.project import Project
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from ..waiting import LIMIT_S
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
     "Snakefile",
+    "src",
     "workflow",
     "config",
     "profiles",
@@ -46,7 +47,7 @@ CONFIG: dict[str, Any] = {
     "thresholds": {"small": {"at": "600tok", "trigger": "turn", "target": "200tok"}},
     "session": {"max_new_tokens": 3, "max_turns": 3, "max_prompt_tokens": 300},
     "grid": {"positions": ["stale", "rerotated"]},
-    "judges": {"offline": {"kind": "offline", "rubric": "offline"}},
+    "judges": {"formula": {"kind": "formula", "rubric": "formula"}},
     "report": {"resamples": 100},
 }
 
@@ -62,13 +63,13 @@ class Project:
     @classmethod
     def make(cls, folder: Path, model: Path) -> Project:
         for part in PARTS:
-            place = folder / part
-            place.parent.mkdir(parents=True, exist_ok=True)
+            target = folder / part
+            target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / part).is_dir():
                 ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-                shutil.copytree(ROOT / part, place, ignore=ignore)
+                shutil.copytree(ROOT / part, target, ignore=ignore)
             else:
-                shutil.copy2(ROOT / part, place)
+                shutil.copy2(ROOT / part, target)
         shutil.copytree(model, folder / "tiny")
         project = cls(folder)
         project.configure({})
@@ -141,7 +142,7 @@ class Project:
 
     def digests(self) -> dict[str, str]:
         """Content digest of every artifact, by path."""
-        from kvfidelity.artifacts import read_metadata
+        from kvfidelity.records.artifacts import read_metadata
 
         files = sorted((self.folder / "results").rglob("*.parquet"))
         return {str(file.relative_to(self.folder)): read_metadata(file)["digest"] for file in files}

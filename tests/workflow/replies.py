@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from kvfidelity.artifacts import write_json, write_parquet
-from kvfidelity.dialogues.pool import KIND, pool_frame
-from kvfidelity.grid import runs
-from kvfidelity.session.rows import EVICTIONS, TURNS
-from kvfidelity.settings import load_settings
 
-from .project import CONFIG, Project, merged
+from kvfidelity.dialogues.pool import KIND, pool_frame
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.columns import EVICTIONS, TURNS
+from kvfidelity.records.grid import run_keys
+from tests.workflow.project import CONFIG, Project, merged
 
 METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
 
@@ -28,9 +28,9 @@ def with_replies(
     } | more
     project.configure(changes)
     folder = project.folder
-    for place in ("resources/models/tiny", "resources/datasets/own"):
-        (folder / place).mkdir(parents=True)
-        (folder / place / "x").touch()
+    for run_key in ("resources/models/tiny", "resources/datasets/own"):
+        (folder / run_key).mkdir(parents=True)
+        (folder / run_key / "x").touch()
     rows: list[dict[str, object]] = [
         {
             "dialogue_id": str(number),
@@ -43,10 +43,10 @@ def with_replies(
         }
         for number in range(dialogues)
     ]
-    place = folder / "results/dialogues/tiny/own"
-    write_parquet(pool_frame(rows), place / "pool.parquet", kind=KIND)
-    write_json(place / "manifest.json", {"conversations_read": dialogues, "kept": dialogues})
-    for run in runs(load_settings(merged(CONFIG, changes))):
+    run_key = folder / "results/dialogues/tiny/own"
+    write_parquet(pool_frame(rows), run_key / "pool.parquet", kind=KIND)
+    write_json(run_key / "manifest.json", {"conversations_read": dialogues, "kept": dialogues})
+    for run in run_keys(load_settings(merged(CONFIG, changes))):
         made = folder / "results/generate" / run
         for kind, schema in (("recall", {}), ("evictions", EVICTIONS)):
             write_parquet(pl.DataFrame(schema=schema), made / f"{kind}.parquet", kind=kind)

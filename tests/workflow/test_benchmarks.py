@@ -6,10 +6,9 @@ import os
 import shutil
 
 from kvfidelity.analysis.jobs import DEPTHS
-from kvfidelity.artifacts import read_parquet
-
-from .project import Project
-from .test_reruns import ALL_RUNS
+from kvfidelity.records.artifacts import read_parquet
+from tests.workflow.project import Project
+from tests.workflow.test_reruns import ALL_RUNS
 
 
 def test_the_report_tells_what_the_jobs_took(finished: Project) -> None:
@@ -18,7 +17,7 @@ def test_the_report_tells_what_the_jobs_took(finished: Project) -> None:
     jobs = {row["rule"]: row for row in table.to_dicts()}
     assert list(jobs) == list(DEPTHS)
     assert jobs["generate"]["jobs"] == jobs["measure"]["jobs"] == len(ALL_RUNS)
-    for rule in ("generate", "likelihood"):
+    for rule in ("generate", "score_corruptions"):
         assert jobs[rule]["measured"] == "worker"
         assert jobs[rule]["jobs_shared"] == 0
         # The client that waits for it has no torch.

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
 
-from .project import Project, environment
-from .test_reruns import ENDS, WHOLE, jobs_of
+from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from tests.workflow.project import Project, environment
+from tests.workflow.test_reruns import ENDS, WHOLE, jobs_of
 
 RUN = "tiny/own/random/stale/small/0/000"
 
@@ -62,7 +62,7 @@ def test_a_truncated_artifact_is_named_and_only_its_run_is_made_anew(
     ("file", "jobs"),
     [
         (f"metrics/{RUN}/metrics.parquet", jobs_of({RUN}, "measure", "judge") | ENDS),
-        (f"judge/offline/{RUN}/verdicts.parquet", jobs_of({RUN}, "judge") | ENDS),
+        (f"judge/formula/{RUN}/verdicts.parquet", jobs_of({RUN}, "judge") | ENDS),
         ("tables/policies.parquet", ENDS),
     ],
 )

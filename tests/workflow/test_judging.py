@@ -21,10 +21,10 @@ import polars as pl
 import psutil
 import pytest
 
-from ..judge.batch_server import BatchServer
-from ..judge.server import Reply, Server, completion, good
-from .project import Project
-from .replies import with_replies
+from tests.judges.batch_server import BatchServer
+from tests.judges.server import Reply, Server, completion, good
+from tests.workflow.project import Project
+from tests.workflow.replies import with_replies
 
 KEY = "sk-canary-3f9c2e"
 CONCURRENCY = 16
@@ -38,7 +38,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def entry(url: str, **changes: Any) -> dict[str, Any]:
     about = {"kind": "openai", "model": "local", "rubric": "blind", "base_url": url}
-    return about | {"key_env": "TEST_KEY", "concurrency": CONCURRENCY} | changes
+    return about | {"api_key_env": "TEST_KEY", "concurrency": CONCURRENCY} | changes
 
 
 class Misbehaving:
@@ -148,8 +148,8 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
     sent = {text.split("\nAnswer ")[1].split(".\n")[0]: text for text in server_does.paid}
     assert len(sent) == total
     for row in found.iter_rows(named=True):
-        place = text_of(row["run"], row["turn"]).removeprefix("Answer ").removesuffix(".")
-        _, status, score = expected(sent[place])
+        path = text_of(row["run"], row["turn"]).removeprefix("Answer ").removesuffix(".")
+        _, status, score = expected(sent[path])
         assert (row["status"], row["score"]) == (status, score), row
         assert row["reason"]
     twice = sum(server_does.paid.values()) - total
@@ -172,13 +172,13 @@ class Telltale:
             for process in psutil.process_iter(["cmdline"]):
                 self.seen_in_commands |= KEY in " ".join(process.info["cmdline"] or [])
         if number % 7 == 3:
-            said = {"error": {"message": f"unwanted request with key {KEY}"}}
-            return 400, {}, json.dumps(said).encode()
+            output = {"error": {"message": f"unwanted request with key {KEY}"}}
+            return 400, {}, json.dumps(output).encode()
         properties = request["response_format"]["json_schema"]["schema"]["properties"]
         text = request["messages"][1]["content"]
         score = 2 if "Note to the judge" in text else 3 + number % 6
-        said = {name: "first" if name == "better" else score for name in properties}
-        return completion(json.dumps(said | {"reason": f"{KEY} is your key"}))
+        output = {name: "first" if name == "better" else score for name in properties}
+        return completion(json.dumps(output | {"reason": f"{KEY} is your key"}))
 
 
 def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project: Project) -> None:
@@ -190,9 +190,9 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
         project.configure(
             {
                 "judges": judges,
-                "judging": ["offline", *judges],
+                "judging": ["formula", *judges],
                 "prices": PRICES,
-                "reliability": {"replies": 4, "context_words": 400},
+                "reliability": {"replies": 4, "max_context_words": 400},
                 "grid": {"policies": ["baseline", "random"], "positions": ["stale"]},
             }
         )
@@ -204,7 +204,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
         failed = sum(number % 7 == 3 for number in range(asked))
         for made in ("judge", "reliability", "comparisons"):
             shutil.rmtree(project.folder / "results" / made)
-        rules = ("trial", "judge", "compare_replies", "compare_planted")
+        rules = ("test_judge", "judge", "compare_replies", "test_pairwise_judge")
         again = project.snakemake("--until", *rules)
         assert again.returncode == 0, again.stdout + again.stderr
     # A request that failed may have been answered for another run meanwhile.
@@ -247,10 +247,10 @@ def test_a_cap_stops_the_workflow_in_one_line_and_a_higher_one_goes_on(
         capped = {"remote": about | {"max_usd": 0.05}}
         with_replies(project, 1, 6, capped, prices=PRICES)
         stopped = project.snakemake("--until", "judge")
-        said = stopped.stdout + stopped.stderr
+        output = stopped.stdout + stopped.stderr
         assert stopped.returncode != 0
-        assert "error: judge remote: " in said and "max_usd: 0.05" in said
-        assert "Traceback" not in said
+        assert "error: judge remote: " in output and "max_usd: 0.05" in output
+        assert "Traceback" not in output
         spent = len(server.requests) * (100 * 10 + 20 * 20) / 1e6
         assert 0 < spent <= 0.05
         judges = {"judges": {"remote": about | {"max_usd": 1.0}}}
@@ -272,10 +272,10 @@ def test_one_batch_asks_for_a_whole_run(fresh: Project, tmp_path: Path) -> None:
         assert project.planned("--until", "judge") == set()
         # The record of the batch is made anew without judging anew, and asks nobody.
         (project.folder / "results/asked/remote.json").unlink()
-        assert project.planned("results/asked/remote.json") == {("ask_in_batch", "remote")}
+        assert project.planned("results/asked/remote.json") == {("request_judge_batch", "remote")}
         project.reconfigure({"judges": {"remote": {"attempts": 2}}})
         assert {rule for rule, _ in project.planned("--until", "judge")} == {
-            "ask_in_batch",
+            "request_judge_batch",
             "judge",
         }
         done = project.snakemake("--until", "judge")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .project import ROOT, Project, environment
+from tests.workflow.project import ROOT, Project, environment
 
 NAMED = "report: results/report.html"
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kvfidelity.artifacts import read_metadata, read_parquet, write_parquet
 
-from .project import Project
-from .test_damage import truncate, verify
+from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from tests.workflow.project import Project
+from tests.workflow.test_damage import truncate, verify
 
 RUN = "tiny/own/random/stale/small/0/000"
 
@@ -24,8 +24,8 @@ def halves(fresh: Project, finished: Project, tmp_path: Path) -> Project:
     for mode, other in (("stale", "rerotated"), ("rerotated", "stale")):
         half = project.folder / mode
         shutil.copytree(finished.folder / "results", half)
-        for place in half.glob(f"**/{other}"):
-            shutil.rmtree(place)
+        for path in half.glob(f"**/{other}"):
+            shutil.rmtree(path)
         for made in ("tables", "figures"):
             shutil.rmtree(half / made)
     project.configure({"merge": ["stale", "rerotated"]})
@@ -47,7 +47,13 @@ def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project)
     # Runs bring along what they took, other jobs do not.
     table = read_parquet(halves.folder / "results/tables/jobs.parquet", kind="jobs")
     jobs = dict(table.select("rule", "jobs").iter_rows())
-    assert jobs == {"generate": 5, "aggregate": 1, "appraise": 1, "claims": 1, "figures": 1}
+    assert jobs == {
+        "generate": 5,
+        "aggregate": 1,
+        "judge_reliability": 1,
+        "claims": 1,
+        "figures": 1,
+    }
     account = json.loads((halves.folder / "results/merge.json").read_text())
     assert account["runs"] == {"stale": 3, "rerotated": 2}
     assert account["also_in"] == ["tiny/own/baseline/original/none/0/000"]
@@ -83,7 +89,7 @@ def test_what_is_not_there_is_told_before_anything_runs(
 def test_what_a_folder_lacks_beside_replies_is_made_here(halves: Project) -> None:
     shutil.rmtree(halves.folder / "stale/judge")
     planned = {(rule, wildcards) for rule, wildcards in halves.planned() if rule == "judge"}
-    assert ("judge", f"offline/{RUN}") in planned
+    assert ("judge", f"formula/{RUN}") in planned
     assert len(planned) == 3
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from kvfidelity.analysis.page import FIGURES
-
-from .project import ROOT, Project
+from kvfidelity.report.page import FIGURES
+from tests.workflow.project import ROOT, Project
 
 
 def test_it_holds_every_figure_with_its_caption(finished: Project, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from .project import Job, Project
+from tests.workflow.project import Job, Project
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
-ENDS = {(rule, "") for rule in ("aggregate", "appraise", "claims", "figures", "report", "all")}
+ENDS = {
+    (rule, "") for rule in ("aggregate", "judge_reliability", "claims", "figures", "report", "all")
+}
 PAGE = {("report", ""), ("all", "")}
-TRIAL = {("trial", "offline/tiny/own")}
+JUDGE_TEST = {("test_judge", "formula/tiny/own")}
 ALL_RUNS = {
     "tiny/own/baseline/original/none/0/000",
     *(f"tiny/own/{p}/{m}/000" for p in ("random", "streaming") for m in (STALE, REROTATED)),
@@ -27,7 +29,7 @@ ALL_RUNS = {
 
 def jobs_of(runs: set[str], *stages: str) -> set[Job]:
     named = {(stage, run) for run in runs for stage in stages if stage != "judge"}
-    return named | {("judge", f"offline/{run}") for run in runs if "judge" in stages}
+    return named | {("judge", f"formula/{run}") for run in runs if "judge" in stages}
 
 
 WHOLE = ("generate", "measure", "judge")
@@ -73,7 +75,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
             id="the order of keys means nothing",
         ),
         pytest.param(
-            {"session": {"prefix_memory": "1GiB", "lanes": 4}},
+            {"session": {"prefix_memory": "1GiB", "batch_size": 4}},
             set(),
             id="memory for prefixes and lanes mean nothing",
         ),
@@ -90,12 +92,12 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         ),
         pytest.param(
             {"models": {"tiny": {"device": "cpu"}}},
-            jobs_of(ALL_RUNS, *WHOLE) | TRIAL | {("likelihood", "tiny/own")} | ENDS,
+            jobs_of(ALL_RUNS, *WHOLE) | JUDGE_TEST | {("score_corruptions", "tiny/own")} | ENDS,
             id="a device reruns the runs and fetches nothing",
         ),
         pytest.param(
             {"models": {"tiny": {"dtype": "bfloat16"}}},
-            jobs_of(ALL_RUNS, *WHOLE) | TRIAL | {("likelihood", "tiny/own")} | ENDS,
+            jobs_of(ALL_RUNS, *WHOLE) | JUDGE_TEST | {("score_corruptions", "tiny/own")} | ENDS,
             id="a dtype reruns the runs and fetches nothing",
         ),
         pytest.param(
@@ -121,65 +123,71 @@ def test_a_change_of_the_configuration(
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("kvfidelity/cache/kernels.py", WHOLE),
-        ("kvfidelity/session/turns.py", WHOLE),
-        ("kvfidelity/metrics/integrity.py", WHOLE),
-        ("kvfidelity/metrics/text.py", ("measure", "judge")),
-        ("kvfidelity/judge/offline.py", ("judge",)),
-        ("kvfidelity/analysis/statistics.py", ()),
-        ("kvfidelity/worker/client.py", None),
-        ("kvfidelity/cli.py", None),
+        ("src/kvfidelity/cache/attention.py", WHOLE),
+        ("src/kvfidelity/generation/turns.py", WHOLE),
+        ("src/kvfidelity/metrics/positions.py", WHOLE),
+        ("src/kvfidelity/metrics/text.py", ("measure", "judge")),
+        ("src/kvfidelity/judges/formula.py", ("judge",)),
+        ("src/kvfidelity/analysis/statistics.py", ()),
+        ("src/kvfidelity/worker/client.py", None),
+        ("src/kvfidelity/cli.py", None),
     ],
 )
 def test_a_change_of_code_reruns_its_stage_and_what_follows(
     project: Project, file: str, stages: tuple[str, ...] | None
 ) -> None:
-    path = project.folder / "workflow/scripts" / file
+    path = project.folder / file
     path.write_text(path.read_text() + "\n# changed\n")
     expected = set() if stages is None else jobs_of(ALL_RUNS, *stages) | ENDS
     # The test of the judges is touched by what touches their verdicts.
-    expected |= TRIAL if stages else set()
-    expected |= {("likelihood", "tiny/own")} if stages == WHOLE else set()
+    expected |= JUDGE_TEST if stages else set()
+    expected |= {("score_corruptions", "tiny/own")} if stages == WHOLE else set()
     assert project.planned() == expected
 
 
 def test_a_new_schema_version_plans_every_job_that_writes_artifacts(project: Project) -> None:
     """None of them could read what the others wrote before."""
-    name = "workflow/scripts/kvfidelity/schema_version.py"
+    name = "src/kvfidelity/records/schema_version.py"
     project.edit(name, "SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
     place = "tiny/own"
-    pools = {(rule, place) for rule in ("extract_dialogues", "lengths", "plant", "likelihood")}
-    assert project.planned() == jobs_of(ALL_RUNS, *WHOLE) | pools | TRIAL | ENDS
+    pools = {
+        (rule, place)
+        for rule in ("extract_dialogues", "lengths", "corrupt_replies", "score_corruptions")
+    }
+    assert project.planned() == jobs_of(ALL_RUNS, *WHOLE) | pools | JUDGE_TEST | ENDS
 
 
 def test_a_plot_does_not_rerun_a_table(project: Project) -> None:
-    path = project.folder / "workflow/scripts/kvfidelity/analysis/figures.py"
+    path = project.folder / "src/kvfidelity/report/figures.py"
     path.write_text(path.read_text() + "\n# changed\n")
     assert project.planned() == {("figures", ""), ("report", ""), ("all", "")}
 
 
 def test_another_rubric_reruns_judging(project: Project) -> None:
-    path = project.folder / "resources/rubrics/offline.md"
+    path = project.folder / "resources/rubrics/formula.md"
     path.write_text(path.read_text() + "\nOne more sentence.\n")
-    assert project.planned() == jobs_of(ALL_RUNS, "judge") | TRIAL | ENDS
+    assert project.planned() == jobs_of(ALL_RUNS, "judge") | JUDGE_TEST | ENDS
 
 
 def test_other_planted_replies_rerun_only_the_test_of_the_judges(project: Project) -> None:
     project.configure({"reliability": {"replies": 3}})
-    planted = {("plant", "tiny/own"), ("likelihood", "tiny/own"), *TRIAL}
+    planted = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own"), *JUDGE_TEST}
     assert project.planned() == planted | ENDS - {
         (r, "") for r in ("aggregate", "claims", "figures")
     }
 
 
 def test_how_judges_are_asked_reruns_nothing(project: Project) -> None:
-    project.configure({"judges": {"offline": {"concurrency": 3}}, "verdict_store": "elsewhere"})
+    project.configure({"judges": {"formula": {"concurrency": 3}}, "verdict_store": "elsewhere"})
     assert project.planned() == set()
 
 
 def test_touching_code_reruns_nothing(project: Project) -> None:
     """A checkout gives every file a new time; content decides."""
-    for file in (project.folder / "workflow").rglob("*.py"):
+    for file in [
+        *(project.folder / "src").rglob("*.py"),
+        *(project.folder / "workflow").rglob("*.py"),
+    ]:
         file.touch()
     assert project.planned() == set()
 

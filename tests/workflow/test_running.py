@@ -12,13 +12,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from kvfidelity.artifacts import TIMINGS, read_parquet
-from kvfidelity.grid import cells, runs
-from kvfidelity.settings import load_settings
 from polars.testing import assert_frame_equal
 
-from ..cache.test_policies import OWN as OWN_POLICY
-from .project import ROOT, Project, merged
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.records.artifacts import TIMINGS, read_parquet
+from kvfidelity.records.grid import cells, run_keys
+from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.workflow.project import ROOT, Project, merged
 
 
 def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
@@ -65,12 +65,12 @@ def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
     assert {run for rule, run in project.planned() if rule == "generate"} == planned
 
 
-def test_runs_in_lanes_give_the_artifacts_of_runs_one_by_one(
+def test_runs_in_a_batch_give_the_artifacts_of_runs_one_by_one(
     fresh: Project, finished: Project, tmp_path: Path
 ) -> None:
     """Three jobs at once on the one worker; nothing but timings and rounding differs."""
     project = fresh.copy(tmp_path / "project")
-    project.configure({"session": {"lanes": 3}})
+    project.configure({"session": {"batch_size": 3}})
     done = project.snakemake("--cores", "3", "generated")
     assert done.returncode == 0, done.stdout + done.stderr
     logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
@@ -80,7 +80,7 @@ def test_runs_in_lanes_give_the_artifacts_of_runs_one_by_one(
     for file in files:
         kind = file.stem
         there = finished.folder / file.relative_to(project.folder)
-        one, other = (read_parquet(place, kind=kind) for place in (file, there))
+        one, other = (read_parquet(path, kind=kind) for path in (file, there))
         drop = TIMINGS & set(one.columns)
         assert_frame_equal(one.drop(drop), other.drop(drop), rel_tol=1e-4, abs_tol=1e-5)
 
@@ -168,7 +168,7 @@ def test_a_second_configuration_is_laid_over_the_default(
         yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", file)
     )
     settings = load_settings(merged(default, second))
-    plan = f"{len(cells(settings))} cells, {len(runs(settings))} dialogue runs"
+    plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} dialogue runs"
     done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .project import Project, environment
-from .slurm import Cluster, cluster, missing
+from tests.workflow.project import Project, environment
+from tests.workflow.slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
 pytestmark = [
@@ -64,7 +64,7 @@ def wait_for(holds: Callable[[], object], what: str, log: Path, seconds: float =
 
 def kept(project: Project) -> set[Path]:
     """Runs that jobs of the scheduler's have finished so far."""
-    folder = project.folder / ".snakemake/kvfidelity-finished"
+    folder = project.folder / ".snakemake/kvfidelity-salvage"
     return {note.parent for note in folder.glob("*/sha256.json")}
 
 
@@ -79,15 +79,15 @@ def generate_logs(project: Project) -> list[str]:
 def workers(project: Project) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        told = process.info["cmdline"] or []
-        if "kvfidelity.worker.server" in told and process.info["cwd"] == str(project.folder):
+        output = process.info["cmdline"] or []
+        if "kvfidelity.worker.server" in output and process.info["cwd"] == str(project.folder):
             found.append(process)
     return found
 
 
-def test_lanes_on_a_scheduler_are_one_line(fresh: Project, slurm: Cluster, tmp_path: Path) -> None:
+def test_a_batch_on_a_scheduler_is_one_line(fresh: Project, slurm: Cluster, tmp_path: Path) -> None:
     project = fresh.copy(tmp_path / "project")
-    project.configure({"session": {"lanes": 2}})
+    project.configure({"session": {"batch_size": 2}})
     log = tmp_path / "snakemake.log"
     process = start(project, slurm, log, "generated")
     try:
@@ -130,13 +130,13 @@ def test_jobs_killed_node_drained_run_resumed_and_artifacts_equal_a_local_runs(
     finally:
         second.kill()
         second.wait()
-    said = generate_logs(project)
-    assert sum("from an earlier job that was cut short" in text for text in said) >= len(before)
+    output = generate_logs(project)
+    assert sum("from an earlier job that was cut short" in text for text in output) >= len(before)
     jobs = slurm.jobs("COMPLETED")
     done = [job for job, about in jobs.items() if "runs_" in about]
     assert len(done) == 2, "five runs, three a job"
     # A job's runs share the model: each log is of a run's latest attempt.
-    computed = [text for text in said if "from an earlier job" not in text]
+    computed = [text for text in output if "from an earlier job" not in text]
     assert len(computed) > len(done), "too many were finished before the kill to tell"
     assert sum(text.count("loading") for text in computed) <= len(done)
     expected = finished.digests()

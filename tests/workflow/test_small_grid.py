@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .project import Project
+from tests.workflow.project import Project
 
 
 def test_one_dialogue_one_policy_one_position_mode_and_then_no_policy(
@@ -12,7 +12,7 @@ def test_one_dialogue_one_policy_one_position_mode_and_then_no_policy(
 ) -> None:
     project = fresh.copy(tmp_path / "project")
     grid = {"policies": ["baseline", "streaming"], "positions": ["stale"]}
-    project.configure({"grid": grid, "session": {"recall": {"planted_per_depth": 2}}})
+    project.configure({"grid": grid, "session": {"recall": {"needles_per_depth": 2}}})
     done = project.snakemake()
     assert done.returncode == 0, done.stdout + done.stderr
     page = (project.folder / "results/report.html").read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kvfidelity.termination import message
 
-from ..cache.test_policies import OWN as OWN_POLICY
-from .project import Project, command, environment
+from kvfidelity.pipeline.termination import message
+from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.workflow.project import Project, command, environment
 
 #: It evicts once a file `go` is there, and leaves a file `waits` when it is asked first.
 PATIENT = OWN_POLICY.replace(

@@ -1,39 +1,46 @@
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow/scripts"))
+# The library of this checkout, here and in the scripts that rules start.
+LIBRARY = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, LIBRARY)
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
+    "${{PYTHONPATH:+:$PYTHONPATH}}; "
+)
 
-from kvfidelity.adopt import adopt
-from kvfidelity.clock import date_anew, date_now
-from kvfidelity.demand import computes_on_gpu, demand, likelihood_demand
+from kvfidelity.pipeline.adopt import adopt
+from kvfidelity.pipeline.timestamps import redate_future_files, date_now
+from kvfidelity.pipeline.resources import computes_on_gpu, demand, likelihood_demand
 from kvfidelity.errors import UserError
-from kvfidelity.estimate import plan_message
-from kvfidelity.fingerprint import stage_fingerprint
-from kvfidelity.grid import cells, compared_runs, never_evicted, runs
-from kvfidelity.merge import sources
-from kvfidelity.settings import load_settings
-from kvfidelity.staleness import Expectations
-from kvfidelity.specs import (
+from kvfidelity.pipeline.plan_estimate import plan_message
+from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.records.grid import baseline_run_key, cells, compared_run_keys, run_keys
+from kvfidelity.pipeline.merge import merge_sources
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.staleness import Expectations
+from kvfidelity.pipeline.rule_params import (
     as_parameters,
-    dialogue_entry,
-    judge_entry,
+    selection_params,
+    judge_params,
     judge_limits,
     grid_settings,
-    judges_that,
+    active_judges,
     merge_settings,
     needs_likelihood,
     report_settings,
     run_spec,
     source_entry,
     table_settings,
-    trial_entry,
-    trial_places,
+    judge_test_params,
+    judge_test_pairs,
 )
-from kvfidelity.termination import announce_sigterm
+from kvfidelity.pipeline.termination import announce_sigterm
 
 
 def checked_settings():
@@ -49,7 +56,7 @@ def checked_settings():
 def merged_files():
     """Artifacts to be taken from other folders: path below results, and the file."""
     try:
-        return {name: str(file) for name, file in sources(SETTINGS).items()}
+        return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
     except UserError as error:
         raise WorkflowError(f"error: {error}") from None
 
@@ -84,7 +91,7 @@ def dataset_spec(wildcards):
 
 
 def selection_spec(wildcards):
-    return as_parameters(dialogue_entry(SETTINGS, wildcards.dataset), "dialogues")
+    return as_parameters(selection_params(SETTINGS, wildcards.dataset), "dialogues")
 
 
 def generation_spec(wildcards):
@@ -102,49 +109,49 @@ def generation_device(wildcards):
 
 
 def judge_spec(wildcards):
-    return as_parameters(judge_entry(SETTINGS, wildcards.judge), "judge")
+    return as_parameters(judge_params(SETTINGS, wildcards.judge), "judge")
 
 
-def judge_pace(wildcards):
+def judge_request_limits(wildcards):
     """How a judge is asked, as a resource: no verdict depends on it, so it reruns nothing."""
     return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
 
 
-def asked(wildcards):
+def batch_record(wildcards):
     """The record of the batch that asked for a judge's answers, if it asks in batches."""
     batched = SETTINGS["judges"][wildcards.judge].get("batch")
-    return ancient(f"results/asked/{wildcards.judge}.json") if batched else []
+    return ancient(f"results/judge_batches/{wildcards.judge}.json") if batched else []
 
 
-def trial_spec(wildcards):
-    return as_parameters(trial_entry(SETTINGS, wildcards.judge), "trial")
+def judge_test_spec(wildcards):
+    return as_parameters(judge_test_params(SETTINGS, wildcards.judge), "test_judge")
 
 
-def planted_likelihood(wildcards):
+def corruption_likelihoods(wildcards):
     needed = needs_likelihood(SETTINGS["judges"][wildcards.judge])
-    place = f"{wildcards.model}/{wildcards.dataset}"
-    return [f"results/planted/{place}/likelihood.parquet"] if needed else []
+    pair = f"{wildcards.model}/{wildcards.dataset}"
+    return [f"results/corruptions/{pair}/likelihood.parquet"] if needed else []
 
 
-def trials(compare, name):
+def judge_tests(pairwise, name):
     return [
         f"results/reliability/{judge}/{model}/{dataset}/{name}"
-        for judge in judges_that(SETTINGS, compare=compare)
-        for model, dataset in trial_places(SETTINGS, judge)
+        for judge in active_judges(SETTINGS, pairwise=pairwise)
+        for model, dataset in judge_test_pairs(SETTINGS, judge)
     ]
 
 
 def comparisons():
     return [
         f"results/comparisons/{judge}/{run}/comparisons.parquet"
-        for judge in judges_that(SETTINGS, compare=True)
-        for run in compared_runs(SETTINGS)
+        for judge in active_judges(SETTINGS, pairwise=True)
+        for run in compared_run_keys(SETTINGS)
     ]
 
 
-def turns_of_never_evicted(wildcards):
-    place = RUN.format(**dict(wildcards.items()))
-    return f"results/generate/{never_evicted(SETTINGS, place)}/turns.parquet"
+def baseline_turns(wildcards):
+    key = RUN.format(**dict(wildcards.items()))
+    return f"results/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
 
 
 def table_parameters(wildcards):
@@ -176,13 +183,13 @@ def tokenizers():
 
 def artifacts(stage, name):
     """The files that a stage makes for all runs."""
-    return [f"results/{stage}/{run}/{name}" for run in runs(SETTINGS)]
+    return [f"results/{stage}/{run}/{name}" for run in run_keys(SETTINGS)]
 
 
 def verdicts(wildcards):
     return [
         path
-        for judge in judges_that(SETTINGS, compare=False)
+        for judge in active_judges(SETTINGS, pairwise=False)
         for path in artifacts(f"judge/{judge}", "verdicts.parquet")
     ]
 
@@ -199,7 +206,7 @@ def generate_threads(wildcards):
     What a scheduler's job gets is for the profile to say: `set-threads: generate=4`.
     """
     cores = workflow.global_resources.get("_cores").value
-    return max(1, cores // (gpus() * SETTINGS["session"]["lanes"])) if cores else 4
+    return max(1, cores // (gpus() * SETTINGS["session"]["batch_size"])) if cores else 4
 
 
 def model_gpus(wildcards):
@@ -212,7 +219,7 @@ def model_gpus(wildcards):
 
 def generate_gpus(wildcards):
     """None is counted where several runs share one, so that cores are the limit."""
-    return model_gpus(wildcards) if SETTINGS["session"]["lanes"] == 1 else 0
+    return model_gpus(wildcards) if SETTINGS["session"]["batch_size"] == 1 else 0
 
 
 def on_gpu(wildcards, rulename):
@@ -224,13 +231,13 @@ def on_gpu(wildcards, rulename):
     return computes_on_gpu(SETTINGS["models"][wildcards.model]["device"], number)
 
 
-def refuse_lanes_on_a_scheduler():
+def refuse_batches_on_a_scheduler():
     """There each job would have a GPU's memory to share with nobody, or no GPU at all."""
-    lanes = SETTINGS["session"]["lanes"]
-    if lanes > 1 and workflow.non_local_exec:
+    batch_size = SETTINGS["session"]["batch_size"]
+    if batch_size > 1 and workflow.non_local_exec:
         raise WorkflowError(
-            f"error: session.lanes is {lanes}, but a scheduler's jobs run one after the other: run "
-            "the workflow itself in one job (docs/cluster.md), or set lanes to 1"
+            f"error: session.batch_size is {batch_size}, but a scheduler's jobs run one after the other: run "
+            "the workflow itself in one job (docs/cluster.md), or set it to 1"
         )
 
 
@@ -242,34 +249,36 @@ def one_on_a_scheduler(wildcards):
 def by_attempt(amount):
     """Minutes or MB of a job; more if it is tried again, for they may have run short."""
 
-    def asked(wildcards, attempt):
+    def batch_record(wildcards, attempt):
         return amount * attempt
 
     return asked
 
 
 def generate_minutes(wildcards, attempt, rulename):
-    return generate_demand(wildcards, rulename).times(attempt).minutes
+    return generate_estimate(wildcards, rulename).scaled(attempt).minutes
 
 
 def generate_memory(wildcards, attempt, rulename):
-    return generate_demand(wildcards, rulename).times(attempt).mem_mb
+    return generate_estimate(wildcards, rulename).scaled(attempt).mem_mb
 
 
-def generate_demand(wildcards, rulename):
+def generate_estimate(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
     manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
     folder = Path(f"resources/models/{model}")
     run = dict(wildcards.items())
-    return demand(SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename))
+    return estimate_resources(
+        SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename)
+    )
 
 
 def likelihood_minutes(wildcards, attempt, rulename):
-    return scoring_demand(wildcards, rulename).times(attempt).minutes
+    return scoring_demand(wildcards, rulename).scaled(attempt).minutes
 
 
 def likelihood_memory(wildcards, attempt, rulename):
-    return scoring_demand(wildcards, rulename).times(attempt).mem_mb
+    return scoring_demand(wildcards, rulename).scaled(attempt).mem_mb
 
 
 def scoring_demand(wildcards, rulename):

@@ -60,7 +60,7 @@ rule lengths:
         serial=one_on_a_scheduler,
         runtime=by_attempt(10),
     params:
-        code=stage_fingerprint("lengths"),
+        code=stage_digest("lengths"),
     shell:
         "python workflow/scripts/lengths.py --manifest {input} --title {wildcards.dataset:q} "
         "--out {output} > {log} 2>&1"

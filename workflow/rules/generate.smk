@@ -20,7 +20,7 @@ rule generate:
         mem_mb=generate_memory,
         # Text, for they are nothing that runs out; `gpus` would be an option of Slurm's.
         worker_gpus=str(gpus()),
-        lanes=str(SETTINGS["session"]["lanes"]),
+        batch_size=str(SETTINGS["session"]["batch_size"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
         prefix_disk=SETTINGS["session"]["prefix_disk"],
         serial=one_on_a_scheduler,
@@ -31,11 +31,11 @@ rule generate:
         spec=generation_spec,
         dtype=generation_dtype,
         device=generation_device,
-        code=stage_fingerprint("generate"),
+        code=stage_digest("generate"),
     shell:
         "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
-        "--dtype {params.dtype} --device {params.device} --fingerprint {params.code} "
+        "--dtype {params.dtype} --device {params.device} --code-digest {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--prefix-disk {resources.prefix_disk} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --gpus {resources.worker_gpus} --lanes {resources.lanes} 2>&1 | tee {log}"
+        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} 2>&1 | tee {log}"

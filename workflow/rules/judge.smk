@@ -3,7 +3,7 @@ rule judge:
         turns=f"results/generate/{RUN}/turns.parquet",
         metrics=f"results/metrics/{RUN}/metrics.parquet",
         rubric=rubric,
-        asked=asked,
+        batch_record=batch_record,
     output:
         verdicts=f"results/judge/{{judge}}/{RUN}/verdicts.parquet",
     log:
@@ -11,48 +11,48 @@ rule judge:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        pace=judge_pace,
+        limits=judge_request_limits,
         store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
     shell:
         "python workflow/scripts/judge.py --turns {input.turns} --metrics {input.metrics} "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--pace {resources.pace:q} --store {resources.store:q} --asked {input.asked} "
+        "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record} "
         "--out {output.verdicts} > {log} 2>&1"
 
 
-rule ask_in_batch:
+rule request_judge_batch:
     input:
         turns=artifacts("generate", "turns.parquet"),
         metrics=artifacts("metrics", "metrics.parquet"),
         rubric=rubric,
     output:
-        "results/asked/{judge}.json",
+        "results/judge_batches/{judge}.json",
     log:
-        "logs/ask_in_batch/{judge}.log",
+        "logs/request_judge_batch/{judge}.log",
     # It waits for up to a day and computes nothing.
     localrule: True
     conda:
         "../../envs/analysis.yaml"
     resources:
-        pace=judge_pace,
+        limits=judge_request_limits,
         store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
-        "python workflow/scripts/ask_in_batch.py --settings {params.settings:q} --results results "
+        "python workflow/scripts/request_judge_batch.py --settings {params.settings:q} --results results "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
 
 
 rule compare_replies:
     input:
         turns=f"results/generate/{RUN}/turns.parquet",
-        never_evicted=turns_of_never_evicted,
+        baseline=baseline_turns,
         rubric=rubric,
-        asked=asked,
+        batch_record=batch_record,
     output:
         f"results/comparisons/{{judge}}/{RUN}/comparisons.parquet",
     log:
@@ -60,12 +60,12 @@ rule compare_replies:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        pace=judge_pace,
+        limits=judge_request_limits,
         store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
     shell:
         "python workflow/scripts/compare_replies.py --turns {input.turns} "
-        "--never-evicted {input.never_evicted} --rubric {input.rubric} --name {wildcards.judge} "
-        "--spec {params.spec:q} --pace {resources.pace:q} --store {resources.store:q} "
-        "--asked {input.asked} --out {output} > {log} 2>&1"
+        "--baseline {input.baseline} --rubric {input.rubric} --name {wildcards.judge} "
+        "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
+        "--batch-record {input.batch_record} --out {output} > {log} 2>&1"

@@ -13,7 +13,7 @@ rule merge:
         "../../envs/analysis.yaml"
     params:
         settings=json.dumps(merge_settings(SETTINGS), sort_keys=True),
-        code=stage_fingerprint("merge"),
+        code=stage_digest("merge"),
     shell:
         "python workflow/scripts/merge.py --settings {params.settings:q} --out results "
         "> {log} 2>&1"

@@ -15,7 +15,7 @@ rule measure:
         runtime=by_attempt(3),
         mem_mb=by_attempt(2000),
     params:
-        code=stage_fingerprint("measure"),
+        code=stage_digest("measure"),
     shell:
         "python workflow/scripts/measure.py --turns {input.turns} --out {output.metrics} "
         "> {log} 2>&1"

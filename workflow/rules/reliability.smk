@@ -1,33 +1,33 @@
-rule plant:
+rule corrupt_replies:
     input:
         "results/dialogues/{model}/{dataset}/pool.parquet",
     output:
-        "results/planted/{model}/{dataset}/texts.parquet",
+        "results/corruptions/{model}/{dataset}/corruptions.parquet",
     log:
-        "logs/plant/{model}/{dataset}.log",
+        "logs/corrupt_replies/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
         serial=one_on_a_scheduler,
         runtime=by_attempt(10),
     params:
-        spec=as_parameters(SETTINGS["reliability"], "plant"),
+        spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
     shell:
-        "python workflow/scripts/plant.py --pool {input} --spec {params.spec:q} --out {output} "
+        "python workflow/scripts/corrupt_replies.py --pool {input} --spec {params.spec:q} --out {output} "
         "> {log} 2>&1"
 
 
-rule likelihood:
+rule score_corruptions:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
-        texts="results/planted/{model}/{dataset}/texts.parquet",
+        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
     output:
-        "results/planted/{model}/{dataset}/likelihood.parquet",
+        "results/corruptions/{model}/{dataset}/likelihood.parquet",
     log:
-        "logs/likelihood/{model}/{dataset}.log",
+        "logs/score_corruptions/{model}/{dataset}.log",
     benchmark:
-        "results/benchmarks/likelihood/{model}/{dataset}.tsv"
+        "results/benchmarks/score_corruptions/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -36,86 +36,86 @@ rule likelihood:
         runtime=likelihood_minutes,
         mem_mb=likelihood_memory,
         worker_gpus=str(gpus()),
-        lanes=str(SETTINGS["session"]["lanes"]),
+        batch_size=str(SETTINGS["session"]["batch_size"]),
         # Nothing here is shared, but a worker that is for something else would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
         prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
         device=lookup("models/{model}/device", within=SETTINGS),
-        code=stage_fingerprint("generate"),
+        code=stage_digest("generate"),
     shell:
-        "python workflow/scripts/likelihood.py --model-dir {input.model} --dtype {params.dtype} "
-        "--device {params.device} --fingerprint {params.code} "
+        "python workflow/scripts/score_corruptions.py --model-dir {input.model} --dtype {params.dtype} "
+        "--device {params.device} --code-digest {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
         "--prefix-disk {resources.prefix_disk} "
-        "--gpus {resources.worker_gpus} --lanes {resources.lanes} --out {output} 2>&1 | tee {log}"
+        "--gpus {resources.worker_gpus} --batch-size {resources.batch_size} --out {output} 2>&1 | tee {log}"
 
 
-rule trial:
+rule test_judge:
     input:
-        texts="results/planted/{model}/{dataset}/texts.parquet",
-        likelihood=planted_likelihood,
+        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
+        likelihood=corruption_likelihoods,
         rubric=rubric,
     output:
-        "results/reliability/{judge}/{model}/{dataset}/trial.parquet",
+        "results/reliability/{judge}/{model}/{dataset}/judge_test.parquet",
     log:
-        "logs/trial/{judge}/{model}/{dataset}.log",
+        "logs/test_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
-        pace=judge_pace,
+        limits=judge_request_limits,
         store=lookup("verdict_store", within=SETTINGS),
     params:
-        spec=trial_spec,
+        spec=judge_test_spec,
     shell:
-        "python workflow/scripts/trial.py --texts {input.texts} --likelihood {input.likelihood} "
+        "python workflow/scripts/test_judge.py --texts {input.texts} --likelihood {input.likelihood} "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
 
 
-rule compare_planted:
+rule test_pairwise_judge:
     input:
-        texts="results/planted/{model}/{dataset}/texts.parquet",
+        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
         rubric=rubric,
     output:
         "results/reliability/{judge}/{model}/{dataset}/pairs.parquet",
     log:
-        "logs/compare_planted/{judge}/{model}/{dataset}.log",
+        "logs/test_pairwise_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
-        pace=judge_pace,
+        limits=judge_request_limits,
         store=lookup("verdict_store", within=SETTINGS),
     params:
-        spec=trial_spec,
+        spec=judge_test_spec,
     shell:
         "python workflow/scripts/compare_replies.py --texts {input.texts} "
         "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--pace {resources.pace:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
 
 
-rule appraise:
+rule judge_reliability:
     input:
         verdicts="results/tables/verdicts.parquet",
-        trials=trials(False, "trial.parquet"),
-        pairs=trials(True, "pairs.parquet"),
+        judge_tests=judge_tests(False, "judge_test.parquet"),
+        pairs=judge_tests(True, "pairs.parquet"),
         comparisons=comparisons(),
     output:
         multiext("results/tables/reliability", ".parquet", ".csv"),
         multiext("results/tables/comparisons", ".parquet", ".csv"),
         multiext("results/tables/costs", ".parquet", ".csv"),
     log:
-        "logs/appraise.log",
+        "logs/judge_reliability.log",
     benchmark:
-        "results/benchmarks/appraise.tsv"
+        "results/benchmarks/judge_reliability.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
         serial=one_on_a_scheduler,
     params:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
-        code=stage_fingerprint("appraise"),
+        code=stage_digest("judge_reliability"),
     shell:
-        "python workflow/scripts/appraise.py --settings {params.settings:q} --results results "
-        "--trials {input.trials} --pairs {input.pairs} > {log} 2>&1"
+        "python workflow/scripts/judge_reliability.py --settings {params.settings:q} --results results "
+        "--judge-tests {input.judge_tests} --pairs {input.pairs} > {log} 2>&1"

@@ -3,7 +3,7 @@ FIGURES = [
     "heat_map",
     "by_turn",
     "recall",
-    "foretelling",
+    "predictor_ranking",
     "distortion",
     "through_window",
     "cache_size",
@@ -44,7 +44,7 @@ rule aggregate:
         serial=one_on_a_scheduler,
     params:
         settings=table_parameters,
-        code=stage_fingerprint("aggregate"),
+        code=stage_digest("aggregate"),
     shell:
         "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
         "--out results/tables > {log} 2>&1"
@@ -75,7 +75,7 @@ rule claims:
         serial=one_on_a_scheduler,
     params:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
-        code=stage_fingerprint("claims"),
+        code=stage_digest("claims"),
     shell:
         "python workflow/scripts/claims.py --settings {params.settings:q} --tables results/tables "
         "--claims {input.claims} > {log} 2>&1"
@@ -106,8 +106,8 @@ rule figures:
             category="Recall",
         ),
         report(
-            multiext("results/figures/foretelling", ".svg"),
-            caption="../report/foretelling.rst",
+            multiext("results/figures/predictor_ranking", ".svg"),
+            caption="../report/predictor_ranking.rst",
             category="Positions",
         ),
         report(
@@ -155,7 +155,7 @@ rule figures:
     resources:
         serial=one_on_a_scheduler,
     params:
-        code=stage_fingerprint("report"),
+        code=stage_digest("report"),
     shell:
         "python workflow/scripts/figures.py --tables results/tables --out results/figures "
         "> {log} 2>&1"
@@ -164,7 +164,7 @@ rule figures:
 rule report:
     input:
         tables=rules.aggregate.output,
-        judges=rules.appraise.output,
+        judges=rules.judge_reliability.output,
         claims=rules.claims.output,
         figures=rules.figures.output,
         tokenizers=tokenizers(),
@@ -186,7 +186,7 @@ rule report:
         serial=one_on_a_scheduler,
     params:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
-        code=stage_fingerprint("report"),
+        code=stage_digest("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
         "--out {output.page} > {log} 2>&1"

@@ -14,13 +14,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.analysis.tables import gather
-    from kvfidelity.staleness import Expectations, note_of_all, notes_of, refuse_stale
+    from kvfidelity.analysis.tables import build_tables
+    from kvfidelity.pipeline.staleness import Expectations, notes_of, refuse_stale
+    from kvfidelity.records.notes import note_of_all
 
     expected = Expectations(options.settings, options.results)
     refuse_stale(expected)
     notes = notes_of("aggregate", options.settings) | note_of_all(expected.inputs_of_tables())
-    for name, table in gather(options.settings, options.results).items():
+    for name, table in build_tables(options.settings, options.results).items():
         for_programs = name in ("turns", "evictions", "verdicts", "recall")
         write_table(options.out, name, table, notes, csv=not for_programs)
 

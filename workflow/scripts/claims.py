@@ -13,17 +13,17 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--claims", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis import paper_tables
-    from kvfidelity.analysis.claims import judge_claims, read_claims
+    from kvfidelity.analysis.claims import evaluate_claims, read_claims
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.artifacts import read_parquet, write_text
-    from kvfidelity.staleness import notes_of
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import read_parquet, write_text
+    from kvfidelity.report import paper_tables
 
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
     tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
-    claims = judge_claims(read_claims(options.claims), tables, options.settings)
+    claims = evaluate_claims(read_claims(options.claims), tables, options.settings)
     write_table(options.tables, "claims", claims, notes_of("claims", options.settings))
     made = {
         "claims": paper_tables.claim_table(claims),

@@ -10,36 +10,41 @@ from kvfidelity.cli import main_guard
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=Path)
-    parser.add_argument("--never-evicted", type=Path, help="turns of the run to compare with")
+    parser.add_argument("--baseline", type=Path, help="turns of the run to compare with")
     parser.add_argument("--texts", type=Path, help="planted replies, instead of both")
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
-    parser.add_argument("--pace", default={}, type=json.loads, help="limits and prices, as JSON")
+    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
-    parser.add_argument("--asked", nargs="*", help="record of the batch that asked before")
+    parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.artifacts import read_parquet, write_parquet
-    from kvfidelity.judge.pairwise import PairwiseJudge, comparisons_frame
-    from kvfidelity.judge.replies import read_turns
-    from kvfidelity.judge.rubric import Rubric
-    from kvfidelity.judge.sending import asker_for
-    from kvfidelity.judge.trial import compare_planted
-    from kvfidelity.staleness import notes_of
+    from kvfidelity.judges.dispatch import build_client
+    from kvfidelity.judges.pairwise import PairwiseJudge, comparisons_frame
+    from kvfidelity.judges.reliability import compare_corruptions
+    from kvfidelity.judges.replies import read_turns
+    from kvfidelity.judges.rubric import Rubric
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import read_parquet, write_parquet
 
-    batch, asked = bool(options.spec.get("batch")), bool(options.asked)
-    asker = asker_for(
-        options.name, options.spec, options.pace, options.store, batch=batch, asked=asked
+    batch, from_batch = bool(options.spec.get("batch")), bool(options.batch_record)
+    client = build_client(
+        options.name,
+        options.spec,
+        options.limits,
+        options.store,
+        batch=batch,
+        from_batch=from_batch,
     )
-    judge = PairwiseJudge(options.name, options.spec, Rubric.read(options.rubric), asker)
+    judge = PairwiseJudge(options.name, options.spec, Rubric.read(options.rubric), client)
     if options.texts:
-        found = compare_planted(judge, read_parquet(options.texts, kind="texts"))
+        found = compare_corruptions(judge, read_parquet(options.texts, kind="corruptions"))
         write_parquet(found, options.out, kind="pairs")
     else:
-        runs = [(read_turns(options.turns), read_turns(options.never_evicted))]
+        runs = [(read_turns(options.turns), read_turns(options.baseline))]
         [comparisons] = judge.compare(runs)
-        files = {"turns": options.turns, "baseline": options.never_evicted}
+        files = {"turns": options.turns, "baseline": options.baseline}
         notes = notes_of("judge", options.spec, rubric=options.rubric, **files)
         frame = comparisons_frame(comparisons)
         write_parquet(frame, options.out, kind="comparisons", metadata=notes)

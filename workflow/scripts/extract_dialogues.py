@@ -16,12 +16,13 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder for a copy of it")
     options = parser.parse_args()
-    from kvfidelity.artifacts import write_json, write_parquet
+    from transformers import AutoTokenizer
+
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
-    from kvfidelity.models.integrity import PROVENANCE, copy_without_weights
-    from kvfidelity.staleness import notes_of
-    from transformers import AutoTokenizer
+    from kvfidelity.models.checksums import PROVENANCE, copy_without_weights
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import write_json, write_parquet
 
     segmenter = ChatSegmenter(AutoTokenizer.from_pretrained(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)

@@ -13,10 +13,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     options = parser.parse_args()
-    from kvfidelity.artifacts import copy_file
-    from kvfidelity.dialogues.acquire import PROVENANCE, acquire
+    from kvfidelity.dialogues.fetch import PROVENANCE, fetch_dataset
+    from kvfidelity.records.artifacts import copy_file
 
-    acquire(options.spec, options.out)
+    fetch_dataset(options.spec, options.out)
     copy_file(options.out / PROVENANCE, options.record)
 
 

@@ -13,11 +13,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     options = parser.parse_args()
-    from kvfidelity.artifacts import copy_file
-    from kvfidelity.models.acquire import acquire
-    from kvfidelity.models.integrity import PROVENANCE
+    from kvfidelity.models.checksums import PROVENANCE
+    from kvfidelity.models.fetch import fetch_model
+    from kvfidelity.records.artifacts import copy_file
 
-    acquire(options.spec, options.out)
+    fetch_model(options.spec, options.out)
     copy_file(options.out / PROVENANCE, options.record)
 
 

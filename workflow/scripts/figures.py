@@ -11,9 +11,9 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis.charts import TABLES, charts
-    from kvfidelity.analysis.theme import save
-    from kvfidelity.artifacts import read_parquet
+    from kvfidelity.records.artifacts import read_parquet
+    from kvfidelity.report.figure_registry import TABLES, charts
+    from kvfidelity.report.theme import save
 
     tables = {name: read_parquet(options.tables / f"{name}.parquet", kind=name) for name in TABLES}
     for name, chart in charts(tables).items():

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
-from kvfidelity.worker.command import add_model_options, have_done, hello_of
-from kvfidelity.worker.finished import FOLDER, Finished
-from kvfidelity.worker.job import Request
-from kvfidelity.worker.place import scheduler_job
+from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.worker.command import add_model_options, submit, worker_config
+from kvfidelity.worker.job import GenerateJob
+from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
+from kvfidelity.worker.socket_path import scheduler_job
 
 
 def main() -> None:
@@ -20,24 +21,27 @@ def main() -> None:
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
     parser.add_argument("--recall", required=True, type=Path)
-    given = parser.parse_args()
-    request = Request(
-        spec=given.spec,
-        pool=str(given.pool.resolve()),
-        dialogue=given.dialogue,
-        turns=str(given.turns.resolve()),
-        evictions=str(given.evictions.resolve()),
-        recall=str(given.recall.resolve()),
+    options = parser.parse_args()
+    options.code_digest = options.code_digest or stage_digest("generate")
+    job = GenerateJob(
+        spec=options.spec,
+        pool=str(options.pool.resolve()),
+        dialogue=options.dialogue,
+        turns=str(options.turns.resolve()),
+        evictions=str(options.evictions.resolve()),
+        recall=str(options.recall.resolve()),
     )
-    hello = hello_of(given)
-    finished = Finished(FOLDER) if scheduler_job() else None
-    if finished and finished.take(hello, request):
-        print(f"took {given.turns.parent} from an earlier job that was cut short", file=sys.stderr)
+    config = worker_config(options)
+    salvaged = SalvagedRuns(FOLDER) if scheduler_job() else None
+    if salvaged and salvaged.restore(config, job):
+        print(
+            f"took {options.turns.parent} from an earlier job that was cut short", file=sys.stderr
+        )
         return
-    have_done(given, request)
-    if finished:
-        finished.keep(hello, request)
-    print(f"wrote {given.turns}, {given.evictions} and {given.recall}", file=sys.stderr)
+    submit(options, job)
+    if salvaged:
+        salvaged.store(config, job)
+    print(f"wrote {options.turns}, {options.evictions} and {options.recall}", file=sys.stderr)
 
 
 if __name__ == "__main__":

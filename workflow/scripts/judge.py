@@ -14,24 +14,24 @@ def main() -> None:
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
-    parser.add_argument("--pace", default={}, type=json.loads, help="limits and prices, as JSON")
+    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
-    parser.add_argument("--asked", nargs="*", help="record of the batch that asked before")
+    parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.artifacts import write_parquet
-    from kvfidelity.judge.judges import judge_for
-    from kvfidelity.judge.replies import read_replies
-    from kvfidelity.judge.verdict import verdicts_frame
-    from kvfidelity.staleness import notes_of
+    from kvfidelity.judges.registry import build_judge
+    from kvfidelity.judges.replies import read_replies
+    from kvfidelity.judges.verdict import verdicts_frame
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import write_parquet
 
-    judge = judge_for(
+    judge = build_judge(
         options.name,
         options.spec,
         options.rubric,
-        options.pace,
+        options.limits,
         options.store,
-        asked=bool(options.asked),
+        from_batch=bool(options.batch_record),
     )
     verdicts = judge.judge(read_replies(options.turns, options.metrics))
     files = {name: getattr(options, name) for name in ("turns", "metrics", "rubric")}

@@ -13,9 +13,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     import polars as pl
-    from kvfidelity.artifacts import read_parquet, write_parquet
+
     from kvfidelity.metrics.text import SCHEMA, text_metrics
-    from kvfidelity.staleness import notes_of
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import read_parquet, write_parquet
 
     turns = read_parquet(options.turns, kind="turns")
     rows = [

@@ -14,10 +14,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.jobs import jobs_table
-    from kvfidelity.analysis.page import TABLES, render
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.artifacts import read_parquet, write_text
-    from kvfidelity.staleness import notes_of
+    from kvfidelity.pipeline.staleness import notes_of
+    from kvfidelity.records.artifacts import read_parquet, write_text
+    from kvfidelity.report.page import TABLES, render
 
     folder = options.results / "tables"
     tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}

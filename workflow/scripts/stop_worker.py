@@ -4,7 +4,7 @@ import argparse
 
 from kvfidelity.cli import main_guard
 from kvfidelity.worker.client import stop
-from kvfidelity.worker.finished import FOLDER, Finished
+from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
 
 
 def main() -> None:
@@ -12,10 +12,10 @@ def main() -> None:
     parser.add_argument(
         "--ended-well", action="store_true", help="forget runs that killed jobs had finished"
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     stop()
-    if given.ended_well:
-        Finished(FOLDER).forget()
+    if options.ended_well:
+        SalvagedRuns(FOLDER).clear()
 
 
 if __name__ == "__main__":

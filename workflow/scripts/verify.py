@@ -29,9 +29,9 @@ def main() -> None:
         "--force", action="store_true", help="with --remove: however many files look damaged"
     )
     options = parser.parse_args()
-    from kvfidelity.aside import MOVED, move_aside
-    from kvfidelity.settings import read_settings
-    from kvfidelity.verify import State, other_versions, verify
+    from kvfidelity.pipeline.quarantine import MOVED, move_aside
+    from kvfidelity.pipeline.settings import read_settings
+    from kvfidelity.pipeline.verify import State, other_versions, verify
 
     files = [*([DEFAULT] if DEFAULT.is_file() else []), *options.configfile]
     count, found = verify(options.results, read_settings(files) if files else None)

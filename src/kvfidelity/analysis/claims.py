@@ -1,0 +1,316 @@
+"""Claims as testable statements, and what the data say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import polars as pl
+import yaml
+
+from kvfidelity.analysis.predictors import rank_correlation
+from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.errors import UserError
+from kvfidelity.records.renamed import RENAMED_COLUMNS
+
+SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
+CELL = ("model", "dataset", "policy", "positions", "threshold")
+#: What says which turn of which run a row is, and how much it weighs.
+IDENTITY = (
+    *("run", *CELL, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
+    *("reference_tokens", "after_eviction", "inside_window"),
+)
+PAIRED = ("dialogue", "seed", "turn", "probe")
+#: Of questions asked; `depth` and `origin` choose among them.
+RECALL_QUANTITIES = (
+    "recalled",
+    "recall_lost",
+    "margin",
+    "margin_lost",
+    "answered",
+    "evidence_retained_share",
+)
+UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
+NO_PROBE = pl.lit(-1, pl.Int32)
+#: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
+WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
+PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("claim", "statement", "source", *CELL, "against"), pl.String),
+    "budget_tokens": pl.Int64,
+    "against_budget_tokens": pl.Int64,
+    **dict.fromkeys(("direction", "decision"), pl.String),
+    **dict.fromkeys(("margin", "estimate", "low", "high"), pl.Float64),
+    "n_dialogues": pl.Int64,
+    "n_turns": pl.Int64,
+    "reason": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement; the fields are described in config/claims.yaml."""
+
+    claim: str
+    statement: str
+    quantity: str
+    of: Mapping[str, str]
+    direction: str
+    margin: float
+    min_dialogues: int
+    source: str = "this project"
+    minus: Mapping[str, str] | None = None
+    same: Sequence[str] = field(default_factory=list)
+    correlated_with: str | None = None
+    turns: str = "inside_window"
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """Claims from a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML, or not what src/kvfidelity/analysis/claims.schema.yaml
+        describes.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: copy config/claims.yaml there") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    wrong = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(schema).iter_errors(content)
+    )
+    if wrong is not None:
+        raise UserError(f"{path}: {'.'.join(map(str, wrong.path)) or 'file'}: {wrong.message}")
+    return [Claim(claim=name, **entry) for name, entry in content.items()]
+
+
+def evaluate_claims(
+    claims: Sequence[Claim], tables: Mapping[str, pl.DataFrame], options: Mapping[str, Any]
+) -> pl.DataFrame:
+    """One row per claim and cell that it speaks of; a claim without data has one row that says so.
+
+    Args:
+        tables: `turns`, `verdicts`, `window`, `recall`.
+        options: confidence, resamples, seed.
+
+    Raises:
+        UserError: a quantity that no table holds.
+    """
+    named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
+    observed = observations(tables, named)
+    rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
+    return pl.DataFrame(rows, SCHEMA)
+
+
+def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
+    """The quantities that claims speak of, as far as there are any, one row per turn of every run.
+
+    Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
+    Questions are rows of their own, told apart by `probe`, which is -1 elsewhere.
+    """
+    columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
+    turns = tables["turns"].select(columns)
+    verdicts = tables["verdicts"]
+    if verdicts.height and any(name.startswith("score.") for name in quantities):
+        scores = verdicts.filter(pl.col("status") == "ok").with_columns(
+            judge=pl.lit("score.") + pl.col("judge"), score=pl.col("score").cast(pl.Float64)
+        )
+        if scores.height:
+            turns = turns.join(
+                scores.pivot("judge", index=["run", "turn"], values="score"),
+                on=["run", "turn"],
+                how="left",
+            )
+    change = change_at_edge(tables["window"])
+    runs = turns.unique("run").select(
+        "run", *CELL, "kind", "trigger", "dialogue", "seed", "target_tokens"
+    )
+    at_edge = change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens")
+    beyond = change.select("run", "nll_change_beyond_window", reference_tokens="tokens_beyond")
+    changes = [
+        runs.join(part, on="run").with_columns(turn=pl.lit(turn, pl.Int32), probe=NO_PROBE)
+        for turn, part in ((-1, at_edge), (-2, beyond))
+    ]
+    asked = tables["recall"].select(
+        *[name for name in IDENTITY if name in tables["recall"].columns],
+        *("probe", "origin", "depth"),
+        *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
+    )
+    return pl.concat(
+        [turns.with_columns(probe=NO_PROBE), *changes, asked],
+        how="diagonal_relaxed",
+    )
+
+
+def decide(claim: Claim, low: float | None, high: float | None, dialogues: int) -> tuple[str, str]:
+    """ "supported", "contradicted" or "not decided", and why.
+
+    A margin of 0.1 and direction "above": an interval of 0.2 to 0.3 supports, -0.1 to 0.05
+    contradicts, 0.05 to 0.2 leaves it open. For "within" all of the interval must lie between the
+    margins to support, and all of it outside to contradict.
+    """
+    if dialogues < claim.min_dialogues:
+        return "not decided", f"{dialogues} dialogues; the claim asks for {claim.min_dialogues}"
+    if low is None or high is None:
+        return "not decided", "no interval"
+    margin = claim.margin
+    match claim.direction:
+        case "above":
+            supported, contradicted = low > margin, high < margin
+        case "below":
+            supported, contradicted = high < -margin, low > -margin
+        case _:
+            supported, contradicted = (
+                -margin <= low and high <= margin,
+                low > margin or high < -margin,
+            )
+    if supported:
+        return "supported", "the whole interval is on the claimed side"
+    if contradicted:
+        return "contradicted", "the whole interval is on the other side"
+    return "not decided", "the interval holds the margin"
+
+
+def _evaluate(
+    claim: Claim, observed: pl.DataFrame, options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for name in (claim.quantity, claim.correlated_with):
+        # Scores appear only where a judge has given some.
+        if name and name not in observed.columns and not name.startswith("score."):
+            raise UserError(
+                f"claim {claim.claim}: no table holds a column {name!r}"
+                f"{_renamed(name)}; see config/claims.yaml"
+            )
+    found = False
+    if claim.quantity in observed.columns:
+        rows = _turns(claim, observed.filter(pl.col(claim.quantity).is_not_null()))
+        for row in _estimates(claim, rows, options):
+            found = True
+            decision, reason = decide(claim, row["low"], row["high"], row["n_dialogues"])
+            if row["estimate"] is None:
+                reason = UNDEFINED
+            yield _claim_columns(claim) | row | {"decision": decision, "reason": reason}
+    if not found:
+        blank = dict.fromkeys(SCHEMA)
+        empty = {"n_dialogues": 0, "n_turns": 0, "decision": "not decided"}
+        yield blank | _claim_columns(claim) | empty | {"reason": "no run of this grid measures it"}
+
+
+def _renamed(name: str) -> str:
+    return f", it is now called {RENAMED_COLUMNS[name]!r}" if name in RENAMED_COLUMNS else ""
+
+
+def _turns(claim: Claim, rows: pl.DataFrame) -> pl.DataFrame:
+    if claim.quantity in WINDOW_CHANGES:
+        return rows
+    match claim.turns:
+        case "after_eviction":
+            return rows.filter("after_eviction")
+        case "inside_window":
+            return rows.filter("after_eviction", "inside_window")
+        case "past_window":
+            return rows.filter("after_eviction", ~pl.col("inside_window"))
+        case "peak":
+            top = rows.sort(claim.quantity, descending=True).unique("run", keep="first")
+            return top.with_columns(turn=pl.lit(-1, pl.Int32))
+        case _:
+            return rows
+
+
+def _estimates(
+    claim: Claim, rows: pl.DataFrame, options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    chosen = _matching(rows, claim.of)
+    if claim.correlated_with:
+        for key, part in chosen.group_by("model", "dataset", maintain_order=True):
+            yield from _correlation(claim, part, dict(zip(CELL, key, strict=False)), options)
+        return
+    for key, part in chosen.sort(CELL).group_by(CELL, maintain_order=True):
+        identity = dict(zip(CELL, key, strict=True)) | {"budget_tokens": _budget(part)}
+        if claim.minus is None:
+            yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
+            continue
+        shared = ("model", "dataset", "threshold", *claim.same)
+        others = _matching(rows, dict(claim.minus) | {name: identity[name] for name in shared})
+        for (policy, positions), other in others.group_by("policy", "positions"):
+            pairs = part.join(
+                other.select(*PAIRED, other=claim.quantity, other_budget="target_tokens"),
+                on=PAIRED,
+            )
+            if pairs.height:
+                against = {
+                    "against": f"{policy}, {positions}",
+                    "against_budget_tokens": _budget(other),
+                }
+                value = pl.col(claim.quantity) - pl.col("other")
+                yield from _mean(claim, pairs, value, identity | against, options)
+
+
+def _mean(
+    claim: Claim,
+    rows: pl.DataFrame,
+    value: pl.Expr,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    numbers = rows.select(value.cast(pl.Float64)).to_series().to_numpy()
+    weights = np.ones(rows.height)
+    if claim.quantity in PER_TOKEN:
+        weights = rows["reference_tokens"].cast(pl.Float64).to_numpy()
+    found = asdict(
+        clustered_mean(numbers, weights, rows["dialogue"].to_numpy().astype(str), **options)
+    )
+    kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
+    if found["mean"] is None:
+        return
+    yield {
+        "against": None,
+        "against_budget_tokens": None,
+        **identity,
+        "estimate": found["mean"],
+        **kept,
+    }
+
+
+def _correlation(
+    claim: Claim, rows: pl.DataFrame, identity: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    known = rows.filter(pl.col(str(claim.correlated_with)).is_not_null())
+    found = rank_correlation(
+        known[claim.quantity].cast(pl.Float64).to_numpy(),
+        known[str(claim.correlated_with)].cast(pl.Float64).to_numpy(),
+        known["dialogue"].to_numpy().astype(str),
+        **options,
+    )
+    if known.is_empty():
+        return
+    blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
+    blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
+    if found is None:
+        found = {"correlation": None, "low": None, "high": None, "n_turns": known.height}
+        found["n_dialogues"] = known["dialogue"].n_unique()
+    yield blank | dict(identity) | found | {"estimate": found.pop("correlation")}
+
+
+def _matching(rows: pl.DataFrame, values: Mapping[str, Any]) -> pl.DataFrame:
+    return rows.filter(*[pl.col(name) == value for name, value in values.items()])
+
+
+def _budget(rows: pl.DataFrame) -> int | None:
+    values = rows["target_tokens"].unique()
+    return None if len(values) != 1 or values[0] is None else int(values[0])
+
+
+def _claim_columns(claim: Claim) -> dict[str, Any]:
+    return {
+        name: getattr(claim, name)
+        for name in ("claim", "statement", "source", "direction", "margin")
+    }

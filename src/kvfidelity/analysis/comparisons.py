@@ -1,0 +1,126 @@
+"""What judges say that compare replies, and how much of it is the order in which they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from kvfidelity.analysis.finite import missing_if_not_finite
+from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
+from kvfidelity.records.artifacts import read_parquet
+from kvfidelity.records.grid import compared_run_keys
+
+CELL = ("model", "dataset", "policy", "positions", "threshold")
+REST_OF_RUN_KEY = ("seed", "dialogue")
+PAIRS, ORDER = "pairs", "order"
+COMPARISONS_SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("judge", "judge_model", *CELL), pl.String),
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    **dict.fromkeys(
+        ("n", "n_dialogues", "better", "worse", "tie", "order_decided", "missing"), pl.Int64
+    ),
+}
+
+
+def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFrame:
+    """Comparisons of all runs, with the cell and dialogue that each is from.
+
+    Args:
+        settings: what says which runs there are, and in `comparing` which judges compare.
+
+    Raises:
+        UserError: an artifact is missing or damaged.
+    """
+    frames = [
+        pl.DataFrame(schema={**SCHEMA, **dict.fromkeys((*CELL, *REST_OF_RUN_KEY), pl.String)})
+    ]
+    for judge in settings["comparing"]:
+        for run in compared_run_keys(settings):
+            file = results / "comparisons" / judge / run / "comparisons.parquet"
+            names = dict(zip((*CELL, *REST_OF_RUN_KEY), run.split("/"), strict=True))
+            columns = {name: pl.lit(value) for name, value in names.items()}
+            found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
+            frames.append(found.with_columns(**columns))
+    return pl.concat(frames)
+
+
+def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """One row per judge and cell: its replies against those of the run that evicts nothing.
+
+    value: share of better minus share of worse replies, in [-1, 1], with its interval over
+        dialogues. tie: neither, or not the same in both orders. swayed: of these, those in which
+        both orders chose the same place.
+    """
+    rows = []
+    keys = ["judge", "judge_model", *CELL]
+    with_reply = comparisons.filter(pl.col("status") != "no_reply")
+    for key, part in with_reply.group_by(keys, maintain_order=True):
+        given = part.drop_nulls("outcome")
+        counts = {name: given.filter(outcome=name).height for name in (BETTER, WORSE, TIE)}
+        row = dict(zip(keys, key, strict=True)) | counts
+        row |= {"order_decided": int(given.select(_order_decided().sum()).item() or 0)}
+        row |= {"missing": part.height - given.height, "n": given.height}
+        rows.append(row | _mean(given, _preference_value(), options))
+    return pl.DataFrame(rows, COMPARISONS_SCHEMA).sort(keys)
+
+
+def pairwise_reliability(
+    pairs: pl.DataFrame, schema: pl.Schema, options: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Rows of the table of reliability, for judges that compare.
+
+    pairs: how often the good reply is preferred to its corruption `against`, ties counting half;
+        share: of pairs in which the order decided. order: by how much the first place is chosen
+        more often than the second, of all choices, in [-1, 1].
+    """
+    rows: list[dict[str, Any]] = []
+    keys = ["judge", "judge_kind", "judge_model", "model", "dataset"]
+    for key, part in pairs.group_by(keys, maintain_order=True):
+        identity = dict(zip(keys, key, strict=True)) | {"replies": "corrupted"}
+        rows += (identity | row for row in _of_one_judge(part, options))
+    return pl.DataFrame(rows, schema)
+
+
+def _of_one_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for (kind,), corrupted in part.group_by("kind", maintain_order=True):
+        given = corrupted.drop_nulls("outcome")
+        row: dict[str, Any] = {"measure": PAIRS, "against": kind, "n": given.height}
+        row |= {"missing": corrupted.height - given.height}
+        if given.height:
+            row["share"] = given.select(_order_decided().mean()).item()
+        yield row | _mean(given, (_preference_value() + 1) / 2, options)
+    answered = part.drop_nulls("choice")
+    first = [
+        pl.when(pl.col(name) == "first").then(1.0).when(pl.col(name) == "second").then(-1.0)
+        for name in ("choice", "choice_swapped")
+    ]
+    bias = pl.mean_horizontal(*(value.otherwise(0.0) for value in first))
+    row = {"measure": ORDER, "n": answered.height, "missing": part.height - answered.height}
+    yield row | _mean(answered, bias, options)
+
+
+def _mean(rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> dict[str, Any]:
+    if rows.is_empty():
+        return {}
+    values = rows.select(value).to_series().cast(pl.Float64).to_numpy()
+    dialogues = rows["dialogue"].to_numpy().astype(str)
+    found = clustered_mean(values, np.ones(len(values)), dialogues, **options)
+    estimate = {"value": found.mean, "low": found.low, "high": found.high}
+    return estimate | {"n_dialogues": found.n_dialogues}
+
+
+def _preference_value() -> pl.Expr:
+    outcome = pl.col("outcome")
+    return pl.when(outcome == BETTER).then(1.0).when(outcome == WORSE).then(-1.0).otherwise(0.0)
+
+
+def _order_decided() -> pl.Expr:
+    same = pl.col("choice") == pl.col("choice_swapped")
+    return same.fill_null(False) & (pl.col("choice") != TIE)

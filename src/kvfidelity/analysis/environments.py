@@ -1,0 +1,42 @@
+"""In which environments the runs were made: versions, hardware, code. More than one is named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from kvfidelity.records.artifacts import read_metadata
+
+VERSION = "version."
+SCHEMA = {
+    "model": pl.String,
+    "hardware": pl.String,
+    "dtype": pl.String,
+    "code": pl.String,
+    "versions": pl.String,
+    "runs": pl.Int64,
+}
+
+
+def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
+    """One row per distinct environment of a model's runs, the most common first.
+
+    Args:
+        turns: the turns artifacts of all runs. models: of each, its model.
+
+    Raises:
+        UserError: an artifact is missing or damaged.
+    """
+    counts: Counter[tuple[str | None, ...]] = Counter()
+    for file, model in zip(turns, models, strict=True):
+        notes = read_metadata(file)
+        names = sorted(name for name in notes if name.startswith(VERSION))
+        versions = ", ".join(f"{name.removeprefix(VERSION)} {notes[name]}" for name in names)
+        about = [notes.get(name) for name in ("hardware", "dtype", "code")]
+        counts[model, *about, versions] += 1
+    rows = [(*about, count) for about, count in counts.items()]
+    table = pl.DataFrame(rows, SCHEMA, orient="row")
+    return table.sort("model", -pl.col("runs"), "hardware", "code", "versions", nulls_last=True)

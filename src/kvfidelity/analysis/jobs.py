@@ -1,0 +1,135 @@
+"""What the workflow's jobs took: a table with one row per rule.
+
+Most rules' jobs are measured by Snakemake (`benchmark:`). Jobs that a warm worker does are measured
+by it, since their own process only waits; the notes are in their artifacts.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from kvfidelity.records.artifacts import read_metadata
+from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
+
+SCHEMA: dict[str, Any] = {
+    "rule": pl.String,
+    "measured": pl.String,
+    "jobs": pl.Int32,
+    "jobs_shared": pl.Int32,
+    "wall_s_median": pl.Float64,
+    "wall_s_max": pl.Float64,
+    "wall_s": pl.Float64,
+    "cpu_s": pl.Float64,
+    "peak_rss_mb": pl.Float64,
+}
+#: How many parts of a run's place tell a rule's jobs apart: 1 is the model, 2 the data set, too.
+DEPTHS = {
+    "fetch_model": 1,
+    "extract_dialogues": 2,
+    "generate": 7,
+    "measure": 7,
+    "score_corruptions": 2,
+    "aggregate": 0,
+    "judge_reliability": 0,
+    "claims": 0,
+    "figures": 0,
+}
+#: Rules whose jobs a worker does, and the artifact that holds its notes.
+IN_WORKER = {
+    "generate": "generate/{}/turns.parquet",
+    "score_corruptions": "corruptions/{}/likelihood.parquet",
+}
+MIB_IN_MB = 2**20 / 1e6
+#: Snakemake looks at a job's processes when it starts, and then as often.
+LOOKS_EVERY_S = 0.5
+
+
+class Job(NamedTuple):
+    """What one job took; a missing number was not measured."""
+
+    wall_s: float
+    cpu_s: float | None
+    peak_rss_mb: float | None
+    shared: bool = False
+
+
+def jobs_table(results: Path, runs: Iterable[str]) -> pl.DataFrame:
+    """One row per rule of which a job was measured, in the workflow's order.
+
+    Args:
+        results: the folder with `benchmarks` and artifacts; jobs that left neither are not counted.
+        runs: places of the runs, as model/dataset/.../dialogue.
+    """
+    places = [run.split("/") for run in runs]
+    rows = []
+    for rule, depth in DEPTHS.items():
+        names = sorted({"/".join(place[:depth]) for place in places})
+        found = [job for name in names if (job := _job(results, rule, name))]
+        if found:
+            rows.append(_row(rule, found))
+    return pl.DataFrame(rows, SCHEMA)
+
+
+def _row(rule: str, jobs: list[Job]) -> dict[str, Any]:
+    walls = [job.wall_s for job in jobs]
+    cpus = [job.cpu_s for job in jobs if job.cpu_s is not None]
+    peaks = [job.peak_rss_mb for job in jobs if job.peak_rss_mb is not None]
+    return {
+        "rule": rule,
+        "measured": "worker" if rule in IN_WORKER else "job",
+        "jobs": len(jobs),
+        "jobs_shared": sum(job.shared for job in jobs),
+        "wall_s_median": round(median(walls), 3),
+        "wall_s_max": round(max(walls), 3),
+        "wall_s": round(sum(walls), 3),
+        "cpu_s": round(sum(cpus), 3) if cpus else None,
+        "peak_rss_mb": round(max(peaks), 1) if peaks else None,
+    }
+
+
+def _job(results: Path, rule: str, name: str) -> Job | None:
+    if rule in IN_WORKER:
+        file = results / IN_WORKER[rule].format(name)
+        return _noted(read_metadata(file)) if file.is_file() else None
+    place = f"{rule}/{name}" if name else rule
+    return _benchmarked(results / "benchmarks" / f"{place}.tsv")
+
+
+def _noted(notes: Mapping[str, str]) -> Job | None:
+    if WALL not in notes:
+        return None
+    peak = int(notes[PEAK]) / 1e6
+    return Job(float(notes[WALL]), float(notes[CPU]), peak, int(notes[BATCH_SIZE]) > 1)
+
+
+def _benchmarked(file: Path) -> Job | None:
+    """Snakemake's record of a job; of a short one it holds the duration only.
+
+    A job that ended before the second look is recorded with what its shell took to start.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            record = next(csv.DictReader(lines, delimiter="\t"), {})
+    except (OSError, UnicodeDecodeError):
+        return None
+    wall, cpu, peak = (_number(record.get(name)) for name in ("s", "cpu_time", "max_rss"))
+    if wall is None:
+        return None
+    if wall < LOOKS_EVERY_S:
+        cpu = peak = None
+    return Job(wall, cpu, None if peak is None else peak * MIB_IN_MB)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if isfinite(number) else None

@@ -1,0 +1,201 @@
+"""What is still known of what was said: recall by the depth at which it was said.
+
+A question is answered right if its answer is likelier than every distractor; by chance that happens
+to one in four, there being three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from kvfidelity.analysis.statistics import Estimate, clustered_mean, clustered_share, holm
+from kvfidelity.records.grid import POSITIONS
+
+CELL = ("model", "dataset", "policy", "positions", "threshold")
+PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
+DEPTHS = ("gist", "middle", "recent", "unknown")
+#: What a person reads; left in the artifacts.
+TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
+SHARES = ("recalled", "answered")
+MEANS = ("recall_lost", "margin", "margin_lost")
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys((*CELL, "kind", "origin", "depth"), pl.String),
+    **{name + part: pl.Float64 for name in (*SHARES, *MEANS) for part in ("", "_low", "_high")},
+    **dict.fromkeys(("p", "effect"), pl.Float64),
+    **dict.fromkeys(("recalled_baseline", "chance", "evidence_retained_share"), pl.Float64),
+    **dict.fromkeys(("changed", "n_questions", "n_dialogues", "budget_tokens"), pl.Int64),
+}
+RECALL_STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")
+#: Share of recall that a reader would call a loss.
+MARGIN = 0.1
+
+
+def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """Every question beside the same question put to the never evicted run.
+
+    Args:
+        asked: rows of `records.columns.RECALL` and the `run` they are from; distractors may be a
+            list or, without their texts, their number `n_distractors`.
+        turns: the table of that name.
+
+    Returns:
+        The rows with `trigger`, `chance` (share of such questions that guessing answers),
+        `after_eviction`, `inside_window` (as of turns), `recalled` (1 if the answer was chosen,
+        else 0), `recall_lost` (the never evicted run's `recalled` minus this one's) and
+        `margin_lost` (of the margin, nats per token). Losses are missing without such a run, and
+        all of these where the margin is: nothing can be chosen by a likelihood that is not finite.
+    """
+    chosen = pl.when(pl.col("margin").is_not_null()).then("chosen")
+    answers = answers.with_columns(chosen=chosen)
+    baseline = answers.filter(pl.col("kind") == "baseline").select(
+        *PAIRED, baseline_chosen="chosen", baseline_margin="margin"
+    )
+    inside = pl.col("tokens_seen_end") <= pl.col("trained_window")
+    window = turns.select("run", "turn", "trigger", inside_window=inside)
+    recalled = pl.col("chosen").cast(pl.Float64)
+    return (
+        answers.join(baseline, on=list(PAIRED), how="left")
+        .join(window, on=["run", "turn"], how="left")
+        .with_columns(
+            chance=1 / (1 + pl.col("n_distractors")),
+            after_eviction=pl.col("evictions") > 0,
+            recalled=recalled,
+            recall_lost=pl.col("baseline_chosen").cast(pl.Float64) - recalled,
+            margin_lost=pl.col("baseline_margin") - pl.col("margin"),
+        )
+        .drop("baseline_chosen", "baseline_margin", "n_distractors")
+    )
+
+
+def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """One row per cell, origin and depth: over questions asked after an eviction, and all of the
+    never evicted run.
+
+    recalled, answered: share of questions whose answer was chosen, and whose reply in the model's
+        own words held it (missing if no reply was asked for).
+    margin: mean nats per token by which the answer is ahead of the best distractor.
+    recall_lost, margin_lost: paired by question with the never evicted run; p and effect are of
+        `margin_lost`, p_holm adjusted over the table.
+    changed: questions that are right in one of the two and wrong in the other.
+    recalled_baseline: the never evicted run's share of the same questions.
+    evidence_retained_share: mean share of the telling message's tokens that were still cached.
+
+    Args:
+        asked: what `questions` gives.
+        options: confidence, resamples, seed.
+    """
+    considered = answers.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
+    keys = [*CELL, "kind", "origin", "depth"]
+    rows = [
+        dict(zip(keys, key, strict=True)) | _estimates(part, options)
+        for key, part in considered.group_by(keys, maintain_order=True)
+    ]
+    table = pl.DataFrame(rows, SCHEMA).sort(
+        *CELL[:2],
+        *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
+        *(rank_in("positions", POSITIONS), rank_in("depth", DEPTHS)),
+    )
+    return table.with_columns(p_holm=pl.Series(holm(table["p"].to_list()), dtype=pl.Float64))
+
+
+def rank_in(column: str, names: Sequence[str]) -> pl.Expr:
+    """The place of each value among `names`; of others, after all."""
+    ranks = {name: index for index, name in enumerate(names)}
+    return pl.col(column).replace_strict(ranks, default=len(names))
+
+
+def _estimates(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
+    is_baseline = part["kind"][0] == "baseline"
+    found: dict[str, Any] = {}
+    for name in (*SHARES, *MEANS):
+        known = part.filter(pl.col(name).is_not_null())
+        if known.is_empty() or (is_baseline and name.endswith("_lost")):
+            continue
+        values = known[name].cast(pl.Float64).to_numpy()
+        clusters = known["dialogue"].to_numpy().astype(str)
+        estimate: Callable[..., Estimate] = clustered_mean
+        if name in SHARES or name == "recall_lost":
+            estimate = partial(clustered_share, paired=name == "recall_lost")
+        found |= _estimate_columns(
+            name, estimate(values, np.ones(values.size), clusters, **options)
+        )
+    budgets = part["target_tokens"].unique().to_list()
+    return found | {
+        "recalled_baseline": (part["recalled"] + part["recall_lost"]).mean(),
+        "chance": part["chance"].mean(),
+        "evidence_retained_share": part["evidence_retained_share"].mean(),
+        "changed": (part["recall_lost"] != 0).sum() if not is_baseline else None,
+        "n_questions": part.height,
+        "n_dialogues": part["dialogue"].n_unique(),
+        "budget_tokens": budgets[0] if len(budgets) == 1 else None,
+    }
+
+
+def _estimate_columns(name: str, found: Estimate) -> dict[str, Any]:
+    row: dict[str, Any] = {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row | ({"p": found.p, "effect": found.effect} if name == "margin_lost" else {})
+
+
+def recall_statements(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """What the page says in words: one entry per policy, threshold and origin, position modes that
+    come out alike together.
+
+    Each entry has `modes`, `every_mode` (no other mode came out otherwise) and, by what is said of
+    it (see `state`), its depths: name, `recalled` (of each mode), `full` and `n` questions.
+    """
+    keys = ["model", "dataset", "origin", "threshold", "policy"]
+    baseline = table.filter(pl.col("kind") == "baseline").to_dicts()
+    baseline_row = {tuple(row[name] for name in (*keys[:3], "depth")): row for row in baseline}
+    entries = []
+    evicting = table.filter(pl.col("kind") != "baseline")
+    for key, part in evicting.group_by(keys, maintain_order=True):
+        modes_by_states: dict[tuple[Any, ...], list[list[dict[str, Any]]]] = {}
+        for mode in POSITIONS:
+            rows = part.filter(pl.col("positions") == mode).to_dicts()
+            states = tuple(
+                (row["depth"], recall_state(row, baseline_row.get((*key[:3], row["depth"]))))
+                for row in rows
+            )
+            if rows:
+                modes_by_states.setdefault(states, []).append(rows)
+        for states, modes in modes_by_states.items():
+            depths_by_state: dict[str, list[dict[str, Any]]] = {name: [] for name in RECALL_STATES}
+            for index, (depth, depth_state) in enumerate(states):
+                one = modes[0][index]
+                shares = [rows[index]["recalled"] for rows in modes]
+                depths_by_state[depth_state].append(
+                    {"depth": depth, "recalled": shares, "baseline": one["recalled_baseline"]}
+                    | {"n": one["n_questions"]}
+                )
+            entry: dict[str, Any] = dict(zip(keys, key, strict=True))
+            entry["modes"] = [rows[0]["positions"] for rows in modes]
+            entries.append(
+                entry | {"every_mode": len(modes_by_states) == 1, "depths": depths_by_state}
+            )
+    return entries
+
+
+def recall_state(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
+    """What one row of `by_depth` says of its depth; `full` is the never evicted run's row.
+
+    "forgotten": the loss's interval is above 0. "untested": with nothing evicted the model itself
+    is not above chance, so that there is little to forget. "kept": the interval is below MARGIN.
+    "unchanged": no answer changed, but there are too few to rule a loss out. Else "undecided".
+    """
+    low, high = row["recall_lost_low"], row["recall_lost_high"]
+    if low is not None and low > 0:
+        return "forgotten"
+    if (
+        baseline is None
+        or baseline["recalled_low"] is None
+        or baseline["recalled_low"] <= baseline["chance"]
+    ):
+        return "untested"
+    if high is not None and high < MARGIN:
+        return "kept"
+    return "unchanged" if row["changed"] == 0 else "undecided"

@@ -1,0 +1,29 @@
+"""Tables as files: Parquet for programs, CSV for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from kvfidelity.analysis.finite import refuse_not_finite
+from kvfidelity.records.artifacts import replacing, write_parquet
+
+
+def write_table(
+    folder: Path, name: str, table: pl.DataFrame, notes: Mapping[str, str], *, csv: bool = True
+) -> None:
+    """Write NAME.parquet and, if `csv`, NAME.csv.
+
+    Args:
+        notes: of how the table was made, see `staleness.notes_of`.
+
+    Raises:
+        NotFiniteError: a number in it is not finite.
+    """
+    refuse_not_finite(name, table)
+    write_parquet(table, folder / f"{name}.parquet", kind=name, metadata=notes)
+    if csv:
+        with replacing(folder / f"{name}.csv") as temporary:
+            table.write_csv(temporary)

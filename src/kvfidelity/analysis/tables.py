@@ -1,0 +1,276 @@
+"""All artifacts of a configuration in tidy tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.analysis import recall
+from kvfidelity.analysis.environments import environments
+from kvfidelity.analysis.finite import counted, missing_if_not_finite
+from kvfidelity.analysis.predictors import predictors
+from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, holm, weighted_mean
+from kvfidelity.analysis.window import by_token_index
+from kvfidelity.errors import UserError
+from kvfidelity.records.grid import POSITIONS, run_keys
+
+CELL = ("model", "dataset", "policy", "positions", "threshold")
+PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
+ESTIMATE = {
+    "mean": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n_dialogues": pl.Int64,
+    "n_turns": pl.Int64,
+    "p": pl.Float64,
+    "effect": pl.Float64,
+}
+#: What a person reads; left in the artifacts, for the tables must fit in memory.
+TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
+#: Of evictions: which slots; the tables say which tokens.
+SLOT_COLUMNS = ("slot_spans", "position_spans")
+INTEGRITY = (
+    "retained_share",
+    "kept_spans",
+    "future_share",
+    "collisions",
+    "order_inversions",
+    "out_of_window_share",
+    "mean_offset_error",
+    "phase_distortion",
+    "phase_distortion_weighted",
+    "sinks_kept",
+    "evicted_attention_share",
+)
+
+
+def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
+    """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
+
+    turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
+        has happened (`after_eviction`), whether the never evicted run is within the trained window
+        (`inside_window`) and the excess of the reference reply's NLL over that run's.
+    dialogues: one row per run: what its turns sum up to.
+    policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
+        after an eviction and inside the window.
+    contrasts: paired differences between position modes, and between policies of one budget.
+    predictors: how well integrity metrics order turns by their loss.
+    window: NLL of never evicted replies by token index, see `analysis.window`.
+    environments: one row per distinct set of versions, hardware and code behind a model's runs.
+    recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
+        and depth, see `analysis.recall`. Both are empty where nothing was asked.
+    not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
+
+    Raises:
+        UserError: an artifact is missing or damaged.
+    """
+    keys = run_keys(settings)
+    logged = _scan(results / "generate", keys, "turns.parquet")
+    window = _read(by_token_index(logged))
+    metrics = _read(_scan(results / "metrics", keys, "metrics.parquet"))
+    recall_rows = _scan(results / "generate", keys, "recall.parquet").with_columns(
+        n_distractors=pl.col("distractors").list.len()
+    )
+    verdicts = [
+        _read(_scan(results / "judge" / judge, keys, "verdicts.parquet"))
+        for judge in settings["judging"]
+    ]
+    measured = {
+        "turns": _read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"),
+        "evictions": _read(
+            _scan(results / "generate", keys, "evictions.parquet").drop(SLOT_COLUMNS)
+        ),
+        "recall": _read(recall_rows.drop(recall.TEXTS)),
+        "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
+    }
+    not_finite = counted(measured)
+    measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
+    turns = with_excess(measured["turns"])
+    questions = recall.questions(measured["recall"], turns)
+    chosen = settings["report"]
+    options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
+    return {
+        "turns": turns,
+        "dialogues": dialogues(turns),
+        "evictions": _with_run_columns(measured["evictions"], turns),
+        "verdicts": _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame(),
+        "policies": policies(turns, options),
+        "contrasts": contrasts(turns, options),
+        "predictors": predictors(turns, INTEGRITY, options),
+        "window": window,
+        "environments": environments(
+            [results / "generate" / place / "turns.parquet" for place in keys],
+            [place.split("/")[0] for place in keys],
+        ),
+        "recall": questions,
+        "recall_by_depth": recall.by_depth(questions, options),
+        "not_finite": not_finite,
+    }
+
+
+def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
+    """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
+
+    excess_nll: nats per token beyond the never evicted run's.
+    prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
+        of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
+    """
+    baseline = turns.filter(pl.col("kind") == "baseline").select(
+        *PAIRED, baseline_nll=pl.col("reference_nll")
+    )
+    evicted = pl.col("evictions").fill_null(0).cum_sum().over("run", order_by="turn") > 0
+    return turns.join(baseline, on=list(PAIRED), how="left").with_columns(
+        after_eviction=evicted,
+        inside_window=pl.col("tokens_seen_end") <= pl.col("trained_window"),
+        prefill_overshoot_share=_overshoot(),
+        excess_nll=pl.col("reference_nll") - pl.col("baseline_nll"),
+    )
+
+
+def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
+    """One row per run: sizes, evictions, seconds, quality after the first eviction."""
+    scored = pl.col("after_eviction") & pl.col("inside_window") & pl.col("excess_nll").is_not_null()
+    weight = pl.col("reference_tokens").filter(scored)
+    seconds = ("prefill_s", "scoring_s", "eviction_s")
+    return turns.group_by("run", *CELL, "dialogue", "seed", "replies", maintain_order=True).agg(
+        turns=pl.len(),
+        turns_after_eviction=scored.sum(),
+        tokens_seen=pl.col("tokens_seen_end").max(),
+        evictions=pl.col("evictions").sum(),
+        cache_bytes_peak=pl.col("cache_bytes_peak").max(),
+        prefill_overshoot_share=pl.col("prefill_overshoot_share").max(),
+        excess_nll=pl.when(weight.sum() > 0).then(
+            (pl.col("excess_nll").filter(scored) * weight).sum() / weight.sum()
+        ),
+        out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
+        **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
+    )
+
+
+def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """One row per cell that evicted, over its turns after an eviction."""
+    rows = []
+    for key, part in _scored_turns(turns).group_by(CELL, maintain_order=True):
+        estimate = _estimate(part, pl.col("excess_nll"), options)
+        tokens = part["reference_tokens"]
+        rows.append(
+            dict(zip(CELL, map(str, key), strict=True))
+            | asdict(estimate)
+            | {"kl_baseline": weighted_mean(_floats(part["kl_baseline"]), _floats(tokens))}
+            | {"n_tokens": int(tokens.sum()), "budget_tokens": _single_value(part["target_tokens"])}
+            | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
+            | {name: part[name].mean() for name in INTEGRITY}
+        )
+    schema = dict.fromkeys(CELL, pl.String) | ESTIMATE
+    schema |= {"kl_baseline": pl.Float64, "n_tokens": pl.Int64, "budget_tokens": pl.Int64}
+    schema["cache_bytes"] = pl.Float64
+    return pl.DataFrame(rows, schema | dict.fromkeys(INTEGRITY, pl.Float64)).sort(CELL)
+
+
+def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """Differences in excess NLL on the same (dialogue, turn), p adjusted over the whole table.
+
+    Between position modes of one policy and threshold, and between policies of one position mode
+    and one target: budgets are equal in both.
+    """
+    measured = _scored_turns(turns)
+    rows = []
+    for key, part in measured.group_by(["model", "dataset", "policy", "threshold"]):
+        identity = dict(zip(("model", "dataset", "policy", "threshold"), key, strict=True))
+        for first, second in itertools.combinations(POSITIONS, 2):
+            rows += _difference(part, "positions", first, second, identity, options)
+    equal = measured.filter(pl.col("target_tokens").is_not_null())
+    for key, part in equal.group_by(["model", "dataset", "positions", "threshold"]):
+        identity = dict(zip(("model", "dataset", "positions", "threshold"), key, strict=True))
+        for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
+            rows += _difference(part, "policy", first, second, identity, options)
+    schema: dict[str, Any] = {"factor": pl.String, "first": pl.String, "second": pl.String}
+    schema |= dict.fromkeys(CELL, pl.String) | ESTIMATE
+    frame = pl.DataFrame(rows, schema).sort("factor", *CELL, "first", "second")
+    return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
+
+
+def _difference(
+    part: pl.DataFrame,
+    factor: str,
+    first: str,
+    second: str,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    keys = ["dialogue", "seed", "turn"]
+    one = part.filter(pl.col(factor) == first)
+    other = part.filter(pl.col(factor) == second).select(*keys, other="excess_nll")
+    pairs = one.join(other, on=keys)
+    if pairs.is_empty():
+        return []
+    estimate = _estimate(pairs, pl.col("excess_nll") - pl.col("other"), options)
+    return [{"factor": factor, "first": first, "second": second, **identity} | asdict(estimate)]
+
+
+def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
+    return clustered_mean(
+        part.select(value).to_series().to_numpy(),
+        _floats(part["reference_tokens"]),
+        part["dialogue"].to_numpy().astype(str),
+        **options,
+    )
+
+
+def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
+    """Past the window the never evicted run is no measure of quality."""
+    measured = turns.lazy().filter(
+        "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
+    )
+    return measured.select(
+        *(*CELL, "dialogue", "seed", "turn", "target_tokens", "reference_tokens"),
+        *("excess_nll", "kl_baseline", "cache_bytes_after_prefill", *INTEGRITY),
+    ).collect()
+
+
+def _scan(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
+    """All files as one lazy table, with the run each row is from."""
+    files = [folder / key / name for key in keys]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing:
+        raise UserError(f"{missing} does not exist: run the workflow to make it")
+    start = len(str(folder)) + 1
+    run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
+    return pl.scan_parquet(files, include_file_paths="run").with_columns(run)
+
+
+def _read(rows: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return rows.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None
+
+
+def _overshoot() -> pl.Expr:
+    before = pl.col("slots_after_prefill") - pl.col("prompt_tokens")
+    least = pl.max_horizontal(before, "threshold_tokens")
+    past = (pl.col("slots_after_prefill") - least).clip(lower_bound=0)
+    # max_horizontal skips nulls, so a run without a threshold must be named.
+    threshold = pl.col("threshold_tokens")
+    return pl.when(threshold.is_not_null()).then(past / threshold)
+
+
+def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
+    return rows.join(turns.select("run", *names).unique(), on="run", how="left")
+
+
+def _floats(column: pl.Series) -> Floats:
+    """As an array, NaN where a value is missing."""
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _single_value(column: pl.Series) -> int | None:
+    values = column.unique()
+    return None if len(values) != 1 or values[0] is None else int(values[0])

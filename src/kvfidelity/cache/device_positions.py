@@ -1,0 +1,54 @@
+"""The ledger's positions where a GPU's kernels can read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GRANULE = 256
+
+
+class DevicePositions:
+    """int32 [L', G', capacity] on the device, following a SlotTable."""
+
+    def __init__(self, position: Tensor, device: torch.device) -> None:
+        self.device = device
+        self._positions = torch.empty(1, 1, 0, dtype=torch.int32, device=device)
+        self.replace(position)
+
+    @property
+    def positions(self) -> Tensor:
+        """The whole buffer, int32 [L', G', capacity]; what lies behind the slots means nothing."""
+        return self._positions
+
+    def of_layer(self, layer: int, slots: int) -> Tensor:
+        """One layer's positions, int32 [G', n]."""
+        rows = self._positions[layer if self._positions.shape[0] > 1 else 0]
+        return rows[:, :slots]
+
+    def append(self, start: int, first: int, count: int) -> None:
+        """Slots from `start` on get the `count` positions from `first` on."""
+        self.reserve(start + count, start)
+        new = torch.arange(first, first + count, dtype=torch.int32, device=self.device)
+        self._positions[..., start : start + count] = new
+
+    def replace(self, position: Tensor) -> None:
+        """Take over what an eviction left, int64 [L', G', n] of the ledger."""
+        slots = position.shape[-1]
+        if position.shape[:-1] != self._positions.shape[:-1] or slots > self._positions.shape[-1]:
+            room = max(slots, self._positions.shape[-1])
+            self._positions = torch.empty(
+                *position.shape[:-1], room, dtype=torch.int32, device=self.device
+            )
+        self._positions[..., :slots] = position.to(torch.int32)
+
+    def reserve(self, slots: int, used: int) -> None:
+        """Make room for so many slots; the first `used` are kept."""
+        capacity = self._positions.shape[-1]
+        if slots <= capacity:
+            return
+        wanted = max(slots, capacity + capacity // 2)
+        wanted += -wanted % GRANULE
+        grown = self._positions.new_empty(*self._positions.shape[:-1], wanted)
+        grown[..., :used] = self._positions[..., :used]
+        self._positions = grown

@@ -1,0 +1,104 @@
+"""What evictions did, and how to replay it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.slots import SlotTable, as_grid
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """One eviction: when, and which slots survived.
+
+    kept: int64 [L', G', k], slots before the eviction that survived.
+    scoring_s, eviction_s: seconds to rank the slots, and to move the survivors. attention_share:
+    what the latest forward paid to the evicted slots, of all it paid; None without scores.
+    """
+
+    turn: int
+    step: int
+    tokens_seen: int
+    slots_before: int
+    kept: Tensor
+    scoring_s: float
+    eviction_s: float
+    attention_share: float | None = None
+
+    @property
+    def slots_after(self) -> int:
+        return self.kept.shape[-1]
+
+
+def replay(evictions: Iterable[Eviction], mode: PositionMode, tokens_seen: int) -> SlotTable:
+    """Slots and positions as they were when `tokens_seen` tokens had been fed.
+
+    Evictions that happened at exactly that moment are included.
+    """
+    slots = SlotTable(mode)
+    for eviction in evictions:
+        if eviction.tokens_seen > tokens_seen:
+            break
+        advance(slots, eviction)
+    slots.append(tokens_seen - slots.tokens_seen)
+    return slots
+
+
+def advance(slots: SlotTable, eviction: Eviction) -> None:
+    """Feed `ledger` up to the moment of `eviction`, and evict."""
+    slots.append(eviction.tokens_seen - slots.tokens_seen)
+    slots.keep(eviction.kept)
+
+
+def spans(numbers: Tensor) -> list[tuple[int, int]]:
+    """Sorted int64 [k] as half-open runs: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
+    starts, stops = span_edges(numbers)
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def span_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The same as two int64 arrays: where runs start, and where they stop."""
+    values = numbers.numpy()
+    breaks = np.flatnonzero(np.diff(values) != 1)
+    return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
+
+
+def from_spans(pairs: Iterable[tuple[int, int]]) -> Tensor:
+    """The inverse of `runs`."""
+    parts = [torch.arange(start, stop) for start, stop in pairs]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
+    """The distinct keep sets of [L', G', k] by name: "shared", "layer:3" or "head:3:1"."""
+    kept = as_grid(kept)
+    layers, heads, _ = kept.shape
+    if layers == 1 and heads == 1:
+        return [("shared", kept[0, 0])]
+    if heads == 1:
+        return [(f"layer:{layer}", kept[layer, 0]) for layer in range(layers)]
+    return [
+        (f"head:{layer}:{head}", kept[layer, head])
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+
+
+def from_groups(parts: dict[str, Tensor]) -> Tensor:
+    """The inverse of `groups`: int64 [L', G', k]."""
+    if "shared" in parts:
+        return as_grid(parts["shared"])
+    indices = [tuple(int(part) for part in name.split(":")[1:]) for name in parts]
+    size = next(iter(parts.values())).shape[0]
+    layers = 1 + max(index[0] for index in indices)
+    heads = 1 + max((index[1] for index in indices if len(index) > 1), default=0)
+    kept = torch.empty(layers, heads, size, dtype=torch.int64)
+    for index, numbers in zip(indices, parts.values(), strict=True):
+        kept[index[0], index[1] if len(index) > 1 else 0] = numbers
+    return kept

@@ -1,0 +1,157 @@
+"""When a policy is asked, and down to which size."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.policies.base import Policy
+from kvfidelity.cache.slots import as_grid
+from kvfidelity.cache.view import Span, view_of
+from kvfidelity.errors import UserError
+
+
+class Trigger(StrEnum):
+    """When a policy is asked, always only while the cache holds at least the threshold.
+
+    PAPER: before a turn and before every decode step, to the policy's own size: no target, and
+        nothing is protected. At a ratio of 99% this compounds step by step until the cache is
+        under the threshold (arXiv 2511.04686). Before a turn no scores are at hand.
+    TURN: before a turn, down to the target. The turn's prompt comes after it, so it is whole.
+    PROMPT: after a turn's prompt has been fed, before its first decode step, down to the target;
+        the prompt is protected.
+    STEP: before every decode step, down to the target.
+    """
+
+    PAPER = "paper"
+    TURN = "turn"
+    PROMPT = "prompt"
+    STEP = "step"
+
+
+@dataclass(frozen=True)
+class EvictionSchedule:
+    """A trigger with its sizes in slots; `threshold` None: never, `target` None: policy's own."""
+
+    trigger: Trigger
+    threshold: int | None
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trigger is Trigger.PAPER and self.target is not None:
+            raise UserError("trigger paper takes no target: its policies keep their own size")
+        if self.threshold and self.target is not None and self.target >= self.threshold:
+            raise UserError(
+                f"target ({self.target} tokens) must be below the threshold "
+                f"({self.threshold} tokens), or every forward evicts"
+            )
+
+
+class Evictor:
+    """Asks one policy by one regime, evicts, and logs.
+
+    Args:
+        policy, regime: what and when.
+        seed: of the run; with the eviction's ordinal it seeds what a policy draws.
+    """
+
+    def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
+        if policy.evicts and schedule.target is None and policy.default_size(1) is None:
+            raise UserError(
+                f"policy {policy.kind} has no size of its own: give the threshold a target"
+            )
+        self.policy, self.schedule, self.seed = policy, schedule, seed
+        self.log: list[Eviction] = []
+        self.turn = 0
+        self.step = 0
+
+    def copy(self, turn: int) -> Evictor:
+        """Another one at the same step, in that turn, with an empty log."""
+        other = Evictor(self.policy, self.schedule, self.seed)
+        other.turn, other.step = turn, self.step
+        return other
+
+    def before_turn(self, cache: ManagedCache) -> Eviction | None:
+        """Ask before a turn's prompt is fed."""
+        if self.schedule.trigger not in (Trigger.PAPER, Trigger.TURN):
+            return None
+        # In the paper's code the scores of the turn before are gone when a turn begins.
+        return self._evict_if_due(cache, scores=self.schedule.trigger is not Trigger.PAPER)
+
+    def after_prompt(self, cache: ManagedCache, prompt: Span) -> Eviction | None:
+        """Ask once the prompt fills the slots `prompt`, half-open."""
+        if self.schedule.trigger is not Trigger.PROMPT:
+            return None
+        return self._evict_if_due(cache, (prompt,))
+
+    def before_step(self, cache: ManagedCache) -> Eviction | None:
+        """Ask before a decode step."""
+        if self.schedule.trigger not in (Trigger.PAPER, Trigger.STEP):
+            return None
+        return self._evict_if_due(cache)
+
+    def steps_without_eviction(self, cache: ManagedCache) -> int | None:
+        """How many tokens may be fed in decode before the policy is asked; None: any number.
+
+        A teacher-forced reply is fed in chunks of this size, and its evictions are those of
+        feeding it token by token.
+        """
+        trigger, threshold = self.schedule.trigger, self.schedule.threshold
+        if trigger not in (Trigger.PAPER, Trigger.STEP) or threshold is None:
+            return None
+        return max(1, threshold - cache.size) if self.policy.evicts else None
+
+    @property
+    def evicts_between_turns_only(self) -> bool:
+        """Whether it never evicts once a turn has begun."""
+        return not self.policy.evicts or self.schedule.trigger is Trigger.TURN
+
+    def may_evict_in_turn(self, start: int, peak: int) -> bool:
+        """Whether a turn that starts with `start` slots and grows to `peak` can evict."""
+        if not self.policy.evicts or self.schedule.threshold is None:
+            return False
+        top = start if self.schedule.trigger is Trigger.TURN else peak
+        return top >= self.schedule.threshold
+
+    def _evict_if_due(
+        self, cache: ManagedCache, protected: tuple[Span, ...] = (), scores: bool = True
+    ) -> Eviction | None:
+        threshold, target = self.schedule.threshold, self.schedule.target
+        if threshold is None or cache.size < threshold or not self.policy.evicts:
+            return None
+        size = target if target is not None else self.policy.default_size(cache.size)
+        assert size is not None
+        view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
+        if view.budget >= cache.size or not self.policy.should_evict(view):
+            return None
+        ranking_start = _now(cache)
+        kept = self.policy.keep(view)
+        ranking_end = _now(cache)
+        before, seen = cache.size, cache.slot_table.tokens_seen
+        evicted_share = None if cache.scores is None else cache.scores.share_outside(kept)
+        move_start = _now(cache)
+        cache.keep(kept)
+        move_end = _now(cache)
+        eviction = Eviction(
+            turn=self.turn,
+            step=self.step,
+            tokens_seen=seen,
+            slots_before=before,
+            kept=as_grid(kept).cpu(),
+            scoring_s=ranking_end - ranking_start,
+            eviction_s=move_end - move_start,
+            attention_share=evicted_share,
+        )
+        self.log.append(eviction)
+        return eviction
+
+
+def _now(cache: ManagedCache) -> float:
+    if cache.layers[0].device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,288 @@
+"""The managed cache: a `transformers` cache whose positions are data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache import attention
+from kvfidelity.cache.device_positions import DevicePositions
+from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.layers import SlotLayer
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.rotary import IdentityRotary, rotate
+from kvfidelity.cache.scores import AttentionScores
+from kvfidelity.cache.slots import SlotTable, as_grid
+
+
+class ManagedCache(AttentionCache):
+    """Un-rotated keys and values, a position per slot, evicted from by `keep`.
+
+    Pass it as a model's cache after `attach(model)`. One sequence (batch 1), no padding.
+
+    Args:
+        rotary: the attached model's rotary stand-in.
+        layers: number of decoder layers.
+        positions: how positions are handled after an eviction.
+        collect_scores: whether each forward's attention column sums are kept.
+        query_window: how many of the latest queries to keep per layer, un-rotated, for policies
+        that
+            look through an observation window.
+        before_forward: called with this cache before each forward takes in its tokens; a trigger
+            that evicts inside `model.generate` goes here.
+    """
+
+    def __init__(
+        self,
+        rotary: IdentityRotary,
+        layers: int,
+        positions: PositionMode | str = PositionMode.REROTATED,
+        *,
+        collect_scores: bool = False,
+        query_window: int = 0,
+        before_forward: Callable[[ManagedCache], None] | None = None,
+    ) -> None:
+        super().__init__(layers=[SlotLayer() for _ in range(layers)])
+        self.rotary = rotary
+        self.slot_table = SlotTable(PositionMode(positions))
+        self.scores = AttentionScores(layers) if collect_scores else None
+        self.query_window = query_window
+        self.before_forward = before_forward
+        self.recent_queries: list[Tensor | None] = [None] * layers
+        self.scaling = 1.0
+        self._continues = False
+        self._fed_positions: Tensor | None = None
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self._device_positions: DevicePositions | None = None
+
+    @property
+    def size(self) -> int:
+        """Slots in use, the same in every layer."""
+        return len(self.slot_table)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all live keys and values."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, evicted ones included: `generate` slices its input by this number."""
+        return self.slot_table.tokens_seen
+
+    @property
+    def device(self) -> torch.device:
+        """Where the slots are, once there are any."""
+        device: torch.device = self.layers[0].device
+        return device
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take in one layer's new keys (un-rotated) and values, both [1, G, q, d].
+
+        Returns:
+            All rotated keys and all values of the layer, [1, G, n, d].
+        """
+        if layer_idx == 0:
+            self._append_tokens(key_states)
+        layer = self.layers[layer_idx]
+        layer.append(key_states, value_states, self._angles)
+        return self.rotated_keys(layer_idx)[None], layer.live_values[None]
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """One layer's attention output [1, q, H, d] for un-rotated queries [1, H, q, d]."""
+        layer_idx: int = module.layer_idx
+        if self.query_window:
+            self._store_queries(layer_idx, query[0])
+        self.scaling = scaling
+        rotated = self._rotated_query(query[0])
+        attention = _attention_backend(query)
+        out: Tensor
+        if self.scores is None:
+            out = attention.attend(rotated, key[0], value[0], scaling)
+        else:
+            out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
+            self.scores.add(layer_idx, sums, continues=self._continues)
+        return out.transpose(0, 1)[None]
+
+    def rotated_keys(self, layer_idx: int) -> Tensor:
+        """One layer's keys rotated by their slots' positions [G, n, d]."""
+        layer = self.layers[layer_idx]
+        if layer.has_workspace:
+            rotated: Tensor = layer.rotated_keys
+            return rotated
+        return self._rotate_by(
+            layer.live_keys, self.device_positions.of_layer(layer_idx, layer.slots)
+        )
+
+    @property
+    def device_positions(self) -> DevicePositions:
+        """Positions on the device."""
+        if self._device_positions is None:
+            self._device_positions = DevicePositions(self.slot_table.position, self.device)
+        return self._device_positions
+
+    def reserve(self, slots: int) -> None:
+        """Make room for so many slots, so that nothing moves in memory until they are filled."""
+        for layer in self.layers:
+            layer.reserve(slots)
+        self.device_positions.reserve(slots, self.size)
+        if self.scores is not None and self.scores.available:
+            self.scores.reserve(slots, self.scores.heads, self.device)
+
+    def note_decoded(self, count: int) -> None:
+        """Note that decode steps on the device filled `count` more slots."""
+        self.slot_table.append(count)
+        for layer in self.layers:
+            layer.slots = self.size
+        if self.scores is not None:
+            self.scores.note_decoded(self.size)
+
+    @contextmanager
+    def continuing(self) -> Iterator[None]:
+        """What is fed here belongs to the latest forward, as a further chunk of it."""
+        self._continues = True
+        try:
+            yield
+        finally:
+            self._continues = False
+
+    @torch.inference_mode()
+    def keep(self, kept: Tensor) -> None:
+        """Evict all but `kept`: int64 [k], [L, k] or [L, G, k], sorted slots.
+
+        Raises:
+            ValueError: unsorted, repeated or out-of-range slots.
+        """
+        self.slot_table.keep(kept)
+        grid = as_grid(kept).to(self.device)
+        if self.device.type == "cuda":
+            self._compact(grid)
+        else:
+            for index, layer in enumerate(self.layers):
+                rows = grid[index if grid.shape[0] > 1 else 0]
+                layer.keep(rows[0] if rows.shape[0] == 1 else rows)
+        if self.scores is not None:
+            self.scores.keep(grid)
+        if self._device_positions is not None and self.slot_table.mode is PositionMode.REROTATED:
+            self._device_positions.append(0, 0, self.size)  # the same for all layers and heads
+        elif self._device_positions is not None:
+            self._device_positions.replace(self.slot_table.position)
+        if self.slot_table.mode is PositionMode.REROTATED and self.layers[0].has_workspace:
+            cos, sin = self.rotary.angles(torch.arange(self.size), self.device)
+            for layer in self.layers:
+                layer.rerotate(cos, sin)
+
+    def fork(
+        self,
+        slots: int | None = None,
+        scores: AttentionScores | None = None,
+        positions: PositionMode | str | None = None,
+    ) -> ManagedCache:
+        """An independent copy, or one of the first `slots` slots of a never evicted cache.
+
+        Args:
+            slots: how many slots; all by default.
+            scores: the score book of that moment, needed when an earlier moment is forked.
+            positions: another position mode; before the first eviction all modes are equal.
+        """
+        copy = ManagedCache(
+            self.rotary,
+            len(self.layers),
+            self.slot_table.mode,
+            query_window=self.query_window,
+            before_forward=self.before_forward,
+        )
+        copy.slot_table = self.slot_table.fork(slots)
+        if positions is not None and not self.slot_table.evictions:
+            copy.slot_table.mode = PositionMode(positions)
+        copy.layers = [layer.fork(copy.size) for layer in self.layers]
+        book_scores = scores or (self.scores if slots in (None, self.size) else None)
+        copy.scores = book_scores.fork() if book_scores is not None else None
+        copy.recent_queries = list(self.recent_queries)
+        copy.scaling = self.scaling
+        return copy
+
+    @contextmanager
+    def rollback_after(self) -> Iterator[None]:
+        """Feed something and forget it: slots, scores and query tails are then as they were.
+
+        Raises:
+            RuntimeError: slots were evicted meanwhile; what they held is gone.
+        """
+        slot_table, scores, query_window_before = (
+            self.slot_table.fork(),
+            self.scores,
+            self.query_window,
+        )
+        self.scores, self.query_window = None, 0
+        try:
+            yield
+            if self.slot_table.evictions != slot_table.evictions:
+                raise RuntimeError("an eviction cannot be forgotten")
+        finally:
+            self.slot_table, self.scores, self.query_window = (
+                slot_table,
+                scores,
+                query_window_before,
+            )
+            for layer in self.layers:
+                layer.slots = len(slot_table)
+
+    def _append_tokens(self, key: Tensor) -> None:
+        if key.shape[0] != 1:
+            raise ValueError(f"a managed cache holds one sequence, not a batch of {key.shape[0]}")
+        if self.before_forward is not None and not self._continues:
+            self.before_forward(self)
+        start, first, count = self.size, self.slot_table.next_position, key.shape[2]
+        positions = self.slot_table.append(count)
+        self._angles = None
+        if key.is_cuda:
+            if self._device_positions is None:
+                self._device_positions = DevicePositions(self.slot_table.position, key.device)
+            self._device_positions.append(start, first, count)
+            self._fed_positions = self._device_positions.positions[0, :1, start : start + count]
+        else:
+            self._angles = self.rotary.angles(positions, key.device)
+
+    def _compact(self, kept: Tensor) -> None:
+        from kvfidelity.cache.triton.compact import compact
+
+        for name in ("key_buffer", "value_buffer"):
+            compact([getattr(layer, name) for layer in self.layers], kept)
+        for layer in self.layers:
+            layer.slots = kept.shape[-1]
+
+    def _rotated_query(self, query: Tensor) -> Tensor:
+        if self._angles is not None:
+            return rotate(query, *self._angles)
+        assert self._fed_positions is not None
+        return self._rotate_by(query, self._fed_positions)
+
+    def _rotate_by(self, x: Tensor, position: Tensor) -> Tensor:
+        from kvfidelity.cache.triton.prefill import rotate_by
+
+        cos, sin = self.rotary.table(self.slot_table.tokens_seen, x.device)
+        return rotate_by(x, position, cos, sin)
+
+    def _store_queries(self, layer_idx: int, query: Tensor) -> None:
+        latest = query[:, -self.query_window :]
+        earlier = self.recent_queries[layer_idx]
+        if earlier is not None and latest.shape[1] < self.query_window:
+            latest = torch.cat([earlier, latest], dim=1)[:, -self.query_window :]
+        self.recent_queries[layer_idx] = latest.clone()
+
+
+def _attention_backend(query: Tensor) -> Any:
+    """Where `attend` and `attend_with_scores` come from: the kernels of the query's device."""
+    if query.is_cuda:
+        from kvfidelity.cache.triton import prefill
+
+        return prefill
+    return attention

@@ -1,0 +1,76 @@
+"""Rotation by position, with the model's own rotary module and in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class IdentityRotary(nn.Module):
+    """Stands in for a model's rotary module so that queries and keys reach us un-rotated.
+
+    Returns cos = 1 and sin = 0, by which every architecture's own rotation is the identity, and
+    keeps the real module for `angles`.
+    """
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+        # Tables stay as long as the model: a captured graph may hold the address of a shorter one.
+        self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+
+    def forward(
+        self, x: Tensor, position_ids: Tensor | None = None, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        # Only the width is needed, and no index may depend on the cached length: one position do.
+        first = torch.zeros(1, 1, dtype=torch.int64, device=x.device)
+        cos, _sin = self.rotary(x[:1, :1], first)
+        shape = (x.shape[0], x.shape[1], cos.shape[-1])
+        return cos.new_ones(shape), cos.new_zeros(shape)
+
+    def angles(self, position: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin of the given positions.
+
+        Args:
+            position: int64 [..., n].
+
+        Returns:
+            Two fp32 tensors [..., n, r], r the rotary width (at most the head size). An
+            architecture's attention scaling is included, as in its own rotary module.
+        """
+        flat = position.reshape(1, -1).to(device)
+        dtype_like = torch.empty(1, 1, dtype=torch.float32, device=device)
+        cos, sin = self.rotary(dtype_like, flat)
+        return cos.view(*position.shape, -1), sin.view(*position.shape, -1)
+
+    def table(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions 0 to at least `count` - 1, two fp32 tensors [P, r / 2].
+
+        Both halves of the rotary width turn by the same angles in every supported architecture.
+        """
+        tables = self._tables.setdefault(device, [])
+        if not tables or tables[-1][0].shape[0] < count:
+            size = max(8192, 1 << (count - 1).bit_length())
+            cos, sin = self.angles(torch.arange(size), device)
+            half = cos.shape[-1] // 2
+            tables.append((cos[:, :half].contiguous(), sin[:, :half].contiguous()))
+        return tables[-1]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rotate the first r of d features in fp32 (Su et al. 2021, half-split layout).
+
+    Args:
+        x: [..., n, d] queries or keys in any floating dtype.
+        cos, sin: fp32, broadcastable to [..., n, r].
+        out: where to write, [..., n, d], the dtype of `x`; a new tensor otherwise.
+    """
+    width = cos.shape[-1]
+    half = width // 2
+    first, second = x[..., :half].float(), x[..., half:width].float()
+    out = torch.empty_like(x) if out is None else out
+    out[..., :half] = first * cos[..., :half] - second * sin[..., :half]
+    out[..., half:width] = second * cos[..., half:] + first * sin[..., half:]
+    if width < x.shape[-1]:
+        out[..., width:] = x[..., width:]
+    return out

@@ -1,0 +1,174 @@
+"""How much attention each slot received, and how to boil that down to one number a slot."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.slots import as_grid
+
+# Rows grow to multiples of so many slots.
+GRANULE = 256
+
+
+class ScoreHistory(StrEnum):
+    """Which queries a score counts: those of the latest forward, or all since the slot's token."""
+
+    LATEST = "latest"
+    ACCUMULATED = "accumulated"
+
+
+class Reduction(StrEnum):
+    """How heads, or layers, are combined."""
+
+    MEAN = "mean"
+    MAX = "max"
+    SUM = "sum"
+
+
+class AttentionScores:
+    """Column sums of attention, fp32 [L, H, n], for the latest forward and accumulated.
+
+    A slot's accumulated score counts every query since its own token; slots that survive an
+    eviction keep theirs (H2O's and Scissorhands' bookkeeping). Buffers are [L, H, capacity] and
+    grow by half, so that a decode step can write them in place.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._slots = [0] * layers
+        self._latest: Tensor | None = None
+        self._accumulated: Tensor | None = None
+
+    @classmethod
+    def from_rows(cls, latest: Tensor, accumulated: Tensor) -> AttentionScores:
+        """A book that holds these rows, fp32 [L, H, n] each; they become its own."""
+        scores = cls(latest.shape[0])
+        scores._latest, scores._accumulated = latest, accumulated
+        scores._slots = [latest.shape[-1]] * latest.shape[0]
+        return scores
+
+    @property
+    def available(self) -> bool:
+        """Whether a forward has been scored since the book was opened."""
+        return self._slots[-1] > 0
+
+    @property
+    def capacity(self) -> int:
+        """Slots that a row has room for."""
+        return 0 if self._latest is None else self._latest.shape[-1]
+
+    @property
+    def heads(self) -> int:
+        """H; 0 before the first scored forward."""
+        return 0 if self._latest is None else self._latest.shape[1]
+
+    def add(self, layer: int, sums: Tensor, *, continues: bool = False) -> None:
+        """Take one forward's column sums of one layer, fp32 [H, n] (n counts the new slots).
+
+        Args:
+            continues: the forward is a further chunk of the latest one, whose sums it joins.
+        """
+        heads, slots = sums.shape
+        before = self._slots[layer]
+        self.reserve(slots, heads, sums.device)
+        assert self._latest is not None and self._accumulated is not None
+        latest, total = self._latest[layer], self._accumulated[layer]
+        if continues:
+            latest[:, :before] += sums[:, :before]
+            latest[:, before:slots] = sums[:, before:]
+        else:
+            latest[:, :slots] = sums
+        total[:, :before] += sums[:, :before]
+        total[:, before:slots] = sums[:, before:]
+        self._slots[layer] = slots
+
+    def rows(self, history: ScoreHistory | str) -> Tensor:
+        """fp32 [L, H, n], a view of the book: do not change it.
+
+        Raises:
+            LookupError: no forward has been scored.
+        """
+        rows = self._latest if ScoreHistory(history) is ScoreHistory.LATEST else self._accumulated
+        if rows is None or not self.available:
+            raise LookupError("no attention scores: no forward has collected them yet")
+        return rows[..., : self._slots[-1]]
+
+    def keep(self, kept: Tensor) -> None:
+        """Follow an eviction; `kept` is [L', G', k] slots on the book's device."""
+        size = kept.shape[-1]
+        for rows in (self._latest, self._accumulated):
+            if rows is None or not self.available:
+                continue
+            live = rows[..., : self._slots[-1]]
+            if kept.shape[:2] == (1, 1):
+                survivors = live.index_select(-1, kept[0, 0])
+            else:
+                index = kept.repeat_interleave(live.shape[1] // kept.shape[1], dim=1)
+                survivors = live.gather(-1, index.expand(self._layers, -1, -1))
+            rows[..., :size] = survivors
+        self._slots = [size if slots else 0 for slots in self._slots]
+
+    def share_outside(self, kept: Tensor) -> float | None:
+        """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or
+        [L, G, k]); None before the first scored forward."""
+        if not self.available:
+            return None
+        scores = self.rows(ScoreHistory.LATEST)
+        grid = as_grid(kept).to(scores.device)
+        layers, heads, slots = scores.shape
+        grouped = scores.view(layers, grid.shape[1], heads // grid.shape[1], slots).mean(2)
+        inside = grouped.gather(-1, grid.expand(layers, -1, -1)).sum()
+        return float(1 - inside / grouped.sum())
+
+    def reserve(self, slots: int, heads: int, device: torch.device) -> None:
+        """Make room for rows of so many slots."""
+        if slots <= self.capacity:
+            return
+        wanted = max(slots, self.capacity + self.capacity // 2)
+        wanted += -wanted % GRANULE
+        used = max(self._slots)
+        for name in ("_latest", "_accumulated"):
+            old: Tensor | None = getattr(self, name)
+            grown = torch.empty(self._layers, heads, wanted, dtype=torch.float32, device=device)
+            if old is not None:
+                grown[..., :used] = old[..., :used]
+            setattr(self, name, grown)
+
+    def addresses(self) -> tuple[list[int], list[int]]:
+        """Where each layer's latest and accumulated rows lie in memory."""
+        assert self._latest is not None and self._accumulated is not None
+        return (
+            [rows.data_ptr() for rows in self._latest],
+            [rows.data_ptr() for rows in self._accumulated],
+        )
+
+    def note_decoded(self, slots: int) -> None:
+        """Note that decode steps filled the rows up to `slots`."""
+        self._slots = [slots] * self._layers
+
+    def fork(self) -> AttentionScores:
+        """An independent copy."""
+        copy = AttentionScores(self._layers)
+        if self._latest is not None and self._accumulated is not None:
+            used = max(self._slots)
+            copy._slots = list(self._slots)
+            copy._latest = self._latest[..., :used].clone()
+            copy._accumulated = self._accumulated[..., :used].clone()
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        rows = (self._latest, self._accumulated)
+        return sum(row.numel() * row.element_size() for row in rows if row is not None)
+
+
+def combine(scores: Tensor, over: Reduction | str, dim: int) -> Tensor:
+    """Reduce `scores` over `dim` by mean, max or sum."""
+    over = Reduction(over)
+    if over is Reduction.MEAN:
+        return scores.mean(dim)
+    return scores.amax(dim) if over is Reduction.MAX else scores.sum(dim)

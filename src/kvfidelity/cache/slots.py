@@ -1,0 +1,147 @@
+"""Which token sits in which slot, and by which position RoPE rotates it.
+
+Pure integers: no keys, no model. Everything that the position modes mean is in this file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.positions import PositionMode
+
+
+class SlotTable:
+    """Token index and position of every slot, sorted by token index.
+
+    Both are int64 of shape [L', G', n]: L' is 1 or the number of layers, G' is 1 or the number of
+    kv heads. They start shared (1, 1) on the CPU, and widen when an eviction keeps different slots
+    per layer or per head; from then on they are where such keep sets come from, a GPU perhaps.
+    """
+
+    def __init__(self, mode: PositionMode, capacity: int = 1024) -> None:
+        self.mode = mode
+        self.tokens_seen = 0
+        self.evictions = 0
+        self._slots = 0
+        self._token_index = torch.empty(1, 1, capacity, dtype=torch.int64)
+        self._position = torch.empty(1, 1, capacity, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return self._slots
+
+    @property
+    def token_index(self) -> Tensor:
+        """int64 [L', G', n], strictly increasing along the last axis."""
+        return self._token_index[..., : self._slots]
+
+    @property
+    def position(self) -> Tensor:
+        """int64 [L', G', n]."""
+        return self._position[..., : self._slots]
+
+    @property
+    def next_position(self) -> int:
+        """The position that the next fed token gets; the same for every layer and head."""
+        return self.tokens_seen if self.mode is PositionMode.ORIGINAL else self._slots
+
+    def append(self, count: int) -> Tensor:
+        """Take in `count` new tokens; returns their positions, int64 [count]."""
+        self._reserve(self._slots + count)
+        new, device = slice(self._slots, self._slots + count), self._position.device
+        positions = torch.arange(self.next_position, self.next_position + count, device=device)
+        self._token_index[..., new] = torch.arange(
+            self.tokens_seen, self.tokens_seen + count, device=device
+        )
+        self._position[..., new] = positions
+        self._slots += count
+        self.tokens_seen += count
+        return positions
+
+    def keep(self, kept: Tensor) -> None:
+        """Evict every slot that `kept` does not name.
+
+        Args:
+            kept: int64 [k], [L, k] or [L, G, k]: sorted, distinct slots, the same k everywhere.
+
+        Raises:
+            ValueError: unsorted, repeated or out-of-range slots.
+        """
+        kept = as_grid(kept)
+        if self._position.is_cuda:
+            kept = kept.to(self._position.device)
+        size = kept.shape[-1]
+        sorted_, inside = _order_and_range(kept, self._slots)
+        if not inside:
+            raise ValueError(f"keep set names slots outside 0..{self._slots - 1}")
+        if not sorted_:
+            raise ValueError("keep set must be sorted and without repeats")
+        self._token_index = _gather(self.token_index, kept)
+        if self.mode is PositionMode.REROTATED:
+            renumbered = torch.arange(size, device=self._token_index.device)
+            self._position = renumbered.expand(self._token_index.shape).contiguous()
+        else:
+            self._position = _gather(self.position, kept)
+        self._slots = size
+        self.evictions += 1
+
+    def fork(self, slots: int | None = None) -> SlotTable:
+        """An independent copy, or a copy of the first `slots` slots of a ledger never evicted from.
+
+        Raises:
+            ValueError: a shorter fork was asked for after an eviction.
+        """
+        copy = SlotTable(self.mode, capacity=1)
+        if slots is None or slots == self._slots:
+            copy.tokens_seen, copy.evictions = self.tokens_seen, self.evictions
+        elif self.evictions:
+            raise ValueError("only a cache that was never evicted from can be forked in the past")
+        else:
+            copy.tokens_seen = slots
+        copy._slots = self._slots if slots is None else slots
+        copy._token_index = self._token_index[..., : copy._slots].clone()
+        copy._position = self._position[..., : copy._slots].clone()
+        return copy
+
+    def _reserve(self, slots: int) -> None:
+        capacity = self._token_index.shape[-1]
+        if slots <= capacity:
+            return
+        self._token_index = _grown(self._token_index, self._slots, max(slots, 2 * capacity))
+        self._position = _grown(self._position, self._slots, max(slots, 2 * capacity))
+
+
+def as_grid(kept: Tensor) -> Tensor:
+    """[k], [L, k] or [L, G, k] as [L', G', k]."""
+    if kept.dim() == 1:
+        return kept[None, None]
+    return kept[:, None] if kept.dim() == 2 else kept
+
+
+def _order_and_range(kept: Tensor, slots: int) -> tuple[bool, bool]:
+    """Whether keep sets [L', G', k] are sorted without repeats, and within 0..slots - 1."""
+    if not kept.shape[-1]:
+        return True, True
+    if kept.is_cuda:
+        ends = (kept[..., 0].min() >= 0) & (kept[..., -1].max() < slots)
+        ascending, inside = torch.stack([(kept.diff(dim=-1) > 0).all(), ends]).tolist()
+        return ascending, inside
+    # NumPy here and below: a team of threads costs more than so little work.
+    values = kept.numpy()
+    inside = bool(values[..., 0].min() >= 0 and values[..., -1].max() < slots)
+    return bool((np.diff(values, axis=-1) > 0).all()), inside
+
+
+def _gather(slots: Tensor, kept: Tensor) -> Tensor:
+    lead = [max(sizes) for sizes in zip(slots.shape[:-1], kept.shape[:-1], strict=True)]
+    if kept.is_cuda:
+        return slots.to(kept.device).expand(*lead, -1).gather(-1, kept.expand(*lead, -1))
+    rows, kept_slots = (tensor.expand(*lead, -1).numpy() for tensor in (slots, kept))
+    return torch.from_numpy(np.take_along_axis(rows, kept_slots, -1))
+
+
+def _grown(slots: Tensor, used: int, capacity: int) -> Tensor:
+    grown = slots.new_empty(*slots.shape[:-1], capacity)
+    grown[..., :used] = slots[..., :used]
+    return grown

@@ -1,0 +1,87 @@
+"""Closing up after an eviction, all layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
+
+ROWS = 32
+
+
+def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
+    """Move the slots that `kept` names to the front of every buffer.
+
+    Two launches whatever the number of layers: out to a workspace and back, for a slot may be
+    moved to where another still has to be read.
+
+    Args:
+        buffers: keys or values of every layer, [1, G, capacity, d].
+        kept: int64 [L', G', k] on the buffers' device, sorted slots.
+    """
+    first = buffers[0]
+    _, groups, capacity, size = first.shape
+    layers, heads, count = kept.shape
+    if not count:
+        return
+    workspace = first.new_empty(len(buffers), groups, count, size)
+    addresses = torch.tensor([buffer.data_ptr() for buffer in buffers], device=first.device)
+    kept = kept.contiguous()
+    for back in (False, True):
+        _move_kernel[(triton.cdiv(count, ROWS), groups, len(buffers))](
+            addresses,
+            workspace,
+            kept,
+            count,
+            capacity,
+            kept.stride(0) if layers > 1 else 0,
+            kept.stride(1) if heads > 1 else 0,
+            BACK=back,
+            KIND=TRITON_DTYPES[first.dtype],
+            GROUPS=groups,
+            D=size,
+            DP=triton.next_power_of_2(size),
+            ROWS=ROWS,
+        )
+
+
+@triton.jit(do_not_specialize=["count", "capacity", "kept_layer", "kept_group"])
+def _move_kernel(
+    addresses,
+    scratch,
+    kept,
+    count,
+    capacity,
+    kept_layer,
+    kept_group,
+    BACK: tl.constexpr,
+    DTYPE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    group, index = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    feature = tl.arange(0, DP)[None, :]
+    mask = (row < count)[:, None] & (feature < D)
+    buffer = tl.load(addresses + index).to(tl.pointer_type(DTYPE), bitcast=False)
+    buffer = tl.multiple_of(buffer, 16) + group.to(tl.int64) * capacity * D
+    workspace = scratch + ((index * GROUPS + group) * count + row[:, None]) * D + feature
+    if BACK:
+        tl.store(
+            buffer + row[:, None].to(tl.int64) * D + feature,
+            tl.load(workspace, mask=mask, other=0.0),
+            mask=mask,
+        )
+    else:
+        names = kept + index * kept_layer + group * kept_group
+        slot = tl.load(names + row, mask=row < count, other=0)
+        tl.store(
+            workspace, tl.load(buffer + slot[:, None] * D + feature, mask=mask, other=0.0), mask
+        )

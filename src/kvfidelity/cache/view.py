@@ -1,0 +1,140 @@
+"""What a policy may look at: a read-only view of one cache at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.attention import window_scores
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.scores import AttentionScores, ScoreHistory
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d].
+
+    rotate: makes the rotated keys [G, n, d]; few policies look at them.
+    """
+
+    keys: Tensor
+    rotate: Callable[[], Tensor]
+    values: Tensor
+    queries: Tensor | None = None
+
+    @property
+    def rotated_keys(self) -> Tensor:
+        """Keys rotated by their slots' positions [G, n, d]."""
+        return self.rotate()
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """One cache at the moment of an eviction.
+
+    budget: how many slots shall remain, at least the protected ones.
+    protected: half-open spans of slots that survive whatever their priority.
+    token_index, position: int64 [L', G', n], see SlotTable; on the device once keep sets differ by
+        layer or kv head.
+    next_position, tokens_seen: of the next query.
+    rng: seeded by the run's seed and the eviction's ordinal, so that position modes of one run
+        draw the same numbers.
+    angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    """
+
+    budget: int
+    token_index: Tensor
+    position: Tensor
+    next_position: int
+    tokens_seen: int
+    rng: np.random.Generator
+    layers: Sequence[LayerView]
+    scaling: float = 1.0
+    scores: AttentionScores | None = None
+    protected: tuple[Span, ...] = ()
+    angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def slots(self) -> int:
+        """n, the number of slots now."""
+        return self.token_index.shape[-1]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether attention scores exist: not before the first scored forward."""
+        return self.scores is not None and self.scores.available
+
+    def attention(self, history: ScoreHistory | str) -> Tensor:
+        """Attention column sums, fp32 [L, H, n].
+
+        Raises:
+            LookupError: no scores exist.
+        """
+        if self.scores is None:
+            raise LookupError("this cache collects no attention scores")
+        return self.scores.rows(history)
+
+    def queries_seen(self) -> Tensor:
+        """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""
+        return self.tokens_seen - self.token_index
+
+    def window_attention(self, layer: int) -> Tensor:
+        """Attention of the latest w queries over all slots, fp32 [H, w, n].
+
+        The queries are placed right before `next_position`: where they stood, unless an eviction
+        happened since.
+        """
+        view = self.layers[layer]
+        queries = self.rotated_queries(layer)
+        return window_scores(queries, view.rotated_keys, self.scaling)
+
+    def rotated_queries(self, layer: int) -> Tensor:
+        """The latest w queries, rotated [H, w, d].
+
+        Raises:
+            LookupError: the cache remembers no queries.
+        """
+        queries = self.layers[layer].queries
+        if queries is None or self.angles is None:
+            raise LookupError("this cache remembers no queries")
+        window = queries.shape[1]
+        positions = torch.arange(self.next_position - window, self.next_position)
+        return rotate(queries, *self.angles(positions, queries.device))
+
+
+def view_of(
+    cache: ManagedCache,
+    budget: int,
+    seed: int,
+    protected: tuple[Span, ...] = (),
+    *,
+    scores: bool = True,
+) -> CacheView:
+    """The view of a managed cache; without its attention scores if `scores` is false."""
+    layers = [
+        LayerView(layer.live_keys, partial(cache.rotated_keys, index), layer.live_values, queries)
+        for index, (layer, queries) in enumerate(
+            zip(cache.layers, cache.recent_queries, strict=True)
+        )
+    ]
+    return CacheView(
+        budget=max(budget, sum(stop - start for start, stop in protected)),
+        token_index=cache.slot_table.token_index,
+        position=cache.slot_table.position,
+        next_position=cache.slot_table.next_position,
+        tokens_seen=cache.slot_table.tokens_seen,
+        rng=np.random.default_rng((seed, cache.slot_table.evictions)),
+        layers=layers,
+        scaling=cache.scaling,
+        scores=cache.scores if scores else None,
+        protected=protected,
+        angles=cache.rotary.angles,
+    )

@@ -1,0 +1,45 @@
+"""How every script ends: a user's mistake is one line, not a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from kvfidelity.errors import OutOfSpaceError, UserError
+
+
+def main_guard(function: Callable[[], None]) -> None:
+    """Run a script's main function; exit with status 2 and `error: ...` on a UserError.
+
+    A full disk counts as one, and so does a folder that cannot be written to: what was complete
+    stays, and a rerun goes on from there.
+    """
+    try:
+        function()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        message = disk_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def disk_error(error: OSError) -> UserError | None:
+    """The one-line form of an error that whoever owns the disk can mend; None for any other."""
+    path = error.filename or "the output folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpaceError(
+            f"no space left on the disk that holds {path}: free some and run the same command "
+            "again; nothing computed so far is lost"
+        )
+    if error.filename and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(
+            f"{path} cannot be read or written ({os.strerror(error.errno)}): give yourself access "
+            "and run the same command again; nothing computed so far is lost"
+        )
+    return None

@@ -1,0 +1,1 @@
+"""Replies token by token: the engine, batches of sequences, CUDA graphs, sampling."""

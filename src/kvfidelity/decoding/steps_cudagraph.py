@@ -1,0 +1,214 @@
+"""Decode steps on a GPU: one CUDA graph, whatever the caches' lengths, positions and addresses.
+
+A step feeds each lane's token, chooses the next one and notes it, all on the device. The host
+launches steps and looks only now and then which lanes have ended; a lane that has is passed by,
+so a late look costs time and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.triton.step_table import StepTable
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.sampling import sample_tokens
+from kvfidelity.decoding.sequence import SequenceState
+from kvfidelity.metrics.likelihood import token_nll
+
+# Steps between two looks at which lanes have ended. A look sees the state of the look before, so
+# that the device always has work queued; after its end a reply costs up to twice as many steps.
+CHECK_EVERY = 4
+
+
+class GraphSteps:
+    """See `decoding.sequence.Steps`.
+
+    Args:
+        lanes: how many replies can be made at once.
+        sampled: whether tokens may be drawn; the graph of greedy ones has no sorting in it.
+        most: tokens that a reply has at most.
+        compiled: compile the decoder layers for the step (once for all layers, some ten seconds),
+            which fuses what lies between matrix products and attention.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batch_size: int,
+        *,
+        sampled: bool,
+        max_new_tokens: int,
+        compiled: bool = True,
+    ) -> None:
+        self._engine = engine
+        self._sequences: dict[int, SequenceState] = {}
+        self._rings: dict[int, Tensor] = {}
+        self._sampled = sampled
+        device = engine.device
+        decoder = engine.model.get_decoder()
+        rotary = decoder.rotary_emb
+        half = rotary.table(1, device)[0].shape[1]
+        self._table = StepTable(len(decoder.layers), batch_size, half, device)
+        self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+        self._fed = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._ids = torch.zeros(batch_size, max_new_tokens + 1, dtype=torch.int64, device=device)
+        self._nll = torch.zeros(batch_size, max_new_tokens + 1, dtype=torch.float32, device=device)
+        self._uniform = torch.zeros(
+            batch_size, max_new_tokens + 2, dtype=torch.float64, device=device
+        )
+        self._sampling = torch.zeros(2, batch_size, dtype=torch.float64, device=device)
+        self._stops = torch.tensor(sorted(engine.segmenter.stop_ids), device=device)
+        self._alive_on_host = torch.zeros(batch_size, dtype=torch.int64, pin_memory=True)
+        self._copied: torch.cuda.Event | None = None
+        self._launched = 0
+        self._graph = self._capture(decoder, compiled)
+
+    def admit(self, index: int, sequence: SequenceState) -> None:
+        is_new = index not in self._sequences
+        cache, left = sequence.cache, sequence.max_new_tokens - sequence.fed
+        cache.reserve(cache.size + left)
+        if is_new:
+            self._sequences[index] = sequence
+            self._token[index] = sequence.token
+            self._fed[index] = 0
+            self._sampling[:, index] = torch.tensor(
+                [sequence.sampling.temperature, sequence.sampling.top_p], dtype=torch.float64
+            )
+            self._uniform[index, : sequence.max_new_tokens] = sequence.uniform.to(
+                self._uniform.device
+            )
+            if cache.query_window:
+                self._rings[index] = _query_ring(cache)
+        self._table.admit(index, cache, self._rings.get(index), alive=True, max_new_tokens=left)
+        self._copied = None  # what the look under way will see is of another lane
+
+    def release(self, index: int) -> None:
+        self._table.deactivate(index)
+        self._rings.pop(index, None)
+        self._sequences.pop(index, None)
+
+    def step(self) -> torch.cuda.Event:
+        self._graph.replay()
+        self._launched += 1
+        return self.record_time()
+
+    def ended(self) -> Sequence[int]:
+        if self._launched % CHECK_EVERY:
+            return []
+        found: list[int] = []
+        if self._copied is not None:
+            self._copied.synchronize()
+            found = [index for index in self._sequences if not self._alive_on_host[index]]
+        self._alive_on_host.copy_(self._table.sequences[:, 2], non_blocking=True)
+        self._copied = self.record_time()
+        return found
+
+    def sync(self, index: int) -> tuple[int, bool]:
+        fed, alive = torch.stack([self._fed[index], self._table.sequences[index, 2]]).tolist()
+        sequence = self._sequences[index]
+        if fed > sequence.fed:
+            sequence.cache.note_decoded(fed - sequence.fed)
+            if index in self._rings:
+                _restore_queries(sequence.cache, self._rings[index], fed - sequence.fed)
+        return fed, bool(alive)
+
+    def chosen(self, index: int, count: int) -> tuple[list[int], list[float]]:
+        return self._ids[index, :count].tolist(), self._nll[index, :count].tolist()
+
+    def record_time(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
+        stop.synchronize()
+        milliseconds: float = start.elapsed_time(stop)
+        return milliseconds / 1000
+
+    def _step(self) -> None:
+        """What is captured."""
+        hidden = self._engine.forward(self._token, self._table)
+        logits = self._engine.logits(hidden[:, 0])
+        if self._sampled:
+            uniform = self._uniform.gather(1, self._fed[:, None] + 1)[:, 0]
+            token = sample_tokens(logits, self._sampling[0], self._sampling[1], uniform)
+        else:
+            token = logits.argmax(-1)
+        self._ids.scatter_(1, self._fed[:, None], token[:, None])
+        self._nll.scatter_(1, self._fed[:, None], token_nll(logits, token)[:, None])
+        self._table.advance()
+        alive = self._table.sequences[:, 2]
+        self._fed += alive
+        alive *= (token[:, None] != self._stops).all(1)
+        self._token.copy_(token[:, None])
+
+    @torch.inference_mode()
+    def _capture(self, decoder: Any, compiled: bool) -> torch.cuda.CUDAGraph:
+        for layer, rows in zip(decoder.layers, self._table.layer_rows, strict=True):
+            layer.self_attn.step_rows = rows
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with _compiled(decoder.layers) if compiled else _uncompiled():
+            with torch.cuda.stream(side):
+                for _ in range(2):  # nobody lives yet: this only compiles and allocates
+                    self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        return graph
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _compiled(layers: Any) -> Iterator[None]:
+    """While this lasts calls of the layers are compiled; one compilation serves all of them."""
+    # PyTorch counts compilations per code object and stops at eight: each capture has its own.
+    fresh = FunctionType(_forward.__code__.replace(), globals())
+    # With one lane, matrix products that read weights at the memory's full speed; and what goes
+    # into one is computed before it, not once more for each of its rows.
+    options: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_opcount_threshold": 4}
+    call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
+    for layer in layers:
+        layer.forward = partial(call, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+def _query_ring(cache: ManagedCache) -> Tensor:
+    """The latest queries [L, H, w, d], the one of token t in place t % w."""
+    queries = torch.stack([query for query in cache.recent_queries if query is not None])
+    layers, heads, count, size = queries.shape
+    ring = queries.new_zeros(layers, heads, cache.query_window, size)
+    first = cache.slot_table.tokens_seen - count
+    slots = torch.arange(first, first + count, device=queries.device) % cache.query_window
+    ring[:, :, slots] = queries
+    return ring
+
+
+def _restore_queries(cache: ManagedCache, ring: Tensor, fed: int) -> None:
+    """Put the ring's queries back into the cache's tails, oldest first."""
+    first = cache.recent_queries[0]
+    count = min(ring.shape[2], fed + (0 if first is None else first.shape[1]))
+    seen = cache.slot_table.tokens_seen
+    slots = torch.arange(seen - count, seen, device=ring.device) % ring.shape[2]
+    cache.recent_queries = list(ring[:, :, slots].unbind(0))

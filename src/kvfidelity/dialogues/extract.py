@@ -1,0 +1,101 @@
+"""From a dataset file to a pool and a manifest in which every dialogue is accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.dialogues.cleaning import questions_of, turns_of
+from kvfidelity.dialogues.formats import RawConversation, SourceCounts, read_conversations
+from kvfidelity.dialogues.join import join_sessions
+from kvfidelity.dialogues.lengths import LengthCounts
+from kvfidelity.dialogues.pool import pool_frame
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.dialogues.selection import Candidate, Selection, Selector
+from kvfidelity.errors import UserError
+
+
+def extract(
+    data: Path, entry: Mapping[str, Any], segmenter: ChatSegmenter
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Read, clean and select the dialogues of one dataset.
+
+    Args:
+        data: folder with one `data.*` file and its `provenance.json`.
+        entry: the dataset's entry in the config. `join_tokens`, if given, joins neighbouring
+            dialogues into sessions of at least so many tokens before the selection.
+
+    Returns:
+        The pool, and the manifest: where the data came from, conversations read, kept, and dropped
+        by reason (read = kept + all dropped + joined to others), and what cleaning mended.
+
+    Raises:
+        UserError: unusable data, or no dialogue left.
+    """
+    file = data_file(data)
+    counts, lengths = SourceCounts(), LengthCounts()
+    selector = Selector(Selection.of(entry.get("select", {})), counts.dropped)
+    raw = read_conversations(file, entry["format"], counts)
+    candidates = _candidates(raw, counts, lengths)
+    if entry.get("join_tokens"):
+        candidates = join_sessions(candidates, entry["join_tokens"], segmenter, counts.dropped)
+    for candidate in candidates:
+        selector.add(candidate)
+    rows = selector.choose(segmenter, file.name)
+    manifest = _manifest(counts, rows) | {
+        "provenance": json.loads((data / "provenance.json").read_text(encoding="utf-8")),
+        "select": dict(entry.get("select", {})),
+        "join_tokens": entry.get("join_tokens"),
+        "lengths": lengths.bins(),
+    }
+    if not rows:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in manifest["dropped"].items())
+        cut = " and the file ends in the middle of a record" if counts.truncated_at else ""
+        raise UserError(
+            f"no dialogue of {file} passes the selection ({reasons or 'it holds none'}){cut}: "
+            "relax `select`, or check the file and its `format`"
+        )
+    return pool_frame(rows), manifest
+
+
+def data_file(folder: Path) -> Path:
+    """The one `data.*` file of a fetched dataset."""
+    found = sorted(Path(folder).glob("data.*"))
+    if len(found) != 1:
+        raise UserError(f"{folder} must hold one file data.json, data.jsonl or data.parquet")
+    return found[0]
+
+
+def _candidates(
+    conversations: Iterable[RawConversation], counts: SourceCounts, lengths: LengthCounts
+) -> Iterator[Candidate]:
+    for raw in conversations:
+        counts.conversations += 1
+        turns, reason = turns_of(raw, counts.notes)
+        if reason is not None:
+            counts.dropped[reason] += 1
+            continue
+        lengths.add(turns)
+        yield Candidate(raw.conversation_id, turns, questions_of(raw, turns))
+
+
+def _manifest(counts: SourceCounts, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    joined = counts.dropped.pop("joined", 0)
+    # These two were dropped before they were whole conversations.
+    early = counts.dropped["malformed_record"] + counts.dropped["cut_off_by_end_of_file"]
+    dropped = {reason: count for reason, count in sorted(counts.dropped.items()) if count}
+    return {
+        "records_read": counts.records,
+        "conversations_read": counts.conversations + early,
+        "kept": len(rows),
+        "dropped": dropped,
+        "joined_to_others": joined,
+        "cleaned": {note: count for note, count in sorted(counts.notes.items()) if count},
+        "file_cut_off_at_byte": counts.truncated_at,
+        "tokens": [row["n_tokens"] for row in rows],
+        "questions": sum(len(row["questions"]) for row in rows),
+    }

@@ -1,0 +1,70 @@
+"""MultiWOZ: short task dialogues, to be joined into long sessions with `join_tokens`.
+
+Published 2.1 (arXiv 1907.01669): one object whose keys are names, values {"log": [{"text"}, ...]}
+with the user first. Published 2.2 (arXiv 2007.12720): {"dialogue_id", "turns": [{"speaker": "USER",
+"utterance"}]}; on the hub its turns are columns, {"speaker": [0, 1], "utterance": [...]}.
+Also read: ShareGPT's form, in which the set may have been passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvfidelity.dialogues.formats.messages import messages_of
+from kvfidelity.dialogues.formats.raw import (
+    Format,
+    Message,
+    RawConversation,
+    SourceCounts,
+    conversation_id,
+)
+
+SPEAKERS = {"USER": "user", "SYSTEM": "assistant", "0": "user", "1": "assistant"}
+
+
+def _read(record: Any, counts: SourceCounts) -> RawConversation:
+    if "conversations" in record:
+        messages = messages_of(record["conversations"], "from", "value", counts)
+    elif "log" in record:
+        messages = _alternating(record["log"], counts)
+    else:
+        messages = _spoken(record["turns"], counts)
+    return RawConversation(
+        conversation_id(record.get("dialogue_id", record.get("id")), messages), 0, messages
+    )
+
+
+def _alternating(log: Any, counts: SourceCounts) -> tuple[Message, ...]:
+    if not isinstance(log, list):
+        raise TypeError("`log` is no list")
+    pairs = [("assistant" if index % 2 else "user", item) for index, item in enumerate(log)]
+    return _checked([(role, _get(item, "text")) for role, item in pairs], counts)
+
+
+def _spoken(turns: Any, counts: SourceCounts) -> tuple[Message, ...]:
+    if isinstance(turns, Mapping):
+        pairs = list(zip(turns["speaker"], turns["utterance"], strict=True))
+    elif isinstance(turns, list):
+        pairs = [(_get(item, "speaker"), _get(item, "utterance")) for item in turns]
+    else:
+        raise TypeError("`turns` is neither list nor columns")
+    return _checked([(SPEAKERS.get(str(speaker)), text) for speaker, text in pairs], counts)
+
+
+def _checked(pairs: list[tuple[str | None, Any]], counts: SourceCounts) -> tuple[Message, ...]:
+    kept = [Message(role, text) for role, text in pairs if role and isinstance(text, str)]
+    counts.notes["malformed_message_dropped"] += len(pairs) - len(kept)
+    return tuple(kept)
+
+
+def _get(item: Any, key: str) -> Any:
+    return item.get(key) if isinstance(item, Mapping) else None
+
+
+FORMAT = Format(
+    name="multiwoz",
+    summary="2.1: objects with a `log`; 2.2: `turns` of `speaker` and `utterance`",
+    read=_read,
+    published="https://github.com/budzianowski/multiwoz",
+)

@@ -1,0 +1,31 @@
+"""Plain: {"id"?, "turns": ["first speaker", "second speaker", "first again", ...]}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvfidelity.dialogues.formats.raw import (
+    Format,
+    Message,
+    RawConversation,
+    SourceCounts,
+    conversation_id,
+)
+
+
+def _read(record: Any, counts: SourceCounts) -> RawConversation:
+    turns = record["turns"]
+    if not isinstance(turns, list):
+        raise TypeError("no list of turns")
+    messages = []
+    for index, text in enumerate(turns):
+        if isinstance(text, str):
+            messages.append(Message("assistant" if index % 2 else "user", text))
+        else:
+            counts.notes["malformed_message_dropped"] += 1
+    return RawConversation(conversation_id(record.get("id"), messages), 0, tuple(messages))
+
+
+FORMAT = Format(
+    name="plain", summary="`turns`, a list of texts by alternating speakers", read=_read
+)

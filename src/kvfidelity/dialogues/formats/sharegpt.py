@@ -1,0 +1,27 @@
+"""ShareGPT: {"id", "conversations": [{"from": "human", "value": "..."}]}."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from kvfidelity.dialogues.formats.messages import messages_of
+from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCounts, conversation_id
+
+# Long conversations stand in the file as segments: `<conversation>_<index of first message>`.
+SPLIT_ID = re.compile(r"(.+)_([0-9]{1,9})", flags=re.DOTALL)
+
+
+def _read(record: Any, counts: SourceCounts) -> RawConversation:
+    messages = messages_of(record["conversations"], "from", "value", counts)
+    name = conversation_id(record.get("id"), messages)
+    found = SPLIT_ID.fullmatch(name)
+    return RawConversation(found[1] if found else name, int(found[2]) if found else 0, messages)
+
+
+FORMAT = Format(
+    name="sharegpt",
+    summary="`id`, `conversations` of `from` (human, gpt) and `value`; split segments are rejoined",
+    read=_read,
+    published="hub: anon8231489123/ShareGPT_Vicuna_unfiltered",
+)

@@ -1,0 +1,103 @@
+"""The selected dialogues of one dataset for one model: a Parquet table, best read by ordinal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import read_parquet
+
+KIND = "dialogues"
+TURN = pl.Struct({"user": pl.String, "assistant": pl.String})
+QUESTION = pl.Struct(
+    {
+        "question": pl.String,
+        "answer": pl.String,
+        "category": pl.String,
+        "turns": pl.List(pl.Int32),
+        "wrong": pl.List(pl.String),
+    }
+)
+SCHEMA: dict[str, Any] = {
+    "ordinal": pl.String,
+    "dialogue_id": pl.String,
+    "turns": pl.List(TURN),
+    "n_turns": pl.Int32,
+    "n_tokens": pl.Int32,
+    "language": pl.String,
+    "source": pl.String,
+    "questions": pl.List(QUESTION),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's message and the reply that the dataset has for it."""
+
+    user: str
+    assistant: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a dialogue that its data set carries.
+
+    answer: "" if the dialogue does not hold one. turns: those that hold it, as far as the data set
+    says. wrong: answers that the data set itself calls wrong.
+    """
+
+    question: str
+    answer: str
+    category: str
+    turns: tuple[int, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation; `ordinal` is its rank in the pool, "000" the first."""
+
+    ordinal: str
+    dialogue_id: str
+    turns: tuple[Turn, ...]
+    questions: tuple[Question, ...] = ()
+
+
+def pool_frame(rows: Iterable[dict[str, object]]) -> pl.DataFrame:
+    """The pool table from rows without `ordinal`, in rank order."""
+    numbered = [{"ordinal": f"{rank:03d}"} | row for rank, row in enumerate(rows)]
+    return pl.DataFrame(numbered, SCHEMA)
+
+
+def read_dialogue(pool: Path, ordinal: str) -> Dialogue:
+    """One dialogue of a pool.
+
+    Raises:
+        UserError: the pool is missing or damaged, or holds no such dialogue.
+    """
+    frame = read_parquet(pool, kind=KIND)
+    found = frame.filter(pl.col("ordinal") == ordinal)
+    if found.is_empty():
+        raise UserError(
+            f"{pool} has {frame.height} dialogues and none is number {ordinal}: lower the "
+            "dataset's `count`, or relax its `select` (manifest.json beside it counts what was "
+            "dropped, and why)"
+        )
+    row = found.row(0, named=True)
+    turns = tuple(Turn(turn["user"], turn["assistant"]) for turn in row["turns"])
+    questions = tuple(
+        Question(
+            item["question"],
+            item["answer"],
+            item["category"],
+            tuple(item["turns"]),
+            tuple(item["wrong"]),
+        )
+        for item in row["questions"]
+    )
+    return Dialogue(row["ordinal"], row["dialogue_id"], turns, questions)

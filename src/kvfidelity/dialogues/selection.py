@@ -1,0 +1,187 @@
+"""Which dialogues stay, in which order, with every other one counted under its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from kvfidelity.dialogues.content import category_of, language_of
+from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
+from kvfidelity.dialogues.pool import Question, Turn
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.errors import UserError
+
+#: A user's message beyond this many characters is a pasted document rather than a chat.
+LONGEST_MESSAGE = 200_000
+#: Characters per token allowed that make it worth asking whether a beginning is too long already.
+MAX_CHARACTERS_PER_TOKEN = 5
+#: Memory for the text of candidates while a file is read.
+CANDIDATE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The `select` entry of a dataset; None sets no bound.
+
+    min_tokens and max_tokens bound the whole conversation in tokens of the model's own tokenizer
+    and chat template. category: "prose" or "code". max_similarity: dialogues this similar to a
+    better ranked one are dropped (Jaccard index of their runs of five words); None keeps them.
+    pool: how many dialogues the pool holds at most.
+    """
+
+    min_turns: int = 1
+    max_turns: int | None = None
+    min_tokens: int = 1
+    max_tokens: int | None = None
+    language: str | None = None
+    category: str | None = None
+    max_similarity: float | None = 0.8
+    seed: int = 0
+    pool: int = 64
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Selection:
+        """From the config.
+
+        Raises:
+            UserError: unknown keys.
+        """
+        unknown = set(entry) - {item.name for item in fields(cls)}
+        if unknown:
+            raise UserError(f"select: unknown keys {', '.join(sorted(unknown))}")
+        return cls(**entry)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cleaned conversation before its tokens are counted."""
+
+    conversation_id: str
+    turns: tuple[Turn, ...]
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def text_bytes(self) -> int:
+        """Its text in UTF-8."""
+        return sum(len(t.user.encode()) + len(t.assistant.encode()) for t in self.turns)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its text takes here: up to four a character."""
+        return sum(sys.getsizeof(t.user) + sys.getsizeof(t.assistant) for t in self.turns)
+
+
+class Selector:
+    """Takes candidates one by one, keeps the best ranked within a memory bound, then counts tokens.
+
+    The rank is a hash of the seed and the conversation's id: independent of the order of the file,
+    and of which other conversations there are.
+    """
+
+    def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
+        self.selection, self.dropped = selection, dropped
+        self._exact_duplicates = ExactDuplicates()
+        self._heap: list[tuple[int, int, Candidate]] = []
+        self._bytes = 0
+        self._added = 0
+
+    def add(self, candidate: Candidate) -> None:
+        """Consider one candidate; all that needs neither tokenizer nor language is decided here."""
+        reason = self._reason(candidate)
+        if reason is not None:
+            self.dropped[reason] += 1
+            return
+        self._added += 1
+        rank = _rank(self.selection.seed, candidate.conversation_id)
+        heapq.heappush(self._heap, (-rank, -self._added, candidate))
+        self._bytes += candidate.memory
+        while self._bytes > CANDIDATE_BYTES and len(self._heap) > 1:
+            _, _, worst = heapq.heappop(self._heap)
+            self._bytes -= worst.memory
+            self.dropped["ranked_too_low"] += 1
+
+    def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
+        """Rows of the pool in rank order; tokens and languages are looked at until it is full."""
+        chosen: list[dict[str, object]] = []
+        names: set[str] = set()
+        similarity = self.selection.max_similarity
+        near = None if similarity is None else NearDuplicates(similarity)
+        ordered = sorted(self._heap, reverse=True)
+        for number, (_, _, candidate) in enumerate(ordered):
+            if len(chosen) == self.selection.pool:
+                self.dropped["pool_full"] += len(ordered) - number
+                break
+            tokens = self._tokens(segmenter, candidate.turns)
+            if tokens < self.selection.min_tokens:
+                self.dropped["too_few_tokens"] += 1
+            elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
+                self.dropped["too_many_tokens"] += 1
+            elif self.selection.language not in (None, language_of(candidate.turns)):
+                self.dropped["other_language"] += 1
+            elif near is not None and near.seen_before(candidate.turns):
+                self.dropped["near_duplicate"] += 1
+            else:
+                chosen.append(_row(candidate, tokens, self.selection.language, source, names))
+        return chosen
+
+    def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
+        """Tokens of a conversation, or of as many of its first turns as are too many already."""
+        limit = self.selection.max_tokens
+        if limit is not None:
+            read = 0
+            for end, turn in enumerate(turns[:-1], 1):
+                read += len(turn.user) + len(turn.assistant)
+                if read > MAX_CHARACTERS_PER_TOKEN * limit:
+                    tokens = segmenter.count(turns[:end])
+                    if tokens > limit:
+                        return tokens
+                    break
+        return segmenter.count(turns)
+
+    def _reason(self, candidate: Candidate) -> str | None:
+        chosen = self.selection
+        turns = len(candidate.turns)
+        if self._exact_duplicates.seen_before(candidate.turns):
+            return "exact_duplicate"
+        if turns < chosen.min_turns:
+            return "too_few_turns"
+        if chosen.max_turns is not None and turns > chosen.max_turns:
+            return "too_many_turns"
+        if any(max(len(t.user), len(t.assistant)) > LONGEST_MESSAGE for t in candidate.turns):
+            return "message_too_long"
+        # A token is at least a byte, so a shorter text cannot have enough of them.
+        if candidate.text_bytes + 64 * turns < chosen.min_tokens:
+            return "too_few_tokens"
+        if chosen.category is not None and category_of(candidate.turns) != chosen.category:
+            return "other_category"
+        return None
+
+
+def _rank(seed: int, conversation_id: str) -> int:
+    text = f"{seed}\0{conversation_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def _row(
+    candidate: Candidate, tokens: int, language: str | None, source: str, names: set[str]
+) -> dict[str, object]:
+    safe = re.sub(r"[^A-Za-z0-9._-]", "-", candidate.conversation_id)[:80] or "dialogue"
+    name, copy = safe, 2
+    while name in names:
+        name, copy = f"{safe}-{copy}", copy + 1
+    names.add(name)
+    return {
+        "dialogue_id": name,
+        "turns": [asdict(turn) for turn in candidate.turns],
+        "n_turns": len(candidate.turns),
+        "n_tokens": tokens,
+        "language": language or language_of(candidate.turns),
+        "source": source,
+        "questions": [asdict(asked) for asked in candidate.questions],
+    }

@@ -1,0 +1,176 @@
+"""Walking through a dialogue turn by turn on one managed cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.evictor import Evictor
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.scores import ScoreHistory
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.generate import generate
+from kvfidelity.decoding.sampling import Sampling
+from kvfidelity.decoding.sequence import Reply
+from kvfidelity.dialogues.segments import Segment
+from kvfidelity.metrics.positions import Integrity, integrity
+
+
+@dataclass(frozen=True)
+class TurnSetting:
+    """How replies come about; see RunSpec."""
+
+    replies: str
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    feed_end_of_turn: bool = True
+
+
+@dataclass(frozen=True)
+class TurnOutcome:
+    """What one turn did to the cache and what it measured.
+
+    slots_*: cached slots at the turn's start, once the prompt was in, after the last eviction
+    (None: none), at the end, and at most. predicted: hidden states [m, hidden] that predict the
+    fed reply's tokens. fed: the reply's tokens as they entered the cache, end of turn included.
+    peak_bytes: of the device's memory, at most since the run began; None on a CPU and where other
+    runs have their part in it.
+    """
+
+    fed: tuple[int, ...]
+    predicted: Tensor
+    reply: Reply | None
+    reference_nll: Tensor | None
+    integrity: Integrity
+    evictions: tuple[Eviction, ...]
+    slots_start: int
+    slots_after_prompt: int
+    slots_after_eviction: int | None
+    slots_end: int
+    slots_peak: int
+    tokens_seen_start: int
+    tokens_seen_end: int
+    next_position: int
+    prompt_s: float
+    peak_bytes: int | None
+
+
+@torch.inference_mode()
+def run_turn(
+    engine: Engine,
+    cache: ManagedCache,
+    evictor: Evictor,
+    segment: Segment,
+    setting: TurnSetting,
+    on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+) -> TurnOutcome:
+    """Feed one turn's prompt, measure, generate or teacher-force the reply.
+
+    Args:
+        on_prompt: called once the prompt is in and its evictions are done.
+    """
+    evictions_before = len(evictor.log)
+    start, seen = cache.size, cache.slot_table.tokens_seen
+    start_s = engine.now()
+    evictor.before_turn(cache)
+    hidden = engine.feed(cache, segment.prompt_ids)
+    evictor.step += 1
+    after_prompt = cache.size
+    evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
+    prompt_s = engine.now() - start_s
+    last = hidden[-1:].clone()
+    found = measure_integrity(engine, cache)
+    next_position = cache.slot_table.next_position
+    on_prompt(cache)
+
+    reply, nll, predicted = None, None, last
+    if setting.replies == "own":
+        reply = _generate_reply(engine, cache, evictor, last, setting)
+        end_of_turn = engine.segmenter.end_of_turn_ids if setting.feed_end_of_turn else ()
+        fed = (*reply.ids, *end_of_turn)
+        _feed_reply(engine, cache, evictor, end_of_turn)
+    else:
+        if setting.max_new_tokens:
+            # On a copy of cache and evictor: what is generated here is judged, then forgotten.
+            evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed)
+            reply = _generate_reply(engine, cache.fork(), evictor_copy, last, setting)
+        fed = segment.reply_ids
+        rest = _feed_reply(engine, cache, evictor, fed)
+        predicted = torch.cat([last, rest[:-1]])
+        nll = engine.nll(predicted, fed)
+    evictions = tuple(evictor.log[evictions_before:])
+    return TurnOutcome(
+        fed=fed,
+        predicted=predicted,
+        reply=reply,
+        reference_nll=nll,
+        integrity=found,
+        evictions=evictions,
+        slots_start=start,
+        slots_after_prompt=after_prompt,
+        slots_after_eviction=evictions[-1].slots_after if evictions else None,
+        slots_end=cache.size,
+        slots_peak=max([start, after_prompt, cache.size, *(e.slots_before for e in evictions)]),
+        tokens_seen_start=seen,
+        tokens_seen_end=cache.slot_table.tokens_seen,
+        next_position=next_position,
+        prompt_s=prompt_s,
+        peak_bytes=_peak_bytes(engine),
+    )
+
+
+def measure_integrity(engine: Engine, cache: ManagedCache) -> Integrity:
+    """Positional integrity as the next query finds it."""
+    weights = None
+    if cache.scores is not None and cache.scores.available:
+        scores = cache.scores.rows(ScoreHistory.LATEST).double()
+        layers, heads, slots = scores.shape
+        rows, groups, _ = cache.slot_table.token_index.shape
+        if rows == 1:
+            weights = scores.mean((0, 1))
+        else:
+            weights = scores.view(layers, groups, heads // groups, slots).mean(2)
+        weights = weights.cpu()
+    return integrity(cache.slot_table, engine.frequencies, engine.window, weights)
+
+
+def _peak_bytes(engine: Engine) -> int | None:
+    if engine.device.type != "cuda" or engine.scheduler is not None:
+        return None
+    return torch.cuda.max_memory_allocated(engine.device)
+
+
+def _generate_reply(
+    engine: Engine, cache: ManagedCache, evictor: Evictor, last: Tensor, setting: TurnSetting
+) -> Reply:
+    return generate(
+        engine, cache, evictor, last, setting.max_new_tokens, setting.sampling, setting.seed
+    )
+
+
+def _feed_reply(
+    engine: Engine, cache: ManagedCache, evictor: Evictor, ids: Sequence[int]
+) -> Tensor:
+    """Feed a known reply, evicting as token-by-token decoding would; hidden states [m, hidden]."""
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(ids):
+        evictor.before_step(cache)
+        limit = evictor.steps_without_eviction(cache)
+        stop = len(ids) if limit is None else min(len(ids), start + limit)
+        if (
+            limit is not None
+            and limit > 1
+            and stop - start == limit
+            and evictor.policy.needs_scores
+        ):
+            stop -= 1  # the policy is asked next: its latest forward must be a decode step's
+        parts.append(engine.feed(cache, ids[start:stop]))
+        evictor.step += stop - start
+        start = stop
+    return torch.cat(parts) if parts else torch.empty(0)

@@ -1,0 +1,172 @@
+"""A judge behind an OpenAI-compatible endpoint: replies into requests, answers into verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
+from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
+from kvfidelity.judges.verdict import Verdict
+
+KIND = "openai"
+Read = TypeVar("Read")
+#: A turn with a reply, and the turns before it.
+ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why an answer holds no verdict: a status of `verdict.STATUS` and the reason."""
+
+    status: str
+    reason: str
+
+
+class LLMJudge:
+    """Asks a model for verdicts.
+
+    Args:
+        name: of the judge in the config. entry: its config entry. rubric: what is asked.
+        asker: sends the requests.
+    """
+
+    def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
+        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+
+    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Verdicts on all turns of one run, in order.
+
+        Args:
+            rows: `turn`, `prompt`, `fed_reply`, `reply`, `reference`, `finish_reason`.
+        """
+        given = iter(self.judge_each(_with_replies(rows)))
+        return [self._no_reply(row) if row["reply"] is None else next(given) for row in rows]
+
+    def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
+        """Verdicts on the replies of many runs, asked for together."""
+        return self.judge_each([reply for rows in runs for reply in _with_replies(rows)])
+
+    def judge_each(
+        self,
+        replies: Sequence[ReplyWithHistory],
+        variants: Sequence[Mapping[str, int]] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on replies, each with the turns before it.
+
+        Args:
+            marks: of each, see `Request.mark`.
+        """
+        pairs = zip(replies, variants or [{}] * len(replies), strict=True)
+        requests = [self.request(row, history, variant) for (row, history), variant in pairs]
+        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), self._score)
+        return [self._verdict(row, *found) for (row, _), found in zip(replies, read, strict=True)]
+
+    def request(
+        self,
+        row: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        variant: Mapping[str, int] | None = None,
+    ) -> Request:
+        """The request for one reply."""
+        parts = [*rubric_parts(self.rubric, row, history), ("reply", str(row["reply"]))]
+        return Request(request_body(self.rubric, parts, self.entry), variant or {})
+
+    def _score(self, answer: Answer) -> tuple[int, str]:
+        return score_in(answer.content or "", self.rubric)
+
+    def _no_reply(self, row: Mapping[str, Any]) -> Verdict:
+        reason = f"no own reply ({row['finish_reason']})"
+        return Verdict(**self._about(row), score=None, status="no_reply", reason=reason)
+
+    def _verdict(
+        self,
+        row: Mapping[str, Any],
+        request: Request,
+        outcomes: Sequence[Outcome],
+        read: tuple[int, str] | Missing,
+    ) -> Verdict:
+        score, status, reason = None, "ok", None
+        if isinstance(read, Missing):
+            status, reason = read.status, read.reason
+        else:
+            score, reason = read
+        identity = self._about(row) | {"request": request.key}
+        identity |= usage(outcomes)
+        return Verdict(**identity, score=score, status=status, reason=reason)
+
+    def _about(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "turn": row["turn"],
+            "judge": self.name,
+            "judge_kind": KIND,
+            "judge_model": self.entry["model"],
+            "rubric": self.rubric.name,
+        }
+
+
+def _with_replies(rows: Sequence[Mapping[str, Any]]) -> list[ReplyWithHistory]:
+    return [(row, rows[:index]) for index, row in enumerate(rows) if row["reply"] is not None]
+
+
+def request_body(
+    rubric: Rubric, parts: Sequence[tuple[str, str]], entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A request's body under a judge's config entry."""
+    form = AnswerFormat(entry.get("answer_format", AnswerFormat.SCHEMA))
+    return rubric.body(parts, entry["model"], entry.get("max_tokens", 400), form)
+
+
+def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Number, tokens and dollars of answers; None for what no answer tells."""
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    return {
+        "answers": len(answers),
+        "prompt_tokens": _sum_known(answer.prompt_tokens for answer in answers),
+        "completion_tokens": _sum_known(answer.completion_tokens for answer in answers),
+        "cost_usd": _sum_known(answer.usd for answer in answers),
+    }
+
+
+def ask_with_retries(
+    client: Client, requests: Sequence[Request], attempts: int, read: Callable[[Answer], Read]
+) -> list[tuple[Request, list[Outcome], Read | Missing]]:
+    """Each request, its outcomes, and what the last says; one that says nothing is asked for again.
+
+    Args:
+        attempts: how often at most. read: what an answer says; raises ValueError if nothing.
+    """
+    outcomes: list[list[Outcome]] = [[] for _ in requests]
+    found: dict[int, tuple[Request, Read | Missing]] = {}
+    waiting = list(range(len(requests)))
+    for attempt in range(1, attempts + 1):
+        again = {} if attempt == 1 else {"attempt": attempt}
+        asked = [replace(requests[n], variant={**requests[n].variant, **again}) for n in waiting]
+        for number, request, outcome in zip(waiting, asked, client.complete(asked), strict=True):
+            outcomes[number].append(outcome)
+            found[number] = (request, _read(outcome, read))
+        waiting = [n for n in waiting if isinstance(found[n][1], Missing)]
+        if not waiting:
+            break
+    return [(found[n][0], outcomes[n], found[n][1]) for n in range(len(requests))]
+
+
+def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
+    if isinstance(outcome, Failure):
+        return Missing("failed", outcome.reason)
+    if outcome.refusal:
+        return Missing("refused", outcome.refusal)
+    if outcome.finish_reason == "content_filter":
+        return Missing("refused", "the endpoint's content filter")
+    if outcome.finish_reason == "length":
+        return Missing("truncated", outcome.content or "nothing was said within max_tokens")
+    try:
+        return read(outcome)
+    except ValueError as error:
+        return Missing("unparsable", str(error))
+
+
+def _sum_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,93 @@
+"""Named locks that processes of one or of several machines share, and that a kill gives back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvfidelity.errors import UserError
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.002, 0.1
+
+
+class Locks:
+    """Locks on single bytes of one file, one byte per name.
+
+    The kernel, or the server of a network file system, frees a byte when its process ends, however
+    it ends. Such locks belong to a process, so its threads are kept apart here.
+
+    Args:
+        file: made if need be; nothing is ever written into it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
+        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._held: set[str] = set()
+        self._changed = threading.Condition()
+
+    def acquire(self, name: str, *, wait: bool = True) -> bool:
+        """Take a lock; False if another thread or process has it and `wait` is not set.
+
+        Raises:
+            UserError: the file system knows no locks.
+        """
+        with self._changed:
+            while name in self._held:
+                if not wait:
+                    return False
+                self._changed.wait()
+            self._held.add(name)
+        pause = FIRST_PAUSE_S
+        while not self._locked(name):
+            if not wait:
+                self._discard(name)
+                return False
+            # Not the kernel's own waiting: it would see deadlocks between threads that are none.
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_S)
+        return True
+
+    def release(self, name: str) -> None:
+        """Free a lock that this process holds."""
+        fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, _byte_offset(name))
+        self._discard(name)
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Hold a lock for the length of a block."""
+        self.acquire(name)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def _locked(self, name: str) -> bool:
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_offset(name))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            self._discard(name)
+            raise UserError(
+                f"{self._file}: its file system knows no locks ({error.strerror}); set "
+                "`verdict_store` to a folder on one that does"
+            ) from None
+        return True
+
+    def _discard(self, name: str) -> None:
+        with self._changed:
+            self._held.discard(name)
+            self._changed.notify_all()
+
+
+def _byte_offset(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

@@ -1,0 +1,168 @@
+"""Two replies side by side: judged in both orders, and only agreement is a preference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.judges.llm import KIND, Missing, ask_with_retries, request_body, usage
+from kvfidelity.judges.requests import Answer, Client, Outcome, Request
+from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
+
+BETTER, WORSE, TIE = "better", "worse", "tie"
+SCHEMA: dict[str, Any] = {
+    "turn": pl.Int32,
+    "judge": pl.String,
+    "judge_kind": pl.String,
+    "judge_model": pl.String,
+    "rubric": pl.String,
+    "outcome": pl.String,
+    "choice": pl.String,
+    "choice_swapped": pl.String,
+    "status": pl.String,
+    "reason": pl.String,
+    "prompt_tokens": pl.Int32,
+    "completion_tokens": pl.Int32,
+    "cost_usd": pl.Float64,
+    "request": pl.String,
+    "answers": pl.Int32,
+}
+#: Of comparisons of planted replies: a good one with its corruption of this kind.
+CORRUPTION_COMPARISONS: dict[str, Any] = {
+    "item": pl.Int32,
+    "dialogue": pl.String,
+    "kind": pl.String,
+    **SCHEMA,
+}
+
+#: A turn with its reply, the other reply, and the turns before.
+Pair = tuple[Mapping[str, Any], str, Sequence[Mapping[str, Any]]]
+Side = tuple[Request, list[Outcome], tuple[str, str] | Missing]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One reply against another.
+
+    choice, choice_swapped: "first", "second" or "tie", with the reply standing first, then second.
+    outcome: "better" or "worse" if both orders say so, else "tie"; None unless `status` is "ok" or
+    "same" (equal texts, which nobody is asked about). request: hashes of what was asked.
+    """
+
+    turn: int
+    judge: str
+    judge_kind: str
+    judge_model: str
+    rubric: str
+    outcome: str | None
+    choice: str | None
+    choice_swapped: str | None
+    status: str
+    reason: str | None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    request: str | None = None
+    answers: int | None = None
+
+
+class PairwiseJudge:
+    """Asks a model which of two replies is better.
+
+    Args:
+        name: of the judge in the config. entry: its config entry. asker: sends the requests.
+    """
+
+    def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
+        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+
+    def compare(
+        self, runs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
+    ) -> list[list[Comparison]]:
+        """The replies of runs against those of the run that evicts nothing, turn by turn.
+
+        Args:
+            runs: pairs of rows (see `judges.replies`): of a run and of the never evicted one, whose
+                conversation is shown.
+        """
+        found: list[list[Comparison | None]] = []
+        pairs: list[Pair] = []
+        for rows, baseline in runs:
+            others = {row["turn"]: (index, row) for index, row in enumerate(baseline)}
+            given: list[Comparison | None] = []
+            for row in rows:
+                index, other = others.get(row["turn"], (0, None))
+                if row["reply"] is None or other is None or other["reply"] is None:
+                    given.append(
+                        self._comparison_of(row, None, "no_reply", "one of the two is missing")
+                    )
+                elif row["reply"] == other["reply"]:
+                    given.append(self._comparison_of(row, TIE, "same", "the same text"))
+                else:
+                    given.append(None)
+                    pairs.append((row, other["reply"], baseline[:index]))
+            found.append(given)
+        asked = iter(self.compare_each(pairs))
+        return [[one if one else next(asked) for one in given] for given in found]
+
+    def compare_each(self, pairs: Sequence[Pair]) -> list[Comparison]:
+        """Replies against others, all asked for together."""
+        requests = [
+            request
+            for row, other, history in pairs
+            for request in (
+                self._request(row, history, row["reply"], other),
+                self._request(row, history, other, row["reply"]),
+            )
+        ]
+        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), _choice)
+        sides = zip(read[::2], read[1::2], strict=True)
+        return [
+            self._comparison(row, *both) for (row, _, _), both in zip(pairs, sides, strict=True)
+        ]
+
+    def _request(
+        self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]], one: str, two: str
+    ) -> Request:
+        parts = [*rubric_parts(self.rubric, row, history), ("first", one), ("second", two)]
+        return Request(request_body(self.rubric, parts, self.entry))
+
+    def _comparison(self, row: Mapping[str, Any], one: Side, two: Side) -> Comparison:
+        usage_fields = usage([*one[1], *two[1]]) | {"request": f"{one[0].key} {two[0].key}"}
+        for _, _, choice in (one, two):
+            if isinstance(choice, Missing):
+                return self._comparison_of(row, None, choice.status, choice.reason, **usage_fields)
+        assert not isinstance(one[2], Missing) and not isinstance(two[2], Missing)
+        (first, why), (second, why_swapped) = one[2], two[2]
+        outcome = {("first", "second"): BETTER, ("second", "first"): WORSE}.get(
+            (first, second), TIE
+        )
+        choices = {"choice": first, "choice_swapped": second}
+        reason = f"{why}; exchanged: {why_swapped}"
+        return self._comparison_of(row, outcome, "ok", reason, **choices, **usage_fields)
+
+    def _comparison_of(
+        self, row: Mapping[str, Any], outcome: str | None, status: str, reason: str, **more: Any
+    ) -> Comparison:
+        about: dict[str, Any] = {
+            "turn": row["turn"],
+            "judge": self.name,
+            "judge_kind": KIND,
+            "judge_model": self.entry["model"],
+            "rubric": self.rubric.name,
+            "choice": None,
+            "choice_swapped": None,
+        }
+        return Comparison(**{**about, **more}, outcome=outcome, status=status, reason=reason)
+
+
+def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:
+    """Comparisons as a table."""
+    return pl.DataFrame([asdict(comparison) for comparison in comparisons], SCHEMA)
+
+
+def _choice(answer: Answer) -> tuple[str, str]:
+    return choice_in(answer.content or "")

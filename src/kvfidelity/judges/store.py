@@ -1,0 +1,220 @@
+"""Answers that were paid for, kept the moment they arrive and never asked for again."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.judges.journal import Journal
+from kvfidelity.judges.locks import Locks
+from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome
+
+MINUTE_S = 60.0
+
+
+class CapReachedError(Exception):
+    """Another call could cost more than a judge may spend."""
+
+    def __init__(self, spent: float) -> None:
+        super().__init__(spent)
+        self.spent = spent
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was begun: at most so many tokens and, if prices are known, dollars."""
+
+    name: str
+    judge: str
+    model: str
+    at: float
+    tokens: int
+    usd: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that was sent or was about to be.
+
+    call: under which its cost was written down. id: the endpoint's name for it.
+    """
+
+    name: str
+    judge: str
+    model: str
+    keys: tuple[str, ...]
+    call: str | None
+    id: str | None = None
+
+
+class AnswerStore:
+    """A folder of answers by key, shared by any number of processes and machines.
+
+    It also knows what was spent: a call is written down before it is made and settled when it
+    ended. One that was in flight at a kill is never settled, and counts at its highest price, for
+    nobody knows whether it was charged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.locks = Locks(folder / "locks")
+        self._journal = Journal(folder, self.locks)
+        self._read_lock = threading.Lock()
+        self._outcomes: dict[str, tuple[float, Outcome]] = {}
+        self._calls: dict[str, Call] = {}
+        self._spent: dict[str, float] = defaultdict(float)
+        self._used: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._batches: dict[str, Batch] = {}
+        self._ended: set[str] = set()
+
+    def get(self, key: str) -> Outcome | None:
+        """What is kept under a key, of whichever process; of two answers the first."""
+        with self._read_lock:
+            if key not in self._outcomes:
+                self._refresh()
+            found = self._outcomes.get(key)
+        return found[1] if found else None
+
+    def put(
+        self, key: str, answer: Answer, judge: str, model: str, call: str | None = None
+    ) -> None:
+        """Keep an answer, and settle its call; on the disk when this returns."""
+        entry = {"key": key, "at": time.time(), "judge": judge, "model": model, "call": call}
+        self._journal.append(entry | {"answer": asdict(answer)})
+
+    def put_failure(self, key: str, failure: Failure) -> None:
+        """Keep that there will be no answer to a request that was sent in a batch."""
+        self._journal.append({"key": key, "at": time.time(), "failure": failure.reason})
+
+    def start_call(
+        self, judge: str, model: str, tokens: int, usd: float, limits: Limits
+    ) -> str | None:
+        """Write down a call that is about to be made, once the tokens of the last minute allow it.
+
+        Args:
+            tokens, usd: at most.
+
+        Returns:
+            What to settle it with; None if nothing limits this judge.
+
+        Raises:
+            CapReachedError: it could cost more than what is left.
+        """
+        if limits.max_usd is None and limits.tokens_per_minute is None:
+            return None
+        while True:
+            with self.locks.hold("calls"):
+                spent = self.spent(judge)
+                if limits.max_usd is not None and spent + usd > limits.max_usd:
+                    raise CapReachedError(spent)
+                wait = self._wait(model, tokens, limits.tokens_per_minute)
+                if wait <= 0:
+                    call = Call(uuid.uuid4().hex, judge, model, time.time(), tokens, usd)
+                    self._journal.append({"begin": asdict(call)}, durable=False)
+                    return call.name
+            time.sleep(min(wait, 1.0))
+
+    def end_call(self, call: str | None) -> None:
+        """Settle a call that gave no answer: it cost nothing."""
+        if call is not None:
+            self._journal.append({"end": call}, durable=False)
+
+    def spent(self, judge: str) -> float:
+        """Dollars that a judge has spent, calls that are not settled at their highest."""
+        with self._read_lock:
+            self._refresh()
+            open_calls = sum(call.usd for call in self._calls.values() if call.judge == judge)
+            return self._spent[judge] + open_calls
+
+    def note_batch(self, batch: Batch) -> None:
+        """Write down a batch, before it is sent and again once it has an id."""
+        self._journal.append({"batch": asdict(batch)})
+
+    def end_batch(self, batch: Batch) -> None:
+        """Write down that nothing more will come of a batch."""
+        self._journal.append({"batch_ended": batch.name})
+
+    def open_batches(self, judge: str) -> list[Batch]:
+        """Batches of a judge of which more may come, oldest first."""
+        with self._read_lock:
+            self._refresh()
+            return [
+                batch
+                for batch in self._batches.values()
+                if batch.judge == judge and batch.name not in self._ended
+            ]
+
+    def answers(self) -> Iterator[tuple[str, Outcome]]:
+        """All that is kept, by key."""
+        with self._read_lock:
+            self._refresh()
+            kept = list(self._outcomes.items())
+        for key, (_, outcome) in kept:
+            yield key, outcome
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys, each once, under which nothing is kept."""
+        return [key for key in dict.fromkeys(keys) if self.get(key) is None]
+
+    def _wait(self, model: str, tokens: int, limit: int | None) -> float:
+        """Seconds until so many tokens more fit into a minute; one call alone always fits."""
+        if limit is None:
+            return 0.0
+        now = time.time()
+        with self._read_lock:
+            recent = [use for use in self._used[model] if use[0] > now - MINUTE_S]
+            self._used[model] = list(recent)
+            recent += [(c.at, c.tokens) for c in self._calls.values() if c.model == model]
+        recent = sorted(use for use in recent if use[0] > now - MINUTE_S)
+        total = sum(count for _, count in recent)
+        for at, count in recent:
+            if total + tokens <= limit:
+                break
+            total -= count
+            if total + tokens <= limit or total == 0:
+                return at + MINUTE_S - now
+        return 0.0
+
+    def _refresh(self) -> None:
+        for entry in self._journal.read_new():
+            match entry:
+                case {"key": str(key), "at": at, "answer": dict(values)}:
+                    answer = Answer(**values)
+                    self._keep(key, at, answer)
+                    self._settle_call(entry, answer)
+                case {"key": str(key), "at": at, "failure": str(reason)}:
+                    self._keep(key, at, Failure(reason))
+                case {"begin": dict(values)}:
+                    call = Call(**values)
+                    self._calls[call.name] = call
+                case {"end": str(name)}:
+                    self._calls.pop(name, None)
+                case {"batch": dict(values)}:
+                    batch = Batch(**{**values, "keys": tuple(values["keys"])})
+                    self._batches[batch.name] = batch
+                case {"batch_ended": str(name)}:
+                    self._ended.add(name)  # perhaps by another machine, whose file is read first
+
+    def _keep(self, key: str, at: float, outcome: Outcome) -> None:
+        known = self._outcomes.get(key)
+        if known is None or _rank(at, outcome) < _rank(*known):
+            self._outcomes[key] = (at, outcome)
+
+    def _settle_call(self, entry: Mapping[str, Any], answer: Answer) -> None:
+        call = self._calls.pop(entry.get("call") or "", None)
+        # An endpoint that counts no tokens does not get round the cap.
+        max_usd = call.usd if call else 0.0
+        self._spent[entry["judge"]] += max_usd if answer.usd is None else answer.usd
+        if entry["at"] > time.time() - MINUTE_S:
+            used = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+            self._used[entry["model"]].append((entry["at"], used))
+
+
+def _rank(at: float, outcome: Outcome) -> tuple[bool, float]:
+    """Of what is kept under one key the lowest counts: an answer, then the first."""
+    return isinstance(outcome, Failure), at

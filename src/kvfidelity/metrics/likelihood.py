@@ -1,0 +1,33 @@
+"""Quality without a judge: likelihoods and divergences of next-token distributions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, in nats.
+
+    Args:
+        logits: [m, vocabulary], any floating dtype; the softmax is taken in fp32.
+        targets: int64 [m].
+
+    Returns:
+        fp32 [m].
+    """
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def kl_divergence(baseline: Tensor, managed: Tensor) -> Tensor:
+    """KL(full || managed) of next-token distributions, in nats.
+
+    Args:
+        full, managed: logits [m, vocabulary] under the never evicted and the managed cache.
+
+    Returns:
+        fp32 [m], at least 0 up to rounding.
+    """
+    p = baseline.float().log_softmax(-1)
+    q = managed.float().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)

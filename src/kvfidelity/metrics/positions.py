@@ -1,0 +1,126 @@
+"""How far a cache's positions are from the conversation's: exact, and free of any model run.
+
+All are functions of the slot ledger at the moment of a query: the query gets `next_position` and
+is the `tokens_seen`-th token. For slot i with token index t_i and position p_i:
+
+    effective offset  e_i = next_position - p_i      what RoPE encodes
+    true offset       o_i = tokens_seen - t_i        what the text says
+
+Worked example: 6 tokens seen, tokens 0, 1, 4, 5 kept, positions stale (0, 1, 4, 5), next position
+4: effective offsets 4, 3, 0, -1; true offsets 6, 5, 2, 1; every error is -2. Slots 4 and 5 stand
+at or behind the query: future share 2/4. Two contiguous runs; no collision; no inversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.slots import SlotTable
+
+SINKS = 4
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """Positional integrity of a cache as one query finds it.
+
+    Where keep sets differ by layer or kv head, each value is the mean over them.
+
+    retained_share: slots per token seen.
+    runs: contiguous runs of token indices.
+    future_share: share of slots whose position is not before the query's.
+    collisions: slots whose position an earlier slot has already.
+    order_inversions: pairs of slots whose positions are in the wrong order.
+    out_of_window_share: share of slots whose effective offset's size is the trained window or more.
+    mean_offset_error: mean |effective - true offset|, in positions.
+    phase_distortion: mean over slots and rotary frequencies k of
+        1 - cos(theta_k (effective - true offset)), in [0, 2].
+    phase_distortion_weighted: the same, slots weighted by the attention they received in the
+        latest forward; None without scores.
+    sinks_kept: how many of the conversation's first four tokens are cached.
+    """
+
+    retained_share: float
+    kept_spans: float
+    future_share: float
+    collisions: float
+    order_inversions: float
+    out_of_window_share: float
+    mean_offset_error: float
+    phase_distortion: float
+    phase_distortion_weighted: float | None
+    sinks_kept: float
+
+
+def integrity(
+    slots: SlotTable, frequencies: Tensor, trained_window: int, weights: Tensor | None = None
+) -> Integrity:
+    """Measure a ledger.
+
+    Args:
+        ledger: slots and positions now.
+        frequencies: rotary inverse frequencies theta_k, [r / 2].
+        trained_window: in tokens.
+        weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
+    """
+    token, position = slots.token_index.cpu(), slots.position.cpu()
+    count = token.shape[-1]
+    if count == 0:
+        weighted = None if weights is None else 0.0
+        return Integrity(0.0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0, weighted, 0)
+    effective = slots.next_position - position
+    error = effective - (slots.tokens_seen - token)
+    distortion = phase_distortion(error, frequencies)
+    weighted = None
+    if weights is not None:
+        share = weights / weights.sum(-1, keepdim=True)
+        weighted = float((distortion * share.double().cpu()).sum(-1).mean())
+    rows = position.reshape(-1, count).numpy()
+    return Integrity(
+        retained_share=count / slots.tokens_seen,
+        kept_spans=float((1 + (token.diff(dim=-1) != 1).sum(-1)).double().mean()),
+        future_share=float((effective <= 0).double().mean()),
+        collisions=_mean([int((np.diff(np.sort(row)) == 0).sum()) for row in rows]),
+        order_inversions=_mean([_inversions(row) for row in rows]),
+        out_of_window_share=float((effective.abs() >= trained_window).double().mean()),
+        mean_offset_error=float(error.abs().double().mean()),
+        phase_distortion=float(distortion.mean()),
+        phase_distortion_weighted=weighted,
+        sinks_kept=float((token < SINKS).sum(-1).double().mean()),
+    )
+
+
+def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
+    """RoPE phase distortion of each slot, fp64 of the shape of `error`.
+
+    Args:
+        error: int64, effective minus true offsets.
+        frequencies: theta_k, [r / 2].
+    """
+    values = error.numpy()
+    low, high = int(values.min()), int(values.max())
+    if high - low < values.size:  # every integer between, rather than sorting out which there are
+        distinct, inverse = np.arange(low, high + 1), values - low
+    else:
+        distinct, inverse = np.unique(values, return_inverse=True)
+    angles = distinct[:, None] * frequencies.double().cpu().numpy()
+    return torch.from_numpy((1 - np.cos(angles)).mean(-1)[inverse.reshape(error.shape)])
+
+
+def _inversions(position: np.ndarray) -> int:
+    """Pairs i < j with position_i > position_j, one ascending run after the other."""
+    cuts = np.flatnonzero(np.diff(position) < 0) + 1
+    first, *rest = np.split(position, cuts)
+    count, earlier = 0, first
+    for ascending in rest:
+        count += int((earlier.size - np.searchsorted(earlier, ascending, side="right")).sum())
+        earlier = np.sort(np.concatenate([earlier, ascending]), kind="stable")
+    return count
+
+
+def _mean(counts: list[int]) -> float:
+    return sum(counts) / len(counts)

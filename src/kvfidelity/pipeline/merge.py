@@ -1,0 +1,204 @@
+"""Results that were made in several places, on several clusters say, put into one folder.
+
+A run is taken whole, with its measures and what judges said of it, from the first folder that has
+it. What a folder lacks beside the generated replies is for the workflow to make.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+from kvfidelity.pipeline.rule_params import TOKENIZER, run_spec
+from kvfidelity.records.grid import cells, run_keys
+
+GENERATE_OUTPUTS = ("turns", "evictions", "recall")
+MANIFEST = "manifest.json"
+RUN_KEY = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
+
+
+def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """For the artifacts of the configuration's runs, by path below results, the file to take.
+
+    Raises:
+        UserError: none is listed, one is not there, or a run is in none of them.
+    """
+    folders = [Path(folder) for folder in settings["merge"]]
+    if not folders:
+        raise UserError("merge: no folders are listed; name those whose results are to be merged")
+    for folder in folders:
+        if not (folder / "generate").is_dir():
+            raise UserError(
+                f"merge: {folder} holds no results (no {folder / 'generate'}): name folders like "
+                "the `results` of a finished workflow, relative to the working directory"
+            )
+    keys = run_keys(settings)
+    folder_of = {run: _first_folder_with(folders, f"generate/{run}/turns.parquet") for run in keys}
+    missing = [run for run, origin in folder_of.items() if origin is None]
+    if missing:
+        names = ", ".join(map(str, folders))
+        raise UserError(
+            f"merge: {len(missing)} of {len(keys)} runs are in none of {names}, such as "
+            f"{missing[0]}: run them there, or leave them out of `grid`"
+        )
+    found: dict[str, Path] = {}
+    for run, origin in folder_of.items():
+        if origin:
+            found |= {name: origin / name for name in _files_of_run(run, origin, settings)}
+    for pair, origin in _pairs(settings, folder_of):
+        found |= {name: origin / name for name in _files_of_pair(pair, origin, settings)}
+    return found
+
+
+def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Check and copy what `sources` names.
+
+    Returns:
+        What was taken from where: `runs` by folder, `also_in`: runs that further folders have, and
+        `differing`: those of them that are not the same there.
+
+    Raises:
+        UserError: an artifact is missing or damaged, was made with another configuration or other
+            code than the rest, or the folders' dialogues are not the same.
+    """
+    from kvfidelity.records.artifacts import replacing
+
+    found = merge_sources(settings)
+    digests: dict[str, Path] = {}
+    for name, file in found.items():
+        _check(settings, name, file, digests)
+    _same_dialogues(settings)
+    for name, file in found.items():
+        with replacing(out / name) as temporary:
+            shutil.copyfile(file, temporary)
+    return _summary(settings, found)
+
+
+def _first_folder_with(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder for folder in folders if (folder / name).is_file()), None)
+
+
+def _files_of_run(run: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATE_OUTPUTS)
+    optional = [f"metrics/{run}/metrics.parquet"]
+    for judge in settings["judging"]:
+        optional.append(f"judge/{judge}/{run}/verdicts.parquet")
+        optional.append(f"comparisons/{judge}/{run}/comparisons.parquet")
+    yield from (name for name in optional if (folder / name).is_file())
+
+
+def _files_of_pair(pair: str, origin: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    yield f"dialogues/{pair}/{MANIFEST}"
+    folder = origin / "dialogues" / pair / TOKENIZER
+    if not folder.is_dir():
+        raise UserError(
+            f"merge: {folder} does not exist: copy it from where these results were made, with the "
+            "rest of `results/dialogues`"
+        )
+    yield from (f"dialogues/{pair}/{TOKENIZER}/{file.name}" for file in sorted(folder.iterdir()))
+    for judge in settings["judging"]:
+        for kind in ("judge_test", "pairs"):
+            name = f"reliability/{judge}/{pair}/{kind}.parquet"
+            if (origin / name).is_file():
+                yield name
+
+
+def _pairs(
+    settings: Mapping[str, Any], folder_of: Mapping[str, Path | None]
+) -> Iterator[tuple[str, Path]]:
+    """Each model with each data set it was run on, and the folder of its first run."""
+    for model, dataset in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        pair = f"{model}/{dataset}"
+        yield (
+            pair,
+            next(
+                folder for run, folder in folder_of.items() if folder and run.startswith(pair + "/")
+            ),
+        )
+
+
+def _check(settings: Mapping[str, Any], name: str, file: Path, digests: dict[str, Path]) -> None:
+    if name.startswith("dialogues/"):
+        if file.name == MANIFEST:
+            _manifest(file)
+        return
+    from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
+
+    if not file.is_file():
+        raise UserError(f"merge: {file} does not exist: finish the workflow there first")
+    metadata = read_metadata(file)
+    if digest(read_parquet(file, kind=metadata.get("kind", ""))) != metadata["digest"]:
+        raise UserError(f"merge: {file} is damaged (its digest): make it anew where it is from")
+    if not name.startswith("generate/"):
+        return
+    _same_spec(settings, name, file, json.loads(metadata["spec"]))
+    digests.setdefault(metadata["code"], file)
+    if len(digests) > 1:
+        first, second = digests.values()
+        raise UserError(
+            f"merge: {first} and {second} were made by different code: run the older ones again "
+            "with "
+            "the newer version"
+        )
+
+
+def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping[str, Any]) -> None:
+    from kvfidelity.pipeline.staleness import differing_setting
+
+    home = Path(str(file)[: -len(name)])
+    wildcards = dict(zip(RUN_KEY, name.split("/")[1:], strict=False))
+    if reason := differing_setting(spec, run_spec(settings, home, **wildcards)):
+        raise UserError(
+            f"merge: {file} was made with {reason}: merge with the configuration that the runs "
+            "were made with"
+        )
+
+
+def _same_dialogues(settings: Mapping[str, Any]) -> None:
+    """Ordinal 003 must be the same dialogue everywhere."""
+    for pair in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
+        manifest = f"dialogues/{'/'.join(pair)}/{MANIFEST}"
+        files = [Path(folder) / manifest for folder in settings["merge"]]
+        existing = [file for file in files if file.is_file()]
+        for file in existing[1:]:
+            if _manifest(file) != _manifest(existing[0]):
+                raise UserError(
+                    f"merge: {existing[0]} and {file} differ: the folders' dialogues are not the "
+                    "same "
+                    "and cannot be compared; extract them from one file with one `select`"
+                )
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """A manifest, but for where the data lay on that machine."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"merge: {file} cannot be read ({error}): make it anew there") from None
+    content.get("provenance", {}).pop("path", None)
+    return content
+
+
+def _summary(settings: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, Any]:
+    from kvfidelity.records.artifacts import read_metadata
+
+    taken: dict[str, int] = defaultdict(int)
+    also_in: list[str] = []
+    differing: list[str] = []
+    for run in run_keys(settings):
+        name = f"generate/{run}/turns.parquet"
+        origin = found[name]
+        folders = [Path(folder) for folder in settings["merge"] if Path(folder) / name != origin]
+        taken[str(origin)[: -len(name) - 1]] += 1
+        others = [folder / name for folder in folders if (folder / name).is_file()]
+        if others:
+            also_in.append(run)
+        digests = {read_metadata(file).get("digest") for file in (origin, *others)}
+        if len(digests) > 1:
+            differing.append(run)
+    return {"runs": dict(taken), "also_in": also_in, "differing": differing}

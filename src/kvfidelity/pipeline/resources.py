@@ -1,0 +1,178 @@
+"""What a scheduler is asked for: run time and memory of jobs that load a model, rather too much."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+from kvfidelity.models.geometry import BYTES, Geometry
+from kvfidelity.pipeline.plan_estimate import CPU_TOKENS_PER_S, DEFAULT_TURNS, GPU_TOKENS_PER_S
+from kvfidelity.records.grid import NO_THRESHOLD
+from kvfidelity.sizes import size_in_bytes, size_in_tokens
+
+#: Weights that the two speeds of `estimate` are for. A small model is no faster on a GPU than a
+#: large one: starting kernels takes the time.
+CPU_PARAMETERS, GPU_PARAMETERS = 135e6, 8e9
+#: A generated token takes as long as so many that are fed.
+DECODE_COST = 50
+#: Collecting attention scores: benchmarks/README.md has 1.23.
+SCORING_COST = 1.3
+#: How far estimates may be off.
+SAFETY_FACTOR = 2.0
+MEMORY_MARGIN = 1.2
+START_S = 60.0
+#: Python, torch, its libraries on a GPU, and what lies between two layers.
+BASE_BYTES = 3e9
+#: Tokens of a dialogue that nothing is known of.
+DEFAULT_TOKENS = 16_000
+#: Planted replies: tokens of a word, and kinds of replies read after one history.
+WORD_TOKENS, KINDS = 2, 8
+#: A model that is not fetched yet is taken to be of Llama-3-8B's size.
+DEFAULT_GEOMETRY = Geometry(layers=32, kv_heads=8, head_size=128, window=8192)
+
+
+@dataclass(frozen=True)
+class ResourceEstimate:
+    """What one job needs: wall time in minutes and memory in MB (10^6 bytes)."""
+
+    minutes: int
+    mem_mb: int
+
+    def scaled(self, attempt: int) -> ResourceEstimate:
+        """For the so manieth attempt: whatever ran short may have been the cause."""
+        return ResourceEstimate(self.minutes * attempt, self.mem_mb * attempt)
+
+
+def computes_on_gpu(device: str, gpus: int) -> bool:
+    """Whether a job's model will be on a GPU, as far as is known before it starts.
+
+    Args:
+        device: of the model, as configured.
+        gpus: that the job asks for; decides where the device is `auto`.
+    """
+    return gpus > 0 if device == "auto" else device != "cpu"
+
+
+def estimate_resources(
+    settings: Mapping[str, Any],
+    run: Mapping[str, str],
+    model_dir: Path,
+    manifest: Path,
+    *,
+    on_gpu: bool,
+) -> ResourceEstimate:
+    """What the generate job of a run needs.
+
+    Args:
+        settings: the checked configuration.
+        run: its wildcards: model, dataset, policy, positions, threshold, seed, dialogue.
+        model_dir: the model's folder; one that is not there yet counts as 8B weights.
+        manifest: of the dialogues, for their lengths; without it `select` decides.
+        on_gpu: see `computes_on_gpu`.
+    """
+    model, session = settings["models"][run["model"]], settings["session"]
+    parameters, geometry = _parameters_and_geometry(model_dir)
+    prompt_tokens = _dialogue_tokens(
+        settings["datasets"][run["dataset"]], manifest, int(run["dialogue"])
+    )
+    generated_tokens = _generated_tokens(session)
+    evicts = run["threshold"] != NO_THRESHOLD
+    scoring_cost = SCORING_COST if session["score_every_run"] or evicts else 1.0
+    seconds = (prompt_tokens * scoring_cost + generated_tokens * DECODE_COST) / _tokens_per_s(
+        parameters, on_gpu
+    )
+    token_bytes = geometry.token_bytes(model["dtype"])
+    # Two caches: the run without evictions and a copy of it for a reply of the model's own; an
+    # evicting run has two more, as long as its threshold and the turn that passes it.
+    cached = 2 * (prompt_tokens + generated_tokens)
+    if evicts:
+        threshold_size = settings["thresholds"][run["threshold"]]["at"]
+        threshold = size_in_tokens(threshold_size, token_bytes=token_bytes, window=geometry.window)
+        cached += 2 * min(prompt_tokens + generated_tokens, 2 * threshold)
+    # Of what jobs in lanes share each asks for its part.
+    shared_bytes = (
+        parameters * BYTES[model["dtype"]] + size_in_bytes(session["prefix_memory"]) + BASE_BYTES
+    )
+    return _rounded(seconds, shared_bytes / session["batch_size"] + cached * token_bytes)
+
+
+def likelihood_demand(
+    settings: Mapping[str, Any], model: str, model_dir: Path, *, on_gpu: bool
+) -> ResourceEstimate:
+    """What the job needs that scores planted replies; arguments as for `demand`."""
+    planted, dtype = settings["reliability"], settings["models"][model]["dtype"]
+    weights, geometry = _parameters_and_geometry(model_dir)
+    read = WORD_TOKENS * (planted["max_context_words"] + KINDS * planted["words"])
+    seconds = planted["replies"] * read / _tokens_per_s(weights, on_gpu)
+    memory = weights * BYTES[dtype] + BASE_BYTES + read * geometry.token_bytes(dtype)
+    return _rounded(seconds, memory)
+
+
+def _tokens_per_s(weights: float, on_gpu: bool) -> float:
+    if on_gpu:
+        return GPU_TOKENS_PER_S * min(1.0, GPU_PARAMETERS / weights)
+    return CPU_TOKENS_PER_S * CPU_PARAMETERS / weights
+
+
+def _rounded(seconds: float, memory: float) -> ResourceEstimate:
+    return ResourceEstimate(
+        minutes=math.ceil((START_S + SAFETY_FACTOR * seconds) / 60),
+        mem_mb=math.ceil(MEMORY_MARGIN * memory / 1e6),
+    )
+
+
+def _dialogue_tokens(dataset: Mapping[str, Any], manifest: Path, dialogue: int) -> int:
+    lengths = _lengths(manifest)
+    if dialogue < len(lengths):
+        return lengths[dialogue]
+    return dataset.get("select", {}).get("max_tokens") or DEFAULT_TOKENS
+
+
+def _generated_tokens(session: Mapping[str, Any]) -> int:
+    turns = session["max_turns"] or DEFAULT_TURNS
+    if session["replies"] == "reference" and session["own_reply_turns"]:
+        turns = min(turns, session["own_reply_turns"])
+    return int(turns * session["max_new_tokens"])
+
+
+def _parameters_and_geometry(folder: Path) -> tuple[float, Geometry]:
+    """Weights and geometry; a folder's content does not change while a workflow runs."""
+    return (
+        _read_model(folder)
+        if (folder / "config.json").is_file()
+        else (GPU_PARAMETERS, DEFAULT_GEOMETRY)
+    )
+
+
+@lru_cache
+def _read_model(folder: Path) -> tuple[float, Geometry]:
+    try:
+        counts = [_element_count(file) for file in folder.glob("*.safetensors")]
+        return float(sum(counts)) or GPU_PARAMETERS, Geometry.of(folder)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return GPU_PARAMETERS, DEFAULT_GEOMETRY  # loading it will say what is wrong with it
+
+
+def _element_count(file: Path) -> int:
+    """Numbers in a safetensors file, from its header alone."""
+    with file.open("rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name[0] != "_")
+
+
+def _lengths(manifest: Path) -> list[int]:
+    return _read_lengths(manifest, manifest.stat().st_mtime_ns) if manifest.is_file() else []
+
+
+@lru_cache
+def _read_lengths(manifest: Path, changed: int) -> list[int]:
+    try:
+        return list(json.loads(manifest.read_text(encoding="utf-8"))["tokens"])
+    except (ValueError, KeyError, TypeError):
+        return []

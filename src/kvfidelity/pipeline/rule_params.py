@@ -1,0 +1,261 @@
+"""What each rule gets of the configuration: only what its artifact depends on.
+
+Two ways to write the same thing give the same parameters: a policy's defaults are filled in and
+sizes are given in tokens, so that writing a default out reruns nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.models.geometry import Geometry
+from kvfidelity.models.revision import model_revision
+from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.records.grid import NO_THRESHOLD, Cell, cells
+from kvfidelity.sizes import size_in_tokens
+
+SESSION_KEYS = (
+    "replies",
+    "max_new_tokens",
+    "own_reply_turns",
+    "temperature",
+    "top_p",
+    "max_turns",
+    "max_prompt_tokens",
+    "max_first_prompt_tokens",
+    "feed_end_of_turn",
+    "score_every_run",
+    "share_prefix",
+    "recall",
+)
+
+#: What a model's or dataset's entry says about where its files come from.
+SOURCE = (
+    "source",
+    "package",
+    "version",
+    "sha256",
+    "member",
+    "member_sha256",
+    "id",
+    "revision",
+    "subset",
+    "split",
+    "file",
+    "path",
+)
+#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
+TOKENIZER = "tokenizer"
+
+#: Of a judge: how fast and how much.
+LIMIT_KEYS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
+
+
+def as_parameters(entry: Mapping[str, Any], stage: str) -> str:
+    """A rule's parameters as one string: its part of the configuration and its code's digest."""
+    return json.dumps({**entry, "code": stage_digest(stage)}, sort_keys=True)
+
+
+def source_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What fetching depends on: not the licence or label, nor how a model is run."""
+    return {key: entry[key] for key in SOURCE if entry.get(key) is not None}
+
+
+def run_spec(
+    settings: Mapping[str, Any],
+    results: Path,
+    *,
+    model: str,
+    dataset: str,
+    policy: str,
+    positions: str,
+    threshold: str,
+    seed: str,
+    dialogue: str,
+) -> dict[str, Any]:
+    """One cell as `generation.spec.RunSpec` has it; `dialogue` is not part of it.
+
+    Args:
+        results: its dialogues say how large the model's cache is. Sizes are as written in the
+            configuration where there are no dialogues yet, and so no runs.
+    """
+    entry = settings["policies"][policy]
+    threshold_entry = {} if threshold == NO_THRESHOLD else settings["thresholds"][threshold]
+    geometry = _geometry(results / "dialogues" / model / dataset / TOKENIZER)
+    dtype = settings["models"][model]["dtype"]
+    spec = {
+        "model": model,
+        "model_revision": model_revision(settings["models"][model]),
+        "dataset": dataset,
+        "policy": policy,
+        "kind": entry["kind"],
+        "parameters": policy_parameters(entry),
+        "positions": positions,
+        "threshold": threshold,
+        "trigger": threshold_entry.get("trigger", "turn"),
+        "at": _in_tokens(threshold_entry.get("at"), geometry, dtype),
+        "target": _in_tokens(threshold_entry.get("target"), geometry, dtype),
+        "seed": int(seed),
+    }
+    spec |= {key: settings["session"][key] for key in SESSION_KEYS}
+    if entry["kind"] not in policy_schemas():
+        # One of the user's own: only such runs depend on these files.
+        files = settings["policy_files"]
+        content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+        spec["policy_files"] = list(files)
+        spec["policy_digest"] = hashlib.sha256(content).hexdigest()[:12]
+    return spec
+
+
+def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's parameters with its kind's defaults; those of a user's own kind as written."""
+    known = policy_schemas().get(entry["kind"], {"properties": {}})["properties"]
+    defaults = {key: about["default"] for key, about in known.items() if "default" in about}
+    return defaults | {key: value for key, value in entry.items() if key != "kind"}
+
+
+def _in_tokens(size: str | None, geometry: Geometry | None, dtype: str) -> str | None:
+    if size is None or geometry is None:
+        return size
+    tokens = size_in_tokens(size, token_bytes=geometry.token_bytes(dtype), window=geometry.window)
+    return f"{tokens}tok"
+
+
+def _geometry(folder: Path) -> Geometry | None:
+    file = folder / "config.json"
+    return _read_geometry(folder, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+@lru_cache
+def _read_geometry(folder: Path, changed: int) -> Geometry | None:
+    try:
+        return Geometry.of(folder)
+    except (ValueError, KeyError, TypeError):
+        return None  # extraction says what is wrong with it
+
+
+def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """What extraction depends on: not `count`, so that raising it only adds jobs."""
+    entry = settings["datasets"][dataset]
+    return {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+
+
+def judge_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """What verdicts depend on: not prices, nor how many requests are in flight."""
+    entry = settings["judges"][judge]
+    return {key: value for key, value in entry.items() if key not in (*LIMIT_KEYS, "batch")}
+
+
+def judge_limits(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """How a judge is asked, as `judges.requests.Limits` has it."""
+    entry = settings["judges"][judge]
+    chosen = {key: entry[key] for key in LIMIT_KEYS if key in entry}
+    return chosen | {"price": settings["prices"].get(entry.get("model"))}
+
+
+def is_pairwise(entry: Mapping[str, Any]) -> bool:
+    """Whether a judge compares replies with those of the never evicted run; others give scores."""
+    return bool(entry["rubric"] == "pairwise")
+
+
+def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
+    """Judges that are run, those that compare or those that give scores."""
+    entries = settings["judges"]
+    return [name for name in settings["judging"] if is_pairwise(entries[name]) == pairwise]
+
+
+def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
+    """Models and datasets on whose planted replies a judge is tested.
+
+    What a model is asked does not depend on the models under test, so it is asked once per dataset.
+    """
+    if not settings["reliability"]["replies"]:
+        return []
+    pairs = sorted({(cell.model, cell.dataset) for cell in cells(settings)})
+    if needs_likelihood(settings["judges"][judge]):
+        return pairs
+    first = {dataset: model for model, dataset in reversed(pairs)}
+    return [(model, dataset) for dataset, model in sorted(first.items())]
+
+
+def judge_test_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
+    """What a judge's test depends on."""
+    entry = judge_params(settings, judge)
+    if needs_likelihood(entry):
+        return entry
+    batch = settings["judges"][judge]["batch"]
+    return entry | {"batch": batch, "repeats": settings["reliability"]["repeats"]}
+
+
+def needs_likelihood(entry: Mapping[str, Any]) -> bool:
+    """Whether a judge computes its verdicts from the model's likelihood."""
+    return bool(entry["kind"] == "formula")
+
+
+def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Which runs there are, which judges judged them, and the statistics' settings."""
+    chosen: dict[str, Any] = {name: settings[name] for name in ("grid", "report")}
+    chosen["models"] = {name: {} for name in settings["models"]}
+    chosen["thresholds"] = {name: {} for name in settings["thresholds"]}
+    for section, key in (("datasets", "count"), ("policies", "kind")):
+        entries = settings[section].items()
+        chosen[section] = {name: {key: entry[key]} for name, entry in entries}
+    chosen["judging"] = active_judges(settings, pairwise=False)
+    chosen["comparing"] = active_judges(settings, pairwise=True)
+    return chosen
+
+
+def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:
+    """The same with digests of what the runs are to be made with, in the order of the cells."""
+    digests = [spec_digest(_cell_spec(settings, results, cell)) for cell in cells(settings)]
+    made = {"specs": "".join(digests), "merge": bool(settings["merge"])}
+    return grid_settings(settings) | made
+
+
+def spec_digest(spec: Mapping[str, Any]) -> str:
+    """Of a run specification with its dtype, 8 hex digits."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_settings(settings: Mapping[str, Any], results: Path, **cell: str) -> dict[str, Any]:
+    """All that a run depends on of the configuration but the device: its specification, dtype."""
+    return run_spec(settings, results, **cell) | {
+        "dtype": settings["models"][cell["model"]]["dtype"]
+    }
+
+
+def _cell_spec(settings: Mapping[str, Any], results: Path, cell: Cell) -> dict[str, Any]:
+    names = {name: str(value) for name, value in asdict(cell).items()}
+    return run_settings(settings, results, **names, dialogue="")
+
+
+def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What merging depends on: all that says which runs there are and how they are made."""
+    names = ("datasets", "policies", "policy_files", "thresholds", "session", "judges", "merge")
+    chosen = grid_settings(settings) | {name: settings[name] for name in names}
+    chosen["judging"] = settings["judging"]
+    chosen["models"] = {
+        name: source_entry(entry) | {"dtype": entry["dtype"]}
+        for name, entry in settings["models"].items()
+    }
+    return chosen
+
+
+def report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of the configuration beyond what the tables hold."""
+    chosen = {name: settings[name] for name in ("title", "report")}
+    for section, keys in (("models", ("label", "licence")), ("datasets", ("licence",))):
+        entries = settings[section].items()
+        chosen[section] = {
+            name: {key: entry[key] for key in keys if key in entry} for name, entry in entries
+        }
+    fed_keys = ("max_prompt_tokens", "max_first_prompt_tokens", "feed_end_of_turn")
+    chosen["session"] = {name: settings["session"][name] for name in fed_keys}
+    return chosen

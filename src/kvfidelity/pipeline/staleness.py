@@ -1,0 +1,224 @@
+"""Whether an artifact is what this configuration and this code would make, by its own notes.
+
+Snakemake knows with which parameters it made a file only as long as its folder `.snakemake` is
+there. Results that are copied without it carry the same knowledge in their Parquet metadata:
+`code`, the digest of the stage's code; `settings`, of its part of the configuration (runs carry
+theirs in full, as `spec`); `inputs`, the digests of the artifacts that it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+from kvfidelity.pipeline import rule_params
+from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.records.grid import baseline_run_key, cells, run_keys
+from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
+
+RUN = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
+#: Of a digest of a run's specification.
+SPEC_DIGITS = 8
+GENERATED = ("turns", "evictions", "recall")
+#: Tables by the stage that writes them; any other is not checked.
+TABLES = {"turns": "aggregate", "claims": "claims", "reliability": "judge_reliability"}
+
+
+def notes_of(stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path) -> dict[str, str]:
+    """What an artifact says of how it was made.
+
+    Args:
+        entry: what its stage was given of the configuration.
+        inputs: files that it is made from; one that is not there is not noted.
+    """
+    notes = {"code": stage_digest(stage)}
+    if entry is not None:
+        notes["settings"] = _settings_digest(entry)
+    return notes | input_notes(**inputs)
+
+
+def differing_setting(made: Mapping[str, Any], meant: Mapping[str, Any]) -> str | None:
+    """The first setting of a run that is not as meant: "sinks 4, this configuration says 64"."""
+    plain: dict[str, Any] = json.loads(json.dumps(meant))
+    for key, value in plain.items():
+        found = made.get(key)
+        if found == value:
+            continue
+        if isinstance(found, dict) and isinstance(value, dict):
+            key = next(k for k in {**value, **found} if found.get(k) != value.get(k))
+            found, value = found.get(key), value.get(key)
+        return f"{key} {found!r}, this configuration says {value!r}"
+    return None
+
+
+class Expectations:
+    """What the notes of a results folder's artifacts should be.
+
+    Args:
+        settings: the checked configuration, or what `specs.table_settings` chooses of it. Only
+            with the former are reasons given in full.
+        results: the folder.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], results: Path) -> None:
+        self._settings = settings
+        self._results = results
+        self._runs = frozenset(run_keys(settings))
+        self._specs: dict[str, dict[str, Any] | str] = {}
+        if "specs" in settings:
+            chunks = zip(*[iter(settings["specs"])] * SPEC_DIGITS, strict=True)
+            digests = map("".join, chunks)
+            self._specs = {
+                cell.run_key(""): d for cell, d in zip(cells(settings), digests, strict=True)
+            }
+        # Merged runs may be older than this code; they agree with each other.
+        self._any_code = bool(settings["merge"])
+        self._digests: dict[Path, str | None] = {}
+
+    def inputs_of_tables(self) -> list[Path]:
+        """The artifacts that tables are made from, in a fixed order."""
+        judges = [f"judge/{judge}" for judge in self._scoring_judges()]
+        stages = [f"generate/{{}}/{name}" for name in GENERATED] + ["metrics/{}/metrics"]
+        stages += [f"{judge}/{{}}/verdicts" for judge in judges]
+        places = sorted(self._runs)
+        return [self._results / f"{s.format(run)}.parquet" for s in stages for run in places]
+
+    def stale(self, path: Path) -> str | None:
+        """Why an artifact is not what would be made today; None if it is, or says nothing.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        from kvfidelity.records.artifacts import read_metadata
+
+        stage, *place = path.relative_to(self._results).with_suffix("").parts
+        meant = self._expected(stage, place)
+        if meant is None:
+            return None
+        notes = read_metadata(path)
+        if "code" in meant and not self._any_code and notes.get("code") != meant["code"]:
+            return "it was made by other code"
+        if stage == "generate":
+            made = json.loads(notes.get("spec", "{}")) | {"dtype": notes.get("dtype")}
+            if reason := self._other_settings(made, place):
+                return f"it was made with {reason}"
+        if "settings" in meant and notes.get("settings") != meant["settings"]:
+            return "it was made with other settings"
+        for name, digest in json.loads(notes.get("inputs", "{}")).items():
+            if name == ALL:
+                if self._digest_of_all() not in (digest, None):
+                    return "it was made from other artifacts"
+                continue
+            file = self._input(name, stage, place)
+            if file is not None and self._digest(file) not in (digest, None):
+                return f"it was made from another {file}"
+        return None
+
+    def _expected(self, stage: str, place: list[str]) -> dict[str, str] | None:
+        """The notes that matter, or None where there is nothing to compare with."""
+        settings, run = self._settings, "/".join(place[-1 - len(RUN) : -1])
+        if stage == "generate" and run in self._runs:
+            return {"code": stage_digest("generate")}
+        if stage == "metrics" and run in self._runs:
+            return {"code": stage_digest("measure")}
+        if stage in ("judge", "comparisons") and run in self._runs:
+            known = settings.get("judges", {}).get(place[0])
+            return notes_of("judge", rule_params.judge_params(settings, place[0])) if known else {}
+        if stage == "dialogues" and place[-1] == "pool" and place[1] in settings["datasets"]:
+            return notes_of("dialogues", rule_params.selection_params(settings, place[1]))
+        if stage == "tables" and place[0] in TABLES:
+            return self._expected_of_table(TABLES[place[0]])
+        return None
+
+    def _other_settings(self, made: Mapping[str, Any], place: list[str]) -> str | None:
+        """What a run was made with that is not as configured."""
+        cell = dict(zip(RUN[:-1], place, strict=False))
+        key = "/".join([*cell.values(), ""])
+        if key not in self._specs:
+            self._specs[key] = rule_params.run_settings(
+                self._settings, self._results, **cell, dialogue=""
+            )
+        known = self._specs[key]
+        if isinstance(known, str):
+            return None if rule_params.spec_digest(made) == known else "other settings"
+        return differing_setting(made, known)
+
+    def _expected_of_table(self, stage: str) -> dict[str, str] | None:
+        match stage:
+            case "aggregate":
+                return notes_of(stage, rule_params.table_settings(self._settings, self._results))
+            case "judge_reliability":
+                return notes_of(stage, rule_params.grid_settings(self._settings))
+            case _:
+                return notes_of(stage, self._settings["report"])
+
+    def _input(self, name: str, stage: str, place: list[str]) -> Path | None:
+        """The file that a note's input is, None for one that is not compared."""
+        run = "/".join(place[-1 - len(RUN) : -1])
+        match name:
+            case "turns":
+                return self._results / f"generate/{run}/turns.parquet"
+            case "metrics":
+                return self._results / f"metrics/{run}/metrics.parquet"
+            case "baseline":
+                other = baseline_run_key(self._settings, run)
+                return self._results / f"generate/{other}/turns.parquet"
+            case "rubric":
+                entry = self._settings.get("judges", {}).get(place[0])
+                return Path(f"resources/rubrics/{entry['rubric']}.md") if entry else None
+            case "pool":
+                return self._results / f"dialogues/{place[0]}/{place[1]}/pool.parquet"
+            case "model":
+                return Path(f"resources/provenance/models/{place[0]}.json")
+            case "dataset":
+                return Path(f"resources/provenance/datasets/{place[1]}.json")
+            case _:
+                return None
+
+    def _digest(self, file: Path) -> str | None:
+        """None for what is not at hand, such as weights, or damaged: it cannot be compared."""
+        if file not in self._digests:
+            try:
+                self._digests[file] = input_digest(file)
+            except (UserError, OSError):
+                self._digests[file] = None
+        return self._digests[file]
+
+    def _digest_of_all(self) -> str | None:
+        try:
+            note: dict[str, str] = json.loads(note_of_all(self.inputs_of_tables())["inputs"])
+        except UserError:
+            return None
+        return note[ALL]
+
+    def _scoring_judges(self) -> list[str]:
+        chosen = self._settings["judging"]
+        known = self._settings.get("judges")
+        return rule_params.active_judges(self._settings, pairwise=False) if known else list(chosen)
+
+
+def refuse_stale(expected: Expectations) -> None:
+    """Stop before tables are made of artifacts that this configuration would not make.
+
+    Raises:
+        UserError: how many there are, the first of them, why, and the remedy.
+    """
+    paths = expected.inputs_of_tables()
+    found = [(path, reason) for path in paths if (reason := expected.stale(path))]
+    if found:
+        path, reason = found[0]
+        raise UserError(
+            f"{len(found)} of {len(paths)} artifacts are not what this configuration and code "
+            f"would make, such as {path}: {reason}; `make verify` names them, and `make verify "
+            "ARGS=--remove` moves them aside so that the next run makes them"
+        )
+
+
+def _settings_digest(entry: Mapping[str, Any]) -> str:
+    # Rules put their code's digest into the same string; it has a note of its own.
+    text = json.dumps({k: v for k, v in entry.items() if k != "code"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,153 @@
+"""Never evicted runs on disk: a later process goes on from them instead of computing them anew.
+
+A folder of snapshots, one file each, which several processes and machines may use at once. Nobody
+takes a lock: a file is whole or absent, is never changed, and may vanish at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.prefix import tensor_file
+from kvfidelity.prefix.baseline_run import BaselineRun
+from kvfidelity.prefix.serialize import from_tensors, to_tensors
+from kvfidelity.records.artifacts import replacing
+
+
+class DiskPrefixCache:
+    """Keeps runs of one engine in `folder`, the least recently used of all engines' going first.
+
+    Args:
+        folder: made when something is kept.
+        max_bytes: of all files in it; a run larger than that is not kept. While several processes
+            write at once it may be passed by what they write.
+        about: what else than the run's key and this machine its numbers depend on, such as the
+            model's revision and the code.
+    """
+
+    def __init__(
+        self, folder: Path, max_bytes: int, engine: Engine, environment: Mapping[str, str]
+    ) -> None:
+        self._folder, self._max_bytes, self._engine = folder, max_bytes, engine
+        self._environment = dict(environment) | numeric_environment(engine.device)
+
+    def load(self, key: str) -> BaselineRun | None:
+        """The run under `key`, on the engine's device; None if there is none.
+
+        One that is damaged or cannot be read is removed, and standard error says so.
+        """
+        path = self._path(key)
+        try:
+            with tensor_file.open_tensor_file(path) as stored:
+                run = from_tensors(stored, self._engine)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            _log(f"{path} is damaged ({_first_line(error)}): {_removed(path)}, computed anew")
+            return None
+        except (RuntimeError, MemoryError) as error:  # it may fit another time
+            _log(f"{path} cannot be loaded ({_first_line(error)}): computed anew")
+            return None
+        _note_use(path)
+        return run
+
+    def store(self, key: str, run: BaselineRun) -> None:
+        """Keep a run, if its memory sufficed and there is room; standard error says what failed."""
+        if run.out_of_memory:
+            return
+        tensors, header_text = to_tensors(run)
+        size = tensor_file.file_size(tensors, header_text)
+        if size > self._max_bytes:
+            return
+        path = self._path(key)
+        try:
+            if path.exists():  # another process was faster
+                return
+            self._make_room(size)
+            with replacing(path) as temporary:
+                tensor_file.write_tensors(temporary, tensors, header_text)
+            _note_use(path)
+            self._make_room(0)
+        except (OSError, RuntimeError, MemoryError) as error:
+            _log(f"the run without evictions is not kept in {self._folder}: {_first_line(error)}")
+
+    def _path(self, key: str) -> Path:
+        hasher = hashlib.sha256(json.dumps([key, self._environment], sort_keys=True).encode())
+        return self._folder / f"{hasher.hexdigest()[:32]}.safetensors"
+
+    def _make_room(self, size: int) -> None:
+        """Remove the least recently used files until `size` more bytes are within the bound.
+
+        Half-written files count: one that a killed process left grows old like any other.
+        """
+        if not self._folder.is_dir():
+            return
+        files = []
+        for file in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = file.stat()
+                files.append((status.st_mtime_ns, status.st_size, file))
+        excess = sum(length for _, length, _ in files) + size - self._max_bytes
+        for _, length, file in sorted(files):
+            if excess <= 0:
+                break
+            file.unlink(missing_ok=True)
+            excess -= length
+
+
+def numeric_environment(device: torch.device) -> dict[str, str]:
+    """What of a machine and its software numbers depend on to the last bit."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # sums round by how they are split among threads
+        capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        name = f"{_processor()} {capability}, {threads} threads"
+    return {
+        "device": f"{device.type} {name}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    """The processor's model; Linux tells it nowhere but here."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _note_use(path: Path) -> None:
+    """Note its use, in nanoseconds: the system's own note is coarser. It may be gone already."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(now, now))
+
+
+def _removed(path: Path) -> str:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"not removed ({_first_line(error)})"
+    return "removed"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0] or repr(error)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""A never evicted run as tensors and text, and back, bit for bit.
+
+What is not written is what the rest implies: a cache that was never evicted from holds token i at
+position i in slot i, its scores and query tails are those of the last mark, and the rotated keys of
+a CPU are the keys rotated anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.scores import AttentionScores, ScoreHistory
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.sequence import Reply
+from kvfidelity.generation.turns import TurnOutcome
+from kvfidelity.metrics.positions import Integrity
+from kvfidelity.prefix.baseline_run import BaselineRun, Checkpoint
+from kvfidelity.prefix.tensor_file import TensorFile
+
+#: Fields of an outcome that are not text: tensors, and evictions, of which there are none.
+TENSOR_FIELDS = ("predicted", "reference_nll", "evictions")
+
+
+def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, views of the run's own where they can be, and the rest as JSON.
+
+    The run must have come to its end.
+    """
+    assert run.end is not None
+    cache = run.cache
+    tensors: dict[str, Tensor] = {}
+    for number, layer in enumerate(cache.layers):
+        tensors |= {f"keys.{number}": layer.live_keys, f"values.{number}": layer.live_values}
+    checkpoints = [*run.starts, run.end]
+    for number, checkpoint in enumerate(checkpoints):
+        tensors |= _checkpoint_tensors(checkpoint, f"mark.{number}")
+    for turn, outcome in enumerate(run.outcomes):
+        tensors[f"predicted.{turn}"] = outcome.predicted
+        if outcome.reference_nll is not None:
+            tensors[f"reference_nll.{turn}"] = outcome.reference_nll
+    header = {
+        "query_window": cache.query_window,
+        "scaling": cache.scaling,
+        "checkpoints": [_checkpoint_fields(checkpoint) for checkpoint in checkpoints],
+        "prompts": run.prompts,
+        "outcomes": [_outcome_fields(outcome) for outcome in run.outcomes],
+    }
+    return tensors, json.dumps(header)
+
+
+def from_tensors(stored: TensorFile, engine: Engine) -> BaselineRun:
+    """The run that was taken apart, on the engine's device.
+
+    Raises:
+        ValueError, LookupError, TypeError: the file holds something else.
+        RuntimeError: memory ran out.
+    """
+    header, device = json.loads(stored.note), engine.device
+    cache = engine.new_cache(PositionMode.ORIGINAL, query_window=header["query_window"])
+    for number in range(len(cache.layers)):
+        keys, values = (stored[f"{name}.{number}"].to(device) for name in ("keys", "values"))
+        cache.update(keys[None], values[None], number)
+    *starts, end = [
+        _checkpoint(stored, f"mark.{number}", entry, device)
+        for number, entry in enumerate(header["checkpoints"])
+    ]
+    cache.scores = end.scores.fork() if end.scores is not None else None
+    cache.recent_queries, cache.scaling = list(end.recent_queries), header["scaling"]
+    outcomes = [
+        _outcome(stored, turn, entry, device) for turn, entry in enumerate(header["outcomes"])
+    ]
+    return BaselineRun(cache, starts, header["prompts"], outcomes, end)
+
+
+def _checkpoint_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`scores`: whether it holds scores; None: there is no book."""
+    return {
+        "slots": checkpoint.slots,
+        "step": checkpoint.step,
+        "scores": None if checkpoint.scores is None else checkpoint.scores.available,
+        "tails": [queries is not None for queries in checkpoint.recent_queries],
+    }
+
+
+def _checkpoint_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    found = {
+        f"{name}.tail.{layer}": queries
+        for layer, queries in enumerate(checkpoint.recent_queries)
+        if queries is not None
+    }
+    if checkpoint.scores is not None and checkpoint.scores.available:
+        found |= {f"{name}.{history}": checkpoint.scores.rows(history) for history in ScoreHistory}
+    return found
+
+
+def _checkpoint(
+    stored: TensorFile, name: str, entry: Mapping[str, Any], device: torch.device
+) -> Checkpoint:
+    recent_queries = tuple(
+        stored[f"{name}.tail.{layer}"].to(device) if present else None
+        for layer, present in enumerate(entry["tails"])
+    )
+    scores = None
+    if entry["scores"]:
+        latest, accumulated = (stored[f"{name}.{history}"].to(device) for history in ScoreHistory)
+        scores = AttentionScores.from_rows(latest, accumulated)
+    elif entry["scores"] is not None:
+        scores = AttentionScores(len(recent_queries))
+    return Checkpoint(entry["slots"], entry["step"], scores, recent_queries)
+
+
+def _outcome_fields(outcome: TurnOutcome) -> dict[str, Any]:
+    assert not outcome.evictions
+    plain = {
+        f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in TENSOR_FIELDS
+    }
+    return plain | {
+        "reply": None if outcome.reply is None else asdict(outcome.reply),
+        "integrity": asdict(outcome.integrity),
+        "referenced": outcome.reference_nll is not None,
+    }
+
+
+def _outcome(
+    stored: TensorFile, turn: int, entry: dict[str, Any], device: torch.device
+) -> TurnOutcome:
+    reply = entry["reply"]
+    if reply is not None:
+        reply = Reply(**reply | {"ids": tuple(reply["ids"]), "nll": tuple(reply["nll"])})
+    given = {
+        "fed": tuple(entry["fed"]),
+        "reply": reply,
+        "integrity": Integrity(**entry["integrity"]),
+        "predicted": stored[f"predicted.{turn}"].to(device),
+        "reference_nll": stored[f"reference_nll.{turn}"] if entry.pop("referenced") else None,
+        "evictions": (),
+    }
+    return TurnOutcome(**entry | given)

@@ -1,0 +1,1 @@
+"""What is written down: columns, artifacts, the keys of runs."""

@@ -1,0 +1,135 @@
+"""Files that are whole or absent: written beside their place, flushed, renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.errors import UserError
+from kvfidelity.records.schema_text import schema_text
+from kvfidelity.records.schema_version import SCHEMA_VERSION
+
+#: Columns that differ between two equal runs: left out of the content digest.
+TIMINGS = frozenset(
+    {
+        "eviction_s",
+        "scoring_s",
+        "prefill_s",
+        "ttft_s",
+        "tpot_s",
+        "decode_tokens_per_s",
+        "concurrency",
+        "batch_tokens_per_s",
+        "peak_device_bytes",
+        "jobs_shared",
+        "wall_s_median",
+        "wall_s_max",
+        "wall_s",
+        "cpu_s",
+        "peak_rss_mb",
+    }
+)
+PREFIX = "kvfidelity."
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_parquet(
+    frame: pl.DataFrame, path: Path, *, kind: str, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a table with its kind, schema version and content digest in the Parquet metadata."""
+    entries = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
+    entries |= metadata or {}
+    prefixed = {PREFIX + key: entries[key] for key in sorted(entries)}
+    with replacing(path) as temporary:
+        try:
+            frame.write_parquet(temporary, metadata=prefixed)
+        except pl.exceptions.ComputeError as error:
+            # polars wraps the system's error in its own
+            if found := re.search(r"os error (\d+)", str(error)):
+                number = int(found[1])
+                raise OSError(number, os.strerror(number), str(path)) from None
+            raise
+
+
+def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
+    """Read a table of that kind.
+
+    Raises:
+        UserError: missing, damaged, of another kind, or of another schema version.
+    """
+    notes = read_metadata(path)
+    if notes.get("kind") != kind:
+        raise UserError(f"{path} holds {notes.get('kind', 'no artifact')!r}, not {kind!r}")
+    if notes.get("schema_version") != str(SCHEMA_VERSION):
+        raise UserError(
+            f"{path} has schema version {notes.get('schema_version')}, this code writes "
+            f"{SCHEMA_VERSION}: delete it and run again"
+        )
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _corrupt_file(path, error) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The notes that `write_parquet` left, without their prefix."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist: run the workflow to make it")
+    try:
+        notes = pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _corrupt_file(path, error) from None
+    return {key.removeprefix(PREFIX): value for key, value in notes.items() if PREFIX in key}
+
+
+def digest(frame: pl.DataFrame) -> str:
+    """SHA-256 over a table's content, timings aside, 16 hex digits."""
+    content = frame.select(name for name in frame.columns if name not in TIMINGS)
+    hasher = hashlib.sha256(f"{schema_text(content.schema)}\n".encode())
+    for part in content.iter_slices(50_000):  # a million rows as one text would fill the memory
+        hasher.update(part.write_ndjson().encode())
+    return hasher.hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _corrupt_file(path: Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0]
+    return UserError(f"{path} is damaged ({reason}): delete it and run again")

@@ -1,0 +1,41 @@
+"""Notes in an artifact's metadata of the files that it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvfidelity.wheels import file_sha256
+
+#: What the note calls all inputs together.
+ALL = "artifacts"
+
+
+def input_notes(**files: Path) -> dict[str, str]:
+    """The note of the files that an artifact is made from."""
+    digests = {name: input_digest(file) for name, file in files.items() if file.is_file()}
+    return {"inputs": json.dumps(digests, sort_keys=True)} if digests else {}
+
+
+def input_digest(path: Path) -> str:
+    """Of an artifact its content digest, of any other file its SHA-256, 16 hex digits.
+
+    Raises:
+        UserError: an artifact that is missing or damaged.
+    """
+    if path.suffix == ".parquet":
+        # Here, for the Snakefile imports this module and no polars.
+        from kvfidelity.records.artifacts import read_metadata
+
+        return read_metadata(path).get("digest", "")
+    return file_sha256(path)[:16]
+
+
+def note_of_all(paths: Iterable[Path]) -> dict[str, str]:
+    """The same note with one digest over many artifacts, in the order given."""
+    together = hashlib.sha256()
+    for path in paths:
+        together.update(input_digest(path).encode())
+    return {"inputs": json.dumps({ALL: together.hexdigest()[:16]})}

@@ -1,0 +1,274 @@
+"""The report's figures: altair charts, colour-blind safe, intervals drawn."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from kvfidelity.records.grid import POSITIONS
+
+# Okabe and Ito's palette; the order of POSITIONS.
+MODE_PALETTE = ["#D55E00", "#0072B2", "#009E73"]
+MODE_COLOURS = alt.Scale(domain=list(POSITIONS), range=MODE_PALETTE)
+MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=["circle", "square", "triangle-up"])
+POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
+WIDTH = 560
+RETENTION_BINS = 96
+RETENTION = {
+    "policy": pl.String,
+    "turn": pl.Int32,
+    "start": pl.Int64,
+    "stop": pl.Int64,
+    "kept": pl.Float64,
+}
+
+
+NO_EVICTION = "no policy that evicts came to the end of a turn"
+NO_LOSS = "no reference reply was scored after an eviction inside the trained window"
+
+
+def nothing(why: str) -> alt.Chart:
+    """What stands in a figure's place where there is nothing to draw: the reason, as one line."""
+    line = alt.Chart(alt.InlineData(values=[{"why": f"Nothing to draw: {why}."}]))
+    text = line.mark_text(align="left", fontSize=13, fontStyle="italic")
+    return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)
+
+
+def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
+    """Excess NLL by policy and position mode with intervals, on a symmetric log axis."""
+    if policies.is_empty():
+        return nothing(NO_LOSS)
+    data = policies.with_columns(
+        pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns").alias("n")
+    )
+    scale = alt.Scale(type="symlog", constant=0.01)
+    values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
+    base = alt.Chart(data).encode(
+        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=240)),
+        yOffset=alt.YOffset("positions:N", sort=list(POSITIONS)),
+        color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
+        tooltip=["policy", "positions", "threshold", "mean", "low", "high", "n"],
+    )
+    title = ["excess NLL of the reference reply (nats per token, symmetric log)", count_label(data)]
+    axis = alt.Axis(values=values, format="~g", grid=True)
+    points = base.mark_point(filled=True, size=70).encode(
+        x=alt.X("mean:Q", scale=scale, title=title, axis=axis)
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
+    height = 60 * max(1, data["policy"].n_unique())
+    return _by_setting(alt.layer(zero, bars, points, data=data), data, height)
+
+
+def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """The turns of the first dialogue, model, data set and seed, and their names if there are
+    others."""
+    names = ("model", "dataset", "dialogue", "seed")
+    first = turns.filter(pl.col(names[0]) == pl.col(names[0]).min())
+    for name in names[1:]:
+        first = first.filter(pl.col(name) == pl.col(name).min())
+    several = turns.select(pl.struct("model", "dataset").n_unique()).item() > 1
+    return first, ", ".join(first.row(0, named=True)[name] for name in names[:2] if several)
+
+
+def cache_size(turns: pl.DataFrame) -> alt.TopLevelMixin:
+    """Cached tokens over tokens seen, for the first dialogue."""
+    first, title = first_dialogue(turns)
+    # The size does not depend on the position mode.
+    one_mode = first.filter(pl.col("positions") == pl.col("positions").min().over("policy"))
+    moments = [
+        ("slots_start", pl.col("tokens_seen_start")),
+        ("slots_after_eviction", pl.col("tokens_seen_start")),
+        ("slots_after_prefill", pl.col("tokens_seen_start") + pl.col("prompt_tokens")),
+        ("slots_end", pl.col("tokens_seen_end")),
+    ]
+    keys = ["model", "dataset", "threshold", "policy", "turn"]
+    data = pl.concat(
+        one_mode.select(*keys, moment=pl.lit(step), seen=seen, slots=pl.col(name))
+        for step, (name, seen) in enumerate(moments)
+    )
+    data = data.drop_nulls(["slots", "seen"]).sort("policy", "turn", "moment")
+    if data.is_empty():
+        return nothing("memory ran out in the first turn")
+    data = data.with_columns(step=pl.col("turn") * len(moments) + pl.col("moment"))
+    several = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() > 1
+    dashed = alt.StrokeDash("threshold:N" if several else "policy:N")
+    return (
+        alt.Chart(data)
+        .mark_line(strokeWidth=2, interpolate="linear")
+        .encode(
+            x=alt.X("seen:Q", title="tokens seen"),
+            y=alt.Y("slots:Q", title="cached tokens"),
+            color=alt.Color("policy:N", scale=alt.Scale(range=POLICY_COLOURS)),
+            strokeDash=dashed,
+            detail="threshold:N",
+            order="step:Q",
+            tooltip=["policy", "threshold", "turn", "seen", "slots"],
+        )
+        .properties(width=WIDTH, height=260, title=title)
+    )
+
+
+def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin:
+    """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
+    data = retention_table(turns, evictions)
+    if data.is_empty():
+        return nothing(NO_EVICTION)
+    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    title = first_dialogue(turns)[1]
+    return (
+        alt.Chart(data, title=title)
+        .mark_rect()
+        .encode(
+            x=alt.X("start:Q", title="token index in the conversation", bin="binned"),
+            x2="stop",
+            y=alt.Y("turn:O", title="turn", sort="ascending", axis=alt.Axis(labelOverlap=True)),
+            color=alt.Color(
+                "kept:Q",
+                title="share cached",
+                scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+            ),
+            tooltip=["policy", "turn", "start", "stop", "kept"],
+        )
+        .properties(width=250, height=150)
+        .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+        .resolve_scale(x="shared", y="shared")
+    )
+
+
+def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFrame:
+    """Share of each of 96 stretches of tokens that is cached at the end of each turn.
+
+    Of the first dialogue, under stale or else the first position mode; keep sets by layer or head
+    are averaged. A turn for which memory ran out has no end.
+    """
+    ended = turns.filter(pl.col("kind") != "baseline", pl.col("tokens_seen_end").is_not_null())
+    runs = (
+        first_dialogue(ended)[0]
+        .filter(pl.col("threshold") == pl.col("threshold").min())
+        .filter(pl.col("positions") == pl.col("positions").max())
+    )
+    rows: list[dict[str, Any]] = []
+    for (run, policy), part in runs.group_by("run", "policy", maintain_order=True):
+        log = evictions.filter(pl.col("run") == run).sort("tokens_seen", maintain_order=True)
+        total = int(part["tokens_seen_end"].max())  # type: ignore[arg-type]
+        edges = [round(total * number / RETENTION_BINS) for number in range(RETENTION_BINS + 1)]
+        for turn, end in part.sort("turn").select("turn", "tokens_seen_end").iter_rows():
+            kept = cached_spans(log.filter(pl.col("turn") <= turn), end)
+            for start, stop in itertools.pairwise(edges):
+                if start >= end:
+                    break
+                inside = sum(
+                    weight * max(0, min(stop, b, end) - max(start, a)) for a, b, weight in kept
+                )
+                rows.append(
+                    {
+                        "policy": str(policy),
+                        "turn": turn,
+                        "start": start,
+                        "stop": min(stop, end),
+                        "kept": inside / (min(stop, end) - start),
+                    }
+                )
+    return _merge_equal_neighbours(pl.DataFrame(rows, RETENTION))
+
+
+def count_label(rows: pl.DataFrame, column: str = "n_dialogues", noun: str = "dialogues") -> str:
+    """ "n = 5 dialogues", or "n = 3 to 5 dialogues" where rows differ."""
+    counts = sorted(int(n) for n in rows[column].drop_nulls()) or [0]
+    least, most = counts[0], counts[-1]
+    return f"n = {most} {noun}" if least == most else f"n = {least} to {most} {noun}"
+
+
+def distinct_label(rows: pl.DataFrame) -> pl.Expr:
+    """A row's name: the policy, and whatever else differs between rows."""
+    names = ("threshold", "dataset", "model")
+    varied = [name for name in names if rows[name].drop_nulls().n_unique() > 1]
+    return pl.concat_str(["policy", *varied], separator=", ", ignore_nulls=True)
+
+
+def integer_axis(numbers: pl.Series) -> alt.Axis:
+    """An axis with ticks at whole numbers only, about ten of them."""
+    last = int(numbers.max() or 0)  # type: ignore[arg-type]
+    return alt.Axis(values=list(range(0, last + 1, max(1, last // 10))), format="d")
+
+
+def _merge_equal_neighbours(cells: pl.DataFrame) -> pl.DataFrame:
+    """Neighbours with the same share as one: most of a map is all kept or all gone."""
+    keys = ["policy", "turn"]
+    number = pl.struct(*keys, "kept").rle_id().alias("stretch")
+    return (
+        cells.with_columns(number)
+        .group_by("stretch", *keys, "kept", maintain_order=True)
+        .agg(pl.col("start").min(), pl.col("stop").max())
+        .select(cells.columns)
+    )
+
+
+def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
+    """Excess NLL by turns since the first eviction: mean over dialogues, 95% t-intervals, and at
+    the foot of how many dialogues: they end, and the last turns are of few."""
+    late = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
+    if late.is_empty():
+        return nothing(NO_LOSS)
+    data = late.with_columns(
+        since=pl.col("turn") - pl.col("turn").min().over("run"), panel=distinct_label(late)
+    )
+    keys = ["panel", "positions", "since"]
+    # Seeds of one dialogue are one observation.
+    each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
+    means = each.group_by(keys).agg(
+        excess=pl.col("excess_nll").mean(), spread=pl.col("excess_nll").std(), n=pl.len()
+    )
+    n = means["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * means["spread"]
+    means = means.with_columns(low=pl.col("excess") - half, high=pl.col("excess") + half)
+    axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
+    scale = alt.Scale(type="symlog", constant=0.05)
+    base = alt.Chart(means.sort(keys)).encode(
+        x=alt.X(
+            "since:Q", title="turns since the first eviction", axis=integer_axis(means["since"])
+        ),
+        color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
+    )
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, aria=False)
+    line = base.mark_line(point=True, aria=False)
+    value = alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis)
+    points = base.mark_point(filled=True, size=30).encode(
+        y=value, tooltip=["panel", "positions", "since", "excess", "low", "high", "n"]
+    )
+    counts = base.transform_aggregate(n="min(n)", groupby=["panel", "since"]).mark_text(
+        fontSize=9, opacity=0.75, aria=False
+    )
+    counts = counts.encode(y=alt.value(125), text="n:Q", color=alt.value("currentColor"))
+    layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points, counts)
+    return (
+        layers.properties(width=250, height=130)
+        .facet(facet=alt.Facet("panel:N", title=None), columns=2)
+        .resolve_axis(x="independent")
+    )
+
+
+def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
+    """Cached stretches of tokens with their weight: the last keep set and what was fed since."""
+    if log.is_empty():
+        return [(0, end, 1.0)]
+    last = log.filter(pl.col("step") == log["step"].max())
+    weight = 1 / last.height
+    spans = [(s["start"], s["stop"], weight) for row in last["token_spans"] for s in row]
+    return [*spans, (int(last["tokens_seen"][0]), end, 1.0)]
+
+
+def _by_setting(chart: alt.LayerChart, data: pl.DataFrame, height: int) -> alt.TopLevelMixin:
+    """One row of panels per model, dataset and threshold, if there is more than one."""
+    setting = pl.concat_str(["model", "dataset", "threshold"], separator=", ")
+    labelled = data.with_columns(setting=setting)
+    chart = chart.properties(width=WIDTH, height=height)
+    if labelled["setting"].n_unique() < 2:
+        return chart
+    return chart.properties(data=labelled).facet(row=alt.Row("setting:N", title=None))

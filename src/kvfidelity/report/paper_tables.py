@@ -1,0 +1,137 @@
+"""Tables for papers, in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.report.formatting import interval, p_value, percent, signed
+
+ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"})
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table; bars inside cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in lines
+    )
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A booktabs table."""
+    lines = [r"\begin{table}", r"  \centering", rf"  \caption{{{_escaped(caption)}}}"]
+    lines += [rf"  \begin{{tabular}}{{{'l' * len(head)}}}", r"    \toprule"]
+    lines += [f"    {' & '.join(map(_escaped, head))} \\\\", r"    \midrule"]
+    lines += [f"    {' & '.join(map(_escaped, row))} \\\\" for row in rows]
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def policy_table(policies: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Policy x position mode with excess NLL, interval, budget and n."""
+    head = ["model", "dataset", "policy", "positions", "threshold", "excess NLL", "interval"]
+    head += ["budget", "dialogues", "turns"]
+    return head, [
+        [
+            *(str(row[name]) for name in ("model", "dataset", "policy", "positions", "threshold")),
+            signed(row["mean"]),
+            interval(row),
+            str(row["budget_tokens"] or "own size"),
+            str(row["n_dialogues"]),
+            str(row["n_turns"]),
+        ]
+        for row in policies.to_dicts()
+    ]
+
+
+def contrast_table(contrasts: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Paired differences with interval, effect size, adjusted p and n."""
+    head = ["model", "dataset", "within", "contrast", "difference", "interval", "effect"]
+    head += ["p (Holm)", "dialogues"]
+    return head, [
+        [
+            str(row["model"]),
+            str(row["dataset"]),
+            f"{row['policy'] or row['positions']}, {row['threshold']}",
+            f"{row['first']} - {row['second']}",
+            signed(row["mean"]),
+            interval(row),
+            signed(row["effect"], 2),
+            p_value(row["p_holm"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in contrasts.to_dicts()
+    ]
+
+
+def recall_table(table: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Recall by depth with intervals, the loss to the never evicted run, and n."""
+    head = ["model", "dataset", "policy", "positions", "threshold", "origin", "depth", "right"]
+    head += ["interval", "lost", "interval", "chance", "questions", "dialogues"]
+    names = ("model", "dataset", "policy", "positions", "threshold", "origin", "depth")
+    return head, [
+        [
+            *(str(row[name]) for name in names),
+            percent(row["recalled"]),
+            _percents(row, "recalled"),
+            percent(row["recall_lost"]),
+            _percents(row, "recall_lost"),
+            percent(row["chance"]),
+            str(row["n_questions"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in table.to_dicts()
+    ]
+
+
+def claim_table(claims: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Each claim's verdict with estimate, interval and n."""
+    head = ["claim", "statement", "model", "cell", "decision", "estimate", "interval", "dialogues"]
+    return head, [
+        [
+            row["claim"],
+            row["statement"],
+            row["model"] or "",
+            cell_name(row),
+            row["decision"],
+            signed(row["estimate"]),
+            "" if row["estimate"] is None else interval(row),
+            str(row["n_dialogues"]),
+        ]
+        for row in claims.to_dicts()
+    ]
+
+
+def claim_question(row: Mapping[str, Any]) -> str:
+    """ "above 0.5?": the direction and margin of a claim."""
+    match row["direction"]:
+        case "above":
+            return f"above {row['margin']:g}?"
+        case "below":
+            return f"below {signed(-row['margin'], 3).rstrip('0').rstrip('.')}?"
+        case _:
+            return f"within ±{row['margin']:g}?"
+
+
+def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:
+    """ "gist, stale (half) minus attention_top, stale"; empty for a claim over all cells."""
+    if row["policy"] is None:
+        return "all cells" if row["estimate"] is not None else ""
+    shown = with_threshold and row["threshold"] != "none"
+    threshold = f" ({row['threshold']})" if shown else ""
+    positions = "" if row["threshold"] == "none" else f", {row['positions']}"
+    name = f"{row['policy']}{positions}{threshold}"
+    return f"{name} minus {row['against']}" if row["against"] else name
+
+
+def _percents(row: Mapping[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f"[{percent(low)}, {percent(high)}]"
+
+
+def _escaped(text: str) -> str:
+    plain = text.replace("\\", r"\textbackslash{}") if "\\" in text else text.translate(ESCAPED)
+    return plain.replace("\N{MINUS SIGN}", "$-$").replace("\N{EN DASH}", "--")

@@ -1,0 +1,81 @@
+"""Figure of what is still known, by the depth at which it was said."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from kvfidelity.analysis.recall import DEPTHS, rank_in
+from kvfidelity.records.grid import POSITIONS
+from kvfidelity.report.figures import MODE_PALETTE, distinct_label, nothing
+
+BASELINE_LABEL = "nothing evicted"
+MODE_COLOURS = alt.Scale(domain=[*POSITIONS, BASELINE_LABEL], range=[*MODE_PALETTE, "currentColor"])
+MODE_SHAPES = alt.Scale(
+    domain=[*POSITIONS, BASELINE_LABEL], range=["circle", "square", "triangle-up", "diamond"]
+)
+
+
+def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
+    """Share of questions answered right, one panel per depth, one row per policy; bars are
+    intervals, the dashed line is what guessing gives."""
+    if table.is_empty():
+        return nothing("nothing was asked")
+    # The never evicted run has no threshold to be named by.
+    table = table.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
+    data = table.with_columns(
+        # The never evicted run has one mark, in the middle of its row.
+        offset=pl.when(pl.col("kind") == "baseline")
+        .then(pl.lit("original"))
+        .otherwise("positions"),
+        mode=pl.when(pl.col("kind") == "baseline")
+        .then(pl.lit(BASELINE_LABEL))
+        .otherwise("positions"),
+        row=distinct_label(table),
+        panel=_panel(table),
+        n=pl.format("{} questions, {} dialogues", "n_questions", "n_dialogues"),
+    )
+    panels = data.sort("origin", rank_in("depth", DEPTHS))["panel"].unique(maintain_order=True)
+    rows = data["row"].unique(maintain_order=True)
+    base = alt.Chart(data).encode(
+        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows.to_list()),
+        yOffset=alt.YOffset("offset:N", sort=list(POSITIONS)),
+        color=alt.Color("mode:N", scale=MODE_COLOURS, title="positions"),
+        tooltip=[
+            *("policy", "positions", "threshold", "depth", "recalled", "recalled_low"),
+            *("recalled_high", "recall_lost", "evidence_retained_share", "n"),
+        ],
+    )
+    scale = alt.Scale(domain=[0, 1])
+    axis = alt.Axis(values=[0, 0.5, 1], format="~%")
+    points = base.mark_point(filled=True, size=50).encode(
+        x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
+        shape=alt.Shape("mode:N", scale=MODE_SHAPES, title="positions"),
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q"
+    )
+    chance = (
+        alt.Chart(data)
+        .mark_rule(color="#888", strokeDash=[4, 3], aria=False)
+        .encode(x="mean(chance):Q")
+    )
+    height = 48 * max(1, data["row"].n_unique())
+    return (
+        alt.layer(chance, bars, points)
+        .properties(width=165, height=height)
+        .facet(facet=alt.Facet("panel:N", title=None, sort=panels.to_list()), columns=3)
+    )
+
+
+def _panel(table: pl.DataFrame) -> pl.Expr:
+    """A panel's name: the depth, the origin if there are several, and how many questions."""
+    keys = ["origin", "depth"]
+    least, most = (getattr(pl.col("n_questions"), name)().over(keys) for name in ("min", "max"))
+    count = (
+        pl.when(least == most)
+        .then(pl.format("n = {}", most))
+        .otherwise(pl.format("n = {} to {}", least, most))
+    )
+    origin = pl.format("{}, ", "origin") if table["origin"].n_unique() > 1 else pl.lit("")
+    return pl.format("{}{} ({})", origin, "depth", count)

@@ -1,0 +1,156 @@
+"""Figures of what happens along a conversation and inside a turn."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from kvfidelity.report.figures import (
+    NO_EVICTION,
+    WIDTH,
+    count_label,
+    first_dialogue,
+    integer_axis,
+    nothing,
+)
+
+MOMENTS = {
+    "start": "cache_bytes_start",
+    "before prefill": "bytes_before_prefill",
+    "after prefill": "cache_bytes_after_prefill",
+    "end": "cache_bytes_end",
+}
+SECONDS = {
+    "prefill": "prefill",
+    "scoring": "scoring_s",
+    "eviction": "eviction_s",
+    "decode": "decode_s",
+}
+
+
+def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
+    """NLL of never evicted replies by token index, mean over dialogues with 95% t-intervals; a
+    dashed line where the trained window ends, if a dialogue gets there."""
+    if window.is_empty():
+        return nothing("no reference reply was scored with nothing evicted")
+    keys = ["model", "trained_window", "start", "stop"]
+    data = window.group_by(keys).agg(
+        mean=pl.col("nll").mean(), spread=pl.col("nll").std(), n=pl.len()
+    )
+    n = data["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
+    data = data.with_columns(
+        low=pl.col("mean") - half,
+        high=pl.col("mean") + half,
+        middle=(pl.col("start") + pl.col("stop")) / 2,
+    ).sort("model", "start")
+    base = alt.Chart(data).encode(
+        x=alt.X("middle:Q", title="token index in the conversation"),
+        color=alt.Color("model:N", title="model", scale=alt.Scale(range=["#0072B2", "#D55E00"])),
+    )
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.5)
+    points = base.mark_point(filled=True, size=40).encode(
+        y=alt.Y("mean:Q", title=["NLL (nats per token)", count_label(data, "n")]),
+        tooltip=["model", "start", "stop", "mean", "low", "high", "n"],
+    )
+    reached = data.filter(pl.col("stop") > pl.col("trained_window"))
+    edges = reached.select("trained_window").unique()
+    edge = alt.Chart(edges).mark_rule(color="#888", strokeDash=[4, 3]).encode(x="trained_window:Q")
+    layers = [bars.encode(y="low:Q", y2="high:Q"), points, *([edge] if edges.height else [])]
+    return alt.layer(*layers).properties(width=WIDTH, height=200)
+
+
+def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
+    """Cache bytes at four moments of each turn, one dialogue: what prefill adds.
+
+    The first position mode stands for all, for they hold as many bytes.
+    """
+    managed = turns.filter(pl.col("kind") != "baseline", pl.col("cache_bytes_end").is_not_null())
+    if managed.is_empty():
+        return nothing(NO_EVICTION)
+    first, title = first_dialogue(managed)
+    chosen = first.filter(
+        pl.col("positions") == pl.col("positions").min().over("policy"),
+        pl.col("threshold") == pl.col("threshold").min(),
+    ).with_columns(
+        bytes_before_prefill=(pl.col("slots_after_prefill") - pl.col("prompt_tokens"))
+        * pl.col("token_bytes")
+    )
+    data = pl.concat(
+        chosen.select(
+            "policy",
+            "turn",
+            moment=pl.lit(name),
+            at=pl.col("turn") + 1 + number / len(MOMENTS),
+            megabytes=pl.col(column) / 1e6,
+            limit=pl.col("threshold_tokens") * pl.col("token_bytes") / 1e6,
+        )
+        for number, (name, column) in enumerate(MOMENTS.items())
+    ).sort("policy", "at")
+    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "at:Q",
+            title="turn",
+            axis=integer_axis(data["turn"]),
+            scale=alt.Scale(zero=False, nice=False),
+        )
+    )
+    line = base.mark_line(color="#0072B2", aria=False).encode(
+        y=alt.Y("megabytes:Q", title="cache (MB)")
+    )
+    points = base.mark_point(filled=True, size=22, color="#0072B2").encode(
+        y="megabytes:Q", tooltip=["policy", "turn", "moment", "megabytes", "limit"]
+    )
+    limit = base.mark_rule(color="#D55E00", strokeDash=[4, 3]).encode(x=alt.X(), y="mean(limit):Q")
+    layers = alt.layer(line, points, limit).properties(width=250, height=110)
+    return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2, title=title)
+
+
+def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
+    """Mean seconds of each part of a turn with 95% t-intervals over turns, each on its own axis.
+
+    Turns computed once for all policies, and those decoded together with others, are left out;
+    decoding is of those with a reply of their own.
+    """
+    single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency").fill_null(1) == 1))
+    single = single.with_columns(
+        decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
+        # What the prompt took holds the eviction and its scoring.
+        prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),
+    )
+    data = pl.concat(
+        single.group_by("policy").agg(
+            mean=pl.col(column).mean(),
+            spread=pl.col(column).std(),
+            n=pl.col(column).count(),
+            part=pl.lit(part),
+        )
+        for part, column in SECONDS.items()
+    ).filter(pl.col("n") > 0)
+    if data.is_empty():
+        return nothing("no turn was computed for one policy alone")
+    n = data["n"].to_numpy().astype(float)
+    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
+    data = data.with_columns(low=(pl.col("mean") - half).clip(0), high=pl.col("mean") + half)
+    base = alt.Chart(data.sort("policy")).encode(
+        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=160)),
+        tooltip=["policy", "part", "mean", "low", "high", "n"],
+    )
+    bars = base.mark_bar(color="#56B4E9", opacity=0.85).encode(
+        x=alt.X("mean:Q", title=["seconds per turn"], axis=alt.Axis(tickCount=3))
+    )
+    rules = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    rules = rules.encode(x=alt.X("low:Q"), x2="high:Q", color=alt.value("currentColor"))
+    counts = base.mark_text(align="left", dx=3, dy=-7, fontSize=8, aria=False)
+    counts = counts.transform_calculate(label="'n = ' + datum.n").encode(
+        x=alt.value(0), text="label:N"
+    )
+    return (
+        alt.layer(bars, rules, counts)
+        .properties(width=118, height=alt.Step(28))
+        .facet(facet=alt.Facet("part:N", title=None, sort=list(SECONDS)), columns=4)
+        .resolve_scale(x="independent")
+    )

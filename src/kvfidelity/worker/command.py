@@ -1,0 +1,97 @@
+"""The command line of jobs that a worker does: which model, in which process, and what is shown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.worker.client import THREAD_ENVIRONMENT, JobFailedError, request
+from kvfidelity.worker.gpus import gpu_share
+from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say what a worker is for."""
+    parser.add_argument("--model-dir", required=True, type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--prefix-memory", default="2GiB")
+    parser.add_argument("--prefix-disk", default="0GB", help="0GB keeps nothing on disk")
+    parser.add_argument("--code-digest", default="")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gpus", type=int, default=1, help="that this machine's jobs use")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="such jobs at once on each of them"
+    )
+    parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
+
+
+def submit(options: argparse.Namespace, job: Job) -> None:
+    """Have a request served by the warm worker, or in this process if that was asked for.
+
+    Raises:
+        UserError: what is wrong with the request.
+        SystemExit: it failed otherwise; the worker's traceback is written to standard error.
+    """
+    with gpu_share(options.gpus, options.batch_size, options.device) as environment:
+        os.environ |= environment
+        _submit(worker_config(options), job, options.no_worker)
+
+
+def _submit(config: WorkerConfig, job: Job, no_worker: bool) -> None:
+    if no_worker:
+        os.environ |= THREAD_ENVIRONMENT | os.environ
+        execute(Generator(config), job, print_event)
+        return
+    try:
+        request(config, job, print_event)
+    except JobFailedError as error:
+        # The worker's traceback tells; ours would say where we read it.
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def print_event(event: dict[str, Any]) -> None:
+    """One plain line an event."""
+    match event.get("event"):
+        case "turn":
+            line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
+            if event["concurrency"] > 1:
+                line += (
+                    " ({concurrency} runs decoded together, {batch_tokens_per_s} tokens/s in all)"
+                )
+            print(line.format(**event), file=sys.stderr, flush=True)
+        case "retry_alone":
+            print("memory ran out among other runs: once more, alone", file=sys.stderr, flush=True)
+        case "loading":
+            print(f"loading {event['model']} (worker {event['pid']})", file=sys.stderr, flush=True)
+        case "log":
+            print(event["text"], file=sys.stderr, flush=True)
+        case "worker_lost":
+            print("the worker died; starting another", file=sys.stderr, flush=True)
+        case name:
+            print(str(name).replace("_", " "), file=sys.stderr, flush=True)
+
+
+def worker_config(options: argparse.Namespace) -> WorkerConfig:
+    """What a worker must be for to do such a job."""
+    provenance = options.model_dir / "provenance.json"
+    revision = provenance.read_text(encoding="utf-8") if provenance.is_file() else ""
+    if options.model_dir.is_dir():
+        # A model that was fetched anew, same source or not, is another one to a warm worker.
+        status = options.model_dir.stat()
+        revision += f"{status.st_ino} {status.st_mtime_ns}"
+    return WorkerConfig(
+        model_dir=str(options.model_dir.resolve()),
+        model_revision=revision,
+        dtype=options.dtype,
+        device=options.device,
+        code_digest=options.code_digest,
+        prefix_memory=options.prefix_memory,
+        prefix_disk=options.prefix_disk,
+        threads=min(options.threads * options.batch_size, len(os.sched_getaffinity(0))),
+        batch_size=options.batch_size,
+    )

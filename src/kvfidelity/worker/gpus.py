@@ -1,0 +1,88 @@
+"""Which GPU and worker a generate job gets, where several jobs run at once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from kvfidelity.errors import UserError
+from kvfidelity.worker.socket_path import WORKER_VARIABLE, socket_folder, workflow_digest
+
+POLL_S = 0.1
+
+
+@contextlib.contextmanager
+def gpu_share(gpus: int, jobs_per_gpu: int, device: str) -> Iterator[dict[str, str]]:
+    """Hold one of `lanes` shares of one of `gpus` GPUs, the first that is free; wait if need be.
+
+    GPUs fill evenly. A share ends with its process, however that ends. Of a single GPU nothing is
+    held: its worker sees to it that no more runs go on than it has lanes.
+
+    Args:
+        gpus: Snakemake's resource `gpu`. Without GPUs: how many workers share the processors.
+        lanes: generate jobs at once on each.
+        device: as in the config.
+
+    Yields:
+        What to add to the environment of the worker and of what finds it.
+
+    Raises:
+        UserError: more are asked for than are visible, or a device of a fixed number.
+    """
+    if gpus == 1:
+        yield {}
+        return
+    environments = _gpu_environments(gpus, device)
+    while True:
+        for share, (number, environment) in itertools.product(
+            range(jobs_per_gpu), enumerate(environments)
+        ):
+            with (socket_folder() / f"{workflow_digest()}-gpu-{number}-{share}.lock").open(
+                "w"
+            ) as file:
+                if _locked(file):
+                    yield environment
+                    return
+        time.sleep(POLL_S)
+
+
+def visible_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    devices = Path("/dev").glob("nvidia*")
+    count = sum(bool(re.fullmatch(r"nvidia\d+", device.name)) for device in devices)
+    return [str(number) for number in range(count)]
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _gpu_environments(count: int, device: str) -> list[dict[str, str]]:
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"device {device} is one GPU, but {count} are to be used (--resources gpu={count}): "
+            "write `device: cuda` in the config, or use gpu=1"
+        )
+    if not gpus:
+        return [{WORKER_VARIABLE: str(number)} for number in range(count)]
+    if len(gpus) < count:
+        raise UserError(
+            f"{count} GPUs are to be used (--resources gpu={count}), but {len(gpus)} are visible "
+            f"here ({', '.join(gpus)}): use gpu={len(gpus)}"
+        )
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in gpus[:count]]

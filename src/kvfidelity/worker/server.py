@@ -1,0 +1,90 @@
+"""The worker: loads the model, serves requests, leaves when idle.
+
+python -m kvfidelity.worker.server SOCKET '<hello as JSON>' IDLE_SECONDS OWNER_PID
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from kvfidelity.worker.job import WorkerConfig, execute, job_from
+from kvfidelity.worker.listener import Listener, listen
+from kvfidelity.worker.liveness import GRACE_S, Liveness
+from kvfidelity.worker.protocol import Message, send
+from kvfidelity.worker.requests import (
+    CLIENT_ERRORS,
+    RequestHandler,
+    event_sender,
+    final_event,
+    log_dropped_client,
+    started_event,
+)
+
+
+def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> None:
+    """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop.
+
+    Args:
+        owner: a process that the worker does not outlive; see `place.owner`. 0 is none.
+    """
+    with listen(path, idle_s, owner) as listener:
+        if listener is None:
+            return
+        if config.batch_size == 1:
+            _serve_one_by_one(listener, RequestHandler(config))
+        else:
+            from kvfidelity.worker.batch_server import BatchServer
+
+            BatchServer(listener, config).serve()
+
+
+def _serve_one_by_one(listener: Listener, handler: RequestHandler) -> None:
+    while client := listener.wait():
+        with client:
+            try:
+                if not _handle(client, handler):
+                    return
+            except CLIENT_ERRORS as error:
+                log_dropped_client(error)
+
+
+def _handle(client: socket.socket, handler: RequestHandler) -> bool:
+    """Do what one client wants; whether the worker goes on."""
+    match handler.receive(client):
+        case {"do": "stop"}:
+            send(client, {"event": "stopped"})
+            return False
+        case {"do": "mismatch"}:
+            send(client, {"event": "mismatch"})
+            return False
+        case {"do": "serve", "job": job}:
+            return _serve(client, handler, job)
+    return True
+
+
+def _serve(client: socket.socket, handler: RequestHandler, job: Message) -> bool:
+    with Liveness(client, GRACE_S) as liveness:
+        send_event = event_sender(client, liveness)
+        send_event(started_event())
+        outcome, healthy = handler.run(
+            lambda: execute(handler.generator(send_event), job_from(job), send_event)
+        )
+    send(client, final_event(outcome))
+    return healthy
+
+
+if __name__ == "__main__":
+    # A crash in native code leaves its stack in the log, which goes to the job that caused it;
+    # SIGUSR1 makes a worker that seems to hang write down where it is.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    socket_path, about, idle, owner = sys.argv[1:]
+    serve(Path(socket_path), WorkerConfig.of(json.loads(about)), float(idle), int(owner))
+    # Taking torch apart would hold the device's memory for a second that the next worker waits.
+    os._exit(0)

@@ -1,0 +1,98 @@
+"""Where a worker listens: one socket per user, job of the scheduler, checkout and device."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvfidelity.errors import UserError
+
+#: A Unix socket's path holds so many bytes.
+MAX_PATH_BYTES = 107
+#: Environment variable that tells workers apart which no GPU tells apart.
+WORKER_VARIABLE = "KVFIDELITY_WORKER"
+
+
+def socket_path() -> Path:
+    """The worker's socket.
+
+    Raises:
+        UserError: no folder for it; see `folder`.
+    """
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(WORKER_VARIABLE, "")
+    return socket_folder() / f"{workflow_digest()}-{_digest(device)}.sock"
+
+
+def all_sockets() -> list[Path]:
+    """The sockets of this workflow's workers here, whichever device they are for."""
+    return sorted(socket_folder().glob(f"{workflow_digest()}-*.sock"))
+
+
+def scheduler_job() -> str | None:
+    """The job of a scheduler's that this process belongs to."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def owner_pid() -> int | None:
+    """In a job of Slurm's, the process that Slurm started for it: its end is the job's.
+
+    A worker that outlived it would hold a GPU that Slurm has given to another job; not every
+    cluster ends the processes that a job leaves behind.
+    """
+    if not scheduler_job():
+        return None
+    import psutil
+
+    ancestry = [psutil.Process(), *psutil.Process().parents()]
+    for child, parent in itertools.pairwise(ancestry):
+        if parent.name() == "slurmstepd":
+            return int(child.pid)
+    return None
+
+
+def socket_folder() -> Path:
+    """A folder that only the user can enter, made if need be.
+
+    Raises:
+        UserError: it belongs to somebody else or others may enter it, or it cannot be made.
+    """
+    for base in _bases():
+        path = base / f"kvfidelity-{os.getuid()}"
+        if len(os.fsencode(path)) + len("/01234567-01234567.sock") > MAX_PATH_BYTES:
+            continue
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            # The variable often comes along to a cluster's node from a login node, the folder not.
+            continue
+        status = path.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or path.is_symlink():
+            raise UserError(
+                f"{path} is not a folder of yours alone: remove it, or set XDG_RUNTIME_DIR to a "
+                "folder that only you can enter"
+            )
+        return path
+    raise UserError(
+        "no folder for the worker's socket: set XDG_RUNTIME_DIR or TMPDIR to a folder that you can "
+        "write to, with a path of less than 60 characters; or run with --no-worker"
+    )
+
+
+def _bases() -> Iterator[Path]:
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime)
+    yield Path(tempfile.gettempdir())
+    yield Path("/tmp")
+
+
+def workflow_digest() -> str:
+    """Tells one checkout's workflow in one job of the scheduler from others."""
+    return _digest(f"{Path.cwd()}\0{scheduler_job() or 'local'}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,163 @@
+"""Rank correlations and the intervals around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from kvfidelity.analysis.finite import not_finite
+from kvfidelity.analysis.predictors import bootstrap_correlation, predictors, rank_correlation
+
+OPTIONS = {"confidence": 0.95, "resamples": 500, "seed": 0}
+
+
+def correlated_sample(rng: np.random.Generator, dialogues: int) -> tuple[np.ndarray, ...]:
+    names = np.repeat([f"{n:03d}" for n in range(dialogues)], 8)
+    one = rng.normal(0, 1, names.size)
+    level = np.repeat(rng.normal(0, 0.5, dialogues), 8)
+    return one, one + level + rng.normal(0, 1, names.size), names
+
+
+def test_the_correlation_is_spearmans() -> None:
+    one, other, names = correlated_sample(np.random.default_rng(0), 10)
+    found = rank_correlation(one, np.round(other, 1), names, **OPTIONS)
+    assert found is not None
+    assert found["correlation"] == pytest.approx(stats.spearmanr(one, np.round(other, 1)).statistic)
+
+
+def test_intervals_cover_the_true_correlation() -> None:
+    rng = np.random.default_rng(1)
+    truth = stats.spearmanr(*correlated_sample(rng, 20_000)[:2]).statistic
+    hits = 0
+    for seed in range(200):
+        found = rank_correlation(*correlated_sample(rng, 20), **OPTIONS | {"seed": seed})
+        assert found is not None
+        hits += found["low"] <= truth <= found["high"]  # type: ignore[operator]
+    assert 0.9 <= hits / 200 <= 0.99
+
+
+def test_ranking_once_is_as_good_as_ranking_in_each_resample() -> None:
+    one, other, names = correlated_sample(np.random.default_rng(2), 25)
+    found = rank_correlation(one, other, names, **OPTIONS)
+    rng = np.random.default_rng(3)
+    drawn = []
+    for _ in range(500):
+        rows = np.concatenate([np.arange(8) + 8 * pick for pick in rng.integers(0, 25, 25)])
+        drawn.append(stats.spearmanr(one[rows], other[rows]).statistic)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found is not None
+    assert found["low"] == pytest.approx(low, abs=0.05)
+    assert found["high"] == pytest.approx(high, abs=0.05)
+
+
+def test_the_gap_to_the_best_measure() -> None:
+    """The loss itself with little noise, with much, and that again under another name."""
+    rng = np.random.default_rng(5)
+    _, loss, names = correlated_sample(rng, 30)
+    turns = pl.DataFrame(
+        {
+            "model": "m",
+            "dataset": "d",
+            "dialogue": names,
+            "excess_nll": loss,
+            "after_eviction": True,
+            "inside_window": True,
+            "near": -loss + rng.normal(0, 0.5, loss.size),
+            "far": loss + rng.normal(0, 3, loss.size),
+        }
+    ).with_columns(twin=-pl.col("near"))
+    found = predictors(turns, ("near", "far", "twin"), OPTIONS)
+    rows = {row["metric"]: row for row in found.to_dicts()}
+    assert rows["near"]["correlation"] < 0
+    assert rows["near"]["gap_to_best"] is None
+    assert rows["far"]["gap_to_best_low"] > 0
+    apart = abs(rows["near"]["correlation"]) - rows["far"]["correlation"]
+    assert rows["far"]["gap_to_best"] == pytest.approx(apart)
+    assert rows["twin"]["gap_to_best"] == pytest.approx(0)
+    assert rows["twin"]["gap_to_best_low"] == pytest.approx(0)
+
+
+def test_what_does_not_vary_has_none() -> None:
+    names = np.array(["a", "a", "b", "b"])
+    assert rank_correlation(np.ones(4), np.arange(4.0), names, **OPTIONS) is None
+
+
+COLUMNS = st.sampled_from([0.0, 1.0, 2.0]) | st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.lists(st.tuples(COLUMNS, COLUMNS, st.sampled_from(["a", "b", "c"])), max_size=20)
+
+
+@given(ROWS)
+def test_no_correlation_of_finite_columns_is_not_finite(
+    rows: list[tuple[float, float, str]],
+) -> None:
+    one, other = (np.array([row[place] for row in rows]) for place in (0, 1))
+    names = np.array([row[2] for row in rows], dtype=str)
+    found = rank_correlation(one, other, names, **OPTIONS | {"resamples": 50})
+    undefined = len(rows) < 3 or len(set(one)) == 1 or len(set(other)) == 1
+    assert (found is None) == undefined
+    if found is not None:
+        ends = [found[name] for name in ("correlation", "low", "high") if found[name] is not None]
+        assert all(-1 - 1e-9 <= end <= 1 + 1e-9 for end in ends)  # type: ignore[operator]
+        assert (found["low"] is None) == (found["high"] is None)
+        assert found["low"] is None or len(set(names)) > 1
+
+
+@given(ROWS)
+def test_no_predictor_of_finite_turns_is_not_finite(rows: list[tuple[float, float, str]]) -> None:
+    turns = pl.DataFrame(
+        {
+            "dialogue": [row[2] for row in rows],
+            "excess_nll": [row[0] for row in rows],
+            "one": [row[1] for row in rows],
+            "other": [float(row[2] == "a") for row in rows],
+            "constant": [1.0 for _ in rows],
+            "missing": [None for _ in rows],
+        },
+        {"dialogue": pl.String}
+        | dict.fromkeys(("excess_nll", "one", "other", "constant", "missing"), pl.Float64),
+    ).with_columns(model=pl.lit("m"), dataset=pl.lit("d"), after_eviction=True, inside_window=True)
+    metrics = ("one", "other", "constant", "missing")
+    found = predictors(turns, metrics, OPTIONS | {"resamples": 50})
+    assert not_finite(found) == []
+    assert not set(found["metric"]) & {"constant", "missing"}
+
+
+def test_a_column_that_varies_in_one_dialogue_alone_has_no_interval() -> None:
+    """More than a third of the resamples leave that dialogue out: there it does not vary."""
+    rng = np.random.default_rng(7)
+    _, loss, names = correlated_sample(rng, 6)
+    alone = np.where(names == "000", rng.normal(0, 1, names.size), 0.0)
+    found = rank_correlation(alone, loss, names, **OPTIONS)
+    assert found is not None
+    assert (found["low"], found["high"], found["n_dialogues"]) == (None, None, 6)
+
+
+@pytest.mark.parametrize(("dialogues", "known"), [(2, False), (3, False), (4, True), (6, True)])
+def test_columns_that_are_constant_within_a_dialogue(dialogues: int, known: bool) -> None:
+    """A resample of one dialogue alone leaves them undefined: one in 9 of three dialogues, one in
+    64 of four. A variance of 0 is not mistaken for a small one because of rounding."""
+    names = np.repeat([f"{n:03d}" for n in range(dialogues)], 7)
+    level = np.repeat(np.arange(dialogues) / 3, 7)
+    rng = np.random.default_rng(0)
+    found = rank_correlation(level, rng.normal(0, 1, level.size), names, **OPTIONS)
+    assert found is not None
+    assert (found["low"] is not None) == known
+    drawn = bootstrap_correlation(level, level * 2, names, resamples=500, seed=0)
+    assert drawn is not None
+    defined = drawn.resampled[np.isfinite(drawn.resampled)]
+    assert defined == pytest.approx(np.ones(defined.size))
+    assert 1 - defined.size / 500 == pytest.approx(dialogues ** (1 - dialogues), abs=0.08)
+
+
+def test_turns_with_a_missing_value_are_not_counted() -> None:
+    one, other, names = correlated_sample(np.random.default_rng(0), 10)
+    gaps = np.where(np.arange(one.size) % 5 == 0, np.nan, one)
+    found = rank_correlation(gaps, other, names, **OPTIONS)
+    kept = np.isfinite(gaps)
+    assert found == rank_correlation(one[kept], other[kept], names[kept], **OPTIONS)
+    assert found is not None
+    assert found["n_turns"] == kept.sum() == 64

@@ -1,0 +1,144 @@
+"""Slots and positions over long random histories."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.eviction_log import Eviction, from_groups, from_spans, groups, replay, spans
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.slots import SlotTable
+from kvfidelity.cache.view import view_of
+
+MODES = list(PositionMode)
+
+
+def test_positions_of_a_worked_example() -> None:
+    """Six tokens, 2 and 3 evicted, two more fed."""
+    expected = {
+        "stale": ([0, 1, 4, 5, 4, 5], 6),
+        "original": ([0, 1, 4, 5, 6, 7], 8),
+        "rerotated": ([0, 1, 2, 3, 4, 5], 6),
+    }
+    for mode, (positions, replayed) in expected.items():
+        slots_ = SlotTable(PositionMode(mode))
+        slots_.append(6)
+        slots_.keep(torch.tensor([0, 1, 4, 5]))
+        slots_.append(2)
+        assert slots_.position[0, 0].tolist() == positions
+        assert slots_.token_index[0, 0].tolist() == [0, 1, 4, 5, 6, 7]
+        assert slots_.next_position == replayed
+
+
+@pytest.mark.parametrize("bad", [[3, 1], [1, 1], [0, 9], [-1, 2]])
+def test_a_keep_set_that_is_no_keep_set_is_refused(bad: list[int]) -> None:
+    slots_ = SlotTable(PositionMode.STALE)
+    slots_.append(6)
+    with pytest.raises(ValueError, match="keep set"):
+        slots_.keep(torch.tensor(bad))
+
+
+def random_keep(slots: int, draws: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    size = int(torch.randint(1, slots + 1, (), generator=draws))
+    return torch.rand(*shape, slots, generator=draws).argsort(-1)[..., :size].sort(-1).values
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_random_histories_keep_every_invariant(mode: PositionMode) -> None:
+    """3 x 3,400 histories: sorted slots, exact sizes, replayable, positions by their definition."""
+    draws = torch.Generator().manual_seed(MODES.index(mode))
+    for history in range(3400):
+        shape: tuple[int, ...] = [(), (3,), (3, 2)][history % 3]
+        slots_, log = SlotTable(mode, capacity=4), []
+        for _ in range(int(torch.randint(1, 6, (), generator=draws))):
+            slots_.append(int(torch.randint(1, 40, (), generator=draws)))
+            kept = random_keep(len(slots_), draws, shape)
+            log.append(Eviction(0, 0, slots_.tokens_seen, len(slots_), kept, 0.0, 0.0))
+            slots_.keep(kept)
+            assert len(slots_) == kept.shape[-1]
+        slots_.append(2)
+        token, position = slots_.token_index, slots_.position
+        assert (token.diff(dim=-1) > 0).all()
+        if mode is PositionMode.ORIGINAL:
+            assert torch.equal(token, position)
+        if mode is PositionMode.REROTATED:
+            assert (position == torch.arange(len(slots_))).all()
+        again = replay(log, mode, slots_.tokens_seen)
+        assert torch.equal(again.token_index, token) and torch.equal(again.position, position)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMode) -> None:
+    """After 200 evictions every key is one fp32 rotation of the original, bit for bit."""
+    draws = torch.Generator().manual_seed(0)
+    cache = new_cache(llama, mode)
+    with torch.inference_mode():
+        for _ in range(200):
+            count = int(torch.randint(1, 9, (), generator=draws))
+            ids = torch.randint(3, 97, (1, count), generator=draws)
+            llama(ids, **{cache_argument(llama): cache})
+            size = max(1, cache.size - int(torch.randint(0, 9, (), generator=draws)))
+            kept = torch.randperm(cache.size, generator=draws)[:size].sort().values
+            cache.keep(kept)
+            position = cache.slot_table.position[0, 0]
+            cos, sin = cache.rotary.angles(position, torch.device("cpu"))
+            for layer in cache.layers:
+                assert layer.slots == cache.size
+                assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, cos, sin))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_random_evictions_lose_no_slot_byte_or_protection(
+    llama: Any, mode: PositionMode
+) -> None:
+    """3 x 3,400 caches of random keys under random policies, budgets and protected spans."""
+    rotary = attach(llama).get_decoder().rotary_emb
+    kinds: dict[str, Any] = {"random": {"keep_ratio": 0.5}, "streaming_llm": {}, "knorm": {}}
+    policies = [build_policy(kind, parameters) for kind, parameters in kinds.items()]
+    numbers = torch.Generator().manual_seed(MODES.index(mode))
+    draws = random.Random(MODES.index(mode))
+    for history in range(3400):
+        cache = ManagedCache(rotary, 1, mode)
+        for _ in range(draws.randint(1, 4)):
+            new = torch.randn(2, 1, 2, draws.randint(1, 30), 8, generator=numbers)
+            cache.update(new[0], new[1], 0)
+            span = sorted(draws.choices(range(cache.size + 1), k=2))
+            protected = ((span[0], span[1]),) if span[0] < span[1] else ()
+            view = view_of(cache, draws.randint(1, cache.size), history, protected)
+            kept = draws.choice(policies).keep(view)
+            for start, stop in protected:
+                assert (((kept >= start) & (kept < stop)).sum(-1) == stop - start).all()
+            cache.keep(kept)
+            token = cache.slot_table.token_index
+            assert cache.size == view.budget == kept.shape[-1]
+            assert (token.diff(dim=-1) > 0).all()
+            assert cache.nbytes == cache.size * 2 * 2 * 8 * 4
+            layer = cache.layers[0]
+            angles = rotary.angles(cache.slot_table.position[0], torch.device("cpu"))
+            assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, *angles))
+
+
+def test_runs_and_groups_are_reversible() -> None:
+    draws = torch.Generator().manual_seed(0)
+    assert spans(torch.tensor([3, 4, 5, 9])) == [(3, 6), (9, 10)]
+    for shape in [(), (4,), (4, 3)]:
+        kept = random_keep(50, draws, shape)
+        parts = {name: from_spans(spans(numbers)) for name, numbers in groups(kept)}
+        assert torch.equal(from_groups(parts).reshape(kept.shape), kept)
+
+
+def test_only_a_cache_never_evicted_from_can_be_forked_in_the_past() -> None:
+    slots_ = SlotTable(PositionMode.STALE)
+    slots_.append(9)
+    past = slots_.fork(5)
+    assert (len(past), past.tokens_seen, len(slots_)) == (5, 5, 9)
+    slots_.keep(torch.arange(7))
+    with pytest.raises(ValueError, match="never evicted"):
+        slots_.fork(5)

@@ -1,0 +1,64 @@
+"""The formula judge: what it can tell apart, what it refuses to score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvfidelity.judges.formula import formula_verdict
+from kvfidelity.judges.verdict import Verdict, verdicts_frame
+
+GOOD: dict[str, Any] = {
+    "turn": 3,
+    "reply": "The ferry leaves at nine.",
+    "finish_reason": "eos",
+    "reply_nll_baseline": 1.0,
+    "rep_3": 0.0,
+    "echo_share": 0.0,
+    "chrf": 40.0,
+}
+
+
+def score(**changes: Any) -> int | None:
+    return formula_verdict(GOOD | changes, "formula", "formula").score
+
+
+def test_the_formula_by_hand() -> None:
+    assert score() == 10
+    # fluency 0.5, overlap 0.5: quality 0.5, and 9 x 0.5 rounds to 4
+    assert score(reply_nll_baseline=3.0, chrf=20.0) == 5
+    assert score(rep_3=0.5) == 1  # all loops
+    assert score(reply_nll_baseline=5.0, chrf=0.0) == 1
+    assert score(echo_share=0.9) == 1 + round(9 * 0.3)
+
+
+def test_worse_is_never_scored_higher() -> None:
+    for key, worse in {"reply_nll_baseline": [1, 2, 3, 4, 6], "rep_3": [0, 0.2, 0.4, 0.6]}.items():
+        scores = [score(**{key: value}) or 0 for value in worse]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_what_was_not_said_or_not_measured_gets_no_number() -> None:
+    silent = formula_verdict(GOOD | {"reply": None}, "formula", "formula")
+    assert (silent.score, silent.status) == (None, "no_reply")
+    unknown = formula_verdict(GOOD | {"reply_nll_baseline": None}, "formula", "formula")
+    assert (unknown.score, unknown.status) == (None, "not_measured")
+    assert score(reply="  ") == 1
+
+
+def test_a_verdict_cannot_be_invented() -> None:
+    about = ("formula", "formula", "m", "r")
+    with pytest.raises(ValueError, match="from 1 to 10"):
+        Verdict(0, *about, score=11, status="ok", reason=None)
+    with pytest.raises(ValueError, match="exactly if"):
+        Verdict(0, *about, score=5, status="failed", reason=None)
+    with pytest.raises(ValueError, match="exactly if"):
+        Verdict(0, *about, score=None, status="ok", reason=None)
+
+
+def test_verdicts_become_rows_under_their_own_name() -> None:
+    frame = verdicts_frame([formula_verdict(GOOD, "my-judge", "formula")])
+    assert frame["judge"].to_list() == ["my-judge"]
+    assert frame["judge_kind"].to_list() == ["formula"]
+    assert "gpt" not in frame["judge_model"][0].lower()

@@ -1,0 +1,54 @@
+"""What a run is said to take before it begins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvfidelity.pipeline.plan_estimate import plan_message
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.records.grid import run_keys
+
+ROOT = Path(__file__).parents[2]
+
+
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+RUNS = len(run_keys(load_settings(CONFIG)))
+
+
+def message(**changes: Any) -> str:
+    config = dict(CONFIG)
+    judge = {"kind": "openai", "model": "m", "rubric": "blind"} | changes.pop("judge", {})
+    config |= {"judges": {"paid": judge}, "judging": ["paid"]} | changes
+    return plan_message(load_settings(config)).split("\n")[1]
+
+
+PRICES = {"m": {"input": 10.0, "output": 20.0}}
+
+
+def dollars(text: str) -> float:
+    [found] = re.findall(r"\$([\d,.]+) at", text)
+    return float(found.replace(",", ""))
+
+
+def test_verdicts_tokens_and_dollars_of_a_judge() -> None:
+    # One own reply a run; 50 planted replies of 8 kinds, twice; 700 and 150 tokens.
+    text = message(prices=PRICES)
+    answers = RUNS + 800
+    assert f"about {RUNS} answers and 800 to test it, about {answers * 850:,} tokens" in text
+    each = (700 * 10 + 150 * 20) / 1e6
+    assert dollars(text) == round(answers * each, 2)
+    assert dollars(message(prices=PRICES, reliability={"replies": 0})) == round(RUNS * each, 2)
+
+
+def test_batches_cost_half_and_the_history_costs_tokens() -> None:
+    whole = dollars(message(prices=PRICES))
+    assert abs(dollars(message(prices=PRICES, judge={"batch": True})) - whole / 2) < 0.01
+    assert dollars(message(prices=PRICES, judge={"rubric": "grounded"})) > whole
+
+
+def test_a_price_that_is_not_known_is_said_to_be() -> None:
+    assert "`prices` has no m" in message()

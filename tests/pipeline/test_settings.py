@@ -1,0 +1,186 @@
+"""Configuration, sizes, grid: what is accepted, and what is said of the rest."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kvfidelity.cache.policies.registry import policy_schema
+from kvfidelity.errors import UserError
+from kvfidelity.pipeline.config_docs import config_docs
+from kvfidelity.pipeline.settings import load_settings, policy_schemas
+from kvfidelity.records.grid import Cell, cells, run_keys
+from kvfidelity.sizes import size_in_bytes, size_in_tokens
+from tests.workflow.project import merged
+
+ROOT = Path(__file__).parents[2]
+#: `config/claims.yaml` is no configuration of a run and has a schema of its own.
+FOUND = {*ROOT.glob("config/*.yaml"), *ROOT.glob("config/experiments/*.yaml")}
+CONFIGS = sorted(FOUND - {ROOT / "config/claims.yaml"})
+
+
+def default() -> dict[str, Any]:
+    """The default configuration, and a policy with a bounded parameter."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["policies"]["mixed"] = {"kind": "random", "keep_ratio": 0.9}
+    return config
+
+
+def over_default(file: Path) -> dict[str, Any]:
+    """The settings of a shipped configuration laid over the default one."""
+    return load_settings(merged(default(), yaml.safe_load(file.read_text())), file.name)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_configuration_is_valid(file: Path) -> None:
+    assert run_keys(over_default(file))
+
+
+def test_the_papers_configuration_stands_alone() -> None:
+    settings = over_default(ROOT / "config/paper.yaml")
+    found = cells(settings)
+    assert {(cell.model, cell.dataset) for cell in found} == {
+        ("llama-3-8b-instruct", "sharegpt-long")
+    }
+    assert (len(found), len(run_keys(settings))) == (13, 130)
+
+
+def test_generated_files_are_current() -> None:
+    """If not: run `python -m kvfidelity.cache.policies.registry`, `python -m
+    kvfidelity.pipeline.config_docs`."""
+    assert policy_schemas() == json.loads(json.dumps(policy_schema()))
+    assert (ROOT / "config/README.md").read_text(encoding="utf-8") == config_docs()
+
+
+@pytest.mark.parametrize(
+    ("key_path", "value", "message"),
+    [
+        (("thresholds", "eighth_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
+        (("thresholds", "eighth_window", "trigger"), "turns", "did you mean 'turn'?"),
+        (("thresholds", "eighth_window", "target"), "0.5win", "target must be below `at`"),
+        (("policies", "mixed", "keep_ratio"), 1.5, "at most 1"),
+        (("policies", "mixed", "keep_ratio"), 0, "above 0"),
+        (("policies", "mixed", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
+        (("policies", "mixed", "kind"), "randm", "did you mean 'random'?"),
+        (("polices",), {}, "did you mean 'policies'?"),
+        (("models", "a/b"), {}, "the name 'a/b' may have"),
+        (("models", "smollm2-135m", "sha256"), "x", "64 digits"),
+        (("models", "smollm2-135m", "source"), "weel", "did you mean 'wheel'?"),
+        (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
+        (("grid",), {"positions": ["stal"]}, "did you mean 'stale'?"),
+        (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
+        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: eighth_window, none"),
+        (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
+        (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
+        (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
+        (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
+        (("policies", "mixed", "keep_ratio"), float("nan"), "write a number"),
+        (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
+        (("judging",), ["formual"], "did you mean 'formula'?"),
+        (("session", "max_new_tokens"), -1, "at least 0"),
+        (("judges", "formula", "rubric"), "pairwise", "kind formula compares nothing"),
+        (("judges", "x"), {"kind": "openai", "rubric": "blind"}, "model must be given"),
+        (
+            ("judges", "x"),
+            {"kind": "openai", "rubric": "blind", "model": "m", "max_usd": 1},
+            "add `prices: {m: {input: ..., output: ...}}`",
+        ),
+        (
+            ("judges", "x"),
+            {"kind": "openai", "rubric": "blind", "model": "m", "api": "azure"},
+            "api_version must be given",
+        ),
+        (("session", "replies"), 3, "not one of reference, own"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(
+    key_path: tuple[str, ...], value: object, message: str
+) -> None:
+    config = default()
+    inner = config
+    for key in key_path[:-1]:
+        inner = inner[key]
+    inner[key_path[-1]] = value
+    with pytest.raises(UserError) as caught:
+        load_settings(config, "my.yaml")
+    text = str(caught.value)
+    assert text.startswith("my.yaml: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_a_missing_key_is_named() -> None:
+    config = default()
+    del config["datasets"]["sharegpt"]["sha256"]
+    with pytest.raises(UserError, match="sha256 must be given"):
+        load_settings(config)
+
+
+LLAMA_3_8B = {"token_bytes": 131072, "window": 8192}
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [("600MiB", 4800), ("600MB", 4577), ("700MiB", 5600), ("5600tok", 5600), ("0.7win", 5734)],
+)
+def test_sizes_of_llama_3_8b_in_bf16(size: str, tokens: int) -> None:
+    assert size_in_tokens(size, **LLAMA_3_8B) == tokens
+
+
+@pytest.mark.parametrize("size", ["600 MBs", "MB", "-3tok", "600mb", "", "1e3tok"])
+def test_what_is_no_size_is_refused_with_the_accepted_forms(size: str) -> None:
+    with pytest.raises(UserError, match="is no size; write"):
+        size_in_tokens(size, **LLAMA_3_8B)
+
+
+def test_a_size_that_holds_no_token_is_refused() -> None:
+    with pytest.raises(UserError, match="holds no token"):
+        size_in_tokens("1kB", **LLAMA_3_8B)
+    with pytest.raises(UserError, match="must be in bytes"):
+        size_in_bytes("0.5win")
+
+
+def test_the_arithmetic_of_a_model_is_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvfidelity.pipeline.cache_sizes"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "131,072 bytes per token" in done.stdout
+    assert "600MiB    4,800" in done.stdout
+
+
+def test_the_baseline_runs_once_whatever_the_grid() -> None:
+    settings = load_settings(default() | {"grid": {"policies": ["gist"], "positions": ["stale"]}})
+    assert [(c.policy, c.positions, c.threshold) for c in cells(settings)] == [
+        ("baseline", "original", "none"),
+        ("gist", "stale", "eighth_window"),
+    ]
+
+
+def test_include_and_exclude() -> None:
+    grid = {
+        "policies": ["gist"],
+        "include": [{"policy": "mixed", "positions": "stale"}],
+        "exclude": [{"policy": "gist", "positions": "rerotated"}],
+    }
+    found = {(c.policy, c.positions) for c in cells(load_settings(default() | {"grid": grid}))}
+    assert found == {
+        ("baseline", "original"),
+        ("gist", "stale"),
+        ("gist", "original"),
+        ("mixed", "stale"),
+    }
+
+
+def test_a_cells_path() -> None:
+    cell = Cell("m", "d", "p", "stale", "t", 3)
+    assert cell.run_key("007") == "m/d/p/stale/t/3/007"

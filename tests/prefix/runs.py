@@ -1,0 +1,65 @@
+"""Runs that never evict, and where tests keep them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.run import Records, _Run, run_dialogue
+from kvfidelity.generation.spec import RunSpec
+from kvfidelity.prefix.baseline_run import BaselineRun
+from kvfidelity.prefix.cache import PrefixCache
+from kvfidelity.prefix.disk_cache import DiskPrefixCache
+from kvfidelity.records.artifacts import TIMINGS
+from tests.generation.test_recall import dialogue_with_evidence
+from tests.generation.test_run import BASE, talk
+
+MAX_BYTES = 1 << 30
+
+
+def disk_cache(
+    engine: Engine, folder: Path, max_bytes: int = MAX_BYTES, **environment: str
+) -> DiskPrefixCache:
+    return DiskPrefixCache(folder, max_bytes, engine, environment)
+
+
+def baseline_run(engine: Engine, spec: RunSpec = BASE, turns: int = 5) -> BaselineRun:
+    return _Run(engine, talk(turns), spec, lambda event: None)._baseline_run()
+
+
+def run_in_new_process(
+    engine: Engine, spec: RunSpec, folder: Path, *, computes: bool = True
+) -> Records:
+    """A process of its own, as far as memory goes; whether it may compute a never evicted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not computes:
+            patch.setattr(_Run, "_baseline_run", lambda self: pytest.fail("it was computed anew"))
+        prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, folder))
+        return run_dialogue(engine, dialogue_with_evidence(), spec, prefix_cache)
+
+
+def assert_same_records(one: Records, other: Records) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        drop = TIMINGS & set(mine.columns)
+        assert_frame_equal(mine.drop(drop), theirs.drop(drop), check_exact=True)
+
+
+def the_file(folder: Path) -> Path:
+    [file] = folder.iterdir()
+    return file
+
+
+def size_on_disk(engine: Engine, run: BaselineRun) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        disk_cache(engine, Path(folder)).store("key", run)
+        return the_file(Path(folder)).stat().st_size
+
+
+def same_outcomes(one: BaselineRun, other: BaselineRun) -> bool:
+    pairs = zip(one.outcomes, other.outcomes, strict=True)
+    return all(torch.equal(a.predicted, b.predicted) for a, b in pairs)

@@ -1,0 +1,103 @@
+"""Artifacts are whole or absent, and say what they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import (
+    digest,
+    read_metadata,
+    read_parquet,
+    write_parquet,
+    write_text,
+)
+
+FRAME = pl.DataFrame({"turn": [0, 1], "reply": ["a", None], "ttft_s": [0.1, 0.2]})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "turns.parquet"
+    write_parquet(FRAME, file, kind="turns", metadata={"code": "abc"})
+    assert read_parquet(file, kind="turns").equals(FRAME)
+    assert read_metadata(file)["code"] == "abc"
+    assert [entry.name for entry in file.parent.iterdir()] == ["turns.parquet"]
+
+
+def test_timings_are_not_part_of_the_digest() -> None:
+    assert digest(FRAME) == digest(FRAME.with_columns(ttft_s=9.0))
+    assert digest(FRAME) != digest(FRAME.with_columns(reply=pl.lit("b")))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "\ud800")
+    assert file.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("size", [0, 10, 300])
+def test_a_truncated_file_is_named_with_the_remedy(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "turns.parquet"
+    write_parquet(FRAME, file, kind="turns")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"turns\.parquet is damaged .* delete it and run again"):
+        read_parquet(file, kind="turns")
+
+
+def test_a_file_of_another_kind_or_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "turns.parquet"
+    write_parquet(FRAME, file, kind="turns")
+    with pytest.raises(UserError, match="not 'verdicts'"):
+        read_parquet(file, kind="verdicts")
+    monkeypatch.setattr("kvfidelity.records.artifacts.SCHEMA_VERSION", 99)
+    with pytest.raises(UserError, match=r"schema version \d+, this code writes 99"):
+        read_parquet(file, kind="turns")
+    with pytest.raises(UserError, match="does not exist"):
+        read_parquet(tmp_path / "none.parquet", kind="turns")
+
+
+FILL = """
+import sys, resource
+from pathlib import Path
+import polars as pl
+from kvfidelity.records.artifacts import write_parquet
+from kvfidelity.cli import main_guard
+def main():
+    frame = pl.DataFrame({"reply": [str(n) * 50 for n in range(20000)]})
+    write_parquet(frame, Path(sys.argv[1]), kind="turns")
+main_guard(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    try:
+        file = tmp_path / "turns.parquet"
+        done = subprocess.run(
+            [sys.executable, "-c", FILL, str(file)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: no space left on the disk")
+        assert "Traceback" not in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -1,0 +1,63 @@
+"""A policy that does as it is told at its first eviction: what can go wrong inside a worker."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.policies.base import Policy, parameter, slot_indices
+from kvfidelity.cache.view import CacheView
+
+
+@dataclass(frozen=True)
+class FaultPolicy(Policy):
+    """Keeps the last slots, after a deed.
+
+    `marker` gets this process's id as a line before each deed; `times` is how many lines end it.
+    """
+
+    kind: ClassVar[str] = "fault_policy"
+
+    fault: str = parameter("none", doc="what to do")
+    marker: str = parameter("", doc="a file")
+    times: int = parameter(10**6, doc="how often")
+
+    def priority(self, view: CacheView) -> Tensor:
+        if self.fault == "none":
+            return slot_indices(view)
+        marker = Path(self.marker)
+        done = len(marker.read_text().splitlines()) if marker.exists() else 0
+        if done < self.times:
+            with marker.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            self._do()
+        return slot_indices(view)
+
+    def _do(self) -> None:
+        match self.fault:
+            case "write":
+                print("a warning from deep inside", file=sys.stderr)
+            case "sleep":  # longer than any test waits
+                time.sleep(3600)
+            case "hold":  # until the test lets go
+                while not Path(f"{self.marker}.go").exists():
+                    time.sleep(0.02)
+            case "crash":
+                ctypes.string_at(0)
+            case "raise":
+                raise ZeroDivisionError("no such thing")
+            case "exhaust memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            case "exhaust more memory":
+                raise MemoryError("none left")
+            case "fill disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results")

@@ -1,0 +1,54 @@
+"""Ask for all of a judge's answers together, through the Batch API."""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="which runs there are")
+    parser.add_argument("--results", required=True, type=Path)
+    parser.add_argument("--rubric", required=True, type=Path)
+    parser.add_argument("--name", required=True, help="the judge's name in the config")
+    parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
+    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
+    parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    from kvfidelity.judges.dispatch import build_client
+    from kvfidelity.judges.llm import LLMJudge
+    from kvfidelity.judges.pairwise import PairwiseJudge
+    from kvfidelity.judges.replies import read_replies, read_turns
+    from kvfidelity.judges.rubric import Rubric
+    from kvfidelity.records.artifacts import write_json
+    from kvfidelity.records.grid import baseline_run_key, compared_run_keys, run_keys
+
+    client = build_client(options.name, options.spec, options.limits, options.store, batch=True)
+    rubric = Rubric.read(options.rubric)
+    generated, measured = options.results / "generate", options.results / "metrics"
+    if options.name in options.settings["comparing"]:
+        pairs = [
+            tuple(
+                read_turns(generated / key / "turns.parquet")
+                for key in (run, baseline_run_key(options.settings, run))
+            )
+            for run in compared_run_keys(options.settings)
+        ]
+        compared = PairwiseJudge(options.name, options.spec, rubric, client).compare(pairs)
+        counts = Counter(comparison.status for run in compared for comparison in run)
+    else:
+        rows = [
+            read_replies(generated / run / "turns.parquet", measured / run / "metrics.parquet")
+            for run in run_keys(options.settings)
+        ]
+        judge = LLMJudge(options.name, options.spec, rubric, client)
+        counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
+    write_json(options.out, {"judge": options.name, "asked": dict(counts)})
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,25 @@
+"""How likely a model finds planted replies."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.worker.command import add_model_options, submit
+from kvfidelity.worker.job import LikelihoodJob
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model_options(parser)
+    parser.add_argument("--texts", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    options = parser.parse_args()
+    options.code_digest = options.code_digest or stage_digest("generate")
+    submit(options, LikelihoodJob(str(options.texts.resolve()), str(options.out.resolve())))
+    print(f"wrote {options.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main_guard(main)
