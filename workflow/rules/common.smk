@@ -16,7 +16,11 @@ shell.prefix(
 
 from kvfidelity.pipeline.adopt import adopt
 from kvfidelity.pipeline.timestamps import redate_future_files, date_now
-from kvfidelity.pipeline.resources import computes_on_gpu, demand, likelihood_demand
+from kvfidelity.pipeline.resources import (
+    computes_on_gpu,
+    estimate_resources,
+    estimate_scoring_resources,
+)
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.plan_estimate import plan_message
 from kvfidelity.pipeline.code_digest import stage_digest
@@ -249,10 +253,10 @@ def one_on_a_scheduler(wildcards):
 def by_attempt(amount):
     """Minutes or MB of a job; more if it is tried again, for they may have run short."""
 
-    def batch_record(wildcards, attempt):
+    def amount_for_attempt(wildcards, attempt):
         return amount * attempt
 
-    return asked
+    return amount_for_attempt
 
 
 def generate_minutes(wildcards, attempt, rulename):
@@ -274,14 +278,14 @@ def generate_estimate(wildcards, rulename):
 
 
 def likelihood_minutes(wildcards, attempt, rulename):
-    return scoring_demand(wildcards, rulename).scaled(attempt).minutes
+    return scoring_estimate(wildcards, rulename).scaled(attempt).minutes
 
 
 def likelihood_memory(wildcards, attempt, rulename):
-    return scoring_demand(wildcards, rulename).scaled(attempt).mem_mb
+    return scoring_estimate(wildcards, rulename).scaled(attempt).mem_mb
 
 
-def scoring_demand(wildcards, rulename):
+def scoring_estimate(wildcards, rulename):
     folder = Path(f"resources/models/{wildcards.model}")
     gpu = on_gpu(wildcards, rulename)
-    return likelihood_demand(SETTINGS, wildcards.model, folder, on_gpu=gpu)
+    return estimate_scoring_resources(SETTINGS, wildcards.model, folder, on_gpu=gpu)

@@ -102,14 +102,14 @@ def estimate_resources(
     return _rounded(seconds, shared_bytes / session["batch_size"] + cached * token_bytes)
 
 
-def likelihood_demand(
+def estimate_scoring_resources(
     settings: Mapping[str, Any], model: str, model_dir: Path, *, on_gpu: bool
 ) -> ResourceEstimate:
-    """What the job needs that scores planted replies; arguments as for `demand`."""
-    planted, dtype = settings["reliability"], settings["models"][model]["dtype"]
+    """What the job needs that scores planted replies; arguments as for `estimate_resources`."""
+    test, dtype = settings["reliability"], settings["models"][model]["dtype"]
     weights, geometry = _parameters_and_geometry(model_dir)
-    read = WORD_TOKENS * (planted["max_context_words"] + KINDS * planted["words"])
-    seconds = planted["replies"] * read / _tokens_per_s(weights, on_gpu)
+    read = WORD_TOKENS * (test["max_context_words"] + KINDS * test["max_words"])
+    seconds = test["replies"] * read / _tokens_per_s(weights, on_gpu)
     memory = weights * BYTES[dtype] + BASE_BYTES + read * geometry.token_bytes(dtype)
     return _rounded(seconds, memory)
 
