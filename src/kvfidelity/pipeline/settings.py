@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.errors import UserError
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
@@ -81,6 +82,9 @@ def config_schema() -> dict[str, Any]:
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
     schema: dict[str, Any] = yaml.safe_load(text)
+    modes = position_mode_schema()
+    schema["$defs"]["position_mode"] = modes
+    schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]
     return schema
 
 
