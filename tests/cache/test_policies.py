@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.evictor import EvictionSchedule, Evictor
+from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import Policy, build_policy, known_policies
+from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.slots import as_grid
 from kvfidelity.errors import UserError
 from tests.cache.views import random_view
 
@@ -22,6 +29,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "block": {"which": "middle"},
 }
 EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
+#: These do nothing without attention scores; the others that use scores draw at random then.
+WAITING_FOR_SCORES = {"attention_top", "h2o"}
+#: The fewest latest queries without which a policy does nothing.
+QUERIES_NEEDED = {"snapkv": 1, "tova": 1, "expected_attention": 2}
 
 
 def example(kind: str) -> Policy:
@@ -49,11 +60,13 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
 def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -> None:
     policy = example(kind)
     view = random_view(**situation)
-    if not policy.should_evict(view):
-        assert (policy.needs_scores and not situation["scored"]) or policy.query_window
+    slots, budget = situation["slots"], situation["budget"]
+    can_rank = situation["scored"] or kind not in WAITING_FOR_SCORES
+    can_rank &= slots >= QUERIES_NEEDED.get(kind, 0)  # the view has up to 32 latest queries
+    assert policy.should_evict(view) == can_rank
+    if not can_rank:
         return
     kept = policy.keep(view)
-    slots, budget = situation["slots"], situation["budget"]
     assert kept.dtype == torch.int64
     assert kept.dim() in (1, 2, 3)
     assert kept.shape[-1] == budget
@@ -144,6 +157,109 @@ def test_age_normalised_scores_do_not_favour_the_old() -> None:
     assert torch.allclose(rank * ages, view.attention("latest").mean((0, 1)), rtol=1e-4)
 
 
+def cache_of(model: Any, policy: Policy) -> ManagedCache:
+    """60 tokens, fed in two forwards, with the scores and the latest queries that were computed."""
+    cache = new_cache(model, collect_scores=True, query_window=policy.query_window)
+    ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for part in ids.split((45, 15), dim=1):
+            model(part, **{cache_argument(model): cache})
+    return cache
+
+
+def evict(cache: ManagedCache, policy: Policy) -> list[Eviction]:
+    """Evict 60 slots down to 24, and return the log."""
+    evictor = Evictor(policy, EvictionSchedule("turn", 60, 24))
+    evictor.before_turn(cache)
+    return evictor.log
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_every_policy_evicts_from_the_cache_of_a_model(kind: str, llama: Any) -> None:
+    policy = example(kind)
+    cache = cache_of(llama, policy)
+    [eviction] = evict(cache, policy)
+    assert (eviction.slots_before, eviction.slots_after, cache.size) == (60, 24, 24)
+
+
+def window_weights(cache: ManagedCache, layer: int, window: int) -> torch.Tensor:
+    """Attention of the last `window` queries, fp64 [H, window, n], written out."""
+    recent = cache.recent_queries[layer]
+    assert recent is not None
+    n, ratio = cache.size, recent.shape[0] // cache.rotated_keys(layer).shape[0]
+    cos, sin = cache.rotary.angles(torch.arange(n - window, n), recent.device)
+    queries = rotate(recent[:, -window:], cos, sin).double()
+    keys = cache.rotated_keys(layer).double().repeat_interleave(ratio, 0)
+    logits = queries @ keys.transpose(1, 2) * cache.scaling
+    later = torch.arange(n) > torch.arange(n - window, n)[:, None]
+    return logits.masked_fill(later, -torch.inf).softmax(-1)
+
+
+def by_group(per_head: torch.Tensor) -> torch.Tensor:
+    """[6, n] of query heads as the mean [2, n] over each kv head's three."""
+    return per_head.view(2, 3, -1).mean(1)
+
+
+def snapkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    votes = window_weights(cache, layer, 8).mean(1)
+    votes[:, -8:] = 0
+    padded = torch.nn.functional.pad(votes, (2, 2))
+    rank = by_group(sum(padded[:, i : i + 60] for i in range(5)) / 5)
+    rank[:, -8:] = torch.inf
+    return rank
+
+
+def tova_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    return window_weights(cache, layer, 1)[:, 0].mean(0)
+
+
+def expected_attention_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    recent = cache.recent_queries[layer]
+    assert recent is not None and recent.shape == (6, 16, 8)
+    cos, sin = cache.rotary.angles(torch.arange(60, 60 + 32), recent.device)
+    # Row i of the rotated identity is where basis vector i goes.
+    turns = torch.stack([rotate(torch.eye(8), c, s).T for c, s in zip(cos, sin, strict=True)])
+    turn = turns.double().mean(0)
+    keys = cache.rotated_keys(layer).double().repeat_interleave(3, 0)
+    weights = []
+    for head in range(6):
+        queries = recent[head].double()
+        mean = turn @ queries.mean(0)
+        covariance = turn @ torch.cov(queries.T, correction=0) @ turn.T
+        spread = torch.tensor([float(key @ covariance @ key) for key in keys[head]])
+        logits = keys[head] @ mean * cache.scaling + spread * cache.scaling**2 / 2
+        weights.append(logits.softmax(0))
+    values = cache.layers[layer].live_values.double().norm(dim=-1)
+    rank = (by_group(torch.stack(weights)) + 0.02) * values
+    rank[:, :4] = torch.inf
+    return rank
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "rank_of_layer"),
+    [
+        ("snapkv", {"window": 8}, snapkv_rank),
+        ("tova", {}, tova_rank),
+        ("expected_attention", {"window": 16, "horizon": 32}, expected_attention_rank),
+    ],
+)
+def test_policies_with_a_query_window_evict_by_their_own_ranking(
+    kind: str,
+    parameters: dict[str, Any],
+    rank_of_layer: Callable[[ManagedCache, int], torch.Tensor],
+    llama: Any,
+) -> None:
+    """Each layer keeps the 24 slots that the paper's formula, written out here, ranks highest."""
+    policy = build_policy(kind, parameters)
+    cache = cache_of(llama, policy)
+    rank = torch.stack([rank_of_layer(cache, layer) for layer in range(3)])
+    expected = rank.topk(24).indices.sort(-1).values
+    [eviction] = evict(cache, policy)
+    assert torch.equal(eviction.kept, as_grid(expected))
+    newest = torch.arange(36, 60).expand_as(eviction.kept)
+    assert not torch.equal(eviction.kept, newest), "the ranking decided, not the age"
+
+
 def test_h2o_gives_half_the_budget_to_the_last_slots() -> None:
     found = build_policy("h2o", {}).keep(random_view(50, 10))
     assert found.shape == (2, 2, 10)
@@ -183,8 +299,7 @@ OWN = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from torch import Tensor
-from kvfidelity.cache.policies import Policy, parameter
-from kvfidelity.cache.view import CacheView
+from kvfidelity import CacheView, Policy, parameter
 
 @dataclass(frozen=True)
 class EveryOther(Policy):
@@ -196,7 +311,7 @@ class EveryOther(Policy):
 '''
 
 
-def test_a_policy_in_a_file_of_ones_own_is_found(tmp_path: Path) -> None:
+def test_a_policy_in_a_file_of_your_own_is_found(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     assert build_policy("every_other", {"step": 3}, [file]).keep(random_view(30, 7)).numel() == 7
