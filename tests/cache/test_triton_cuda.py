@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.triton.layout import LayerField, SequenceField, row
 from tests.cache.test_scores import eager
 
 pytestmark = [
@@ -94,13 +95,31 @@ class DeviceCache:
         self.positions = torch.randint(0, 8000, (groups, room), device="cuda").int()
 
     def rows(self) -> list[int]:
-        held = (self.keys, self.values, self.latest, self.sums, self.ring, self.positions)
-        return [tensor.data_ptr() for tensor in held]
+        buffers = {
+            LayerField.KEYS: self.keys,
+            LayerField.VALUES: self.values,
+            LayerField.LATEST_SCORES: self.latest,
+            LayerField.ACCUMULATED_SCORES: self.sums,
+            LayerField.QUERY_RING: self.ring,
+            LayerField.POSITIONS: self.positions,
+        }
+        return row(LayerField, {field: buffer.data_ptr() for field, buffer in buffers.items()})
 
     def fields(self, cos: torch.Tensor, sin: torch.Tensor) -> list[int]:
         room = self.keys.shape[1]
-        tables = [cos.data_ptr(), sin.data_ptr()]
-        return [self.slots, 8100, int(self.alive), room, room, room, 4, 3, *tables]
+        values = {
+            SequenceField.SLOTS: self.slots,
+            SequenceField.NEXT_POSITION: 8100,
+            SequenceField.ALIVE: int(self.alive),
+            SequenceField.CAPACITY: room,
+            SequenceField.POSITIONS_STRIDE: room,
+            SequenceField.SCORES_CAPACITY: room,
+            SequenceField.RING_SIZE: 4,
+            SequenceField.RING_INDEX: 3,
+            SequenceField.COS: cos.data_ptr(),
+            SequenceField.SIN: sin.data_ptr(),
+        }
+        return row(SequenceField, values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,7 +130,7 @@ class DeviceCache:
 def test_one_query_per_sequence(
     dtype: torch.dtype, size: int, half: int, ratio: int, groups: int
 ) -> None:
-    """Lanes of any length, positions per head, one lane that lives no longer."""
+    """Sequences of any length, positions per head, one sequence that is not alive."""
     from kvfidelity.cache.triton.decode import decode
 
     heads, lengths = groups * ratio, [0, 1, 63, 64, 1000, 5600, 77]

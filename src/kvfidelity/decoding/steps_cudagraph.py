@@ -107,12 +107,12 @@ class GraphSteps:
         if self._copied is not None:
             self._copied.synchronize()
             found = [index for index in self._sequences if not self._alive_on_host[index]]
-        self._alive_on_host.copy_(self._table.sequences[:, 2], non_blocking=True)
+        self._alive_on_host.copy_(self._table.alive, non_blocking=True)
         self._copied = self.record_time()
         return found
 
     def sync(self, index: int) -> tuple[int, bool]:
-        fed, alive = torch.stack([self._fed[index], self._table.sequences[index, 2]]).tolist()
+        fed, alive = torch.stack([self._fed[index], self._table.alive[index]]).tolist()
         sequence = self._sequences[index]
         if fed > sequence.fed:
             sequence.cache.note_decoded(fed - sequence.fed)
@@ -145,7 +145,7 @@ class GraphSteps:
         self._ids.scatter_(1, self._fed[:, None], token[:, None])
         self._nll.scatter_(1, self._fed[:, None], token_nll(logits, token)[:, None])
         self._table.advance()
-        alive = self._table.sequences[:, 2]
+        alive = self._table.alive
         self._fed += alive
         alive *= (token[:, None] != self._stops).all(1)
         self._token.copy_(token[:, None])

@@ -1,10 +1,10 @@
 """One query per sequence: rotate keys as they are read, attend, add score sums.
 
 Everything that changes between steps or sequences is device data, addresses included (see
-`cache.triton.step_table`), so a captured graph serves caches that grow, are evicted from, or are
-others.
+`cache.triton.step_table`). So one captured graph also serves caches that grow, are evicted from, or
+are replaced by other caches.
 
-Letters: B lanes (sequences), H query heads, G kv heads, n cached slots of a lane, d head size.
+Letters: B sequences, H query heads, G kv heads, n cached slots of a sequence, d head size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,25 @@ import triton.language as tl
 from torch import Tensor
 
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
-from kvfidelity.cache.triton.layout import LAYER_FIELDS, SEQUENCE_FIELDS
+from kvfidelity.cache.triton.layout import LayerField, SequenceField
+
+# Triton takes module-level integers as compile-time constants only in this form.
+SLOTS = tl.constexpr(SequenceField.SLOTS.value)
+NEXT_POSITION = tl.constexpr(SequenceField.NEXT_POSITION.value)
+ALIVE = tl.constexpr(SequenceField.ALIVE.value)
+CAPACITY = tl.constexpr(SequenceField.CAPACITY.value)
+POSITIONS_STRIDE = tl.constexpr(SequenceField.POSITIONS_STRIDE.value)
+SCORES_CAPACITY = tl.constexpr(SequenceField.SCORES_CAPACITY.value)
+RING_SIZE = tl.constexpr(SequenceField.RING_SIZE.value)
+RING_INDEX = tl.constexpr(SequenceField.RING_INDEX.value)
+COS = tl.constexpr(SequenceField.COS.value)
+SIN = tl.constexpr(SequenceField.SIN.value)
+KEYS = tl.constexpr(LayerField.KEYS.value)
+VALUES = tl.constexpr(LayerField.VALUES.value)
+LATEST_SCORES = tl.constexpr(LayerField.LATEST_SCORES.value)
+ACCUMULATED_SCORES = tl.constexpr(LayerField.ACCUMULATED_SCORES.value)
+QUERY_RING = tl.constexpr(LayerField.QUERY_RING.value)
+POSITIONS = tl.constexpr(LayerField.POSITIONS.value)
 
 #: How many programs share one sequence's slots per kv head, at most; and those that finish a head.
 MAX_SPLITS, FINISHERS = 64, 4
@@ -31,17 +49,17 @@ def decode(
     half: int,
     scaling: float,
 ) -> Tensor:
-    """Append each living lane's new key and value to its cache, and attend.
+    """Append each living sequence's new key and value to its cache, and attend.
 
     Args:
         query: [B, H, 1, d], un-rotated; key, value: [B, G, 1, d], the key un-rotated.
-        lanes: int64 [B, SEQUENCE_FIELDS], rows: int64 [B, LAYER_FIELDS] of this layer; see
-        StepTable.
+        sequences: int64 [B, fields], a row of SequenceField each.
+        layer_rows: int64 [B, fields], this layer's row of LayerField each.
         half: half the rotary width.
         scaling: factor on the dot products.
 
     Returns:
-        [B, 1, H, d]; zeros for a lane that does not live, whose cache stays as it is.
+        [B, 1, H, d]; zeros for a sequence that is not alive, whose cache stays as it is.
     """
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     count, heads, _, size = query.shape
@@ -62,7 +80,7 @@ def decode(
         part,
         peak,
         scaling,
-        KIND=TRITON_DTYPES[query.dtype],
+        DTYPE=TRITON_DTYPES[query.dtype],
         HEADS=heads,
         GROUPS=groups,
         RATIO=heads // groups,
@@ -74,8 +92,8 @@ def decode(
         RESTP=max(16, triton.next_power_of_2(max(size - 2 * half, 1))),
         SPLITS=splits,
         BLOCK=32 if exact else block,
-        LANE=SEQUENCE_FIELDS,
-        ROW=LAYER_FIELDS,
+        SEQUENCE_WIDTH=len(SequenceField),
+        LAYER_WIDTH=len(LayerField),
         PRECISION="ieee" if exact else "tf32",
         num_warps=4,
         num_stages=1 if exact else stages,
@@ -92,8 +110,8 @@ def decode(
         SPLITS=splits,
         FINISHERS=FINISHERS,
         BLOCK=512,
-        LANE=SEQUENCE_FIELDS,
-        ROW=LAYER_FIELDS,
+        SEQUENCE_WIDTH=len(SequenceField),
+        LAYER_WIDTH=len(LayerField),
         num_warps=4,
     )
     return out
@@ -148,19 +166,21 @@ def _split_kernel(
     split, group, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     sequences += sequence * SEQUENCE_WIDTH
     layer_rows += sequence * LAYER_WIDTH
-    if tl.load(sequences + 2) == 0:
+    if tl.load(sequences + ALIVE) == 0:
         return
-    slots = tl.load(sequences).to(tl.int32)
-    position = tl.load(sequences + 1)
-    capacity = tl.load(sequences + 3)
-    cos = _pointer(sequences + 8, tl.float32)
-    sin = _pointer(sequences + 9, tl.float32)
-    keys = _pointer(layer_rows, DTYPE) + group * capacity * D
-    values = _pointer(layer_rows + 1, DTYPE) + group * capacity * D
-    latest = tl.load(layer_rows + 2)
+    slots = tl.load(sequences + SLOTS).to(tl.int32)
+    position = tl.load(sequences + NEXT_POSITION)
+    capacity = tl.load(sequences + CAPACITY)
+    cos = _pointer(sequences + COS, tl.float32)
+    sin = _pointer(sequences + SIN, tl.float32)
+    keys = _pointer(layer_rows + KEYS, DTYPE) + group * capacity * D
+    values = _pointer(layer_rows + VALUES, DTYPE) + group * capacity * D
+    latest = tl.load(layer_rows + LATEST_SCORES)
     scores = latest.to(tl.pointer_type(tl.float32), bitcast=False)
-    score_row = tl.load(sequences + 5)
-    positions = _pointer(layer_rows + 5, tl.int32) + group * tl.load(sequences + 4)
+    score_row = tl.load(sequences + SCORES_CAPACITY)
+    positions = _pointer(layer_rows + POSITIONS, tl.int32) + group * tl.load(
+        sequences + POSITIONS_STRIDE
+    )
 
     member = tl.arange(0, ROWS)
     head = group * RATIO + member
@@ -213,10 +233,12 @@ def _split_kernel(
         mixed += new_value.to(tl.float32)[None, :]
         if latest != 0:
             tl.store(scores + head * score_row + slots, top, mask=mine)
-        query_ring = tl.load(layer_rows + 4)
+        query_ring = tl.load(layer_rows + QUERY_RING)
         if query_ring != 0:
             ring = query_ring.to(tl.pointer_type(DTYPE), bitcast=False)
-            ring += (head[:, None] * tl.load(sequences + 6) + tl.load(sequences + 7)) * D
+            ring += (
+                head[:, None] * tl.load(sequences + RING_SIZE) + tl.load(sequences + RING_INDEX)
+            ) * D
             in_ring = mine[:, None] & feature_in[None, :]
             whole = tl.load(source + feature[None, :], mask=in_ring, other=0.0)
             tl.store(ring + feature[None, :], whole, mask=in_ring)
@@ -293,7 +315,7 @@ def _finish_kernel(
     layer_rows += sequence * LAYER_WIDTH
     feature = tl.arange(0, DP)
     target = out + (sequence * HEADS + head) * D + feature
-    if tl.load(sequences + 2) == 0:
+    if tl.load(sequences + ALIVE) == 0:
         if program == 0:
             tl.store(target, tl.zeros((DP,), out.dtype.element_ty), mask=feature < D)
         return
@@ -309,13 +331,16 @@ def _finish_kernel(
         )
         mixed = tl.sum(shares * fade[:, None], 0) / norm
         tl.store(target, mixed.to(out.dtype.element_ty), mask=feature < D)
-    address = tl.load(layer_rows + 2)
+    address = tl.load(layer_rows + LATEST_SCORES)
     if address != 0:
         level = top + tl.log2(norm)
-        row = head * tl.load(sequences + 5)
+        row = head * tl.load(sequences + SCORES_CAPACITY)
         latest = address.to(tl.pointer_type(tl.float32), bitcast=False) + row
-        sums = tl.load(layer_rows + 3).to(tl.pointer_type(tl.float32), bitcast=False) + row
-        slots = tl.load(sequences).to(tl.int32)
+        sums = (
+            tl.load(layer_rows + ACCUMULATED_SCORES).to(tl.pointer_type(tl.float32), bitcast=False)
+            + row
+        )
+        slots = tl.load(sequences + SLOTS).to(tl.int32)
         for begin in range(program * BLOCK, slots + 1, FINISHERS * BLOCK):
             slot = begin + tl.arange(0, BLOCK)
             mask = slot <= slots
@@ -327,5 +352,5 @@ def _finish_kernel(
 
 @triton.jit
 def _pointer(address, dtype: tl.constexpr):
-    """The address stored at `place`; allocations are aligned, which lets loads be wide."""
+    """The pointer stored at `address`; allocations are aligned, which lets loads be wide."""
     return tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype), bitcast=False), 16)

@@ -1,9 +1,57 @@
-"""Where a captured decode step finds what of each lane: the table is written and read by this."""
+"""What each number of the step table means: `step_table` writes it, kernels of `decode` read it.
 
-#: Per lane: cached slots, next position, alive (0 or 1), slots that the buffers hold per kv head,
-#: stride of positions between kv heads, slots that a row of scores holds, width and next place of
-#: the ring of latest queries, addresses of the cosine and sine tables.
-SEQUENCE_FIELDS = 10
-#: Per layer and lane, addresses: keys, values, latest scores, accumulated scores, ring of queries
-#: (0: none), positions.
-LAYER_FIELDS = 6
+The table is two int64 tensors: a row of `SequenceField` for each sequence of the batch, and a row
+of `LayerField` for each layer and sequence. Addresses are those of device memory; 0 means that the
+buffer is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import TypeVar
+
+Field = TypeVar("Field", bound=IntEnum)
+
+
+class SequenceField(IntEnum):
+    """What is the same for all layers of a sequence."""
+
+    #: Cached slots.
+    SLOTS = 0
+    #: Position of the token that is fed next.
+    NEXT_POSITION = 1
+    #: 1 while the sequence decodes, 0 where the kernels skip it.
+    ALIVE = 2
+    #: Slots that the buffers of keys and values have room for, per kv head.
+    CAPACITY = 3
+    #: Elements from one kv head's positions to the next one's; 0 if all heads share them.
+    POSITIONS_STRIDE = 4
+    #: Slots that a row of attention scores has room for.
+    SCORES_CAPACITY = 5
+    #: Queries that the ring of latest queries holds, and the index that the next one is written to.
+    RING_SIZE = 6
+    RING_INDEX = 7
+    #: Addresses of the fp32 tables of cosines and sines, [P, r / 2].
+    COS = 8
+    SIN = 9
+
+
+class LayerField(IntEnum):
+    """Addresses of one layer's buffers."""
+
+    KEYS = 0
+    VALUES = 1
+    LATEST_SCORES = 2
+    ACCUMULATED_SCORES = 3
+    QUERY_RING = 4
+    POSITIONS = 5
+
+
+#: These two columns, neighbours, grow by one with each decoded token.
+GROWING = slice(SequenceField.SLOTS, SequenceField.NEXT_POSITION + 1)
+
+
+def row(fields: type[Field], values: Mapping[Field, int]) -> list[int]:
+    """The values in the order of the fields; all of them must be there."""
+    return [values[field] for field in fields]

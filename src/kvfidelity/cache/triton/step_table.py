@@ -1,4 +1,4 @@
-"""What a captured decode step must know about the caches it serves, as device data."""
+"""The caches that a captured decode step serves, as numbers on the device."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.triton.layout import LAYER_FIELDS, SEQUENCE_FIELDS
+from kvfidelity.cache.triton.layout import GROWING, LayerField, SequenceField, row
 
 
 class StepTable(AttentionCache):
-    """Stands where a decode step's forward expects its cache; holds addresses, no tensors.
+    """The cache argument of a captured decode step: addresses and numbers, no keys or values.
 
-    lanes: int64 [B, SEQUENCE_FIELDS]. rows: int64 [L, B, LAYER_FIELDS]. A lane without a cache does
-    not
-    live: the kernels pass it by.
+    sequences: int64 [B, fields], a row of SequenceField for each sequence of the batch.
+    layer_rows: int64 [L, B, fields], a row of LayerField for each layer and sequence.
+    The kernels skip a row that is not alive.
     """
 
     def __init__(self, layers: int, batch_size: int, half: int, device: torch.device) -> None:
         super().__init__(layers=[])
         self.half = half
-        self.sequences = torch.zeros(batch_size, SEQUENCE_FIELDS, dtype=torch.int64, device=device)
+        self.sequences = torch.zeros(
+            batch_size, len(SequenceField), dtype=torch.int64, device=device
+        )
         self.layer_rows = torch.zeros(
-            layers, batch_size, LAYER_FIELDS, dtype=torch.int64, device=device
+            layers, batch_size, len(LayerField), dtype=torch.int64, device=device
         )
 
     def admit(
@@ -37,54 +39,78 @@ class StepTable(AttentionCache):
         alive: bool,
         max_new_tokens: int,
     ) -> None:
-        """Write down a cache whose buffers have room for the `room` tokens that may be decoded.
+        """Fill the row of a sequence whose buffers have room for `max_new_tokens` more slots.
 
         Args:
-            ring: [L, H, w, d], the latest queries, the one of token t in place t % w.
+            index: which row, 0..B-1.
+            ring: [L, H, w, d], the latest queries, the one of token t at index t % w; None: none
+                are kept.
+            alive: whether it decodes.
         """
         layers = self.layer_rows.shape[0]
         scores, positions = cache.scores, cache.device_positions.positions
-        cos, sin = cache.rotary.table(cache.slot_table.tokens_seen + max_new_tokens, cache.device)
+        ring_size = 0 if ring is None else ring.shape[2]
+        seen = cache.slot_table.tokens_seen
+        cos, sin = cache.rotary.table(seen + max_new_tokens, cache.device)
         self.sequences[index] = torch.tensor(
-            [
-                cache.size,
-                cache.slot_table.next_position,
-                int(alive),
-                cache.layers[0].capacity,
-                positions.stride(1) if positions.shape[1] > 1 else 0,
-                0 if scores is None else scores.capacity,
-                0 if ring is None else ring.shape[2],
-                0 if ring is None else cache.slot_table.tokens_seen % ring.shape[2],
-                cos.data_ptr(),
-                sin.data_ptr(),
-            ]
+            row(
+                SequenceField,
+                {
+                    SequenceField.SLOTS: cache.size,
+                    SequenceField.NEXT_POSITION: cache.slot_table.next_position,
+                    SequenceField.ALIVE: int(alive),
+                    SequenceField.CAPACITY: cache.layers[0].capacity,
+                    SequenceField.POSITIONS_STRIDE: (
+                        positions.stride(1) if positions.shape[1] > 1 else 0
+                    ),
+                    SequenceField.SCORES_CAPACITY: 0 if scores is None else scores.capacity,
+                    SequenceField.RING_SIZE: ring_size,
+                    SequenceField.RING_INDEX: seen % ring_size if ring_size else 0,
+                    SequenceField.COS: cos.data_ptr(),
+                    SequenceField.SIN: sin.data_ptr(),
+                },
+            )
         )
         latest, accumulated = [0] * layers, [0] * layers
         if scores is not None:
             latest, accumulated = scores.addresses()
         self.layer_rows[:, index] = torch.tensor(
             [
-                [
-                    layer.key_buffer.data_ptr(),
-                    layer.value_buffer.data_ptr(),
-                    latest[layer_index],
-                    accumulated[layer_index],
-                    0 if ring is None else ring[layer_index].data_ptr(),
-                    positions[layer_index if positions.shape[0] > 1 else 0].data_ptr(),
-                ]
+                row(
+                    LayerField,
+                    {
+                        LayerField.KEYS: layer.key_buffer.data_ptr(),
+                        LayerField.VALUES: layer.value_buffer.data_ptr(),
+                        LayerField.LATEST_SCORES: latest[layer_index],
+                        LayerField.ACCUMULATED_SCORES: accumulated[layer_index],
+                        LayerField.QUERY_RING: (
+                            0 if ring is None else ring[layer_index].data_ptr()
+                        ),
+                        LayerField.POSITIONS: positions[
+                            layer_index if positions.shape[0] > 1 else 0
+                        ].data_ptr(),
+                    },
+                )
                 for layer_index, layer in enumerate(cache.layers)
             ]
         )
 
     def deactivate(self, index: int) -> None:
-        """Let nobody live there."""
-        self.sequences[index, 2] = 0
+        """Mark the row of a sequence as unused: the kernels skip it."""
+        self.alive[index] = 0
 
     def advance(self) -> None:
-        """After a step: every living lane has a slot more. Part of what is captured."""
-        alive = self.sequences[:, 2]
-        self.sequences[:, :2] += alive[:, None]
-        self.sequences[:, 7] = (self.sequences[:, 7] + alive) % self.sequences[:, 6].clamp_min(1)
+        """Count the slot that a step added to each living sequence. The graph captures this too."""
+        alive = self.alive
+        self.sequences[:, GROWING] += alive[:, None]
+        index = self.sequences[:, SequenceField.RING_INDEX]
+        size = self.sequences[:, SequenceField.RING_SIZE]
+        index.copy_((index + alive) % size.clamp_min(1))
+
+    @property
+    def alive(self) -> Tensor:
+        """int64 [B], a view: 1 for each sequence that decodes, else 0."""
+        return self.sequences[:, SequenceField.ALIVE]
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
