@@ -42,7 +42,7 @@ def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
             kept.stride(0) if layers > 1 else 0,
             kept.stride(1) if heads > 1 else 0,
             BACK=back,
-            KIND=TRITON_DTYPES[first.dtype],
+            DTYPE=TRITON_DTYPES[first.dtype],
             GROUPS=groups,
             D=size,
             DP=triton.next_power_of_2(size),
