@@ -49,7 +49,7 @@ def compare_with_cpu(model_dir: Path) -> list[Row]:
 
 def without_end(engine: Engine) -> Engine:
     """One whose replies nothing ends."""
-    endless = dataclasses.replace(engine, captured={}, segmenter=copy.copy(engine.segmenter))
+    endless = dataclasses.replace(engine, graphs={}, segmenter=copy.copy(engine.segmenter))
     endless.segmenter.stop_ids = frozenset()
     return endless
 

@@ -47,7 +47,7 @@ def test_a_model_directory_loads_onto_the_gpu(tmp_path: Path, dtype: str) -> Non
 
 def moved(engine: Engine) -> Engine:
     """The same model on the GPU."""
-    return dataclasses.replace(engine, model=copy.deepcopy(engine.model).cuda(), captured={})
+    return dataclasses.replace(engine, model=copy.deepcopy(engine.model).cuda(), graphs={})
 
 
 def same_records(one: Any, other: Any) -> None:
@@ -124,7 +124,7 @@ def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engi
     """Steps launched before the end was seen change nothing: slots, scores, tails."""
 
     def play(stops: frozenset[int], most: int) -> Any:
-        engine = dataclasses.replace(on_gpu, captured={}, segmenter=copy.copy(on_gpu.segmenter))
+        engine = dataclasses.replace(on_gpu, graphs={}, segmenter=copy.copy(on_gpu.segmenter))
         engine.segmenter.stop_ids = stops
         cache = engine.new_cache("original", collect_scores=True, query_window=8)
         hidden = engine.feed(cache, list(range(3, 63)))[-1:]
