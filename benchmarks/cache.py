@@ -2,7 +2,7 @@
 
     python benchmarks/cache.py resources/models/smollm2-135m
 
-Two runs, each the median of several, interleaved so that a noisy machine hits both alike:
+Two runs, each the median of several, interleaved so that noise of the machine affects both alike:
 teacher-forced feeding of 4,000 tokens in turns, and decoding 256 tokens with 4,000 cached.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def seconds(model: Any, cache: Any, parts: Any) -> float:
-    """Seconds to feed the parts, the output layer left out."""
+    """Seconds to feed the parts, without the output layer."""
     decoder = model.get_decoder()
     began = time.perf_counter()
     for part in parts:

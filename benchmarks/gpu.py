@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--smollm2 resources/models/smollm2-135m] [--skip static,grid]
 
 First every kernel is checked against plain attention in fp64. Then, with Llama-3-8B's shapes and
-random bf16 weights (speed only), side by side: prefill, one-lane decode, eviction, lanes, a grid of
-runs. Times are medians by device events after a warm-up. With --smollm2 real weights in fp32 are
-compared with the CPU: tokens, and excess nats of reference replies.
+random bf16 weights (speed only), side by side: prefill, decoding one sequence and a batch, eviction,
+a grid of runs. Times are medians by device events after a warm-up. With --smollm2 real weights in
+fp32 are compared with the CPU: tokens, and excess nats of reference replies.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import transformers
 import triton
+from gpu_batches import compare_batch_with_one
 from gpu_checks import check_kernels
 from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
-from gpu_lanes import compare_lanes_with_one
 from gpu_real import compare_with_cpu
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
@@ -37,7 +37,7 @@ from kvfidelity.decoding.sampling import Sampling, uniform_draws
 from kvfidelity.decoding.sequence import SequenceState
 from kvfidelity.decoding.steps_cudagraph import GraphSteps
 
-PROMPT, CACHED, LANES, LANE_SLOTS, STEPS = 8192, 5600, 16, 4000, 32
+PROMPT, CACHED, BATCH_SIZE, BATCH_SLOTS, STEPS = 8192, 5600, 16, 4000, 32
 LLAMA3_8B = LlamaConfig(
     vocab_size=128256,
     hidden_size=4096,
@@ -70,7 +70,7 @@ def main() -> None:
         "grid": grid,
         "static": static,
         "real": lambda: compare_with_cpu(options.smollm2) if options.smollm2 else [],
-        "lanes": lambda: compare_lanes_with_one(options.smollm2) if options.smollm2 else [],
+        "batches": lambda: compare_batch_with_one(options.smollm2) if options.smollm2 else [],
     }
     failed = False
     for name, part in parts.items():
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def llama() -> list[Row]:
-    """Prefill, decode and lanes, Hugging Face's own first: attaching is for good."""
+    """Prefill and decode; Hugging Face's own first, for a model cannot be detached."""
     speed = bandwidth()
     rows = [("copy bandwidth", f"{speed / 1e12:.2f} TB/s")]
     model = random_llama()
@@ -124,7 +124,7 @@ def llama() -> list[Row]:
         )
     single = decode_rows(engine, tokens, speed, rows)
     best = min(theirs.values())
-    rows.append(("one lane against Hugging Face's best of the above", f"{best / single:.1f}x"))
+    rows.append(("one sequence against Hugging Face's best of the above", f"{best / single:.1f}x"))
     return rows
 
 
@@ -149,7 +149,7 @@ def static() -> list[Row]:
 
 
 def grid() -> list[Row]:
-    """8 policies, 2 dialogues, 8 turns: lanes and a shared prefix against one by one."""
+    """8 policies, 2 dialogues, 8 turns: a batch and a shared prefix against one by one."""
     model = random_llama()
     model.set_attn_implementation("eager")
     rows, theirs = [], 0.0
@@ -157,15 +157,15 @@ def grid() -> list[Row]:
         seconds, note = huggingface_cell_seconds(model, name)
         theirs += len(POLICIES) * seconds
         rows.append((f"grid, Hugging Face eager, a {name} cell", f"{seconds:.1f} s ({note})"))
-    del model  # its modules go on watching for attentions: a fresh one for ours
+    del model  # its modules keep collecting attentions: a fresh model for ours
     gc.collect()
     torch.cuda.empty_cache()
     engine = attached(random_llama())
-    for batch_size in (LANES, 1):
+    for batch_size in (BATCH_SIZE, 1):
         ours, tokens = grid_seconds(engine, batch_size)
         rows.append(
             (
-                f"grid, here, all 16 cells, {batch_size} lane{'s' * (batch_size > 1)}",
+                f"grid, here, all 16 cells, batch of {batch_size}",
                 f"{ours:.1f} s, {tokens} new tokens, {tokens / ours:.0f} a second; "
                 f"{theirs / ours:.1f} times less than eight cells of each, one by one",
             )
@@ -174,22 +174,21 @@ def grid() -> list[Row]:
 
 
 def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]) -> float:
-    """Adds what decoding takes with one lane and with many; milliseconds of a step with one."""
+    """Add rows on decoding one sequence and a batch; milliseconds of a step with one."""
     times = {}
-    for batch_size, slots in ((1, CACHED), (1, LANE_SLOTS), (LANES, LANE_SLOTS)):
+    for batch_size, slots in ((1, CACHED), (1, BATCH_SLOTS), (BATCH_SIZE, BATCH_SLOTS)):
         ms = step_ms(engine, tokens[:slots], batch_size)
         times[batch_size, slots] = ms
         least = (weight_bytes(engine) + batch_size * slots * TOKEN_BYTES) / speed * 1e3
         rows.append(
             (
-                f"decode, {batch_size} lane{'s' * (batch_size > 1)} of {slots} cached, scores on",
-                f"{batch_size * 1e3 / ms:.0f} tok/s, {1e3 / ms:.0f} a lane, {least / ms:.0%} of "
-                "the "
-                "roofline",
+                f"decode, batch of {batch_size}, {slots} cached each, scores on",
+                f"{batch_size * 1e3 / ms:.0f} tok/s, {1e3 / ms:.0f} a sequence, "
+                f"{least / ms:.0%} of the roofline",
             )
         )
-    gain = LANES * times[1, LANE_SLOTS] / times[LANES, LANE_SLOTS]
-    rows.append((f"{LANES} lanes against one", f"{gain:.1f}x"))
+    gain = BATCH_SIZE * times[1, BATCH_SLOTS] / times[BATCH_SIZE, BATCH_SLOTS]
+    rows.append((f"batch of {BATCH_SIZE} against one", f"{gain:.1f}x"))
     return times[1, CACHED]
 
 
@@ -215,7 +214,7 @@ def step_ms(engine: Engine, tokens: list[int], batch_size: int) -> float:
 
 
 def evictions() -> list[Row]:
-    """Moving the survivors in all layers, and all of it: asking, ranking, moving, logging."""
+    """Milliseconds to move the survivors in all layers, and of the whole eviction."""
     engine = attached(random_llama())
     tokens = torch.randint(10, 128000, (PROMPT,)).tolist()
     cache = engine.new_cache("rerotated", collect_scores=True)
@@ -229,11 +228,11 @@ def evictions() -> list[Row]:
             evictor = Evictor(build_policy(kind, {}), EvictionSchedule(Trigger.STEP, PROMPT, 2000))
             torch.cuda.synchronize()
             start = time.perf_counter()
-            made = evictor.before_step(copy)
+            eviction = evictor.before_step(copy)
             torch.cuda.synchronize()
             whole.append(time.perf_counter() - start)
-            assert made is not None and copy.size == 2000
-            moving.append(made.eviction_s)
+            assert eviction is not None and copy.size == 2000
+            moving.append(eviction.eviction_s)
         rows.append(
             (
                 f"eviction of {PROMPT} to 2000, {kind}",
@@ -285,7 +284,7 @@ def plain_decode(model: Any, ids: torch.Tensor) -> float:
 
 
 def prefill(run: Callable[[], Any]) -> tuple[float, int]:
-    """Milliseconds, and bytes held at most beyond those before."""
+    """Milliseconds, and the most bytes held at once beyond those held before."""
     run()
     gc.collect()
     torch.cuda.empty_cache()
@@ -297,7 +296,7 @@ def prefill(run: Callable[[], Any]) -> tuple[float, int]:
 
 
 def weight_bytes(engine: Engine) -> int:
-    """Bytes of the weights that a step reads: all but the embedding's other rows."""
+    """Bytes of the weights that a step reads: all but the embedding table."""
     return sum(
         weight.numel() * weight.element_size()
         for name, weight in engine.model.named_parameters()

@@ -1,4 +1,4 @@
-"""SmolLM2 with its real weights: replies decoded in lanes against each decoded alone."""
+"""SmolLM2 with its real weights: replies decoded in a batch against each decoded alone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ Row = tuple[str, str]
 
 
 def compare_batch_with_one(model_dir: Path) -> list[Row]:
-    """Greedy tokens under eviction: how long lanes and a lane alone agree, and, as a yardstick,
-    how long the captured step and the plain one do, both with one lane."""
+    """Greedy tokens under eviction: for how many tokens a batch and one sequence alone agree.
+
+    For comparison: for how many the captured step and the plain one agree, one sequence each.
+    """
     rows = []
     for dtype in ("float32", "bfloat16"):
         engine = without_end(Engine.load(model_dir, dtype, "cuda"))
@@ -35,40 +37,40 @@ def compare_batch_with_one(model_dir: Path) -> list[Row]:
             engine, [lambda at, cell=cell: reply(at, *cell) for cell in cells], len(cells)
         )
         other = dataclasses.replace(engine, scheduler=Plain(engine))
-        plain = [reply(other, *cell) for cell in cells[:PLAIN]]  # some 25 ms a token
+        plain = [reply(other, *cell) for cell in cells[:PLAIN]]  # about 25 ms a token
         assert all(one.concurrency == len(cells) for one in batched)
         rows += [
-            (f"SmolLM2 {dtype}, {len(cells)} lanes against one", agreement(alone, batched)),
+            (f"SmolLM2 {dtype}, batch of {len(cells)} against one", agreement(alone, batched)),
             (f"SmolLM2 {dtype}, plain steps against captured", agreement(alone[:PLAIN], plain)),
         ]
     return rows
 
 
 class Plain:
-    """Decodes with steps as they come, in other kernels."""
+    """A scheduler that decodes one sequence with plain steps, which use other kernels."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def decode(self, lane: SequenceState) -> Reply:
+    def decode(self, sequence: SequenceState) -> Reply:
         decoder = Decoder(EagerSteps(self._engine), 1)
-        decoder.add(lane)
+        decoder.add(sequence)
         decoder.run()
-        assert lane.reply is not None
-        return lane.reply
+        assert sequence.reply is not None
+        return sequence.reply
 
 
 def reply(engine: Engine, talk: Dialogue, turn: int) -> Reply:
-    """To that turn's prompt; whenever 20 more slots are filled, streaming_llm evicts 60."""
+    """Reply to that turn's prompt; streaming_llm evicts 60 slots each time 20 more are filled."""
     cache = engine.new_cache("rerotated")
     *before, last = engine.segmenter.segments(talk.turns)[: turn + 1]
     ids = [token for segment in before for token in (*segment.prompt_ids, *segment.reply_ids)]
     hidden = engine.feed(cache, [*ids, *last.prompt_ids])[-1:].clone()
-    regime = EvictionSchedule(Trigger.STEP, cache.size + 20, max(cache.size - 40, 8))
+    schedule = EvictionSchedule(Trigger.STEP, cache.size + 20, max(cache.size - 40, 8))
     return generate(
         engine,
         cache,
-        Evictor(build_policy("streaming_llm", {}), regime),
+        Evictor(build_policy("streaming_llm", {}), schedule),
         hidden,
         TOKENS,
         Sampling(),

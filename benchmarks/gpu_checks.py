@@ -8,6 +8,7 @@ from kvfidelity.cache.attention import attend_with_scores
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.triton import decode, prefill
 from kvfidelity.cache.triton.compact import compact
+from kvfidelity.cache.triton.layout import LayerField, SequenceField, row
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -47,14 +48,31 @@ def one_query(dtype: torch.dtype, size: int, ratio: int, slots: int) -> float:
     latest, sums = torch.zeros(2, heads, room, device="cuda")
     position = torch.randint(0, 8192, (2, room), device="cuda", dtype=torch.int32)
     query, key, value = (normal(1, count, 1, size).to(dtype) for count in (heads, 2, 2))
-    tables = [cos.data_ptr(), sin.data_ptr()]
-    lane = torch.tensor([[slots, 8000, 1, room, room, room, 0, 0, *tables]], device="cuda")
-    held = [tensor.data_ptr() for tensor in (keys, values, latest, sums)]
-    rows = torch.tensor([[*held, 0, position.data_ptr()]], device="cuda")
-    out = decode.decode(query, key, value, lane, rows, half, size**-0.5)
-    place = position.long()
+    sequence = {
+        SequenceField.SLOTS: slots,
+        SequenceField.NEXT_POSITION: 8000,
+        SequenceField.ALIVE: 1,
+        SequenceField.CAPACITY: room,
+        SequenceField.POSITIONS_STRIDE: room,
+        SequenceField.SCORES_CAPACITY: room,
+        SequenceField.RING_SIZE: 0,
+        SequenceField.RING_INDEX: 0,
+        SequenceField.COS: cos.data_ptr(),
+        SequenceField.SIN: sin.data_ptr(),
+    }
+    layer = {
+        LayerField.KEYS: keys.data_ptr(),
+        LayerField.VALUES: values.data_ptr(),
+        LayerField.LATEST_SCORES: latest.data_ptr(),
+        LayerField.ACCUMULATED_SCORES: sums.data_ptr(),
+        LayerField.QUERY_RING: 0,
+        LayerField.POSITIONS: position.data_ptr(),
+    }
+    sequences = torch.tensor([row(SequenceField, sequence)], device="cuda")
+    layer_rows = torch.tensor([row(LayerField, layer)], device="cuda")
+    out = decode.decode(query, key, value, sequences, layer_rows, half, size**-0.5)
     both = [torch.cat([turn, turn], -1) for turn in (cos, sin)]
-    turned_keys = rotate(keys, *(turn[place] for turn in both))
+    turned_keys = rotate(keys, *(turn[position.long()] for turn in both))
     turned = rotate(query[0], *(turn[[8000]] for turn in both))
     exact, weights = attend_with_scores(
         turned.double(), turned_keys.double(), values.double(), size**-0.5

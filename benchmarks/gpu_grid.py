@@ -1,4 +1,4 @@
-"""A small grid of runs: all at once in lanes here, and one of its cells through Hugging Face."""
+"""A small grid of runs: all at once in one batch here, and one of its cells with Hugging Face."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class RandomChat:
 
 
 def grid_seconds(engine: Engine, batch_size: int) -> tuple[float, int]:
-    """Seconds for all cells, and tokens generated; compiling and capturing was done before."""
+    """Seconds for all cells, and tokens generated; compiling and capturing are done before."""
     engine = dataclasses.replace(engine, segmenter=RandomChat())
     specs = [dataclasses.replace(BASE, policy=name, **cell) for name, cell in POLICIES.items()]
     cells = [(dialogue(name), spec) for name in PROMPTS for spec in specs]
 
-    def play(turns: int) -> int:
+    def run_all(turns: int) -> int:
         prefix_cache = PrefixCache(40 << 30)
         cut = [(talk, dataclasses.replace(spec, max_turns=turns)) for talk, spec in cells]
         records = run_batch(
@@ -80,10 +80,10 @@ def grid_seconds(engine: Engine, batch_size: int) -> tuple[float, int]:
         )
         return sum(int(found.turns["reply_token_count"].sum()) for found in records)
 
-    play(1)
+    run_all(1)
     torch.cuda.synchronize()
     start = time.perf_counter()
-    tokens = play(TURNS)
+    tokens = run_all(TURNS)
     torch.cuda.synchronize()
     return time.perf_counter() - start, tokens
 

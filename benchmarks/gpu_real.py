@@ -29,7 +29,7 @@ Row = tuple[str, str]
 
 def compare_with_cpu(model_dir: Path) -> list[Row]:
     """Greedy tokens of every position mode under eviction, and excess nats of reference replies."""
-    engines = [Engine.load(model_dir, "float32", place) for place in ("cpu", "cuda")]
+    engines = [Engine.load(model_dir, "float32", device) for device in ("cpu", "cuda")]
     endless = [without_end(engine) for engine in engines]
     talk = dialogues()[0]
     rows = []
@@ -48,28 +48,30 @@ def compare_with_cpu(model_dir: Path) -> list[Row]:
 
 
 def without_end(engine: Engine) -> Engine:
-    """One whose replies nothing ends."""
+    """A copy of the engine whose replies no token ends."""
     endless = dataclasses.replace(engine, graphs={}, segmenter=copy.copy(engine.segmenter))
     endless.segmenter.stop_ids = frozenset()
     return endless
 
 
 def greedy(engine: Engine, talk: Dialogue, mode: str) -> tuple[int, ...]:
-    """Tokens after the first prompt; whenever 20 more slots are filled, attention evicts 60."""
+    """Tokens after the first prompt; attention_top evicts 60 slots each time 20 more are filled."""
     cache = engine.new_cache(mode, collect_scores=True)
     hidden = engine.feed(cache, engine.segmenter.segments(talk.turns)[0].prompt_ids)[-1:]
-    evictor = Evictor(build_policy("attention_top", {"sinks": 4, "recent": 20}), regime(cache.size))
+    evictor = Evictor(
+        build_policy("attention_top", {"sinks": 4, "recent": 20}), schedule(cache.size)
+    )
     reply = generate(engine, cache, evictor, hidden.clone(), TOKENS, Sampling(), 0)
     assert len(evictor.log) > 2
     return reply.ids
 
 
-def regime(slots: int) -> EvictionSchedule:
+def schedule(slots: int) -> EvictionSchedule:
     return EvictionSchedule(Trigger.STEP, slots + 20, slots - 40)
 
 
 def excess(engine: Engine) -> dict[tuple[str, str], float]:
-    """Mean excess nats per token over the run that never evicts, by policy and positions."""
+    """Mean excess nats per token over the baseline, by policy and positions."""
     found: dict[tuple[str, str], list[float]] = {}
     for talk in dialogues():
         prefix_cache = PrefixCache(1 << 34)
@@ -104,8 +106,8 @@ def dialogues() -> list[Dialogue]:
     talks = []
     for index, line in enumerate(DIALOGUES.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)
-        said = [part["value"] for part in record["conversations"]]
-        turns = tuple(Turn(*pair) for pair in zip(said[::2], said[1::2], strict=False))
+        texts = [part["value"] for part in record["conversations"]]
+        turns = tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=False))
         talks.append(Dialogue(f"{index:03}", record["id"], turns))
     return talks[:2]
 
