@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--smollm2 resources/models/smollm2-135m] [--skip static,grid]
 
 First every kernel is checked against plain attention in fp64. Then, with Llama-3-8B's shapes and
-random bf16 weights (speed only), side by side: prefill, decoding one sequence and a batch, eviction,
-a grid of runs. Times are medians by device events after a warm-up. With --smollm2 real weights in
-fp32 are compared with the CPU: tokens, and excess nats of reference replies.
+random bf16 weights (speed only), side by side: prefill, decoding one sequence and a batch,
+eviction, a grid of runs. Times are medians by device events after a warm-up. With --smollm2 real
+weights in fp32 are compared with the CPU: tokens, and excess nats of reference replies.
 """
 
 from __future__ import annotations

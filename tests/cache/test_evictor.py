@@ -151,7 +151,7 @@ def test_inside_generate_a_trigger_goes_before_each_forward(llama: Any) -> None:
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="no size of its own"):
+    with pytest.raises(UserError, match="needs a target"):
         Evictor(build_policy("snapkv", {}), EvictionSchedule(Trigger.TURN, 50))
     with pytest.raises(UserError, match="below the threshold"):
         EvictionSchedule(Trigger.TURN, 50, 50)

@@ -125,7 +125,7 @@ def test_thousands_of_random_evictions_lose_no_slot_byte_or_protection(
             assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, *angles))
 
 
-def test_runs_and_groups_are_reversible() -> None:
+def test_spans_and_groups_are_reversible() -> None:
     draws = torch.Generator().manual_seed(0)
     assert spans(torch.tensor([3, 4, 5, 9])) == [(3, 6), (9, 10)]
     for shape in [(), (4,), (4, 3)]:
@@ -134,11 +134,11 @@ def test_runs_and_groups_are_reversible() -> None:
         assert torch.equal(from_groups(parts).reshape(kept.shape), kept)
 
 
-def test_only_a_cache_never_evicted_from_can_be_forked_in_the_past() -> None:
+def test_after_an_eviction_no_earlier_moment_can_be_forked() -> None:
     slots_ = SlotTable(PositionMode.STALE)
     slots_.append(9)
     past = slots_.fork(5)
     assert (len(past), past.tokens_seen, len(slots_)) == (5, 5, 9)
     slots_.keep(torch.arange(7))
-    with pytest.raises(ValueError, match="never evicted"):
+    with pytest.raises(ValueError, match="after an eviction"):
         slots_.fork(5)

@@ -1,8 +1,28 @@
 """The managed KV cache: un-rotated keys, a position per slot, policies that choose what survives.
 
-What lives here: slots and positions (`slots`), tensors (`layers`, `managed`), the attention
-function that Hugging Face models call (`attach`), attention in plain torch (`attention`) and in
-Triton (`triton`), several caches in one forward (`batch`), attention scores (`scores`), policies
-(`policies`), when they are asked (`evictor`), and the log of what they did (`eviction_log`).
-What does not: dialogues, chat templates, replies, files.
+Where to look:
+
+- `attach`        makes a Hugging Face model use managed caches; `new_cache`
+- `managed`       the cache of one sequence: `update` appends, `attend` attends, `keep` evicts
+- `batch`         several of them in one forward
+- `slots`         token index and position of every slot
+- `positions`     the position modes: what each does, how it looks in figures
+- `layers`        keys and values of one layer
+- `rotary`        angles and `rotate`
+- `attention`     attention in plain torch, with score sums
+- `scores`        attention received by each slot
+- `view`          what a policy can look at
+- `policies`      one file per policy, or per family
+- `evictor`       when a policy evicts, and down to which size
+- `eviction_log`  what evictions did
+- `triton`        the same computations as kernels on a GPU
+
+Where a key is rotated: on a CPU, `SlotLayer.append` rotates a new key once, and
+`SlotLayer.rerotate` rotates all keys again after an eviction that renumbers positions; both call
+`rotary.rotate`. On a GPU no rotated key is stored: `triton.prefill.rotate_by` rotates the keys of a
+forward with many queries, and the kernel of `triton.decode` rotates each key as it reads it.
+
+Where the threshold is compared: in `Evictor._evict_if_due`.
+
+Not here: dialogues, chat templates, replies, files.
 """

@@ -1,6 +1,6 @@
 """Which architectures the exactness laws hold for; the others are refused by name.
 
-Reads a model's config as a plain mapping and imports nothing heavy.
+This module reads a model's config as a plain mapping and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_architecture(config: Mapping[str, Any]) -> None:
         config: the content of its config.json.
 
     Raises:
-        UserError: naming the architecture and what stands against it.
+        UserError: names the architecture and the reason.
     """
     name = str(config.get("model_type", "unknown"))
     if name not in SUPPORTED:
@@ -32,15 +32,15 @@ def check_architecture(config: Mapping[str, Any]) -> None:
     if _has_sliding_window(config):
         raise UserError(
             f"this {name} model has sliding-window attention: its layers drop tokens by "
-            "themselves, so a policy's evictions could not be told from the model's; use one "
-            "without"
+            "themselves, so a policy's evictions could not be separated from the model's; use a "
+            "model without it"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in SUPPORTED_ROPE:
         raise UserError(
             f"this {name} model uses {kind!r} RoPE, whose frequencies change with the length: "
-            f"rotations could not be redone exactly; supported: {', '.join(SUPPORTED_ROPE)}"
+            f"keys could not be rotated again exactly; supported: {', '.join(SUPPORTED_ROPE)}"
         )
 
 
@@ -50,7 +50,7 @@ def _has_sliding_window(config: Mapping[str, Any]) -> bool:
         return True
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return False
-    # A window as long as the trained one never cuts anything (Phi-3 mini 4k: 2,047 of 4,096 does).
+    # A window as long as the trained one cuts nothing; Phi-3 mini 4k's (2,047 of 4,096) does.
     window = int(config.get("max_position_embeddings") or 0)
     return not kinds and int(config["sliding_window"]) < window
 

@@ -1,4 +1,4 @@
-"""Hooks a Hugging Face model up to managed caches, through its public extension points only."""
+"""Makes a Hugging Face model use managed caches, through its public extension points only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NAME = "kvfidelity"
 def attach(model: Any) -> Any:
     """Make `model` (a causal language model) compute with managed caches; idempotent.
 
-    Its attention function is registered under "kvfidelity", its rotary module is wrapped so that
-    queries and keys stay un-rotated, and each attention module hands its cache to the attention
-    function. An attached model refuses any other cache.
+    Three changes: the attention function is the one registered under "kvfidelity"; the rotary
+    module is replaced, so that queries and keys stay un-rotated; each attention module passes its
+    cache to the attention function. An attached model refuses any other cache.
 
     Raises:
-        UserError: an architecture for which the exactness laws do not hold, by name.
+        UserError: the exactness laws do not hold for this architecture, which is named.
     """
     decoder = model.get_decoder()
     if isinstance(decoder.rotary_emb, IdentityRotary):
@@ -44,14 +44,25 @@ def attach(model: Any) -> Any:
 def new_cache(
     model: Any, positions: PositionMode | str = PositionMode.REROTATED, **options: Any
 ) -> ManagedCache:
-    """An empty managed cache for `model`, which is attached if it was not; see ManagedCache."""
+    """An empty managed cache for `model`, a causal language model; attaches the model if needed.
+
+    Args:
+        positions: a PositionMode or its value.
+        options: further arguments of ManagedCache, such as `collect_scores`.
+
+    Raises:
+        UserError: the model's architecture is not supported.
+        ValueError: an unknown position mode.
+    """
     decoder = attach(model).get_decoder()
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)
 
 
 def cache_argument(model: Any) -> str:
-    """What `model.forward` calls its cache: `cache` since transformers 5.2x, before it
-    `past_key_values`."""
+    """The name of the cache argument of `model.forward`.
+
+    It is `cache` since transformers 5.2x, and `past_key_values` before.
+    """
     parameters = inspect.signature(model.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
@@ -67,17 +78,23 @@ def managed_attention(
     managed: object = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """The attention function: [B, H, q, d] queries in, [B, q, H, d] out; slots decide causality."""
+    """The attention function: [B, H, q, d] queries in, [B, q, H, d] out.
+
+    Causality follows from the order of the slots, so the attention mask is not used.
+
+    Raises:
+        RuntimeError: the model was called without a managed cache.
+    """
     if not isinstance(managed, AttentionCache):
         raise RuntimeError(
             "this model is attached to managed caches: pass cache=new_cache(model), or load the "
-            "model anew to use it without one"
+            "model again to use it without one"
         )
     return managed.attend(module, query, key, value, scaling).contiguous(), None
 
 
 def no_mask(*args: object, attention_mask: Tensor | None = None, **_: object) -> None:
-    """The mask function: none is made, for slots decide causality; padding is refused.
+    """The mask function: makes no mask, because slots decide causality, and refuses padding.
 
     Raises:
         ValueError: the attention mask hides a token.
@@ -85,7 +102,7 @@ def no_mask(*args: object, attention_mask: Tensor | None = None, **_: object) ->
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError(
             "a managed cache holds one sequence without padding: drop the padding, or pass an "
-            "attention mask of ones if the text has pad tokens of its own"
+            "attention mask of ones if the text itself contains pad tokens"
         )
 
 

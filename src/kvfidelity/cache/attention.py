@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Scores per tile: about 9 MB of fp32, which stays near a core's cache; twice that is slower.
+# Scores per tile: about 9 MB of fp32, which fits a core's cache; twice that is slower.
 TILE_ELEMENTS = 2_300_000
-# Rows of a boolean mask made at once when new queries follow cached slots.
+# Rows of the boolean mask that are in memory at once when new queries follow cached slots.
 MASK_ROWS = 1024
 
 
@@ -55,7 +55,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 def attend_with_scores(
     query: Tensor, key: Tensor, value: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention and how much of it each slot received, without the q x n matrix.
+    """Causal attention, and how much of it each slot received, without the q x n matrix.
 
     The column sums equal `softmax(QK^T).sum(over queries)` of an eager implementation; only a tile
     of queries is in memory at a time.
@@ -86,7 +86,7 @@ def window_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Softmax attention of the last w queries over all slots, fp32 [H, w, n].
 
     Args:
-        query: [H, w, d], rotated; they belong to the last w slots.
+        query: [H, w, d], rotated, of the last w slots.
         key: [G, n, d], rotated.
     """
     heads, window, size = query.shape

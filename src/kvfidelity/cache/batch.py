@@ -13,7 +13,7 @@ from kvfidelity.cache.managed import ManagedCache
 
 
 class BatchCache(AttentionCache):
-    """Lane b of a batch is a sequence of its own, of its own length and positions: `caches[b]`."""
+    """One cache per sequence of the batch: row b of every tensor belongs to `caches[b]`."""
 
     def __init__(self, caches: Sequence[ManagedCache]) -> None:
         super().__init__(layers=[])
@@ -23,7 +23,7 @@ class BatchCache(AttentionCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Take in one layer's new keys and values [B, G, q, d], a lane to each cache."""
+        """Take in one layer's new keys and values [B, G, q, d], one row for each cache."""
         self._new_states = [
             cache.update(key_states[index : index + 1], value_states[index : index + 1], layer_idx)
             for index, cache in enumerate(self.caches)

@@ -1,4 +1,4 @@
-"""The ledger's positions where a GPU's kernels can read them."""
+"""The slot table's positions on the device, where kernels read them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DevicePositions:
 
     @property
     def positions(self) -> Tensor:
-        """The whole buffer, int32 [L', G', capacity]; what lies behind the slots means nothing."""
+        """The whole buffer, int32 [L', G', capacity]; the part after the last slot is undefined."""
         return self._positions
 
     def of_layer(self, layer: int, slots: int) -> Tensor:
@@ -27,13 +27,13 @@ class DevicePositions:
         return rows[:, :slots]
 
     def append(self, start: int, first: int, count: int) -> None:
-        """Slots from `start` on get the `count` positions from `first` on."""
+        """Give `count` slots from `start` on the positions `first`, `first` + 1, ..."""
         self.reserve(start + count, start)
         new = torch.arange(first, first + count, dtype=torch.int32, device=self.device)
         self._positions[..., start : start + count] = new
 
     def replace(self, position: Tensor) -> None:
-        """Take over what an eviction left, int64 [L', G', n] of the ledger."""
+        """Copy the slot table's positions after an eviction, int64 [L', G', n]."""
         slots = position.shape[-1]
         if position.shape[:-1] != self._positions.shape[:-1] or slots > self._positions.shape[-1]:
             room = max(slots, self._positions.shape[-1])
@@ -43,7 +43,7 @@ class DevicePositions:
         self._positions[..., :slots] = position.to(torch.int32)
 
     def reserve(self, slots: int, used: int) -> None:
-        """Make room for so many slots; the first `used` are kept."""
+        """Make room for `slots` slots; the first `used` are kept."""
         capacity = self._positions.shape[-1]
         if slots <= capacity:
             return

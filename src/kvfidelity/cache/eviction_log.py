@@ -1,4 +1,4 @@
-"""What evictions did, and how to replay it."""
+"""What evictions did, and how to replay them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Eviction:
     """One eviction: when, and which slots survived.
 
     kept: int64 [L', G', k], slots before the eviction that survived.
-    scoring_s, eviction_s: seconds to rank the slots, and to move the survivors. attention_share:
-    what the latest forward paid to the evicted slots, of all it paid; None without scores.
+    scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
+    attention_share: the evicted slots' share of the latest forward's attention; None without
+    scores.
     """
 
     turn: int
@@ -51,26 +52,26 @@ def replay(evictions: Iterable[Eviction], mode: PositionMode, tokens_seen: int) 
 
 
 def advance(slots: SlotTable, eviction: Eviction) -> None:
-    """Feed `ledger` up to the moment of `eviction`, and evict."""
+    """Feed `slots` up to the moment of `eviction`, and evict."""
     slots.append(eviction.tokens_seen - slots.tokens_seen)
     slots.keep(eviction.kept)
 
 
 def spans(numbers: Tensor) -> list[tuple[int, int]]:
-    """Sorted int64 [k] as half-open runs: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
+    """Sorted int64 [k] as half-open spans: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
     starts, stops = span_edges(numbers)
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
 def span_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The same as two int64 arrays: where runs start, and where they stop."""
+    """The same as two int64 arrays: where spans start, and where they stop."""
     values = numbers.numpy()
     breaks = np.flatnonzero(np.diff(values) != 1)
     return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
 
 
 def from_spans(pairs: Iterable[tuple[int, int]]) -> Tensor:
-    """The inverse of `runs`."""
+    """The inverse of `spans`."""
     parts = [torch.arange(start, stop) for start, stop in pairs]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 

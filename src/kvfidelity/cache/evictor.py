@@ -1,4 +1,7 @@
-"""When a policy is asked, and down to which size."""
+"""When a cache is evicted from, and down to which size.
+
+The threshold is compared in one place: `Evictor._evict_if_due`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from kvfidelity.errors import UserError
 
 
 class Trigger(StrEnum):
-    """When a policy is asked, always only while the cache holds at least the threshold.
+    """When an eviction is considered. It happens only if the cache holds at least the threshold.
 
     PAPER: before a turn and before every decode step, to the policy's own size: no target, and
-        nothing is protected. At a ratio of 99% this compounds step by step until the cache is
-        under the threshold (arXiv 2511.04686). Before a turn no scores are at hand.
-    TURN: before a turn, down to the target. The turn's prompt comes after it, so it is whole.
+        nothing is protected. At a ratio of 99% this repeats step by step until the cache is under
+        the threshold (arXiv 2511.04686). Before a turn there are no scores.
+    TURN: before a turn, down to the target. The turn's prompt is fed after it, so none of it is
+        evicted.
     PROMPT: after a turn's prompt has been fed, before its first decode step, down to the target;
         the prompt is protected.
     STEP: before every decode step, down to the target.
@@ -39,7 +43,7 @@ class EvictionSchedule:
     """When to evict, and down to how many slots.
 
     trigger: a Trigger or its value, such as "step".
-    threshold: the policy is asked while the cache holds at least this many slots; None: never.
+    threshold: slots from which on the policy evicts; None: never.
     target: slots that are left; None: the policy's own size.
 
     Raises:
@@ -63,52 +67,53 @@ class EvictionSchedule:
 
 
 class Evictor:
-    """Asks one policy by one regime, evicts, and logs.
+    """Evicts by one policy and one schedule, and keeps a log.
 
     Args:
-        policy, regime: what and when.
-        seed: of the run; with the eviction's ordinal it seeds what a policy draws.
+        policy, schedule: what to keep, and when to evict.
+        seed: the run's seed; together with the number of the eviction it seeds random policies.
+
+    Raises:
+        UserError: the schedule sets no target and the policy needs one.
     """
 
     def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
         if policy.evicts and schedule.target is None and policy.default_size(1) is None:
-            raise UserError(
-                f"policy {policy.kind} has no size of its own: give the threshold a target"
-            )
+            raise UserError(f"policy {policy.kind} needs a target: set one for the threshold")
         self.policy, self.schedule, self.seed = policy, schedule, seed
         self.log: list[Eviction] = []
         self.turn = 0
         self.step = 0
 
     def copy(self, turn: int) -> Evictor:
-        """Another one at the same step, in that turn, with an empty log."""
+        """An evictor of the same policy, schedule and step, for turn `turn`, with an empty log."""
         other = Evictor(self.policy, self.schedule, self.seed)
         other.turn, other.step = turn, self.step
         return other
 
     def before_turn(self, cache: ManagedCache) -> Eviction | None:
-        """Ask before a turn's prompt is fed."""
+        """Evict if due, before a turn's prompt is fed."""
         if self.schedule.trigger not in (Trigger.PAPER, Trigger.TURN):
             return None
-        # In the paper's code the scores of the turn before are gone when a turn begins.
+        # The paper's code drops the scores of the previous turn when a turn starts.
         return self._evict_if_due(cache, scores=self.schedule.trigger is not Trigger.PAPER)
 
     def after_prompt(self, cache: ManagedCache, prompt: Span) -> Eviction | None:
-        """Ask once the prompt fills the slots `prompt`, half-open."""
+        """Evict if due, once the prompt fills the slots `prompt`, a half-open span."""
         if self.schedule.trigger is not Trigger.PROMPT:
             return None
         return self._evict_if_due(cache, (prompt,))
 
     def before_step(self, cache: ManagedCache) -> Eviction | None:
-        """Ask before a decode step."""
+        """Evict if due, before a decode step."""
         if self.schedule.trigger not in (Trigger.PAPER, Trigger.STEP):
             return None
         return self._evict_if_due(cache)
 
     def steps_without_eviction(self, cache: ManagedCache) -> int | None:
-        """How many tokens may be fed in decode before the policy is asked; None: any number.
+        """How many decoded tokens can be fed before the next eviction is due; None: any number.
 
-        A teacher-forced reply is fed in chunks of this size, and its evictions are those of
+        A teacher-forced reply is fed in chunks of this size. Its evictions then equal those of
         feeding it token by token.
         """
         trigger, threshold = self.schedule.trigger, self.schedule.threshold
@@ -118,7 +123,7 @@ class Evictor:
 
     @property
     def evicts_between_turns_only(self) -> bool:
-        """Whether it never evicts once a turn has begun."""
+        """Whether it never evicts inside a turn."""
         return not self.policy.evicts or self.schedule.trigger is Trigger.TURN
 
     def may_evict_in_turn(self, start: int, peak: int) -> bool:

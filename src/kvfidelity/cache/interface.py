@@ -1,4 +1,4 @@
-"""What the registered attention function asks of a cache."""
+"""The interface between the registered attention function and a cache."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
     """One layer's slots: un-rotated keys, values, and on a CPU a workspace of rotated keys.
 
     Buffers are [1, G, capacity, d] and grow by half, so that n appends copy O(n) slots in all. The
-    workspace holds each key rotated once from its un-rotated original: positions may change any
-    number of times without drift. `nbytes` counts live keys and values only. On a GPU kernels
-    rotate keys as they read them, and there is no workspace.
+    workspace holds each key rotated once, from the un-rotated key. So positions can change any
+    number of times without drift. On a GPU, kernels rotate keys as they read them, and there is no
+    workspace. `nbytes` counts live keys and values only.
     """
 
     def __init__(self) -> None:
@@ -41,17 +41,17 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
 
     @property
     def capacity(self) -> int:
-        """Slots that the buffers have room for."""
+        """Number of slots that the buffers have room for."""
         return self._keys.shape[2] if self.is_initialized else 0
 
     @property
     def key_buffer(self) -> Tensor:
-        """Un-rotated keys with free slots behind them [1, G, capacity, d]."""
+        """Un-rotated keys with free slots at the end [1, G, capacity, d]."""
         return self._keys
 
     @property
     def value_buffer(self) -> Tensor:
-        """Values with free slots behind them [1, G, capacity, d]."""
+        """Values with free slots at the end [1, G, capacity, d]."""
         return self._values
 
     @property
@@ -95,7 +95,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         self.slots = stop
 
     def keep(self, kept: Tensor) -> None:
-        """Close up to the slots that `kept` [k] or [G, k] names, in place; rotations move along."""
+        """Keep only the slots in `kept`, [k] or [G, k], in place; rotated keys move with them."""
         size = kept.shape[-1]
         for name in self._buffers:
             buffer: Tensor = getattr(self, name)
@@ -108,7 +108,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         self.slots = size
 
     def rerotate(self, cos: Tensor, sin: Tensor) -> None:
-        """Rotate every key anew from its original; cos, sin broadcast to [G, n, r]."""
+        """Rotate every un-rotated key into the workspace; cos, sin broadcast to [G, n, r]."""
         rotate(self.live_keys, cos, sin, out=self.rotated_keys)
 
     def fork(self, slots: int) -> SlotLayer:
@@ -138,7 +138,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
     get_max_cache_shape = get_max_length  # the name before transformers 5.2x
 
     def reserve(self, slots: int) -> None:
-        """Make room for so many slots."""
+        """Make room for `slots` slots."""
         capacity = self.capacity
         if slots <= capacity:
             return

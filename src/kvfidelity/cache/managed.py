@@ -20,20 +20,19 @@ from kvfidelity.cache.slots import SlotTable, as_grid
 
 
 class ManagedCache(AttentionCache):
-    """Un-rotated keys and values, a position per slot, evicted from by `keep`.
+    """Un-rotated keys, values, and a position per slot; `keep` evicts.
 
     Pass it as a model's cache after `attach(model)`. One sequence (batch 1), no padding.
 
     Args:
-        rotary: the attached model's rotary stand-in.
+        rotary: the attached model's IdentityRotary.
         layers: number of decoder layers.
         positions: how positions are handled after an eviction.
         collect_scores: whether each forward's attention column sums are kept.
         query_window: how many of the latest queries to keep per layer, un-rotated, for policies
-        that
-            look through an observation window.
-        before_forward: called with this cache before each forward takes in its tokens; a trigger
-            that evicts inside `model.generate` goes here.
+            that rank by them.
+        before_forward: called with this cache before each forward appends its tokens. Give
+            `evictor.before_step` here to evict inside `model.generate`.
     """
 
     def __init__(
@@ -75,14 +74,14 @@ class ManagedCache(AttentionCache):
 
     @property
     def device(self) -> torch.device:
-        """Where the slots are, once there are any."""
+        """The device of keys and values; known after the first forward."""
         device: torch.device = self.layers[0].device
         return device
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Take in one layer's new keys (un-rotated) and values, both [1, G, q, d].
+        """Append one layer's new keys (un-rotated) and values, both [1, G, q, d].
 
         Returns:
             All rotated keys and all values of the layer, [1, G, n, d].
@@ -129,7 +128,7 @@ class ManagedCache(AttentionCache):
         return self._device_positions
 
     def reserve(self, slots: int) -> None:
-        """Make room for so many slots, so that nothing moves in memory until they are filled."""
+        """Make room for `slots` slots; no buffer moves in memory until they are filled."""
         for layer in self.layers:
             layer.reserve(slots)
         self.device_positions.reserve(slots, self.size)
@@ -146,7 +145,7 @@ class ManagedCache(AttentionCache):
 
     @contextmanager
     def continuing(self) -> Iterator[None]:
-        """What is fed here belongs to the latest forward, as a further chunk of it."""
+        """Inside, a forward counts as a further chunk of the latest one."""
         self._continues = True
         try:
             yield
@@ -186,12 +185,12 @@ class ManagedCache(AttentionCache):
         scores: AttentionScores | None = None,
         positions: PositionMode | str | None = None,
     ) -> ManagedCache:
-        """An independent copy, or one of the first `slots` slots of a never evicted cache.
+        """An independent copy, or one of the first `slots` slots of a cache without evictions.
 
         Args:
             slots: how many slots; all by default.
-            scores: the score book of that moment, needed when an earlier moment is forked.
-            positions: another position mode; before the first eviction all modes are equal.
+            scores: the attention scores at that moment; needed for fewer slots than there are.
+            positions: another position mode; ignored after an eviction.
         """
         copy = ManagedCache(
             self.rotary,
@@ -204,18 +203,18 @@ class ManagedCache(AttentionCache):
         if positions is not None and not self.slot_table.evictions:
             copy.slot_table.mode = PositionMode(positions)
         copy.layers = [layer.fork(copy.size) for layer in self.layers]
-        book_scores = scores or (self.scores if slots in (None, self.size) else None)
-        copy.scores = book_scores.fork() if book_scores is not None else None
+        forked_scores = scores or (self.scores if slots in (None, self.size) else None)
+        copy.scores = forked_scores.fork() if forked_scores is not None else None
         copy.recent_queries = list(self.recent_queries)
         copy.scaling = self.scaling
         return copy
 
     @contextmanager
     def rollback_after(self) -> Iterator[None]:
-        """Feed something and forget it: slots, scores and query tails are then as they were.
+        """Afterwards slots, scores and recent queries are again as before.
 
         Raises:
-            RuntimeError: slots were evicted meanwhile; what they held is gone.
+            RuntimeError: slots were evicted inside; their content is lost.
         """
         slot_table, scores, query_window_before = (
             self.slot_table.fork(),
@@ -226,7 +225,7 @@ class ManagedCache(AttentionCache):
         try:
             yield
             if self.slot_table.evictions != slot_table.evictions:
-                raise RuntimeError("an eviction cannot be forgotten")
+                raise RuntimeError("an eviction cannot be rolled back")
         finally:
             self.slot_table, self.scores, self.query_window = (
                 slot_table,
@@ -281,7 +280,7 @@ class ManagedCache(AttentionCache):
 
 
 def _attention_backend(query: Tensor) -> Any:
-    """Where `attend` and `attend_with_scores` come from: the kernels of the query's device."""
+    """The module with `attend` and `attend_with_scores` for the query's device."""
     if query.is_cuda:
         from kvfidelity.cache.triton import prefill
 

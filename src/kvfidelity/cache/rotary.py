@@ -1,4 +1,7 @@
-"""Rotation by position, with the model's own rotary module and in fp32."""
+"""Rotation by position: angles from the model's own rotary module, products in fp32.
+
+`rotate` is the one place on a CPU where queries and keys are rotated.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,22 @@ from torch import Tensor, nn
 
 
 class IdentityRotary(nn.Module):
-    """Stands in for a model's rotary module so that queries and keys reach us un-rotated.
+    """Replaces a model's rotary module, so that queries and keys arrive here un-rotated.
 
-    Returns cos = 1 and sin = 0, by which every architecture's own rotation is the identity, and
+    It returns cos = 1 and sin = 0, so that every architecture's own rotation changes nothing. It
     keeps the real module for `angles`.
     """
 
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
         self.rotary = rotary
-        # Tables stay as long as the model: a captured graph may hold the address of a shorter one.
+        # No table is dropped: a captured graph may hold the address of a shorter one.
         self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
     def forward(
         self, x: Tensor, position_ids: Tensor | None = None, **_: object
     ) -> tuple[Tensor, Tensor]:
-        # Only the width is needed, and no index may depend on the cached length: one position do.
+        # Only the width is needed. One fixed position will do, and no index depends on the cache.
         first = torch.zeros(1, 1, dtype=torch.int64, device=x.device)
         cos, _sin = self.rotary(x[:1, :1], first)
         shape = (x.shape[0], x.shape[1], cos.shape[-1])
@@ -46,7 +49,7 @@ class IdentityRotary(nn.Module):
     def table(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of positions 0 to at least `count` - 1, two fp32 tensors [P, r / 2].
 
-        Both halves of the rotary width turn by the same angles in every supported architecture.
+        In every supported architecture both halves of the rotary width have the same angles.
         """
         tables = self._tables.setdefault(device, [])
         if not tables or tables[-1][0].shape[0] < count:

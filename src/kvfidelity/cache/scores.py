@@ -1,4 +1,4 @@
-"""How much attention each slot received, and how to boil that down to one number a slot."""
+"""How much attention each slot received, and how to reduce it to one number per slot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvfidelity.cache.slots import as_grid
 
-# Rows grow to multiples of so many slots.
+# The capacity of rows is a multiple of this many slots.
 GRANULE = 256
 
 
@@ -44,7 +44,7 @@ class AttentionScores:
 
     @classmethod
     def from_rows(cls, latest: Tensor, accumulated: Tensor) -> AttentionScores:
-        """A book that holds these rows, fp32 [L, H, n] each; they become its own."""
+        """Scores with these rows, fp32 [L, H, n] each, which are not copied."""
         scores = cls(latest.shape[0])
         scores._latest, scores._accumulated = latest, accumulated
         scores._slots = [latest.shape[-1]] * latest.shape[0]
@@ -52,12 +52,12 @@ class AttentionScores:
 
     @property
     def available(self) -> bool:
-        """Whether a forward has been scored since the book was opened."""
+        """Whether a forward has been scored."""
         return self._slots[-1] > 0
 
     @property
     def capacity(self) -> int:
-        """Slots that a row has room for."""
+        """Number of slots that a row has room for."""
         return 0 if self._latest is None else self._latest.shape[-1]
 
     @property
@@ -66,10 +66,10 @@ class AttentionScores:
         return 0 if self._latest is None else self._latest.shape[1]
 
     def add(self, layer: int, sums: Tensor, *, continues: bool = False) -> None:
-        """Take one forward's column sums of one layer, fp32 [H, n] (n counts the new slots).
+        """Add one forward's column sums of one layer, fp32 [H, n] (n counts the new slots).
 
         Args:
-            continues: the forward is a further chunk of the latest one, whose sums it joins.
+            continues: the forward is a further chunk of the latest one; sums are added to its sums.
         """
         heads, slots = sums.shape
         before = self._slots[layer]
@@ -86,7 +86,7 @@ class AttentionScores:
         self._slots[layer] = slots
 
     def rows(self, history: ScoreHistory | str) -> Tensor:
-        """fp32 [L, H, n], a view of the book: do not change it.
+        """fp32 [L, H, n], a view: do not write to it.
 
         Raises:
             LookupError: no forward has been scored.
@@ -97,7 +97,7 @@ class AttentionScores:
         return rows[..., : self._slots[-1]]
 
     def keep(self, kept: Tensor) -> None:
-        """Follow an eviction; `kept` is [L', G', k] slots on the book's device."""
+        """Follow an eviction; `kept` is [L', G', k] slots on the scores' device."""
         size = kept.shape[-1]
         for rows in (self._latest, self._accumulated):
             if rows is None or not self.available:
@@ -124,7 +124,7 @@ class AttentionScores:
         return float(1 - inside / grouped.sum())
 
     def reserve(self, slots: int, heads: int, device: torch.device) -> None:
-        """Make room for rows of so many slots."""
+        """Make room for rows of `slots` slots."""
         if slots <= self.capacity:
             return
         wanted = max(slots, self.capacity + self.capacity // 2)
@@ -138,7 +138,7 @@ class AttentionScores:
             setattr(self, name, grown)
 
     def addresses(self) -> tuple[list[int], list[int]]:
-        """Where each layer's latest and accumulated rows lie in memory."""
+        """Memory addresses of each layer's latest and accumulated rows."""
         assert self._latest is not None and self._accumulated is not None
         return (
             [rows.data_ptr() for rows in self._latest],

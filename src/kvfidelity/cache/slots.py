@@ -1,6 +1,7 @@
-"""Which token sits in which slot, and by which position RoPE rotates it.
+"""Which token is in which slot, and by which position RoPE rotates it.
 
-Pure integers: no keys, no model. Everything that the position modes mean is in this file.
+Integers only: no keys, no model. `PositionMode.traits` says what differs between the modes; this
+file applies it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class SlotTable:
 
     Both are int64 of shape [L', G', n]: L' is 1 or the number of layers, G' is 1 or the number of
     kv heads. They start shared (1, 1) on the CPU, and widen when an eviction keeps different slots
-    per layer or per head; from then on they are where such keep sets come from, a GPU perhaps.
+    per layer or per head; from then on they are on the device of those keep sets.
     """
 
     def __init__(self, mode: PositionMode, capacity: int = 1024) -> None:
@@ -47,7 +48,7 @@ class SlotTable:
         return self.mode.traits.next_position(self._slots, self.tokens_seen)
 
     def append(self, count: int) -> Tensor:
-        """Take in `count` new tokens; returns their positions, int64 [count]."""
+        """Add `count` new tokens; returns their positions, int64 [count]."""
         self._reserve(self._slots + count)
         new, device = slice(self._slots, self._slots + count), self._position.device
         positions = torch.arange(self.next_position, self.next_position + count, device=device)
@@ -60,7 +61,7 @@ class SlotTable:
         return positions
 
     def keep(self, kept: Tensor) -> None:
-        """Evict every slot that `kept` does not name.
+        """Evict every slot that is not in `kept`.
 
         Args:
             kept: int64 [k], [L, k] or [L, G, k]: sorted, distinct slots, the same k everywhere.
@@ -87,16 +88,16 @@ class SlotTable:
         self.evictions += 1
 
     def fork(self, slots: int | None = None) -> SlotTable:
-        """An independent copy, or a copy of the first `slots` slots of a ledger never evicted from.
+        """An independent copy, or one of the first `slots` slots of a table without evictions.
 
         Raises:
-            ValueError: a shorter fork was asked for after an eviction.
+            ValueError: fewer slots than there are, after an eviction.
         """
         copy = SlotTable(self.mode, capacity=1)
         if slots is None or slots == self._slots:
             copy.tokens_seen, copy.evictions = self.tokens_seen, self.evictions
         elif self.evictions:
-            raise ValueError("only a cache that was never evicted from can be forked in the past")
+            raise ValueError("after an eviction a cache cannot be forked at an earlier moment")
         else:
             copy.tokens_seen = slots
         copy._slots = self._slots if slots is None else slots
@@ -127,7 +128,7 @@ def _order_and_range(kept: Tensor, slots: int) -> tuple[bool, bool]:
         ends = (kept[..., 0].min() >= 0) & (kept[..., -1].max() < slots)
         ascending, inside = torch.stack([(kept.diff(dim=-1) > 0).all(), ends]).tolist()
         return ascending, inside
-    # NumPy here and below: a team of threads costs more than so little work.
+    # NumPy here and below: for this little work torch's threads cost more than they save.
     values = kept.numpy()
     inside = bool(values[..., 0].min() >= 0 and values[..., -1].max() < slots)
     return bool((np.diff(values, axis=-1) > 0).all()), inside

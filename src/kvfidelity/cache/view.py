@@ -22,7 +22,7 @@ Span = tuple[int, int]
 class LayerView:
     """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d].
 
-    rotate: makes the rotated keys [G, n, d]; few policies look at them.
+    rotate: computes the rotated keys [G, n, d]; few policies use them.
     """
 
     keys: Tensor
@@ -40,13 +40,13 @@ class LayerView:
 class CacheView:
     """One cache at the moment of an eviction.
 
-    budget: how many slots shall remain, at least the protected ones.
-    protected: half-open spans of slots that survive whatever their priority.
+    budget: how many slots remain; at least the protected ones.
+    protected: half-open spans of slots that survive, whatever their priority.
     token_index, position: int64 [L', G', n], see SlotTable; on the device once keep sets differ by
         layer or kv head.
-    next_position, tokens_seen: of the next query.
-    rng: seeded by the run's seed and the eviction's ordinal, so that position modes of one run
-        draw the same numbers.
+    next_position, tokens_seen: position and token index of the next query.
+    rng: seeded by the run's seed and the number of the eviction, so that runs that differ in the
+        position mode only draw the same numbers.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
     """
 
@@ -89,8 +89,8 @@ class CacheView:
     def window_attention(self, layer: int) -> Tensor:
         """Attention of the latest w queries over all slots, fp32 [H, w, n].
 
-        The queries are placed right before `next_position`: where they stood, unless an eviction
-        happened since.
+        The queries are rotated by the positions right before `next_position`. These are their own,
+        unless an eviction happened since.
         """
         view = self.layers[layer]
         queries = self.rotated_queries(layer)
@@ -100,11 +100,11 @@ class CacheView:
         """The latest w queries, rotated [H, w, d].
 
         Raises:
-            LookupError: the cache remembers no queries.
+            LookupError: the cache keeps no queries.
         """
         queries = self.layers[layer].queries
         if queries is None or self.angles is None:
-            raise LookupError("this cache remembers no queries")
+            raise LookupError("this cache keeps no queries; set its query_window")
         window = queries.shape[1]
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))

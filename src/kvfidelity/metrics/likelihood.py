@@ -1,4 +1,4 @@
-"""Quality without a judge: likelihoods and divergences of next-token distributions."""
+"""Quality without a judge: likelihoods and divergences of next-token distributions, in nats."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def kl_divergence(baseline: Tensor, managed: Tensor) -> Tensor:
-    """KL(full || managed) of next-token distributions, in nats.
+    """KL(baseline || managed) of next-token distributions, in nats.
 
     Args:
-        full, managed: logits [m, vocabulary] under the never evicted and the managed cache.
+        baseline, managed: logits [m, vocabulary], without evictions and with the managed cache.
 
     Returns:
         fp32 [m], at least 0 up to rounding.

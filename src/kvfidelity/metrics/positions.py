@@ -1,14 +1,14 @@
-"""How far a cache's positions are from the conversation's: exact, and free of any model run.
+"""How far a cache's positions are from the conversation's: exact, and computed without a model.
 
-All are functions of the slot ledger at the moment of a query: the query gets `next_position` and
-is the `tokens_seen`-th token. For slot i with token index t_i and position p_i:
+All are functions of the slot table at the moment of a query. The query gets `next_position`, and
+its token index is `tokens_seen`. For slot i with token index t_i and position p_i:
 
     effective offset  e_i = next_position - p_i      what RoPE encodes
     true offset       o_i = tokens_seen - t_i        what the text says
 
 Worked example: 6 tokens seen, tokens 0, 1, 4, 5 kept, positions stale (0, 1, 4, 5), next position
-4: effective offsets 4, 3, 0, -1; true offsets 6, 5, 2, 1; every error is -2. Slots 4 and 5 stand
-at or behind the query: future share 2/4. Two contiguous runs; no collision; no inversion.
+4: effective offsets 4, 3, 0, -1; true offsets 6, 5, 2, 1; every error is -2. Positions 4 and 5
+are not before the query: future share 2/4. Two kept spans; no collision; no inversion.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SINKS = 4
 
 @dataclass(frozen=True)
 class Integrity:
-    """Positional integrity of a cache as one query finds it.
+    """Positional integrity of a cache at the moment of one query.
 
-    Where keep sets differ by layer or kv head, each value is the mean over them.
+    If keep sets differ by layer or kv head, each value is the mean over them.
 
     retained_share: slots per token seen.
-    runs: contiguous runs of token indices.
+    kept_spans: contiguous spans of token indices.
     future_share: share of slots whose position is not before the query's.
-    collisions: slots whose position an earlier slot has already.
+    collisions: slots with the position of an earlier slot.
     order_inversions: pairs of slots whose positions are in the wrong order.
-    out_of_window_share: share of slots whose effective offset's size is the trained window or more.
+    out_of_window_share: share of slots whose |effective offset| is at least the trained window.
     mean_offset_error: mean |effective - true offset|, in positions.
     phase_distortion: mean over slots and rotary frequencies k of
         1 - cos(theta_k (effective - true offset)), in [0, 2].
@@ -59,10 +59,10 @@ class Integrity:
 def integrity(
     slots: SlotTable, frequencies: Tensor, trained_window: int, weights: Tensor | None = None
 ) -> Integrity:
-    """Measure a ledger.
+    """Measure a slot table.
 
     Args:
-        ledger: slots and positions now.
+        slots: slots and positions now.
         frequencies: rotary inverse frequencies theta_k, [r / 2].
         trained_window: in tokens.
         weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
@@ -103,7 +103,7 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
     """
     values = error.numpy()
     low, high = int(values.min()), int(values.max())
-    if high - low < values.size:  # every integer between, rather than sorting out which there are
+    if high - low < values.size:  # cheaper than finding the distinct values
         distinct, inverse = np.arange(low, high + 1), values - low
     else:
         distinct, inverse = np.unique(values, return_inverse=True)
@@ -112,7 +112,7 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def _inversions(position: np.ndarray) -> int:
-    """Pairs i < j with position_i > position_j, one ascending run after the other."""
+    """Pairs i < j with position_i > position_j, counted by ascending stretches."""
     cuts = np.flatnonzero(np.diff(position) < 0) + 1
     first, *rest = np.split(position, cuts)
     count, earlier = 0, first

@@ -1,7 +1,7 @@
 """Properties of a reply's text: repetition, echo of the prompt, overlap with a reference.
 
-Words are runs of letters, digits and apostrophes in lower case. A reply without words has no value
-for what is counted in words.
+A word is a maximal sequence of letters, digits and apostrophes, in lower case. Measures in words
+are missing for a reply without words.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class TextMetrics:
-    """Of one reply.
+    """Properties of one reply; None where a value is missing.
 
     rep_2, rep_3, rep_4: share of word n-grams that are repeats, 1 - distinct / all (Welleck et al.
-        2020, arXiv 1908.04319). longest_repeat_words: length of the longest span of words that
-        occurs twice without overlap. compression_ratio: UTF-8 bytes per byte that zlib makes of
-        them; prose is near 2, loops are far above. echo_share: share of the reply's words that lie
-        in a run of four or more words copied from the prompt. chrf: chrF2 against the reference,
-        0 to 100 (sacrebleu). rouge_l: F1 of the longest common subsequence of words, 0 to 1.
+        2020, arXiv 1908.04319).
+    longest_repeat_words: length of the longest span of words that occurs twice without overlap.
+    compression_ratio: UTF-8 bytes divided by the bytes of their zlib form; about 2 for prose, far
+        more for loops.
+    echo_share: share of the reply's words inside sequences of at least four words that occur in the
+        prompt.
+    chrf: chrF2 against the reference, 0 to 100 (sacrebleu).
+    rouge_l: F1 of the longest common subsequence of words with the reference, 0 to 1.
     """
 
     rep_2: float | None
@@ -82,7 +85,7 @@ def repetition(words: Sequence[str], n: int) -> float | None:
 def longest_repeat(words: Sequence[str]) -> int | None:
     """Length of the longest span that occurs twice without overlap.
 
-    "to be or not to be" -> 2. By bisection: a span that repeats has all its prefixes repeat.
+    "to be or not to be" -> 2. By bisection: if a span repeats, all its prefixes do.
     """
     if not words:
         return None
@@ -100,7 +103,7 @@ def compression_ratio(text: str) -> float | None:
 
 
 def echo_share(words: Sequence[str], prompt: Sequence[str]) -> float | None:
-    """Share of words inside runs of at least four words that the prompt has too.
+    """Share of words inside sequences of at least four words that occur in the prompt.
 
     Prompt "please tell me about the moon", reply "tell me about the sun": 4 of 5 words, 0.8.
     """
@@ -115,7 +118,7 @@ def echo_share(words: Sequence[str], prompt: Sequence[str]) -> float | None:
 
 
 def rouge_l(words: Sequence[str], reference: Sequence[str]) -> float | None:
-    """F1 of the longest common subsequence; None if either is without words.
+    """F1 of the longest common subsequence; None if one of them has no words.
 
     "the cat sat" against "the cat lay down": 2 common, precision 2/3, recall 2/4, F1 4/7.
     """

@@ -1,7 +1,7 @@
-"""Eviction policies, one file each; a new file here is all that a new policy takes.
+"""Eviction policies, one file per policy or family; a new policy needs only a new file here.
 
-A policy ranks slots (`Policy.priority`); the choice of the `budget` highest, with protected spans
-first and ties to the earlier slot, is made once for all of them in `base`.
+A policy ranks slots (`Policy.priority`). `Policy.keep` in `base` then chooses the `budget` highest
+for all of them: protected spans first, and the earlier slot of two equals.
 """
 
 from kvfidelity.cache.policies.base import Policy, parameter

@@ -22,7 +22,7 @@ def attention_rank(
     over_heads: str = "mean",
     over_layers: str = "mean",
 ) -> Tensor:
-    """Attention column sums [L, H, n] boiled down to [n], [L, n] or [L, G, n], heads first."""
+    """Attention column sums [L, H, n] reduced to [n], [L, n] or [L, G, n], over heads first."""
     scores = view.attention(ScoreHistory(history))
     if granularity == "head":
         layers, heads, slots = scores.shape

@@ -22,31 +22,35 @@ def parameter(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A policy's parameter: what it means and which values it takes.
+    """A dataclass field for a policy's parameter.
 
-    `low` and `high` are inclusive bounds, `above` an exclusive lower one.
+    Args:
+        default: its value if the config does not set it; without one it is required.
+        doc: what it means, for the documentation.
+        low, high: inclusive bounds. above: an exclusive lower bound.
+        choices: the allowed strings.
     """
     bounds = {"doc": doc, "low": low, "high": high, "above": above, "choices": choices}
     return field(default=default, metadata=bounds)
 
 
 def keep_ratio(default: Any = MISSING) -> Any:
-    """The share of slots kept where no target is set; several policies have it."""
+    """The parameter `keep_ratio`, which several policies share."""
     doc = "share of the cached slots kept at an eviction where the threshold sets no target"
     return parameter(default, doc=doc, above=0, high=1)
 
 
 def slots_for_ratio(slots: int, ratio: float) -> int:
-    """That share of the slots, rounded down, but one at least (as the paper's code has it)."""
+    """That share of the slots, rounded down, at least 1 (as in the paper's code)."""
     return max(1, int(slots * ratio))
 
 
 @dataclass(frozen=True)
 class Policy(ABC):
-    """Ranks the slots of a cache; frozen, so that one object serves any number of runs.
+    """Ranks the slots of a cache; frozen, so that several runs can share one object.
 
-    Subclasses set `kind`, the name in the config, and are dataclasses whose fields are made by
-    `parameter`.
+    A subclass is a frozen dataclass. It sets `kind`, its name in the config, declares each field
+    with `parameter`, and implements `priority`.
     """
 
     kind: ClassVar[str]
@@ -61,30 +65,34 @@ class Policy(ABC):
 
     @property
     def query_window(self) -> int:
-        """How many of the latest queries the policy looks through."""
+        """How many of the latest queries the policy uses; the cache keeps this many."""
         return 0
 
     def default_size(self, slots: int) -> int | None:
-        """Slots left of `slots` where the threshold sets no target; None: a target is needed."""
+        """Slots that remain of `slots` if the threshold sets no target; None: it must set one."""
         return None
 
     def should_evict(self, view: CacheView) -> bool:
-        """Whether the policy evicts at this moment."""
+        """Whether the policy can rank now; if not, nothing is evicted."""
         return self.evicts
 
     @abstractmethod
     def priority(self, view: CacheView) -> Tensor:
-        """The higher, the longer kept: [n] for one keep set, [L, n] for one per layer, [L, G, n]
-        for one per kv head."""
+        """A number per slot; the slots with the highest survive.
+
+        Returns:
+            Any real dtype: [n] for one keep set, [L, n] for one per layer, [L, G, n] for one per kv
+            head.
+        """
 
     def keep(self, view: CacheView) -> Tensor:
         """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots.
 
-        A shared one is on the CPU, where slots are counted; many stay where they were ranked.
+        A shared one is on the CPU, as the slot table is; others stay on the device of the ranking.
         """
         rank = self.priority(view)
         rank = rank if rank.is_floating_point() else rank.double()
-        # A policy may pin its own slots by infinity; protected ones still go before them.
+        # A policy may pin slots with infinity; protected slots still rank above them.
         highest = torch.finfo(rank.dtype).max
         rank = rank.clamp(-highest, highest)
         for start, stop in view.protected:
@@ -102,7 +110,7 @@ def slot_indices(view: CacheView) -> Tensor:
 
 
 def pin_ends(rank: Tensor, first: int, last: int) -> Tensor:
-    """`rank` with the first and last slots put above all others."""
+    """A copy of `rank` whose first `first` and last `last` slots are infinite."""
     rank = rank.clone()
     rank[..., :first] = torch.inf
     rank[..., max(rank.shape[-1] - last, 0) :] = torch.inf

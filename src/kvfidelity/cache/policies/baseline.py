@@ -11,7 +11,7 @@ from kvfidelity.cache.view import CacheView
 
 @dataclass(frozen=True)
 class Baseline(Policy):
-    """Nothing is evicted; what all others are compared with."""
+    """Evicts nothing; all other policies are compared with it."""
 
     kind: ClassVar[str] = "baseline"
     evicts: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Eviction by place: gist, window, blocks."""
+"""Policies that keep slots by their index: gist, window, blocks."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,7 @@ from kvfidelity.cache.policies.base import (
 )
 from kvfidelity.cache.view import CacheView
 
-#: Above any attention.
+#: Above any attention score.
 PINNED = 1e300
 
 
@@ -109,7 +109,7 @@ class SlidingWindowGistAttentive(Policy):
 class StreamingLLM(Policy):
     """Keeps a few first slots, the attention sinks, and the last ones (arXiv 2309.17453).
 
-    The paper rotates by place in the cache, which is `positions: rerotated`. With a target the
+    The paper rotates by index in the cache, which is `positions: rerotated`. With a target the
     window gets what the sinks leave; `recent` counts only where no target is set.
     """
 

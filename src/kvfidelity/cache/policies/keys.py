@@ -1,4 +1,4 @@
-"""Policies that look at keys alone."""
+"""Policies that rank by keys alone."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +25,7 @@ class KNorm(Policy):
 class KeyDiff(Policy):
     """Keeps keys least like the average key, per kv head (KeyDiff, arXiv 2504.15364).
 
-    Likeness is the cosine to the mean of the normalised keys, rotated, as in the paper's cache.
+    Likeness is the cosine to the mean of the normalised keys, which are rotated as in the paper.
     """
 
     kind: ClassVar[str] = "keydiff"

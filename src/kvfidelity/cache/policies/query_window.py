@@ -1,4 +1,4 @@
-"""Policies that look through the latest queries."""
+"""Policies that rank by the latest queries."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,9 +16,9 @@ class SnapKV(Policy):
     """Keeps what the latest queries attend to, smoothed over neighbours, per kv head
     (SnapKV, arXiv 2404.14469).
 
-    The observation window itself is always kept. As in the paper the window's attention is
+    The observation window itself is always kept. As in the paper, the window's attention is
     averaged over its queries and pooled with a kernel; departure: the mean over a kv head's query
-    heads ranks the slots of that kv head, for the cache stores one copy per kv head.
+    heads ranks the slots of that kv head, because the cache stores one copy per kv head.
     """
 
     kind: ClassVar[str] = "snapkv"
@@ -70,7 +70,7 @@ class ExpectedAttention(Policy):
     """Keeps what future queries are expected to attend to, weighted by the value's norm, per kv
     head (Expected Attention, arXiv 2510.00636).
 
-    Queries are taken as Gaussian with the mean and covariance of the latest `window` ones before
+    Queries are assumed Gaussian with the mean and covariance of the latest `window` ones before
     rotation, and rotated by the average rotation over the next `horizon` positions. Departure: the
     statistics come from the latest queries of the chat rather than from one prompt's.
     """

@@ -12,9 +12,9 @@ from kvfidelity.cache.view import CacheView
 
 @dataclass(frozen=True)
 class Random(Policy):
-    """Keeps slots drawn uniformly, without regard to content or age (arXiv 2511.04686).
+    """Keeps slots drawn uniformly, whatever their content or age (arXiv 2511.04686).
 
-    Scatters as attention_top does but ranks by nothing: the control for "which tokens".
+    It scatters as attention_top does but ranks by nothing: the control for the choice of tokens.
     """
 
     kind: ClassVar[str] = "random"

@@ -1,4 +1,4 @@
-"""Finds policies: every module of this package, and files that a config names."""
+"""Finds policies: in every module of this package, and in files that a config names."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
     """All policies by kind: those of this package, then those that `files` define.
 
     Raises:
-        UserError: a file that is missing, fails to import, defines no policy, or takes a kind that
-            is already there.
+        UserError: a file is missing, fails to import, defines no policy, or defines a known kind.
     """
     found: dict[str, type[Policy]] = {}
     for entry in pkgutil.iter_modules(package.__path__):
@@ -121,11 +120,11 @@ def _policies_in(module: types.ModuleType) -> list[type[Policy]]:
 
 def _load(file: Path) -> types.ModuleType:
     if not file.is_file():
-        raise UserError(f"policy file {file} does not exist; mend `policy_files` in the config")
+        raise UserError(f"policy file {file} does not exist; correct `policy_files` in the config")
     name = f"kvfidelity_policy_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"policy file {file} is no Python file (it must end in .py)")
+        raise UserError(f"policy file {file} is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     try:

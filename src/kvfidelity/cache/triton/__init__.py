@@ -1,6 +1,9 @@
-"""Triton kernels for CUDA devices, and the device-side state of a captured decode step.
+"""Triton kernels for CUDA devices, and the state of a captured decode step on the device.
 
-`prefill` rotates, attends and sums scores over many queries; `decode` does all three for one query
-per sequence, rotating keys as it reads them; `step_table` holds what `decode` needs to know as
-device data. Nothing here is imported on a CPU: `cache.attention` is the reference and the CPU path.
+- `prefill`     rotates, attends and sums scores for many queries
+- `decode`      does all three for one query per sequence; rotates keys as it reads them
+- `compact`     moves the survivors of an eviction to the front of every buffer
+- `step_table`  what `decode` needs to know about its caches; `layout` names its numbers
+
+A CPU uses `cache.attention` and `cache.rotary` instead, which are also the reference in tests.
 """

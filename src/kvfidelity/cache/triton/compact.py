@@ -1,4 +1,4 @@
-"""Closing up after an eviction, all layers at once."""
+"""Moves the survivors of an eviction to the front of the buffers, all layers at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROWS = 32
 
 
 def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
-    """Move the slots that `kept` names to the front of every buffer.
+    """Move the slots in `kept` to the front of every buffer.
 
-    Two launches whatever the number of layers: out to a workspace and back, for a slot may be
-    moved to where another still has to be read.
+    Two launches for any number of layers: to a workspace and back, because a slot can move to where
+    another one still has to be read.
 
     Args:
         buffers: keys or values of every layer, [1, G, capacity, d].

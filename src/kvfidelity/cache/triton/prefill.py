@@ -1,7 +1,7 @@
 """Many queries at once: rotation by position, attention with its log-sum-exp, score sums.
 
 Letters: H query heads, G kv heads, q new queries, n slots (the new ones included), d head size.
-The new queries are the last q slots, as in `cache.attention`, whose results these are.
+The new queries are the last q slots. Results equal those of `cache.attention`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
-#: Prompts whose attention is cuDNN's: from so many tokens on, and a multiple of so many.
+#: cuDNN attends over prompts of at least this many tokens, if they are a multiple of that many.
 LONG_PROMPT, ROUND_LENGTH = 4096, 1024
 
 
@@ -34,10 +34,11 @@ def attend_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention and the log of each query's softmax denominator.
 
-    PyTorch's own kernels where they can (half precision, head size a multiple of 8), else the
-    kernel below, which is exact in fp32. Flash attention is causal from the bottom right, as slots
-    are. cuDNN's is twice as fast on Hopper, but causal from the top left, which is the same only
-    for a whole prompt, and it takes 65 ms to plan for each new length: for long round ones, then.
+    PyTorch's own kernels are used where possible (half precision, head size a multiple of 8), else
+    the kernel below, which is exact in fp32. Flash attention is causal from the bottom right, as
+    slots are. cuDNN's is twice as fast on Hopper. But it is causal from the top left, which is the
+    same only for a whole prompt, and plans 65 ms for each new length. So it takes long prompts of
+    round lengths.
 
     Returns:
         The output [H, q, d] and natural logarithms, fp32 [H, q].
@@ -62,7 +63,7 @@ def attend_with_lse(
 
 
 def _cudnn(device: torch.device, size: int) -> bool:
-    """Whether cuDNN's attention is there and the faster one."""
+    """Whether cuDNN's attention is available and faster."""
     hopper = torch.cuda.get_device_capability(device) >= (9, 0)
     return hopper and size <= 128 and torch.backends.cuda.cudnn_sdp_enabled()
 
@@ -70,8 +71,8 @@ def _cudnn(device: torch.device, size: int) -> bool:
 def score_sums(query: Tensor, key: Tensor, lse: Tensor, scaling: float) -> Tensor:
     """What each slot received from the q queries, fp32 [H, n], from their log-sum-exp [H, q].
 
-    A block of keys stays put while the queries that see it pass by: one product, no values, no
-    atomics, so sums do not depend on the order in which blocks run.
+    Each program holds a block of keys and loops over the queries that see it: one product, no
+    values, no atomics. So sums do not depend on the order in which blocks run.
     """
     heads, new, size = query.shape
     groups, slots, _ = key.shape
