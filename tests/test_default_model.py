@@ -28,7 +28,7 @@ def loaded(default_inputs: None) -> Any:
 
 @pytest.fixture(scope="module")
 def turns(loaded: Any) -> list[torch.Tensor]:
-    """About 3,000 tokens of ShareGPT dialogues, cut into three feeds at ends of turns."""
+    """About 3,000 tokens of ShareGPT dialogues in three parts, cut at ends of turns."""
     found = read_dialogue(POOL, "000").turns + read_dialogue(POOL, "001").turns
     segments = ChatSegmenter(loaded[1]).segments(found)
     lengths, ids = [], []
@@ -58,7 +58,7 @@ def feed(model: Any, cache: ManagedCache, ids: torch.Tensor) -> torch.Tensor:
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference against the size of the logits, 10 to 20 for this model."""
+    """Largest difference divided by the largest logit, 10 to 20 for this model."""
     return float((found - expected).abs().max() / expected.abs().max())
 
 

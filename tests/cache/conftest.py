@@ -63,9 +63,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny(name: str) -> Any:
     """A fresh random-weight model, always the same weights for the same name."""
     torch.manual_seed(0)
-    # A model keeps its config, and attaching writes to it.
+    # A model keeps a reference to its config, and `attach` writes to it.
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32)
-    # Default initialisation is so small that attention is all but uniform; wider weights are not.
+    # With default initialisation attention is almost uniform; with larger weights it is not.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

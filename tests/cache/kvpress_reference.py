@@ -1,6 +1,6 @@
 """Writes tests/cache/kvpress.json: what kvpress's presses keep of the same tensors.
 
-kvpress 0.5.5 needs transformers < 5.3, so it has an environment of its own:
+kvpress 0.5.5 needs transformers < 5.3, so it needs a separate environment:
 
     python3.11 -m venv /tmp/kvpress && /tmp/kvpress/bin/pip install torch==2.13.0 kvpress==0.5.5
     /tmp/kvpress/bin/python tests/cache/kvpress_reference.py
@@ -47,8 +47,12 @@ def main() -> None:
             scores = press.score(module, hidden, keys, values, attentions, {})[0]
             best = scores.topk(BUDGET, dim=-1).indices.sort(-1).values
             kept[name][str(seed)] = best.tolist()
-    made = {"kvpress": version("kvpress"), "torch": torch.__version__.split("+")[0], "kept": kept}
-    Path(__file__).with_name("kvpress.json").write_text(json.dumps(made) + "\n")
+    reference = {
+        "kvpress": version("kvpress"),
+        "torch": torch.__version__.split("+")[0],
+        "kept": kept,
+    }
+    Path(__file__).with_name("kvpress.json").write_text(json.dumps(reference) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The gate: architectures for which the exactness laws hold pass, others are refused by name.
+"""Architectures for which the exactness laws hold are accepted, others are refused by name.
 
-The configs are transformers' own, by their class defaults, so that a new release that changes how
-a config says "sliding window" is noticed here.
+The configs are transformers' own, with their class defaults. So these tests notice a release that
+changes how a config declares a sliding window.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from kvfidelity.errors import UserError
 
 
 def config_of(name: str, **values: Any) -> dict[str, Any]:
-    made: dict[str, Any] = getattr(transformers, name)(**values).to_dict()
-    return made
+    config: dict[str, Any] = getattr(transformers, name)(**values).to_dict()
+    return config
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -72,7 +72,7 @@ def test_others_are_refused_by_name_with_the_reason(
         check_architecture(config_of(name, **values))
 
 
-def test_configs_as_older_releases_wrote_them_are_read() -> None:
+def test_configs_of_older_releases_are_read() -> None:
     llama = {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": None}
     check_architecture(llama)
     check_architecture({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False})

@@ -40,7 +40,7 @@ def run(model: Any, kind: str, mode: str) -> tuple[torch.Tensor, list[torch.Tens
 
 @pytest.mark.parametrize("mode", list(PositionMode))
 @pytest.mark.parametrize("kind", EVICTING)
-def test_a_gpu_gives_what_a_cpu_gives(kind: str, mode: str) -> None:
+def test_a_gpu_gives_the_results_of_a_cpu(kind: str, mode: str) -> None:
     expected, kept = run(tiny("llama"), kind, mode)
     found, kept_there = run(tiny("llama").cuda(), kind, mode)
     assert all(torch.equal(a, b) for a, b in zip(kept, kept_there, strict=True))
@@ -50,7 +50,7 @@ def test_a_gpu_gives_what_a_cpu_gives(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", list(PositionMode))
 def test_the_slot_table_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> None:
-    """Per head, then shared from the CPU, then per layer, with tokens between; bad ones refused."""
+    """Evict per head, then shared (on the CPU), then per layer, with tokens between."""
     model = tiny("llama")
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     draws = np.random.default_rng(0)
@@ -79,8 +79,8 @@ def test_the_slot_table_follows_keep_sets_of_heads_onto_the_gpu(mode: str) -> No
 
 
 @pytest.mark.parametrize("mode", list(PositionMode))
-def test_bf16_errs_no_more_than_hugging_faces_own(mode: str) -> None:
-    """Both against fp32: rounding is the model's, not the cache's."""
+def test_bf16_error_is_at_most_that_of_hugging_face(mode: str) -> None:
+    """Both against fp32: the model rounds, the cache adds nothing."""
     ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.inference_mode():
         exact = tiny("llama").cuda()(ids).logits[0]
@@ -93,7 +93,7 @@ def test_bf16_errs_no_more_than_hugging_faces_own(mode: str) -> None:
 
 
 def test_rerotation_in_bf16_does_not_drift() -> None:
-    """128 evictions one by one leave the keys of a single one, bit for bit."""
+    """128 evictions of one slot leave the same keys as one eviction of 128, bit for bit."""
     model = tiny("llama").to(torch.bfloat16).cuda()
     ids = torch.randint(3, 97, (1, 200), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.inference_mode():

@@ -134,8 +134,8 @@ def test_step_holds_the_cache_at_its_target(llama: Any) -> None:
     assert [e.slots_after for e in evictor.log] == [20, 20, 20]
 
 
-def test_inside_generate_a_trigger_goes_before_each_forward(llama: Any) -> None:
-    """The notebook's five lines."""
+def test_inside_generate_the_evictor_runs_before_each_forward(llama: Any) -> None:
+    """As in README."""
     evictor = Evictor(build_policy("streaming_llm", {}), EvictionSchedule(Trigger.STEP, 40, 24))
     cache = new_cache(llama, "rerotated", before_forward=evictor.before_step)
     prompt = torch.randint(3, 97, (1, 30), generator=torch.Generator().manual_seed(1))
@@ -150,9 +150,11 @@ def test_inside_generate_a_trigger_goes_before_each_forward(llama: Any) -> None:
     assert len(evictor.log) >= 3
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_schedules_that_cannot_work_are_refused() -> None:
     with pytest.raises(UserError, match="needs a target"):
         Evictor(build_policy("snapkv", {}), EvictionSchedule(Trigger.TURN, 50))
+    with pytest.raises(ValueError, match="later"):
+        EvictionSchedule("later", 50)
     with pytest.raises(UserError, match="below the threshold"):
         EvictionSchedule(Trigger.TURN, 50, 50)
     with pytest.raises(UserError, match="takes no target"):

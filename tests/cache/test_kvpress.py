@@ -1,6 +1,6 @@
 """The same kept indices as kvpress on the same tensors, or the difference explained.
 
-kvpress.json was written by kvpress_reference.py in an environment of kvpress's own.
+kvpress_reference.py wrote kvpress.json in a separate environment.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def test_streaming_llm_keeps_the_same_slots_for_every_head(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_tova_differs_by_the_last_slot_alone(seed: int) -> None:
-    """kvpress always keeps the last slot, as it says itself; TOVA ranks it like any other."""
+def test_tova_differs_only_in_the_last_slot(seed: int) -> None:
+    """kvpress always keeps the last slot, as its docs say; TOVA ranks it like any other."""
     ours, theirs = kept("tova", seed)[0].tolist(), KEPT["tova"][str(seed)]
     assert theirs[0] == theirs[1], "one keep set for all heads of a layer"
     assert set(theirs[0]) - {SLOTS - 1} <= set(ours)

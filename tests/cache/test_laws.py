@@ -1,4 +1,4 @@
-"""The exactness laws: what must hold whatever the policy, for every supported architecture."""
+"""The exactness laws: what holds under any policy, for every supported architecture."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def converse(model: Any, **cache: ManagedCache) -> Tensor:
     text = torch.empty(1, 0, dtype=torch.int64)
     for seed in range(3):
         text = torch.cat([text, tokens(9, seed)], 1)
-        ones = torch.ones_like(text)  # random weights may say the pad token, which is no padding
+        ones = torch.ones_like(text)  # a generated pad token is not padding
         length = {"max_new_tokens": 12, "min_new_tokens": 12}
         text = model.generate(text, attention_mask=ones, do_sample=False, **length, **cache)
     return text
@@ -106,7 +106,7 @@ def test_suffix_keep_set_makes_original_and_rerotated_equal(model: Any) -> None:
 
 
 def test_stale_positions_differ_where_the_laws_do_not_make_them_equal(model: Any) -> None:
-    """The laws above are no accident of weights that ignore positions."""
+    """So the laws above do not hold merely because the weights ignore positions."""
     ids, new = tokens(60), tokens(17, seed=1)
     results = []
     for mode in (PositionMode.STALE, PositionMode.REROTATED):

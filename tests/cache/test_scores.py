@@ -53,7 +53,7 @@ def test_many_tiles_give_the_sums_of_one(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(whole, tiled, rtol=1e-5)
 
 
-def test_every_query_pays_one_unit_of_attention() -> None:
+def test_attention_of_every_query_sums_to_one() -> None:
     query, key, value = tensors(6, 2, 300, 500)
     _, sums = attend_with_scores(query, key, value, 0.25)
     assert torch.allclose(sums.sum(-1), torch.full((6,), 300.0), rtol=1e-4)
@@ -65,7 +65,7 @@ def test_window_scores_are_the_last_rows_of_eager_attention() -> None:
     assert torch.allclose(window_scores(query, key, 0.25).double(), weights, atol=1e-6)
 
 
-def test_scores_of_a_model_are_its_own_eager_attentions(model: Any) -> None:
+def test_scores_equal_the_eager_attention_of_the_model(model: Any) -> None:
     """Law 7 against Hugging Face: the same model with eager attention, every layer and head."""
     from kvfidelity.cache.attach import cache_argument, new_cache
 

@@ -28,21 +28,21 @@ def test_positions_of_a_worked_example() -> None:
         "rerotated": ([0, 1, 2, 3, 4, 5], 6),
     }
     for mode, (positions, replayed) in expected.items():
-        slots_ = SlotTable(PositionMode(mode))
-        slots_.append(6)
-        slots_.keep(torch.tensor([0, 1, 4, 5]))
-        slots_.append(2)
-        assert slots_.position[0, 0].tolist() == positions
-        assert slots_.token_index[0, 0].tolist() == [0, 1, 4, 5, 6, 7]
-        assert slots_.next_position == replayed
+        slot_table = SlotTable(PositionMode(mode))
+        slot_table.append(6)
+        slot_table.keep(torch.tensor([0, 1, 4, 5]))
+        slot_table.append(2)
+        assert slot_table.position[0, 0].tolist() == positions
+        assert slot_table.token_index[0, 0].tolist() == [0, 1, 4, 5, 6, 7]
+        assert slot_table.next_position == replayed
 
 
 @pytest.mark.parametrize("bad", [[3, 1], [1, 1], [0, 9], [-1, 2]])
-def test_a_keep_set_that_is_no_keep_set_is_refused(bad: list[int]) -> None:
-    slots_ = SlotTable(PositionMode.STALE)
-    slots_.append(6)
+def test_unsorted_repeated_or_unknown_slots_are_refused(bad: list[int]) -> None:
+    slot_table = SlotTable(PositionMode.STALE)
+    slot_table.append(6)
     with pytest.raises(ValueError, match="keep set"):
-        slots_.keep(torch.tensor(bad))
+        slot_table.keep(torch.tensor(bad))
 
 
 def random_keep(slots: int, draws: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
@@ -56,27 +56,27 @@ def test_thousands_of_random_histories_keep_every_invariant(mode: PositionMode) 
     draws = torch.Generator().manual_seed(MODES.index(mode))
     for history in range(3400):
         shape: tuple[int, ...] = [(), (3,), (3, 2)][history % 3]
-        slots_, log = SlotTable(mode, capacity=4), []
+        slot_table, log = SlotTable(mode, capacity=4), []
         for _ in range(int(torch.randint(1, 6, (), generator=draws))):
-            slots_.append(int(torch.randint(1, 40, (), generator=draws)))
-            kept = random_keep(len(slots_), draws, shape)
-            log.append(Eviction(0, 0, slots_.tokens_seen, len(slots_), kept, 0.0, 0.0))
-            slots_.keep(kept)
-            assert len(slots_) == kept.shape[-1]
-        slots_.append(2)
-        token, position = slots_.token_index, slots_.position
+            slot_table.append(int(torch.randint(1, 40, (), generator=draws)))
+            kept = random_keep(len(slot_table), draws, shape)
+            log.append(Eviction(0, 0, slot_table.tokens_seen, len(slot_table), kept, 0.0, 0.0))
+            slot_table.keep(kept)
+            assert len(slot_table) == kept.shape[-1]
+        slot_table.append(2)
+        token, position = slot_table.token_index, slot_table.position
         assert (token.diff(dim=-1) > 0).all()
         if mode is PositionMode.ORIGINAL:
             assert torch.equal(token, position)
         if mode is PositionMode.REROTATED:
-            assert (position == torch.arange(len(slots_))).all()
-        again = replay(log, mode, slots_.tokens_seen)
+            assert (position == torch.arange(len(slot_table))).all()
+        again = replay(log, mode, slot_table.tokens_seen)
         assert torch.equal(again.token_index, token) and torch.equal(again.position, position)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMode) -> None:
-    """After 200 evictions every key is one fp32 rotation of the original, bit for bit."""
+def test_keys_do_not_drift_over_many_evictions(llama: Any, mode: PositionMode) -> None:
+    """After 200 evictions every key is the un-rotated key rotated once in fp32, bit for bit."""
     draws = torch.Generator().manual_seed(0)
     cache = new_cache(llama, mode)
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_keys_never_drift_however_often_one_evicts(llama: Any, mode: PositionMod
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_thousands_of_random_evictions_lose_no_slot_byte_or_protection(
+def test_thousands_of_random_evictions_keep_sizes_bytes_and_protected_slots(
     llama: Any, mode: PositionMode
 ) -> None:
     """3 x 3,400 caches of random keys under random policies, budgets and protected spans."""
@@ -135,10 +135,10 @@ def test_spans_and_groups_are_reversible() -> None:
 
 
 def test_after_an_eviction_no_earlier_moment_can_be_forked() -> None:
-    slots_ = SlotTable(PositionMode.STALE)
-    slots_.append(9)
-    past = slots_.fork(5)
-    assert (len(past), past.tokens_seen, len(slots_)) == (5, 5, 9)
-    slots_.keep(torch.arange(7))
+    slot_table = SlotTable(PositionMode.STALE)
+    slot_table.append(9)
+    past = slot_table.fork(5)
+    assert (len(past), past.tokens_seen, len(slot_table)) == (5, 5, 9)
+    slot_table.keep(torch.arange(7))
     with pytest.raises(ValueError, match="after an eviction"):
-        slots_.fork(5)
+        slot_table.fork(5)

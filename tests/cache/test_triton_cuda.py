@@ -55,7 +55,7 @@ def test_many_queries(dtype: torch.dtype, size: int, ratio: int, new: int, slots
     """Output, log-sum-exp and score sums; queries that follow cached slots; ragged lengths."""
     from kvfidelity.cache.triton import prefill
 
-    # A query comes as a transposed view, keys as part of a longer buffer.
+    # As in a forward: queries are a transposed view, keys are part of a longer buffer.
     query = normal(new, 2 * ratio, size, dtype=dtype).transpose(0, 1)
     key = normal(2, slots + 31, size, dtype=dtype)[:, :slots]
     value = normal(2, slots + 31, size, dtype=dtype)[:, :slots]
@@ -84,7 +84,7 @@ def test_rotation_by_position(dtype: torch.dtype, size: int, half: int) -> None:
 
 
 class DeviceCache:
-    """One cache's buffers with random content, and what a step shall find there."""
+    """One cache's buffers with random content, and its rows of the step table."""
 
     def __init__(self, slots: int, heads: int, groups: int, size: int, dtype: Any) -> None:
         room = slots + 100

@@ -17,18 +17,18 @@ THETA = torch.tensor([1.0, 0.01])
 def slot_table(
     mode: str, kept: list[int] | torch.Tensor, seen: int = 6, then: int = 0
 ) -> SlotTable:
-    made = SlotTable(PositionMode(mode))
-    made.append(seen)
-    made.keep(torch.as_tensor(kept))
-    made.append(then)
-    return made
+    slots = SlotTable(PositionMode(mode))
+    slots.append(seen)
+    slots.keep(torch.as_tensor(kept))
+    slots.append(then)
+    return slots
 
 
 def expected_distortion(*errors: float) -> float:
     return sum(1 - (math.cos(e) + math.cos(0.01 * e)) / 2 for e in errors) / len(errors)
 
 
-def test_stale_positions_of_the_docstrings_example() -> None:
+def test_stale_positions_in_the_example_of_the_docstring() -> None:
     """Tokens 0, 1, 4, 5 of six, at 0, 1, 4, 5, and the query at 4."""
     found = integrity(slot_table("stale", [0, 1, 4, 5]), THETA, 8)
     assert found.retained_share == pytest.approx(4 / 6)
@@ -87,31 +87,31 @@ def test_keep_sets_by_head_are_averaged() -> None:
     assert found.kept_spans == 1
 
 
-def test_an_untouched_cache_is_without_fault() -> None:
-    made = SlotTable(PositionMode.STALE)
-    made.append(600)
-    found = integrity(made, THETA, 8192)
+def test_a_cache_without_evictions_has_no_error() -> None:
+    slots = SlotTable(PositionMode.STALE)
+    slots.append(600)
+    found = integrity(slots, THETA, 8192)
     assert (found.retained_share, found.kept_spans, found.sinks_kept) == (1, 1, 4)
     assert found.phase_distortion == found.mean_offset_error == found.future_share == 0
 
 
-def test_inversions_are_counted_across_runs() -> None:
+def test_inversions_are_counted_across_ascending_stretches() -> None:
     """1,000 survivors at 1,000..1,999, then 500 new ones from 1,000 on."""
-    made = slot_table("stale", torch.arange(1000, 2000), 2000, then=500)
+    slots = slot_table("stale", torch.arange(1000, 2000), 2000, then=500)
     brute = sum(
-        int((made.position[0, 0, i] > made.position[0, 0, i + 1 :]).sum()) for i in range(1500)
+        int((slots.position[0, 0, i] > slots.position[0, 0, i + 1 :]).sum()) for i in range(1500)
     )
-    assert integrity(made, THETA, 8192).order_inversions == brute > 0
+    assert integrity(slots, THETA, 8192).order_inversions == brute > 0
 
 
 def test_inversions_of_any_order_are_counted_pair_by_pair() -> None:
-    made = slot_table("stale", torch.arange(3), 6)
+    slots = slot_table("stale", torch.arange(3), 6)
     for seed in range(5):
         draws = torch.Generator().manual_seed(seed)
-        position = made._position = torch.randint(0, 40, (1, 2, 60), generator=draws)
-        made._token_index, made._slots = torch.arange(60).expand(1, 2, -1).clone(), 60
+        position = slots._position = torch.randint(0, 40, (1, 2, 60), generator=draws)
+        slots._token_index, slots._slots = torch.arange(60).expand(1, 2, -1).clone(), 60
         brute = (position[..., :, None] > position[..., None, :]).triu(1).sum((-1, -2))
         twice = [60 - row.unique().numel() for row in position[0]]
-        found = integrity(made, THETA, 8192)
+        found = integrity(slots, THETA, 8192)
         assert found.order_inversions == float(brute.double().mean())
         assert found.collisions == sum(twice) / 2

@@ -48,7 +48,7 @@ def test_a_missing_reply_has_no_values() -> None:
 
 
 @given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=100))
-def test_shares_stay_shares(reply: str, prompt: str, reference: str) -> None:
+def test_shares_are_between_0_and_1(reply: str, prompt: str, reference: str) -> None:
     reply, prompt, reference = (
         t.encode("utf-8", "ignore").decode() for t in (reply, prompt, reference)
     )
@@ -59,7 +59,7 @@ def test_shares_stay_shares(reply: str, prompt: str, reference: str) -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=14))
-def test_longest_repeat_is_what_brute_force_finds(words: list[str]) -> None:
+def test_longest_repeat_equals_brute_force(words: list[str]) -> None:
     best = 0
     for length in range(1, len(words) // 2 + 1):
         for i in range(len(words) - 2 * length + 1):

@@ -1,6 +1,7 @@
 """When a cache is evicted from, and down to which size.
 
-The threshold is compared in one place: `Evictor._evict_if_due`.
+`Evictor._evict_if_due` compares the cache with the threshold. `steps_without_eviction` and
+`may_evict_in_turn` predict the result.
 """
 
 from __future__ import annotations
