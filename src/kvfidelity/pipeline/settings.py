@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ import jsonschema
 import yaml
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.sizes import parse_size
+from kvfidelity.suggestions import did_you_mean, nearest
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 NAMES = "letters, digits, dots, dashes and underscores"
@@ -140,9 +141,7 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
             options = [str(option) for option in (rule if isinstance(rule, list) else [rule])]
             if RENAMED_VALUES.get(str(value)) in options:
                 return f"{path}: {value!r} is now called {RENAMED_VALUES[value]!r}"
-            return (
-                f"{path}: {value!r} is not one of {', '.join(options)}{_suggestion(value, options)}"
-            )
+            return f"{path}: {value!r} is not one of {', '.join(options)}{nearest(value, options)}"
         case "format":
             return f"{path}: {error.cause}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
@@ -170,18 +169,6 @@ def _renamed(section: str, name: str) -> str | None:
         if old == name and re.fullmatch(rf"{where}|{where}s\\.[^.]+", section):
             return f"; it is now called {new!r}"
     return None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to add to "unknown ...": the nearest known name, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
-def _suggestion(value: object, options: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), options, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _fill_defaults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
@@ -265,13 +252,26 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _check_judges(settings: Mapping[str, Any], where: str) -> None:
+    known = known_judges(settings["judge_files"])
     for name, entry in settings.get("judges", {}).items():
-        if entry["kind"] == "formula" and entry["rubric"] == "pairwise":
+        kind = entry["kind"]
+        unknown: dict[str, Any] = {"properties": {"kind": {"enum": [*known]}}}
+        schema = judge_schema(known[kind]) if kind in known else unknown
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(entry):
+            error.path.extendleft((name, "judges"))
+            raise UserError(f"{where}: {_explain_error(error)}")
+        _fill_defaults(entry, schema, schema)
+        if entry["rubric"] == "pairwise" and not known[kind].compares:
+            others = ", ".join(other for other in known if known[other].compares)
             raise UserError(
-                f"{where}: judges.{name}: kind formula compares nothing; use rubric formula, or a "
-                "judge of kind openai"
+                f"{where}: judges.{name}: kind {kind} compares nothing; use another rubric, or a "
+                f"judge of a kind that compares ({others})"
             )
-        if entry["max_usd"] is not None and entry.get("model") not in settings["prices"]:
+        if entry["rubric"] != "pairwise" and not known[kind].scores:
+            raise UserError(
+                f"{where}: judges.{name}: kind {kind} gives no scores; use rubric pairwise"
+            )
+        if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
             raise UserError(
                 f"{where}: judges.{name}: max_usd needs the model's price, dollars per million "
                 f"tokens: add `prices: {{{entry.get('model')}: {{input: ..., output: ...}}}}`"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
 import kvfidelity.dialogues.formats as package
 from kvfidelity.dialogues.formats.raw import Format
 from kvfidelity.errors import UserError
+from kvfidelity.suggestions import did_you_mean
 
 
 def known_formats() -> dict[str, Format]:
@@ -32,6 +32,4 @@ def get_format(name: str) -> Format:
     known = known_formats()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    raise UserError(f"dialogue format {name!r} is unknown; {hint}")
+    raise UserError(f"dialogue format {name!r} is unknown{did_you_mean(name, known)}")
