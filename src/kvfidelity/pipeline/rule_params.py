@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.dialogues.formats import registry as formats
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
 from kvfidelity.judges.requests import Limits
@@ -146,7 +147,12 @@ def _read_geometry(folder: Path, changed: int) -> Geometry | None:
 def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
-    return {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    chosen = {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    if not formats.is_built_in(entry["format"]):
+        # Only dialogues in user-defined formats depend on these files.
+        files = list(settings["format_files"])
+        chosen |= {"format_files": files, "format_digest": files_digest(files)}
+    return chosen
 
 
 def judge_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
@@ -260,6 +266,7 @@ def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "session",
         "judges",
         "judge_files",
+        "format_files",
     )
     chosen = grid_settings(settings) | {name: settings[name] for name in (*names, "merge")}
     chosen["judging"] = settings["judging"]

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
@@ -44,6 +45,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
         _check_policy(policy, entry, bool(settings["policy_files"]), where)
     _check_thresholds(settings, where)
     _check_names(settings, where)
+    _check_dialogue_formats(settings, where)
     _check_judges(settings, where)
     _check_grid(settings, where)
     return settings
@@ -249,6 +251,16 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
         if name not in settings.get("judges", {}):
             known = settings.get("judges", {})
             raise UserError(f"{where}: judging: no judge {name!r}{did_you_mean(name, known)}")
+
+
+def _check_dialogue_formats(settings: Mapping[str, Any], where: str) -> None:
+    known = list(known_formats(settings["format_files"]))
+    for name, entry in settings["datasets"].items():
+        if entry["format"] not in known:
+            raise UserError(
+                f"{where}: datasets.{name}.format: {entry['format']!r} is not one of "
+                f"{', '.join(known)}{nearest(entry['format'], known)}"
+            )
 
 
 def _check_judges(settings: Mapping[str, Any], where: str) -> None:
