@@ -71,7 +71,7 @@ def test_depths_reach_from_the_first_turn_to_the_last() -> None:
 def test_what_the_dialogue_says_itself_is_never_a_needle() -> None:
     statement = " ".join(value for kind in FACT_KINDS[:-1] for value in kind.values)
     spoken = replace(LONG, turns=(Turn(statement.upper(), "I see"), *LONG.turns))
-    with pytest.raises(UserError, match="leaves 1 kinds of facts to plant"):
+    with pytest.raises(UserError, match="leaves 1 kinds of facts for needles"):
         insert_needles(spoken, 0)
 
 

@@ -1,4 +1,4 @@
-"""Compare the replies of a run, or planted ones, with others, in both orders."""
+"""Compare replies in both orders: a run's with its baseline's, or good ones with corruptions."""
 
 import argparse
 import json
@@ -11,13 +11,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=Path)
     parser.add_argument("--baseline", type=Path, help="turns of the run to compare with")
-    parser.add_argument("--texts", type=Path, help="planted replies, instead of both")
+    parser.add_argument("--texts", type=Path, help="good replies and corruptions, instead of both")
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
-    parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
+    parser.add_argument("--batch-record", nargs="*", help="record of an earlier batch")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.judges.pairwise import comparisons_frame

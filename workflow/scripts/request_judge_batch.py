@@ -44,7 +44,7 @@ def main() -> None:
             for run in run_keys(options.settings)
         ]
         counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
-    write_json(options.out, {"judge": options.name, "asked": dict(counts)})
+    write_json(options.out, {"judge": options.name, "verdicts": dict(counts)})
 
 
 if __name__ == "__main__":

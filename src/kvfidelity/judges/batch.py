@@ -162,8 +162,8 @@ class BatchClient:
                 "such batch any more; set `batch: false`"
             )
         return endpoint.fatal_error(error) or UserError(
-            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is recorded: run again "
-            "to continue"
+            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is recorded: run "
+            "again to continue"
         )
 
 

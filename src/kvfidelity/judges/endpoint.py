@@ -56,7 +56,7 @@ class Endpoint:
         return text.replace(self._key, HIDDEN) if self._key else text
 
     def fatal_error(self, error: Exception) -> UserError | None:
-        """The user's error if every request would fail like this one; None if only this one fails."""
+        """The user's error if every request would fail like this; None if only this one fails."""
         remedy = _remedy(error, self.model)
         if remedy is None:
             return None

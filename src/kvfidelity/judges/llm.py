@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: replies into requests, answers into verdicts."""
+"""Scores from a model behind an endpoint: replies to requests, answers to verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Missing:
-    """Why an answer holds no verdict: a status of `verdict.STATUS` and the reason."""
+    """Why an answer gives no verdict: a status of `verdict.STATUS` and the reason."""
 
     status: str
     reason: str
@@ -28,8 +28,10 @@ class LLMJudge:
     """Asks a model for verdicts.
 
     Args:
-        name: of the judge in the config. entry: its config entry. rubric: what is asked.
-        asker: sends the requests.
+        name: of the judge in the config.
+        entry: its config entry; defaults are filled in.
+        rubric: what is asked.
+        client: sends the requests.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
@@ -46,7 +48,7 @@ class LLMJudge:
         return [self._no_reply(row) if row["reply"] is None else next(given) for row in rows]
 
     def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
-        """Verdicts on the replies of many runs, asked for together."""
+        """Verdicts on the replies of several runs, requested together."""
         return self.judge_each([reply for rows in runs for reply in _with_replies(rows)])
 
     def judge_each(
@@ -57,7 +59,7 @@ class LLMJudge:
         """Verdicts on replies, each with the turns before it.
 
         Args:
-            marks: of each, see `Request.mark`.
+            variants: of each reply, see `Request.variant`.
         """
         pairs = zip(replies, variants or [{}] * len(replies), strict=True)
         requests = [self.request(row, history, variant) for (row, history), variant in pairs]
@@ -120,7 +122,7 @@ def request_body(
 
 
 def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Number, tokens and dollars of answers; None for what no answer tells."""
+    """Number, tokens and dollars of answers; None for what no answer reports."""
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     return {
         "answers": len(answers),
@@ -133,10 +135,11 @@ def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def ask_with_retries(
     client: Client, requests: Sequence[Request], attempts: int, read: Callable[[Answer], Read]
 ) -> list[tuple[Request, list[Outcome], Read | Missing]]:
-    """Each request, its outcomes, and what the last says; one that says nothing is asked for again.
+    """Each request with its outcomes and the reading of the last; unreadable ones are retried.
 
     Args:
-        attempts: how often at most. read: what an answer says; raises ValueError if nothing.
+        attempts: tries per request at most.
+        read: returns the content of an answer; raises ValueError for an unusable one.
     """
     outcomes: list[list[Outcome]] = [[] for _ in requests]
     found: dict[int, tuple[Request, Read | Missing]] = {}
@@ -161,7 +164,7 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if outcome.finish_reason == "content_filter":
         return Missing("refused", "the endpoint's content filter")
     if outcome.finish_reason == "length":
-        return Missing("truncated", outcome.content or "nothing was said within max_tokens")
+        return Missing("truncated", outcome.content or "no text within max_tokens")
     try:
         return read(outcome)
     except ValueError as error:

@@ -51,7 +51,7 @@ class Locks:
             if not wait:
                 self._discard(name)
                 return False
-            # Not the kernel's own waiting: it would report deadlocks between threads that do not exist.
+            # Not the kernel's own waiting: it reports deadlocks of threads that do not exist.
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_S)
         return True

@@ -1,4 +1,4 @@
-"""A judge before planted replies."""
+"""Tests a judge on good replies and corruptions of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def judge_corruptions(
     store: Path,
     texts: pl.DataFrame,
 ) -> pl.DataFrame:
-    """A judge's verdicts on planted replies; see `judges.build_judge`.
+    """A judge's verdicts on good and corrupted replies; see `registry.build_judge`.
 
     Args:
-        entry: with `repeats`, how often a model is asked for each verdict. texts: see
-            `judges.corruptions`; for a judge that is computed with `reply_nll_baseline`.
+        entry: with `repeats`, how often a model judges each reply.
+        texts: see `judges.corruptions`; with `reply_nll_baseline` if the judge needs likelihood.
     """
     judge = build_judge(name, entry, rubric, limits, store, batch=bool(entry.get("batch")))
     if judge.needs_network:
@@ -74,7 +74,7 @@ def compare_corruptions(judge: Judge | PairwiseJudge, texts: pl.DataFrame) -> pl
 
 
 def _judge_row(text: Mapping[str, Any]) -> dict[str, Any]:
-    """A planted reply as judges see the turn of a run; there is no reference."""
+    """A good or corrupted reply in the form of a run's turn; it has no reference."""
     history = [{"prompt": turn["user"], "fed_reply": turn["assistant"]} for turn in text["history"]]
     measured = asdict(text_metrics(text["reply"], text["prompt"], None))
     return {**text, **measured, "history": history, "reference": None}

@@ -1,4 +1,4 @@
-"""What is asked of a judge model and what comes back, whichever way it is sent."""
+"""Requests to a judge model and their outcomes, however they are sent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kvfidelity.options import option
 class Request:
     """One call.
 
-    body: of a chat completion: model, messages and parameters. mark: what tells it from the same
-    call made another time, such as {"repeat": 1}; empty the first time.
+    body: of a chat completion: model, messages and parameters.
+    variant: tells a repeated call from the first, such as {"repeat": 1}; empty for the first.
     """
 
     body: Mapping[str, Any]
@@ -24,25 +24,25 @@ class Request:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it: the name under which its answer is kept."""
+        """SHA-256 of body and variant, in hex: the key of its answer in the store."""
         text = json.dumps([self.body, self.variant], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def prompt_tokens(self) -> int:
-        """About as many tokens as the prompt has at most: three UTF-8 bytes each."""
+        """Upper estimate of the prompt's tokens, at three UTF-8 bytes each."""
         text = json.dumps(self.body, ensure_ascii=False)
         return len(text.encode("utf-8", "surrogatepass")) // 3
 
     @property
     def answer_tokens(self) -> int:
-        """As many tokens as the answer may have."""
+        """Tokens that the answer may have at most."""
         return int(self.body["max_completion_tokens"])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. usd: what it cost when it was asked, None if its price is not known."""
+    """A model's answer. usd: its cost when it was asked for, None if the price is unknown."""
 
     content: str | None
     refusal: str | None
@@ -69,14 +69,14 @@ class Client(Protocol):
         """Outcomes in the order of the requests.
 
         Raises:
-            UserError: nothing can be had any more, such as for a wrong key or a cap on spending;
-                what was answered until then is kept.
+            UserError: no request can succeed now, such as for a wrong key or a spending cap;
+                answers so far are kept.
         """
 
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens; `batch` is the Batch API's share of them."""
+    """Dollars per million tokens; the Batch API costs `batch` times that."""
 
     input: float
     output: float
@@ -123,6 +123,6 @@ class Limits:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Limits:
-        """From plain values."""
+        """From JSON types."""
         price = values.get("price")
         return cls(**{**values, "price": Price(**price) if price else None})

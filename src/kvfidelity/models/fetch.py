@@ -117,7 +117,7 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or replace "
-            "it"
+            f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or "
+            "replace it"
         ) from None
     check_architecture(config)
