@@ -14,6 +14,7 @@ from kvfidelity.dialogues.selection import Selection
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.settings import load_settings
 from tests.dialogues.conftest import ROOT
+from tests.dialogues.formats.test_files import OWN_FORMAT
 from tests.workflow.project import CONFIG
 
 
@@ -56,3 +57,9 @@ def test_every_documented_entry_is_valid() -> None:
     for block in blocks:
         settings = load_settings(default | yaml.safe_load(block), "datasets.md")
         assert all("select" in entry for entry in settings["datasets"].values())
+
+
+def test_the_documented_format_is_the_tested_one() -> None:
+    text = (ROOT / "config" / "datasets.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n# my_format.py.*?\n(.*?)```", text, flags=re.DOTALL)
+    assert block == OWN_FORMAT

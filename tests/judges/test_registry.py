@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from kvfidelity.pipeline.settings import load_settings
 from tests.judges.own_kind import WORDS_JUDGE
 from tests.workflow.project import CONFIG
 
+ROOT = Path(__file__).parents[2]
 ROW = {
     "turn": 1,
     "prompt": "And then?",
@@ -151,3 +153,9 @@ def test_how_a_judge_asks_is_no_part_of_what_its_verdicts_depend_on() -> None:
     other = load_settings(CONFIG | {"judges": {"x": entry | limits}, "judging": ["x"]})
     assert judge_params(one, "x") == judge_params(other, "x")
     assert judge_limits(other, "x")["concurrency"] == 3
+
+
+def test_the_documented_kind_is_the_tested_one() -> None:
+    text = (ROOT / "docs/judging.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n# my_judge.py\n(.*?)```", text, flags=re.DOTALL)
+    assert block == WORDS_JUDGE
