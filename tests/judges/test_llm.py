@@ -1,4 +1,4 @@
-"""The remote judge over real HTTP against a server that misbehaves on purpose."""
+"""The remote judge over real HTTP against a faulty server."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_what_would_fail_every_request_stops_in_one_line(
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvfidelity.judges.endpoint.RETRIES", 0)
     with Server(lambda *_: good()) as server:
         pass

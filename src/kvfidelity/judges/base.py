@@ -87,7 +87,7 @@ class Judge(ABC):
         """A verdict of this judge on a turn.
 
         Args:
-            score: 1 to 10; None if there is none, which needs a `status` of `verdict.STATUS`.
+            score: 1 to 10; None needs a `status` of `verdict.STATUS` that says why.
         """
         return Verdict(
             turn=row["turn"],

@@ -1,4 +1,4 @@
-"""Reading files: forms, split segments, files that end or break in the middle."""
+"""Reading files: formats, split segments, files that end or break in the middle."""
 
 from __future__ import annotations
 
