@@ -2,8 +2,8 @@
 
     python benchmarks/dialogues.py resources/datasets/sharegpt/*.json --times 8
 
-Then the same of a file so many times as large, made by repetition with fresh ids. Each file is read
-by a process of its own, so that its peak of memory is its own.
+Then the same for a file `--times` as large, made by repetition with new ids. Each file is read in a
+separate process, which gives its own peak of memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def repeat(path: Path, large: Path, times: int, first: int | None = None) -> Non
     """Write a file's whole records `times` times; `first`: only those of its first bytes."""
     with path.open("rb") as source:
         text = source.read(first)
-    # Up to the last whole record, so that the repetitions stand side by side.
+    # Up to the last whole record, so that the repetitions join.
     text = text[1 : text.rindex(b"\n  {")].rstrip().rstrip(b",")
     with large.open("wb") as sink:
         for copy in range(times):
@@ -37,7 +37,7 @@ def repeat(path: Path, large: Path, times: int, first: int | None = None) -> Non
 
 
 def cost(path: Path) -> dict[str, Any]:
-    """Seconds, peak of memory in MiB and records of a file, read by a process of its own."""
+    """Seconds, peak of memory in MiB and records of a file, read in a separate process."""
     command = [sys.executable, __file__, str(path), "--read"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -1,9 +1,9 @@
-"""Verdicts a second with many requests in flight, against a local server that takes its time.
+"""Verdicts a second with many requests in flight, against a slow local server.
 
     python benchmarks/judge.py
 
 The server is a process of its own and answers every request after the same delay. With n requests
-in flight and a delay of d seconds no more than n / d verdicts a second can come.
+in flight and a delay of d seconds at most n / d verdicts a second are possible.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def row(number: int) -> dict[str, Any]:
     return about | {"reference": None, "fed_reply": text, "finish_reason": "eos"}
 
 
-def serve(told: Connection, delay: float) -> None:
-    """Answer chat completions after `delay` seconds; the port is told."""
+def serve(connection: Connection, delay: float) -> None:
+    """Answer chat completions after `delay` seconds; sends its port first."""
     message = {"role": "assistant", "content": json.dumps({"reason": "fine", "score": 7})}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
     usage = {"prompt_tokens": 400, "completion_tokens": 20, "total_tokens": 420}
@@ -98,7 +98,7 @@ def serve(told: Connection, delay: float) -> None:
 
     async def run() -> None:
         server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=512)
-        told.send(server.sockets[0].getsockname()[1])
+        connection.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
     asyncio.run(run())

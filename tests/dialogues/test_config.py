@@ -1,4 +1,4 @@
-"""The config schema and the code know the same forms and selections."""
+"""The config and the code know the same formats and selections."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 from dataclasses import fields
 from typing import Any
 
+import pytest
 import yaml
 
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.dialogues.selection import Selection
+from kvfidelity.errors import UserError
 from kvfidelity.pipeline.settings import load_settings
 from tests.dialogues.conftest import ROOT
+from tests.dialogues.formats.test_files import OWN_FORMAT
+from tests.workflow.project import CONFIG
 
 
 def dataset_schema() -> Any:
@@ -19,8 +23,16 @@ def dataset_schema() -> Any:
     return yaml.safe_load(text)["$defs"]["dataset"]["properties"]
 
 
-def test_every_format_can_be_configured() -> None:
-    assert dataset_schema()["format"]["enum"] == list(known_formats())
+def test_every_format_can_be_configured_and_no_other() -> None:
+    for name in known_formats():
+        assert load_settings(with_format(name))["datasets"]["own"]["format"] == name
+    with pytest.raises(UserError, match=r"datasets.own.format: 'plan'.* did you mean 'plain'?"):
+        load_settings(with_format("plan"))
+
+
+def with_format(name: str) -> dict[str, Any]:
+    entry = CONFIG["datasets"]["own"] | {"format": name}
+    return CONFIG | {"datasets": {"own": entry}}
 
 
 def test_every_selection_can_be_configured_and_has_its_default() -> None:
@@ -45,3 +57,9 @@ def test_every_documented_entry_is_valid() -> None:
     for block in blocks:
         settings = load_settings(default | yaml.safe_load(block), "datasets.md")
         assert all("select" in entry for entry in settings["datasets"].values())
+
+
+def test_the_documented_format_is_the_tested_one() -> None:
+    text = (ROOT / "config" / "datasets.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n# my_format.py.*?\n(.*?)```", text, flags=re.DOTALL)
+    assert block == OWN_FORMAT

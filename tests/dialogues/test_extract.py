@@ -54,7 +54,7 @@ def test_the_bundled_dialogues_make_a_pool(tmp_path: Path, segmenter: ChatSegmen
     dialogue = read_dialogue(tmp_path / "pool.parquet", "002")
     assert len(dialogue.turns) == 10
     assert segmenter.count(dialogue.turns) == manifest["tokens"][2]
-    with pytest.raises(UserError, match="has 3 dialogues and none is number 003: lower"):
+    with pytest.raises(UserError, match="has 3 dialogues, but no number 003: lower"):
         read_dialogue(tmp_path / "pool.parquet", "003")
 
 

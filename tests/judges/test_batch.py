@@ -97,7 +97,7 @@ def test_partial_failures_are_missing_with_their_reason_and_asked_again_on_reque
     assert len(sent(server)) == 6
 
 
-def test_judging_a_run_takes_what_the_batch_gave_and_asks_nobody(
+def test_judging_a_run_takes_the_answers_of_the_batch_and_sends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row(turn) for turn in range(3)]

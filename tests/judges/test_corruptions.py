@@ -1,4 +1,4 @@
-"""Planted corruptions: each is what its name says."""
+"""Corruptions of good replies: each does what its name says."""
 
 from __future__ import annotations
 

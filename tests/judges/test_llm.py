@@ -1,4 +1,4 @@
-"""The remote judge over real HTTP against a server that misbehaves on purpose."""
+"""The remote judge over real HTTP against a faulty server."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def error(status: int, message: str, code: str | None = None) -> Reply:
     [
         (error(401, f"Incorrect API key provided: {KEY}"), "api_key_env"),
         (error(404, "no such model"), "it has no 'local'; correct `model` or `base_url`"),
-        (error(429, "You exceeded your quota", "insufficient_quota"), "nothing left"),
+        (error(429, "You exceeded your quota", "insufficient_quota"), "no credit left"),
     ],
 )
 def test_what_would_fail_every_request_stops_in_one_line(
@@ -184,11 +184,11 @@ def test_what_would_fail_every_request_stops_in_one_line(
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvfidelity.judges.endpoint.RETRIES", 0)
     with Server(lambda *_: good()) as server:
         pass
-    with pytest.raises(UserError, match="nobody listens there"):
+    with pytest.raises(UserError, match="no server answers there"):
         judge(server, tmp_path).judge([row(0)])
 
 
@@ -242,7 +242,7 @@ def test_a_long_rate_limit_is_waited_for_and_never_a_missing_value(
         server.requests.clear()
     with (
         Server(lambda *_: long) as server,
-        pytest.raises(UserError, match="rate limit holds on; lower `concurrency`"),
+        pytest.raises(UserError, match="rate limit persists; lower `concurrency`"),
     ):
         judge(server, tmp_path).judge([row(1)])
 

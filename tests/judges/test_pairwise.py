@@ -80,7 +80,7 @@ def test_only_what_both_orders_say_is_a_preference(
     assert form["better"]["enum"] == ["first", "second", "tie"]
 
 
-def test_equal_replies_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> None:
+def test_equal_replies_are_ties_without_a_request(tmp_path: Path) -> None:
     with Server(likes(GOOD)) as server:
         rows = [row(0, GOOD), row(1, None), row(2, GOOD)]
         others = [row(0, GOOD), row(1, BAD), row(2, None)]

@@ -89,7 +89,7 @@ def had_and_kept(model: Path, tmp_path: Path) -> None:
         assert 0 < (verdict.completion_tokens or 0) <= 40
         assert (verdict.cost_usd or 0) > 0
     assert len(kept) == 2
-    # The server is gone: what it said is taken from the store.
+    # The server is gone: its answers come from the store.
     assert judge(url, model, tmp_path).judge(ROWS) == first
     print(json.dumps([(v.status, v.score, v.reason) for v in first], indent=1))
 

@@ -1,4 +1,4 @@
-"""Judges before planted replies: what each is shown, how often, and what comes of it."""
+"""Tests of judges on corruptions: what each judge sees, how often, and the resulting verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict store: nothing that was paid for is lost, whoever writes and whoever is killed."""
+"""The verdict store: nothing that was paid for is lost, with several writers and kills."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from pathlib import Path
 from kvfidelity.judges.requests import Answer
 from kvfidelity.judges.store import AnswerStore
 store = AnswerStore(Path(sys.argv[1]))
-print("begun", flush=True)
+print("started", flush=True)
 for number in range(int(sys.argv[3])):
-    said = Answer("y" * 5000, None, "stop", 1, 1)
-    store.put(f"{sys.argv[2]}-{number}", said, "judge", "model")
+    answer = Answer("y" * 5000, None, "stop", 1, 1)
+    store.put(f"{sys.argv[2]}-{number}", answer, "judge", "model")
     print(number, flush=True)
 """
 
@@ -184,13 +184,13 @@ def test_tokens_per_minute_are_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(store_module.time, "sleep", sleep)
     store, limits = AnswerStore(tmp_path), Limits(tokens_per_minute=100)
-    begun = []
+    starts = []
     for number in range(6):
         call = store.start_call("judge", "model", 40, 0.0, limits)
-        begun.append(now[0] - 1000)
+        starts.append(now[0] - 1000)
         store.put(str(number), answer(tokens=30), "judge", "model", call)
-    # 30 each are used in the end, so three fit into a minute if the third is let in at 40.
-    assert [round(at) for at in begun] == [0, 0, 0, 60, 60, 60]
+    # 30 each are used in the end, so three fit into a minute if the third may start at 40.
+    assert [round(at) for at in starts] == [0, 0, 0, 60, 60, 60]
     now[0] += 60
     assert store.start_call("judge", "model", 500, 0.0, limits)  # one alone always fits
 

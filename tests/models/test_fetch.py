@@ -130,7 +130,7 @@ class TestPath:
     def test_a_broken_config_is_named(self, tiny: Path, tmp_path: Path) -> None:
         own = copy_of(tiny, tmp_path / "own")
         (own / "config.json").write_text('{"model_type": ')
-        with pytest.raises(UserError, match=r"config\.json of model .* is no JSON"):
+        with pytest.raises(UserError, match=r"config\.json of model .* is not JSON"):
             fetch_model({"source": "path", "path": str(own)}, tmp_path / "models/tiny")
 
     def test_a_path_that_does_not_exist_is_named(self, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class TestErrors:
         code, stderr = warm.run("bad", "--dialogue", "007")
         assert code == 2
         assert stderr.startswith("error: ")
-        assert "pool.parquet has 2 dialogues and none is number 007" in stderr
+        assert "pool.parquet has 2 dialogues, but no number 007" in stderr
         assert warm.worker().pid == worker
         assert not (warm.folder / "bad").exists()
 

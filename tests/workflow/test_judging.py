@@ -271,8 +271,10 @@ def test_one_batch_asks_for_a_whole_run(fresh: Project, tmp_path: Path) -> None:
         assert verdicts(project)["score"].to_list() == [7] * 15
         assert project.planned("--until", "judge") == set()
         # The record of the batch is made anew without judging anew, and asks nobody.
-        (project.folder / "results/asked/remote.json").unlink()
-        assert project.planned("results/asked/remote.json") == {("request_judge_batch", "remote")}
+        (project.folder / "results/judge_batches/remote.json").unlink()
+        assert project.planned("results/judge_batches/remote.json") == {
+            ("request_judge_batch", "remote")
+        }
         project.reconfigure({"judges": {"remote": {"attempts": 2}}})
         assert {rule for rule, _ in project.planned("--until", "judge")} == {
             "request_judge_batch",

@@ -1,4 +1,4 @@
-"""Compare the replies of a run, or planted ones, with others, in both orders."""
+"""Compare replies in both orders: a run's with its baseline's, or good ones with corruptions."""
 
 import argparse
 import json
@@ -11,33 +11,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=Path)
     parser.add_argument("--baseline", type=Path, help="turns of the run to compare with")
-    parser.add_argument("--texts", type=Path, help="planted replies, instead of both")
+    parser.add_argument("--texts", type=Path, help="good replies and corruptions, instead of both")
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
-    parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
+    parser.add_argument("--batch-record", nargs="*", help="record of an earlier batch")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.judges.dispatch import build_client
-    from kvfidelity.judges.pairwise import PairwiseJudge, comparisons_frame
+    from kvfidelity.judges.pairwise import comparisons_frame
+    from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.reliability import compare_corruptions
     from kvfidelity.judges.replies import read_turns
-    from kvfidelity.judges.rubric import Rubric
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet, write_parquet
 
     batch, from_batch = bool(options.spec.get("batch")), bool(options.batch_record)
-    client = build_client(
+    judge = build_judge(
         options.name,
         options.spec,
+        options.rubric,
         options.limits,
         options.store,
         batch=batch,
         from_batch=from_batch,
     )
-    judge = PairwiseJudge(options.name, options.spec, Rubric.read(options.rubric), client)
     if options.texts:
         found = compare_corruptions(judge, read_parquet(options.texts, kind="corruptions"))
         write_parquet(found, options.out, kind="pairs")

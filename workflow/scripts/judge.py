@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
-    parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
+    parser.add_argument("--batch-record", nargs="*", help="record of an earlier batch")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.judges.registry import build_judge

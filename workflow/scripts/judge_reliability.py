@@ -40,9 +40,9 @@ def main() -> None:
         "costs": costs(
             {
                 "replies of the run": verdicts,
-                "planted replies": judge_tests,
+                "corrupted replies": judge_tests,
                 "pairs of the run": comparisons,
-                "planted pairs": pairs,
+                "pairs with corrupted replies": pairs,
             }
         ),
     }

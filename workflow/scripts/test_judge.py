@@ -1,4 +1,4 @@
-"""Have a judge judge planted replies."""
+"""Test a judge on good replies and corruptions of them."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from kvfidelity.cli import main_guard
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", required=True, type=Path)
-    parser.add_argument("--likelihood", nargs="*", type=Path, help="of a judge that needs it")
+    parser.add_argument("--likelihood", nargs="*", type=Path, help="for a judge that needs it")
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")

@@ -1,4 +1,4 @@
-"""From raw messages to turns: markup left by scraping, odd characters, order of speakers."""
+"""Makes turns of raw messages: removes scraped markup and odd characters, orders speakers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvfidelity.dialogues.pool import Question, Turn
 
 ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|#39|#x27);")
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# What the chat pages' own layout left behind; markup that a user wrote about is not of this kind.
+# Left over from the layout of the chat pages; markup that a user wrote about looks different.
 LEFTOVER = re.compile(
     r"</?(?:div|span)(?:\s+class=\"[^\"]*\")?\s*>|^Copy code$", flags=re.MULTILINE
 )
@@ -30,10 +30,10 @@ def clean_text(text: str) -> str:
 def turns_of(
     conversation: RawConversation, counts: Counter[str]
 ) -> tuple[tuple[Turn, ...], str | None]:
-    """Turns of a conversation, and if there are none the reason.
+    """Turns of a conversation; if there are none, the reason.
 
     System messages, empty messages, replies before the first question and an unanswered last
-    question are left out; messages of one speaker in a row become one. What was done is counted.
+    question are left out; messages of one speaker in a row become one. Each step is counted.
     """
     messages = []
     for message in conversation.messages:
@@ -65,18 +65,18 @@ def questions_of(conversation: RawConversation, turns: Sequence[Turn]) -> tuple[
     """A conversation's questions, with the turns that hold their evidence."""
     return tuple(
         Question(
-            clean_text(asked.question),
-            clean_text(asked.answer),
-            asked.category,
-            tuple(sorted({turn for text in asked.evidence for turn in _turns_with(text, turns)})),
-            tuple(clean_text(text) for text in asked.wrong),
+            clean_text(item.question),
+            clean_text(item.answer),
+            item.category,
+            tuple(sorted({turn for text in item.evidence for turn in _turns_with(text, turns)})),
+            tuple(clean_text(text) for text in item.wrong),
         )
-        for asked in conversation.questions
+        for item in conversation.questions
     )
 
 
 def _turns_with(evidence: str, turns: Sequence[Turn]) -> list[int]:
-    """The first turn that holds a text; by its text, since cleaning moves messages about."""
+    """The first turn that holds a text; found by text, since cleaning renumbers messages."""
     text = clean_text(evidence)
     for number, turn in enumerate(turns):
         if text and (text in turn.user or text in turn.assistant):

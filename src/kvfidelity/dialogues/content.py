@@ -1,4 +1,4 @@
-"""What a conversation is written in: its language, and whether it is mostly code."""
+"""The language of a conversation, and whether it is mostly code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import py3langid
 
 from kvfidelity.dialogues.pool import Turn
 
-#: Characters of each speaker that the language is judged by.
+#: Characters of each speaker from which the language is detected.
 LANGUAGE_SAMPLE = 3_000
 #: A conversation with at least this share of its text in fenced blocks is of category "code".
 CODE_SHARE = 0.1
@@ -17,9 +17,9 @@ FENCED = re.compile(r"```.*?(?:```|\Z)", flags=re.DOTALL)
 
 
 def language_of(turns: Sequence[Turn]) -> str:
-    """ISO 639-1 code of what both speakers write, judged on a sample of each.
+    """ISO 639-1 code of what both speakers write, detected from a sample of each.
 
-    Code blocks are left out: they read as English whatever the chat's language.
+    Code blocks are left out: they look like English in a chat of any language.
     """
     sides = (" ".join(t.user for t in turns), " ".join(t.assistant for t in turns))
     sample = " ".join(FENCED.sub(" ", side)[:LANGUAGE_SAMPLE] for side in sides)

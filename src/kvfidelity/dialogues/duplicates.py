@@ -1,7 +1,7 @@
-"""Conversations that are the same as, or nearly the same as, an earlier one.
+"""Finds conversations that equal, or nearly equal, an earlier one.
 
-Both need memory that does not grow with the file: exact copies are known by 16 bytes each, up to a
-bound; near copies are only looked for among the dialogues that are chosen.
+Memory is bounded for files of any size: exact copies are found by 16-byte digests, up to a maximum
+number; near copies are searched only among the chosen dialogues.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rensa import RMinHash, RMinHashLSH
 
 from kvfidelity.dialogues.pool import Turn
 
-#: Digests remembered, about 90 bytes each. Past them an exact copy is still met as a near one.
+#: Digests remembered, about 90 bytes each. Beyond that, an exact copy is still found as a near one.
 MAX_DIGESTS = 4_000_000
 SHINGLE_WORDS = 5
 PERMUTATIONS, BANDS, SEED = 128, 32, 1

@@ -1,4 +1,4 @@
-"""From a dataset file to a pool and a manifest in which every dialogue is accounted for."""
+"""Makes a pool of a dataset file, and a manifest that accounts for every dialogue."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def extract(
     Args:
         data: folder with one `data.*` file and its `provenance.json`.
         entry: the dataset's entry in the config. `join_tokens`, if given, joins neighbouring
-            dialogues into sessions of at least so many tokens before the selection.
+            dialogues into sessions of at least this many tokens before the selection.
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
-        by reason (read = kept + all dropped + joined to others), and what cleaning mended.
+        by reason (read = kept + all dropped + joined to others), and what cleaning changed.
 
     Raises:
         UserError: unusable data, or no dialogue left.
@@ -39,7 +39,7 @@ def extract(
     file = data_file(data)
     counts, lengths = SourceCounts(), LengthCounts()
     selector = Selector(Selection.of(entry.get("select", {})), counts.dropped)
-    raw = read_conversations(file, entry["format"], counts)
+    raw = read_conversations(file, entry["format"], counts, entry.get("format_files", ()))
     candidates = _candidates(raw, counts, lengths)
     if entry.get("join_tokens"):
         candidates = join_sessions(candidates, entry["join_tokens"], segmenter, counts.dropped)
@@ -85,7 +85,7 @@ def _candidates(
 
 def _manifest(counts: SourceCounts, rows: list[dict[str, Any]]) -> dict[str, Any]:
     joined = counts.dropped.pop("joined", 0)
-    # These two were dropped before they were whole conversations.
+    # Records dropped for these two reasons never became whole conversations.
     early = counts.dropped["malformed_record"] + counts.dropped["cut_off_by_end_of_file"]
     dropped = {reason: count for reason, count in sorted(counts.dropped.items()) if count}
     return {

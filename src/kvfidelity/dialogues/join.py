@@ -1,4 +1,4 @@
-"""Short dialogues put end to end until they make a long session."""
+"""Joins short dialogues end to end into long sessions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kvfidelity.dialogues.selection import Candidate
 def join_sessions(
     dialogues: Iterable[Candidate], tokens: int, segmenter: ChatSegmenter, counts: Counter[str]
 ) -> Iterator[Candidate]:
-    """Sessions of at least so many tokens, each of neighbouring dialogues of the file.
+    """Sessions of at least `tokens` tokens, each made of neighbouring dialogues of the file.
 
-    A session ends with the dialogue that takes it to the target. Dialogues that went into a session
-    that another one opened are counted as `joined`, those left over at the end of the file, too few
-    to make a session, as `left_over_by_joining`.
+    A session ends with the dialogue that reaches the target. Each dialogue after the first of its
+    session is counted as `joined`. Dialogues at the end of the file that are too few for a session
+    are counted as `left_over_by_joining`.
 
     Args:
         tokens: least length of a session, in tokens of the whole chat template.
@@ -47,8 +47,8 @@ def _session(parts: list[Candidate]) -> Candidate:
         shift = len(turns)
         turns += part.turns
         questions += [
-            replace(asked, turns=tuple(shift + turn for turn in asked.turns))
-            for asked in part.questions
+            replace(item, turns=tuple(shift + turn for turn in item.turns))
+            for item in part.questions
         ]
     more = f"+{len(parts) - 1}" if len(parts) > 1 else ""
     return Candidate(parts[0].conversation_id + more, tuple(turns), tuple(questions))

@@ -1,9 +1,9 @@
 """Small facts that a user may mention in passing, written for this project.
 
-Each kind has several wordings of the fact and of the question, so that neither the place nor the
-form gives an answer away; `{}` stands for the value. A question comes with the words that its
-answer begins with: put before the reply, they make every candidate answer equally natural. No value
-stands in another kind's sentences or values.
+Each kind has several wordings of the fact and of the question, so that neither position nor
+wording gives an answer away; `{}` stands for the value. A question comes with the words that begin
+its answer: put before the reply, they make every candidate answer equally natural. No value occurs
+in the sentences or values of another kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FactKind:
-    """One kind of fact. asked: pairs of a question and the beginning of its answer."""
+    """One kind of fact. questions: pairs of a question and the beginning of its answer."""
 
     name: str
     statements: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""Questions with known answers about what was said long ago.
+"""Questions with known answers about earlier parts of a dialogue.
 
-Two origins: facts planted by seed into a dialogue at a stated depth, and questions that a data set
-carries. Replies are scored elsewhere: by `matches`, and by the likelihood of the answer against the
-distractors after `stem`.
+They come from two sources: needles (facts inserted by seed at a stated depth), and questions of the
+data set itself. Replies are scored elsewhere: by `matches`, and by the likelihood of the answer
+against the distractors after `stem`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from kvfidelity.dialogues.needle_facts import FACT_KINDS, FACT_OPENINGS, QUESTIO
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
 
-#: Depth: share of the text that stands before. Facts are planted as near as can be to
-#: the middle of the range, those of the gist to its beginning and recent ones to its end.
+#: Depth: share of the text before the needle. Needles are inserted as near as can be to the
+#: middle of the range; those of the gist to its beginning, recent ones to its end.
 DEPTHS = {"gist": (0.0, 0.2), "middle": (0.2, 0.8), "recent": (0.8, 1.0)}
 DISTRACTORS = 3
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question, to be asked after the dialogue's last turn or any turn past `evidence_turn`.
+    """One question, to ask after the dialogue's last turn or any turn after `evidence_turn`.
 
     stem: how the answer begins, "" if unknown; answer and distractors continue it after a space.
     depth: gist, middle or recent, "unknown" if the data set does not say. evidence_turn: the
-    first turn (0-based) that holds what is asked for, None if unknown. kind: of the fact or the
+    first turn (0-based) that holds the answer, None if unknown. kind: of the fact or the
     question.
     """
 
@@ -55,16 +55,16 @@ def insert_needles(
     """A dialogue with facts in its user messages, and the questions about them.
 
     Replies stay as they are. The same dialogue, seed and arguments give the same facts. Neither
-    answer nor distractors occur in the dialogue itself: only the planted sentence tells them apart.
+    answer nor distractors occur in the dialogue itself: only the needle tells them apart.
 
     Args:
         per_depth: facts at each depth.
-        last_turn: turns from this one on (0-based) are no part of a run, so depths are shares of
-            what stands before it; None takes the whole dialogue.
-        ahead: facts stand before the message, never after it.
+        last_turn: turns from this one on (0-based) are not part of a run, so depths are shares of
+            the text before it; None takes the whole dialogue.
+        before_message: put each fact before its message, never after it.
 
     Raises:
-        UserError: more facts than the dialogue leaves kinds for.
+        UserError: too few kinds of facts whose values the dialogue does not mention.
     """
     rng = random.Random(_seed_number(seed, dialogue.dialogue_id))
     considered = list(dialogue.turns[:last_turn])
@@ -75,7 +75,7 @@ def insert_needles(
     kinds = [kind for kind in FACT_KINDS if len(unmentioned[kind]) > DISTRACTORS]
     if len(kinds) < per_depth * len(DEPTHS):
         raise UserError(
-            f"dialogue {dialogue.dialogue_id} leaves {len(kinds)} kinds of facts to plant, "
+            f"dialogue {dialogue.dialogue_id} leaves {len(kinds)} kinds of facts for needles, "
             f"{per_depth} at each of {len(DEPTHS)} depths need more: lower the number"
         )
     chosen = iter(rng.sample(kinds, per_depth * len(DEPTHS)))
@@ -104,41 +104,39 @@ def insert_needles(
 
 
 def dataset_probes(dialogue: Dialogue, seed: int = 0) -> list[Probe]:
-    """The questions that a data set carries, as far as the dialogue holds their answers.
+    """The data set's questions whose answers the dialogue holds.
 
     Distractors are what the data set calls wrong, then answers to other questions of the same
-    category, drawn by seed; a question with no other answer to tell it from is left out.
+    category, drawn by seed; a question without any distractor is left out.
     """
     rng = random.Random(_seed_number(seed, dialogue.dialogue_id))
     starts = _shares(dialogue.turns)
     probes = []
-    for asked in dialogue.questions:
-        if not asked.answer:
+    for item in dialogue.questions:
+        if not item.answer:
             continue
         others = {
             other.answer
             for other in dialogue.questions
-            if other.category == asked.category
+            if other.category == item.category
             and other.answer
-            and normalised(other.answer) != normalised(asked.answer)
+            and normalised(other.answer) != normalised(item.answer)
         }
-        needed = max(0, DISTRACTORS - len(asked.wrong))
+        needed = max(0, DISTRACTORS - len(item.wrong))
         sampled = rng.sample(sorted(others), min(needed, len(others)))
-        distractors = (*asked.wrong, *sampled)
+        distractors = (*item.wrong, *sampled)
         if not distractors:
             continue
-        evidence_turn = asked.turns[0] if asked.turns else None
+        evidence_turn = item.turns[0] if item.turns else None
         depth = "unknown" if evidence_turn is None else depth_of(starts[evidence_turn])
         probes.append(
-            Probe(
-                asked.question, asked.answer, distractors, depth, evidence_turn, kind=asked.category
-            )
+            Probe(item.question, item.answer, distractors, depth, evidence_turn, kind=item.category)
         )
     return probes
 
 
 def depth_of(share: float) -> str:
-    """Name of the depth at which so much of the text stands before.
+    """Name of the depth that has this share of the text before it.
 
     >>> depth_of(0.0), depth_of(0.5), depth_of(1.0)
     ('gist', 'middle', 'recent')
@@ -149,7 +147,7 @@ def depth_of(share: float) -> str:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without marks, articles and surplus spaces, as SQuAD's scorer has it.
+    """Lower case without punctuation, articles and extra spaces, as in SQuAD's scorer.
 
     >>> normalised(" The  Green-tea!")
     'green tea'
@@ -181,7 +179,7 @@ def _with_fact(
 
 
 def _turns_at_depth(turns: Sequence[Turn], depth: str, count: int) -> list[int]:
-    """Turns for the facts of one depth, the best fitting first, again from there if too few."""
+    """Turns for the facts of one depth, best fitting first; repeats turns if there are too few."""
     low, high = DEPTHS[depth]
     target = {"gist": 0.0, "recent": 1.0}.get(depth, (low + high) / 2)
     starts = _shares(turns)

@@ -1,4 +1,4 @@
-"""The selected dialogues of one dataset for one model: a Parquet table, best read by ordinal."""
+"""The selected dialogues of one dataset for one model: a Parquet table, one row per dialogue."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a dialogue that its data set carries.
+    """A question about a dialogue, from its data set.
 
-    answer: "" if the dialogue does not hold one. turns: those that hold it, as far as the data set
-    says. wrong: answers that the data set itself calls wrong.
+    answer: "" if the dialogue does not hold one. turns: turns that hold it, if the data set names
+    them. wrong: answers that the data set itself calls wrong.
     """
 
     question: str
@@ -84,8 +84,8 @@ def read_dialogue(pool: Path, ordinal: str) -> Dialogue:
     found = frame.filter(pl.col("ordinal") == ordinal)
     if found.is_empty():
         raise UserError(
-            f"{pool} has {frame.height} dialogues and none is number {ordinal}: lower the "
-            "dataset's `count`, or relax its `select` (manifest.json beside it counts what was "
+            f"{pool} has {frame.height} dialogues, but no number {ordinal}: lower the "
+            "dataset's `count`, or relax its `select` (manifest.json next to it counts what was "
             "dropped, and why)"
         )
     row = found.row(0, named=True)

@@ -1,7 +1,7 @@
-"""From turns to token ids, exactly as the model's chat template has them.
+"""Turns to token ids, exactly as in the model's chat template.
 
-A template is rendered over the whole conversation and cut where its special tokens stand; what
-lies between is tokenised as plain text. Text of the dialogue that looks like a special token is
+The template is rendered over the whole conversation and cut at its special tokens; the text between
+them is tokenised as plain text. Text of the dialogue that looks like a special token is
 marked before rendering and unmarked after cutting, so it can never become one.
 """
 
@@ -74,9 +74,9 @@ class ChatSegmenter:
 
         Args:
             turns: at least one.
-            max_prompt_tokens: user messages are cut to so many tokens; None leaves them whole.
-            max_first_prompt_tokens: of the first prompt the last so many tokens stay, the first of
-                them being the beginning-of-text token if there was one (arXiv 2511.04686).
+            max_prompt_tokens: user messages are cut to this many tokens; None keeps them whole.
+            max_first_prompt_tokens: keep only this many last tokens of the first prompt; the
+                beginning-of-text token, if any, stays first (arXiv 2511.04686).
 
         Raises:
             UserError: the template does not extend a conversation turn by turn.
@@ -98,7 +98,7 @@ class ChatSegmenter:
         return [Segment(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
 
     def count(self, turns: Sequence[Turn]) -> int:
-        """Tokens of all segments of a conversation, for less work than cutting it at every turn."""
+        """Tokens of all segments of a conversation; cheaper than `segments`."""
         escape = _unused_character(turns)
         messages = self._messages(turns, escape)
         whole = self._render(messages, answer=False)
@@ -121,15 +121,15 @@ class ChatSegmenter:
         if closing is None or not whole.startswith(before_reply):
             raise UserError(
                 f"the chat template of {self._tokenizer.name_or_path} rewrites earlier "
-                "messages or closes none: turn-by-turn feeding cannot reproduce it"
+                "messages or does not close them: turn-by-turn feeding cannot reproduce it"
             )
         return len(before_reply), closing.end()
 
     def _cut_tokens(self, whole: str, cuts: list[int], escape: str) -> list[tuple[int, ...]]:
         """Token ids of `whole` between neighbouring cuts (characters of the marked text).
 
-        The text is tokenised in one go, so that what merges across a cut merges here too; such a
-        token goes to the later part.
+        The whole text is tokenised at once, so a token can lie across a cut, as in the template; it
+        goes to the later part.
         """
         ids, ends = self._tokenise(self._pattern.split(whole), escape)
         plain_cuts = [cut - whole.count(escape, 0, cut) for cut in cuts]
@@ -167,7 +167,7 @@ class ChatSegmenter:
         return ids, ends
 
     def _stripped(self, pieces: list[str], number: int, piece: str) -> tuple[int, int]:
-        """What is left of a plain piece once the special tokens beside it took their spaces."""
+        """Bounds of a plain piece without the spaces that adjacent special tokens strip."""
         left, right = 0, len(piece)
         if number and self._special[pieces[number - 1]][2]:
             left = len(piece) - len(piece.lstrip())

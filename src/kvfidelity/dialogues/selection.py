@@ -1,4 +1,4 @@
-"""Which dialogues stay, in which order, with every other one counted under its reason."""
+"""Selects and ranks dialogues; counts each dropped one under its reason."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
 
-#: A user's message beyond this many characters is a pasted document rather than a chat.
+#: A message beyond this many characters is a pasted document rather than a chat.
 LONGEST_MESSAGE = 200_000
-#: Characters per token allowed that make it worth asking whether a beginning is too long already.
+#: Above this many characters per allowed token, count the first turns alone: they may be too long.
 MAX_CHARACTERS_PER_TOKEN = 5
 #: Memory for the text of candidates while a file is read.
 CANDIDATE_BYTES = 512 << 20
@@ -73,15 +73,15 @@ class Candidate:
 
     @property
     def memory(self) -> int:
-        """Bytes that its text takes here: up to four a character."""
+        """Bytes of its text in memory, up to four per character."""
         return sum(sys.getsizeof(t.user) + sys.getsizeof(t.assistant) for t in self.turns)
 
 
 class Selector:
     """Takes candidates one by one, keeps the best ranked within a memory bound, then counts tokens.
 
-    The rank is a hash of the seed and the conversation's id: independent of the order of the file,
-    and of which other conversations there are.
+    The rank is a hash of the seed and the conversation's id, so it depends neither on the order of
+    the file nor on other conversations.
     """
 
     def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
@@ -92,7 +92,7 @@ class Selector:
         self._added = 0
 
     def add(self, candidate: Candidate) -> None:
-        """Consider one candidate; all that needs neither tokenizer nor language is decided here."""
+        """Consider one candidate; checks that need neither tokenizer nor language are made here."""
         reason = self._reason(candidate)
         if reason is not None:
             self.dropped[reason] += 1
@@ -107,7 +107,7 @@ class Selector:
             self.dropped["ranked_too_low"] += 1
 
     def choose(self, segmenter: ChatSegmenter, source: str) -> list[dict[str, object]]:
-        """Rows of the pool in rank order; tokens and languages are looked at until it is full."""
+        """Rows of the pool in rank order; tokens and languages are checked until it is full."""
         chosen: list[dict[str, object]] = []
         names: set[str] = set()
         similarity = self.selection.max_similarity
@@ -131,7 +131,7 @@ class Selector:
         return chosen
 
     def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
-        """Tokens of a conversation, or of as many of its first turns as are too many already."""
+        """Tokens of a conversation, or of its first turns if these alone exceed the maximum."""
         limit = self.selection.max_tokens
         if limit is not None:
             read = 0
@@ -183,5 +183,5 @@ def _row(
         "n_tokens": tokens,
         "language": language or language_of(candidate.turns),
         "source": source,
-        "questions": [asdict(asked) for asked in candidate.questions],
+        "questions": [asdict(item) for item in candidate.questions],
     }

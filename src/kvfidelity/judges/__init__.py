@@ -1,6 +1,7 @@
 """Verdicts from 1 to 10 on a model's own replies; a verdict that failed is missing, never a number.
 
-`formula` computes one from measured quantities, `llm` and `pairwise` ask a model. What they ask
-goes out through `online` or `batch` and is kept in `store`. `corruptions` and `reliability` test
-the judges themselves. What does not live here: the measuring, and torch.
+`kinds` holds one file per judge kind; `registry` finds them. `llm` and `pairwise` turn replies into
+requests to a model, `online` or `batch` sends them, and `store` keeps every answer. `corruptions`
+and `reliability` test the judges themselves. Measuring is done elsewhere, and nothing here imports
+torch.
 """

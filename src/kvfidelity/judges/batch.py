@@ -1,8 +1,7 @@
 """Requests sent together through the Batch API: slower, and at a lower price.
 
-What is about to be sent is written down first. So a run that comes after a crash finds the batch by
-its id, or, if the crash fell between sending and writing the id down, by the name that the batch
-carries; nothing is sent twice.
+A batch is recorded before it is sent. After a crash, the next run finds it by its id or, if the
+crash came before the id was recorded, by the name in the batch's metadata. Nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from kvfidelity.judges.endpoint import Endpoint
 from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 
-#: What one batch may hold.
+#: Limits of one batch.
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
 #: The batch's metadata that holds our name for it.
 NAME = "kvfidelity"
@@ -31,18 +30,19 @@ MAX_LISTED = 500
 
 
 class BatchClient:
-    """Asks through the Batch API, and waits.
+    """Sends requests through the Batch API, and waits.
 
     Args:
-        connect: gives the endpoint; called if there is something to ask. store: what was answered
-            before, and what is kept. limits: prices, cap, and how often to look.
+        connect: returns the endpoint; called only if an answer is missing.
+        store: holds earlier answers and keeps new ones.
+        limits: prices, cap, and how often to look.
     """
 
     def __init__(self, connect: Callable[[], Endpoint], store: AnswerStore, limits: Limits) -> None:
         self._connect, self._store, self._limits = connect, store, limits
 
     def complete(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Outcomes in order; equal requests are sent once. See `Asker`."""
+        """Outcomes in order; equal requests are sent once. See `Client`."""
         unique = {request.key: request for request in requests}
         if self._store.missing(list(unique)):
             endpoint = self._connect()
@@ -75,7 +75,7 @@ class BatchClient:
                 raise UserError(
                     f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent and a batch of "
                     f"{len(part)} requests could cost {usd:.4f} more, beyond `max_usd: "
-                    f"{self._limits.max_usd}`: raise it and run again to go on"
+                    f"{self._limits.max_usd}`: raise it and run again to continue"
                 ) from None
             keys = tuple(request.key for request in part)
             batch = Batch(uuid.uuid4().hex, endpoint.judge, endpoint.model, keys, call)
@@ -96,7 +96,7 @@ class BatchClient:
             self._store.note_batch(replace(batch, id=sent.id))
 
     def _finish_open(self, endpoint: Endpoint) -> None:
-        """Wait for every batch that was sent, and keep what came of it."""
+        """Wait for every batch that was sent, and keep its answers."""
         for batch in self._store.open_batches(endpoint.judge):
             found = batch.id or _find_id(endpoint, batch)
             if found is None:  # never sent
@@ -162,8 +162,8 @@ class BatchClient:
                 "such batch any more; set `batch: false`"
             )
         return endpoint.fatal_error(error) or UserError(
-            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is written down: run "
-            "again to go on"
+            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is recorded: run "
+            "again to continue"
         )
 
 
@@ -182,7 +182,7 @@ def _parts(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 
 def _find_id(endpoint: Endpoint, batch: Batch) -> str | None:
-    """The id of a batch that carries our name; None if it was never sent."""
+    """The endpoint's id of our batch, found by name; None if it was never sent."""
     for number, state in enumerate(endpoint.client.batches.list(limit=100)):
         if (state.metadata or {}).get(NAME) == batch.name:
             return state.id

@@ -1,4 +1,4 @@
-"""Which way a judge's requests are sent."""
+"""Chooses how a judge's requests are sent: one by one, in a batch, or not at all."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kvfidelity.judges.store import AnswerStore
 
 @dataclass(frozen=True)
 class StoredClient:
-    """Asks nobody: everything was asked before, in a batch."""
+    """Sends nothing: a batch asked for everything before."""
 
     judge: str
     store: AnswerStore
 
     def complete(self, requests: Sequence[Request]) -> list[Outcome]:
-        """What is kept. See `Asker`."""
+        """The stored outcomes. See `Client`."""
         outcomes = [self.store.get(request.key) for request in requests]
         found = [outcome for outcome in outcomes if outcome is not None]
         if len(found) < len(outcomes):
             raise UserError(
                 f"judge {self.judge}: {len(outcomes) - len(found)} answers that its batch gave are "
-                "not in the verdict store; delete results/asked and run again"
+                "not in the verdict store; delete results/judge_batches and run again"
             )
         return found
 
@@ -43,7 +43,7 @@ def build_client(
     batch: bool = False,
     from_batch: bool = False,
 ) -> Client:
-    """One by one, in a batch, or not at all; see `judges.build_judge`."""
+    """A client for a judge's requests; see `registry.build_judge` for the arguments."""
     pacing, answers = Limits.of(limits), AnswerStore(store)
     if from_batch:
         return StoredClient(judge, answers)

@@ -10,10 +10,11 @@ import openai
 from pydantic import BaseModel
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.requests import Answer, Limits
 
-#: The client tries 408, 409, 429, 5xx and broken connections again by itself: exponential backoff
-#: with jitter, or after what `retry-after` says if that is at most two minutes.
+#: The client itself retries 408, 409, 429, 5xx and broken connections: with exponential backoff and
+#: jitter, or after `retry-after` if that is at most two minutes.
 RETRIES = 8
 HIDDEN = "[key]"
 
@@ -22,19 +23,20 @@ class Endpoint:
     """Where a judge's model is.
 
     Args:
-        judge: its name in the config. entry: its config entry. limits: for the time-out.
+        judge: its name in the config. entry: its config entry. limits: for the timeout.
 
     Raises:
-        UserError: the environment variable that shall hold the key is not set.
+        UserError: the environment variable for the key is not set.
     """
 
     def __init__(self, judge: str, entry: Mapping[str, Any], limits: Limits) -> None:
+        entry = with_defaults(entry)
         self.judge, self.model = judge, str(entry["model"])
-        self.url = entry.get("base_url")
-        azure = entry.get("api") == "azure"
-        #: What a batch's requests are for; Azure has it without the version.
+        self.url = entry["base_url"]
+        azure = entry["api"] == "azure"
+        #: The path in a batch's requests; Azure's has no version.
         self.batch_path = "/chat/completions" if azure else "/v1/chat/completions"
-        self._key = _api_key(judge, entry.get("api_key_env"))
+        self._key = _api_key(judge, entry["api_key_env"])
         options: dict[str, Any] = {
             "api_key": self._key or "none",
             "max_retries": RETRIES,
@@ -50,11 +52,11 @@ class Endpoint:
             self.client = openai.OpenAI(base_url=self.url, **options)
 
     def without_key(self, text: str) -> str:
-        """A text from the endpoint without the key, should it hold it."""
+        """A text from the endpoint with the key replaced, if it contains the key."""
         return text.replace(self._key, HIDDEN) if self._key else text
 
     def fatal_error(self, error: Exception) -> UserError | None:
-        """What an error means that every other request would meet too; None if it is this one's."""
+        """The user's error if every request would fail like this; None if only this one fails."""
         remedy = _remedy(error, self.model)
         if remedy is None:
             return None
@@ -72,13 +74,13 @@ class Endpoint:
     def answer(
         self, completion: Mapping[str, Any], usd: Callable[[int, int], float] | None
     ) -> Answer:
-        """An answer out of a chat completion's plain form.
+        """An answer from a chat completion in JSON types.
 
         Args:
-            usd: gives dollars for prompt and answer tokens, None if prices are unknown.
+            usd: returns dollars for prompt and answer tokens; None if prices are unknown.
 
         Raises:
-            ValueError: it has not the form of one.
+            ValueError: it is not a chat completion.
         """
         try:
             choice = completion["choices"][0]
@@ -101,12 +103,12 @@ class Endpoint:
 
 
 def completion_fields(completion: object) -> dict[str, Any]:
-    """A completion as the client gives it in JSON's types; empty if it is none."""
+    """A completion of the client in JSON types; empty if it is something else."""
     return completion.model_dump(mode="json") if isinstance(completion, BaseModel) else {}
 
 
 def retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds that the endpoint asks to wait; None if it does not say a number."""
+    """Seconds to wait as the endpoint says; None if it gives no number."""
     try:
         return max(0.0, float(error.response.headers.get("retry-after", "")))
     except ValueError:
@@ -120,7 +122,7 @@ def _api_key(judge: str, variable: str | None) -> str:
     if not key:
         raise UserError(
             f"judge {judge} needs its key in the environment variable {variable}: set it, or take "
-            "the judge out of `judging` (`api_key_env: null` is for an endpoint that asks for none)"
+            "the judge out of `judging` (`api_key_env: null` is for an endpoint that needs no key)"
         )
     return key
 
@@ -132,11 +134,11 @@ def _remedy(error: Exception, model: str) -> str | None:
         case openai.NotFoundError():
             return f"it has no {model!r}; correct `model` or `base_url`"
         case openai.RateLimitError(code="insufficient_quota"):
-            return "the account has nothing left; what was answered is kept, run again to go on"
+            return "the account has no credit left; answers so far are kept, run again to continue"
         case openai.RateLimitError():
-            return "its rate limit holds on; lower `concurrency`, or set `tokens_per_minute`"
+            return "its rate limit persists; lower `concurrency`, or set `tokens_per_minute`"
         case openai.APITimeoutError():
             return None
         case openai.APIConnectionError() if "ConnectError" in type(error.__cause__).__name__:
-            return "nobody listens there; start the server or correct `base_url`, and run again"
+            return "no server answers there; start it or correct `base_url`, and run again"
     return None

@@ -1,4 +1,4 @@
-"""An append-only record that any number of processes and machines write into at once."""
+"""An append-only record that several processes and machines write at the same time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kvfidelity.judges.locks import Locks
 class Journal:
     """JSON objects, one a line, in one file per machine; every machine's file is read.
 
-    So a folder can lie on a network file system, or its files be copied together from several
-    machines: no two machines write into the same file. A line is on the disk when `append` returns;
-    half a line that a kill left behind is skipped.
+    No two machines write to the same file, so the folder can be on a network file system, and files
+    of several machines can be copied into one folder. A line is on the disk when `append` returns.
+    An incomplete line, left by a kill, is skipped.
     """
 
     def __init__(self, folder: Path, locks: Locks) -> None:
@@ -34,10 +34,10 @@ class Journal:
         self._read_bytes: dict[Path, int] = {}
 
     def append(self, entry: Mapping[str, Any], *, durable: bool = True) -> None:
-        """Write an entry; threads that come at the same time share one flush to the disk.
+        """Write an entry; threads that call this at the same time share one flush to the disk.
 
         Args:
-            durable: not only a kill of the process but a loss of power must not lose it.
+            durable: the entry must survive a loss of power, not only a kill of the process.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -57,15 +57,14 @@ class Journal:
             try:
                 self._write(b"".join(lines), flush)
             except BaseException:
-                with (
-                    self._state_lock
-                ):  # whoever else waits for these lines tries, and fails, by itself
+                # Other threads that wait for these lines try to write them, and raise, themselves.
+                with self._state_lock:
                     self._pending, self._flush = lines + self._pending, True
                 raise
             self._written = last
 
     def read_new(self) -> Iterator[dict[str, Any]]:
-        """Entries not given yet, whoever wrote them; for one thread at a time."""
+        """Entries of all machines that were not yielded before; for one thread at a time."""
         for file in sorted(self._folder.glob("*.jsonl")):
             start = self._read_bytes.get(file, 0)
             if file.stat().st_size <= start:
@@ -79,7 +78,7 @@ class Journal:
                     try:
                         entry = json.loads(line.decode("utf-8", "surrogatepass"))
                     except ValueError:
-                        continue  # what a kill left, closed by the next writer
+                        continue  # left by a kill; the next writer ended the line
                     if isinstance(entry, dict):
                         yield entry
 

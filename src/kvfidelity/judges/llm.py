@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: replies into requests, answers into verdicts."""
+"""Scores from a model behind an endpoint: replies to requests, answers to verdicts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
 from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
 from kvfidelity.judges.verdict import Verdict
 
-KIND = "openai"
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -18,7 +18,7 @@ ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Missing:
-    """Why an answer holds no verdict: a status of `verdict.STATUS` and the reason."""
+    """Why an answer gives no verdict: a status of `verdict.STATUS` and the reason."""
 
     status: str
     reason: str
@@ -28,12 +28,15 @@ class LLMJudge:
     """Asks a model for verdicts.
 
     Args:
-        name: of the judge in the config. entry: its config entry. rubric: what is asked.
-        asker: sends the requests.
+        name: of the judge in the config.
+        entry: its config entry; defaults are filled in.
+        rubric: what is asked.
+        client: sends the requests.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
-        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+        self.name, self.rubric, self._client = name, rubric, client
+        self.entry = with_defaults(entry)
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Verdicts on all turns of one run, in order.
@@ -45,7 +48,7 @@ class LLMJudge:
         return [self._no_reply(row) if row["reply"] is None else next(given) for row in rows]
 
     def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
-        """Verdicts on the replies of many runs, asked for together."""
+        """Verdicts on the replies of several runs, requested together."""
         return self.judge_each([reply for rows in runs for reply in _with_replies(rows)])
 
     def judge_each(
@@ -56,11 +59,11 @@ class LLMJudge:
         """Verdicts on replies, each with the turns before it.
 
         Args:
-            marks: of each, see `Request.mark`.
+            variants: of each reply, see `Request.variant`.
         """
         pairs = zip(replies, variants or [{}] * len(replies), strict=True)
         requests = [self.request(row, history, variant) for (row, history), variant in pairs]
-        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), self._score)
+        read = ask_with_retries(self._client, requests, self.entry["attempts"], self._score)
         return [self._verdict(row, *found) for (row, _), found in zip(replies, read, strict=True)]
 
     def request(
@@ -100,7 +103,7 @@ class LLMJudge:
         return {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": KIND,
+            "judge_kind": OpenAIJudge.kind,
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
         }
@@ -114,12 +117,12 @@ def request_body(
     rubric: Rubric, parts: Sequence[tuple[str, str]], entry: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A request's body under a judge's config entry."""
-    form = AnswerFormat(entry.get("answer_format", AnswerFormat.SCHEMA))
-    return rubric.body(parts, entry["model"], entry.get("max_tokens", 400), form)
+    form = AnswerFormat(entry["answer_format"])
+    return rubric.body(parts, entry["model"], entry["max_tokens"], form)
 
 
 def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Number, tokens and dollars of answers; None for what no answer tells."""
+    """Number, tokens and dollars of answers; None for what no answer reports."""
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     return {
         "answers": len(answers),
@@ -132,10 +135,11 @@ def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def ask_with_retries(
     client: Client, requests: Sequence[Request], attempts: int, read: Callable[[Answer], Read]
 ) -> list[tuple[Request, list[Outcome], Read | Missing]]:
-    """Each request, its outcomes, and what the last says; one that says nothing is asked for again.
+    """Each request with its outcomes and the reading of the last; unreadable ones are retried.
 
     Args:
-        attempts: how often at most. read: what an answer says; raises ValueError if nothing.
+        attempts: tries per request at most.
+        read: returns the content of an answer; raises ValueError for an unusable one.
     """
     outcomes: list[list[Outcome]] = [[] for _ in requests]
     found: dict[int, tuple[Request, Read | Missing]] = {}
@@ -160,7 +164,7 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if outcome.finish_reason == "content_filter":
         return Missing("refused", "the endpoint's content filter")
     if outcome.finish_reason == "length":
-        return Missing("truncated", outcome.content or "nothing was said within max_tokens")
+        return Missing("truncated", outcome.content or "no text within max_tokens")
     try:
         return read(outcome)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Named locks that processes of one or of several machines share, and that a kill gives back."""
+"""Named locks that processes on one or several machines share; a kill releases them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.002, 0.1
 class Locks:
     """Locks on single bytes of one file, one byte per name.
 
-    The kernel, or the server of a network file system, frees a byte when its process ends, however
-    it ends. Such locks belong to a process, so its threads are kept apart here.
+    The kernel, or the server of a network file system, frees a byte when its process ends for any
+    reason. Such a lock belongs to a whole process, so this class also separates its threads.
 
     Args:
-        file: made if need be; nothing is ever written into it.
+        file: created if missing; it stays empty.
     """
 
     def __init__(self, file: Path) -> None:
@@ -38,7 +38,7 @@ class Locks:
         """Take a lock; False if another thread or process has it and `wait` is not set.
 
         Raises:
-            UserError: the file system knows no locks.
+            UserError: the file system has no locks.
         """
         with self._changed:
             while name in self._held:
@@ -51,7 +51,7 @@ class Locks:
             if not wait:
                 self._discard(name)
                 return False
-            # Not the kernel's own waiting: it would see deadlocks between threads that are none.
+            # Not the kernel's own waiting: it reports deadlocks of threads that do not exist.
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_S)
         return True
@@ -63,7 +63,7 @@ class Locks:
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Hold a lock for the length of a block."""
+        """Hold a lock during a `with` block."""
         self.acquire(name)
         try:
             yield
@@ -78,7 +78,7 @@ class Locks:
                 return False
             self._discard(name)
             raise UserError(
-                f"{self._file}: its file system knows no locks ({error.strerror}); set "
+                f"{self._file}: its file system has no locks ({error.strerror}); set "
                 "`verdict_store` to a folder on one that does"
             ) from None
         return True

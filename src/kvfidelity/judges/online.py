@@ -1,4 +1,4 @@
-"""Requests sent one by one, many at a time."""
+"""Sends requests one by one, several in flight."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, CapReachedError
 
 POLL_S = 0.02
-#: How often a rate limit is waited for that outlasted the client's own retries, and for how long:
-#: what `retry-after` says, at most an hour, else a minute.
+#: Further tries after a rate limit that outlasted the client's own retries. The wait is what
+#: `retry-after` says, at most an hour, or else a minute.
 RATE_LIMIT_RETRIES, WAIT_S, MAX_WAIT_S = 10, 60.0, 3600.0
 
 
 class OnlineClient:
-    """Asks a chat-completions endpoint; every answer is kept before the next thing happens.
+    """Asks a chat-completions endpoint, and stores each answer at once.
 
     Args:
-        connect: gives the endpoint; called if there is something to ask. store: what was answered
-            before, and what is kept. limits: how fast.
+        connect: returns the endpoint; called only if an answer is missing.
+        store: holds earlier answers and keeps new ones.
+        limits: prices, cap and speed.
     """
 
     def __init__(self, connect: Callable[[], Endpoint], store: AnswerStore, limits: Limits) -> None:
@@ -35,7 +36,7 @@ class OnlineClient:
         self._stopped = threading.Event()
 
     def complete(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Outcomes in order; equal requests are sent once. See `Asker`."""
+        """Outcomes in order; equal requests are sent once. See `Client`."""
         unique = {request.key: request for request in requests}
         kept = {key: self._store.get(key) for key in unique}
         outcomes: dict[str, Outcome] = {k: o for k, o in kept.items() if isinstance(o, Answer)}
@@ -55,12 +56,12 @@ class OnlineClient:
 
     def _answer(self, endpoint: Endpoint, request: Request) -> Outcome:
         try:
-            # Whoever else is asking the same at this moment is waited for.
+            # If another job sends the same request now, wait for its answer.
             with self._store.locks.hold(request.key), self._concurrency_slot(endpoint.judge):
                 found = self._store.get(request.key)
                 return found if isinstance(found, Answer) else self._send(endpoint, request)
         except BaseException:
-            self._stopped.set()  # the others finish what is in flight, and begin nothing
+            self._stopped.set()  # other threads finish their request and start no other
             raise
 
     def _send(self, endpoint: Endpoint, request: Request) -> Outcome:
@@ -83,7 +84,7 @@ class OnlineClient:
 
     @contextlib.contextmanager
     def _concurrency_slot(self, judge: str) -> Iterator[None]:
-        """One of the places that requests in flight have, over all processes."""
+        """Hold one of the `concurrency` slots, which all processes share."""
         names = [f"{judge} {n}" for n in range(self._limits.concurrency)]
         while True:
             if self._stopped.is_set():
@@ -106,12 +107,12 @@ class OnlineClient:
         return UserError(
             f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent and the next "
             f"verdict could go beyond `max_usd: {self._limits.max_usd}`; {kept} of "
-            f"{len(requests)} answers of this job are kept: raise it and run again to go on"
+            f"{len(requests)} answers of this job are kept: raise it and run again to continue"
         )
 
 
 def _complete_with_retries(endpoint: Endpoint, request: Request) -> object:
-    """The completion; a rate limit is no reason to have none."""
+    """The completion; waits as long as a rate limit holds."""
     for retries_left in reversed(range(RATE_LIMIT_RETRIES)):
         try:
             return endpoint.client.chat.completions.create(**request.body)
@@ -125,4 +126,4 @@ def _complete_with_retries(endpoint: Endpoint, request: Request) -> object:
 
 
 class _StoppedError(Exception):
-    """Another request met what would meet all."""
+    """Another request failed in a way that would fail every request."""

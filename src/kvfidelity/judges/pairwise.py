@@ -1,4 +1,4 @@
-"""Two replies side by side: judged in both orders, and only agreement is a preference."""
+"""Compares two replies in both orders; only if both agree is it a preference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.judges.llm import KIND, Missing, ask_with_retries, request_body, usage
+from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
+from kvfidelity.judges.llm import Missing, ask_with_retries, request_body, usage
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
 
@@ -30,7 +31,7 @@ SCHEMA: dict[str, Any] = {
     "request": pl.String,
     "answers": pl.Int32,
 }
-#: Of comparisons of planted replies: a good one with its corruption of this kind.
+#: Columns of comparisons of a good reply with its corruption of one `kind`.
 CORRUPTION_COMPARISONS: dict[str, Any] = {
     "item": pl.Int32,
     "dialogue": pl.String,
@@ -47,9 +48,9 @@ Side = tuple[Request, list[Outcome], tuple[str, str] | Missing]
 class Comparison:
     """One reply against another.
 
-    choice, choice_swapped: "first", "second" or "tie", with the reply standing first, then second.
-    outcome: "better" or "worse" if both orders say so, else "tie"; None unless `status` is "ok" or
-    "same" (equal texts, which nobody is asked about). request: hashes of what was asked.
+    choice, choice_swapped: "first", "second" or "tie", with the reply shown first, then second.
+    outcome: "better" or "worse" if both orders agree, else "tie"; None unless `status` is "ok" or
+    "same" (equal texts, which are not sent to a model). request: keys of both requests.
     """
 
     turn: int
@@ -73,19 +74,23 @@ class PairwiseJudge:
     """Asks a model which of two replies is better.
 
     Args:
-        name: of the judge in the config. entry: its config entry. asker: sends the requests.
+        name: of the judge in the config.
+        entry: its config entry; defaults are filled in.
+        rubric: what is asked.
+        client: sends the requests.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
-        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+        self.name, self.rubric, self._client = name, rubric, client
+        self.entry = with_defaults(entry)
 
     def compare(
         self, runs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
     ) -> list[list[Comparison]]:
-        """The replies of runs against those of the run that evicts nothing, turn by turn.
+        """The replies of runs against those of their baselines, turn by turn.
 
         Args:
-            runs: pairs of rows (see `judges.replies`): of a run and of the never evicted one, whose
+            runs: pairs of rows (see `judges.replies`): of a run and of its baseline, whose
                 conversation is shown.
         """
         found: list[list[Comparison | None]] = []
@@ -105,11 +110,11 @@ class PairwiseJudge:
                     given.append(None)
                     pairs.append((row, other["reply"], baseline[:index]))
             found.append(given)
-        asked = iter(self.compare_each(pairs))
-        return [[one if one else next(asked) for one in given] for given in found]
+        compared = iter(self.compare_each(pairs))
+        return [[one if one else next(compared) for one in given] for given in found]
 
     def compare_each(self, pairs: Sequence[Pair]) -> list[Comparison]:
-        """Replies against others, all asked for together."""
+        """Replies against others, requested together."""
         requests = [
             request
             for row, other, history in pairs
@@ -118,7 +123,7 @@ class PairwiseJudge:
                 self._request(row, history, other, row["reply"]),
             )
         ]
-        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), _choice)
+        read = ask_with_retries(self._client, requests, self.entry["attempts"], _choice)
         sides = zip(read[::2], read[1::2], strict=True)
         return [
             self._comparison(row, *both) for (row, _, _), both in zip(pairs, sides, strict=True)
@@ -150,7 +155,7 @@ class PairwiseJudge:
         about: dict[str, Any] = {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": KIND,
+            "judge_kind": OpenAIJudge.kind,
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
             "choice": None,

@@ -1,4 +1,4 @@
-"""A judge before planted replies."""
+"""Tests a judge on good replies and corruptions of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.judges.base import Judge
 from kvfidelity.judges.corruptions import GOOD, INJECTION, with_injection
-from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, PairwiseJudge
 from kvfidelity.judges.registry import build_judge
 from kvfidelity.judges.verdict import CORRUPTION_VERDICTS
@@ -25,14 +25,14 @@ def judge_corruptions(
     store: Path,
     texts: pl.DataFrame,
 ) -> pl.DataFrame:
-    """A judge's verdicts on planted replies; see `judges.build_judge`.
+    """A judge's verdicts on good and corrupted replies; see `registry.build_judge`.
 
     Args:
-        entry: with `repeats`, how often a model is asked for each verdict. texts: see
-            `judges.corruptions`; for a judge that is computed with `reply_nll_baseline`.
+        entry: with `repeats`, how often a model judges each reply.
+        texts: see `judges.corruptions`; with `reply_nll_baseline` if the judge needs likelihood.
     """
     judge = build_judge(name, entry, rubric, limits, store, batch=bool(entry.get("batch")))
-    if isinstance(judge, LLMJudge):
+    if judge.needs_network:
         rows = [_judge_row(text) for text in pl.concat([texts, with_injection(texts)]).to_dicts()]
         rows_with_repeat = [
             (row, repeat)
@@ -58,7 +58,7 @@ def judge_corruptions(
     )
 
 
-def compare_corruptions(judge: PairwiseJudge, texts: pl.DataFrame) -> pl.DataFrame:
+def compare_corruptions(judge: Judge | PairwiseJudge, texts: pl.DataFrame) -> pl.DataFrame:
     """Each good reply against each corruption of it; `outcome` is the good one's."""
     rows = [_judge_row(text) for text in texts.to_dicts()]
     good = {row["item"]: row for row in rows if row["kind"] == GOOD}
@@ -74,7 +74,7 @@ def compare_corruptions(judge: PairwiseJudge, texts: pl.DataFrame) -> pl.DataFra
 
 
 def _judge_row(text: Mapping[str, Any]) -> dict[str, Any]:
-    """A planted reply as judges see the turn of a run; there is no reference."""
+    """A good or corrupted reply in the form of a run's turn; it has no reference."""
     history = [{"prompt": turn["user"], "fed_reply": turn["assistant"]} for turn in text["history"]]
     measured = asdict(text_metrics(text["reply"], text["prompt"], None))
     return {**text, **measured, "history": history, "reference": None}

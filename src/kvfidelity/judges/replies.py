@@ -1,4 +1,4 @@
-"""A run's replies as judges see them."""
+"""Reads a run's replies for judges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvfidelity.records.artifacts import read_parquet
 
 
 def read_turns(turns: Path) -> list[dict[str, Any]]:
-    """One row per turn: what was said and fed (`fed_reply`).
+    """One row per turn, with `fed_reply`: the reply that entered the cache.
 
     Raises:
         UserError: the artifact is missing or damaged.
@@ -20,7 +20,7 @@ def read_turns(turns: Path) -> list[dict[str, Any]]:
 
 
 def read_replies(turns: Path, metrics: Path) -> list[dict[str, Any]]:
-    """The same with what was measured of the texts.
+    """The same with the text metrics.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -30,6 +30,6 @@ def read_replies(turns: Path, metrics: Path) -> list[dict[str, Any]]:
 
 
 def _with_fed_reply(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    # What entered the cache is what a judge is shown as the history.
+    # A judge sees as history what entered the cache.
     fed_column = pl.when(pl.col("replies") == "own").then("reply").otherwise("reference")
     return rows.sort("turn").with_columns(fed_reply=fed_column).to_dicts()

@@ -1,4 +1,4 @@
-"""What is asked of a judge model and what comes back, whichever way it is sent."""
+"""Requests to a judge model and their outcomes, however they are sent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvfidelity.options import option
+
 
 @dataclass(frozen=True)
 class Request:
     """One call.
 
-    body: of a chat completion: model, messages and parameters. mark: what tells it from the same
-    call made another time, such as {"repeat": 1}; empty the first time.
+    body: of a chat completion: model, messages and parameters.
+    variant: tells a repeated call from the first, such as {"repeat": 1}; empty for the first.
     """
 
     body: Mapping[str, Any]
@@ -22,25 +24,25 @@ class Request:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it: the name under which its answer is kept."""
+        """SHA-256 of body and variant, in hex: the key of its answer in the store."""
         text = json.dumps([self.body, self.variant], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def prompt_tokens(self) -> int:
-        """About as many tokens as the prompt has at most: three UTF-8 bytes each."""
+        """Upper estimate of the prompt's tokens, at three UTF-8 bytes each."""
         text = json.dumps(self.body, ensure_ascii=False)
         return len(text.encode("utf-8", "surrogatepass")) // 3
 
     @property
     def answer_tokens(self) -> int:
-        """As many tokens as the answer may have."""
+        """Tokens that the answer may have at most."""
         return int(self.body["max_completion_tokens"])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. usd: what it cost when it was asked, None if its price is not known."""
+    """A model's answer. usd: its cost when it was asked for, None if the price is unknown."""
 
     content: str | None
     refusal: str | None
@@ -67,14 +69,14 @@ class Client(Protocol):
         """Outcomes in the order of the requests.
 
         Raises:
-            UserError: nothing can be had any more, such as for a wrong key or a cap on spending;
-                what was answered until then is kept.
+            UserError: no request can succeed now, such as for a wrong key or a spending cap;
+                answers so far are kept.
         """
 
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens; `batch` is the Batch API's share of them."""
+    """Dollars per million tokens; the Batch API costs `batch` times that."""
 
     input: float
     output: float
@@ -88,22 +90,39 @@ class Price:
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast and how much; no verdict depends on it.
+    """How fast and how much a judge asks; no verdict depends on it.
 
-    concurrency: requests in flight of one judge, over all processes that share a store.
-    tokens_per_minute: of one model, prompts and answers, likewise. max_usd: of one judge, all that
-    the store has seen. timeout_s: of one try. poll_s: between looks at a batch.
+    The options are part of the config entry of every judge that needs the network. `price` comes
+    from the config's `prices`.
     """
 
-    concurrency: int = 8
-    tokens_per_minute: int | None = None
-    max_usd: float | None = None
-    timeout_s: float = 120.0
-    poll_s: float = 30.0
+    concurrency: int = option(
+        8,
+        doc="requests in flight, over all jobs that share the store",
+        low=1,
+        changes_verdict=False,
+    )
+    tokens_per_minute: int | None = option(
+        None,
+        doc="tokens of this model per minute, prompts and answers, over all jobs that share the "
+        "store",
+        low=1,
+        changes_verdict=False,
+    )
+    max_usd: float | None = option(
+        None,
+        doc="judging stops before this judge has spent more, over all runs that share the store",
+        above=0,
+        changes_verdict=False,
+    )
+    timeout_s: float = option(120, doc="seconds of one try", above=0, changes_verdict=False)
+    poll_s: float = option(
+        30, doc="seconds between looks at a batch", above=0, changes_verdict=False
+    )
     price: Price | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Limits:
-        """From plain values."""
+        """From JSON types."""
         price = values.get("price")
         return cls(**{**values, "price": Price(**price) if price else None})

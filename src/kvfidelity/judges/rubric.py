@@ -1,4 +1,4 @@
-"""What a judge model is asked: a rubric's text, the material between marks, the answer's form."""
+"""The text of a request: the rubric, the material between delimiters, the answer's format."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ WITH_HISTORY = ("grounded", PAIRWISE)
 
 
 class AnswerFormat(StrEnum):
-    """How an answer's form is asked for."""
+    """How the answer's format is requested."""
 
     SCHEMA = "schema"
-    """By a strict JSON schema, which the endpoint holds the model to."""
+    """A strict JSON schema, which the endpoint enforces."""
     OBJECT = "object"
-    """By words, and the endpoint holds the model to some JSON object."""
+    """Described in words; the endpoint enforces that it is a JSON object."""
     TEXT = "text"
-    """By words alone; the object is looked for in the answer."""
+    """Described in words only; the JSON object is searched for in the answer."""
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """A rubric file: `name` is its file name, the last of `scores` is the verdict."""
+    """A rubric file. `name`: its file name without ending. The last of `scores` is the verdict."""
 
     name: str
     text: str
@@ -44,7 +44,7 @@ class Rubric:
 
     @property
     def answer_schema(self) -> dict[str, Any]:
-        """Strict JSON schema of an answer: the reason comes before the scores."""
+        """Strict JSON schema of an answer; the reason comes before the scores."""
         properties: dict[str, Any] = {"reason": {"type": "string"}}
         if self.name == PAIRWISE:
             properties["better"] = {"type": "string", "enum": list(CHOICES)}
@@ -69,6 +69,7 @@ class Rubric:
         Args:
             parts: named texts to judge, in the order in which they are shown.
             max_tokens: of the answer.
+            form: how the answer's format is requested.
         """
         system = self.text
         if form != AnswerFormat.SCHEMA:
@@ -97,10 +98,10 @@ class Rubric:
 def rubric_parts(
     rubric: Rubric, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """What a rubric shows of a turn before the reply: conversation, message and reference.
+    """What a rubric shows before the reply: conversation, message and reference.
 
     Args:
-        row: `prompt` and `reference`, None if there is none to show.
+        row: `prompt` and `reference`; a reference of None is not shown.
         history: earlier turns with `prompt` and `fed_reply`, what entered the cache.
     """
     parts = [("message", str(row["prompt"]))]
@@ -115,7 +116,7 @@ def rubric_parts(
 
 
 def delimited(parts: Sequence[tuple[str, str]]) -> str:
-    """Texts between marks that they cannot contain by design: a mark holds their digest."""
+    """Texts between delimiters that hold a digest of the texts, so no text can contain them."""
     delimiter = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return "\n\n".join(
         f"<{name} {delimiter}>\n{text}\n</{name} {delimiter}>" for name, text in parts
@@ -123,17 +124,17 @@ def delimited(parts: Sequence[tuple[str, str]]) -> str:
 
 
 def json_object_in(answer: str) -> dict[str, Any]:
-    """The JSON object that an answer is, or that stands in it.
+    """The JSON object in an answer.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no JSON object.
     """
     start, stop = answer.find("{"), answer.rfind("}")
     if start < 0 or stop < start:
         raise ValueError(f"no JSON object in {answer[:200]!r}")
     content = json.loads(answer[start : stop + 1])
     if not isinstance(content, dict):
-        raise ValueError("the answer is no JSON object")
+        raise ValueError("the answer is not a JSON object")
     return content
 
 
@@ -141,7 +142,7 @@ def score_in(answer: str, rubric: Rubric) -> tuple[int, str]:
     """The verdict's score and its reason.
 
     Raises:
-        ValueError: no JSON object, a missing key, or a score that is no whole number from 1 to 10.
+        ValueError: no JSON object, a missing key, or a score other than a whole number 1 to 10.
     """
     content = json_object_in(answer)
     for name in rubric.scores:

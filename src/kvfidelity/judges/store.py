@@ -1,4 +1,15 @@
-"""Answers that were paid for, kept the moment they arrive and never asked for again."""
+"""Keeps every paid answer as soon as it arrives, so that it is never paid for twice.
+
+This takes three files, each with its own reason to change:
+
+- `store`: what an entry means (answers, spending, token rates, open batches);
+- `journal`: how an entry reaches the disk, one append-only file per machine, safe against kills;
+- `locks`: who may act now, across threads, processes and machines. Locks are also used without the
+  journal: for equal requests, for `concurrency`, and for one sender of batches at a time.
+
+A database would replace `journal` but not `locks`, and SQLite is not safe on network file systems,
+where clusters keep this folder.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +39,10 @@ class CapReachedError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A call that was begun: at most so many tokens and, if prices are known, dollars."""
+    """A call that was started.
+
+    at: seconds since the epoch. tokens, usd: the most that it can use; usd is 0 without prices.
+    """
 
     name: str
     judge: str
@@ -40,9 +54,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that was sent or was about to be.
+    """A batch that was sent or was about to be sent.
 
-    call: under which its cost was written down. id: the endpoint's name for it.
+    call: name of the `Call` that holds its cost. id: the endpoint's id, None until it is known.
     """
 
     name: str
@@ -56,9 +70,9 @@ class Batch:
 class AnswerStore:
     """A folder of answers by key, shared by any number of processes and machines.
 
-    It also knows what was spent: a call is written down before it is made and settled when it
-    ended. One that was in flight at a kill is never settled, and counts at its highest price, for
-    nobody knows whether it was charged.
+    It also knows what was spent. A call is recorded before it is made and settled when it ends. A
+    call that was in flight at a kill is never settled and counts at its highest price, because
+    it may have been charged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +87,7 @@ class AnswerStore:
         self._ended: set[str] = set()
 
     def get(self, key: str) -> Outcome | None:
-        """What is kept under a key, of whichever process; of two answers the first."""
+        """What any process kept under a key; the first answer if there are two."""
         with self._read_lock:
             if key not in self._outcomes:
                 self._refresh()
@@ -83,27 +97,27 @@ class AnswerStore:
     def put(
         self, key: str, answer: Answer, judge: str, model: str, call: str | None = None
     ) -> None:
-        """Keep an answer, and settle its call; on the disk when this returns."""
+        """Keep an answer and settle its call. It is on the disk when this returns."""
         entry = {"key": key, "at": time.time(), "judge": judge, "model": model, "call": call}
         self._journal.append(entry | {"answer": asdict(answer)})
 
     def put_failure(self, key: str, failure: Failure) -> None:
-        """Keep that there will be no answer to a request that was sent in a batch."""
+        """Record that a request of a batch will get no answer."""
         self._journal.append({"key": key, "at": time.time(), "failure": failure.reason})
 
     def start_call(
         self, judge: str, model: str, tokens: int, usd: float, limits: Limits
     ) -> str | None:
-        """Write down a call that is about to be made, once the tokens of the last minute allow it.
+        """Record a call that is about to be made, once the tokens of the last minute allow it.
 
         Args:
-            tokens, usd: at most.
+            tokens, usd: the most that the call can use.
 
         Returns:
-            What to settle it with; None if nothing limits this judge.
+            The call's name, to settle it with; None if this judge has no limits.
 
         Raises:
-            CapReachedError: it could cost more than what is left.
+            CapReachedError: the call could cost more than is left.
         """
         if limits.max_usd is None and limits.tokens_per_minute is None:
             return None
@@ -120,27 +134,27 @@ class AnswerStore:
             time.sleep(min(wait, 1.0))
 
     def end_call(self, call: str | None) -> None:
-        """Settle a call that gave no answer: it cost nothing."""
+        """Settle a call that gave no answer; it cost nothing."""
         if call is not None:
             self._journal.append({"end": call}, durable=False)
 
     def spent(self, judge: str) -> float:
-        """Dollars that a judge has spent, calls that are not settled at their highest."""
+        """Dollars that a judge has spent; open calls count at their highest price."""
         with self._read_lock:
             self._refresh()
             open_calls = sum(call.usd for call in self._calls.values() if call.judge == judge)
             return self._spent[judge] + open_calls
 
     def note_batch(self, batch: Batch) -> None:
-        """Write down a batch, before it is sent and again once it has an id."""
+        """Record a batch, before it is sent and again once it has an id."""
         self._journal.append({"batch": asdict(batch)})
 
     def end_batch(self, batch: Batch) -> None:
-        """Write down that nothing more will come of a batch."""
+        """Record that a batch will give no more answers."""
         self._journal.append({"batch_ended": batch.name})
 
     def open_batches(self, judge: str) -> list[Batch]:
-        """Batches of a judge of which more may come, oldest first."""
+        """Batches of a judge that may still give answers, oldest first."""
         with self._read_lock:
             self._refresh()
             return [
@@ -150,7 +164,7 @@ class AnswerStore:
             ]
 
     def answers(self) -> Iterator[tuple[str, Outcome]]:
-        """All that is kept, by key."""
+        """All outcomes by key."""
         with self._read_lock:
             self._refresh()
             kept = list(self._outcomes.items())
@@ -158,11 +172,11 @@ class AnswerStore:
             yield key, outcome
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys, each once, under which nothing is kept."""
+        """The keys without an outcome, each once."""
         return [key for key in dict.fromkeys(keys) if self.get(key) is None]
 
     def _wait(self, model: str, tokens: int, limit: int | None) -> float:
-        """Seconds until so many tokens more fit into a minute; one call alone always fits."""
+        """Seconds until `tokens` more fit into a minute; a single call always fits."""
         if limit is None:
             return 0.0
         now = time.time()
@@ -198,7 +212,9 @@ class AnswerStore:
                     batch = Batch(**{**values, "keys": tuple(values["keys"])})
                     self._batches[batch.name] = batch
                 case {"batch_ended": str(name)}:
-                    self._ended.add(name)  # perhaps by another machine, whose file is read first
+                    self._ended.add(
+                        name
+                    )  # possibly before its batch is read, from another machine's file
 
     def _keep(self, key: str, at: float, outcome: Outcome) -> None:
         known = self._outcomes.get(key)
@@ -207,7 +223,7 @@ class AnswerStore:
 
     def _settle_call(self, entry: Mapping[str, Any], answer: Answer) -> None:
         call = self._calls.pop(entry.get("call") or "", None)
-        # An endpoint that counts no tokens does not get round the cap.
+        # An endpoint that reports no tokens must not bypass the cap.
         max_usd = call.usd if call else 0.0
         self._spent[entry["judge"]] += max_usd if answer.usd is None else answer.usd
         if entry["at"] > time.time() - MINUTE_S:
@@ -216,5 +232,5 @@ class AnswerStore:
 
 
 def _rank(at: float, outcome: Outcome) -> tuple[bool, float]:
-    """Of what is kept under one key the lowest counts: an answer, then the first."""
+    """Sort key of outcomes under one key: answers before failures, then the earliest."""
     return isinstance(outcome, Failure), at

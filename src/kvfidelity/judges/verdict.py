@@ -1,4 +1,4 @@
-"""What a verdict is, whoever gives it."""
+"""What a verdict is, for judges of every kind."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ STATUS = ("ok", "failed", "refused", "truncated", "unparsable", "no_reply", "not
 class Verdict:
     """One verdict on one reply.
 
-    score: 1 to 10, None unless `status` is "ok". reason: the judge's words, or why there is none.
-    request: hash of what was asked; verdicts that share it were asked and paid for once.
-    answers: how many came, unusable ones included. cost_usd: of all of them, when they were asked;
-    None where nothing was paid or no price is known.
+    score: 1 to 10, None unless `status` is "ok". reason: the judge's words,
+    or why there is no score.
+    request: key of the request; verdicts that share it were requested and paid for once.
+    answers: number of answers, unusable ones included. cost_usd: of all answers, when they were
+    requested; None if nothing was paid or no price is known.
     """
 
     turn: int
@@ -56,7 +57,7 @@ SCHEMA = {
     "request": pl.String,
     "answers": pl.Int32,
 }
-#: Of verdicts on planted replies: which of them, and the how many-eth time it was judged.
+#: Columns of verdicts on corruptions: which reply it is, and which repetition (0 is the first).
 CORRUPTION_VERDICTS = {
     "item": pl.Int32,
     "dialogue": pl.String,

@@ -1,4 +1,4 @@
-"""Whether a model's files are those that were fetched: a flipped bit loads without a word."""
+"""Checks that a model's files are those that were fetched: a flipped bit loads silently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 
 def copy_without_weights(directory: Path, target: Path) -> None:
-    """Copy a model's configuration and tokenizer: what the report needs of a model.
+    """Copy a model's configuration and tokenizer, which the report needs.
 
     Args:
         target: a folder; one that exists is replaced.
@@ -47,7 +47,7 @@ def check_files(directory: Path) -> None:
     try:
         known = json.loads(provenance.read_text(encoding="utf-8")).get("files", {})
     except ValueError:
-        raise _corrupt_file(provenance, "no JSON") from None
+        raise _corrupt_file(provenance, "not JSON") from None
     for name, digest in known.items():
         file = directory / name
         if not file.is_file():

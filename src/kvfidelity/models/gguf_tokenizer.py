@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokenizer and transformers leaves out.
+"""Restores a part of the GGUF tokenizer that transformers leaves out.
 
 A GGUF file names the way its text was split before the merges were learned
 (`tokenizer.ggml.pre`). transformers restores the splits of Llama 3, Qwen and others, but not of

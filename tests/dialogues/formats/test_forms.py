@@ -1,4 +1,4 @@
-"""Published forms with questions, and short dialogues made long: fixtures written by hand."""
+"""Published formats with questions, and short dialogues made long: fixtures written by hand."""
 
 from __future__ import annotations
 

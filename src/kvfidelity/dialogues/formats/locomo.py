@@ -5,7 +5,7 @@ Published: {"sample_id", "conversation": {"session_1": [{"speaker", "dia_id", "t
 ["D1:3"], "category", "adversarial_answer"?}]}. Also read: the same with one flat list
 `conversations` of `speaker`, `dia_id`, `value`.
 
-Who speaks first is the user. Questions ask for dates, so each session opens with its own.
+The first speaker is the user. Questions ask for dates, so each session opens with its date.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
 
 
 def _spoken(record: Any, counts: SourceCounts) -> Iterator[tuple[str, str, str]]:
-    """Speaker, dialogue place ("D1:3") and text of every message, in order."""
+    """Speaker, message id ("D1:3") and text of every message, in order."""
     if "conversations" in record:
         sessions = [("", record["conversations"])]
     else:
@@ -88,7 +88,7 @@ def _questions(
             counts.notes["malformed_question_dropped"] += 1
             continue
         given = item.get("evidence")
-        # A few entries hold several places in one string: "D8:6; D9:17".
+        # A few entries hold several message ids in one string: "D8:6; D9:17".
         message_ids = re.findall(r"D[0-9]+:[0-9]+", " ".join(map(str, given or [])))
         answer, wrong = item.get("answer"), item.get("adversarial_answer")
         category = item.get("category")

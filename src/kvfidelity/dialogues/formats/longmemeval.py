@@ -55,11 +55,11 @@ def _question(
         counts.notes["malformed_question_dropped"] += 1
         return ()
     date = record.get("question_date")
-    asked = f"[{date}] {question}" if isinstance(date, str) else question
-    # Ids that end so mark questions whose answer the sessions do not hold.
+    question = f"[{date}] {question}" if isinstance(date, str) else question
+    # This ending means that the sessions do not hold the answer.
     absent = str(record.get("question_id")).endswith("_abs")
     kind = str(record.get("question_type", "unknown"))
-    return (RawQuestion(asked, "" if absent else str(answer), kind, evidence),)
+    return (RawQuestion(question, "" if absent else str(answer), kind, evidence),)
 
 
 FORMAT = Format(

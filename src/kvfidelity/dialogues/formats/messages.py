@@ -1,4 +1,4 @@
-"""Lists of messages, however their keys are called."""
+"""Reads lists of messages, whatever their keys are called."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def messages_of(items: Any, role: str, text: str, counts: SourceCounts) -> tuple
     """Messages of a list of objects with the keys `role` and `text`; malformed ones are counted.
 
     Raises:
-        TypeError: no list.
+        TypeError: `items` is not a list.
     """
     if not isinstance(items, list | tuple):
-        raise TypeError("no list of messages")
+        raise TypeError("not a list of messages")
     found = [_message(item, role, text) for item in items]
     counts.notes["malformed_message_dropped"] += found.count(None)
     return tuple(message for message in found if message is not None)
@@ -37,7 +37,7 @@ def _message(item: Any, role: str, text: str) -> Message | None:
     if not isinstance(item, Mapping):
         return None
     speaker, content = ROLES.get(str(item.get(role)).lower()), item.get(text)
-    if isinstance(content, list):  # OpenAI's content parts; pictures have no text
+    if isinstance(content, list):  # OpenAI's content parts; images have no text
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
         content = "\n".join(part for part in parts if isinstance(part, str))
     if speaker is None or not isinstance(content, str):

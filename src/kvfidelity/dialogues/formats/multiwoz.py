@@ -3,7 +3,7 @@
 Published 2.1 (arXiv 1907.01669): one object whose keys are names, values {"log": [{"text"}, ...]}
 with the user first. Published 2.2 (arXiv 2007.12720): {"dialogue_id", "turns": [{"speaker": "USER",
 "utterance"}]}; on the hub its turns are columns, {"speaker": [0, 1], "utterance": [...]}.
-Also read: ShareGPT's form, in which the set may have been passed on.
+Also read: ShareGPT's format, in which copies of the set exist.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
 
 def _alternating(log: Any, counts: SourceCounts) -> tuple[Message, ...]:
     if not isinstance(log, list):
-        raise TypeError("`log` is no list")
+        raise TypeError("`log` is not a list")
     pairs = [("assistant" if index % 2 else "user", item) for index, item in enumerate(log)]
     return _checked([(role, _get(item, "text")) for role, item in pairs], counts)
 

@@ -16,7 +16,7 @@ from kvfidelity.dialogues.formats.raw import (
 def _read(record: Any, counts: SourceCounts) -> RawConversation:
     turns = record["turns"]
     if not isinstance(turns, list):
-        raise TypeError("no list of turns")
+        raise TypeError("`turns` is not a list")
     messages = []
     for index, text in enumerate(turns):
         if isinstance(text, str):

@@ -1,4 +1,4 @@
-"""What every reader yields."""
+"""What every format's reader returns."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Message:
 
 @dataclass(frozen=True)
 class RawQuestion:
-    """A question about a conversation that its data set carries.
+    """A question about a conversation, from its data set.
 
-    answer: "" if the conversation does not hold one. evidence: texts of the messages that do, as
-    the file has them. wrong: answers that the data set itself calls wrong.
+    answer: "" if the conversation does not hold one. evidence: texts of the messages that hold it,
+    as in the file. wrong: answers that the data set itself calls wrong.
     """
 
     question: str
@@ -44,11 +44,11 @@ class RawConversation:
 
 @dataclass
 class SourceCounts:
-    """What a reader met.
+    """What a reader found.
 
-    records: read from the file. conversations: whole ones made of them. dropped: by reason.
-    notes: by what was mended. truncated_at: byte where the file ends in the middle of a record,
-    None if it does not.
+    records: read from the file. conversations: whole ones. dropped: number by reason.
+    notes: number by kind of repair. truncated_at: byte at which the file ends in the middle of a
+    record, None if it does not.
     """
 
     records: int = 0
@@ -60,11 +60,12 @@ class SourceCounts:
 
 @dataclass(frozen=True)
 class Format:
-    """How one data set writes its conversations.
+    """How a record of a data set is written.
 
-    name: as in the config. about: the form in a line. published: where the data set is to be had,
-    None if the form is no single set's own. read: from a record (a JSON object) to a conversation;
-    raises KeyError, TypeError or ValueError on one not of this form, which is then counted.
+    name: as in the config. summary: the record in one line. published: where the data set can be
+    found, None if several sets use the format. read: returns the conversation of a record (a JSON
+    object); raises KeyError, TypeError or ValueError for a record of another format, which is
+    then counted.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Format:
 
 
 def conversation_id(given: Any, messages: Iterable[Message]) -> str:
-    """The id that a record gives itself, else one made of its text."""
+    """The record's own id, or else a hash of its text."""
     if isinstance(given, str | int) and str(given).strip():
         return str(given)
     content = "\0".join(message.text for message in messages)

@@ -8,7 +8,7 @@ from typing import Any
 from kvfidelity.dialogues.formats.messages import messages_of
 from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCounts, conversation_id
 
-# Long conversations stand in the file as segments: `<conversation>_<index of first message>`.
+# Long conversations are split into segments: `<conversation>_<index of first message>`.
 SPLIT_ID = re.compile(r"(.+)_([0-9]{1,9})", flags=re.DOTALL)
 
 

@@ -1,16 +1,15 @@
 """A judge that needs no model and no key: a published formula over measured quantities.
 
-It is no GPT-4o and is never called so. What it can see: whether the model itself, with nothing
-evicted, finds the reply likely; loops; parroting; a missing answer; overlap with the reference.
-What it cannot see: whether a fluent, likely reply is true.
+It sees whether the model itself, with nothing evicted, finds the reply likely; loops; parroting; a
+missing answer; overlap with the reference. It cannot see whether a fluent, likely reply is true.
 
     fluency   = clip(1 - (nll - 1) / 4, 0, 1)     nll: nats per token under the full cache
     loops     = clip((rep_3 - 0.1) / 0.4, 0, 1)   share of repeated word trigrams beyond 10%
     parroting = clip((echo - 0.3) / 0.6, 0, 1)    share copied from the prompt beyond 30%
     overlap   = clip(chrf / 40, 0, 1)             chrF against the reference, if there is one
-    ended     = 0.9 if it met the length limit, else 1
-    said      = 0.75 fluency + 0.25 overlap, or fluency without a reference
-    quality   = said (1 - loops) (1 - 0.7 parroting) ended
+    ended     = 0.9 if it reached the length limit, else 1
+    likeness  = 0.75 fluency + 0.25 overlap, or fluency without a reference
+    quality   = likeness (1 - loops) (1 - 0.7 parroting) ended
     score     = 1 + round(9 quality)
 """
 
@@ -18,24 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from kvfidelity.judges.base import Judge
 from kvfidelity.judges.verdict import Verdict
 
-KIND = "formula"
 MODEL = "formula, version 2"
 
 
 @dataclass(frozen=True)
-class FormulaJudge:
-    """The formula under a name of the config."""
+class FormulaJudge(Judge):
+    """Computes a score from measured quantities; needs no model and no key."""
 
-    name: str
-    rubric: str
+    kind: ClassVar[str] = "formula"
+    needs_likelihood: ClassVar[bool] = True
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """Verdicts on all turns of one run, in order."""
-        return [formula_verdict(row, self.name, self.rubric) for row in rows]
+        return [formula_verdict(row, self.name, self.rubric.stem) for row in rows]
 
 
 def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
@@ -48,7 +46,7 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     identity = {
         "turn": row["turn"],
         "judge": judge,
-        "judge_kind": KIND,
+        "judge_kind": FormulaJudge.kind,
         "judge_model": MODEL,
         "rubric": rubric,
     }
