@@ -48,7 +48,7 @@ localrules:
     fetch_dataset,
     judge,
     compare_replies,
-    trial,
+    test_judge,
     test_pairwise_judge,
     merge,
 
