@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvfidelity.cache.policies import known_policies
+from kvfidelity import build_policy
 from tests.cache.views import random_view
 from tests.models.tiny import save_tiny
 
@@ -21,12 +21,12 @@ def block(containing: str) -> str:
     return str(found)
 
 
-def test_the_notebook_lines_generate_and_evict(tmp_path: Path) -> None:
+def test_the_snippet_of_a_cache_generates_and_evicts(tmp_path: Path) -> None:
     code = block("model.generate").replace(
         "resources/models/smollm2-135m", str(save_tiny(tmp_path))
     )
     code = code.replace("max_new_tokens=1000", "max_new_tokens=60, min_new_tokens=60")
-    code = code.replace("512, 256", "64, 32")
+    code = code.replace("threshold=512, target=256", "threshold=64, target=32")
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
@@ -37,10 +37,10 @@ def test_the_notebook_lines_generate_and_evict(tmp_path: Path) -> None:
     assert len(names["evictor"].log) >= 1
 
 
-def test_the_policy_of_ones_own_is_a_policy(tmp_path: Path) -> None:
+def test_the_snippet_of_a_policy_is_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "my_policy.py"
     file.write_text(block("class EveryOther"))
-    policy = known_policies([file])["every_other"]()
+    policy = build_policy("every_other", {}, [file])
     assert policy.keep(random_view(50, 9)).shape == (9,)
 
 

@@ -36,13 +36,23 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True)
 class EvictionSchedule:
-    """A trigger with its sizes in slots; `threshold` None: never, `target` None: policy's own."""
+    """When to evict, and down to how many slots.
 
-    trigger: Trigger
+    trigger: a Trigger or its value, such as "step".
+    threshold: the policy is asked while the cache holds at least this many slots; None: never.
+    target: slots that are left; None: the policy's own size.
+
+    Raises:
+        ValueError: an unknown trigger.
+        UserError: a target with trigger `paper`, or one that is not below the threshold.
+    """
+
+    trigger: Trigger | str
     threshold: int | None
     target: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "trigger", Trigger(self.trigger))
         if self.trigger is Trigger.PAPER and self.target is not None:
             raise UserError("trigger paper takes no target: its policies keep their own size")
         if self.threshold and self.target is not None and self.target >= self.threshold:
