@@ -14,7 +14,7 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.metrics.positions import integrity
 from kvfidelity.metrics.text import text_metrics
-from kvfidelity.records.columns import recall_frame, turns_frame
+from kvfidelity.records.columns import RECALL, TURNS
 
 PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)
@@ -22,16 +22,16 @@ ENTRIES = re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)
 DERIVED = {"baseline_nll", "excess_nll", "prefill_overshoot_share"}
 
 
-def measured(frame: pl.DataFrame) -> set[str]:
+def measured(schema: dict[str, Any]) -> set[str]:
     """Columns that hold a measured number rather than a name, a count or a size."""
     floats = (pl.Float64, pl.List(pl.Float64), pl.List(pl.Float32))
-    return {name for name, dtype in frame.schema.items() if dtype in floats}
+    return {name for name, dtype in schema.items() if dtype in floats}
 
 
 def metrics() -> set[str]:
     text = set(asdict(text_metrics("a reply", "a prompt", "a reference")))
-    recall = measured(recall_frame([])) | {"chosen", "answered"}
-    return measured(turns_frame([])) | recall | text | DERIVED
+    recall = measured(RECALL) | {"chosen", "answered"}
+    return measured(TURNS) | recall | text | DERIVED
 
 
 def test_every_metric_has_one_entry_and_no_entry_is_of_another_column() -> None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
+from kvfidelity.records.columns import VERDICTS
+
 STATUS = ("ok", "failed", "refused", "truncated", "unparsable", "no_reply", "not_measured")
 
 
@@ -41,31 +43,6 @@ class Verdict:
             raise ValueError(f"a score is from 1 to 10, not {self.score}")
 
 
-SCHEMA = {
-    "turn": pl.Int32,
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "rubric": pl.String,
-    "score": pl.Int32,
-    "status": pl.String,
-    "reason": pl.String,
-    "prompt_tokens": pl.Int32,
-    "completion_tokens": pl.Int32,
-    "cost_usd": pl.Float64,
-    "request": pl.String,
-    "answers": pl.Int32,
-}
-#: Of verdicts on planted replies: which of them, and the how many-eth time it was judged.
-CORRUPTION_VERDICTS = {
-    "item": pl.Int32,
-    "dialogue": pl.String,
-    "kind": pl.String,
-    "repeat": pl.Int32,
-    **SCHEMA,
-}
-
-
 def verdicts_frame(verdicts: Iterable[Verdict]) -> pl.DataFrame:
-    """Verdicts as a table."""
-    return pl.DataFrame([asdict(verdict) for verdict in verdicts], SCHEMA)
+    """Verdicts as a frame with the columns of `records.columns.VERDICTS`."""
+    return pl.DataFrame([asdict(verdict) for verdict in verdicts], VERDICTS)
