@@ -1,4 +1,4 @@
-"""The config schema and the code know the same forms and selections."""
+"""The config and the code know the same formats and selections."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import re
 from dataclasses import fields
 from typing import Any
 
+import pytest
 import yaml
 
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.dialogues.selection import Selection
+from kvfidelity.errors import UserError
 from kvfidelity.pipeline.settings import load_settings
 from tests.dialogues.conftest import ROOT
+from tests.workflow.project import CONFIG
 
 
 def dataset_schema() -> Any:
@@ -19,8 +22,16 @@ def dataset_schema() -> Any:
     return yaml.safe_load(text)["$defs"]["dataset"]["properties"]
 
 
-def test_every_format_can_be_configured() -> None:
-    assert dataset_schema()["format"]["enum"] == list(known_formats())
+def test_every_format_can_be_configured_and_no_other() -> None:
+    for name in known_formats():
+        assert load_settings(with_format(name))["datasets"]["own"]["format"] == name
+    with pytest.raises(UserError, match=r"datasets.own.format: 'plan'.* did you mean 'plain'?"):
+        load_settings(with_format("plan"))
+
+
+def with_format(name: str) -> dict[str, Any]:
+    entry = CONFIG["datasets"]["own"] | {"format": name}
+    return CONFIG | {"datasets": {"own": entry}}
 
 
 def test_every_selection_can_be_configured_and_has_its_default() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvfidelity.judges.formula import formula_verdict
+from kvfidelity.judges.kinds.formula import formula_verdict
 from kvfidelity.judges.verdict import Verdict, verdicts_frame
 
 GOOD: dict[str, Any] = {

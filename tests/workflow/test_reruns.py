@@ -127,7 +127,7 @@ def test_a_change_of_the_configuration(
         ("src/kvfidelity/generation/turns.py", WHOLE),
         ("src/kvfidelity/metrics/positions.py", WHOLE),
         ("src/kvfidelity/metrics/text.py", ("measure", "judge")),
-        ("src/kvfidelity/judges/formula.py", ("judge",)),
+        ("src/kvfidelity/judges/kinds/formula.py", ("judge",)),
         ("src/kvfidelity/analysis/statistics.py", ()),
         ("src/kvfidelity/worker/client.py", None),
         ("src/kvfidelity/cli.py", None),
@@ -178,7 +178,7 @@ def test_other_planted_replies_rerun_only_the_test_of_the_judges(project: Projec
 
 
 def test_how_judges_are_asked_reruns_nothing(project: Project) -> None:
-    project.configure({"judges": {"formula": {"concurrency": 3}}, "verdict_store": "elsewhere"})
+    project.configure({"verdict_store": "elsewhere"})
     assert project.planned() == set()
 
 

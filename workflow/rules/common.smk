@@ -132,7 +132,7 @@ def judge_test_spec(wildcards):
 
 
 def corruption_likelihoods(wildcards):
-    needed = needs_likelihood(SETTINGS["judges"][wildcards.judge])
+    needed = needs_likelihood(SETTINGS, wildcards.judge)
     pair = f"{wildcards.model}/{wildcards.dataset}"
     return [f"results/corruptions/{pair}/likelihood.parquet"] if needed else []
 

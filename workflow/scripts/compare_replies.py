@@ -20,24 +20,23 @@ def main() -> None:
     parser.add_argument("--batch-record", nargs="*", help="record of the batch that asked before")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.judges.dispatch import build_client
-    from kvfidelity.judges.pairwise import PairwiseJudge, comparisons_frame
+    from kvfidelity.judges.pairwise import comparisons_frame
+    from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.reliability import compare_corruptions
     from kvfidelity.judges.replies import read_turns
-    from kvfidelity.judges.rubric import Rubric
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet, write_parquet
 
     batch, from_batch = bool(options.spec.get("batch")), bool(options.batch_record)
-    client = build_client(
+    judge = build_judge(
         options.name,
         options.spec,
+        options.rubric,
         options.limits,
         options.store,
         batch=batch,
         from_batch=from_batch,
     )
-    judge = PairwiseJudge(options.name, options.spec, Rubric.read(options.rubric), client)
     if options.texts:
         found = compare_corruptions(judge, read_parquet(options.texts, kind="corruptions"))
         write_parquet(found, options.out, kind="pairs")

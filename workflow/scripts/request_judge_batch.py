@@ -19,16 +19,14 @@ def main() -> None:
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.judges.dispatch import build_client
-    from kvfidelity.judges.llm import LLMJudge
-    from kvfidelity.judges.pairwise import PairwiseJudge
+    from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.replies import read_replies, read_turns
-    from kvfidelity.judges.rubric import Rubric
     from kvfidelity.records.artifacts import write_json
     from kvfidelity.records.grid import baseline_run_key, compared_run_keys, run_keys
 
-    client = build_client(options.name, options.spec, options.limits, options.store, batch=True)
-    rubric = Rubric.read(options.rubric)
+    judge = build_judge(
+        options.name, options.spec, options.rubric, options.limits, options.store, batch=True
+    )
     generated, measured = options.results / "generate", options.results / "metrics"
     if options.name in options.settings["comparing"]:
         pairs = [
@@ -38,14 +36,13 @@ def main() -> None:
             )
             for run in compared_run_keys(options.settings)
         ]
-        compared = PairwiseJudge(options.name, options.spec, rubric, client).compare(pairs)
+        compared = judge.compare(pairs)
         counts = Counter(comparison.status for run in compared for comparison in run)
     else:
         rows = [
             read_replies(generated / run / "turns.parquet", measured / run / "metrics.parquet")
             for run in run_keys(options.settings)
         ]
-        judge = LLMJudge(options.name, options.spec, rubric, client)
         counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
     write_json(options.out, {"judge": options.name, "asked": dict(counts)})
 

@@ -39,7 +39,7 @@ def extract(
     file = data_file(data)
     counts, lengths = SourceCounts(), LengthCounts()
     selector = Selector(Selection.of(entry.get("select", {})), counts.dropped)
-    raw = read_conversations(file, entry["format"], counts)
+    raw = read_conversations(file, entry["format"], counts, entry.get("format_files", ()))
     candidates = _candidates(raw, counts, lengths)
     if entry.get("join_tokens"):
         candidates = join_sessions(candidates, entry["join_tokens"], segmenter, counts.dropped)

@@ -10,6 +10,7 @@ import openai
 from pydantic import BaseModel
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.requests import Answer, Limits
 
 #: The client tries 408, 409, 429, 5xx and broken connections again by itself: exponential backoff
@@ -29,12 +30,13 @@ class Endpoint:
     """
 
     def __init__(self, judge: str, entry: Mapping[str, Any], limits: Limits) -> None:
+        entry = with_defaults(entry)
         self.judge, self.model = judge, str(entry["model"])
-        self.url = entry.get("base_url")
-        azure = entry.get("api") == "azure"
+        self.url = entry["base_url"]
+        azure = entry["api"] == "azure"
         #: What a batch's requests are for; Azure has it without the version.
         self.batch_path = "/chat/completions" if azure else "/v1/chat/completions"
-        self._key = _api_key(judge, entry.get("api_key_env"))
+        self._key = _api_key(judge, entry["api_key_env"])
         options: dict[str, Any] = {
             "api_key": self._key or "none",
             "max_retries": RETRIES,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
 from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
 from kvfidelity.judges.verdict import Verdict
 
-KIND = "openai"
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -33,7 +33,8 @@ class LLMJudge:
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
-        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+        self.name, self.rubric, self._client = name, rubric, client
+        self.entry = with_defaults(entry)
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Verdicts on all turns of one run, in order.
@@ -60,7 +61,7 @@ class LLMJudge:
         """
         pairs = zip(replies, variants or [{}] * len(replies), strict=True)
         requests = [self.request(row, history, variant) for (row, history), variant in pairs]
-        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), self._score)
+        read = ask_with_retries(self._client, requests, self.entry["attempts"], self._score)
         return [self._verdict(row, *found) for (row, _), found in zip(replies, read, strict=True)]
 
     def request(
@@ -100,7 +101,7 @@ class LLMJudge:
         return {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": KIND,
+            "judge_kind": OpenAIJudge.kind,
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
         }
@@ -114,8 +115,8 @@ def request_body(
     rubric: Rubric, parts: Sequence[tuple[str, str]], entry: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A request's body under a judge's config entry."""
-    form = AnswerFormat(entry.get("answer_format", AnswerFormat.SCHEMA))
-    return rubric.body(parts, entry["model"], entry.get("max_tokens", 400), form)
+    form = AnswerFormat(entry["answer_format"])
+    return rubric.body(parts, entry["model"], entry["max_tokens"], form)
 
 
 def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.judges.llm import KIND, Missing, ask_with_retries, request_body, usage
+from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
+from kvfidelity.judges.llm import Missing, ask_with_retries, request_body, usage
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
 
@@ -77,7 +78,8 @@ class PairwiseJudge:
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
-        self.name, self.entry, self.rubric, self._client = name, entry, rubric, client
+        self.name, self.rubric, self._client = name, rubric, client
+        self.entry = with_defaults(entry)
 
     def compare(
         self, runs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
@@ -118,7 +120,7 @@ class PairwiseJudge:
                 self._request(row, history, other, row["reply"]),
             )
         ]
-        read = ask_with_retries(self._client, requests, self.entry.get("attempts", 1), _choice)
+        read = ask_with_retries(self._client, requests, self.entry["attempts"], _choice)
         sides = zip(read[::2], read[1::2], strict=True)
         return [
             self._comparison(row, *both) for (row, _, _), both in zip(pairs, sides, strict=True)
@@ -150,7 +152,7 @@ class PairwiseJudge:
         about: dict[str, Any] = {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": KIND,
+            "judge_kind": OpenAIJudge.kind,
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
             "choice": None,

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.judges.base import Judge
 from kvfidelity.judges.corruptions import GOOD, INJECTION, with_injection
-from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, PairwiseJudge
 from kvfidelity.judges.registry import build_judge
 from kvfidelity.metrics.text import text_metrics
@@ -32,7 +32,7 @@ def judge_corruptions(
             `judges.corruptions`; for a judge that is computed with `reply_nll_baseline`.
     """
     judge = build_judge(name, entry, rubric, limits, store, batch=bool(entry.get("batch")))
-    if isinstance(judge, LLMJudge):
+    if judge.needs_network:
         rows = [_judge_row(text) for text in pl.concat([texts, with_injection(texts)]).to_dicts()]
         rows_with_repeat = [
             (row, repeat)
@@ -58,7 +58,7 @@ def judge_corruptions(
     )
 
 
-def compare_corruptions(judge: PairwiseJudge, texts: pl.DataFrame) -> pl.DataFrame:
+def compare_corruptions(judge: Judge | PairwiseJudge, texts: pl.DataFrame) -> pl.DataFrame:
     """Each good reply against each corruption of it; `outcome` is the good one's."""
     rows = [_judge_row(text) for text in texts.to_dicts()]
     good = {row["item"]: row for row in rows if row["kind"] == GOOD}

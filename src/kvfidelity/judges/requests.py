@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvfidelity.options import option
+
 
 @dataclass(frozen=True)
 class Request:
@@ -88,18 +90,35 @@ class Price:
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast and how much; no verdict depends on it.
+    """How fast and how much a judge asks; no verdict depends on it.
 
-    concurrency: requests in flight of one judge, over all processes that share a store.
-    tokens_per_minute: of one model, prompts and answers, likewise. max_usd: of one judge, all that
-    the store has seen. timeout_s: of one try. poll_s: between looks at a batch.
+    The options are part of the config entry of every judge that needs the network. `price` comes
+    from the config's `prices`.
     """
 
-    concurrency: int = 8
-    tokens_per_minute: int | None = None
-    max_usd: float | None = None
-    timeout_s: float = 120.0
-    poll_s: float = 30.0
+    concurrency: int = option(
+        8,
+        doc="requests in flight, over all jobs that share the store",
+        low=1,
+        changes_verdict=False,
+    )
+    tokens_per_minute: int | None = option(
+        None,
+        doc="tokens of this model per minute, prompts and answers, over all jobs that share the "
+        "store",
+        low=1,
+        changes_verdict=False,
+    )
+    max_usd: float | None = option(
+        None,
+        doc="judging stops before this judge has spent more, over all runs that share the store",
+        above=0,
+        changes_verdict=False,
+    )
+    timeout_s: float = option(120, doc="seconds of one try", above=0, changes_verdict=False)
+    poll_s: float = option(
+        30, doc="seconds between looks at a batch", above=0, changes_verdict=False
+    )
     price: Price | None = None
 
     @classmethod

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.pipeline.settings import config_schema, policy_schemas
 
 INTRO = """# Configuration
@@ -22,6 +23,8 @@ of the trained window). What a size comes to for a model:
 `python -m kvfidelity.pipeline.cache_sizes`.
 """
 
+#: Keys of every judge.
+BASE = ("kind", "rubric")
 SECTIONS = {
     "model": "`models`: each entry",
     "dataset": "`datasets`: each entry",
@@ -55,11 +58,23 @@ def config_docs() -> str:
         lines += [f"\n## {heading}\n"]
         lines += _table(entry["properties"], schema, entry.get("required"))
         lines += [TRIGGERS] if name == "threshold" else []
+        lines += _judge_kinds() if name == "judge" else []
     lines += ["\n## Policies\n", "| kind | what it does | parameters |", "|---|---|---|"]
     for kind, policy in policy_schemas().items():
         lines.append(f"| `{kind}` | {policy['description']} | {_parameters_text(policy)} |")
     lines += ["\nA policy of your own: see the project's README."]
     return "\n".join(lines) + "\n"
+
+
+def _judge_kinds() -> Iterator[str]:
+    for kind, judge in known_judges().items():
+        schema = judge_schema(judge)
+        options = {key: about for key, about in schema["properties"].items() if key not in BASE}
+        yield f"\n`kind: {kind}`: {schema['description']}"
+        if options:
+            yield ""
+            yield from _table(options, schema, schema["required"])
+    yield "\nA kind of your own: see [docs/judging.md](../docs/judging.md)."
 
 
 def _table(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvfidelity.judges.requests import Price
-from kvfidelity.pipeline.rule_params import is_pairwise, judge_test_pairs
+from kvfidelity.pipeline.rule_params import is_pairwise, judge_kind, judge_test_pairs
 from kvfidelity.pipeline.settings import config_schema
 from kvfidelity.records.grid import cells, run_keys
 
@@ -38,10 +38,8 @@ def plan_message(settings: Mapping[str, Any]) -> str:
         f"model: very roughly {hours:.1f} {unit} hours"
     ]
     for name in settings["judging"]:
-        entry = settings["judges"][name]
-        if entry["kind"] == "formula":
-            continue
-        lines.append(_judging_estimate(settings, name, count))
+        if judge_kind(settings, name).needs_network:
+            lines.append(_judging_estimate(settings, name, count))
     return "\n".join(lines)
 
 
@@ -75,10 +73,10 @@ def _judging_estimate(settings: Mapping[str, Any], judge: str, count: int) -> st
         f"judge {judge}: about {verdicts:,} answers and {test_verdicts:,} to test it, about "
         f"{tokens + answer_tokens:,} tokens, "
     )
-    price = settings["prices"].get(entry["model"])
+    price = settings["prices"].get(entry.get("model"))
     if price is None:
-        return line + f"at a price that is not known: `prices` has no {entry['model']}"
-    usd = Price(**price).usd(tokens, answer_tokens, batch=entry["batch"])
+        return line + f"at a price that is not known: `prices` has no {entry.get('model')}"
+    usd = Price(**price).usd(tokens, answer_tokens, batch=entry.get("batch", False))
     return line + f"very roughly ${usd:,.2f} at the prices in the config"
 
 

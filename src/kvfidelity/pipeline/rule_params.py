@@ -14,12 +14,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.dialogues.formats import registry as formats
+from kvfidelity.judges.base import Judge
+from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
+from kvfidelity.judges.requests import Limits
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
+from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
 from kvfidelity.records.grid import NO_THRESHOLD, Cell, cells
 from kvfidelity.sizes import size_in_tokens
+from kvfidelity.user_files import files_digest
 
 SESSION_KEYS = (
     "replies",
@@ -53,9 +59,6 @@ SOURCE = (
 )
 #: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
 TOKENIZER = "tokenizer"
-
-#: Of a judge: how fast and how much.
-LIMIT_KEYS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
 
 
 def as_parameters(entry: Mapping[str, Any], stage: str) -> str:
@@ -144,20 +147,37 @@ def _read_geometry(folder: Path, changed: int) -> Geometry | None:
 def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
-    return {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    chosen = {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    if not formats.is_built_in(entry["format"]):
+        # Only dialogues in user-defined formats depend on these files.
+        files = list(settings["format_files"])
+        chosen |= {"format_files": files, "format_digest": files_digest(files)}
+    return chosen
 
 
 def judge_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What verdicts depend on: not prices, nor how many requests are in flight."""
     entry = settings["judges"][judge]
-    return {key: value for key, value in entry.items() if key not in (*LIMIT_KEYS, "batch")}
+    outside = options_outside_verdicts(judge_kind(settings, judge))
+    chosen = {key: value for key, value in entry.items() if key not in outside}
+    if not is_built_in(entry["kind"]):
+        # Only verdicts of user-defined kinds depend on these files.
+        files = list(settings["judge_files"])
+        chosen |= {"judge_files": files, "judge_digest": files_digest(files)}
+    return chosen
 
 
 def judge_limits(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """How a judge is asked, as `judges.requests.Limits` has it."""
     entry = settings["judges"][judge]
-    chosen = {key: entry[key] for key in LIMIT_KEYS if key in entry}
+    keys = [item.name for item in option_fields(Limits)]
+    chosen = {key: entry[key] for key in keys if key in entry}
     return chosen | {"price": settings["prices"].get(entry.get("model"))}
+
+
+def judge_kind(settings: Mapping[str, Any], judge: str) -> type[Judge]:
+    """The class of a judge's kind."""
+    return judge_class(settings["judges"][judge]["kind"], settings["judge_files"])
 
 
 def is_pairwise(entry: Mapping[str, Any]) -> bool:
@@ -179,7 +199,7 @@ def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str,
     if not settings["reliability"]["replies"]:
         return []
     pairs = sorted({(cell.model, cell.dataset) for cell in cells(settings)})
-    if needs_likelihood(settings["judges"][judge]):
+    if needs_likelihood(settings, judge):
         return pairs
     first = {dataset: model for model, dataset in reversed(pairs)}
     return [(model, dataset) for dataset, model in sorted(first.items())]
@@ -188,15 +208,15 @@ def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str,
 def judge_test_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What a judge's test depends on."""
     entry = judge_params(settings, judge)
-    if needs_likelihood(entry):
+    if not judge_kind(settings, judge).needs_network:
         return entry
-    batch = settings["judges"][judge]["batch"]
+    batch = settings["judges"][judge].get("batch", False)
     return entry | {"batch": batch, "repeats": settings["reliability"]["repeats"]}
 
 
-def needs_likelihood(entry: Mapping[str, Any]) -> bool:
+def needs_likelihood(settings: Mapping[str, Any], judge: str) -> bool:
     """Whether a judge computes its verdicts from the model's likelihood."""
-    return bool(entry["kind"] == "formula")
+    return judge_kind(settings, judge).needs_likelihood
 
 
 def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,8 +258,17 @@ def _cell_spec(settings: Mapping[str, Any], results: Path, cell: Cell) -> dict[s
 
 def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What merging depends on: all that says which runs there are and how they are made."""
-    names = ("datasets", "policies", "policy_files", "thresholds", "session", "judges", "merge")
-    chosen = grid_settings(settings) | {name: settings[name] for name in names}
+    names = (
+        "datasets",
+        "policies",
+        "policy_files",
+        "thresholds",
+        "session",
+        "judges",
+        "judge_files",
+        "format_files",
+    )
+    chosen = grid_settings(settings) | {name: settings[name] for name in (*names, "merge")}
     chosen["judging"] = settings["judging"]
     chosen["models"] = {
         name: source_entry(entry) | {"dtype": entry["dtype"]}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 import jsonschema
 import yaml
 
+from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
+from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.sizes import parse_size
+from kvfidelity.suggestions import did_you_mean, nearest
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 NAMES = "letters, digits, dots, dashes and underscores"
@@ -43,6 +45,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
         _check_policy(policy, entry, bool(settings["policy_files"]), where)
     _check_thresholds(settings, where)
     _check_names(settings, where)
+    _check_dialogue_formats(settings, where)
     _check_judges(settings, where)
     _check_grid(settings, where)
     return settings
@@ -140,9 +143,7 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
             options = [str(option) for option in (rule if isinstance(rule, list) else [rule])]
             if RENAMED_VALUES.get(str(value)) in options:
                 return f"{path}: {value!r} is now called {RENAMED_VALUES[value]!r}"
-            return (
-                f"{path}: {value!r} is not one of {', '.join(options)}{_suggestion(value, options)}"
-            )
+            return f"{path}: {value!r} is not one of {', '.join(options)}{nearest(value, options)}"
         case "format":
             return f"{path}: {error.cause}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
@@ -170,18 +171,6 @@ def _renamed(section: str, name: str) -> str | None:
         if old == name and re.fullmatch(rf"{where}|{where}s\\.[^.]+", section):
             return f"; it is now called {new!r}"
     return None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to add to "unknown ...": the nearest known name, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
-def _suggestion(value: object, options: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), options, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _fill_defaults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
@@ -264,14 +253,37 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: judging: no judge {name!r}{did_you_mean(name, known)}")
 
 
-def _check_judges(settings: Mapping[str, Any], where: str) -> None:
-    for name, entry in settings.get("judges", {}).items():
-        if entry["kind"] == "formula" and entry["rubric"] == "pairwise":
+def _check_dialogue_formats(settings: Mapping[str, Any], where: str) -> None:
+    known = list(known_formats(settings["format_files"]))
+    for name, entry in settings["datasets"].items():
+        if entry["format"] not in known:
             raise UserError(
-                f"{where}: judges.{name}: kind formula compares nothing; use rubric formula, or a "
-                "judge of kind openai"
+                f"{where}: datasets.{name}.format: {entry['format']!r} is not one of "
+                f"{', '.join(known)}{nearest(entry['format'], known)}"
             )
-        if entry["max_usd"] is not None and entry.get("model") not in settings["prices"]:
+
+
+def _check_judges(settings: Mapping[str, Any], where: str) -> None:
+    known = known_judges(settings["judge_files"])
+    for name, entry in settings.get("judges", {}).items():
+        kind = entry["kind"]
+        unknown: dict[str, Any] = {"properties": {"kind": {"enum": [*known]}}}
+        schema = judge_schema(known[kind]) if kind in known else unknown
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(entry):
+            error.path.extendleft((name, "judges"))
+            raise UserError(f"{where}: {_explain_error(error)}")
+        _fill_defaults(entry, schema, schema)
+        if entry["rubric"] == "pairwise" and not known[kind].compares:
+            others = ", ".join(other for other in known if known[other].compares)
+            raise UserError(
+                f"{where}: judges.{name}: kind {kind} compares nothing; use another rubric, or a "
+                f"judge of a kind that compares ({others})"
+            )
+        if entry["rubric"] != "pairwise" and not known[kind].scores:
+            raise UserError(
+                f"{where}: judges.{name}: kind {kind} gives no scores; use rubric pairwise"
+            )
+        if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
             raise UserError(
                 f"{where}: judges.{name}: max_usd needs the model's price, dollars per million "
                 f"tokens: add `prices: {{{entry.get('model')}: {{input: ..., output: ...}}}}`"

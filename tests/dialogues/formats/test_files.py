@@ -78,14 +78,14 @@ def test_json_that_breaks_in_the_middle_names_the_place(tmp_path: Path) -> None:
         read(path)
     low, high = (int(word) for word in str(caught.value).split("bytes ")[1].split()[0:3:2])
     assert low <= broken.index("oops") <= high
-    assert "mend the file" in str(caught.value)
+    assert "correct the file" in str(caught.value)
 
 
 def test_a_broken_line_names_its_number(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     good = json.dumps({"id": "a_0", "conversations": say("q", "a")})
     path.write_text(f"{good}\n{good[:30]}\n{good}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 2: broken JSON .* mend or remove that line"):
+    with pytest.raises(UserError, match=r"line 2: broken JSON .* correct or remove that line"):
         read(path)
 
 
@@ -147,14 +147,14 @@ def test_plain_turns_alternate(tmp_path: Path) -> None:
 
 
 def test_missing_files_and_unknown_formats_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist: mend `path`"):
+    with pytest.raises(UserError, match="does not exist; correct `path`"):
         read(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"must end in \.json, \.jsonl, \.parquet"):
         read(write(tmp_path / "data.txt", []))
     with pytest.raises(UserError, match="did you mean 'sharegpt'"):
         read(write(tmp_path / "data.json", []), "sharegtp")
     (tmp_path / "data.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="no readable Parquet"):
+    with pytest.raises(UserError, match="not readable as Parquet"):
         read(tmp_path / "data.parquet")
 
 
@@ -162,6 +162,50 @@ def test_every_format_tells_where_it_is_published_and_how_it_looks() -> None:
     forms = known_formats()
     assert set(forms) >= {"sharegpt", "openai", "plain", "locomo", "longmemeval", "multiwoz"}
     assert all(format_.summary and format_.name == name for name, format_ in forms.items())
+
+
+OWN_FORMAT = """\
+from kvfidelity.dialogues.formats.raw import Format, Message, RawConversation
+
+
+def read(record, counts):
+    lines = record["log"].split("|")
+    messages = [Message(("user", "assistant")[n % 2], line) for n, line in enumerate(lines)]
+    return RawConversation(record["name"], 0, tuple(messages))
+
+
+FORMAT = Format(name="piped", summary="`log`, texts between bars", read=read)
+"""
+
+
+def test_a_file_adds_a_format(tmp_path: Path) -> None:
+    own = tmp_path / "my_format.py"
+    own.write_text(OWN_FORMAT)
+    path = write(tmp_path / "data.json", [{"name": "a", "log": "Hi|Hello"}, {"name": "b"}])
+    counts = SourceCounts()
+    [found] = read_conversations(path, "piped", counts, [str(own)])
+    assert texts(found) == ["Hi", "Hello"]
+    assert counts.dropped == {"malformed_record": 1}
+    with pytest.raises(UserError, match="'piped' is unknown"):
+        list(read_conversations(path, "piped", SourceCounts()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("x = 1", "defines no dialogue format"),
+        (OWN_FORMAT.replace('"piped"', '"plain"'), "exists already"),
+    ],
+)
+def test_a_format_file_that_cannot_be_used_is_named(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    own = tmp_path / "my_format.py"
+    if text is not None:
+        own.write_text(text)
+    with pytest.raises(UserError, match=f"my_format.py.*{message}"):
+        known_formats([str(own)])
 
 
 def test_parquet_through_the_datasets_library(tmp_path: Path) -> None:

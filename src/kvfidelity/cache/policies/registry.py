@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ from typing import Any
 import kvfidelity.cache.policies as package
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.errors import UserError
+from kvfidelity.suggestions import did_you_mean
 
 
 def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
@@ -52,13 +52,11 @@ def build_policy(kind: str, parameters: Mapping[str, Any], files: Iterable[Path]
     """
     known = known_policies(files)
     if kind not in known:
-        raise UserError(f"unknown policy kind {kind!r}{_did_you_mean(kind, known)}")
+        raise UserError(f"unknown policy kind {kind!r}{did_you_mean(kind, known)}")
     names = {item.name for item in dataclasses.fields(known[kind])}
     for name in parameters:
         if name not in names:
-            raise UserError(
-                f"policy {kind}: unknown parameter {name!r}{_did_you_mean(name, names)}"
-            )
+            raise UserError(f"policy {kind}: unknown parameter {name!r}{did_you_mean(name, names)}")
     try:
         return known[kind](**parameters)
     except TypeError as error:
@@ -133,12 +131,6 @@ def _load(file: Path) -> types.ModuleType:
     except Exception as error:
         raise UserError(f"policy file {file} fails: {type(error).__name__}: {error}") from error
     return module
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 if __name__ == "__main__":

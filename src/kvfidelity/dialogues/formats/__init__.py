@@ -1,6 +1,6 @@
-"""Readers of dialogue files: `files` knows JSON, JSONL and Parquet, other modules one form each.
+"""Readers of dialogue files: `files` reads JSON, JSONL and Parquet, each format has its own module.
 
-A new form is one new file here that defines `FORM`; nothing else has to be edited.
+A new format is one new file here that defines `FORMAT`; no list of formats is kept by hand.
 """
 
 from kvfidelity.dialogues.formats.files import read_conversations

@@ -1,4 +1,8 @@
-"""Reading JSON, JSONL and Parquet in bounded memory."""
+"""Reading JSON, JSONL and Parquet in bounded memory.
+
+ijson and polars are imported where they are used: the config's check imports this package for its
+list of formats.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ijson
-import polars as pl
-
 from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCounts
 from kvfidelity.dialogues.formats.registry import get_format
 from kvfidelity.errors import UserError
 
 BATCH_ROWS = 1000
-#: What the JSON parser reads at a time; an error lies in the last of these.
+#: Bytes that the JSON parser reads at a time; an error lies in the last block.
 BLOCK = 1 << 16
 
 
 def read_conversations(
-    path: Path, format_name: str, counts: SourceCounts
+    path: Path, format_name: str, counts: SourceCounts, format_files: Iterable[str] = ()
 ) -> Iterator[RawConversation]:
     """Whole conversations of a file, split segments joined again.
 
     Segments of one conversation follow each other in the file and overlap by one message or touch,
     as in ShareGPT's split form (ids `<base>_<index of first message>`).
 
+    Args:
+        counts: is updated as conversations are read.
+        format_files: Python files that define further formats.
+
     Raises:
-        UserError: a missing file, an unknown form or ending, JSON that breaks before its end.
+        UserError: a missing file, an unknown format or file ending, JSON that breaks before its
+            end.
     """
-    format_ = get_format(format_name)
+    format_ = get_format(format_name, format_files)
     if not path.is_file():
-        raise UserError(f"dataset file {path} does not exist: mend `path` in the config")
+        raise UserError(f"dataset file {path} does not exist; correct `path` in the config")
     readers = {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"dataset file {path} must end in {', '.join(readers)}")
@@ -42,7 +48,7 @@ def read_conversations(
 def segments(
     records: Iterable[Any], format_: Format, counts: SourceCounts
 ) -> Iterator[RawConversation]:
-    """Records as conversations or segments of one; those of another form are counted."""
+    """Records as conversations or segments of one; records of another format are counted."""
     for record in records:
         counts.records += 1
         try:
@@ -56,7 +62,7 @@ def segments(
 
 
 def joined(parts: Iterable[RawConversation], counts: SourceCounts) -> Iterator[RawConversation]:
-    """Join neighbours of one conversation; the last one of a truncated file is dropped."""
+    """Join adjacent segments of one conversation; drop the last one of a truncated file."""
     whole: RawConversation | None = None
     for part in parts:
         if whole is not None and part.conversation_id == whole.conversation_id:
@@ -91,6 +97,8 @@ def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
 
     A file cut off at its end is reported, not fatal.
     """
+    import ijson
+
     size = path.stat().st_size
     with path.open("rb") as handle:
         beginning = handle.read(BLOCK)
@@ -105,7 +113,7 @@ def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
             except StopIteration:
                 return
             except ijson.IncompleteJSONError as error:
-                # The parser says "incomplete" of broken text too; only at the end is it a cut.
+                # The parser calls broken text "incomplete" too; only these two mean a cut-off file.
                 if "premature EOF" not in str(error) and "Incomplete" not in str(error):
                     raise _broken_json(path, counts, handle.tell(), error) from None
                 counts.truncated_at = size
@@ -115,6 +123,8 @@ def _json(path: Path, counts: SourceCounts) -> Iterator[Any]:
 
 
 def _keyed_records(handle: Any) -> Iterator[Any]:
+    import ijson
+
     for key, value in ijson.kvitems(handle, "", buf_size=BLOCK):
         yield {"id": key, **value} if isinstance(value, Mapping) else value
 
@@ -131,23 +141,25 @@ def _jsonl(path: Path, counts: SourceCounts) -> Iterator[Any]:
                     counts.truncated_at = path.stat().st_size
                     return
                 raise UserError(
-                    f"dataset file {path}, line {number}: broken JSON ({error}); mend or remove "
-                    "that line"
+                    f"dataset file {path}, line {number}: broken JSON ({error}); correct or "
+                    "remove that line"
                 ) from None
 
 
 def _parquet(path: Path, counts: SourceCounts) -> Iterator[Any]:
+    import polars as pl
+
     try:
         for batch in pl.scan_parquet(path).collect_batches(chunk_size=BATCH_ROWS):
             yield from batch.iter_rows(named=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"dataset file {path} is no readable Parquet ({reason})") from None
+        raise UserError(f"dataset file {path} is not readable as Parquet ({reason})") from None
 
 
 def _broken_json(path: Path, counts: SourceCounts, byte: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120]
     return UserError(
         f"dataset file {path}: broken JSON after {counts.records} records, between bytes "
-        f"{max(0, byte - BLOCK)} and {byte} ({reason}); mend the file there, or fetch it again"
+        f"{max(0, byte - BLOCK)} and {byte} ({reason}); correct the file there, or fetch it again"
     )

@@ -18,24 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from kvfidelity.judges.base import Judge
 from kvfidelity.judges.verdict import Verdict
 
-KIND = "formula"
 MODEL = "formula, version 2"
 
 
 @dataclass(frozen=True)
-class FormulaJudge:
-    """The formula under a name of the config."""
+class FormulaJudge(Judge):
+    """Computes a score from measured quantities; needs no model and no key."""
 
-    name: str
-    rubric: str
+    kind: ClassVar[str] = "formula"
+    needs_likelihood: ClassVar[bool] = True
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """Verdicts on all turns of one run, in order."""
-        return [formula_verdict(row, self.name, self.rubric) for row in rows]
+        return [formula_verdict(row, self.name, self.rubric.stem) for row in rows]
 
 
 def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
@@ -48,7 +47,7 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     identity = {
         "turn": row["turn"],
         "judge": judge,
-        "judge_kind": KIND,
+        "judge_kind": FormulaJudge.kind,
         "judge_model": MODEL,
         "rubric": rubric,
     }
