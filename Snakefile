@@ -34,7 +34,7 @@ wildcard_constraints:
     model="[^/]+",
     dataset="[^/]+",
     policy="[^/]+",
-    positions="stale|original|rerotated",
+    positions="|".join(PositionMode),
     threshold="[^/]+",
     seed=r"\d+",
     dialogue=r"\d{3}",

@@ -12,6 +12,7 @@ import torch
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
@@ -21,7 +22,7 @@ from kvfidelity.generation.spec import RunSpec
 from kvfidelity.prefix.cache import PrefixCache
 
 TOKENS = 256
-MODES = ("stale", "original", "rerotated")
+MODES = tuple(mode.value for mode in PositionMode)
 DIALOGUES = Path(__file__).parents[1] / "resources/dialogues/own.jsonl"
 Row = tuple[str, str]
 

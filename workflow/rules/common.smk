@@ -14,6 +14,7 @@ shell.prefix(
     "${{PYTHONPATH:+:$PYTHONPATH}}; "
 )
 
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.pipeline.adopt import adopt
 from kvfidelity.pipeline.timestamps import redate_future_files, date_now
 from kvfidelity.pipeline.resources import (

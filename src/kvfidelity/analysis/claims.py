@@ -16,6 +16,7 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.errors import UserError
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
@@ -76,6 +77,7 @@ def read_claims(path: Path) -> list[Claim]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    schema["$defs"]["position_mode"] = position_mode_schema()
     wrong = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)
     )

@@ -170,11 +170,12 @@ class ManagedCache(AttentionCache):
                 layer.keep(rows[0] if rows.shape[0] == 1 else rows)
         if self.scores is not None:
             self.scores.keep(grid)
-        if self._device_positions is not None and self.slot_table.mode is PositionMode.REROTATED:
+        renumbers = self.slot_table.mode.traits.renumbers
+        if self._device_positions is not None and renumbers:
             self._device_positions.append(0, 0, self.size)  # the same for all layers and heads
         elif self._device_positions is not None:
             self._device_positions.replace(self.slot_table.position)
-        if self.slot_table.mode is PositionMode.REROTATED and self.layers[0].has_workspace:
+        if renumbers and self.layers[0].has_workspace:
             cos, sin = self.rotary.angles(torch.arange(self.size), self.device)
             for layer in self.layers:
                 layer.rerotate(cos, sin)

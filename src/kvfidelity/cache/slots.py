@@ -44,7 +44,7 @@ class SlotTable:
     @property
     def next_position(self) -> int:
         """The position that the next fed token gets; the same for every layer and head."""
-        return self.tokens_seen if self.mode is PositionMode.ORIGINAL else self._slots
+        return self.mode.traits.next_position(self._slots, self.tokens_seen)
 
     def append(self, count: int) -> Tensor:
         """Take in `count` new tokens; returns their positions, int64 [count]."""
@@ -78,7 +78,7 @@ class SlotTable:
         if not sorted_:
             raise ValueError("keep set must be sorted and without repeats")
         self._token_index = _gather(self.token_index, kept)
-        if self.mode is PositionMode.REROTATED:
+        if self.mode.traits.renumbers:
             renumbered = torch.arange(size, device=self._token_index.device)
             self._position = renumbered.expand(self._token_index.shape).contiguous()
         else:

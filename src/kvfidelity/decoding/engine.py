@@ -14,6 +14,7 @@ from torch import Tensor
 from kvfidelity.cache.attach import attach, cache_argument, new_cache
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.metrics.likelihood import kl_divergence, token_nll
 from kvfidelity.models.load import load_model
@@ -133,7 +134,7 @@ class Engine:
     def _warm_up(self) -> None:
         """Compile what a prompt needs, with and without scores, before anything is timed."""
         for scored in (True, False):
-            cache = self.new_cache("original", collect_scores=scored)
+            cache = self.new_cache(PositionMode.ORIGINAL, collect_scores=scored)
             for count in (64, 2):
                 self.feed(cache, [0] * count)
 

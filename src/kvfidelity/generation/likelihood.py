@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Turn
 
@@ -48,7 +49,7 @@ def _score_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[
     *before, last = segments[0]
     prompt = [token for part in before for token in (*part.prompt_ids, *part.reply_ids)]
     prompt += last.prompt_ids
-    cache = engine.new_cache("original")
+    cache = engine.new_cache(PositionMode.ORIGINAL)
     # Row j [hidden] predicts the first reply's token j, the last row what would follow it.
     first = engine.feed(cache, [*prompt, *replies[0]])[len(prompt) - 1 :].clone()
     known = engine.nll(first[:-1], replies[0]) if replies[0] else torch.empty(0)

@@ -17,7 +17,7 @@ class RunSpec:
     """One (model, dataset, policy, positions, threshold, seed) for one dialogue.
 
     model, dataset, policy, threshold: names in the config. kind, parameters: of the policy.
-    positions: stale, original or rerotated. trigger, at, target: of the threshold; sizes as
+    positions: a PositionMode's value. trigger, at, target: of the threshold; sizes as
     written ("600MiB", "0.5win"), `at` None for the baseline.
     replies: "reference" teacher-forces the dataset's replies, "own" lets the model's own enter.
     max_new_tokens: of an own reply; with `replies: reference` the reply is generated on a copy of

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.registry import judge_schema, known_judges
@@ -84,6 +85,9 @@ def config_schema() -> dict[str, Any]:
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
     schema: dict[str, Any] = yaml.safe_load(text)
+    modes = position_mode_schema()
+    schema["$defs"]["position_mode"] = modes
+    schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]
     return schema
 
 

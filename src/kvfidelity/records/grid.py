@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-POSITIONS = ("stale", "original", "rerotated")
+from kvfidelity.cache.positions import PositionMode
+
+POSITIONS: tuple[str, ...] = tuple(mode.value for mode in PositionMode)
 BASELINE = "baseline"
+#: Without an eviction all modes are equal; the baseline runs under this one.
+BASELINE_POSITIONS = PositionMode.ORIGINAL.value
 NO_THRESHOLD = "none"
 
 
@@ -81,7 +85,7 @@ def _cross(lists: Mapping[str, Sequence[Any]], settings: Mapping[str, Any]) -> I
     for values in itertools.product(*lists.values()):
         cell = Cell(*values)
         if settings["policies"][cell.policy]["kind"] == BASELINE:
-            cell = Cell(cell.model, cell.dataset, cell.policy, "original", NO_THRESHOLD, cell.seed)
+            cell = _never_evicting(cell, cell.policy)
         yield cell
 
 
@@ -90,7 +94,11 @@ def _baseline_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
         (name for name, entry in settings["policies"].items() if entry["kind"] == BASELINE),
         BASELINE,
     )
-    return Cell(cell.model, cell.dataset, name, "original", NO_THRESHOLD, cell.seed)
+    return _never_evicting(cell, name)
+
+
+def _never_evicting(cell: Cell, policy: str) -> Cell:
+    return Cell(cell.model, cell.dataset, policy, BASELINE_POSITIONS, NO_THRESHOLD, cell.seed)
 
 
 def _selected(chosen: str | Sequence[str], known: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.records.grid import POSITIONS
 
-# Okabe and Ito's palette; the order of POSITIONS.
-MODE_PALETTE = ["#D55E00", "#0072B2", "#009E73"]
-MODE_COLOURS = alt.Scale(domain=list(POSITIONS), range=MODE_PALETTE)
-MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=["circle", "square", "triangle-up"])
+MODE_COLOURS = alt.Scale(
+    domain=list(POSITIONS), range=[mode.traits.colour for mode in PositionMode]
+)
+MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=[mode.traits.marker for mode in PositionMode])
+# Okabe and Ito's palette.
 POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
 WIDTH = 560
 RETENTION_BINS = 96

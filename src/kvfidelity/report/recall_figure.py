@@ -6,13 +6,18 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.recall import DEPTHS, rank_in
-from kvfidelity.records.grid import POSITIONS
-from kvfidelity.report.figures import MODE_PALETTE, distinct_label, nothing
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.records.grid import BASELINE_POSITIONS, POSITIONS
+from kvfidelity.report.figures import distinct_label, nothing
 
 BASELINE_LABEL = "nothing evicted"
-MODE_COLOURS = alt.Scale(domain=[*POSITIONS, BASELINE_LABEL], range=[*MODE_PALETTE, "currentColor"])
-MODE_SHAPES = alt.Scale(
-    domain=[*POSITIONS, BASELINE_LABEL], range=["circle", "square", "triangle-up", "diamond"]
+COLOURS = alt.Scale(
+    domain=[*POSITIONS, BASELINE_LABEL],
+    range=[*(mode.traits.colour for mode in PositionMode), "currentColor"],
+)
+SHAPES = alt.Scale(
+    domain=[*POSITIONS, BASELINE_LABEL],
+    range=[*(mode.traits.marker for mode in PositionMode), "diamond"],
 )
 
 
@@ -26,7 +31,7 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     data = table.with_columns(
         # The never evicted run has one mark, in the middle of its row.
         offset=pl.when(pl.col("kind") == "baseline")
-        .then(pl.lit("original"))
+        .then(pl.lit(BASELINE_POSITIONS))
         .otherwise("positions"),
         mode=pl.when(pl.col("kind") == "baseline")
         .then(pl.lit(BASELINE_LABEL))
@@ -40,7 +45,7 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     base = alt.Chart(data).encode(
         y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows.to_list()),
         yOffset=alt.YOffset("offset:N", sort=list(POSITIONS)),
-        color=alt.Color("mode:N", scale=MODE_COLOURS, title="positions"),
+        color=alt.Color("mode:N", scale=COLOURS, title="positions"),
         tooltip=[
             *("policy", "positions", "threshold", "depth", "recalled", "recalled_low"),
             *("recalled_high", "recall_lost", "evidence_retained_share", "n"),
@@ -50,7 +55,7 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     axis = alt.Axis(values=[0, 0.5, 1], format="~%")
     points = base.mark_point(filled=True, size=50).encode(
         x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
-        shape=alt.Shape("mode:N", scale=MODE_SHAPES, title="positions"),
+        shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
     )
     bars = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q"
