@@ -12,9 +12,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from kvfidelity.analysis.columns import TABLES
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import digest
-from kvfidelity.records.schema_text import schema_text
+from kvfidelity.records.columns import ARTIFACTS
+from kvfidelity.records.declaration import columns
+from kvfidelity.records.schema_text import schema_text, type_text
 from tests.golden_table import golden_table
 
 ROOT = Path(__file__).parents[1]
@@ -48,8 +51,8 @@ def test_the_golden_table_has_every_type_of_the_project() -> None:
     from kvfidelity.dialogues.pool import SCHEMA as POOL
     from kvfidelity.judges.corruptions import SCHEMA as TEXTS
 
-    files = [file.read_text("utf-8") for file in (ROOT / "workflow/schemas").glob("*s.yaml")]
-    declared = re.findall(r'^  \w+: "(.+)"', "".join(files), re.MULTILINE)
+    found = [columns(*tables) for tables in ARTIFACTS.values()] + list(TABLES.values())
+    declared = [type_text(info.dtype) for infos in found for info in infos]
     declared += [schema_text(pl.Schema(schema)) for schema in (POOL, TEXTS)]
     assert len(declared) > 300
     assert words(declared) <= words([TEXT]) | {"Schema"}

@@ -44,7 +44,18 @@ def test_the_snippet_of_a_policy_is_a_policy(tmp_path: Path) -> None:
     assert policy.keep(random_view(50, 9)).shape == (9,)
 
 
-def test_every_path_that_is_linked_exists() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if "://" not in target:
-            assert (Path(__file__).parents[1] / target).exists(), target
+def test_it_opens_with_the_question_the_answer_the_figure_and_the_commands() -> None:
+    opening = README.split("\n\n")[:5]
+    title, question, answer, figure, commands = opening
+    assert title == "# KV Fidelity"
+    assert question.strip("*").endswith("?")
+    assert answer.count(". ") == 0 and answer.endswith(".")
+    assert figure.endswith("(docs/default-run.svg)")
+    assert "make run" in commands and "make test" in commands
+
+
+def test_the_numbers_of_the_answer_are_those_of_the_table() -> None:
+    answer = README.split("\n\n")[2]
+    [row] = [line for line in README.splitlines() if line.startswith("| `streaming_llm`")]
+    for number in re.findall(r"\d+\.\d\d", answer):
+        assert f"+{number} " in row

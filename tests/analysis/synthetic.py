@@ -13,13 +13,11 @@ import numpy as np
 import polars as pl
 
 from kvfidelity.dialogues.pool import SCHEMA as POOL
-from kvfidelity.judges.verdict import SCHEMA as VERDICTS
-from kvfidelity.metrics.text import SCHEMA as METRICS
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import RUN, notes_of
 from kvfidelity.records.artifacts import write_json, write_parquet
-from kvfidelity.records.columns import EVICTIONS, RECALL, TURNS
+from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
 from kvfidelity.records.grid import run_keys
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
@@ -325,7 +323,7 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
 
 def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     """Text metrics at random."""
-    drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS}
+    drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS if name != "turn"}
     return turns.select(
         "turn", **{name: pl.Series(values).cast(METRICS[name]) for name, values in drawn.items()}
     )

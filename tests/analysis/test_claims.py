@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.claims import Claim, decide, evaluate_claims, read_claims
-from kvfidelity.analysis.table_schemas import empty_tables
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
+from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]

@@ -8,13 +8,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.comparisons import (
-    COMPARISONS_SCHEMA,
     comparison_table,
     gather_comparisons,
     pairwise_reliability,
 )
-from kvfidelity.analysis.reliability import SCHEMA as RELIABILITY
 from kvfidelity.analysis.reliability import costs
 from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
@@ -70,7 +69,7 @@ def test_no_comparing_judge_gives_an_empty_table(tmp_path: Path) -> None:
     reliability_rows = grid_settings(settings(2))
     assert comparison_table(
         gather_comparisons(reliability_rows, tmp_path), OPTIONS
-    ).schema == pl.Schema(COMPARISONS_SCHEMA)
+    ).schema == pl.Schema(table_schema("comparisons"))
 
 
 def test_position_bias_and_preference_for_good_replies() -> None:
@@ -80,7 +79,7 @@ def test_position_bias_and_preference_for_good_replies() -> None:
     ]
     columns = {**CORRUPTION_COMPARISONS, "model": pl.String, "dataset": pl.String}
     frame = pl.DataFrame([row | {"model": "a", "dataset": "b"} for row in rows], columns)
-    table = pairwise_reliability(frame, pl.Schema(RELIABILITY), OPTIONS)
+    table = pairwise_reliability(frame, OPTIONS)
     pairs = table.filter(measure="pairs").row(0, named=True)
     assert pairs["value"] == pytest.approx((1 + 0 + 0 + 0.5 + 0.5) / 5)
     assert (pairs["share"], pairs["n"], pairs["missing"]) == (pytest.approx(0.2), 5, 1)

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
 
-from kvfidelity.analysis.jobs import DEPTHS, SCHEMA, jobs_table
+from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.jobs import DEPTHS, jobs_table
 from kvfidelity.records.artifacts import digest, read_metadata, write_parquet
 from kvfidelity.report.formatting import rounded
 from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
@@ -52,7 +53,7 @@ def noted(results: Path, place: str, wall: float, batch_size: int = 1) -> None:
 
 def test_no_measurement_is_an_empty_table(tmp_path: Path) -> None:
     table = jobs_table(tmp_path, RUNS)
-    assert (table.height, table.schema) == (0, pl.Schema(SCHEMA))
+    assert (table.height, table.schema) == (0, pl.Schema(table_schema("jobs")))
 
 
 def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from kvfidelity.analysis.reliability import (
     reliability,
     rows_by_measure,
 )
-from kvfidelity.judges.verdict import CORRUPTION_VERDICTS, SCHEMA
 from kvfidelity.records.artifacts import write_parquet
+from kvfidelity.records.columns import CORRUPTION_VERDICTS
+from kvfidelity.records.columns import VERDICTS as VERDICT_COLUMNS
 from kvfidelity.report import page
 
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
@@ -158,7 +159,7 @@ def row(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
 
 
 def test_the_table_tells_a_fair_judge_from_a_gullible_one(judge_tests: pl.DataFrame) -> None:
-    none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
+    none = pl.DataFrame(schema={**VERDICT_COLUMNS, "run": pl.String, "model": pl.String})
     table = reliability(judge_tests, none, OPTIONS)
     found = row(table, judge="fair", measure="auc", against="other_dialogue")
     assert (found["value"], found["n"], found["missing"], found["n_good"]) == (1, 15, 5, 20)
@@ -200,7 +201,7 @@ def test_what_several_verdicts_share_is_paid_once(judge_tests: pl.DataFrame) -> 
 
 
 def test_the_page_shows_it(judge_tests: pl.DataFrame) -> None:
-    none = pl.DataFrame(schema={**SCHEMA, "run": pl.String, "model": pl.String})
+    none = pl.DataFrame(schema={**VERDICT_COLUMNS, "run": pl.String, "model": pl.String})
     text = section(judge_tests, none)
     assert "other dialogue" in text and "itself, asked again" in text
     assert "move <strong>gullible</strong>" in text

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.finite import not_finite
-from kvfidelity.analysis.table_schemas import empty_tables
 from kvfidelity.report.figure_registry import charts
 from kvfidelity.report.theme import svg, with_theme
+from tests.analysis.empty import empty_tables
 from tests.analysis.pages import made, page, prose
 
 #: `turns`: fifteen pass the trained window, eight end inside it, three reach no threshold.

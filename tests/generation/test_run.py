@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,7 +17,6 @@ from kvfidelity.generation.run import run_dialogue
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.records.artifacts import TIMINGS
-from kvfidelity.records.columns import record_schemas
 from tests.models.tiny import tiny_llama
 
 WORDS = ["the", "river", "ran", "past", "the", "old", "mill", "and", "nobody", "asked", "12"]
@@ -231,9 +229,3 @@ def test_what_cannot_be_run_is_said_in_one_line(engine: Engine) -> None:
         run(engine, at="600 MBs")
     with pytest.raises(UserError, match="looks back 200"):
         run(engine, kind="snapkv", parameters={"window": 200})
-
-
-def test_the_written_schema_is_current() -> None:
-    """If not: `python -m kvfidelity.records.columns > src/kvfidelity/records/records.yaml`."""
-    file = Path(__file__).parents[2] / "src/kvfidelity/records/records.yaml"
-    assert file.read_text() == record_schemas()

@@ -22,9 +22,9 @@ def main() -> None:
     from kvfidelity.analysis.reliability import costs, gather_judge_tests, reliability
     from kvfidelity.analysis.table_files import write_table
     from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS
-    from kvfidelity.judges.verdict import CORRUPTION_VERDICTS
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
+    from kvfidelity.records.columns import CORRUPTION_VERDICTS
 
     folder = options.results / "tables"
     verdicts = read_parquet(folder / "verdicts.parquet", kind="verdicts")
@@ -35,7 +35,7 @@ def main() -> None:
     chosen = {name: options.settings["report"][name] for name in names}
     table = reliability(judge_tests, verdicts, chosen)
     tables = {
-        "reliability": table.vstack(pairwise_reliability(pairs, table.schema, chosen)),
+        "reliability": table.vstack(pairwise_reliability(pairs, chosen)),
         "comparisons": comparison_table(comparisons, chosen),
         "costs": costs(
             {

@@ -14,16 +14,17 @@ def main() -> None:
     options = parser.parse_args()
     import polars as pl
 
-    from kvfidelity.metrics.text import SCHEMA, text_metrics
+    from kvfidelity.metrics.text import text_metrics
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet, write_parquet
+    from kvfidelity.records.columns import METRICS
 
     turns = read_parquet(options.turns, kind="turns")
     rows = [
         {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
         for row in turns.iter_rows(named=True)
     ]
-    frame = pl.DataFrame(rows, {"turn": pl.Int32} | SCHEMA)
+    frame = pl.DataFrame(rows, METRICS)
     notes = notes_of("measure", turns=options.turns)
     write_parquet(frame, options.out, kind="metrics", metadata=notes)
 

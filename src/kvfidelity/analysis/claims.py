@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.window import change_at_edge
@@ -41,16 +42,7 @@ NO_PROBE = pl.lit(-1, pl.Int32)
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
-SCHEMA: dict[str, Any] = {
-    **dict.fromkeys(("claim", "statement", "source", *CELL, "against"), pl.String),
-    "budget_tokens": pl.Int64,
-    "against_budget_tokens": pl.Int64,
-    **dict.fromkeys(("direction", "decision"), pl.String),
-    **dict.fromkeys(("margin", "estimate", "low", "high"), pl.Float64),
-    "n_dialogues": pl.Int64,
-    "n_turns": pl.Int64,
-    "reason": pl.String,
-}
+SCHEMA = table_schema("claims")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
@@ -18,15 +19,6 @@ from kvfidelity.records.grid import compared_run_keys
 CELL = ("model", "dataset", "policy", "positions", "threshold")
 REST_OF_RUN_KEY = ("seed", "dialogue")
 PAIRS, ORDER = "pairs", "order"
-COMPARISONS_SCHEMA: dict[str, Any] = {
-    **dict.fromkeys(("judge", "judge_model", *CELL), pl.String),
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    **dict.fromkeys(
-        ("n", "n_dialogues", "better", "worse", "tie", "order_decided", "missing"), pl.Int64
-    ),
-}
 
 
 def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFrame:
@@ -68,12 +60,10 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
         row |= {"order_decided": int(given.select(_order_decided().sum()).item() or 0)}
         row |= {"missing": part.height - given.height, "n": given.height}
         rows.append(row | _mean(given, _preference_value(), options))
-    return pl.DataFrame(rows, COMPARISONS_SCHEMA).sort(keys)
+    return pl.DataFrame(rows, table_schema("comparisons")).sort(keys)
 
 
-def pairwise_reliability(
-    pairs: pl.DataFrame, schema: pl.Schema, options: Mapping[str, Any]
-) -> pl.DataFrame:
+def pairwise_reliability(pairs: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     """Rows of the table of reliability, for judges that compare.
 
     pairs: how often the good reply is preferred to its corruption `against`, ties counting half;
@@ -85,7 +75,7 @@ def pairwise_reliability(
     for key, part in pairs.group_by(keys, maintain_order=True):
         identity = dict(zip(keys, key, strict=True)) | {"replies": "corrupted"}
         rows += (identity | row for row in _of_one_judge(part, options))
-    return pl.DataFrame(rows, schema)
+    return pl.DataFrame(rows, table_schema("reliability"))
 
 
 def _of_one_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""In which environments the runs were made: versions, hardware, code. More than one is named."""
+"""The environments that runs were made in: versions, hardware, code."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
 
 VERSION = "version."
-SCHEMA = {
-    "model": pl.String,
-    "hardware": pl.String,
-    "dtype": pl.String,
-    "code": pl.String,
-    "versions": pl.String,
-    "runs": pl.Int64,
-}
 
 
 def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
@@ -38,5 +31,5 @@ def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
         about = [notes.get(name) for name in ("hardware", "dtype", "code")]
         counts[model, *about, versions] += 1
     rows = [(*about, count) for about, count in counts.items()]
-    table = pl.DataFrame(rows, SCHEMA, orient="row")
+    table = pl.DataFrame(rows, table_schema("environments"), orient="row")
     return table.sort("model", -pl.col("runs"), "hardware", "code", "versions", nulls_last=True)

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.errors import NotFiniteError
-
-COUNTS = {"table": pl.String, "column": pl.String, "runs": pl.Int64, "values": pl.Int64}
 
 
 def counted(measured: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -29,7 +28,7 @@ def counted(measured: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         .select(pl.col("run").n_unique(), pl.len().alias("values"))
         .iter_rows()
     ]
-    return pl.DataFrame(rows, COUNTS)
+    return pl.DataFrame(rows, table_schema("not_finite"))
 
 
 def missing_if_not_finite(measured: pl.DataFrame) -> pl.DataFrame:

@@ -15,20 +15,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
 
-SCHEMA: dict[str, Any] = {
-    "rule": pl.String,
-    "measured": pl.String,
-    "jobs": pl.Int32,
-    "jobs_shared": pl.Int32,
-    "wall_s_median": pl.Float64,
-    "wall_s_max": pl.Float64,
-    "wall_s": pl.Float64,
-    "cpu_s": pl.Float64,
-    "peak_rss_mb": pl.Float64,
-}
 #: How many parts of a run's place tell a rule's jobs apart: 1 is the model, 2 the data set, too.
 DEPTHS = {
     "fetch_model": 1,
@@ -74,7 +64,7 @@ def jobs_table(results: Path, runs: Iterable[str]) -> pl.DataFrame:
         found = [job for name in names if (job := _job(results, rule, name))]
         if found:
             rows.append(_row(rule, found))
-    return pl.DataFrame(rows, SCHEMA)
+    return pl.DataFrame(rows, table_schema("jobs"))
 
 
 def _row(rule: str, jobs: list[Job]) -> dict[str, Any]:

@@ -11,21 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import stats
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.statistics import Floats, percentile_interval
-
-SCHEMA = {
-    "model": pl.String,
-    "dataset": pl.String,
-    "metric": pl.String,
-    "correlation": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "n_dialogues": pl.Int64,
-    "n_turns": pl.Int64,
-    "gap_to_best": pl.Float64,
-    "gap_to_best_low": pl.Float64,
-    "gap_to_best_high": pl.Float64,
-}
 
 
 def predictors(
@@ -65,7 +52,7 @@ def predictors(
             row = identity | correlation.summary(options["confidence"])
             rows.append(row | _gap_to_best(best, correlation, options["confidence"]))
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
-    return pl.DataFrame(rows, SCHEMA).sort(order)
+    return pl.DataFrame(rows, table_schema("predictors")).sort(order)
 
 
 @dataclass(frozen=True)

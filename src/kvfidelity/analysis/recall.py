@@ -13,23 +13,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, clustered_share, holm
+from kvfidelity.records.declaration import schema
 from kvfidelity.records.grid import POSITIONS
 
 CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
 DEPTHS = ("gist", "middle", "recent", "unknown")
-#: What a person reads; left in the artifacts.
-TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
 SHARES = ("recalled", "answered")
 MEANS = ("recall_lost", "margin", "margin_lost")
-SCHEMA: dict[str, Any] = {
-    **dict.fromkeys((*CELL, "kind", "origin", "depth"), pl.String),
-    **{name + part: pl.Float64 for name in (*SHARES, *MEANS) for part in ("", "_low", "_high")},
-    **dict.fromkeys(("p", "effect"), pl.Float64),
-    **dict.fromkeys(("recalled_baseline", "chance", "evidence_retained_share"), pl.Float64),
-    **dict.fromkeys(("changed", "n_questions", "n_dialogues", "budget_tokens"), pl.Int64),
-}
 RECALL_STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")
 #: Share of recall that a reader would call a loss.
 MARGIN = 0.1
@@ -95,7 +88,7 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         dict(zip(keys, key, strict=True)) | _estimates(part, options)
         for key, part in considered.group_by(keys, maintain_order=True)
     ]
-    table = pl.DataFrame(rows, SCHEMA).sort(
+    table = pl.DataFrame(rows, schema(Cell, RecallGroup, RecallEstimates)).sort(
         *CELL[:2],
         *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
         *(rank_in("positions", POSITIONS), rank_in("depth", DEPTHS)),

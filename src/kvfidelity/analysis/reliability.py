@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import Floats, clustered_mean, finite, percentile_interval
 from kvfidelity.judges.corruptions import GOOD, INJECTION, KINDS, SHUFFLE
@@ -21,38 +22,6 @@ SCALE = 10
 SETTING = ("model", "dataset")
 #: Measures of the table, and what each is about; see `reliability`.
 AUC, REPEATS, AGREEMENT, INJECTED = "auc", "repeats", "agreement", "injection"
-SCHEMA: dict[str, Any] = {
-    "measure": pl.String,
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "against": pl.String,
-    "replies": pl.String,
-    "model": pl.String,
-    "dataset": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "share": pl.Float64,
-    "n": pl.Int64,
-    "n_good": pl.Int64,
-    "n_dialogues": pl.Int64,
-    "missing": pl.Int64,
-}
-COSTS: dict[str, Any] = {
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "rubric": pl.String,
-    "judged": pl.String,
-    "verdicts": pl.Int64,
-    "missing": pl.Int64,
-    "answers": pl.Int64,
-    "prompt_tokens": pl.Int64,
-    "completion_tokens": pl.Int64,
-    "usd": pl.Float64,
-    "unpriced": pl.Int64,
-}
 
 
 def reliability(
@@ -83,7 +52,7 @@ def reliability(
         judge_tests.filter(pl.col("repeat") == 0), ["item", "kind"], "corrupted", options
     )
     rows += _agreements(verdicts, ["run", "turn"], "run", options)
-    return pl.DataFrame(rows, SCHEMA)
+    return pl.DataFrame(rows, table_schema("reliability"))
 
 
 def gather_judge_tests(files: Sequence[Path], kind: str, schema: Mapping[str, Any]) -> pl.DataFrame:
@@ -141,7 +110,7 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
                     "unpriced": answered["cost_usd"].null_count(),
                 }
             )
-    return pl.DataFrame(rows, COSTS)
+    return pl.DataFrame(rows, table_schema("costs"))
 
 
 def auc(

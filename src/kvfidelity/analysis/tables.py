@@ -11,42 +11,23 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis import recall
+from kvfidelity.analysis.columns import (
+    RECALL_TEXTS,
+    SLOT_COLUMNS,
+    TURN_TEXTS,
+    table_schema,
+)
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, missing_if_not_finite
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, holm, weighted_mean
 from kvfidelity.analysis.window import by_token_index
 from kvfidelity.errors import UserError
+from kvfidelity.records.columns import INTEGRITY
 from kvfidelity.records.grid import POSITIONS, run_keys
 
 CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
-ESTIMATE = {
-    "mean": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "n_dialogues": pl.Int64,
-    "n_turns": pl.Int64,
-    "p": pl.Float64,
-    "effect": pl.Float64,
-}
-#: What a person reads; left in the artifacts, for the tables must fit in memory.
-TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
-#: Of evictions: which slots; the tables say which tokens.
-SLOT_COLUMNS = ("slot_spans", "position_spans")
-INTEGRITY = (
-    "retained_share",
-    "kept_spans",
-    "future_share",
-    "collisions",
-    "order_inversions",
-    "out_of_window_share",
-    "mean_offset_error",
-    "phase_distortion",
-    "phase_distortion_weighted",
-    "sinks_kept",
-    "evicted_attention_share",
-)
 
 
 def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
@@ -81,11 +62,11 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         for judge in settings["judging"]
     ]
     measured = {
-        "turns": _read(logged.drop(TEXTS)).join(metrics, on=["run", "turn"], how="left"),
+        "turns": _read(logged.drop(TURN_TEXTS)).join(metrics, on=["run", "turn"], how="left"),
         "evictions": _read(
             _scan(results / "generate", keys, "evictions.parquet").drop(SLOT_COLUMNS)
         ),
-        "recall": _read(recall_rows.drop(recall.TEXTS)),
+        "recall": _read(recall_rows.drop(RECALL_TEXTS)),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
     not_finite = counted(measured)
@@ -101,7 +82,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "verdicts": _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame(),
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
-        "predictors": predictors(turns, INTEGRITY, options),
+        "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
         "environments": environments(
             [results / "generate" / place / "turns.parquet" for place in keys],
@@ -166,10 +147,7 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
             | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
             | {name: part[name].mean() for name in INTEGRITY}
         )
-    schema = dict.fromkeys(CELL, pl.String) | ESTIMATE
-    schema |= {"kl_baseline": pl.Float64, "n_tokens": pl.Int64, "budget_tokens": pl.Int64}
-    schema["cache_bytes"] = pl.Float64
-    return pl.DataFrame(rows, schema | dict.fromkeys(INTEGRITY, pl.Float64)).sort(CELL)
+    return pl.DataFrame(rows, table_schema("policies")).sort(CELL)
 
 
 def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
@@ -189,9 +167,8 @@ def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         identity = dict(zip(("model", "dataset", "positions", "threshold"), key, strict=True))
         for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
             rows += _difference(part, "policy", first, second, identity, options)
-    schema: dict[str, Any] = {"factor": pl.String, "first": pl.String, "second": pl.String}
-    schema |= dict.fromkeys(CELL, pl.String) | ESTIMATE
-    frame = pl.DataFrame(rows, schema).sort("factor", *CELL, "first", "second")
+    frame = pl.DataFrame(rows, table_schema("contrasts")).drop("p_holm")
+    frame = frame.sort("factor", *CELL, "first", "second")
     return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
 
 

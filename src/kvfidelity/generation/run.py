@@ -29,7 +29,7 @@ from kvfidelity.generation.turn_row import failed_row, turn_row
 from kvfidelity.generation.turns import TurnOutcome, TurnSetting, run_turn
 from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.cache import PrefixCache
-from kvfidelity.records.columns import evictions_frame, recall_frame, turns_frame
+from kvfidelity.records.frames import evictions_frame, recall_frame, turns_frame
 from kvfidelity.sizes import size_in_tokens
 
 Progress = Callable[[dict[str, Any]], None]

@@ -11,7 +11,8 @@ from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.generation.turns import TurnOutcome
-from kvfidelity.records.columns import TURNS, integrity_values
+from kvfidelity.records.columns import TURNS
+from kvfidelity.records.frames import integrity_values
 
 
 def turn_row(

@@ -13,8 +13,8 @@ from kvfidelity.judges.base import Judge
 from kvfidelity.judges.corruptions import GOOD, INJECTION, with_injection
 from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, PairwiseJudge
 from kvfidelity.judges.registry import build_judge
-from kvfidelity.judges.verdict import CORRUPTION_VERDICTS
 from kvfidelity.metrics.text import text_metrics
+from kvfidelity.records.columns import CORRUPTION_VERDICTS
 
 
 def judge_corruptions(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 STATUS = ("ok", "failed", "refused", "truncated", "unparsable", "no_reply", "not_measured")
 
@@ -42,31 +44,11 @@ class Verdict:
             raise ValueError(f"a score is from 1 to 10, not {self.score}")
 
 
-SCHEMA = {
-    "turn": pl.Int32,
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "rubric": pl.String,
-    "score": pl.Int32,
-    "status": pl.String,
-    "reason": pl.String,
-    "prompt_tokens": pl.Int32,
-    "completion_tokens": pl.Int32,
-    "cost_usd": pl.Float64,
-    "request": pl.String,
-    "answers": pl.Int32,
-}
-#: Columns of verdicts on corruptions: which reply it is, and which repetition (0 is the first).
-CORRUPTION_VERDICTS = {
-    "item": pl.Int32,
-    "dialogue": pl.String,
-    "kind": pl.String,
-    "repeat": pl.Int32,
-    **SCHEMA,
-}
-
-
 def verdicts_frame(verdicts: Iterable[Verdict]) -> pl.DataFrame:
-    """Verdicts as a table."""
-    return pl.DataFrame([asdict(verdict) for verdict in verdicts], SCHEMA)
+    """Verdicts as a frame with the columns of `records.columns.VERDICTS`."""
+    # Here, for the Snakefile imports this module and no polars.
+    import polars as pl
+
+    from kvfidelity.records.columns import VERDICTS
+
+    return pl.DataFrame([asdict(verdict) for verdict in verdicts], VERDICTS)

@@ -11,23 +11,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import polars as pl
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.chrf import CHRF
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 ECHO = 4
-#: The fields of `TextMetrics` as columns.
-SCHEMA = {
-    **dict.fromkeys(("rep_2", "rep_3", "rep_4"), pl.Float64),
-    "longest_repeat_words": pl.Int32,
-    **dict.fromkeys(("compression_ratio", "echo_share", "chrf", "rouge_l"), pl.Float64),
-}
 
 
 @dataclass(frozen=True)
 class TextMetrics:
-    """Properties of one reply; None where a value is missing.
+    """Text metrics of one reply; None where a value is missing.
+
+    The columns are declared in `records.columns.TextMetrics`.
 
     rep_2, rep_3, rep_4: share of word n-grams that are repeats, 1 - distinct / all (Welleck et al.
         2020, arXiv 1908.04319).

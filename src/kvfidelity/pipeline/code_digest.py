@@ -49,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "src/kvfidelity/generation",
         "src/kvfidelity/prefix",
         "src/kvfidelity/records/columns.py",
+        "src/kvfidelity/records/frames.py",
         "src/kvfidelity/sizes.py",
         "src/kvfidelity/worker/job.py",
     ),

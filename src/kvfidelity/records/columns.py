@@ -1,253 +1,309 @@
-"""What is recorded of a run: one row per turn, one per eviction, one per question asked.
+"""The columns of every artifact: name, dtype, unit, meaning and the stage that writes them.
 
-`python -m kvfidelity.records.columns > src/kvfidelity/records/records.yaml` writes the columns
-down.
+They are declared here once. Frames are built with them, and docs/results.md and the report's
+glossary are made of them. Tables of the analysis are in `analysis.columns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Annotated
 
-import numpy as np
 import polars as pl
 
-from kvfidelity.cache.eviction_log import Eviction, advance, groups, span_edges
-from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.slots import SlotTable
-from kvfidelity.metrics.positions import Integrity
-from kvfidelity.records.schema_version import SCHEMA_VERSION
+from kvfidelity.records.declaration import Dtype, schema
 
 SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
 POSITION_SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))
 
-INTEGRITY = {
-    "retained_share": pl.Float64,
-    "kept_spans": pl.Float64,
-    "future_share": pl.Float64,
-    "collisions": pl.Float64,
-    "order_inversions": pl.Float64,
-    "out_of_window_share": pl.Float64,
-    "mean_offset_error": pl.Float64,
-    "phase_distortion": pl.Float64,
-    "phase_distortion_weighted": pl.Float64,
-    "sinks_kept": pl.Float64,
-    "evicted_attention_share": pl.Float64,
-}
 
-TURNS: dict[str, Any] = {
-    "model": pl.String,
-    "model_revision": pl.String,
-    "dataset": pl.String,
-    "dialogue": pl.String,
-    "dialogue_id": pl.String,
-    "policy": pl.String,
-    "kind": pl.String,
-    "parameters": pl.String,
-    "positions": pl.String,
-    "threshold": pl.String,
-    "trigger": pl.String,
-    "threshold_tokens": pl.Int32,
-    "target_tokens": pl.Int32,
-    "seed": pl.Int32,
-    "replies": pl.String,
-    "turn": pl.Int32,
-    "turns_total": pl.Int32,
-    "shared_prefix": pl.Boolean,
-    "scores_collected": pl.Boolean,
-    "prompt_tokens": pl.Int32,
-    "reply_tokens": pl.Int32,
-    "tokens_seen_start": pl.Int32,
-    "tokens_seen_end": pl.Int32,
-    "slots_start": pl.Int32,
-    "slots_after_prefill": pl.Int32,
-    "slots_after_eviction": pl.Int32,
-    "slots_end": pl.Int32,
-    "slots_peak": pl.Int32,
-    "next_position": pl.Int32,
-    "cache_bytes_start": pl.Int64,
-    "cache_bytes_after_prefill": pl.Int64,
-    "cache_bytes_after_eviction": pl.Int64,
-    "cache_bytes_end": pl.Int64,
-    "cache_bytes_peak": pl.Int64,
-    "token_bytes": pl.Int64,
-    "peak_device_bytes": pl.Int64,
-    "evictions": pl.Int32,
-    "evicted_tokens": pl.Int32,
-    "eviction_s": pl.Float64,
-    "scoring_s": pl.Float64,
-    "prefill_s": pl.Float64,
-    "ttft_s": pl.Float64,
-    "tpot_s": pl.Float64,
-    "decode_tokens_per_s": pl.Float64,
-    "concurrency": pl.Int32,
-    "batch_tokens_per_s": pl.Float64,
-    "prompt": pl.String,
-    "reply": pl.String,
-    "reference": pl.String,
-    "finish_reason": pl.String,
-    "reply_token_count": pl.Int32,
-    "reference_nll": pl.Float64,
-    "reference_tokens": pl.Int32,
-    "reference_token_nll": pl.List(pl.Float32),
-    "kl_baseline": pl.Float64,
-    "reply_nll": pl.Float64,
-    "reply_nll_baseline": pl.Float64,
-    **INTEGRITY,
-    "trained_window": pl.Int32,
-    "device": pl.String,
-    "dtype": pl.String,
-}
+class RunIdentity:
+    """Which run and turn a row of turns is."""
 
-EVICTIONS: dict[str, Any] = {
-    "turn": pl.Int32,
-    "step": pl.Int32,
-    "tokens_seen": pl.Int32,
-    "slots_before": pl.Int32,
-    "slots_after": pl.Int32,
-    "group": pl.String,
-    "slot_spans": SPANS,
-    "token_spans": SPANS,
-    "position_spans": POSITION_SPANS,
-    "next_position": pl.Int32,
-    "eviction_s": pl.Float64,
-    "scoring_s": pl.Float64,
-    "attention_share": pl.Float64,
-}
-
-RECALL: dict[str, Any] = {
-    "model": pl.String,
-    "dataset": pl.String,
-    "dialogue": pl.String,
-    "dialogue_id": pl.String,
-    "policy": pl.String,
-    "kind": pl.String,
-    "positions": pl.String,
-    "threshold": pl.String,
-    "target_tokens": pl.Int32,
-    "seed": pl.Int32,
-    "replies": pl.String,
-    "turn": pl.Int32,
-    "probe": pl.Int32,
-    "origin": pl.String,
-    "depth": pl.String,
-    "subject": pl.String,
-    "evidence_turn": pl.Int32,
-    "evidence_retained_share": pl.Float64,
-    "slots": pl.Int32,
-    "evictions": pl.Int32,
-    "question": pl.String,
-    "answer": pl.String,
-    "distractors": pl.List(pl.String),
-    "answer_nll": pl.Float64,
-    "distractor_nll": pl.List(pl.Float64),
-    "margin": pl.Float64,
-    "chosen": pl.Boolean,
-    "reply": pl.String,
-    "answered": pl.Boolean,
-}
-
-
-def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """One row per question asked; a missing key is an error."""
-    return pl.DataFrame([[row[name] for name in RECALL] for row in rows], RECALL, orient="row")
-
-
-def turns_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Turn rows as a frame; a missing value must be given as None, a missing key is an error."""
-    return pl.DataFrame([[row[name] for name in TURNS] for row in rows], TURNS, orient="row")
-
-
-def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame:
-    """The eviction log as a frame: one row per eviction and keep set, in run-length form."""
-    slots = SlotTable(mode)
-    rows = []
-    spans: dict[str, list[dict[str, np.ndarray]]] = {
-        "slot_spans": [],
-        "token_spans": [],
-        "position_spans": [],
-    }
-    for eviction in log:
-        advance(slots, eviction)
-        token = dict(groups(slots.token_index))
-        position = dict(groups(slots.position))
-        for name, kept in groups(eviction.kept):
-            rows.append(
-                {
-                    "turn": eviction.turn,
-                    "step": eviction.step,
-                    "tokens_seen": eviction.tokens_seen,
-                    "slots_before": eviction.slots_before,
-                    "slots_after": eviction.slots_after,
-                    "group": name,
-                    "next_position": slots.next_position,
-                    "eviction_s": eviction.eviction_s,
-                    "scoring_s": eviction.scoring_s,
-                    "attention_share": eviction.attention_share,
-                }
-            )
-            spans["slot_spans"].append(_spans(kept))
-            spans["token_spans"].append(_spans(token.get(name, token.get("shared"))))
-            spans["position_spans"].append(
-                _position_spans(position.get(name, position.get("shared")))
-            )
-    schema = {name: kind for name, kind in EVICTIONS.items() if name not in spans}
-    columns = [_list_column(name, parts) for name, parts in spans.items()]
-    return pl.DataFrame(rows, schema).with_columns(columns).select(list(EVICTIONS))
-
-
-def integrity_values(found: Integrity, log: Iterable[Eviction]) -> dict[str, float | None]:
-    """The integrity columns; the evicted share compounds over the run's evictions."""
-    kept: float | None = 1.0
-    for eviction in log:
-        share = eviction.attention_share
-        kept = None if kept is None or share is None else kept * (1 - share)
-    return asdict(found) | {"evicted_attention_share": None if kept is None else 1 - kept}
-
-
-def _spans(numbers: Any) -> dict[str, np.ndarray]:
-    starts, stops = span_edges(numbers)
-    return {"start": starts, "stop": stops}
-
-
-def _position_spans(position: Any) -> dict[str, np.ndarray]:
-    """Slots start..stop hold the positions from `position` on."""
-    first, last = span_edges(position)
-    stops = np.cumsum(last - first)
-    return {"start": stops - (last - first), "stop": stops, "position": first}
-
-
-def _list_column(name: str, parts: list[dict[str, np.ndarray]]) -> pl.Series:
-    """One list of structs per part, made at once: keep sets per head have many runs."""
-    if not parts:
-        return pl.Series(name, [], EVICTIONS[name])
-    fields = list(parts[0])
-    lengths = [part[fields[0]].size for part in parts]
-    flat = pl.DataFrame(
-        {field: np.concatenate([part[field] for part in parts]) for field in fields}
+    stage = "generate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    model_revision: Annotated[Dtype, "", "revision or checksum of the weights"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
+    dialogue_id: Annotated[Dtype, "", "the dialogue's own id in its dataset"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
+    parameters: Annotated[Dtype, "", "the policy's parameters, as JSON"] = pl.String
+    positions: Annotated[Dtype, "", "position mode: stale, original or rerotated"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold; none for the baseline"] = pl.String
+    trigger: Annotated[Dtype, "", "when the policy is asked: paper, turn, prompt or step"] = (
+        pl.String
     )
-    rows = flat.select(
-        pl.struct(pl.col(fields).cast(pl.Int32)).alias(name),
-        row=pl.Series(np.repeat(np.arange(len(parts)), lengths)),
+    threshold_tokens: Annotated[Dtype, "tokens", "cache size that triggers an eviction"] = pl.Int32
+    target_tokens: Annotated[Dtype, "tokens", "cache size after an eviction"] = pl.Int32
+    seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
+    replies: Annotated[Dtype, "", "which replies enter the cache: own or reference"] = pl.String
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
+    turns_total: Annotated[Dtype, "turns", "turns that the run plays"] = pl.Int32
+
+
+class TurnMeasures:
+    """What is measured of a turn."""
+
+    stage = "generate"
+    shared_prefix: Annotated[
+        Dtype, "", "the turn was computed once for all policies, before the first eviction"
+    ] = pl.Boolean
+    scores_collected: Annotated[Dtype, "", "attention scores were collected"] = pl.Boolean
+    prompt_tokens: Annotated[Dtype, "tokens", "fed before the reply, chat template included"] = (
+        pl.Int32
     )
-    lists = rows.group_by("row", maintain_order=True).agg(name)
-    whole = pl.DataFrame({"row": np.arange(len(parts))}).join(
-        lists, "row", "left", maintain_order="left"
+    reply_tokens: Annotated[Dtype, "tokens", "fed as the reply"] = pl.Int32
+    tokens_seen_start: Annotated[Dtype, "tokens", "fed before the turn"] = pl.Int32
+    tokens_seen_end: Annotated[Dtype, "tokens", "fed by the end of the turn"] = pl.Int32
+    slots_start: Annotated[Dtype, "slots", "cached when the turn starts"] = pl.Int32
+    slots_after_prefill: Annotated[Dtype, "slots", "cached after the prompt was fed"] = pl.Int32
+    slots_after_eviction: Annotated[
+        Dtype, "slots", "cached after the turn's last eviction; missing if it has none"
+    ] = pl.Int32
+    slots_end: Annotated[Dtype, "slots", "cached at the end of the turn"] = pl.Int32
+    slots_peak: Annotated[Dtype, "slots", "most that were cached during the turn"] = pl.Int32
+    next_position: Annotated[Dtype, "positions", "position of the reply's first token"] = pl.Int32
+    cache_bytes_start: Annotated[Dtype, "bytes", "size of the cache when the turn starts"] = (
+        pl.Int64
     )
-    return whole[name].fill_null([])
+    cache_bytes_after_prefill: Annotated[Dtype, "bytes", "size after the prompt was fed"] = pl.Int64
+    cache_bytes_after_eviction: Annotated[Dtype, "bytes", "size after the turn's last eviction"] = (
+        pl.Int64
+    )
+    cache_bytes_end: Annotated[Dtype, "bytes", "size at the end of the turn"] = pl.Int64
+    cache_bytes_peak: Annotated[Dtype, "bytes", "largest size during the turn"] = pl.Int64
+    token_bytes: Annotated[Dtype, "bytes", "size of one slot over all layers"] = pl.Int64
+    peak_device_bytes: Annotated[
+        Dtype, "bytes", "most memory that PyTorch had allocated on the GPU; missing on a CPU"
+    ] = pl.Int64
+    evictions: Annotated[Dtype, "", "evictions of the turn"] = pl.Int32
+    evicted_tokens: Annotated[Dtype, "tokens", "evicted in the turn"] = pl.Int32
+    eviction_s: Annotated[Dtype, "s", "time spent on evictions, scoring aside"] = pl.Float64
+    scoring_s: Annotated[Dtype, "s", "time spent on scores for the policy"] = pl.Float64
+    prefill_s: Annotated[Dtype, "s", "time until the prompt was fed"] = pl.Float64
+    ttft_s: Annotated[Dtype, "s", "time to the first token of the model's own reply"] = pl.Float64
+    tpot_s: Annotated[Dtype, "s", "time per further token of the model's own reply"] = pl.Float64
+    decode_tokens_per_s: Annotated[Dtype, "tokens/s", "1 / tpot_s"] = pl.Float64
+    concurrency: Annotated[Dtype, "sequences", "most sequences that were decoded together"] = (
+        pl.Int32
+    )
+    batch_tokens_per_s: Annotated[Dtype, "tokens / s", "of all sequences decoded together"] = (
+        pl.Float64
+    )
+    prompt: Annotated[Dtype, "", "what the user says"] = pl.String
+    reply: Annotated[Dtype, "", "the model's own reply; missing if none was generated"] = pl.String
+    reference: Annotated[Dtype, "", "the dataset's reply"] = pl.String
+    finish_reason: Annotated[
+        Dtype, "", "how the own reply ended: eos, length, not_generated, out_of_memory"
+    ] = pl.String
+    reply_token_count: Annotated[Dtype, "tokens", "length of the model's own reply"] = pl.Int32
+    reference_nll: Annotated[
+        Dtype, "nats / token", "mean negative log-likelihood of the reference reply"
+    ] = pl.Float64
+    reference_tokens: Annotated[Dtype, "tokens", "tokens that reference_nll is over"] = pl.Int32
+    reference_token_nll: Annotated[Dtype, "nats", "NLL of each token of the reference reply"] = (
+        pl.List(pl.Float32)
+    )
+    kl_baseline: Annotated[
+        Dtype,
+        "nats / token",
+        "KL divergence from the baseline's next-token distribution to this one",
+    ] = pl.Float64
+    reply_nll: Annotated[Dtype, "nats / token", "mean NLL of the own reply under its own cache"] = (
+        pl.Float64
+    )
+    reply_nll_baseline: Annotated[
+        Dtype, "nats / token", "mean NLL of the own reply under the baseline's cache"
+    ] = pl.Float64
 
 
-def record_schemas() -> str:
-    """Columns and types of all tables with the schema version, as YAML."""
-    tables = {"turns": TURNS, "evictions": EVICTIONS, "recall": RECALL}
-    lines = ["# Made by `python -m kvfidelity.records.columns`; units are part of a column's name."]
-    lines.append(f"schema_version: {SCHEMA_VERSION}")
-    for name, columns in tables.items():
-        lines.append(f"{name}:")
-        lines += [f'  {column}: "{kind}"' for column, kind in pl.Schema(columns).items()]
-    return "\n".join(lines) + "\n"
+class Integrity:
+    """Positional integrity of the cache when a reply starts; formulas in `metrics.positions`."""
+
+    stage = "generate"
+    retained_share: Annotated[Dtype, "share", "cached slots per token seen"] = pl.Float64
+    kept_spans: Annotated[Dtype, "spans", "contiguous stretches of kept tokens"] = pl.Float64
+    future_share: Annotated[Dtype, "share", "slots whose position is not before the query's"] = (
+        pl.Float64
+    )
+    collisions: Annotated[Dtype, "slots", "slots whose position an earlier slot has already"] = (
+        pl.Float64
+    )
+    order_inversions: Annotated[
+        Dtype, "pairs", "pairs of slots whose positions are in the wrong order"
+    ] = pl.Float64
+    out_of_window_share: Annotated[
+        Dtype, "share", "slots farther from the query than the trained window"
+    ] = pl.Float64
+    mean_offset_error: Annotated[
+        Dtype, "positions", "mean distance between the offset RoPE encodes and the true offset"
+    ] = pl.Float64
+    phase_distortion: Annotated[
+        Dtype, "0 to 2", "mean of 1 - cos(theta_k * offset error) over slots and frequencies k"
+    ] = pl.Float64
+    phase_distortion_weighted: Annotated[
+        Dtype, "0 to 2", "phase_distortion, slots weighted by the attention they receive"
+    ] = pl.Float64
+    sinks_kept: Annotated[Dtype, "tokens", "how many of the first four tokens are cached"] = (
+        pl.Float64
+    )
+    evicted_attention_share: Annotated[
+        Dtype, "share", "attention that the run's evictions removed, compounded"
+    ] = pl.Float64
 
 
-if __name__ == "__main__":
-    print(record_schemas(), end="")
+class TurnSetting:
+    """What a turn ran on."""
+
+    stage = "generate"
+    trained_window: Annotated[Dtype, "tokens", "context length that the model was trained for"] = (
+        pl.Int32
+    )
+    device: Annotated[Dtype, "", "name of the GPU, or cpu"] = pl.String
+    dtype: Annotated[Dtype, "", "number format of weights and cache"] = pl.String
+
+
+class TextMetrics:
+    """Properties of the model's own reply; definitions in `metrics.text`."""
+
+    stage = "measure"
+    rep_2: Annotated[Dtype, "share", "word 2-grams of the reply that are repeats"] = pl.Float64
+    rep_3: Annotated[Dtype, "share", "word 3-grams of the reply that are repeats"] = pl.Float64
+    rep_4: Annotated[Dtype, "share", "word 4-grams of the reply that are repeats"] = pl.Float64
+    longest_repeat_words: Annotated[Dtype, "words", "longest span of words that occurs twice"] = (
+        pl.Int32
+    )
+    compression_ratio: Annotated[Dtype, "ratio", "bytes of the reply per byte of its zlib form"] = (
+        pl.Float64
+    )
+    echo_share: Annotated[
+        Dtype, "share", "words in runs of four or more that are copied from the prompt"
+    ] = pl.Float64
+    chrf: Annotated[Dtype, "0 to 100", "chrF2 against the reference reply"] = pl.Float64
+    rouge_l: Annotated[Dtype, "0 to 1", "ROUGE-L F1 against the reference reply"] = pl.Float64
+
+
+class Evictions:
+    """The eviction log: one row per eviction and keep set."""
+
+    stage = "generate"
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
+    step: Annotated[Dtype, "", "number of the eviction in the run, from 0"] = pl.Int32
+    tokens_seen: Annotated[Dtype, "tokens", "fed before the eviction"] = pl.Int32
+    slots_before: Annotated[Dtype, "slots", "cached before the eviction"] = pl.Int32
+    slots_after: Annotated[Dtype, "slots", "cached after the eviction"] = pl.Int32
+    group: Annotated[Dtype, "", "whose keep set: shared, or a layer's or a head's"] = pl.String
+    slot_spans: Annotated[Dtype, "slots", "which slots survive, as [start, stop)"] = SPANS
+    token_spans: Annotated[Dtype, "token index", "which tokens survive, as [start, stop)"] = SPANS
+    position_spans: Annotated[
+        Dtype, "slots", "slots [start, stop) hold the positions from `position` on"
+    ] = POSITION_SPANS
+    next_position: Annotated[Dtype, "positions", "position of the next fed token"] = pl.Int32
+    eviction_s: Annotated[Dtype, "s", "time of the eviction, scoring aside"] = pl.Float64
+    scoring_s: Annotated[Dtype, "s", "time spent on its scores"] = pl.Float64
+    attention_share: Annotated[
+        Dtype, "share", "attention that the evicted slots received; missing without scores"
+    ] = pl.Float64
+
+
+class Recall:
+    """One row per recall question."""
+
+    stage = "generate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
+    dialogue_id: Annotated[Dtype, "", "the dialogue's own id in its dataset"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
+    positions: Annotated[Dtype, "", "position mode: stale, original or rerotated"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold; none for the baseline"] = pl.String
+    target_tokens: Annotated[Dtype, "tokens", "cache size after an eviction"] = pl.Int32
+    seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
+    replies: Annotated[Dtype, "", "which replies enter the cache: own or reference"] = pl.String
+    turn: Annotated[Dtype, "", "turn after which the question is put"] = pl.Int32
+    probe: Annotated[Dtype, "", "number of the question in the run, from 0"] = pl.Int32
+    origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own question"] = pl.String
+    depth: Annotated[
+        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+    ] = pl.String
+    subject: Annotated[Dtype, "", "what the question is about"] = pl.String
+    evidence_turn: Annotated[Dtype, "", "turn whose message holds the answer"] = pl.Int32
+    evidence_retained_share: Annotated[
+        Dtype, "share", "tokens of the message with the answer that are still cached"
+    ] = pl.Float64
+    slots: Annotated[Dtype, "slots", "cached when the question is put"] = pl.Int32
+    evictions: Annotated[Dtype, "", "evictions of the run so far"] = pl.Int32
+    question: Annotated[Dtype, "", "the question"] = pl.String
+    answer: Annotated[Dtype, "", "the right answer"] = pl.String
+    distractors: Annotated[Dtype, "", "wrong answers"] = pl.List(pl.String)
+    answer_nll: Annotated[Dtype, "nats / token", "mean NLL of the right answer"] = pl.Float64
+    distractor_nll: Annotated[Dtype, "nats / token", "mean NLL of each distractor"] = pl.List(
+        pl.Float64
+    )
+    margin: Annotated[
+        Dtype, "nats / token", "NLL of the best distractor minus that of the right answer"
+    ] = pl.Float64
+    chosen: Annotated[Dtype, "", "the right answer is likelier than every distractor"] = pl.Boolean
+    reply: Annotated[Dtype, "", "the model's own answer; missing if none was generated"] = pl.String
+    answered: Annotated[Dtype, "", "the model's own answer holds the right one"] = pl.Boolean
+
+
+class TurnNumber:
+    """Which turn a row of metrics is of."""
+
+    stage = "measure"
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
+
+
+class Verdicts:
+    """One judge's verdict on one reply."""
+
+    stage = "judge"
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    judge_kind: Annotated[Dtype, "", "kind of the judge, such as formula"] = pl.String
+    judge_model: Annotated[Dtype, "", "model that the judge asks; empty for a formula"] = pl.String
+    rubric: Annotated[Dtype, "", "digest of the rubric"] = pl.String
+    score: Annotated[Dtype, "1 to 10", "the verdict; missing unless status is ok"] = pl.Int32
+    status: Annotated[
+        Dtype, "", "ok, or why there is no score: failed, refused, truncated, unparsable, ..."
+    ] = pl.String
+    reason: Annotated[Dtype, "", "the judge's reason, or why there is no score"] = pl.String
+    prompt_tokens: Annotated[Dtype, "tokens", "of the request, by the endpoint's count"] = pl.Int32
+    completion_tokens: Annotated[Dtype, "tokens", "of the answers, by the endpoint's count"] = (
+        pl.Int32
+    )
+    cost_usd: Annotated[Dtype, "USD", "price of all answers; missing without a price"] = pl.Float64
+    request: Annotated[Dtype, "", "hash of the request; verdicts that share it were paid once"] = (
+        pl.String
+    )
+    answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int32
+
+
+class CorruptedReply:
+    """Which planted reply a verdict of a judge's test is on."""
+
+    stage = "test_judge"
+    item: Annotated[Dtype, "", "number of the reply"] = pl.Int32
+    dialogue: Annotated[Dtype, "", "dialogue that it is from"] = pl.String
+    kind: Annotated[Dtype, "", "good, or the corruption"] = pl.String
+    repeat: Annotated[Dtype, "", "which time the verdict was asked for, from 0"] = pl.Int32
+
+
+INTEGRITY = schema(Integrity)
+TURNS = schema(RunIdentity, TurnMeasures, Integrity, TurnSetting)
+EVICTIONS = schema(Evictions)
+RECALL = schema(Recall)
+METRICS = schema(TurnNumber, TextMetrics)
+VERDICTS = schema(Verdicts)
+CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
+#: What each artifact's columns are declared by.
+ARTIFACTS: dict[str, tuple[type, ...]] = {
+    "turns": (RunIdentity, TurnMeasures, Integrity, TurnSetting),
+    "evictions": (Evictions,),
+    "recall": (Recall,),
+    "metrics": (TurnNumber, TextMetrics),
+    "verdicts": (Verdicts,),
+    "judge_test": (CorruptedReply, Verdicts),
+}

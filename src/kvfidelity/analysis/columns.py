@@ -1,0 +1,594 @@
+"""The columns of every table: declared here, or taken from the artifact that they come from.
+
+`TABLES` holds them by table. Tables are built with these schemas where rows are made one by one;
+a test compares the others with what is built. docs/results.md and the page's glossary show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import polars as pl
+
+from kvfidelity.records.columns import ARTIFACTS, Integrity
+from kvfidelity.records.declaration import ColumnInfo, Dtype, columns
+
+#: Texts and lists of the artifacts; tables leave them out, for they must fit in memory.
+TURN_TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
+RECALL_TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
+#: The log's slots; tables say which tokens.
+SLOT_COLUMNS = ("slot_spans", "position_spans")
+
+
+class Run:
+    """Which run a row is from."""
+
+    stage = "aggregate"
+    run: Annotated[
+        Dtype, "", "model/dataset/policy/positions/threshold/seed/dialogue: the artifact's folder"
+    ] = pl.String
+
+
+class Excess:
+    """What the table of turns adds to the artifact."""
+
+    stage = "aggregate"
+    baseline_nll: Annotated[
+        Dtype, "nats / token", "reference_nll of the baseline on the same turn"
+    ] = pl.Float64
+    after_eviction: Annotated[
+        Dtype, "", "an eviction has happened in this run before or in this turn"
+    ] = pl.Boolean
+    inside_window: Annotated[
+        Dtype, "", "the baseline is within its trained window at the end of the turn"
+    ] = pl.Boolean
+    prefill_overshoot_share: Annotated[
+        Dtype,
+        "share",
+        "how far the prompt alone took the cache past the threshold, as a share of it",
+    ] = pl.Float64
+    excess_nll: Annotated[Dtype, "nats / token", "reference_nll minus baseline_nll: the loss"] = (
+        pl.Float64
+    )
+
+
+class Cell:
+    """Which cell a row is of."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    positions: Annotated[Dtype, "", "position mode: stale, original or rerotated"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold; none for the baseline"] = pl.String
+
+
+class Dialogues:
+    """One row per run: what its turns sum up to."""
+
+    stage = "aggregate"
+    dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
+    seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
+    replies: Annotated[Dtype, "", "which replies enter the cache: own or reference"] = pl.String
+    turns: Annotated[Dtype, "turns", "turns of the run"] = pl.UInt32
+    turns_after_eviction: Annotated[Dtype, "turns", "turns that excess_nll is over"] = pl.UInt32
+    tokens_seen: Annotated[Dtype, "tokens", "fed by the end of the run"] = pl.Int32
+    evictions: Annotated[Dtype, "", "evictions of the run"] = pl.Int32
+    cache_bytes_peak: Annotated[Dtype, "bytes", "largest size of the cache"] = pl.Int64
+    prefill_overshoot_share: Annotated[Dtype, "share", "largest of the run's turns"] = pl.Float64
+    excess_nll: Annotated[
+        Dtype, "nats / token", "token-weighted mean over turns after an eviction, inside the window"
+    ] = pl.Float64
+    out_of_memory: Annotated[Dtype, "turns", "turns that ran out of memory"] = pl.UInt32
+    prefill_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
+    scoring_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
+    eviction_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
+
+
+class RunColumns:
+    """Which cell and dialogue a row of evictions or verdicts is of."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    positions: Annotated[Dtype, "", "position mode: stale, original or rerotated"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold; none for the baseline"] = pl.String
+    seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
+
+
+class PolicyMean:
+    """The estimate of policies."""
+
+    stage = "aggregate"
+    mean: Annotated[
+        Dtype, "nats / token", "excess NLL: token-weighted mean over turns after an eviction"
+    ] = pl.Float64
+
+
+class Interval:
+    """An estimate's interval over dialogues."""
+
+    stage = "aggregate"
+    low: Annotated[Dtype, "as the mean", "lower end of the interval; missing with one dialogue"] = (
+        pl.Float64
+    )
+    high: Annotated[Dtype, "as the mean", "upper end of the interval"] = pl.Float64
+
+
+class Counts:
+    """What an estimate is over."""
+
+    stage = "aggregate"
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
+
+
+class SignedRank:
+    """The test of an estimate against 0."""
+
+    stage = "aggregate"
+    p: Annotated[Dtype, "0 to 1", "Wilcoxon's signed-rank over the dialogues' means, two-sided"] = (
+        pl.Float64
+    )
+    effect: Annotated[Dtype, "-1 to 1", "matched-pairs rank-biserial correlation of the same"] = (
+        pl.Float64
+    )
+
+
+class Policies:
+    """What policies hold next to the estimate and integrity."""
+
+    stage = "aggregate"
+    kl_baseline: Annotated[Dtype, "nats / token", "token-weighted mean"] = pl.Float64
+    n_tokens: Annotated[Dtype, "tokens", "reference tokens of these turns"] = pl.Int64
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+    cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
+        pl.Float64
+    )
+
+
+class ContrastSides:
+    """What a contrast compares."""
+
+    stage = "aggregate"
+    factor: Annotated[Dtype, "", "what differs: positions or policy"] = pl.String
+    first: Annotated[Dtype, "", "value of the factor that is subtracted from"] = pl.String
+    second: Annotated[Dtype, "", "value of the factor that is subtracted"] = pl.String
+
+
+class ContrastMean:
+    """The estimate of contrasts."""
+
+    stage = "aggregate"
+    mean: Annotated[
+        Dtype, "nats / token", "excess NLL of first minus second on the same dialogue and turn"
+    ] = pl.Float64
+
+
+class Holm:
+    """p over the table."""
+
+    stage = "aggregate"
+    p_holm: Annotated[Dtype, "0 to 1", "p, adjusted over the whole table by Holm's method"] = (
+        pl.Float64
+    )
+
+
+class Predictors:
+    """How well an integrity metric orders turns by their loss."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    metric: Annotated[Dtype, "", "column of turns that is correlated with excess_nll"] = pl.String
+    correlation: Annotated[
+        Dtype, "-1 to 1", "Spearman's, over turns after an eviction and inside the window"
+    ] = pl.Float64
+    low: Annotated[
+        Dtype, "-1 to 1", "lower end; missing if over a tenth of the resamples leave it undefined"
+    ] = pl.Float64
+    high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
+    gap_to_best: Annotated[
+        Dtype, "0 to 1", "by how much the strongest metric's correlation is stronger, signs aside"
+    ] = pl.Float64
+    gap_to_best_low: Annotated[Dtype, "-1 to 1", "lower end of its interval"] = pl.Float64
+    gap_to_best_high: Annotated[Dtype, "-1 to 1", "upper end of its interval"] = pl.Float64
+
+
+class Window:
+    """NLL of the baseline's reference replies by token index."""
+
+    stage = "aggregate"
+    run: Annotated[
+        Dtype, "", "model/dataset/policy/positions/threshold/seed/dialogue: the artifact's folder"
+    ] = pl.String
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
+    seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
+    trained_window: Annotated[Dtype, "tokens", "context length that the model was trained for"] = (
+        pl.Int32
+    )
+    start: Annotated[Dtype, "token index", "first token of the stretch"] = pl.Int64
+    stop: Annotated[Dtype, "token index", "first token after the stretch"] = pl.Int64
+    nll: Annotated[Dtype, "nats / token", "mean NLL of the stretch's reference tokens"] = pl.Float64
+    tokens: Annotated[Dtype, "tokens", "reference tokens in the stretch"] = pl.UInt32
+
+
+class WindowChanges:
+    """How the baseline's NLL changes along the trained window, per model and dataset."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    change: Annotated[
+        Dtype,
+        "",
+        "nll_change_at_window (the quarter window past the edge), nll_change_beyond_window (1.25 "
+        "to 1.5 windows), both against the last quarter before it; nll_drift_inside (that quarter "
+        "against the one before)",
+    ] = pl.String
+    mean: Annotated[Dtype, "nats / token", "token-weighted mean over runs"] = pl.Float64
+    low: Annotated[
+        Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
+    ] = pl.Float64
+    high: Annotated[Dtype, "nats / token", "upper end of the interval"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
+    n_runs: Annotated[Dtype, "runs", "baseline runs that the estimate is over"] = pl.Int64
+
+
+class Environments:
+    """One row per set of versions, hardware and code behind a model's runs."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    hardware: Annotated[Dtype, "", "name of the GPU, or the CPU's architecture"] = pl.String
+    dtype: Annotated[Dtype, "", "number format of weights and cache"] = pl.String
+    code: Annotated[Dtype, "", "digest of the code that a run depends on"] = pl.String
+    versions: Annotated[Dtype, "", "of Python and of the packages that compute"] = pl.String
+    runs: Annotated[Dtype, "runs", "runs made in this environment"] = pl.Int64
+
+
+class RecallPairs:
+    """What the table of recall adds to the artifact."""
+
+    stage = "aggregate"
+    trigger: Annotated[Dtype, "", "when the policy is asked: paper, turn, prompt or step"] = (
+        pl.String
+    )
+    inside_window: Annotated[
+        Dtype, "", "the baseline is within its trained window at the end of the turn"
+    ] = pl.Boolean
+    chance: Annotated[Dtype, "share", "share of such questions that guessing answers"] = pl.Float64
+    after_eviction: Annotated[Dtype, "", "an eviction had happened before the question"] = (
+        pl.Boolean
+    )
+    recalled: Annotated[Dtype, "0 or 1", "the right answer is likelier than every distractor"] = (
+        pl.Float64
+    )
+    recall_lost: Annotated[Dtype, "-1 to 1", "the baseline's recalled minus this one's"] = (
+        pl.Float64
+    )
+    margin_lost: Annotated[Dtype, "nats / token", "the baseline's margin minus this one's"] = (
+        pl.Float64
+    )
+
+
+class RecallGroup:
+    """Which questions a row of recall_by_depth is over."""
+
+    stage = "aggregate"
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
+    origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own questions"] = pl.String
+    depth: Annotated[
+        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+    ] = pl.String
+
+
+class RecallEstimates:
+    """Recall over questions after an eviction; of the baseline over all."""
+
+    stage = "aggregate"
+    recalled: Annotated[Dtype, "share", "questions answered right: the likeliest answer"] = (
+        pl.Float64
+    )
+    recalled_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    recalled_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
+    answered: Annotated[Dtype, "share", "questions whose own answer holds the right one"] = (
+        pl.Float64
+    )
+    answered_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    answered_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
+    recall_lost: Annotated[Dtype, "share", "mean, paired with the baseline by question"] = (
+        pl.Float64
+    )
+    recall_lost_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    recall_lost_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
+    margin: Annotated[
+        Dtype, "nats / token", "mean by which the right answer leads the best distractor"
+    ] = pl.Float64
+    margin_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    margin_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    margin_lost: Annotated[Dtype, "nats / token", "mean, paired with the baseline by question"] = (
+        pl.Float64
+    )
+    margin_lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    margin_lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    p: Annotated[Dtype, "0 to 1", "signed-rank test of margin_lost, as in contrasts"] = pl.Float64
+    effect: Annotated[Dtype, "-1 to 1", "effect of margin_lost, as in contrasts"] = pl.Float64
+    recalled_baseline: Annotated[Dtype, "share", "the baseline's share of the same questions"] = (
+        pl.Float64
+    )
+    chance: Annotated[Dtype, "share", "share of such questions that guessing answers"] = pl.Float64
+    evidence_retained_share: Annotated[
+        Dtype, "share", "mean share of the evidence's tokens that are still cached"
+    ] = pl.Float64
+    changed: Annotated[
+        Dtype, "questions", "right in one of the two runs and wrong in the other"
+    ] = pl.Int64
+    n_questions: Annotated[Dtype, "questions", "questions that the estimates are over"] = pl.Int64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+
+
+class NotFinite:
+    """Measured values that are NaN or infinite: they are missing in all tables."""
+
+    stage = "aggregate"
+    table: Annotated[Dtype, "", "table of the measured values"] = pl.String
+    column: Annotated[Dtype, "", "its column"] = pl.String
+    runs: Annotated[Dtype, "runs", "runs that have such values"] = pl.Int64
+    values: Annotated[Dtype, "values", "how many such values there are"] = pl.Int64
+
+
+class VerdictJudge:
+    """Whose verdicts a row is over."""
+
+    stage = "aggregate"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+
+
+class VerdictMeans:
+    """Mean verdict on the own replies of a cell, in whatever turn."""
+
+    stage = "aggregate"
+    mean: Annotated[Dtype, "1 to 10", "mean score"] = pl.Float64
+    low: Annotated[Dtype, "1 to 10", "lower end of the interval; missing with one dialogue"] = (
+        pl.Float64
+    )
+    high: Annotated[Dtype, "1 to 10", "upper end of the interval"] = pl.Float64
+    n: Annotated[Dtype, "verdicts", "verdicts that the mean is over"] = pl.Int64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the mean is over"] = pl.Int64
+    missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+
+
+class MissingVerdicts:
+    """How many verdicts are missing, by judge and reason."""
+
+    stage = "aggregate"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    status: Annotated[Dtype, "", "why: failed, refused, truncated, unparsable, not_measured"] = (
+        pl.String
+    )
+    missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+
+
+class OwnReplies:
+    """The model's own replies after an eviction, and all of the baseline."""
+
+    stage = "aggregate"
+    mean: Annotated[
+        Dtype, "nats / token", "reply_nll_baseline: token-weighted mean; high if a reply is lost"
+    ] = pl.Float64
+    low: Annotated[
+        Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
+    ] = pl.Float64
+    high: Annotated[Dtype, "nats / token", "upper end of the interval"] = pl.Float64
+    n: Annotated[Dtype, "replies", "replies that the row is over"] = pl.Int64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
+    complete: Annotated[Dtype, "share", "replies that ended on their own"] = pl.Float64
+    rep_3: Annotated[Dtype, "share", "mean of turns.rep_3"] = pl.Float64
+    echo_share: Annotated[Dtype, "share", "mean of turns.echo_share"] = pl.Float64
+    chrf: Annotated[Dtype, "0 to 100", "mean of turns.chrf"] = pl.Float64
+
+
+class PrefillOvershoot:
+    """How far reading the prompt alone takes the cache past its threshold."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
+    turns: Annotated[Dtype, "turns", "turns with a threshold"] = pl.Int64
+    turns_past: Annotated[Dtype, "turns", "turns whose prompt passed the threshold"] = pl.Int64
+    share_max: Annotated[Dtype, "share", "largest overshoot, as a share of the threshold"] = (
+        pl.Float64
+    )
+    bytes_max: Annotated[Dtype, "bytes", "largest overshoot"] = pl.Float64
+
+
+class Claims:
+    """One row per claim and cell that it is about."""
+
+    stage = "claims"
+    claim: Annotated[Dtype, "", "name in the claims file"] = pl.String
+    statement: Annotated[Dtype, "", "the statement"] = pl.String
+    source: Annotated[Dtype, "", "who makes it"] = pl.String
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy; missing for a claim over all cells"] = (
+        pl.String
+    )
+    positions: Annotated[Dtype, "", "position mode; missing for a claim over all cells"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
+    against: Annotated[Dtype, "", "the cell that is subtracted"] = pl.String
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+    against_budget_tokens: Annotated[Dtype, "tokens", "the same of the subtracted cell"] = pl.Int64
+    direction: Annotated[Dtype, "", "above, below or within"] = pl.String
+    decision: Annotated[Dtype, "", "supported, contradicted or not decided"] = pl.String
+    margin: Annotated[Dtype, "as the estimate", "how far beyond 0 the interval has to lie"] = (
+        pl.Float64
+    )
+    estimate: Annotated[Dtype, "the quantity's", "estimate of the claim's quantity"] = pl.Float64
+    low: Annotated[Dtype, "as the estimate", "lower end of the interval"] = pl.Float64
+    high: Annotated[Dtype, "as the estimate", "upper end of the interval"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns, or questions, that the estimate is over"] = pl.Int64
+    reason: Annotated[Dtype, "", "reason of the decision"] = pl.String
+
+
+class Reliability:
+    """How far judges can be trusted: one row per measure."""
+
+    stage = "judge_reliability"
+    measure: Annotated[Dtype, "", "auc, repeats, agreement, injection, pairs or order"] = pl.String
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    judge_kind: Annotated[Dtype, "", "kind of the judge"] = pl.String
+    judge_model: Annotated[Dtype, "", "model that the judge asks"] = pl.String
+    against: Annotated[Dtype, "", "the corruption, or the other judge"] = pl.String
+    replies: Annotated[Dtype, "", "corrupted: replies of the judge's test; run: this run's"] = (
+        pl.String
+    )
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    value: Annotated[
+        Dtype,
+        "the measure's",
+        "auc: probability that a good reply scores higher; repeats, agreement: quadratic-weighted "
+        "kappa; injection: points gained; pairs: share in which the good reply is preferred; "
+        "order: bias to the first place, -1 to 1",
+    ] = pl.Float64
+    low: Annotated[Dtype, "as the value", "lower end of the interval"] = pl.Float64
+    high: Annotated[Dtype, "as the value", "upper end of the interval"] = pl.Float64
+    share: Annotated[
+        Dtype,
+        "share",
+        "repeats, agreement: equal scores; injection: replies that gain; pairs: the order decided",
+    ] = pl.Float64
+    n: Annotated[Dtype, "replies", "replies or pairs that the value is over"] = pl.Int64
+    n_good: Annotated[Dtype, "replies", "good replies that auc is over"] = pl.Int64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
+    missing: Annotated[Dtype, "verdicts", "verdicts that are missing"] = pl.Int64
+
+
+class ComparisonJudge:
+    """Which judge compared."""
+
+    stage = "judge_reliability"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    judge_model: Annotated[Dtype, "", "model that the judge asks"] = pl.String
+
+
+class Comparisons:
+    """A cell's replies against those of the baseline on the same turn."""
+
+    stage = "judge_reliability"
+    value: Annotated[Dtype, "-1 to 1", "share of better minus share of worse replies"] = pl.Float64
+    low: Annotated[Dtype, "-1 to 1", "lower end of the interval"] = pl.Float64
+    high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
+    n: Annotated[Dtype, "pairs", "pairs that were judged"] = pl.Int64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
+    better: Annotated[Dtype, "pairs", "both orders prefer this cell's reply"] = pl.Int64
+    worse: Annotated[Dtype, "pairs", "both orders prefer the baseline's reply"] = pl.Int64
+    tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
+    order_decided: Annotated[Dtype, "pairs", "ties in which both orders chose the same place"] = (
+        pl.Int64
+    )
+    missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
+
+
+class Costs:
+    """What judging cost; an answer that several verdicts share counts once."""
+
+    stage = "judge_reliability"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    judge_kind: Annotated[Dtype, "", "kind of the judge"] = pl.String
+    judge_model: Annotated[Dtype, "", "model that the judge asks"] = pl.String
+    rubric: Annotated[Dtype, "", "digest of the rubric"] = pl.String
+    judged: Annotated[Dtype, "", "what was judged"] = pl.String
+    verdicts: Annotated[Dtype, "verdicts", "verdicts or comparisons"] = pl.Int64
+    missing: Annotated[Dtype, "verdicts", "verdicts that are missing"] = pl.Int64
+    answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int64
+    prompt_tokens: Annotated[Dtype, "tokens", "of requests, by the endpoint's count"] = pl.Int64
+    completion_tokens: Annotated[Dtype, "tokens", "of answers, by the endpoint's count"] = pl.Int64
+    usd: Annotated[Dtype, "USD", "price of the answers when they came"] = pl.Float64
+    unpriced: Annotated[Dtype, "requests", "requests without a known price"] = pl.Int64
+
+
+class Jobs:
+    """What the workflow's jobs took, by rule."""
+
+    stage = "report"
+    rule: Annotated[Dtype, "", "rule of the workflow"] = pl.String
+    measured: Annotated[
+        Dtype, "", "job: by Snakemake, in the job's processes; worker: by the process that ran it"
+    ] = pl.String
+    jobs: Annotated[Dtype, "jobs", "jobs that were measured"] = pl.Int32
+    jobs_shared: Annotated[
+        Dtype, "jobs", "jobs of a process that may run several at once: seconds are of all"
+    ] = pl.Int32
+    wall_s_median: Annotated[Dtype, "s", "median of the jobs"] = pl.Float64
+    wall_s_max: Annotated[Dtype, "s", "longest job"] = pl.Float64
+    wall_s: Annotated[Dtype, "s", "sum over jobs"] = pl.Float64
+    cpu_s: Annotated[Dtype, "s", "CPU time, sum over jobs of half a second or more"] = pl.Float64
+    peak_rss_mb: Annotated[
+        Dtype, "MB", "largest resident memory of a job, or of its worker since that started"
+    ] = pl.Float64
+
+
+def _without(infos: Iterable[ColumnInfo], names: Iterable[str]) -> list[ColumnInfo]:
+    return [info for info in infos if info.name not in set(names)]
+
+
+#: The columns of each table, in order.
+TABLES: dict[str, list[ColumnInfo]] = {
+    "turns": [
+        *_without(columns(*ARTIFACTS["turns"]), TURN_TEXTS),
+        *columns(Run),
+        *_without(columns(*ARTIFACTS["metrics"]), ["turn"]),
+        *columns(Excess),
+    ],
+    "dialogues": columns(Run, Cell, Dialogues),
+    "evictions": [
+        *_without(columns(*ARTIFACTS["evictions"]), SLOT_COLUMNS),
+        *columns(Run, RunColumns),
+    ],
+    "verdicts": columns(*ARTIFACTS["verdicts"], Run, RunColumns),
+    "policies": columns(Cell, PolicyMean, Interval, Counts, SignedRank, Policies, Integrity),
+    "contrasts": columns(ContrastSides, Cell, ContrastMean, Interval, Counts, SignedRank, Holm),
+    "predictors": columns(Predictors),
+    "window": columns(Window),
+    "window_changes": columns(WindowChanges),
+    "environments": columns(Environments),
+    "recall": [
+        *_without(columns(*ARTIFACTS["recall"]), RECALL_TEXTS),
+        *columns(Run, RecallPairs),
+    ],
+    "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates, Holm),
+    "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
+    "missing_verdicts": columns(MissingVerdicts),
+    "own_replies": columns(Cell, OwnReplies),
+    "prefill_overshoot": columns(PrefillOvershoot),
+    "not_finite": columns(NotFinite),
+    "claims": columns(Claims),
+    "reliability": columns(Reliability),
+    "comparisons": columns(ComparisonJudge, Cell, Comparisons),
+    "costs": columns(Costs),
+    "jobs": columns(Jobs),
+}
+
+
+def table_schema(name: str) -> dict[str, Dtype]:
+    """Name and dtype of a table's columns."""
+    return {info.name: info.dtype for info in TABLES[name]}
