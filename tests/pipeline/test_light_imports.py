@@ -9,19 +9,15 @@ from pathlib import Path
 
 HEAVY = ("torch", "transformers", "polars", "numpy", "openai", "altair", "datasets")
 RULES = Path(__file__).parents[2] / "workflow/rules"
+IMPORT = re.compile(r"^from (kvfidelity[.\w]+) import", re.MULTILINE)
 
 
 def test_the_snakefile_imports_nothing_heavy() -> None:
-    imports = {
-        line
-        for file in RULES.glob("*.smk")
-        for line in re.findall(r"^from (kvfidelity[.\w]+) import", file.read_text(), re.MULTILINE)
-    }
+    texts = [file.read_text() for file in RULES.glob("*.smk")]
+    imports = sorted({name for text in texts for name in IMPORT.findall(text)})
     assert len(imports) > 5
-    names = ", ".join(sorted(imports))
-    code = f"import sys, {names}
-print([name for name in {HEAVY} if name in sys.modules])"
-        f"import sys, {', '.join(sorted(imports))}\nprint([m for m in {HEAVY} if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = ["import sys", *(f"import {name}" for name in imports)]
+    lines.append(f"print([name for name in {HEAVY} if name in sys.modules])")
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
