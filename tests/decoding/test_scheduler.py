@@ -68,11 +68,14 @@ def test_what_lies_before_the_first_eviction_is_computed_once(
     from kvfidelity.generation import run as module
 
     computed = []
-    real = module._Run._baseline_run
+    real = module.compute_baseline
     monkeypatch.setattr(
-        module._Run,
-        "_baseline_run",
-        lambda self: (computed.append(self.spec.policy), real(self))[1],
+        module,
+        "compute_baseline",
+        lambda engine, plan, progress: (
+            computed.append(plan.spec.policy),
+            real(engine, plan, progress),
+        )[1],
     )
     prefix_cache = PrefixCache(1 << 30)
     specs = [spec(policy=str(cap), trigger="turn", at=f"{cap}tok") for cap in (100, 140, 180)]

@@ -199,7 +199,7 @@ def test_a_reply_fed_in_chunks_evicts_as_token_by_token(
 def test_running_out_of_memory_is_a_result(
     engine: Engine, monkeypatch: Any, error: RuntimeError
 ) -> None:
-    from kvfidelity.generation import run as module
+    from kvfidelity.generation import timed_turn as module
 
     calls = []
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_run_is_said_in_one_line(engine: Engine) -> None:
         dataclasses.replace(BASE, replies="own", max_new_tokens=0)
     with pytest.raises(UserError, match="is no size"):
         run(engine, at="600 MBs")
-    with pytest.raises(UserError, match="looks back 200"):
+    with pytest.raises(UserError, match="query_window is 200"):
         run(engine, kind="snapkv", parameters={"window": 200})
 
 

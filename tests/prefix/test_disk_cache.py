@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_made_costs_a_line(
 def test_a_run_whose_memory_ran_out_is_not_kept(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvfidelity.generation import run as module
+    from kvfidelity.generation import timed_turn as module
 
     calls = []
 
