@@ -112,7 +112,7 @@ def _timings(outcome: TurnOutcome) -> dict[str, Any]:
     return {
         "eviction_s": sum(e.eviction_s for e in outcome.evictions),
         "scoring_s": sum(e.scoring_s for e in outcome.evictions),
-        "prefill_s": outcome.prompt_s,
+        "prefill_s": outcome.prefill_s,
         "ttft_s": outcome.prompt_s + reply.first_s if reply else None,
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,

@@ -38,8 +38,9 @@ class TurnOutcome:
     slots_*: cached slots at the turn's start, once the prompt was in, after the last eviction
     (None: none), at the end, and at most. predicted: hidden states [m, hidden] that predict the
     fed reply's tokens. fed: the reply's tokens as they entered the cache, end of turn included.
-    peak_bytes: of the device's memory, at most since the run began; None on a CPU and where other
-    runs have their part in it.
+    prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
+    it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
+    share the memory.
     """
 
     fed: tuple[int, ...]
@@ -56,6 +57,7 @@ class TurnOutcome:
     tokens_seen_start: int
     tokens_seen_end: int
     next_position: int
+    prefill_s: float
     prompt_s: float
     peak_bytes: int | None
 
@@ -78,7 +80,9 @@ def run_turn(
     start, seen = cache.size, cache.slot_table.tokens_seen
     start_s = engine.now()
     evictor.before_turn(cache)
+    prefill_start_s = engine.now()
     hidden = engine.feed(cache, segment.prompt_ids)
+    prefill_s = engine.now() - prefill_start_s
     evictor.step += 1
     after_prompt = cache.size
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
@@ -119,6 +123,7 @@ def run_turn(
         tokens_seen_start=seen,
         tokens_seen_end=cache.slot_table.tokens_seen,
         next_position=next_position,
+        prefill_s=prefill_s,
         prompt_s=prompt_s,
         peak_bytes=_peak_bytes(engine),
     )

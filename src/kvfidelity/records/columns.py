@@ -75,6 +75,10 @@ TURNS: dict[str, Any] = {
     "peak_device_bytes": pl.Int64,
     "evictions": pl.Int32,
     "evicted_tokens": pl.Int32,
+    # Seconds. eviction_s, scoring_s: of all the turn's evictions, moving the survivors and ranking
+    # the slots. prefill_s: feeding the prompt, without any eviction. ttft_s: from the turn's start
+    # to the first token, with the evictions before it. tpot_s: per further token, with the
+    # evictions between them.
     "eviction_s": pl.Float64,
     "scoring_s": pl.Float64,
     "prefill_s": pl.Float64,
