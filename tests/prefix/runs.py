@@ -39,7 +39,7 @@ def baseline_run(engine: Engine, spec: RunSpec = BASE, turns: int = 5) -> Baseli
 def run_in_new_process(
     engine: Engine, spec: RunSpec, folder: Path, *, computes: bool = True
 ) -> Records:
-    """A process of its own, as far as memory goes; whether it may compute a never evicted run."""
+    """A run with an empty memory cache; `computes`: whether it may compute the baseline."""
     with pytest.MonkeyPatch.context() as patch:
         if not computes:
             patch.setattr(COMPUTE_BASELINE, lambda *args: pytest.fail("the baseline is computed"))

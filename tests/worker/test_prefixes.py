@@ -50,14 +50,14 @@ def test_the_next_worker_goes_on_from_what_a_killed_one_computed(workdir: Workdi
     assert artifact_digests(workdir, "third") == artifact_digests(workdir, "recent-alone")
 
 
-def test_a_damaged_prefix_costs_a_line_in_the_jobs_log(workdir: Workdir) -> None:
+def test_a_corrupt_prefix_costs_a_line_in_the_jobs_log(workdir: Workdir) -> None:
     assert workdir.run("first", *KEPT)[0] == 0
     [file] = kept(workdir)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     kill_worker(workdir)
     code, stderr = workdir.run("second", *KEPT)
-    assert code == 0 and f"{file} is damaged (" in stderr
+    assert code == 0 and f"{file} is corrupt (" in stderr
     assert artifact_digests(workdir, "first") == artifact_digests(workdir, "second")
     assert file.stat().st_size > len(content) // 2, "whole again; a time takes more digits or fewer"
 
@@ -72,7 +72,7 @@ def test_other_code_and_another_model_take_nothing_of_it(workdir: Workdir) -> No
 def test_a_folder_that_cannot_be_written_to_stops_no_job(workdir: Workdir) -> None:
     (workdir.folder / ".snakemake").write_text("no folder")
     code, stderr = workdir.run("job", *KEPT)
-    assert code == 0 and "is not kept in" in stderr
+    assert code == 0 and "is not stored in" in stderr
 
 
 def test_a_size_that_is_none_is_one_line(workdir: Workdir) -> None:
