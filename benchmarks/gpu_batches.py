@@ -53,7 +53,7 @@ class Plain:
     def decode(self, lane: SequenceState) -> Reply:
         decoder = Decoder(EagerSteps(self._engine), 1)
         decoder.add(lane)
-        decoder.run()
+        decoder.decode_until_one_ends()
         assert lane.reply is not None
         return lane.reply
 

@@ -52,7 +52,7 @@ STEPS = st.lists(
 def test_the_least_recently_used_go_first_and_the_bound_holds(
     engine: Engine, runs: list[BaselineRun], steps: list[tuple[str, str, int]], max_bytes: float
 ) -> None:
-    """Against a model of it: keys in the order of their use."""
+    """Compared with a model: an ordered dictionary of keys by last use."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = [size_on_disk(engine, run) for run in runs]

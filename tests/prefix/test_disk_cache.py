@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_read_or_deleted_is_no_error(
     assert f"{file} is corrupt (" in stderr[0] and "not deleted" in stderr[0]
 
 
-def test_too_little_memory_to_load_it_leaves_the_file_for_another_time(
+def test_a_file_that_does_not_fit_into_memory_is_left(
     engine: Engine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_a_line(
 
 
 def test_a_disk_that_fills_up_in_the_middle_costs_a_line(engine: Engine, tmp_path: Path) -> None:
-    """A real short write, in a process of its own whose files may be no longer than 100 kB."""
+    """A real short write, in a process whose files are limited to 100 kB."""
     script = f"""
 import resource
 from pathlib import Path
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_made_costs_a_line(
     assert "is not stored in" in capsys.readouterr().err
 
 
-def test_a_run_whose_memory_ran_out_is_not_kept(
+def test_a_baseline_that_ran_out_of_memory_is_not_stored(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kvfidelity.generation import timed_turn as module
@@ -198,7 +198,7 @@ def test_a_run_whose_memory_ran_out_is_not_kept(
 
 
 @pytest.mark.parametrize("what", ["code", "model_revision", "dtype", "torch", "cpu", "threads"])
-def test_what_was_computed_otherwise_is_not_taken(
+def test_a_baseline_of_another_environment_is_not_loaded(
     engine: Engine, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {"code": "a", "model_revision": "b", "dtype": "c"}
@@ -216,7 +216,7 @@ def test_what_was_computed_otherwise_is_not_taken(
     assert disk_cache(engine, tmp_path, **environment).load("key") is None
 
 
-def test_memory_is_asked_first_and_the_disk_next(engine: Engine, tmp_path: Path) -> None:
+def test_the_memory_cache_is_tried_before_the_disk(engine: Engine, tmp_path: Path) -> None:
     run, computed = baseline_run(engine), []
 
     def compute() -> BaselineRun:
