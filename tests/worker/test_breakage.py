@@ -44,7 +44,7 @@ class TestErrors:
         assert warm.worker().pid == worker
         assert not (warm.folder / "bad").exists()
 
-    def test_a_damaged_model_is_one_line(self, workdir: Workdir) -> None:
+    def test_a_corrupt_model_is_one_line(self, workdir: Workdir) -> None:
         with (workdir.folder / "model/model.safetensors").open("r+b") as file:
             file.truncate(1000)
         code, stderr = workdir.run("job")

@@ -71,7 +71,7 @@ def test_more_jobs_than_gpus_is_a_mistake(
 def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two GPUs of two lanes; locks of one process conflict as those of several do."""
+    """Two GPUs with two jobs each; locks conflict within a process as between processes."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)

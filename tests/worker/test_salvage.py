@@ -70,7 +70,7 @@ def test_another_run_is_not_taken(
     assert not finished.restore(*change(CONFIG, make_job))
 
 
-def test_a_damaged_or_half_kept_run_is_not_taken(tmp_path: Path, make_job: GenerateJob) -> None:
+def test_a_corrupt_or_incomplete_run_is_not_restored(tmp_path: Path, make_job: GenerateJob) -> None:
     finished = SalvagedRuns(tmp_path / "finished")
     finished.store(CONFIG, make_job)
     # A second name of the same file: damage to one is damage to both.
@@ -89,7 +89,7 @@ def test_a_job_that_is_repeated_takes_what_was_finished(workdir: Workdir) -> Non
     (workdir.folder / "job/turns.parquet").unlink()
     workdir.environment["SLURM_JOB_ID"] = "2"
     code, stderr = workdir.run("job")
-    assert (code, stderr) == (0, "took job from an earlier job that was cut short\n")
+    assert (code, stderr) == (0, "restored job from an earlier job that was killed\n")
     assert artifact_digests(workdir, "job") == before
     write_pool(workdir.folder / "pool.parquet", turns=4)
     assert "turn 4 of 4" in workdir.run("job")[1]

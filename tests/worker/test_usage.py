@@ -29,7 +29,7 @@ def test_a_job_notes_what_it_took_of_its_worker(warm: Workdir) -> None:
     assert found[BATCH_SIZE] == 1
 
 
-def test_runs_of_a_worker_with_lanes_say_so(workdir: Workdir) -> None:
+def test_notes_of_a_batch_name_its_size(workdir: Workdir) -> None:
     jobs = [workdir.start(f"job-{n}", "--batch-size", "3", seed=n) for n in range(2)]
     assert [workdir.end(job)[0] for job in jobs] == [0, 0]
     assert {taken(workdir, f"job-{n}")[BATCH_SIZE] for n in range(2)} == {3}

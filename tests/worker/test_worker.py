@@ -1,4 +1,4 @@
-"""Jobs share one warm worker and get what they would have got on their own."""
+"""Jobs that share a worker get the same artifacts as jobs without one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import kvfidelity
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 from tests.waiting import wait_until
 from tests.worker.conftest import SCRIPTS, Workdir, write_pool
@@ -22,12 +23,12 @@ def artifact_digests(workdir: Workdir, name: str) -> list[str]:
 
 
 def lasting_notes(workdir: Workdir, name: str) -> dict[str, str]:
-    """A job's notes but for what it took."""
+    """A job's notes without the time and memory it took."""
     notes = read_metadata(workdir.folder / name / "turns.parquet")
     return {key: value for key, value in notes.items() if not key.startswith("worker_")}
 
 
-def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Workdir) -> None:
+def test_a_worker_and_a_job_without_one_give_identical_artifacts(warm: Workdir) -> None:
     own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
     assert warm.run("alone", "--no-worker", **own)[0] == 0
     for name in ("first", "second"):
@@ -38,11 +39,13 @@ def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Workdi
     assert evictions.height > 1
 
 
-def test_jobs_in_turn_load_the_model_once(workdir: Workdir) -> None:
-    """Where its client finds modules the worker does too, but for the project's own."""
-    workdir.environment["PYTHONPATH"] = "elsewhere"
+def test_consecutive_jobs_load_the_model_once(workdir: Workdir) -> None:
+    """The worker imports from its client's folders, and first from the client's own source."""
+    source = str(Path(kvfidelity.__file__).parents[1])
+    workdir.environment["PYTHONPATH"] = os.pathsep.join([source, "elsewhere"])
     stderr = [workdir.run(f"job-{number}")[1] for number in range(3)]
-    assert workdir.worker().environ()["PYTHONPATH"].split(os.pathsep) == [str(SCRIPTS), "elsewhere"]
+    paths = workdir.worker().environ()["PYTHONPATH"].split(os.pathsep)
+    assert paths == [source, source, "elsewhere"]
     assert [text.count("loading") for text in stderr] == [1, 0, 0]
     assert "turn 5 of 5: " in stderr[2]
     assert "cached tokens" in stderr[2]
