@@ -1,4 +1,4 @@
-"""Runs that never evict, and where tests keep them."""
+"""Baselines for tests, and their folder."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def ends(workdir: Workdir, jobs: dict[str, subprocess.Popen[str]]) -> dict[str, 
 
 
 def same_runs(workdir: Workdir, name: str, other: str) -> None:
-    """Equal but for timings and the rounding of sums in another order."""
+    """Equal except for timings and rounding."""
     for kind in ("turns", "evictions", "recall"):
         one, two = (
             read_parquet(workdir.folder / job / f"{kind}.parquet", kind=kind)
@@ -80,7 +80,7 @@ def test_a_job_that_kills_the_worker_costs_the_others_a_second_try(workdir: Work
     assert all(stderr.count("starting another") <= 1 for _, stderr in ended.values())
 
 
-def test_an_unexpected_error_of_one_is_its_own_and_the_worker_leaves(workdir: Workdir) -> None:
+def test_an_unexpected_error_fails_one_job_and_ends_the_worker(workdir: Workdir) -> None:
     bad = workdir.start("bad", *BATCH, **OWN, **workdir.fault_spec("raise"))
     jobs = {name: workdir.start(name, *BATCH, **OWN) for name in ("one", "two")}
     code, stderr = workdir.end(bad)
@@ -112,7 +112,7 @@ def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(
     assert "died" not in "".join(stderr for _, stderr in ended.values())
     assert workdir.run("after", *BATCH, **OWN)[1].count("loading") == 0
     assert not (workdir.folder / "dead/turns.parquet").exists()
-    # A worker that nobody waits for any more leaves.
+    # A worker exits when no client waits for it.
     done = len(workdir.faults_done())
     (workdir.folder / "marker.go").unlink()
     jobs = {
@@ -127,7 +127,7 @@ def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(
     wait_until(lambda: not workdir.workers())
 
 
-def test_who_wants_another_model_waits_until_the_others_are_served(workdir: Workdir) -> None:
+def test_a_client_of_another_model_waits_until_the_others_are_served(workdir: Workdir) -> None:
     jobs = {
         name: workdir.start(name, *BATCH, **OWN, **workdir.fault_spec("hold"))
         for name in ("one", "two")
@@ -141,7 +141,7 @@ def test_who_wants_another_model_waits_until_the_others_are_served(workdir: Work
     assert len(workdir.workers()) == 1
 
 
-def test_stop_ends_it_in_the_middle(workdir: Workdir) -> None:
+def test_stop_ends_the_worker_during_a_run(workdir: Workdir) -> None:
     job = workdir.start("job", *BATCH, **OWN, **workdir.fault_spec("sleep"))
     wait_until(workdir.faults_done)
     job.kill()  # or it would start another worker

@@ -55,7 +55,7 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed
                 a_victim(warm, dice, alive).send_signal(signal.SIGKILL)
         ended = {name: warm.end(job) for name, job in jobs.items()}
         ends = {name: code for name, (code, _) in ended.items()}
-        # A killed client fails; a killed worker fails nobody.
+        # A killed client fails; a killed worker fails no job.
         assert set(ends.values()) <= {0, -signal.SIGKILL}, ended
         for name, code in ends.items():
             files = sorted(file.name for file in (warm.folder / name).glob("*.parquet"))

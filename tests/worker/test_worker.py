@@ -67,14 +67,14 @@ def test_other_code_or_another_model_replaces_the_worker(workdir: Workdir) -> No
     code, stderr = workdir.run("job", "--code-digest", "new")
     assert (code, stderr.count("loading")) == (0, 1)
     assert workdir.worker().pid != first
-    # The model is fetched anew from the same source: its folder is another one.
+    # The same model fetched again is in another folder.
     (workdir.folder / "model").rename(workdir.folder / "old")
     subprocess.run(["cp", "-r", "old", "model"], cwd=workdir.folder, check=True)
     code, stderr = workdir.run("job", "--code-digest", "new")
     assert (code, stderr.count("loading")) == (0, 1)
 
 
-def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(workdir: Workdir) -> None:
+def test_clients_of_two_alternating_models_are_all_served(workdir: Workdir) -> None:
     jobs = [
         workdir.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
         for number in range(4)
@@ -86,7 +86,9 @@ def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(workdir: Wo
     assert len(workdir.workers()) == 1
 
 
-def test_two_workflows_on_one_machine_have_a_worker_each(workdir: Workdir, tmp_path: Path) -> None:
+def test_two_workflows_on_one_machine_have_separate_workers(
+    workdir: Workdir, tmp_path: Path
+) -> None:
     workdir.run("job")
     other = Workdir(tmp_path / "other", workdir.runtime, workdir.environment)
     other.folder.mkdir()
@@ -99,7 +101,7 @@ def test_two_workflows_on_one_machine_have_a_worker_each(workdir: Workdir, tmp_p
     assert workdir.run("again")[1].count("loading") == 0
 
 
-def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(workdir: Workdir) -> None:
+def test_jobs_of_different_gpus_have_separate_workers_and_stop_ends_all(workdir: Workdir) -> None:
     for device in ("0", "1"):
         workdir.environment["CUDA_VISIBLE_DEVICES"] = device
         assert workdir.run(f"job-{device}")[0] == 0
@@ -109,7 +111,7 @@ def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(workdir: Wo
     wait_until(lambda: not workdir.workers())
 
 
-def test_a_worker_leaves_when_idle(workdir: Workdir) -> None:
+def test_an_idle_worker_exits(workdir: Workdir) -> None:
     workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
     assert workdir.run("job")[0] == 0
     wait_until(lambda: not workdir.workers())
@@ -123,7 +125,7 @@ def test_a_worker_that_waits_is_idle_not_busy(warm: Workdir) -> None:
     assert sum(warm.worker().cpu_times()[:2]) - before < 0.05
 
 
-def test_an_idle_time_that_is_none_is_one_line(workdir: Workdir) -> None:
+def test_an_invalid_idle_time_is_one_line(workdir: Workdir) -> None:
     for idle in ("soon", "0", "-1", "nan"):
         workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
         code, stderr = workdir.run("job")
@@ -132,7 +134,7 @@ def test_an_idle_time_that_is_none_is_one_line(workdir: Workdir) -> None:
         assert len(stderr.splitlines()) == 1
 
 
-def test_stopping_where_there_is_no_worker_says_nothing(workdir: Workdir) -> None:
+def test_stopping_without_a_worker_prints_nothing(workdir: Workdir) -> None:
     workdir.stop()
     workdir.stop()
 
