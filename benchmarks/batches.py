@@ -1,9 +1,9 @@
-"""The workflow's generate jobs in lanes against one by one: the same worker, clients and artifacts.
+"""The workflow's generate jobs in a batch against one by one, with the same worker and artifacts.
 
     python benchmarks/batches.py resources/models/smollm2-135m --batch-size 15
 
 Five policies on the project's three dialogues, own replies of 64 tokens, evictions in every turn.
-Wall time from the first client's start to the last one's end, the model loaded before.
+Wall time from the first client's start to the last one's end; the model is loaded before.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def main() -> None:
     pairs = list(zip(*turns.values(), strict=True))
     same = sum(one["reply"].equals(other["reply"]) for one, other in pairs)
     for batch_size, spent in seconds.items():
-        print(f"| {batch_size} lanes | {spent:.1f} s, {tokens / spent:.0f} new tokens a second |")
-    print(f"| one by one against lanes | {seconds[1] / seconds[options.batch_size]:.1f} times |")
+        print(f"| batch size {batch_size} | {spent:.1f} s, {tokens / spent:.0f} new tokens/s |")
+    print(f"| one by one against a batch | {seconds[1] / seconds[options.batch_size]:.1f} times |")
     print(f"| runs with equal replies | {same} of {len(jobs)}; up to {most} at once |")
 
 
@@ -71,10 +71,10 @@ def write_pool(file: Path) -> int:
     rows: list[dict[str, object]] = []
     for line in (ROOT / "resources/dialogues/own.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        said = [part["value"] for part in record["conversations"]]
-        turns = [{"user": u, "assistant": a} for u, a in zip(said[::2], said[1::2], strict=False)]
-        about = {"n_turns": len(turns), "n_tokens": 0, "language": "en", "source": "own"}
-        rows.append({"dialogue_id": record["id"], "turns": turns, "questions": [], **about})
+        texts = [part["value"] for part in record["conversations"]]
+        turns = [{"user": u, "assistant": a} for u, a in zip(texts[::2], texts[1::2], strict=False)]
+        columns = {"n_turns": len(turns), "n_tokens": 0, "language": "en", "source": "own"}
+        rows.append({"dialogue_id": record["id"], "turns": turns, "questions": [], **columns})
     write_parquet(pool_frame(rows), file, kind=KIND)
     return len(rows)
 

@@ -55,7 +55,7 @@ class Plain:
     def decode(self, sequence: SequenceState) -> Reply:
         decoder = Decoder(EagerSteps(self._engine), 1)
         decoder.add(sequence)
-        decoder.run()
+        decoder.decode_until_one_ends()
         assert sequence.reply is not None
         return sequence.reply
 

@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py .snakemake/log/*.log
 
-Model work is the time in which at least one job of `generate` or `likelihood` ran, less what a
-job's client takes to start and to stop (`--client`, measured by timing `generate.py --help`) and
-less loading the model (`--load`). Fetching the model and the data, done once for all runs, is told
-apart. Times in the log are whole seconds.
+Model work is the time in which at least one job of `generate` or `score_corruptions` ran, minus the
+time to start and stop a job's client (`--client`, measured by timing `generate.py --help`) and to
+load the model (`--load`). Fetching the model and the data, done once for all runs, is shown
+separately. Times in the log are whole seconds.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from datetime import datetime
 from pathlib import Path
 
 MOMENT = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")
-BEGUN = re.compile(r"^(?:local)?rule (\w+):$")
+STARTED = re.compile(r"^(?:local)?rule (\w+):$")
 ID = re.compile(r"^    jobid: (\d+)$")
 ENDED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
-MODEL = ("generate", "likelihood")
+MODEL = ("generate", "score_corruptions")
 FETCH = ("fetch_model", "fetch_dataset")
 
 
 def intervals(log: str) -> dict[str, list[tuple[float, float]]]:
     """When the jobs of each rule ran, in seconds since the epoch."""
     now, rule = 0.0, ""
-    begun: dict[str, float] = {}
-    found: dict[str, list[tuple[float, float]]] = {}
+    start: dict[str, float] = {}
+    spans: dict[str, list[tuple[float, float]]] = {}
     for line in log.splitlines():
         if moment := MOMENT.match(line):
             now = datetime.strptime(moment[1], "%a %b %d %H:%M:%S %Y").timestamp()
-        elif started := BEGUN.match(line):
+        elif started := STARTED.match(line):
             rule = started[1]
         elif (job := ID.match(line)) and rule:
-            begun[job[1]] = now
+            start[job[1]] = now
             rule = ""
         elif ended := ENDED.match(line):
-            found.setdefault(ended[2], []).append((begun[ended[1]], now))
-    return found
+            spans.setdefault(ended[2], []).append((start[ended[1]], now))
+    return spans
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     parser.add_argument("--client", type=float, default=0.1, help="seconds of a job")
     parser.add_argument("--load", type=float, default=5.0, help="seconds once")
-    given = parser.parse_args()
-    jobs = intervals(given.log.read_text())
+    options = parser.parse_args()
+    jobs = intervals(options.log.read_text())
     spans = [span for rule in jobs.values() for span in rule]
     wall = max(stop for _, stop in spans) - min(start for start, _ in spans)
     modelling = [span for rule in MODEL for span in jobs.get(rule, [])]
-    work = covered(modelling) - given.client * len(modelling) - given.load
+    work = covered(modelling) - options.client * len(modelling) - options.load
     others = [span for rule, ran in jobs.items() if rule not in FETCH for span in ran]
     fetching = covered(spans) - covered(others)
     print(f"wall {wall:.0f} s, of which fetching {fetching:.0f} s; model work {work:.0f} s")

@@ -1,4 +1,4 @@
-"""Several runs at once give what each gives alone."""
+"""Runs decoded together give the same records as runs alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def spec(**changes: Any) -> RunSpec:
 
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_runs_together_give_the_records_of_runs_alone(engine: Engine, batch_size: int) -> None:
-    """Also with fewer lanes than runs, and with runs of different lengths that leave early."""
+    """Also with more runs than batch_size, and with runs of different lengths that end early."""
     specs = [spec(**cell) for cell in CELLS]
     talks = [talk(3 + index % 3) for index in range(len(specs))]
     pairs = list(zip(talks, specs, strict=True))
@@ -62,17 +62,20 @@ def test_runs_together_give_the_records_of_runs_alone(engine: Engine, batch_size
     assert all(record.turns["concurrency"].max() == 1 for record in alone)
 
 
-def test_what_lies_before_the_first_eviction_is_computed_once(
+def test_the_baseline_is_computed_once_for_a_batch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kvfidelity.generation import run as module
 
     computed = []
-    real = module._Run._baseline_run
+    real = module.compute_baseline
     monkeypatch.setattr(
-        module._Run,
-        "_baseline_run",
-        lambda self: (computed.append(self.spec.policy), real(self))[1],
+        module,
+        "compute_baseline",
+        lambda engine, plan, progress: (
+            computed.append(plan.spec.policy),
+            real(engine, plan, progress),
+        )[1],
     )
     prefix_cache = PrefixCache(1 << 30)
     specs = [spec(policy=str(cap), trigger="turn", at=f"{cap}tok") for cap in (100, 140, 180)]
@@ -98,10 +101,10 @@ def test_an_error_in_one_run_is_raised_once_the_others_are_done(engine: Engine) 
     assert len(done) == 2
 
 
-def test_memory_that_runs_out_for_a_run_alone_is_its_result(
+def test_out_of_memory_of_a_run_alone_is_its_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is begun anew without the others, once what others hold was let go."""
+    """Each run is restarted alone, after the others' memory was freed."""
     from kvfidelity.decoding.steps_eager import EagerSteps
 
     admitted: list[int] = []
@@ -122,10 +125,10 @@ def test_memory_that_runs_out_for_a_run_alone_is_its_result(
         assert thread.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
-def test_after_a_run_alone_others_are_together_again(
+def test_after_a_run_alone_the_others_share_a_batch_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody begins beside it; later on memory that runs out among others is no result either."""
+    """No run starts while it is alone; afterwards out-of-memory among others restarts again."""
     from kvfidelity.decoding.steps_eager import EagerSteps
 
     real, calls, shortages = EagerSteps.step, [0], []
@@ -153,8 +156,8 @@ def test_after_a_run_alone_others_are_together_again(
         assert set(thread.outcome.turns["finish_reason"]) <= {"length", "eos"}
 
 
-def test_an_error_in_ones_eviction_is_no_others(engine: Engine) -> None:
-    """Also of one that ends in the very step: its reply is not lost."""
+def test_an_error_in_one_eviction_leaves_the_other_runs(engine: Engine) -> None:
+    """Also a run that ends in the same step keeps its reply."""
     free = dataclasses.replace(engine, segmenter=copy.copy(engine.segmenter))
     free.segmenter.stop_ids = frozenset()
 
@@ -183,7 +186,7 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def test_a_copy_that_memory_does_not_suffice_for_is_no_result_among_others(
+def test_out_of_memory_while_copying_a_cache_restarts_the_run_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kvfidelity.cache.managed import ManagedCache
@@ -204,10 +207,10 @@ def test_a_copy_that_memory_does_not_suffice_for_is_no_result_among_others(
 
 
 @pytest.mark.parametrize("where", ["admit", "step", "feed"])
-def test_memory_that_runs_out_among_others_is_no_result(
+def test_out_of_memory_among_others_is_not_a_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """While a lane is seated, while all decode, or while one prompt is fed: all runs are whole."""
+    """When a sequence is admitted, while all decode, or while a prompt is fed: all runs finish."""
     from kvfidelity.decoding.steps_eager import EagerSteps
 
     holder, name = (Engine, "feed") if where == "feed" else (EagerSteps, where)
@@ -234,7 +237,7 @@ def test_memory_that_runs_out_among_others_is_no_result(
 
 
 def test_the_rate_of_a_batch_is_the_sum_of_its_sequences(engine: Engine) -> None:
-    """Two that decode side by side from start to end, and one alone."""
+    """Two that decode together from start to end, and one alone."""
     free = dataclasses.replace(engine, segmenter=copy.copy(engine.segmenter))
     free.segmenter.stop_ids = frozenset()
     runs = [lambda at: run_dialogue(at, talk(1), spec()) for _ in range(2)]
@@ -249,7 +252,7 @@ def test_the_rate_of_a_batch_is_the_sum_of_its_sequences(engine: Engine) -> None
 
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_a_prompt_fed_in_chunks_is_one_forward(engine: Engine, chunk: int) -> None:
-    """Hidden states, both histories of scores, query tails and the hook's calls."""
+    """Hidden states, both histories of scores, recent queries and the hook's calls."""
     ids = torch.randint(3, 200, (150,), generator=torch.Generator().manual_seed(0)).tolist()
     calls: list[int] = []
     found = []

@@ -1,4 +1,4 @@
-"""Captured decode steps on a GPU: the same replies, evictions and caches as on a CPU, in fp32."""
+"""CUDA graph steps: the same replies, evictions and caches as on a CPU, in fp32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.scheduler import run_batch
-from kvfidelity.generation.run import _Run, run_dialogue
+from kvfidelity.generation.run import run_dialogue
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.prefix.disk_cache import DiskPrefixCache
 from kvfidelity.records.artifacts import TIMINGS
@@ -93,7 +93,7 @@ def test_a_batch_on_the_gpu_gives_single_runs(on_gpu: Engine) -> None:
 @pytest.mark.parametrize("name", list(CONFIGS))
 @pytest.mark.parametrize("mode", list(PositionMode))
 def test_graph_steps_of_every_architecture(name: str, mode: str) -> None:
-    """60 tokens with evictions, scores and query tails: tokens, nats, scores, tails, positions."""
+    """60 tokens with evictions and scores: tokens, nats, scores, recent queries, positions."""
     found = []
     for index in ("cpu", "cuda"):
         engine = Engine.from_model(tiny(name).to(index), tiny_tokenizer())
@@ -121,7 +121,7 @@ def test_graph_steps_of_every_architecture(name: str, mode: str) -> None:
 
 
 def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engine) -> None:
-    """Steps launched before the end was seen change nothing: slots, scores, tails."""
+    """Steps launched before the end was seen change nothing: slots, scores, recent queries."""
 
     def play(stops: frozenset[int], most: int) -> Any:
         engine = dataclasses.replace(on_gpu, graphs={}, segmenter=copy.copy(on_gpu.segmenter))
@@ -137,7 +137,7 @@ def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engi
     exact, twin = play(frozenset(), index)
     assert ended.finish == "eos" and ended.ids == whole.ids[:index] == exact.ids
     assert cache.size == twin.size == 60 + index
-    # Not to the last bit: each graph is tuned anew. A query too many would add 1 to the sum.
+    # Not to the last bit: each graph is tuned separately. A query too many would add 1 to the sum.
     assert torch.allclose(
         cache.scores.rows("accumulated"), twin.scores.rows("accumulated"), rtol=1e-4, atol=1e-5
     )
@@ -147,7 +147,7 @@ def test_a_reply_that_ends_early_leaves_the_cache_as_token_by_token(on_gpu: Engi
     )
 
 
-def test_a_reply_that_failed_leaves_the_graph_fit_for_the_next(
+def test_after_a_failed_reply_the_graph_serves_the_next(
     on_gpu: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kvfidelity.decoding.steps_cudagraph import GraphSteps
@@ -173,10 +173,10 @@ def test_sampled_tokens_are_the_cpus(engine: Engine, on_gpu: Engine) -> None:
 
 @pytest.mark.parametrize("replies", ["own", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_that_goes_on_from_disk_is_the_run_that_computed(
+def test_a_run_from_the_disk_equals_the_run_that_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, replies: str
 ) -> None:
-    """To the last bit: what was on the GPU is written, and comes back to it."""
+    """To the last bit: GPU tensors are stored, and loaded onto the GPU."""
     engine = Engine.from_model(tiny_llama().to("cuda", dtype), tiny_tokenizer())
     for kind in ("streaming_llm", "attention_top", "snapkv"):
         cell = dataclasses.replace(BASE, kind=kind, replies=replies, at="150tok")
@@ -186,7 +186,10 @@ def test_a_run_that_goes_on_from_disk_is_the_run_that_computed(
                 1 << 30, DiskPrefixCache(tmp_path / kind, 1 << 30, engine, {})
             )
             records.append(run_dialogue(engine, talk(5), cell, prefix_cache))
-            monkeypatch.setattr(_Run, "_baseline_run", lambda self: pytest.fail("computed anew"))
+            monkeypatch.setattr(
+                "kvfidelity.generation.run.compute_baseline",
+                lambda *args: pytest.fail("the baseline is computed again"),
+            )
         monkeypatch.undo()
         for mine, theirs in zip(*records, strict=True):
             drop = TIMINGS & set(mine.columns)

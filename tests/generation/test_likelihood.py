@@ -1,4 +1,4 @@
-"""Likelihoods of given replies are those of Hugging Face's own forward over everything."""
+"""Likelihoods of given replies equal those of one Hugging Face forward."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def texts() -> pl.DataFrame:
 
 
 def expected(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
-    said = [
+    messages = [
         {"role": role, "content": turn[key]}
         for turn in row["history"]
         for role, key in (("user", "user"), ("assistant", "assistant"))
     ]
-    said.append({"role": "user", "content": row["prompt"]})
-    before = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    messages.append({"role": "user", "content": row["prompt"]})
+    before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     start = tokenizer(before, add_special_tokens=False)["input_ids"]
     reply = tokenizer(row["reply"], add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def expected(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
     return float(-logs[torch.arange(len(reply)), torch.tensor(reply)].mean())
 
 
-def test_they_are_the_full_forwards() -> None:
+def test_likelihoods_equal_one_full_forward() -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     rows = texts().filter(pl.col("reply") != "").to_dicts()
     wanted = [expected(model, tokenizer, row) for row in rows]
@@ -64,7 +64,7 @@ def test_they_are_the_full_forwards() -> None:
     assert found.filter(kind="no")["reply_nll_baseline"].to_list() == [None, None]
 
 
-def test_what_stands_beside_a_reply_changes_nothing() -> None:
+def test_other_replies_in_the_table_change_nothing() -> None:
     engine = Engine.from_model(tiny_llama(), tiny_tokenizer())
     whole = score_replies(engine, texts())
     for kind in ("good", "half", "wrong", "one"):

@@ -1,4 +1,4 @@
-"""Questions asked on the side of a run: scored exactly, and nothing else is changed by them."""
+"""Questions about a dialogue: scored exactly, and without changing the run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def nll_by_hugging_face(engine: Engine, turns: list[Turn], question: str, answer
 
 
 def test_candidates_are_scored_as_hugging_faces_own_forward_scores_them(engine: Engine) -> None:
-    """Of the candidates' common first tokens nothing can be told, so they do not count."""
+    """First tokens that all candidates share do not count: they cannot tell them apart."""
     spec = dataclasses.replace(BASELINE, recall=ASKED, max_new_tokens=0)
     found = run_dialogue(engine, dialogue_with_evidence(), spec).recall
     assert found["question"].to_list() == [asked.question for asked in QUESTIONS]
@@ -79,7 +79,7 @@ def test_asking_changes_nothing_else(engine: Engine, kind: str, trigger: str) ->
     assert asked.recall.height > 3 and silent.recall.is_empty()
 
 
-def test_where_nothing_of_a_message_is_cached_the_row_says_so(engine: Engine) -> None:
+def test_the_retained_share_of_an_evicted_message_is_zero(engine: Engine) -> None:
     gist = records(engine, kind="sliding_window_gist").recall
     recent = records(engine, kind="streaming_llm", parameters={"sinks": 0}).recall
     assert gist["evidence_retained_share"].to_list()[0] == 1
@@ -88,12 +88,12 @@ def test_where_nothing_of_a_message_is_cached_the_row_says_so(engine: Engine) ->
     assert recent.sort("evidence_turn")["evidence_retained_share"].is_sorted()
 
 
-def test_nobody_is_asked_about_what_is_yet_to_be_said(engine: Engine) -> None:
+def test_a_question_waits_until_its_evidence_is_fed(engine: Engine) -> None:
     found = records(engine, recall=ASKED | {"after_turns": [1, 3]}).recall
     assert found.select("turn", "evidence_turn").rows() == [(0, 0), (2, 0), (2, 2)]
 
 
-def test_a_run_and_its_shared_prefix_are_asked_alike(engine: Engine) -> None:
+def test_questions_on_a_shared_prefix_equal_those_of_a_run_without(engine: Engine) -> None:
     recall = ASKED | {"after_turns": (1, 2, 3, 4, 5), "max_new_tokens": 3}
     shared = records(engine, recall=recall).recall
     alone = records(engine, recall=recall, share_prefix=False).recall

@@ -95,7 +95,7 @@ def test_a_shared_prefix_changes_nothing(
     )
 
 
-def test_a_remembered_prefix_gives_the_rows_of_a_fresh_one(engine: Engine) -> None:
+def test_a_cached_prefix_gives_the_rows_of_a_computed_one(engine: Engine) -> None:
     prefix_cache = PrefixCache(1 << 30)
     first = run(engine, prefix_cache=prefix_cache).turns
     second = run(engine, prefix_cache=prefix_cache).turns
@@ -126,7 +126,7 @@ def test_rows_add_up(engine: Engine) -> None:
     assert (turns.filter(~pl.col("shared_prefix"))["kl_baseline"] > 0).all()
 
 
-def test_own_replies_on_a_copy_leave_the_conversation_alone(engine: Engine) -> None:
+def test_own_replies_on_a_copy_do_not_change_the_dialogue(engine: Engine) -> None:
     """With `replies: reference` generating or not changes nothing that is fed."""
     spoken = run(engine).turns
     silent = run(engine, max_new_tokens=0).turns
@@ -197,7 +197,7 @@ def test_a_reply_fed_in_chunks_evicts_as_token_by_token(
 def test_running_out_of_memory_is_a_result(
     engine: Engine, monkeypatch: Any, error: RuntimeError
 ) -> None:
-    from kvfidelity.generation import run as module
+    from kvfidelity.generation import timed_turn as module
 
     calls = []
 
@@ -220,12 +220,12 @@ def test_a_specification_survives_json() -> None:
         RunSpec.from_json('{"modle": 1}')
 
 
-def test_what_cannot_be_run_is_said_in_one_line(engine: Engine) -> None:
+def test_a_run_that_is_impossible_is_a_user_error(engine: Engine) -> None:
     with pytest.raises(UserError, match="no turn"):
         run_dialogue(engine, Dialogue("000", "mute", ()), BASE)
     with pytest.raises(UserError, match="needs max_new_tokens"):
         dataclasses.replace(BASE, replies="own", max_new_tokens=0)
     with pytest.raises(UserError, match="is no size"):
         run(engine, at="600 MBs")
-    with pytest.raises(UserError, match="looks back 200"):
+    with pytest.raises(UserError, match="query_window is 200"):
         run(engine, kind="snapkv", parameters={"window": 200})

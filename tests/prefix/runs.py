@@ -1,4 +1,4 @@
-"""Runs that never evict, and where tests keep them."""
+"""Baselines for tests, and their folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from polars.testing import assert_frame_equal
 
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.generation.run import Records, _Run, run_dialogue
+from kvfidelity.generation.baseline import compute_baseline
+from kvfidelity.generation.plan import plan_run
+from kvfidelity.generation.run import Records, run_dialogue
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.cache import PrefixCache
@@ -20,6 +22,7 @@ from tests.generation.test_recall import dialogue_with_evidence
 from tests.generation.test_run import BASE, talk
 
 MAX_BYTES = 1 << 30
+COMPUTE_BASELINE = "kvfidelity.generation.run.compute_baseline"
 
 
 def disk_cache(
@@ -29,16 +32,17 @@ def disk_cache(
 
 
 def baseline_run(engine: Engine, spec: RunSpec = BASE, turns: int = 5) -> BaselineRun:
-    return _Run(engine, talk(turns), spec, lambda event: None)._baseline_run()
+    plan = plan_run(engine, talk(turns), spec)
+    return compute_baseline(engine, plan, lambda event: None)
 
 
 def run_in_new_process(
     engine: Engine, spec: RunSpec, folder: Path, *, computes: bool = True
 ) -> Records:
-    """A process of its own, as far as memory goes; whether it may compute a never evicted run."""
+    """A run with an empty memory cache; `computes`: whether it may compute the baseline."""
     with pytest.MonkeyPatch.context() as patch:
         if not computes:
-            patch.setattr(_Run, "_baseline_run", lambda self: pytest.fail("it was computed anew"))
+            patch.setattr(COMPUTE_BASELINE, lambda *args: pytest.fail("the baseline is computed"))
         prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, folder))
         return run_dialogue(engine, dialogue_with_evidence(), spec, prefix_cache)
 

@@ -1,4 +1,4 @@
-"""What is kept stays within its bound, whoever else uses the folder."""
+"""The folder stays within its limit, also when other processes use it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def runs(engine: Engine) -> list[BaselineRun]:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["keep", "take"]), st.sampled_from("abcd"), st.integers(0, 2)),
+    st.tuples(st.sampled_from(["store", "load"]), st.sampled_from("abcd"), st.integers(0, 2)),
     min_size=10,
     max_size=30,
 )
@@ -52,7 +52,7 @@ STEPS = st.lists(
 def test_the_least_recently_used_go_first_and_the_bound_holds(
     engine: Engine, runs: list[BaselineRun], steps: list[tuple[str, str, int]], max_bytes: float
 ) -> None:
-    """Against a model of it: keys in the order of their use."""
+    """Compared with a model: an ordered dictionary of keys by last use."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = [size_on_disk(engine, run) for run in runs]
@@ -60,7 +60,7 @@ def test_the_least_recently_used_go_first_and_the_bound_holds(
         disk = disk_cache(engine, folder, bound)
         model: OrderedDict[str, int] = OrderedDict()
         for action, key, which in steps:
-            if action == "take":
+            if action == "load":
                 assert (disk.load(key) is not None) == (key in model)
                 if key in model:
                     model.move_to_end(key)
@@ -75,7 +75,7 @@ def test_the_least_recently_used_go_first_and_the_bound_holds(
             assert sum(there.values()) <= bound
 
 
-def test_what_is_used_stays_and_room_is_made_before_it_is_taken(
+def test_used_files_stay_and_room_is_made_before_writing(
     engine: Engine, tmp_path: Path, runs: list[BaselineRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = size_on_disk(engine, runs[0])
@@ -86,7 +86,7 @@ def test_what_is_used_stays_and_room_is_made_before_it_is_taken(
     real = tensor_file.write_tensors
 
     def watched(*arguments: Any) -> None:
-        assert len(list(tmp_path.iterdir())) == 1, "beside it the new one is within the bound"
+        assert len(list(tmp_path.iterdir())) == 1, "the new file fits next to it"
         real(*arguments)
 
     monkeypatch.setattr(tensor_file, "write_tensors", watched)
@@ -94,11 +94,11 @@ def test_what_is_used_stays_and_room_is_made_before_it_is_taken(
     assert [disk.load(key) is not None for key in "abc"] == [True, False, True]
 
 
-def test_what_a_killed_process_left_half_written_gives_way(
+def test_a_half_written_file_of_a_killed_process_is_deleted(
     engine: Engine, tmp_path: Path, runs: list[BaselineRun]
 ) -> None:
     size = size_on_disk(engine, runs[0])
-    left = tmp_path / ".snapshot.tmp-1"
+    left = tmp_path / ".half-written.tmp-1"
     left.write_bytes(bytes(size))
     os.utime(left, (1, 1))
     disk = disk_cache(engine, tmp_path, 2 * size)
@@ -110,7 +110,7 @@ def test_what_a_killed_process_left_half_written_gives_way(
 
 
 @pytest.mark.parametrize("before", ["iterdir", "unlink"])
-def test_a_file_that_vanishes_meanwhile_disturbs_nobody(
+def test_a_file_that_vanishes_meanwhile_is_no_error(
     engine: Engine,
     tmp_path: Path,
     runs: list[BaselineRun],
@@ -166,7 +166,7 @@ print(json.dumps(taken))
 
 
 def test_processes_that_use_one_folder_at_once(tmp_path: Path) -> None:
-    """They write, take and remove the same files; each file is whole, and the bound holds."""
+    """They write, load and delete the same files; each file is complete, and the limit holds."""
     engine = Engine.from_model(tiny_llama(), tiny_tokenizer())
     size = size_on_disk(engine, baseline_run(engine, turns=2))
     max_bytes = int(4.5 * size)
@@ -186,7 +186,7 @@ def test_processes_that_use_one_folder_at_once(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
     ends = [process.communicate("go\n", timeout=LIMIT_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
-    assert all("damaged" not in stderr for _, stderr in ends)
+    assert all("corrupt" not in stderr for _, stderr in ends)
     assert sum(json.loads(found) for found, _ in ends) > 0
     left = list(tmp_path.iterdir())
     assert left and all(file.suffix == ".safetensors" for file in left)

@@ -1,4 +1,4 @@
-"""What is damaged, full or of other code costs a line and a computation, and no job."""
+"""A corrupt file, a full disk or other code cost a line and a computation, but no job."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_removed_and_its_run_computed_anew(
+def test_a_corrupt_file_is_deleted_and_its_baseline_computed_again(
     engine: Engine,
     tmp_path: Path,
     damage: Callable[[bytes], bytes],
@@ -68,12 +68,12 @@ def test_a_damaged_file_is_removed_and_its_run_computed_anew(
     assert capsys.readouterr().err == ""
     assert_same_records(run_in_new_process(engine, BASE, tmp_path), expected)
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{file} is damaged (") and line.endswith("removed, computed anew")
+    assert line.startswith(f"{file} is corrupt (") and line.endswith("deleted, computed again")
     assert_same_records(run_in_new_process(engine, BASE, tmp_path, computes=False), expected)
     assert the_file(tmp_path) == file and capsys.readouterr().err == ""
 
 
-def test_a_damaged_file_is_removed_even_if_nothing_takes_its_place(
+def test_a_corrupt_file_is_deleted_even_if_nothing_replaces_it(
     engine: Engine, tmp_path: Path
 ) -> None:
     disk = disk_cache(engine, tmp_path)
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_removed_even_if_nothing_takes_its_place(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_read_or_removed_stops_nothing(
+def test_a_file_that_cannot_be_read_or_deleted_is_no_error(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = run_in_new_process(engine, BASE, tmp_path)
@@ -92,10 +92,10 @@ def test_what_cannot_be_read_or_removed_stops_nothing(
     file.mkdir()
     assert_same_records(run_in_new_process(engine, BASE, tmp_path), expected)
     stderr = capsys.readouterr().err.splitlines()
-    assert f"{file} is damaged (" in stderr[0] and "not removed" in stderr[0]
+    assert f"{file} is corrupt (" in stderr[0] and "not deleted" in stderr[0]
 
 
-def test_too_little_memory_to_load_it_leaves_the_file_for_another_time(
+def test_a_file_that_does_not_fit_into_memory_is_left(
     engine: Engine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,7 +136,7 @@ def test_a_full_disk_costs_a_line(
         disk_cache(engine, tmp_path / "folder").store("key", real)
         assert_same_records(run_in_new_process(engine, BASE, tmp_path / "folder"), expected)
     stderr = capsys.readouterr().err.splitlines()
-    line = "the run without evictions is not kept in"
+    line = "the baseline is not stored in"
     assert len(stderr) == 2 and all(
         text.startswith(line) and "No space left" in text for text in stderr
     )
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_a_line(
 
 
 def test_a_disk_that_fills_up_in_the_middle_costs_a_line(engine: Engine, tmp_path: Path) -> None:
-    """A real short write, in a process of its own whose files may be no longer than 100 kB."""
+    """A real short write, in a process whose files are limited to 100 kB."""
     script = f"""
 import resource
 from pathlib import Path
@@ -164,7 +164,7 @@ disk_cache(engine, Path({str(tmp_path)!r})).store("key", run)
         check=True,
     )
     assert done.stderr.splitlines() == [
-        f"the run without evictions is not kept in {tmp_path}: [Errno 27] File too large"
+        f"the baseline is not stored in {tmp_path}: [Errno 27] File too large"
     ]
     assert list(tmp_path.iterdir()) == []
 
@@ -174,13 +174,13 @@ def test_a_folder_that_cannot_be_made_costs_a_line(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     disk_cache(engine, tmp_path / "file/folder").store("key", baseline_run(engine))
-    assert "is not kept in" in capsys.readouterr().err
+    assert "is not stored in" in capsys.readouterr().err
 
 
-def test_a_run_whose_memory_ran_out_is_not_kept(
+def test_a_baseline_that_ran_out_of_memory_is_not_stored(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvfidelity.generation import run as module
+    from kvfidelity.generation import timed_turn as module
 
     calls = []
 
@@ -198,7 +198,7 @@ def test_a_run_whose_memory_ran_out_is_not_kept(
 
 
 @pytest.mark.parametrize("what", ["code", "model_revision", "dtype", "torch", "cpu", "threads"])
-def test_what_was_computed_otherwise_is_not_taken(
+def test_a_baseline_of_another_environment_is_not_loaded(
     engine: Engine, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {"code": "a", "model_revision": "b", "dtype": "c"}
@@ -216,7 +216,7 @@ def test_what_was_computed_otherwise_is_not_taken(
     assert disk_cache(engine, tmp_path, **environment).load("key") is None
 
 
-def test_memory_is_asked_first_and_the_disk_next(engine: Engine, tmp_path: Path) -> None:
+def test_the_memory_cache_is_tried_before_the_disk(engine: Engine, tmp_path: Path) -> None:
     run, computed = baseline_run(engine), []
 
     def compute() -> BaselineRun:

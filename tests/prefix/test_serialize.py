@@ -1,4 +1,4 @@
-"""A run that comes back from disk is the one that went there, bit for bit."""
+"""A baseline loaded from disk equals the one that was stored, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.prefix.runs import (
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("kind", ["streaming_llm", "attention_top", "snapkv"])
 @pytest.mark.parametrize("positions", ["rerotated", "stale"])
-def test_a_run_that_goes_on_from_disk_is_the_run_that_computed(
+def test_a_run_from_the_disk_equals_the_run_that_computed(
     engine: Engine,
     tmp_path: Path,
     kind: str,
@@ -51,27 +51,27 @@ def test_a_run_that_goes_on_from_disk_is_the_run_that_computed(
         at="150tok",
     )
     computed = run_in_new_process(engine, spec, tmp_path)
-    taken = run_in_new_process(engine, spec, tmp_path, computes=False)
-    assert_same_records(computed, taken)
+    loaded = run_in_new_process(engine, spec, tmp_path, computes=False)
+    assert_same_records(computed, loaded)
     assert computed.turns["shared_prefix"].any() and computed.evictions.height
 
 
-def test_what_the_never_evicted_run_itself_took_and_said_comes_back_whole(
+def test_timings_and_replies_of_the_baseline_are_loaded(
     engine: Engine,
     tmp_path: Path,
 ) -> None:
     for replies in ("reference", "own"):
         spec = dataclasses.replace(BASELINE, replies=replies, temperature=1.0, seed=3)
         computed = run_in_new_process(engine, spec, tmp_path)
-        taken = run_in_new_process(engine, spec, tmp_path, computes=False)
-        assert_frame_equal(computed.turns, taken.turns, check_exact=True)
+        loaded = run_in_new_process(engine, spec, tmp_path, computes=False)
+        assert_frame_equal(computed.turns, loaded.turns, check_exact=True)
 
 
 def test_policies_share_what_is_on_disk(
     engine: Engine,
     tmp_path: Path,
 ) -> None:
-    """The baseline computed it; another day another policy goes on from it."""
+    """One process computes the baseline; a policy in a later process starts from it."""
     run_in_new_process(engine, BASELINE, tmp_path)
     late = run_in_new_process(engine, BASE, tmp_path, computes=False)
     assert_same_records(late, run_dialogue(engine, dialogue_with_evidence(), BASE))
@@ -79,7 +79,7 @@ def test_policies_share_what_is_on_disk(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["streaming_llm", "snapkv"])
-def test_every_bit_of_a_run_comes_back(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
+def test_every_bit_of_a_baseline_is_loaded(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:
     engine = Engine.from_model(tiny_llama().to(dtype), tiny_tokenizer())
     # Prompts fed in chunks: a key's rotation must not depend on what it was rotated with.
     engine = dataclasses.replace(engine, chunk=13)

@@ -1,4 +1,4 @@
-"""A file of tensors that is what was written, or none."""
+"""A tensor file is read as it was written, or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kvfidelity.prefix.tensor_file import (
     write_tensors,
 )
 
-NOTE = '{"said": "naïve"}'
+NOTE = '{"text": "naïve"}'
 PARTS = {
     "odd": torch.tensor([1.5, -0.0, float("inf")], dtype=torch.bfloat16),
     "sliced": torch.arange(24, dtype=torch.float32).view(2, 3, 4)[:, :2],
@@ -33,7 +33,7 @@ def bits(tensor: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("block", [7, 1 << 24])
-def test_tensors_and_note_come_back(
+def test_tensors_and_note_are_read_as_written(
     tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvfidelity.prefix.tensor_file.BLOCK", block)
@@ -51,7 +51,7 @@ def test_tensors_and_note_come_back(
 
 
 def test_safetensors_reads_it_without_copying(tmp_path: Path) -> None:
-    """So every tensor is aligned, whatever comes before it."""
+    """Every tensor is aligned, so its mapped pages can be used directly."""
     write_tensors(tmp_path / "file", PARTS, NOTE)
     with safe_open(tmp_path / "file", "pt") as stored:
         assert stored.metadata() == {"note": NOTE}

@@ -30,7 +30,7 @@ FAULT_POLICY = Path(__file__).with_name("fault_policy.py")
 
 @dataclass
 class Workdir:
-    """A folder in which a workflow runs, and what it runs there."""
+    """A folder in which a workflow runs, with helpers to run jobs there."""
 
     folder: Path
     runtime: Path
@@ -82,23 +82,23 @@ class Workdir:
         return process.returncode, stderr
 
     def stacks(self) -> str:
-        """Where this site's workers are, as they say when asked."""
+        """The sockets of this folder's workers."""
         for process in self.workers():
             process.send_signal(signal.SIGUSR1)
         time.sleep(1)
         return "\n".join(log.read_text() for log in self.runtime.rglob("*.log"))
 
     def fault_spec(self, fault: str, times: int = 10**6) -> dict[str, Any]:
-        """Parameters of a policy that does this; see fault_policy.py."""
+        """A specification whose policy causes this fault; see fault_policy.py."""
         marker = str(self.folder / "marker")
         return {"parameters": {"fault": fault, "marker": marker, "times": times}}
 
     def let_go(self) -> None:
-        """End the deed "hold", of policies to come too."""
+        """End the fault "hold", also for later policies."""
         (self.folder / "marker.go").touch()
 
     def faults_done(self) -> list[int]:
-        """The processes that did their deed, in order."""
+        """Ids of the processes that caused the fault, in order."""
         marker = self.folder / "marker"
         return [int(line) for line in marker.read_text().splitlines()] if marker.exists() else []
 
@@ -108,7 +108,7 @@ class Workdir:
         subprocess.run(command, cwd=self.folder, env=os.environ | self.environment, check=True)
 
     def workers(self) -> list[psutil.Process]:
-        """This site's workers that are alive."""
+        """This folder's workers that are alive."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
             cmdline = process.info["cmdline"] or []
@@ -130,7 +130,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def make_workdir(model: Path, folder: Path) -> Iterator[Workdir]:
-    """A workflow's folder; at its end no worker may be left."""
+    """A workflow's folder; at the test's end no worker may be left."""
     # Not in pytest's folder, whose path is too long for a socket.
     runtime = Path(tempfile.mkdtemp(prefix="kvf-"))
     environment = {"XDG_RUNTIME_DIR": str(runtime), "OMP_NUM_THREADS": "1"}
@@ -151,7 +151,7 @@ def make_workdir(model: Path, folder: Path) -> Iterator[Workdir]:
 
 @pytest.fixture
 def workdir(tiny_model: Path, tmp_path: Path) -> Iterator[Workdir]:
-    """A folder of its own, without a worker yet."""
+    """A new folder, without a worker."""
     with make_workdir(tiny_model, tmp_path) as workdir:
         yield workdir
 
@@ -164,7 +164,7 @@ def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def warm(shared: Workdir) -> Workdir:
-    """A folder shared with other tests, its worker warm, without any job's artifacts."""
+    """A folder shared with other tests, with a warm worker and without artifacts."""
     for path in shared.folder.iterdir():
         if path.name.startswith("marker"):
             path.unlink()

@@ -1,4 +1,4 @@
-"""A policy that does as it is told at its first eviction: what can go wrong inside a worker."""
+"""A policy that causes a chosen fault at an eviction, to test workers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from kvfidelity.cache.view import CacheView
 
 @dataclass(frozen=True)
 class FaultPolicy(Policy):
-    """Keeps the last slots, after a deed.
+    """Keeps the last slots, after causing a fault.
 
-    `marker` gets this process's id as a line before each deed; `times` is how many lines end it.
+    Before each fault, this process's id is written to `marker` as a line. No fault happens once the
+    file has `times` lines.
     """
 
     kind: ClassVar[str] = "fault_policy"
 
-    fault: str = parameter("none", doc="what to do")
+    fault: str = parameter("none", doc="the fault")
     marker: str = parameter("", doc="a file")
-    times: int = parameter(10**6, doc="how often")
+    times: int = parameter(10**6, doc="number of faults")
 
     def priority(self, view: CacheView) -> Tensor:
         if self.fault == "none":
@@ -39,10 +40,10 @@ class FaultPolicy(Policy):
         if done < self.times:
             with marker.open("a") as file:
                 file.write(f"{os.getpid()}\n")
-            self._do()
+            self._cause_fault()
         return slot_indices(view)
 
-    def _do(self) -> None:
+    def _cause_fault(self) -> None:
         match self.fault:
             case "write":
                 print("a warning from deep inside", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Jobs whose replies one worker decodes together get what each would have got alone."""
+"""Jobs of one batch get the same artifacts as jobs alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ends(workdir: Workdir, jobs: dict[str, subprocess.Popen[str]]) -> dict[str, 
 
 
 def same_runs(workdir: Workdir, name: str, other: str) -> None:
-    """Equal but for timings and the rounding of sums in another order."""
+    """Equal except for timings and rounding."""
     for kind in ("turns", "evictions", "recall"):
         one, two = (
             read_parquet(workdir.folder / job / f"{kind}.parquet", kind=kind)
@@ -37,7 +37,7 @@ def same_runs(workdir: Workdir, name: str, other: str) -> None:
 
 
 def test_jobs_in_a_batch_give_the_artifacts_of_jobs_alone(workdir: Workdir) -> None:
-    """More of them than lanes, of different lengths; a mistake among them is its own."""
+    """More jobs than batch_size, of different lengths; an error in one leaves the others."""
     cells = [{"seed": seed, "max_turns": turns, **OWN} for seed, turns in enumerate((5, 3, 4, 5))]
     jobs = {f"job-{n}": workdir.start(f"job-{n}", *BATCH, **cell) for n, cell in enumerate(cells)}
     ended = ends(workdir, jobs)
@@ -45,7 +45,8 @@ def test_jobs_in_a_batch_give_the_artifacts_of_jobs_alone(workdir: Workdir) -> N
     assert sum(stderr.count("loading") for _, stderr in ended.values()) == 1
     assert max(runs_decoded_together(workdir, name) for name in jobs) > 1
     assert any(
-        " lanes, " in stderr and "tokens/s in all)" in stderr for _, stderr in ended.values()
+        "runs decoded together, " in stderr and "tokens/s in all)" in stderr
+        for _, stderr in ended.values()
     )
     code, stderr = workdir.run("bad", *BATCH, "--dialogue", "007")
     assert code == 2 and stderr.startswith("error: ")
@@ -57,13 +58,13 @@ def test_jobs_in_a_batch_give_the_artifacts_of_jobs_alone(workdir: Workdir) -> N
         assert runs_decoded_together(workdir, f"alone-{number}") == 1
 
 
-def test_memory_that_runs_out_among_others_is_asked_for_once_more_alone(workdir: Workdir) -> None:
-    """Which in a worker of one lane is a result; see test_breakage."""
+def test_a_run_that_is_out_of_memory_among_others_is_restarted_alone(workdir: Workdir) -> None:
+    """With batch_size 1 it is a result; see test_breakage."""
     fault = workdir.fault_spec("exhaust memory", times=1)
     jobs = {name: workdir.start(name, *BATCH, **OWN, **fault) for name in ("one", "two")}
     ended = ends(workdir, jobs)
     assert [code for code, _ in ended.values()] == [0, 0], ended
-    assert sum(stderr.count("once more, alone") for _, stderr in ended.values()) == 1
+    assert sum(stderr.count("restarting this run alone") for _, stderr in ended.values()) == 1
     assert workdir.run("alone", *BATCH, **OWN, **fault)[0] == 0
     for name in jobs:
         same_runs(workdir, name, "alone")
@@ -79,7 +80,7 @@ def test_a_job_that_kills_the_worker_costs_the_others_a_second_try(workdir: Work
     assert all(stderr.count("starting another") <= 1 for _, stderr in ended.values())
 
 
-def test_an_unexpected_error_of_one_is_its_own_and_the_worker_leaves(workdir: Workdir) -> None:
+def test_an_unexpected_error_fails_one_job_and_ends_the_worker(workdir: Workdir) -> None:
     bad = workdir.start("bad", *BATCH, **OWN, **workdir.fault_spec("raise"))
     jobs = {name: workdir.start(name, *BATCH, **OWN) for name in ("one", "two")}
     code, stderr = workdir.end(bad)
@@ -89,7 +90,7 @@ def test_an_unexpected_error_of_one_is_its_own_and_the_worker_leaves(workdir: Wo
     wait_until(lambda: not workdir.workers())
 
 
-def test_a_damaged_model_is_one_line_in_a_batch_too(workdir: Workdir) -> None:
+def test_a_corrupt_model_is_one_line_in_a_batch_too(workdir: Workdir) -> None:
     with (workdir.folder / "model/model.safetensors").open("r+b") as file:
         file.truncate(1000)
     code, stderr = workdir.run("job", *BATCH)
@@ -111,7 +112,7 @@ def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(
     assert "died" not in "".join(stderr for _, stderr in ended.values())
     assert workdir.run("after", *BATCH, **OWN)[1].count("loading") == 0
     assert not (workdir.folder / "dead/turns.parquet").exists()
-    # A worker that nobody waits for any more leaves.
+    # A worker exits when no client waits for it.
     done = len(workdir.faults_done())
     (workdir.folder / "marker.go").unlink()
     jobs = {
@@ -126,7 +127,7 @@ def test_a_killed_client_costs_the_others_nothing_and_all_killed_end_the_worker(
     wait_until(lambda: not workdir.workers())
 
 
-def test_who_wants_another_model_waits_until_the_others_are_served(workdir: Workdir) -> None:
+def test_a_client_of_another_model_waits_until_the_others_are_served(workdir: Workdir) -> None:
     jobs = {
         name: workdir.start(name, *BATCH, **OWN, **workdir.fault_spec("hold"))
         for name in ("one", "two")
@@ -140,7 +141,7 @@ def test_who_wants_another_model_waits_until_the_others_are_served(workdir: Work
     assert len(workdir.workers()) == 1
 
 
-def test_stop_ends_it_in_the_middle(workdir: Workdir) -> None:
+def test_stop_ends_the_worker_during_a_run(workdir: Workdir) -> None:
     job = workdir.start("job", *BATCH, **OWN, **workdir.fault_spec("sleep"))
     wait_until(workdir.faults_done)
     job.kill()  # or it would start another worker

@@ -1,4 +1,4 @@
-"""What breaks inside or around a worker costs at most the job that broke it."""
+"""A fault in or around a worker fails at most the job that caused it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestErrors:
         assert warm.worker().pid == worker
         assert not (warm.folder / "bad").exists()
 
-    def test_a_damaged_model_is_one_line(self, workdir: Workdir) -> None:
+    def test_a_corrupt_model_is_one_line(self, workdir: Workdir) -> None:
         with (workdir.folder / "model/model.safetensors").open("r+b") as file:
             file.truncate(1000)
         code, stderr = workdir.run("job")
@@ -72,14 +72,14 @@ class TestErrors:
         assert "Traceback" not in stderr
         assert warm.run("next")[1].count("loading") == 0
 
-    def test_out_of_memory_is_a_result_and_the_next_job_is_as_ever(self, warm: Workdir) -> None:
+    def test_out_of_memory_is_a_result_and_the_next_job_succeeds(self, warm: Workdir) -> None:
         assert warm.run("whole")[0] == 0
         code, _ = warm.run("short", **warm.fault_spec("exhaust memory", times=1))
         assert code == 0
         assert warm.run("next")[0] == 0
         assert artifact_digests(warm, "next") == artifact_digests(warm, "whole")
 
-    def test_no_memory_for_something_else_replaces_the_worker(self, warm: Workdir) -> None:
+    def test_out_of_memory_outside_a_turn_replaces_the_worker(self, warm: Workdir) -> None:
         code, stderr = warm.run("bad", **warm.fault_spec("exhaust more memory"))
         assert code == 1
         assert "MemoryError: none left" in stderr
@@ -107,7 +107,7 @@ class TestDeadWorkers:
         code, stderr = warm.end(job)
         assert code == 0, stderr
         assert stderr.count("the worker died; starting another") == 1
-        # The deed's parameters name the marker, the same for both.
+        # The fault's parameters name the marker, the same for both.
         assert artifact_digests(warm, "job") == artifact_digests(warm, "undisturbed")
 
     def test_a_crash_in_native_code_is_retried_and_its_stack_is_in_the_log(
@@ -126,7 +126,7 @@ class TestDeadWorkers:
         assert "--no-worker" in stderr
         assert warm.run("next")[0] == 0
 
-    def test_jobs_that_wait_lose_nothing_but_time(self, warm: Workdir) -> None:
+    def test_waiting_jobs_succeed_after_a_crash(self, warm: Workdir) -> None:
         first = warm.start("first", **warm.fault_spec("hold"))
         wait_until(warm.faults_done)
         waiting = [warm.start(f"waiting-{number}") for number in range(2)]
@@ -145,7 +145,7 @@ class TestDeadWorkers:
         code, stderr = warm.run("next")
         assert (code, stderr.count("loading")) == (0, 1)
 
-    def test_of_two_that_start_at_once_one_stays_and_serves(self, workdir: Workdir) -> None:
+    def test_of_two_workers_that_start_at_once_one_serves(self, workdir: Workdir) -> None:
         # As if a client had been killed between starting a worker and reaching it.
         workdir.run("job")
         reply_line = workdir.worker().cmdline()
@@ -198,7 +198,7 @@ class TestDeadClients:
         wait_until(lambda: not warm.workers())
         assert warm.run("next")[0] == 0
 
-    def test_a_client_that_dies_in_the_queue_is_passed_over(self, warm: Workdir) -> None:
+    def test_a_client_that_dies_in_the_queue_is_skipped(self, warm: Workdir) -> None:
         first = warm.start("first", **warm.fault_spec("hold"))
         wait_until(warm.faults_done)
         second = warm.start("second")
@@ -219,7 +219,7 @@ class TestDeadClients:
 
 
 class TestStrangers:
-    def test_nonsense_does_not_end_a_worker(self, warm: Workdir) -> None:
+    def test_garbage_on_the_socket_does_not_end_a_worker(self, warm: Workdir) -> None:
         worker = warm.worker().pid
         half, unknown = b'{"do": "stop"', b'{"do": "dance"}\n'
         for content in (b"", b"\xff\xfe\n", b"{}\n", b"[1]\n", unknown, half, b"x" * 9999):
@@ -227,7 +227,7 @@ class TestStrangers:
         assert warm.run("next")[0] == 0
         assert warm.worker().pid == worker
 
-    def test_a_client_that_says_nothing_is_given_up(self, warm: Workdir) -> None:
+    def test_a_client_that_sends_nothing_is_dropped(self, warm: Workdir) -> None:
         worker = warm.worker().pid
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
             silent.connect(str(one_socket(warm)))
@@ -267,7 +267,7 @@ class TestStrangers:
         assert "is not a folder of yours alone" in stderr
         link.unlink()
 
-    def test_a_runtime_folder_that_is_not_there_is_done_without(self, workdir: Workdir) -> None:
+    def test_a_missing_runtime_folder_is_not_used(self, workdir: Workdir) -> None:
         workdir.environment |= {
             "XDG_RUNTIME_DIR": "/run/user/nobody",
             "TMPDIR": str(workdir.runtime),
@@ -275,7 +275,7 @@ class TestStrangers:
         assert workdir.run("job")[0] == 0
         assert workdir.worker().is_running()
 
-    def test_a_runtime_folder_with_too_long_a_path_is_done_without(self, workdir: Workdir) -> None:
+    def test_a_runtime_folder_with_too_long_a_path_is_not_used(self, workdir: Workdir) -> None:
         long = workdir.folder / ("long" * 30)
         long.mkdir()
         workdir.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(workdir.runtime)}

@@ -36,8 +36,8 @@ def a_victim(
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed: int) -> None:
-    """In every other round with two lanes: equal then but for the rounding of sums."""
-    dice, lanes = random.Random(seed), ("--batch-size", str(1 + seed % 2))
+    """Every other round has a batch_size of 2: then records are equal up to rounding."""
+    dice, batch = random.Random(seed), ("--batch-size", str(1 + seed % 2))
     write_pool(warm.folder / "pool.parquet", turns=12)
     for name in ("one", "two"):
         assert warm.run(f"undisturbed-{name}", seed=len(name) + ord(name[0]), **OWN)[0] == 0
@@ -47,7 +47,7 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed
 
     open_jobs = ["one", "two"]
     for attempt in range(4):
-        jobs = {n: warm.start(n, *lanes, seed=len(n) + ord(n[0]), **OWN) for n in open_jobs}
+        jobs = {n: warm.start(n, *batch, seed=len(n) + ord(n[0]), **OWN) for n in open_jobs}
         if attempt < 3:
             time.sleep(dice.uniform(0, 2 * usual))
             alive = [psutil.Process(job.pid) for job in jobs.values() if job.poll() is None]
@@ -55,7 +55,7 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed
                 a_victim(warm, dice, alive).send_signal(signal.SIGKILL)
         ended = {name: warm.end(job) for name, job in jobs.items()}
         ends = {name: code for name, (code, _) in ended.items()}
-        # A killed client fails; a killed worker fails nobody.
+        # A killed client fails; a killed worker fails no job.
         assert set(ends.values()) <= {0, -signal.SIGKILL}, ended
         for name, code in ends.items():
             files = sorted(file.name for file in (warm.folder / name).glob("*.parquet"))

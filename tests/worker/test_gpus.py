@@ -1,4 +1,4 @@
-"""As many jobs at once as a machine has GPUs, each with a worker of its own."""
+"""One job at a time for each GPU, each with its own worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.worker.test_worker import artifact_digests
 
 
 def ends(workdir: Workdir, jobs: int, *arguments: str) -> list[str]:
-    """Run so many jobs at once; what they said."""
+    """Run jobs at the same time; their standard error."""
     started = [workdir.start(f"job-{number}", *arguments) for number in range(jobs)]
     ended = [workdir.end(job) for job in started]
     assert [code for code, _ in ended] == [0] * jobs, ended
@@ -23,7 +23,7 @@ def ends(workdir: Workdir, jobs: int, *arguments: str) -> list[str]:
 
 
 def test_each_gpu_has_a_worker_and_a_job_at_a_time(workdir: Workdir) -> None:
-    """No GPU is needed: a worker that is told of one that is not there computes on the CPU."""
+    """No GPU is needed: a worker for a missing GPU computes on the CPU."""
     workdir.environment["CUDA_VISIBLE_DEVICES"] = "3,GPU-5"
     stderr = ends(workdir, 4, "--gpus", "2")
     assert sum(text.count("loading") for text in stderr) == 2
@@ -71,7 +71,7 @@ def test_more_jobs_than_gpus_is_a_mistake(
 def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two GPUs of two lanes; locks of one process conflict as those of several do."""
+    """Two GPUs with two jobs each; locks conflict within a process as between processes."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)

@@ -1,4 +1,4 @@
-"""What a worker computed before the first eviction is there for the next one, on disk."""
+"""Workers share baselines on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kill_worker(workdir: Workdir) -> None:
     wait_until(lambda: not workdir.workers())
 
 
-def test_the_next_worker_goes_on_from_what_a_killed_one_computed(workdir: Workdir) -> None:
+def test_a_worker_uses_the_baseline_of_a_killed_worker(workdir: Workdir) -> None:
     for name, cell in {"never": BASELINE, "recent": {}}.items():
         assert workdir.run(f"{name}-alone", **cell, **OWN)[0] == 0
     assert not (workdir.folder / ".snakemake").exists()
@@ -50,19 +50,19 @@ def test_the_next_worker_goes_on_from_what_a_killed_one_computed(workdir: Workdi
     assert artifact_digests(workdir, "third") == artifact_digests(workdir, "recent-alone")
 
 
-def test_a_damaged_prefix_costs_a_line_in_the_jobs_log(workdir: Workdir) -> None:
+def test_a_corrupt_prefix_costs_a_line_in_the_jobs_log(workdir: Workdir) -> None:
     assert workdir.run("first", *KEPT)[0] == 0
     [file] = kept(workdir)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     kill_worker(workdir)
     code, stderr = workdir.run("second", *KEPT)
-    assert code == 0 and f"{file} is damaged (" in stderr
+    assert code == 0 and f"{file} is corrupt (" in stderr
     assert artifact_digests(workdir, "first") == artifact_digests(workdir, "second")
     assert file.stat().st_size > len(content) // 2, "whole again; a time takes more digits or fewer"
 
 
-def test_other_code_and_another_model_take_nothing_of_it(workdir: Workdir) -> None:
+def test_other_code_or_another_model_does_not_use_it(workdir: Workdir) -> None:
     for arguments in ((), ("--code-digest", "new", "--dtype", "bfloat16")):
         code, stderr = workdir.run("job", *KEPT, *arguments, **BASELINE)
         assert code == 0 and "turn 1 of 5" in stderr
@@ -72,9 +72,9 @@ def test_other_code_and_another_model_take_nothing_of_it(workdir: Workdir) -> No
 def test_a_folder_that_cannot_be_written_to_stops_no_job(workdir: Workdir) -> None:
     (workdir.folder / ".snakemake").write_text("no folder")
     code, stderr = workdir.run("job", *KEPT)
-    assert code == 0 and "is not kept in" in stderr
+    assert code == 0 and "is not stored in" in stderr
 
 
-def test_a_size_that_is_none_is_one_line(workdir: Workdir) -> None:
+def test_an_invalid_size_is_one_line(workdir: Workdir) -> None:
     code, stderr = workdir.run("job", "--prefix-disk", "5600tok")
     assert code == 2 and stderr.splitlines()[-1].startswith("error: '5600tok' must be in bytes")

@@ -1,4 +1,4 @@
-"""What a scheduler's job finished before it was killed is taken up, whole and unchanged, or not."""
+"""Finished runs of a killed cluster job are restored unchanged, or not at all."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_stored_run_is_restored_as_it_was(tmp_path: Path, make_job: GenerateJo
         lambda config, job: Path(job.pool).write_bytes(b"others") and (config, job),
     ],
 )
-def test_another_run_is_not_taken(
+def test_another_run_is_not_restored(
     tmp_path: Path,
     make_job: GenerateJob,
     change: Callable[[WorkerConfig, GenerateJob], tuple[WorkerConfig, GenerateJob]],
@@ -70,7 +70,7 @@ def test_another_run_is_not_taken(
     assert not finished.restore(*change(CONFIG, make_job))
 
 
-def test_a_damaged_or_half_kept_run_is_not_taken(tmp_path: Path, make_job: GenerateJob) -> None:
+def test_a_corrupt_or_incomplete_run_is_not_restored(tmp_path: Path, make_job: GenerateJob) -> None:
     finished = SalvagedRuns(tmp_path / "finished")
     finished.store(CONFIG, make_job)
     # A second name of the same file: damage to one is damage to both.
@@ -80,7 +80,7 @@ def test_a_damaged_or_half_kept_run_is_not_taken(tmp_path: Path, make_job: Gener
     assert not Path(make_job.turns).exists()
 
 
-def test_a_job_that_is_repeated_takes_what_was_finished(workdir: Workdir) -> None:
+def test_a_repeated_job_restores_finished_runs(workdir: Workdir) -> None:
     assert workdir.run("job")[0] == 0
     assert not (workdir.folder / ".snakemake").exists()
     before = artifact_digests(workdir, "job")
@@ -89,7 +89,7 @@ def test_a_job_that_is_repeated_takes_what_was_finished(workdir: Workdir) -> Non
     (workdir.folder / "job/turns.parquet").unlink()
     workdir.environment["SLURM_JOB_ID"] = "2"
     code, stderr = workdir.run("job")
-    assert (code, stderr) == (0, "took job from an earlier job that was cut short\n")
+    assert (code, stderr) == (0, "restored job from an earlier job that was killed\n")
     assert artifact_digests(workdir, "job") == before
     write_pool(workdir.folder / "pool.parquet", turns=4)
     assert "turn 4 of 4" in workdir.run("job")[1]

@@ -1,4 +1,4 @@
-"""Likelihoods of planted replies come from the worker that generates, or from a process alone."""
+"""Likelihoods of corrupted replies, from the worker or from a process without one."""
 
 from __future__ import annotations
 

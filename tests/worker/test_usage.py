@@ -1,4 +1,4 @@
-"""What a job took of the worker's process is noted in its artifact, outside the digest."""
+"""Time and memory of a job are notes in its artifact, outside of the digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def taken(workdir: Workdir, name: str) -> dict[str, float]:
     return {key: float(notes[key]) for key in (WALL, CPU, PEAK, BATCH_SIZE)}
 
 
-def test_a_job_notes_what_it_took_of_its_worker(warm: Workdir) -> None:
+def test_an_artifact_has_notes_of_its_time_and_memory(warm: Workdir) -> None:
     worker = psutil.Process(warm.worker().pid)
     times = worker.cpu_times()
     assert warm.run("job", replies="own", max_new_tokens=16)[0] == 0
@@ -29,7 +29,7 @@ def test_a_job_notes_what_it_took_of_its_worker(warm: Workdir) -> None:
     assert found[BATCH_SIZE] == 1
 
 
-def test_runs_of_a_worker_with_lanes_say_so(workdir: Workdir) -> None:
+def test_notes_of_a_batch_name_its_size(workdir: Workdir) -> None:
     jobs = [workdir.start(f"job-{n}", "--batch-size", "3", seed=n) for n in range(2)]
     assert [workdir.end(job)[0] for job in jobs] == [0, 0]
     assert {taken(workdir, f"job-{n}")[BATCH_SIZE] for n in range(2)} == {3}

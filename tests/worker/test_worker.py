@@ -1,4 +1,4 @@
-"""Jobs share one warm worker and get what they would have got on their own."""
+"""Jobs that share a worker get the same artifacts as jobs without one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import kvfidelity
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 from tests.waiting import wait_until
 from tests.worker.conftest import SCRIPTS, Workdir, write_pool
@@ -22,12 +23,12 @@ def artifact_digests(workdir: Workdir, name: str) -> list[str]:
 
 
 def lasting_notes(workdir: Workdir, name: str) -> dict[str, str]:
-    """A job's notes but for what it took."""
+    """A job's notes without the time and memory it took."""
     notes = read_metadata(workdir.folder / name / "turns.parquet")
     return {key: value for key, value in notes.items() if not key.startswith("worker_")}
 
 
-def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Workdir) -> None:
+def test_a_worker_and_a_job_without_one_give_identical_artifacts(warm: Workdir) -> None:
     own = {"replies": "own", "max_new_tokens": 8, "temperature": 0.8, "seed": 3}
     assert warm.run("alone", "--no-worker", **own)[0] == 0
     for name in ("first", "second"):
@@ -38,11 +39,13 @@ def test_a_worker_and_a_process_of_its_own_give_identical_artifacts(warm: Workdi
     assert evictions.height > 1
 
 
-def test_jobs_in_turn_load_the_model_once(workdir: Workdir) -> None:
-    """Where its client finds modules the worker does too, but for the project's own."""
-    workdir.environment["PYTHONPATH"] = "elsewhere"
+def test_consecutive_jobs_load_the_model_once(workdir: Workdir) -> None:
+    """The worker imports from its client's folders, and first from the client's own source."""
+    source = str(Path(kvfidelity.__file__).parents[1])
+    workdir.environment["PYTHONPATH"] = os.pathsep.join([source, "elsewhere"])
     stderr = [workdir.run(f"job-{number}")[1] for number in range(3)]
-    assert workdir.worker().environ()["PYTHONPATH"].split(os.pathsep) == [str(SCRIPTS), "elsewhere"]
+    paths = workdir.worker().environ()["PYTHONPATH"].split(os.pathsep)
+    assert paths == [source, source, "elsewhere"]
     assert [text.count("loading") for text in stderr] == [1, 0, 0]
     assert "turn 5 of 5: " in stderr[2]
     assert "cached tokens" in stderr[2]
@@ -64,14 +67,14 @@ def test_other_code_or_another_model_replaces_the_worker(workdir: Workdir) -> No
     code, stderr = workdir.run("job", "--code-digest", "new")
     assert (code, stderr.count("loading")) == (0, 1)
     assert workdir.worker().pid != first
-    # The model is fetched anew from the same source: its folder is another one.
+    # The same model fetched again is in another folder.
     (workdir.folder / "model").rename(workdir.folder / "old")
     subprocess.run(["cp", "-r", "old", "model"], cwd=workdir.folder, check=True)
     code, stderr = workdir.run("job", "--code-digest", "new")
     assert (code, stderr.count("loading")) == (0, 1)
 
 
-def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(workdir: Workdir) -> None:
+def test_clients_of_two_alternating_models_are_all_served(workdir: Workdir) -> None:
     jobs = [
         workdir.start(f"job-{number}", "--dtype", ("float32", "bfloat16")[number % 2])
         for number in range(4)
@@ -83,7 +86,9 @@ def test_two_models_asked_for_in_turn_by_many_clients_all_get_served(workdir: Wo
     assert len(workdir.workers()) == 1
 
 
-def test_two_workflows_on_one_machine_have_a_worker_each(workdir: Workdir, tmp_path: Path) -> None:
+def test_two_workflows_on_one_machine_have_separate_workers(
+    workdir: Workdir, tmp_path: Path
+) -> None:
     workdir.run("job")
     other = Workdir(tmp_path / "other", workdir.runtime, workdir.environment)
     other.folder.mkdir()
@@ -96,7 +101,7 @@ def test_two_workflows_on_one_machine_have_a_worker_each(workdir: Workdir, tmp_p
     assert workdir.run("again")[1].count("loading") == 0
 
 
-def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(workdir: Workdir) -> None:
+def test_jobs_of_different_gpus_have_separate_workers_and_stop_ends_all(workdir: Workdir) -> None:
     for device in ("0", "1"):
         workdir.environment["CUDA_VISIBLE_DEVICES"] = device
         assert workdir.run(f"job-{device}")[0] == 0
@@ -106,7 +111,7 @@ def test_jobs_of_different_gpus_have_a_worker_each_and_stop_ends_all(workdir: Wo
     wait_until(lambda: not workdir.workers())
 
 
-def test_a_worker_leaves_when_idle(workdir: Workdir) -> None:
+def test_an_idle_worker_exits(workdir: Workdir) -> None:
     workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
     assert workdir.run("job")[0] == 0
     wait_until(lambda: not workdir.workers())
@@ -120,7 +125,7 @@ def test_a_worker_that_waits_is_idle_not_busy(warm: Workdir) -> None:
     assert sum(warm.worker().cpu_times()[:2]) - before < 0.05
 
 
-def test_an_idle_time_that_is_none_is_one_line(workdir: Workdir) -> None:
+def test_an_invalid_idle_time_is_one_line(workdir: Workdir) -> None:
     for idle in ("soon", "0", "-1", "nan"):
         workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
         code, stderr = workdir.run("job")
@@ -129,7 +134,7 @@ def test_an_idle_time_that_is_none_is_one_line(workdir: Workdir) -> None:
         assert len(stderr.splitlines()) == 1
 
 
-def test_stopping_where_there_is_no_worker_says_nothing(workdir: Workdir) -> None:
+def test_stopping_without_a_worker_prints_nothing(workdir: Workdir) -> None:
     workdir.stop()
     workdir.stop()
 

@@ -131,7 +131,7 @@ def test_jobs_killed_node_drained_run_resumed_and_artifacts_equal_a_local_runs(
         second.kill()
         second.wait()
     output = generate_logs(project)
-    assert sum("from an earlier job that was cut short" in text for text in output) >= len(before)
+    assert sum("from an earlier job that was killed" in text for text in output) >= len(before)
     jobs = slurm.jobs("COMPLETED")
     done = [job for job, about in jobs.items() if "runs_" in about]
     assert len(done) == 2, "five runs, three a job"

@@ -35,7 +35,7 @@ def main() -> None:
     salvaged = SalvagedRuns(FOLDER) if scheduler_job() else None
     if salvaged and salvaged.restore(config, job):
         print(
-            f"took {options.turns.parent} from an earlier job that was cut short", file=sys.stderr
+            f"restored {options.turns.parent} from an earlier job that was killed", file=sys.stderr
         )
         return
     submit(options, job)

@@ -1,4 +1,4 @@
-"""How likely a model finds planted replies."""
+"""Score the likelihood of replies that were corrupted to test a judge."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""End the workflow's warm workers, if there are any."""
+"""Stop the workflow's workers, if there are any."""
 
 import argparse
 
@@ -10,7 +10,9 @@ from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--ended-well", action="store_true", help="forget runs that killed jobs had finished"
+        "--ended-well",
+        action="store_true",
+        help="also delete the runs kept from killed jobs",
     )
     options = parser.parse_args()
     stop()

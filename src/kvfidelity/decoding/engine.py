@@ -22,36 +22,39 @@ from kvfidelity.models.load import load_model
 if TYPE_CHECKING:
     from kvfidelity.decoding.sequence import Reply, SequenceState
 
-# Rows of logits made at once: a vocabulary of 128k takes 130 MB in fp32.
+# Rows of logits computed at once: with a vocabulary of 128k they take 130 MB in fp32.
 LOGIT_ROWS = 256
-# Tokens fed in one forward: what a forward holds beside the cache grows with them.
+# Tokens fed in one forward: its memory grows with them.
 CHUNK = 8192
-# On a GPU a long prompt starts with a round number of tokens: the fastest attention for it has to
-# be planned anew for every length.
+# On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
+# planned again for every new length.
 LONG_PROMPT, ROUND_LENGTH = 4096, 1024
 
 
 class Scheduler(Protocol):
-    """Where replies of several runs are decoded together; see `decoding.scheduler`."""
+    """Decodes the replies of several runs in one batch; see `decoding.scheduler`."""
 
     def decode(self, sequence: SequenceState) -> Reply:
-        """The reply, once it is made."""
+        """Decode a reply to its end."""
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Let the other runs go on until it holds."""
+        """Block the calling run until `condition` holds; the other runs continue."""
 
     def on_out_of_memory(self) -> None:
-        """Say that memory ran out; raises RetryAloneError unless the run had all of it to
-        itself."""
+        """Report that memory ran out.
+
+        Raises:
+            RetryAloneError: other runs share the memory, so the run must be repeated alone.
+        """
 
 
 @dataclass(frozen=True)
 class Engine:
     """A model attached to managed caches, its tokenizer's segmenter, and what they imply.
 
-    window: trained window in tokens. token_bytes: keys and values of one token over all layers.
-    chunk: at most so many tokens are fed in one forward. hub: where replies are decoded together
-    with those of other runs, None for alone. captured: decode steps captured so far.
+    window: trained window in tokens. token_bytes: bytes of one token's keys and values, over all
+    layers. chunk: most tokens fed in one forward. scheduler: decodes the replies of several runs
+    together; None decodes each alone. graphs: decode steps captured so far.
     """
 
     model: Any
@@ -68,10 +71,10 @@ class Engine:
         """Load a converted model directory.
 
         Args:
-            chunk: at most so many tokens are fed in one forward.
+            chunk: most tokens fed in one forward.
 
         Raises:
-            UserError: no such directory, an unsupported architecture, no such device.
+            UserError: no such directory, an unsupported architecture, an unknown device.
         """
         model, tokenizer = load_model(model_dir, dtype, device)
         engine = replace(cls.from_model(model, tokenizer), chunk=chunk)
@@ -86,7 +89,7 @@ class Engine:
 
     @classmethod
     def from_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
-        """The same with a segmenter of one's own."""
+        """The same with another segmenter."""
         attach(model)
         config = model.config
         size = getattr(config, "head_dim", None)
@@ -102,7 +105,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The model's device."""
         device: torch.device = self.model.device
         return device
 
@@ -118,13 +121,13 @@ class Engine:
 
     @torch.inference_mode()
     def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
-        """Feed tokens as one forward, in chunks that bound its memory.
+        """Feed tokens into a cache as one forward, split into chunks that limit its memory.
 
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
         tokens = torch.tensor([list(ids)], device=self.device)
-        first, *rest = torch.split(tokens, self._chunks(len(ids), cache.size), dim=1)
+        first, *rest = torch.split(tokens, self._chunk_sizes(len(ids), cache.size), dim=1)
         parts = [self.forward(first, cache)[0]]
         for chunk in rest:
             with cache.continuing():
@@ -132,14 +135,14 @@ class Engine:
         return torch.cat(parts) if rest else parts[0]
 
     def _warm_up(self) -> None:
-        """Compile what a prompt needs, with and without scores, before anything is timed."""
+        """Compile the prompt's kernels, with and without scores, before anything is timed."""
         for scored in (True, False):
             cache = self.new_cache(PositionMode.ORIGINAL, collect_scores=scored)
             for count in (64, 2):
                 self.feed(cache, [0] * count)
 
-    def _chunks(self, count: int, cached: int) -> list[int]:
-        """Sizes of the forwards that feed so many tokens."""
+    def _chunk_sizes(self, count: int, cached: int) -> list[int]:
+        """Tokens of each forward that feeds `count` tokens after `cached` ones."""
         sizes = []
         if self.device.type == "cuda" and not cached and min(count, self.chunk) >= LONG_PROMPT:
             sizes.append(min(count, self.chunk) // ROUND_LENGTH * ROUND_LENGTH)
@@ -149,7 +152,7 @@ class Engine:
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: AttentionCache) -> Tensor:
-        """One forward of int64 [B, q] tokens; hidden states [B, q, hidden]."""
+        """One forward of tokens int64 [B, q]; hidden states [B, q, hidden]."""
         decoder = self.model.get_decoder()
         out = decoder(input_ids=tokens, use_cache=True, **{cache_argument(decoder): cache})
         hidden: Tensor = out.last_hidden_state
@@ -173,7 +176,8 @@ class Engine:
 
     @torch.inference_mode()
     def kl_divergence(self, baseline: Tensor, managed: Tensor) -> Tensor:
-        """KL(full || managed) of what two runs' hidden states [m, hidden] predict; fp32 [m]."""
+        """KL(baseline || managed) in nats of what hidden states [m, hidden] predict; fp32 [m] on
+        the CPU."""
         parts = [
             kl_divergence(
                 self.logits(rows.to(self.device)), self.logits(managed[start : start + LOGIT_ROWS])
@@ -183,7 +187,7 @@ class Engine:
         return torch.cat(parts).cpu()
 
     def now(self) -> float:
-        """Seconds on a steady clock, once the device has finished its work."""
+        """Seconds on a monotonic clock, after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

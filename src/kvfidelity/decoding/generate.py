@@ -1,4 +1,4 @@
-"""Generating a reply."""
+"""Generates one reply: its first token here, the others by decode steps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def generate(
     sampling: Sampling,
     seed: int,
 ) -> Reply:
-    """Generate from the hidden state that the prompt left.
+    """Generate a reply from the prompt's last hidden state.
 
-    Every generated token is fed into the cache but a stop token; the evictor is asked before each
-    is chosen, so also before a stop token (as in the code of arXiv 2511.04686).
+    Every generated token is fed into the cache, except a stop token. The evictor is asked before
+    each token is chosen, also before a stop token (as in the code of arXiv 2511.04686).
 
     Args:
-        hidden: [1, hidden], the prompt's last.
-        seed: of the sampling; greedy decoding draws nothing.
+        hidden: [1, hidden], of the prompt's last token.
+        seed: for sampling; greedy decoding does not use it.
     """
     sequence = SequenceState(
         cache, evictor, sampling, max_new_tokens, uniform_draws(max_new_tokens, seed)
@@ -39,7 +39,7 @@ def generate(
     start_s = engine.now()
     evictor.before_step(cache)
     logits = engine.logits(hidden)
-    token = _first_token(logits, sequence)
+    token = _choose_first_token(logits, sequence)
     sequence.token, sequence.nll = int(token), float(token_nll(logits, token))
     sequence.first_s = engine.now() - start_s
     if sequence.token in engine.segmenter.stop_ids:
@@ -49,9 +49,9 @@ def generate(
     decoder = Decoder(steps_of(engine, 1, sampling, max_new_tokens), 1)
     try:
         decoder.add(sequence)
-        decoder.run()
+        decoder.decode_until_one_ends()
     except BaseException:
-        decoder.release_all()  # its steps will serve other replies
+        decoder.release_all()  # the steps are used again for other replies
         raise
     if sequence.error is not None:
         raise sequence.error
@@ -59,7 +59,8 @@ def generate(
     return sequence.reply
 
 
-def _first_token(logits: Tensor, sequence: SequenceState) -> Tensor:
+def _choose_first_token(logits: Tensor, sequence: SequenceState) -> Tensor:
+    """int64 [1], from logits [1, vocabulary]."""
     if sequence.sampling.greedy:
         return logits.argmax(-1)
     settings = torch.tensor(

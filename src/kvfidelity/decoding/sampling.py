@@ -1,4 +1,4 @@
-"""Choosing the next token, on whatever device the logits are."""
+"""Chooses the next token, on the device of the logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn."""
+        """Whether the most probable token is always chosen."""
         return self.temperature == 0
 
 
@@ -27,13 +27,13 @@ def uniform_draws(count: int, seed: int) -> Tensor:
 
 
 def sample_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """The next token of each lane, int64 [B], without waiting for the device.
+    """The next token of each sequence, int64 [B], without waiting for the device.
 
-    A token is drawn by where a uniform number falls in the cumulative probabilities, most probable
-    first, so that equal numbers give equal tokens on every device.
+    Tokens are sorted by probability, and a uniform number selects one in the cumulative sum. So
+    equal numbers give equal tokens on every device.
 
     Args:
-        logits: [B, vocabulary]. temperature, top_p, uniform: fp64 [B]; see Sampling.
+        logits: [B, vocabulary]. temperature, top_p: fp64 [B], see Sampling. uniform: fp64 [B].
     """
     best = logits.argmax(-1)
     safe_temperature = torch.where(temperature > 0, temperature, 1.0)

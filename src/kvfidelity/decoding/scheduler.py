@@ -1,12 +1,13 @@
 """Several runs at once: their replies are decoded in one batch.
 
-Each run is ordinary code in a thread of its own, and one thread runs at a time: a run goes on until
-it wants a reply, then the others do, and when all want one their replies are made together, step
-by step. A run whose reply has ended feeds its next prompt and joins again. Each has its own cache,
-length, positions, policy and evictions; only the weights are read together.
+Each run is ordinary code in its own thread, and only one thread runs at a time. A run continues
+until it needs a reply; then the next run continues. When all runs need a reply, their replies are
+decoded together, step by step. A run whose reply has ended feeds its next prompt and joins the
+batch again. Each run has its own cache, length, positions, policy and evictions; they share only
+the weights.
 
-Memory that runs out while others hold some of it says nothing about a run: it is begun anew once
-they have come to their end, alone.
+If a run hits out-of-memory while others share the GPU, that is not its result; it is restarted
+alone when they finish.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ T = TypeVar("T")
 
 
 class RetryAloneError(Exception):
-    """Memory ran out for a run that was not alone; it is begun anew, so let this pass."""
+    """Memory ran out while other runs were active. Do not catch this: the run is restarted."""
 
 
 def run_batch(engine: Engine, runs: Sequence[Callable[[Engine], T]], batch_size: int) -> list[T]:
-    """Run each of `runs` with an engine that decodes with the others', at most `lanes` at a time.
+    """Call each of `runs` with an engine that decodes in a shared batch.
+
+    Args:
+        batch_size: most runs active at the same time.
 
     Returns:
-        What they returned, in order.
+        Their results, in order.
 
     Raises:
-        Exception: the first that a run raised, after the others have come to their end.
+        Exception: the first one that a run raised, after all runs have finished.
     """
     scheduler: BatchScheduler[T] = BatchScheduler(engine, batch_size)
     threads: list[RunThread[T]] = []
@@ -54,7 +58,10 @@ def run_batch(engine: Engine, runs: Sequence[Callable[[Engine], T]], batch_size:
 
 @dataclass(eq=False)
 class RunThread(Generic[T]):
-    """One run among others: what it returned or raised, once it has come to its end."""
+    """One run and its thread; `outcome` or `error` is set when it has finished.
+
+    inbox: the answers to its requests; an exception is raised in the run.
+    """
 
     run: Callable[[Engine], T]
     outcome: Any = None
@@ -63,12 +70,11 @@ class RunThread(Generic[T]):
 
 
 class BatchScheduler(Generic[T]):
-    """Runs in the making, and the hub that their engines decode through
-    (`decoding.engine.Scheduler`).
+    """Runs several dialogues and decodes their replies together (`decoding.engine.Scheduler`).
 
     Args:
-        lanes: how many runs go on at a time.
-        before_alone: called before a run is begun anew for want of memory: let go of what can be.
+        batch_size: most runs active at the same time.
+        free_memory: called before a run is restarted alone because memory ran out.
     """
 
     def __init__(
@@ -88,20 +94,20 @@ class BatchScheduler(Generic[T]):
 
     @property
     def running(self) -> int:
-        """Runs that have begun and not come to their end."""
+        """Number of runs that have started and not finished."""
         return self._active + len(self._retry_alone)
 
     @property
     def full(self) -> bool:
-        """Whether no run can begin now."""
+        """Whether no further run can start now."""
         limit = 1 if self._alone else self._batch_size
         return self._active >= limit or bool(self._retry_alone)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
-        """Begin a run; it goes on until it wants a reply or has come to its end.
+        """Start a run and let it continue until it needs a reply or has finished.
 
         Args:
-            alone: begin it once no other is under way.
+            alone: start it only when no other run is active.
         """
         thread = RunThread(run)
         if alone:
@@ -111,7 +117,7 @@ class BatchScheduler(Generic[T]):
         return thread
 
     def advance(self) -> None:
-        """Make replies until at least one has ended, and let runs go on that can."""
+        """Decode until at least one reply has ended, and continue the runs that can."""
         if self._retry_alone and not self._active:
             self._alone = True
             self._free_memory()
@@ -120,7 +126,7 @@ class BatchScheduler(Generic[T]):
             if condition():
                 self._waiting.remove((thread, condition))
                 self._resume(thread, None)
-        for sequence, answer in self._finished_sequences():
+        for sequence, answer in self._decode_until_one_ends():
             self._resume(self._thread_of.pop(id(sequence)), answer)
 
     def decode(self, sequence: SequenceState) -> Reply:
@@ -141,26 +147,25 @@ class BatchScheduler(Generic[T]):
         self._note_concurrency()
         self._resume(thread, None)
 
-    def _finished_sequences(self) -> list[tuple[SequenceState, Any]]:
-        """Lanes that have ended, with their reply or what went wrong for all of them."""
+    def _decode_until_one_ends(self) -> list[tuple[SequenceState, Any]]:
+        """Decode; the sequences that have ended, each with its reply or error."""
         ended: list[tuple[SequenceState, Any]] = []
         for key, decoder in list(self._decoders.items()):
             try:
-                ended += [
-                    (sequence, sequence.error or sequence.reply) for sequence in decoder.run()
-                ]
-            except Exception as error:  # noqa: BLE001 - it belongs to the runs, which handle it
+                for sequence in decoder.decode_until_one_ends():
+                    ended.append((sequence, sequence.error or sequence.reply))
+            except Exception as error:  # noqa: BLE001 - raised in the runs
                 ended += [(sequence, error) for sequence in self._decoders.pop(key).release_all()]
         return ended
 
     def _resume(self, thread: RunThread[Any], answer: Any) -> None:
-        """Let one run go on until it wants something or has come to its end."""
+        """Continue one run until its next request or its end."""
         thread.inbox.put(answer)
         thread, request = self._requests.get()
         if isinstance(request, SequenceState):
             try:
                 self._decoder_for(request).add(request)
-            except Exception as error:  # noqa: BLE001 - it belongs to the run, which handles it
+            except Exception as error:  # noqa: BLE001 - raised in the run
                 self._resume(thread, error)
                 return
             self._thread_of[id(request)] = thread
@@ -175,7 +180,7 @@ class BatchScheduler(Generic[T]):
                 self._retry_alone.append(thread)
 
     def _note_concurrency(self) -> None:
-        """A reply's time is its own only if no other run went on meanwhile, decoding or not."""
+        """Record the active runs: any of them, decoding or not, slows the others' replies."""
         for decoder in self._decoders.values():
             decoder.note_concurrency(self._active)
 
@@ -189,21 +194,21 @@ class BatchScheduler(Generic[T]):
         return self._decoders[key]
 
     def _run_in_thread(self, thread: RunThread[Any]) -> None:
-        self._thread_local.player = thread
+        self._thread_local.run_thread = thread
         thread.inbox.get()
         if self._engine.device.type == "cuda":
-            torch.cuda.set_device(self._engine.device)  # which is each thread's own to say
+            torch.cuda.set_device(self._engine.device)  # a setting of each thread
         try:
             thread.outcome = thread.run(self._engine)
         except RetryAloneError:
-            thread.error = RetryAloneError()  # a fresh one: this one's frames hold the run's caches
-        except BaseException as error:  # noqa: BLE001 - whoever began the run handles it
+            thread.error = RetryAloneError()  # a new one: the old one's frames hold the caches
+        except BaseException as error:  # noqa: BLE001 - raised by the caller of `start`
             thread.error = error
         self._requests.put((thread, None))
 
     def _wait_for(self, request: Any) -> Any:
-        """In a run's thread: say what it wants and wait for it."""
-        thread: RunThread[Any] = self._thread_local.player
+        """In a run's thread: send a request and block until it is answered."""
+        thread: RunThread[Any] = self._thread_local.run_thread
         self._requests.put((thread, request))
         answer = thread.inbox.get()
         if isinstance(answer, BaseException):

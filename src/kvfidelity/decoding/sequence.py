@@ -1,4 +1,4 @@
-"""A reply in the making, and the loop that makes several at once."""
+"""A reply that is being generated, and the loop that decodes a batch of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kvfidelity.decoding.sampling import Sampling
 class Reply:
     """A generated reply.
 
-    ids: its tokens without what ends the turn. nll: nats per token under the cache that generated
+    ids: its tokens without the stop token. nll: nats of each token under the cache that generated
     it, before temperature. finish: "eos" or "length". first_s: seconds from the prompt's last
     hidden state to the first token. step_s: seconds per further token, None if there was none.
-    lanes: how many runs went on at most while it was generated, its own counted; only the times of
-    a reply that was alone are its own. lanes_per_s: further tokens per second of all that were
-    decoded with it.
+    concurrency: most runs that were active while it was generated, this one included; the times
+    describe this reply alone only if it is 1. batch_tokens_per_s: further tokens per second of all
+    replies decoded with it.
     """
 
     ids: tuple[int, ...]
@@ -37,12 +37,13 @@ class Reply:
 
 @dataclass
 class SequenceState:
-    """A reply in the making on one cache under one evictor.
+    """A reply that is being generated on one cache with one evictor.
 
-    uniform: fp64 [max_new_tokens], what a sampled token is drawn by. token, nll: the first token.
-    fed: tokens known to be in the cache. launched: steps asked of the device. room: the value of
-    `launched` at which the evictor has to be asked. made_before: tokens of all lanes before it
-    joined. marks: when each step was done. In the end it has a reply or an error of its own.
+    uniform: fp64 [max_new_tokens], uniform random numbers for sampling. token, nll: the first token
+    and its nats. fed: tokens known to be in the cache. launched: steps launched on the device.
+    check_at: the value of `launched` at which the evictor must be asked. batch_tokens_before:
+    tokens that the batch had decoded when this sequence was added. step_events: the time of each
+    step's end. At the end either `reply` or `error` is set.
     """
 
     cache: ManagedCache
@@ -64,48 +65,53 @@ class SequenceState:
     error: Exception | None = None
 
     def plan_next_check(self) -> None:
-        """How far it may go before the evictor is asked again."""
+        """Set the step before which the evictor must be asked again."""
         free = self.evictor.steps_without_eviction(self.cache)
         limit = self.max_new_tokens if free is None else self.fed + free
         self.check_at = min(limit, self.max_new_tokens)
 
 
 class Steps(Protocol):
-    """Decode steps of a batch of lanes: feed each lane's token, choose its next one.
+    """Decode steps of a batch: each feeds every sequence's token and chooses its next one.
 
-    A lane that chose a stop token lives no longer: further steps leave its cache alone.
+    A sequence that chose a stop token is no longer alive: further steps do not change its cache.
+    Sequences are addressed by their index in the batch, from 0 to batch_size - 1.
     """
 
     def admit(self, index: int, sequence: SequenceState) -> None:
-        """Let a lane take part, or go on after its cache was changed."""
+        """Add a sequence, or update one whose cache was changed outside of the steps."""
 
     def release(self, index: int) -> None:
-        """Let it go, also if it could not be seated."""
+        """Remove a sequence, also if `admit` failed."""
 
     def step(self) -> Any:
-        """One step of all lanes; returns a mark of the time when it will be done."""
+        """Launch one step of all sequences; returns the event of its end."""
 
     def ended(self) -> Sequence[int]:
-        """Places whose lane is known to have ended, without waiting for the latest steps."""
+        """Indices of sequences known to have ended, without waiting for the latest steps."""
 
     def sync(self, index: int) -> tuple[int, bool]:
-        """Wait, note what was fed in the lane's cache; tokens fed in all, and whether it lives."""
+        """Wait for the steps and record in the cache what was fed.
+
+        Returns:
+            Tokens fed so far, and whether the sequence is alive.
+        """
 
     def chosen(self, index: int, count: int) -> tuple[list[int], list[float]]:
-        """The first `count` tokens chosen by steps, and their nats."""
+        """The first `count` tokens that the steps chose, and their nats."""
 
     def record_time(self) -> Any:
-        """The present time."""
+        """An event of the present time."""
 
     def seconds(self, start: Any, stop: Any) -> float:
-        """Between two marks whose steps are done."""
+        """Seconds between two events; waits for the second."""
 
 
 class Decoder:
-    """Makes replies step by step, asking each lane's evictor when it is its time.
+    """Decodes a batch step by step, and asks each sequence's evictor when an eviction may be due.
 
-    The evictor's moments are those of a loop that feeds one token at a time: whether a threshold
-    is reached is known from counting, so steps between need not wait for the device.
+    Evictions happen at the same tokens as in a loop that feeds one token at a time. Whether a
+    threshold is reached follows from counting, so the steps between do not wait for the device.
     """
 
     def __init__(self, steps: Steps, batch_size: int) -> None:
@@ -115,7 +121,7 @@ class Decoder:
         self._batch_tokens = 0
 
     def add(self, sequence: SequenceState) -> None:
-        """Take in a lane whose first token is chosen, and is none that stops."""
+        """Add a sequence whose first token is chosen and is not a stop token."""
         index = self._free.pop()
         self._sequences[index] = sequence
         sequence.plan_next_check()
@@ -131,20 +137,20 @@ class Decoder:
         self.note_concurrency(len(self._sequences))
 
     def note_concurrency(self, runs: int) -> None:
-        """Note that so many runs go on while these lanes are decoded."""
+        """Record that `runs` runs are active while these sequences are decoded."""
         for sequence in self._sequences.values():
             sequence.concurrency = max(sequence.concurrency, runs)
 
     def release_all(self) -> list[SequenceState]:
-        """Let all lanes go as they are; those that were there."""
+        """Remove and return all sequences, finished or not."""
         sequences = list(self._sequences.values())
         for index in list(self._sequences):
             self._release(index)
         return sequences
 
     @torch.inference_mode()
-    def run(self) -> list[SequenceState]:
-        """Step until at least one lane has ended; those that have."""
+    def decode_until_one_ends(self) -> list[SequenceState]:
+        """Launch steps until at least one sequence has ended; returns those that have."""
         done: list[SequenceState] = []
         while self._sequences and not done:
             event = self.steps.step()
@@ -157,16 +163,17 @@ class Decoder:
                 if index not in ended and sequence.launched < sequence.check_at:
                     continue
                 try:
-                    if self._has_ended(index, sequence):
+                    if self._evict_or_end(index, sequence):
                         self._finish(index, sequence)
                         done.append(sequence)
-                except Exception as error:  # noqa: BLE001 - its policy's, say: none of the others'
+                except Exception as error:  # noqa: BLE001 - of its policy: others go on
                     sequence.error = error
                     self._release(index)
                     done.append(sequence)
         return done
 
-    def _has_ended(self, index: int, sequence: SequenceState) -> bool:
+    def _evict_or_end(self, index: int, sequence: SequenceState) -> bool:
+        """Ask the evictor if its step has come; whether the sequence has ended."""
         fed, alive = self.steps.sync(index)
         sequence.evictor.step += fed - sequence.fed
         sequence.fed = fed

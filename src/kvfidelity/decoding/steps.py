@@ -1,4 +1,4 @@
-"""Which decode steps an engine uses: captured ones on a GPU, eager ones elsewhere."""
+"""Which decode steps an engine uses: a CUDA graph on a GPU, eager PyTorch elsewhere."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.sequence import Steps
 from kvfidelity.decoding.steps_eager import EagerSteps
 
-# A graph has room for replies of so many tokens, or of the next power of two.
+# Smallest reply length in tokens that a graph has room for; larger ones are powers of two.
 MIN_CAPACITY = 512
 
 
 def steps_of(engine: Engine, batch_size: int, sampling: Sampling, max_new_tokens: int) -> Steps:
-    """Steps for so many lanes; what was captured once is used again."""
+    """Decode steps for batches of up to `batch_size` sequences; a captured graph is used again."""
     if engine.device.type != "cuda":
         return EagerSteps(engine)
     from kvfidelity.decoding.steps_cudagraph import GraphSteps
@@ -28,5 +28,5 @@ def steps_of(engine: Engine, batch_size: int, sampling: Sampling, max_new_tokens
 
 
 def capacity_for(max_new_tokens: int) -> int:
-    """How many tokens steps have room for, that a reply of `most` fits."""
+    """Reply length in tokens that the steps are built for, at least `max_new_tokens`."""
     return max(MIN_CAPACITY, 1 << (max_new_tokens - 1).bit_length())

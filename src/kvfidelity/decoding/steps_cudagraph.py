@@ -1,8 +1,8 @@
 """Decode steps on a GPU: one CUDA graph, whatever the caches' lengths, positions and addresses.
 
-A step feeds each lane's token, chooses the next one and notes it, all on the device. The host
-launches steps and looks only now and then which lanes have ended; a lane that has is passed by,
-so a late look costs time and changes nothing.
+A step feeds each sequence's token, chooses the next one and stores it, all on the device. The host
+launches steps and only sometimes checks which sequences have ended. Steps skip an ended sequence,
+so a late check costs time and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from kvfidelity.decoding.sampling import sample_tokens
 from kvfidelity.decoding.sequence import SequenceState
 from kvfidelity.metrics.likelihood import token_nll
 
-# Steps between two looks at which lanes have ended. A look sees the state of the look before, so
-# that the device always has work queued; after its end a reply costs up to twice as many steps.
+# Steps between two checks which sequences have ended. A check reads the state copied at the check
+# before, so that the device always has work queued; an ended reply wastes up to twice this many
+# steps.
 CHECK_EVERY = 4
 
 
@@ -32,11 +33,11 @@ class GraphSteps:
     """See `decoding.sequence.Steps`.
 
     Args:
-        lanes: how many replies can be made at once.
-        sampled: whether tokens may be drawn; the graph of greedy ones has no sorting in it.
-        most: tokens that a reply has at most.
-        compiled: compile the decoder layers for the step (once for all layers, some ten seconds),
-            which fuses what lies between matrix products and attention.
+        batch_size: most sequences decoded at once.
+        sampled: whether tokens may be sampled; a greedy graph has no sorting in it.
+        max_new_tokens: longest reply in tokens.
+        compiled: compile the decoder layers for the step (once for all layers, about ten seconds),
+            which fuses the operations between matrix products and attention.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class GraphSteps:
             if cache.query_window:
                 self._rings[index] = _query_ring(cache)
         self._table.admit(index, cache, self._rings.get(index), alive=True, max_new_tokens=left)
-        self._copied = None  # what the look under way will see is of another lane
+        self._copied = None  # the copy under way may be of the index's last sequence
 
     def release(self, index: int) -> None:
         self._table.deactivate(index)
@@ -103,13 +104,13 @@ class GraphSteps:
     def ended(self) -> Sequence[int]:
         if self._launched % CHECK_EVERY:
             return []
-        found: list[int] = []
+        ended: list[int] = []
         if self._copied is not None:
             self._copied.synchronize()
-            found = [index for index in self._sequences if not self._alive_on_host[index]]
+            ended = [index for index in self._sequences if not self._alive_on_host[index]]
         self._alive_on_host.copy_(self._table.alive, non_blocking=True)
         self._copied = self.record_time()
-        return found
+        return ended
 
     def sync(self, index: int) -> tuple[int, bool]:
         fed, alive = torch.stack([self._fed[index], self._table.alive[index]]).tolist()
@@ -133,8 +134,8 @@ class GraphSteps:
         milliseconds: float = start.elapsed_time(stop)
         return milliseconds / 1000
 
-    def _step(self) -> None:
-        """What is captured."""
+    def _decode_one_token(self) -> None:
+        """Feed every sequence's token and choose its next one: this is what the graph captures."""
         hidden = self._engine.forward(self._token, self._table)
         logits = self._engine.logits(hidden[:, 0])
         if self._sampled:
@@ -159,11 +160,11 @@ class GraphSteps:
         side.wait_stream(torch.cuda.current_stream())
         with _compiled(decoder.layers) if compiled else _uncompiled():
             with torch.cuda.stream(side):
-                for _ in range(2):  # nobody lives yet: this only compiles and allocates
-                    self._step()
+                for _ in range(2):  # no sequence is active yet: this only compiles and allocates
+                    self._decode_one_token()
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._step()
+                self._decode_one_token()
         return graph
 
 
@@ -174,11 +175,11 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def _compiled(layers: Any) -> Iterator[None]:
-    """While this lasts calls of the layers are compiled; one compilation serves all of them."""
-    # PyTorch counts compilations per code object and stops at eight: each capture has its own.
+    """Inside, calls of the layers are compiled; all layers share one compilation."""
+    # PyTorch stops after eight compilations of one code object, so each capture gets a new one.
     fresh = FunctionType(_forward.__code__.replace(), globals())
-    # With one lane, matrix products that read weights at the memory's full speed; and what goes
-    # into one is computed before it, not once more for each of its rows.
+    # With a batch of one: tune matrix products to read weights at the memory's full speed, and
+    # compute an input of one before it, not again for each of its rows.
     options: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_opcount_threshold": 4}
     call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
     for layer in layers:
@@ -195,7 +196,7 @@ def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _query_ring(cache: ManagedCache) -> Tensor:
-    """The latest queries [L, H, w, d], the one of token t in place t % w."""
+    """The latest queries [L, H, w, d]; that of token t is at index t % w."""
     queries = torch.stack([query for query in cache.recent_queries if query is not None])
     layers, heads, count, size = queries.shape
     ring = queries.new_zeros(layers, heads, cache.query_window, size)
@@ -206,7 +207,7 @@ def _query_ring(cache: ManagedCache) -> Tensor:
 
 
 def _restore_queries(cache: ManagedCache, ring: Tensor, fed: int) -> None:
-    """Put the ring's queries back into the cache's tails, oldest first."""
+    """Copy the ring's queries back into `cache.recent_queries`, oldest first."""
     first = cache.recent_queries[0]
     count = min(ring.shape[2], fed + (0 if first is None else first.shape[1]))
     seen = cache.slot_table.tokens_seen

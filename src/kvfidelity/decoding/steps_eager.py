@@ -1,4 +1,4 @@
-"""Decode steps run as they come: on a CPU, and the reference of captured ones."""
+"""Decode steps in plain PyTorch: for a CPU, and the reference for the CUDA graph."""
 
 from __future__ import annotations
 

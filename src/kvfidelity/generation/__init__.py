@@ -1,9 +1,10 @@
-"""One dialogue through one model, the cache living across turns.
+"""One run: a cell of the grid on one dialogue, from a specification to tables.
 
-`engine` feeds tokens, `generate` generates, `turns` walks through a dialogue, `prefix` shares what
-runs have in common before their first eviction, `run` puts a cell of the grid together, `rows`
-says what is recorded; `recall` asks what was said long ago, `recall_prober` when. A reply in the
-making is a `sequence`; its steps are run as they come (`steps_eager`) or captured on a GPU
-(`steps_cudagraph`); `scheduler` decodes the replies of several runs in one batch. What does not
-live here: artifacts, Snakemake, tokenisation rules.
+`spec` is what a run depends on. `plan` prepares it: turns, token ids, policy, questions. `run` is
+the loop over turns: it takes the turns before the first eviction from the `baseline`, and computes
+the others. `turns` feeds one turn and measures it; `timed_turn` adds progress and out-of-memory.
+`comparison` compares a turn with the baseline, `turn_row` makes its row. `recall` asks what was
+said before, `recall_prober` when. `likelihood` scores given replies.
+
+Not here: decoding (`decoding`), sharing of baselines (`prefix`), files and jobs (`worker`).
 """

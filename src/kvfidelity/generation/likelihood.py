@@ -1,4 +1,4 @@
-"""How likely the model finds given replies with nothing evicted."""
+"""The likelihood of given replies, with nothing evicted."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ SCHEMA: dict[str, Any] = {
 
 
 def score_replies(engine: Engine, texts: pl.DataFrame) -> pl.DataFrame:
-    """Nats per token of replies, one row each.
+    """Nats per token of replies, one row for each.
 
     Args:
         texts: `item`, `kind`, `history` (turns before), `prompt`, `reply`; rows of one item share
-            history and prompt, which are read once.
+            history and prompt, which are fed once.
     """
     rows = texts.sort("item", maintain_order=True).to_dicts()
-    found = [
-        measured
+    scored = [
+        row
         for _, group in groupby(rows, key=lambda row: row["item"])
-        for measured in _score_item(engine, list(group))
+        for row in _score_item(engine, list(group))
     ]
-    return pl.DataFrame(found, SCHEMA)
+    return pl.DataFrame(scored, SCHEMA)
 
 
 @torch.inference_mode()
 def _score_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The first reply is read with what stands before it; of the others, what differs from it."""
+    """Feed the first reply with its history; of the other replies, only what differs from it."""
     history = [Turn(turn["user"], turn["assistant"]) for turn in rows[0]["history"]]
     segments = [
         engine.segmenter.segments([*history, Turn(row["prompt"], row["reply"])]) for row in rows
@@ -50,7 +50,7 @@ def _score_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[
     prompt = [token for part in before for token in (*part.prompt_ids, *part.reply_ids)]
     prompt += last.prompt_ids
     cache = engine.new_cache(PositionMode.ORIGINAL)
-    # Row j [hidden] predicts the first reply's token j, the last row what would follow it.
+    # Row j [hidden] predicts the first reply's token j; the last row predicts the token after it.
     first = engine.feed(cache, [*prompt, *replies[0]])[len(prompt) - 1 :].clone()
     known = engine.nll(first[:-1], replies[0]) if replies[0] else torch.empty(0)
     found = []
@@ -70,6 +70,6 @@ def _score_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[
 
 
 def _shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two replies begin with alike."""
+    """Number of first tokens that two replies share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))

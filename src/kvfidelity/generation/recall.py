@@ -1,8 +1,8 @@
-"""Asking a managed cache what was said long ago.
+"""Asks what was said earlier in a dialogue.
 
-A question is fed as the next user turn on a copy of the cache, after whatever eviction the run's
+A question is fed as the next user turn on a copy of the cache, after the evictions that the run's
 trigger makes before a turn. Then every candidate answer is scored as the reply's continuation, and
-the model may answer in its own words. The conversation itself goes on as if nobody had asked.
+the model may answer in its own words. The dialogue itself does not change.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ GREEDY = Sampling()
 class RecallSetting:
     """Which questions are asked, and when.
 
-    needles_per_depth: facts planted at each depth. dataset_questions: at most so many of the
-    questions that the data set carries. after_turns: turns (counted from 1) after which to ask, by
-    default the last one. max_new_tokens: of an answer in the model's own words, 0 for none.
+    needles_per_depth: needles at each depth. dataset_questions: most questions to ask of those
+    that the dataset has. after_turns: turns (counted from 1) after which to ask, by default the
+    last one. max_new_tokens: of an answer in the model's own words; 0 generates none.
     """
 
     needles_per_depth: int = 0
@@ -46,7 +46,7 @@ class RecallSetting:
         """From a specification's plain values.
 
         Raises:
-            UserError: a key that there is not.
+            UserError: an unknown key.
         """
         known = {field.name for field in fields(cls)}
         for name in values:
@@ -55,13 +55,13 @@ class RecallSetting:
         return replace(cls(**values), after_turns=tuple(values.get("after_turns") or ()))
 
     def is_due_after(self, turn: int, turns: int) -> bool:
-        """Whether questions come after this turn (0-based) of so many."""
+        """Whether to ask after this turn (0-based) of `turns`."""
         return turn + 1 in self.after_turns if self.after_turns else turn + 1 == turns
 
 
 @dataclass(frozen=True)
 class Questions:
-    """A dialogue as it is run, and the probes about it with their origin."""
+    """A dialogue with its needles inserted, and the probes, each with its origin."""
 
     dialogue: Dialogue
     probes: tuple[tuple[str, Probe], ...] = ()
@@ -71,10 +71,11 @@ class Questions:
 class RecallResult:
     """One question's outcome.
 
-    answer_nll, distractor_nll: nats per token of each candidate after the question and the
-    answer's opening words. reply: in the model's own words, opening words included; None if not
-    asked for. evidence_retained_share: share of the tokens of the message that held the fact that
-    are still cached (mean over layers and heads), None if unknown.
+    answer_nll, distractor_nll: nats per token of each candidate, after the question and the
+    opening words that all candidates share. reply: in the model's own words, opening words
+    included; None if none was generated. evidence_retained_share: of the message with the fact, the
+    share of tokens that are still cached (mean over layers and heads); None if that message is
+    unknown.
     """
 
     answer_nll: float
@@ -89,7 +90,7 @@ class RecallResult:
 
     @property
     def margin(self) -> float:
-        """Nats per token by which the answer is ahead of the best distractor."""
+        """Nats per token by which the answer is likelier than the best distractor."""
         return min(self.distractor_nll) - self.answer_nll
 
 
@@ -101,16 +102,16 @@ def prepare_questions(
     max_turns: int | None,
     max_prompt_tokens: int | None,
 ) -> Questions:
-    """Plant facts and gather questions.
+    """Insert needles and collect questions.
 
-    Questions whose answer stands behind the last turn that is run are left out.
+    Questions about a turn after the last one that is run are left out.
 
     Raises:
-        UserError: more facts than the dialogue leaves room for.
+        UserError: the dialogue has no room for that many needles.
     """
     probes: list[tuple[str, Probe]] = []
     if setting.needles_per_depth:
-        # A cut takes a message's end away: what must survive it stands first.
+        # A cut removes a message's end, so the needle comes before the message.
         dialogue, needles = insert_needles(
             dialogue,
             seed,
@@ -140,12 +141,12 @@ def ask(
     evidence_span: tuple[int, int] | None,
     max_new_tokens: int,
 ) -> RecallResult:
-    """Ask one question; `cache` is used up, `evictor` should be a copy.
+    """Ask one question; it changes `cache` and `evictor`, so pass copies.
 
     Args:
-        cache: the conversation's, evictions before the question's turn already made.
-        before: the conversation's latest turn.
-        told: token indices of the message that held the fact, half-open.
+        cache: of the dialogue, after the evictions before the question's turn.
+        before: the dialogue's latest turn.
+        evidence_span: token indices of the message with the fact, half-open; None if unknown.
     """
     retained = _retained_share(cache, evidence_span)
     prompt_ids, candidates = _candidates(engine, before, probe)
@@ -164,12 +165,12 @@ def ask(
 
 
 def reply_has_answer(recalled: RecallResult, probe: Probe) -> bool | None:
-    """Whether the reply in the model's own words holds the answer; None without a reply."""
+    """Whether the model's own reply contains the answer; None without a reply."""
     return None if recalled.reply is None else matches(recalled.reply, probe.answer)
 
 
 def _nll(engine: Engine, cache: ManagedCache, hidden: torch.Tensor, ids: Sequence[int]) -> float:
-    """Nats per token of `ids` after what `cache` holds; it is left as it was."""
+    """Nats per token of `ids` after the tokens in `cache`, which is not changed."""
     predicting = hidden
     if len(ids) > 1:
         with cache.rollback_after():
@@ -192,7 +193,7 @@ def _candidates(
 
 
 def _shared_opening(candidates: Sequence[Sequence[int]]) -> int:
-    """How many tokens all candidates begin with; each keeps at least one of its own."""
+    """Number of first tokens that all candidates share, leaving at least one of each."""
     positions = zip(*candidates, strict=False)
     shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, positions))
     return min(shared, *(len(ids) - 1 for ids in candidates))

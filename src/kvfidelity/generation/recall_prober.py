@@ -1,4 +1,4 @@
-"""When a run is asked its questions, and what is noted of the answers."""
+"""Asks a run's questions after the right turns, and records the answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kvfidelity.generation.turns import TurnOutcome
 
 
 class RecallProber:
-    """One run's questions; nothing of the run is changed by them.
+    """Asks one run's questions, on copies of its cache and evictor.
 
     Args:
-        turns: those that are run.
-        identity: the columns that say which run and turn a row is of.
+        turns: the turns that are run.
+        identity: for a turn, the columns that say which run and turn a row belongs to.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class RecallProber:
         self.rows: list[dict[str, Any]] = []
 
     def is_due_after(self, turn: int) -> bool:
-        """Whether there is anything to ask after this turn."""
+        """Whether questions are asked after this turn (0-based)."""
         return bool(self._probes) and self._setting.is_due_after(turn, len(self._turns))
 
     def note_turn(self, outcome: TurnOutcome) -> None:
-        """Note where the next turn's message stands."""
+        """Record the token indices of the message of the turn that has just ended."""
         end_of_prompt = outcome.tokens_seen_end - len(outcome.fed)
         self._message_spans.append((outcome.tokens_seen_start, end_of_prompt))
 
     def ask_all(self, cache: ManagedCache, evictor: Evictor) -> None:
-        """Put every question about what was said so far.
+        """Ask every question whose evidence has been fed.
 
         Args:
-            cache, evictor: as the latest turn left them; both are copied.
+            cache, evictor: as they are after the latest turn; both are copied.
         """
         turn = len(self._message_spans) - 1
         cache_copy, evictor_copy = cache.fork(), evictor.copy(turn + 1)
@@ -59,7 +59,7 @@ class RecallProber:
             evidence_turn = probe.evidence_turn
             if evidence_turn is not None and evidence_turn > turn:
                 continue
-            # Where nothing is evicted meanwhile, forgetting is a tenth of copying.
+            # If asking evicts nothing, a rollback costs a tenth of a copy.
             rolls_back = evictor_copy.evicts_between_turns_only
             with cache_copy.rollback_after() if rolls_back else nullcontext():
                 recalled = ask(

@@ -1,4 +1,4 @@
-"""What one run is: a cell of the grid with everything that its artifact depends on."""
+"""What a run depends on: a cell of the grid, with all of its settings."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ REPLIES = ("reference", "own")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One (model, dataset, policy, positions, threshold, seed) for one dialogue.
+    """One cell (model, dataset, policy, positions, threshold, seed), to be run on a dialogue.
 
     model, dataset, policy, threshold: names in the config. kind, parameters: of the policy.
     positions: a PositionMode's value. trigger, at, target: of the threshold; sizes as
     written ("600MiB", "0.5win"), `at` None for the baseline.
-    replies: "reference" teacher-forces the dataset's replies, "own" lets the model's own enter.
+    replies: "reference" teacher-forces the dataset's replies, "own" continues with the model's own.
     max_new_tokens: of an own reply; with `replies: reference` the reply is generated on a copy of
         the cache and dropped, and 0 generates none.
-    own_reply_turns: with `replies: reference`, own replies only in the last so many turns; None
-        for all.
+    own_reply_turns: with `replies: reference`, the number of last turns in which a reply is
+        generated; None for all turns.
     temperature, top_p: sampling; temperature 0 is greedy.
     feed_end_of_turn: with `replies: own`, whether the end-of-turn token enters the cache after a
         reply, as the chat template has it.
-    max_turns, max_prompt_tokens, max_first_prompt_tokens: cuts, None for none; see
+    max_turns, max_prompt_tokens, max_first_prompt_tokens: limits, None for no limit; see
         `ChatSegmenter.segments`.
-    score_every_run: collect attention scores even where the policy needs none, so that
+    score_every_run: collect attention scores even if the policy needs none, so that
         attention-weighted metrics exist for all.
-    share_prefix: compute what lies before the first eviction once for all policies.
+    share_prefix: compute the turns before the first eviction once for all policies.
     recall: questions about what was said before, see `generation.recall.RecallSetting`.
-    policy_files, policy_digest: where a policy of the user's own is, and of which content.
+    policy_files, policy_digest: paths and content digest of the user's policy files.
     """
 
     model: str
@@ -74,7 +74,7 @@ class RunSpec:
         """Read back what `to_json` wrote.
 
         Raises:
-            UserError: no JSON object, or keys that a run does not have.
+            UserError: not a JSON object, or unknown keys.
         """
         try:
             values = json.loads(text)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.dialogues.pool import Turn
+from kvfidelity.generation.comparison import Comparison
+from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.records.columns import TURNS
 from kvfidelity.records.frames import integrity_values
@@ -17,21 +19,23 @@ from kvfidelity.records.frames import integrity_values
 
 def turn_row(
     engine: Engine,
-    identity: Mapping[str, Any],
-    turn: Turn,
+    plan: RunPlan,
+    turn: int,
     outcome: TurnOutcome,
+    comparison: Comparison,
     log: Sequence[Eviction],
+    *,
+    shared: bool,
 ) -> dict[str, Any]:
-    """A row with every column but `reply_nll_baseline` and `kl_baseline`, which compare with
-    another run.
+    """A row with every column of `records.columns.TURNS`.
 
     Args:
-        identity: the columns that say which run and turn this is.
         log: the run's evictions so far, this turn's included.
+        shared: whether the turn was computed once for all cells.
     """
-    row = dict.fromkeys(TURNS) | dict(identity) | {"prompt": turn.user, "reference": turn.assistant}
+    row = _unmeasured(plan, turn, shared=shared)
     row |= _sizes(engine, outcome) | _timings(outcome) | _quality(engine, outcome)
-    row |= integrity_values(outcome.integrity, log)
+    row |= comparison._asdict() | integrity_values(outcome.integrity, log)
     return row | {
         "peak_device_bytes": outcome.peak_bytes,
         "trained_window": engine.window,
@@ -40,13 +44,41 @@ def turn_row(
     }
 
 
-def failed_row(identity: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
+def failed_row(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
     """A turn for which memory ran out: a result, with everything unmeasured missing."""
-    return (
-        dict.fromkeys(TURNS)
-        | dict(identity)
-        | {"prompt": turn.user, "reference": turn.assistant, "finish_reason": "out_of_memory"}
-    )
+    return _unmeasured(plan, turn, shared=shared) | {"finish_reason": "out_of_memory"}
+
+
+def identity_columns(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
+    """The columns that say which run and turn a row belongs to."""
+    spec, schedule = plan.spec, plan.evictor.schedule
+    return {
+        "model": spec.model,
+        "model_revision": spec.model_revision,
+        "dataset": spec.dataset,
+        "dialogue": plan.dialogue.ordinal,
+        "dialogue_id": plan.dialogue.dialogue_id,
+        "policy": spec.policy,
+        "kind": spec.kind,
+        "parameters": json.dumps(spec.parameters, sort_keys=True),
+        "positions": spec.positions,
+        "threshold": spec.threshold,
+        "trigger": spec.trigger,
+        "threshold_tokens": schedule.threshold,
+        "target_tokens": schedule.target,
+        "seed": spec.seed,
+        "replies": spec.replies,
+        "turn": turn,
+        "turns_total": len(plan.segments),
+        "shared_prefix": shared,
+        "scores_collected": plan.scored,
+    }
+
+
+def _unmeasured(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
+    text = plan.turns[turn]
+    row = dict.fromkeys(TURNS) | identity_columns(plan, turn, shared=shared)
+    return row | {"prompt": text.user, "reference": text.assistant}
 
 
 def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:
@@ -81,7 +113,7 @@ def _timings(outcome: TurnOutcome) -> dict[str, Any]:
     return {
         "eviction_s": sum(e.eviction_s for e in outcome.evictions),
         "scoring_s": sum(e.scoring_s for e in outcome.evictions),
-        "prefill_s": outcome.prompt_s,
+        "prefill_s": outcome.prefill_s,
         "ttft_s": outcome.prompt_s + reply.first_s if reply else None,
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,

@@ -1,4 +1,4 @@
-"""Walking through a dialogue turn by turn on one managed cache."""
+"""Runs one turn on a managed cache: prompt, evictions, reply, measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kvfidelity.metrics.positions import Integrity, integrity
 
 @dataclass(frozen=True)
 class TurnSetting:
-    """How replies come about; see RunSpec."""
+    """How replies are produced; see RunSpec."""
 
     replies: str
     max_new_tokens: int
@@ -33,13 +33,14 @@ class TurnSetting:
 
 @dataclass(frozen=True)
 class TurnOutcome:
-    """What one turn did to the cache and what it measured.
+    """What a turn did to the cache, and its measurements.
 
-    slots_*: cached slots at the turn's start, once the prompt was in, after the last eviction
-    (None: none), at the end, and at most. predicted: hidden states [m, hidden] that predict the
-    fed reply's tokens. fed: the reply's tokens as they entered the cache, end of turn included.
-    peak_bytes: of the device's memory, at most since the run began; None on a CPU and where other
-    runs have their part in it.
+    slots_*: cached slots at the turn's start, after the prompt, after the last eviction (None
+    without one), at the end, and the most during the turn. predicted: hidden states [m, hidden]
+    that predict the fed reply's tokens. fed: those tokens, end of turn included.
+    prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
+    it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
+    share the memory.
     """
 
     fed: tuple[int, ...]
@@ -56,6 +57,7 @@ class TurnOutcome:
     tokens_seen_start: int
     tokens_seen_end: int
     next_position: int
+    prefill_s: float
     prompt_s: float
     peak_bytes: int | None
 
@@ -72,19 +74,21 @@ def run_turn(
     """Feed one turn's prompt, measure, generate or teacher-force the reply.
 
     Args:
-        on_prompt: called once the prompt is in and its evictions are done.
+        on_prompt: called after the prompt is fed and its evictions are done.
     """
     evictions_before = len(evictor.log)
     start, seen = cache.size, cache.slot_table.tokens_seen
     start_s = engine.now()
     evictor.before_turn(cache)
+    prefill_start_s = engine.now()
     hidden = engine.feed(cache, segment.prompt_ids)
+    prefill_s = engine.now() - prefill_start_s
     evictor.step += 1
     after_prompt = cache.size
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
     prompt_s = engine.now() - start_s
     last = hidden[-1:].clone()
-    found = measure_integrity(engine, cache)
+    integrity_now = measure_integrity(engine, cache)
     next_position = cache.slot_table.next_position
     on_prompt(cache)
 
@@ -96,7 +100,7 @@ def run_turn(
         _feed_reply(engine, cache, evictor, end_of_turn)
     else:
         if setting.max_new_tokens:
-            # On a copy of cache and evictor: what is generated here is judged, then forgotten.
+            # On copies of cache and evictor: this reply is judged, but not part of the dialogue.
             evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed)
             reply = _generate_reply(engine, cache.fork(), evictor_copy, last, setting)
         fed = segment.reply_ids
@@ -109,7 +113,7 @@ def run_turn(
         predicted=predicted,
         reply=reply,
         reference_nll=nll,
-        integrity=found,
+        integrity=integrity_now,
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
@@ -119,13 +123,14 @@ def run_turn(
         tokens_seen_start=seen,
         tokens_seen_end=cache.slot_table.tokens_seen,
         next_position=next_position,
+        prefill_s=prefill_s,
         prompt_s=prompt_s,
         peak_bytes=_peak_bytes(engine),
     )
 
 
 def measure_integrity(engine: Engine, cache: ManagedCache) -> Integrity:
-    """Positional integrity as the next query finds it."""
+    """Positional integrity of the cache for the next query."""
     weights = None
     if cache.scores is not None and cache.scores.available:
         scores = cache.scores.rows(ScoreHistory.LATEST).double()
@@ -156,7 +161,11 @@ def _generate_reply(
 def _feed_reply(
     engine: Engine, cache: ManagedCache, evictor: Evictor, ids: Sequence[int]
 ) -> Tensor:
-    """Feed a known reply, evicting as token-by-token decoding would; hidden states [m, hidden]."""
+    """Feed a known reply; evictions happen as in token-by-token decoding.
+
+    Returns:
+        Hidden states [m, hidden].
+    """
     parts: list[Tensor] = []
     start = 0
     while start < len(ids):
@@ -169,7 +178,7 @@ def _feed_reply(
             and stop - start == limit
             and evictor.policy.needs_scores
         ):
-            stop -= 1  # the policy is asked next: its latest forward must be a decode step's
+            stop -= 1  # the policy is asked next: the latest forward must be a decode step
         parts.append(engine.feed(cache, ids[start:stop]))
         evictor.step += stop - start
         start = stop

@@ -1,5 +1,6 @@
-"""What all policies of one dialogue share: the run that never evicts.
+"""Shared prefixes: the part of a run before its first eviction, the same for all cells.
 
-`baseline_run` is such a run, `cache` remembers the latest, `disk_cache` keeps them on disk, as
-`serialize` takes them apart and `tensor_file` writes them down.
+`baseline_run` is the run that the others are forked from, `cache` keeps the latest in memory,
+`disk_cache` keeps them on disk, `serialize` converts one to tensors and back, and `tensor_file`
+writes the tensors.
 """

@@ -1,9 +1,9 @@
-"""What all policies of one dialogue share: the run that never evicts.
+"""The baseline of one dialogue, with checkpoints from which other runs are forked.
 
-Until its first eviction a run is the never evicted one. So that run is computed once, remembered,
-and forked at the turn in which a policy first acts. Beyond that turn it is what a managed run is
-compared with: its hidden states give KL(full || managed), its cache the likelihood of a reply had
-nothing been evicted.
+Until its first eviction, a run equals the baseline. So the baseline is computed once, and each run
+is forked from it at the turn in which its policy first evicts. After that turn the baseline is what
+a run is compared with: its hidden states give KL(baseline || run), and its cache gives the
+likelihood of a reply with nothing evicted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from kvfidelity.generation.turns import TurnOutcome
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of the never evicted run that can be forked from; `step` counts forwards."""
+    """A moment of the baseline that a run can be forked from.
+
+    slots: cached slots then. step: forwards until then. scores: attention scores then, None if not
+    collected. recent_queries: per layer, the latest queries [H, w, d].
+    """
 
     slots: int
     step: int
@@ -29,11 +33,11 @@ class Checkpoint:
 
 @dataclass
 class BaselineRun:
-    """A never evicted run.
+    """A run with nothing evicted.
 
-    starts, prompts: marks at each turn's start, and once its prompt was in.
-    end: mark after the last turn; None if memory ran out.
-    outcomes: per turn; fewer than the dialogue has if memory ran out, then `out_of_memory` is set.
+    starts: a checkpoint at each turn's start. prompts: cached slots after each turn's prompt.
+    end: the checkpoint after the last turn; None if memory ran out.
+    outcomes: one per turn; fewer than the dialogue has if memory ran out (`out_of_memory`).
     """
 
     cache: ManagedCache
@@ -44,19 +48,19 @@ class BaselineRun:
     out_of_memory: bool = False
 
     def end_of_turn(self, turn: int) -> Checkpoint:
-        """The moment when a turn that was played was over."""
+        """The checkpoint after a turn."""
         if turn + 1 < len(self.starts):
             return self.starts[turn + 1]
         assert self.end is not None
         return self.end
 
     def checkpoint(self, step: int) -> Checkpoint:
-        """The present moment."""
+        """A checkpoint of the present state; `step`: forwards so far."""
         scores = self.cache.scores.fork() if self.cache.scores is not None else None
         return Checkpoint(self.cache.size, step, scores, tuple(self.cache.recent_queries))
 
     def fork(self, checkpoint: Checkpoint, positions: str, query_window: int) -> ManagedCache:
-        """A cache as it was at `mark`, from now on under another position mode."""
+        """A copy of the cache as it was at `checkpoint`, under another position mode."""
         copy = self.cache.fork(checkpoint.slots, checkpoint.scores, positions)
         copy.query_window = query_window
         copy.recent_queries = [
@@ -66,12 +70,12 @@ class BaselineRun:
         return copy
 
     def fork_at(self, slots: int) -> ManagedCache:
-        """A cache as it was with `slots` slots, without scores: for likelihoods."""
+        """A copy of the cache as it was with `slots` slots, without scores: for likelihoods."""
         return self.cache.fork(slots)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: cache with its workspace, scores and queries at each mark."""
+        """Bytes held: the cache with its workspace, and each checkpoint's scores and queries."""
         total = self.cache.nbytes
         total += sum(
             _bytes(layer.rotated_keys) for layer in self.cache.layers if layer.has_workspace

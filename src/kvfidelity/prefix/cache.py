@@ -1,4 +1,4 @@
-"""Never evicted runs in memory, and behind them those on disk."""
+"""Baselines in memory, and those on disk that it falls back to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kvfidelity.prefix.disk_cache import DiskPrefixCache
 
 
 class PrefixCache:
-    """Remembers the latest full runs, up to `max_bytes`; one larger than that is not kept.
+    """Keeps the most recently used baselines up to `max_bytes`; a larger one is not kept.
 
     Args:
-        shelf: where runs outlive this process, None for nowhere.
+        disk: keeps baselines after this process ends; None keeps them in memory only.
     """
 
     def __init__(self, max_bytes: int, disk: DiskPrefixCache | None = None) -> None:
@@ -25,10 +25,11 @@ class PrefixCache:
     def get(
         self, key: str, compute: Callable[[], BaselineRun], scheduler: Scheduler | None = None
     ) -> BaselineRun:
-        """The full run under `key`, computed if it is neither remembered nor on the shelf.
+        """The baseline under `key`, computed if it is neither in memory nor on disk.
 
         Args:
-            hub: where runs decode together, if they do; one computes what several want.
+            scheduler: of the batch that the caller runs in, if any. If another run of the batch
+                is computing the same baseline, this one waits for it.
         """
         if scheduler is not None:
             scheduler.wait_until(lambda: key not in self._in_progress)
@@ -46,7 +47,7 @@ class PrefixCache:
         return run
 
     def clear(self) -> None:
-        """Let go of all runs that nobody is forking from."""
+        """Free all baselines that no run is using."""
         self._runs.clear()
 
     def _from_disk(self, key: str) -> BaselineRun | None:

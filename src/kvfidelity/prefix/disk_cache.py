@@ -1,7 +1,7 @@
-"""Never evicted runs on disk: a later process goes on from them instead of computing them anew.
+"""Baselines on disk: a later process loads them instead of computing them again.
 
-A folder of snapshots, one file each, which several processes and machines may use at once. Nobody
-takes a lock: a file is whole or absent, is never changed, and may vanish at any time.
+A folder with one file for each baseline, which several processes and machines may use at once
+without locks: a file appears complete, never changes, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from kvfidelity.records.artifacts import replacing
 
 
 class DiskPrefixCache:
-    """Keeps runs of one engine in `folder`, the least recently used of all engines' going first.
+    """Keeps baselines of one engine in `folder`; the least recently used file is deleted first.
 
     Args:
-        folder: made when something is kept.
-        max_bytes: of all files in it; a run larger than that is not kept. While several processes
-            write at once it may be passed by what they write.
-        about: what else than the run's key and this machine its numbers depend on, such as the
+        folder: created when the first baseline is stored; other engines may use it too.
+        max_bytes: limit for all files in it; a larger baseline is not stored. Processes that write
+            at the same time may exceed it by what they are writing.
+        environment: what the numbers depend on apart from the key and this machine, such as the
             model's revision and the code.
     """
 
@@ -44,9 +44,9 @@ class DiskPrefixCache:
         self._environment = dict(environment) | numeric_environment(engine.device)
 
     def load(self, key: str) -> BaselineRun | None:
-        """The run under `key`, on the engine's device; None if there is none.
+        """The baseline under `key`, on the engine's device; None if there is no usable one.
 
-        One that is damaged or cannot be read is removed, and standard error says so.
+        A corrupt file is deleted, with a line on standard error.
         """
         path = self._path(key)
         try:
@@ -55,16 +55,16 @@ class DiskPrefixCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
-            _log(f"{path} is damaged ({_first_line(error)}): {_removed(path)}, computed anew")
+            _log(f"{path} is corrupt ({_first_line(error)}): {_deleted(path)}, computed again")
             return None
-        except (RuntimeError, MemoryError) as error:  # it may fit another time
-            _log(f"{path} cannot be loaded ({_first_line(error)}): computed anew")
+        except (RuntimeError, MemoryError) as error:  # it may fit the next time
+            _log(f"{path} cannot be loaded ({_first_line(error)}): computed again")
             return None
         _note_use(path)
         return run
 
     def store(self, key: str, run: BaselineRun) -> None:
-        """Keep a run, if its memory sufficed and there is room; standard error says what failed."""
+        """Store a finished baseline if it fits; a failure is a line on standard error."""
         if run.out_of_memory:
             return
         tensors, header_text = to_tensors(run)
@@ -81,16 +81,16 @@ class DiskPrefixCache:
             _note_use(path)
             self._make_room(0)
         except (OSError, RuntimeError, MemoryError) as error:
-            _log(f"the run without evictions is not kept in {self._folder}: {_first_line(error)}")
+            _log(f"the baseline is not stored in {self._folder}: {_first_line(error)}")
 
     def _path(self, key: str) -> Path:
         hasher = hashlib.sha256(json.dumps([key, self._environment], sort_keys=True).encode())
         return self._folder / f"{hasher.hexdigest()[:32]}.safetensors"
 
     def _make_room(self, size: int) -> None:
-        """Remove the least recently used files until `size` more bytes are within the bound.
+        """Delete the least recently used files until `size` more bytes are within the limit.
 
-        Half-written files count: one that a killed process left grows old like any other.
+        Half-written files count too, so what a killed process left is deleted in time.
         """
         if not self._folder.is_dir():
             return
@@ -108,10 +108,10 @@ class DiskPrefixCache:
 
 
 def numeric_environment(device: torch.device) -> dict[str, str]:
-    """What of a machine and its software numbers depend on to the last bit."""
+    """The parts of a machine and its software that change the last bits of numbers."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    else:  # sums round by how they are split among threads
+    else:  # the number of threads changes how sums round
         capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
         name = f"{_processor()} {capability}, {threads} threads"
     return {
@@ -122,7 +122,7 @@ def numeric_environment(device: torch.device) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's model; Linux tells it nowhere but here."""
+    """The processor's model; on Linux only this file has it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -131,18 +131,18 @@ def _processor() -> str:
 
 
 def _note_use(path: Path) -> None:
-    """Note its use, in nanoseconds: the system's own note is coarser. It may be gone already."""
+    """Set the file's time of last use to now; it may have been deleted already."""
     now = time.time_ns()
     with contextlib.suppress(OSError):
         os.utime(path, ns=(now, now))
 
 
-def _removed(path: Path) -> str:
+def _deleted(path: Path) -> str:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        return f"not removed ({_first_line(error)})"
-    return "removed"
+        return f"not deleted ({_first_line(error)})"
+    return "deleted"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""A never evicted run as tensors and text, and back, bit for bit.
+"""A baseline as tensors and text, and back, bit for bit.
 
-What is not written is what the rest implies: a cache that was never evicted from holds token i at
-position i in slot i, its scores and query tails are those of the last mark, and the rotated keys of
-a CPU are the keys rotated anew.
+What the rest implies is not written: nothing was evicted, so token i is at position i in slot i;
+the cache's scores and recent queries are those of the last checkpoint; rotated keys are computed
+from the keys again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from kvfidelity.metrics.positions import Integrity
 from kvfidelity.prefix.baseline_run import BaselineRun, Checkpoint
 from kvfidelity.prefix.tensor_file import TensorFile
 
-#: Fields of an outcome that are not text: tensors, and evictions, of which there are none.
+#: Fields of an outcome that are not in the JSON: tensors, and evictions (a baseline has none).
 TENSOR_FIELDS = ("predicted", "reference_nll", "evictions")
 
 
 def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name, views of the run's own where they can be, and the rest as JSON.
+    """Tensors by name, without copying them, and everything else as JSON.
 
-    The run must have come to its end.
+    The run must be finished: `run.end` is set.
     """
     assert run.end is not None
     cache = run.cache
@@ -40,7 +40,7 @@ def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
         tensors |= {f"keys.{number}": layer.live_keys, f"values.{number}": layer.live_values}
     checkpoints = [*run.starts, run.end]
     for number, checkpoint in enumerate(checkpoints):
-        tensors |= _checkpoint_tensors(checkpoint, f"mark.{number}")
+        tensors |= _checkpoint_tensors(checkpoint, f"checkpoint.{number}")
     for turn, outcome in enumerate(run.outcomes):
         tensors[f"predicted.{turn}"] = outcome.predicted
         if outcome.reference_nll is not None:
@@ -56,10 +56,10 @@ def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
 
 
 def from_tensors(stored: TensorFile, engine: Engine) -> BaselineRun:
-    """The run that was taken apart, on the engine's device.
+    """The run that `to_tensors` converted, on the engine's device.
 
     Raises:
-        ValueError, LookupError, TypeError: the file holds something else.
+        ValueError, LookupError, TypeError: the file does not hold such a run.
         RuntimeError: memory ran out.
     """
     header, device = json.loads(stored.note), engine.device
@@ -68,7 +68,7 @@ def from_tensors(stored: TensorFile, engine: Engine) -> BaselineRun:
         keys, values = (stored[f"{name}.{number}"].to(device) for name in ("keys", "values"))
         cache.update(keys[None], values[None], number)
     *starts, end = [
-        _checkpoint(stored, f"mark.{number}", entry, device)
+        _checkpoint(stored, f"checkpoint.{number}", entry, device)
         for number, entry in enumerate(header["checkpoints"])
     ]
     cache.scores = end.scores.fork() if end.scores is not None else None
@@ -80,18 +80,18 @@ def from_tensors(stored: TensorFile, engine: Engine) -> BaselineRun:
 
 
 def _checkpoint_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """`scores`: whether it holds scores; None: there is no book."""
+    """`scores`: whether there are scores yet; None if they are not collected."""
     return {
         "slots": checkpoint.slots,
         "step": checkpoint.step,
         "scores": None if checkpoint.scores is None else checkpoint.scores.available,
-        "tails": [queries is not None for queries in checkpoint.recent_queries],
+        "recent_queries": [queries is not None for queries in checkpoint.recent_queries],
     }
 
 
 def _checkpoint_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     found = {
-        f"{name}.tail.{layer}": queries
+        f"{name}.queries.{layer}": queries
         for layer, queries in enumerate(checkpoint.recent_queries)
         if queries is not None
     }
@@ -104,8 +104,8 @@ def _checkpoint(
     stored: TensorFile, name: str, entry: Mapping[str, Any], device: torch.device
 ) -> Checkpoint:
     recent_queries = tuple(
-        stored[f"{name}.tail.{layer}"].to(device) if present else None
-        for layer, present in enumerate(entry["tails"])
+        stored[f"{name}.queries.{layer}"].to(device) if present else None
+        for layer, present in enumerate(entry["recent_queries"])
     )
     scores = None
     if entry["scores"]:
@@ -124,7 +124,7 @@ def _outcome_fields(outcome: TurnOutcome) -> dict[str, Any]:
     return plain | {
         "reply": None if outcome.reply is None else asdict(outcome.reply),
         "integrity": asdict(outcome.integrity),
-        "referenced": outcome.reference_nll is not None,
+        "has_reference_nll": outcome.reference_nll is not None,
     }
 
 
@@ -134,12 +134,14 @@ def _outcome(
     reply = entry["reply"]
     if reply is not None:
         reply = Reply(**reply | {"ids": tuple(reply["ids"]), "nll": tuple(reply["nll"])})
-    given = {
+    parsed = {
         "fed": tuple(entry["fed"]),
         "reply": reply,
         "integrity": Integrity(**entry["integrity"]),
         "predicted": stored[f"predicted.{turn}"].to(device),
-        "reference_nll": stored[f"reference_nll.{turn}"] if entry.pop("referenced") else None,
+        "reference_nll": stored[f"reference_nll.{turn}"]
+        if entry.pop("has_reference_nll")
+        else None,
         "evictions": (),
     }
-    return TurnOutcome(**entry | given)
+    return TurnOutcome(**entry | parsed)

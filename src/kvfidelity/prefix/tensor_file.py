@@ -1,8 +1,16 @@
-"""Tensors and a note in one safetensors file that carries its own digest.
+"""A safetensors file of tensors and a note, ending with its own digest.
 
-Written and read one tensor at a time: a snapshot of a long dialogue is gigabytes, and safetensors'
-own functions would hold all of it once more in memory, or map a file that another machine may
-delete meanwhile. The digest is the file's last tensor: SHA-256 of all bytes before its 32.
+Why not safetensors' own functions: the file of a long dialogue is gigabytes, and the workflow's
+folder is often on a network file system.
+- `save_file` takes contiguous tensors on the CPU, all at once. Cached keys and values are views of
+  larger buffers, often on a GPU, so the whole run would be copied before the first byte is written.
+  Here one tensor at a time is copied.
+- `safe_open` maps the file. If another machine deletes it meanwhile, reading a mapped page ends the
+  process (SIGBUS). Here the read fails with an OSError, and the run is computed again. `load` maps
+  nothing, but holds the file's bytes and all tensors at the same time.
+- Neither has a digest. Here the last tensor is the SHA-256 of all bytes before its own 32.
+
+The format is plain safetensors: `safe_open` reads these files.
 """
 
 from __future__ import annotations
@@ -32,11 +40,11 @@ BLOCK = 1 << 24
 
 
 class CorruptFileError(ValueError):
-    """The file is not what was written."""
+    """The file's content is not what was written."""
 
 
 class TensorFile:
-    """An open file that is whole: its `note`, and tensors by name."""
+    """An open file whose digest was checked: its `note`, and tensors by name."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file = file
@@ -46,26 +54,32 @@ class TensorFile:
         self.note: str = self._entries["__metadata__"]["note"]
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor of its own, on the CPU."""
+        """Read one tensor into new memory on the CPU.
+
+        Raises:
+            KeyError: no such tensor.
+            CorruptFileError: the file was cut short since its digest was checked.
+            OSError: the file cannot be read any more.
+        """
         entry = self._entries[name]
         tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         self._file.seek(self._data + entry["data_offsets"][0])
         if self._file.readinto(_bytes_of(tensor)) != _nbytes(tensor):
-            raise CorruptFileError("it is shorter than it was a moment ago")
+            raise CorruptFileError("it was cut short while it was read")
         return tensor
 
 
 @contextmanager
 def open_tensor_file(path: Path) -> Iterator[TensorFile]:
-    """Open a file that `write` made.
+    """Open a file of `write_tensors` and check its digest.
 
     Raises:
-        CorruptFileError: its content does not have its digest, or is none.
-        OSError: it is not there, or cannot be read.
+        CorruptFileError: the digest does not match.
+        OSError: the file does not exist or cannot be read.
     """
     with path.open("rb") as file:
         if not _digest_matches(file, os.fstat(file.fileno()).st_size):
-            raise CorruptFileError("its content does not have its digest")
+            raise CorruptFileError("digest mismatch")
         file.seek(0)
         yield TensorFile(file)
 
@@ -74,7 +88,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: str) -> None:
     """Write tensors (fp32, bf16, fp16 or uint8, of any device) and a note.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written to, and the like.
+        OSError: the disk is full, or the folder cannot be written to.
     """
     hasher = hashlib.sha256()
     with path.open("wb") as file:
@@ -85,7 +99,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: str) -> None:
 
 
 def file_size(tensors: Mapping[str, Tensor], note: str) -> int:
-    """Bytes that `write` would write."""
+    """Size in bytes of the file that `write_tensors` would write."""
     return len(_header(tensors, note)) + sum(map(_nbytes, tensors.values())) + DIGEST_BYTES
 
 
@@ -120,12 +134,12 @@ def _entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any
 
 
 def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Wide elements first, as safetensors has it: then each tensor is aligned."""
+    """Wide elements first, as in safetensors: then every tensor is aligned."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's bytes if it is contiguous and on the CPU, or those of a copy that is."""
+    """A tensor's bytes, without a copy if it is contiguous and on the CPU."""
     array: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
 

@@ -78,11 +78,17 @@ class TurnMeasures:
     ] = pl.Int64
     evictions: Annotated[Dtype, "", "evictions of the turn"] = pl.Int32
     evicted_tokens: Annotated[Dtype, "tokens", "evicted in the turn"] = pl.Int32
-    eviction_s: Annotated[Dtype, "s", "time spent on evictions, scoring aside"] = pl.Float64
-    scoring_s: Annotated[Dtype, "s", "time spent on scores for the policy"] = pl.Float64
-    prefill_s: Annotated[Dtype, "s", "time until the prompt was fed"] = pl.Float64
-    ttft_s: Annotated[Dtype, "s", "time to the first token of the model's own reply"] = pl.Float64
-    tpot_s: Annotated[Dtype, "s", "time per further token of the model's own reply"] = pl.Float64
+    eviction_s: Annotated[Dtype, "s", "all evictions of the turn: moving the survivors"] = (
+        pl.Float64
+    )
+    scoring_s: Annotated[Dtype, "s", "all evictions of the turn: ranking the slots"] = pl.Float64
+    prefill_s: Annotated[Dtype, "s", "feeding the prompt, without any eviction"] = pl.Float64
+    ttft_s: Annotated[
+        Dtype, "s", "turn's start to the own reply's first token, with the evictions before it"
+    ] = pl.Float64
+    tpot_s: Annotated[
+        Dtype, "s", "per further token of the own reply, with the evictions between them"
+    ] = pl.Float64
     decode_tokens_per_s: Annotated[Dtype, "tokens/s", "1 / tpot_s"] = pl.Float64
     concurrency: Annotated[Dtype, "sequences", "most sequences that were decoded together"] = (
         pl.Int32

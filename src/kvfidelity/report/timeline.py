@@ -23,7 +23,7 @@ MOMENTS = {
     "end": "cache_bytes_end",
 }
 SECONDS = {
-    "prefill": "prefill",
+    "prefill": "prefill_s",
     "scoring": "scoring_s",
     "eviction": "eviction_s",
     "decode": "decode_s",
@@ -116,11 +116,7 @@ def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
     decoding is of those with a reply of their own.
     """
     single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency").fill_null(1) == 1))
-    single = single.with_columns(
-        decode_s=pl.col("tpot_s") * pl.col("reply_token_count"),
-        # What the prompt took holds the eviction and its scoring.
-        prefill=(pl.col("prefill_s") - pl.col("scoring_s") - pl.col("eviction_s")).clip(0),
-    )
+    single = single.with_columns(decode_s=pl.col("tpot_s") * pl.col("reply_token_count"))
     data = pl.concat(
         single.group_by("policy").agg(
             mean=pl.col(column).mean(),

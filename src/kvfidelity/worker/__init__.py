@@ -1,10 +1,38 @@
-"""A warm process that keeps one model loaded between jobs.
+"""A warm process that keeps one model loaded between generate jobs.
 
-Each generate job is a job of its own with its own artifact; its process is a thin client. The
-first client of a workflow starts a detached worker on a Unix socket in a folder only the user can
-enter; the worker loads the model once, serves one request at a time or several in lanes, and
-leaves when idle. `protocol` is how they talk, `socket_path` where. `client` is the one end;
-`server` the other, with `listener`, `requests`, `liveness` and, for lanes, `batch_server`. `job` is
-what is done, `command` the command line of jobs that are done so, `gpus` which GPU they get,
-`usage` what a job took, `salvage` what a scheduler's killed job leaves.
+Each generate job has its own artifact and its own process, which is only a thin client. The worker
+is a separate process that loads the model once and does the work of many jobs.
+
+Who starts it: the first job that finds no worker on its socket (`client._connect`, under a lock).
+There is one socket per user, checkout, cluster job and device (`socket_path`), in a folder that
+only the user can enter. The worker is detached, so it outlives the job that started it.
+
+What ends it:
+
+====================================  ==================================  =========================
+when                                  how                                 where
+====================================  ==================================  =========================
+no request for                        it exits                            `listener.Listener.wait`
+KVFIDELITY_WORKER_IDLE_S (60 s)
+its first client does not come        it exits                            `listener.Listener.wait`
+within 10 s
+its cluster job has ended             it exits within 1 s if idle         `listener.Listener.wait`
+(`socket_path.owner_pid`)
+the workflow ends, well or not        a stop request; SIGTERM if it is    `client.stop`, called by
+                                      busy for 3 s                        stop_worker.py
+a client needs another model, device  it exits; that client starts a new  `server._handle`,
+or code (another `job.WorkerConfig`)  worker                              `batch_server.BatchServer`
+the client dies in a request          it gives the request up at the next `liveness.Liveness`
+                                      event, or exits after 5 s
+all clients of a batch die            it exits                            `BatchServer._all_gone`
+a request fails unexpectedly          the client gets the traceback; the  `requests.RequestHandler`
+                                      worker exits
+it crashes, or is killed              the client starts another; after 3  `client.request`
+                                      losses the job fails
+====================================  ==================================  =========================
+
+Where the rest is: `server` serves one request at a time, `batch_server` several in one batch,
+`requests` what both have in common, `protocol` the messages, `job` the work itself. `command` is
+the command line of jobs, `gpus` assigns GPUs, `usage` measures a job, and `salvage` keeps finished
+runs of a cluster job that is killed.
 """

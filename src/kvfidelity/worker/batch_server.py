@@ -1,4 +1,4 @@
-"""A worker whose requests' replies are decoded together, in so many lanes
+"""A worker that serves several requests at once: their replies are decoded in one batch
 (`decoding.scheduler`)."""
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from kvfidelity.worker.requests import (
 
 
 class BatchServer:
-    """Takes clients in as they come while there are lanes free, and lets their runs go on.
+    """Accepts clients while the batch has room, and advances their runs.
 
-    Those that want a worker for something else wait until nobody else is at the door while a lane
-    is free, and those within are served: then this one leaves, and they start their own.
+    A client that needs another worker configuration waits. When the batch has room and no further
+    client is connecting, no more clients are accepted; when the active runs have finished, the
+    worker exits, and the waiting clients start their own.
     """
 
     def __init__(self, listener: Listener, config: WorkerConfig) -> None:
@@ -36,25 +37,25 @@ class BatchServer:
         self._scheduler: BatchScheduler[None] | None = None
         self._clients_watched: set[Liveness] = set()
         self._waiting: list[socket.socket] = []
-        self._leaving = False
+        self._exiting = False
 
     def serve(self) -> None:
-        """Serve until nobody has come for long, or a client says stop."""
-        while not (self._leaving and not self._running):
+        """Serve until the worker must exit; see `kvfidelity.worker` for the reasons."""
+        while not (self._exiting and not self._running):
             if self._all_gone():
                 return
-            if not self._leaving and not (self._scheduler and self._scheduler.full):
+            if not self._exiting and not (self._scheduler and self._scheduler.full):
                 is_idle = not (self._running or self._waiting)
                 client = self._listener.wait() if is_idle else self._listener.poll()
                 if client is None and self._waiting:
-                    self._leaving = True
+                    self._exiting = True
                     continue
                 if client is None and not self._running:
                     return
                 if client is not None:
                     if not self._accept(client):
                         return
-                    continue  # others may be there: the more decode from the start, the better
+                    continue  # first accept all that are connecting: then they share the batch
             if self._scheduler is not None:
                 self._scheduler.advance()
 
@@ -63,12 +64,12 @@ class BatchServer:
         return self._scheduler.running if self._scheduler else 0
 
     def _all_gone(self) -> bool:
-        """Whether nobody waits any more for what is computed here."""
+        """Whether the clients of all active runs are gone."""
         gone = [liveness for liveness in self._clients_watched if liveness.gone]
         return bool(gone) and len(gone) == self._running
 
     def _accept(self, client: socket.socket) -> bool:
-        """Begin what one client wants; False if that is to leave at once."""
+        """Start one client's request; False if the worker must exit at once."""
         try:
             match self._handler.receive(client):
                 case {"do": "stop"}:
@@ -90,14 +91,14 @@ class BatchServer:
         return True
 
     def _scheduler_for(self, client: socket.socket) -> BatchScheduler[None] | None:
-        """The lanes, once the model is loaded; None if it cannot be, and the client was told."""
+        """The scheduler of the loaded model; None if loading failed, which the client was sent."""
         if self._scheduler is None:
             with Liveness(client, None) as liveness:
                 send_event = event_sender(client, liveness)
                 send_event(started_event())
                 outcome, healthy = self._handler.run(lambda: self._handler.generator(send_event))
             if outcome["event"] == "error":
-                self._leaving = not healthy
+                self._exiting = not healthy
                 send(client, final_event(outcome))
                 return None
             generator = self._handler.generator(send_event)
@@ -107,7 +108,7 @@ class BatchServer:
         return self._scheduler
 
     def _serve(self, client: socket.socket, job: Message, engine: Engine) -> None:
-        """One client's run, in a thread of its own, one of which goes on at a time."""
+        """One client's run, in its own thread; the scheduler lets one thread run at a time."""
         try:
             with Liveness(client, None) as liveness:
                 self._clients_watched.add(liveness)
@@ -120,11 +121,11 @@ class BatchServer:
                         )
                     )
                 except RetryAloneError:
-                    send_event({"event": "alone"})
+                    send_event({"event": "retry_alone"})
                     raise
                 finally:
                     self._clients_watched.discard(liveness)
-            self._leaving |= not healthy
+            self._exiting |= not healthy
             send(client, final_event(outcome))
         except CLIENT_ERRORS as error:
             log_dropped_client(error)

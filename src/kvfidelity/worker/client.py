@@ -1,4 +1,4 @@
-"""The thin end: asks the worker, starts it if there is none, passes on what it says."""
+"""The job's side: sends its request to the worker, starts one if needed, forwards its events."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from kvfidelity.worker.job import Job, WorkerConfig
 from kvfidelity.worker.protocol import messages, peer, send
 from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 
-#: How threads wait at barriers: they sleep after microseconds of spinning. On a machine with
-#: anything else to do, spinning on made a decode step 3 to 5 times slower; on an idle one, sleeping
-#: at once makes a run a tenth slower.
+#: At a barrier, threads spin for microseconds and then sleep. On a busy machine, spinning longer
+#: made a decode step 3 to 5 times slower; on an idle one, sleeping at once makes a run 10% slower.
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 Progress = Callable[[dict[str, Any]], None]
 
 START_TIMEOUT_S = 60.0
-#: How often a worker may die before it listens.
+#: Tries to start a worker that dies before it listens.
 MAX_STARTS = 3
 STOP_TIMEOUT_S = 3.0
-#: How often a worker may die in the middle of a request until the request is to blame.
+#: Workers that may die during a request before the request itself fails.
 MAX_LOSSES = 3
-#: How often a worker may leave before it comes to a request: each time it served another one.
+#: Workers that may exit before they serve this request, because they served other clients.
 MAX_REPLACEMENTS = 1000
 MAX_LOG_BYTES = 1 << 20
 
 
 class JobFailedError(Exception):
-    """The job failed for no fault of the user's that we know: the message says how, in full."""
+    """The job failed for an unknown reason; the message has the full traceback."""
 
 
 class WorkerLostError(Exception):
@@ -47,15 +46,15 @@ class WorkerLostError(Exception):
 
 
 def request(config: WorkerConfig, job: Job, progress: Progress) -> None:
-    """Have a request served; a worker that dies or does not fit is replaced.
+    """Have a job done by the worker; a worker that dies or has another config is replaced.
 
     Args:
-        progress: gets the worker's events, and {"event": "log", "text"} with what the worker's
-            process wrote meanwhile.
+        progress: gets the worker's events, and {"event": "log", "text"} with what the worker
+            wrote to its log during the request.
 
     Raises:
-        UserError: what the worker found wrong with the request.
-        JobFailedError: its traceback, or a worker that does not start, or dies every time.
+        UserError: the request is wrong; the message is the worker's.
+        JobFailedError: an unexpected error, or a worker that does not start or dies every time.
     """
     losses = 0
     for _ in range(MAX_REPLACEMENTS):
@@ -69,13 +68,13 @@ def request(config: WorkerConfig, job: Job, progress: Progress) -> None:
                 if losses == MAX_LOSSES:
                     break
     raise JobFailedError(
-        f"the worker died {losses} times in the middle of this job, for lack of memory perhaps; "
-        "what it wrote is above; run the command of this job with --no-worker to see more"
+        f"the worker died {losses} times during this job, perhaps because memory ran out; "
+        "its log is above; run this job's command with --no-worker to see more"
     )
 
 
 def stop() -> None:
-    """End this workflow's workers, in the middle of a request if need be."""
+    """End this workflow's workers, also during a request."""
     for path in all_sockets():
         with contextlib.suppress(OSError), _open(path) as connection:
             connection.settimeout(STOP_TIMEOUT_S)
@@ -89,10 +88,10 @@ def stop() -> None:
 def _was_served(
     connection: socket.socket, config: WorkerConfig, job: Job, progress: Progress, *, alone: bool
 ) -> bool:
-    """Whether the request was served; False if the worker left before it came to it.
+    """Whether the request was served; False if the worker exited before it started on it.
 
     Args:
-        alone: among no others, so that what kills a worker is known.
+        alone: serve it with no other active, so that a crash can be blamed on it.
     """
     config_fields, job_fields = dataclasses.asdict(config), dataclasses.asdict(job)
     try:
@@ -122,7 +121,7 @@ def _was_served(
 
 
 def _forward_log(progress: Progress, start: int | None, stop: int | None) -> None:
-    """What the worker's process wrote between two sizes of its log; None: to its end."""
+    """Forward the worker's log between two byte offsets; `stop` None means to its end."""
     with contextlib.suppress(OSError), _log_of(socket_path()).open("rb") as log:
         log.seek(start or 0)
         text = log.read(-1 if stop is None else stop - (start or 0)).decode(errors="replace")
@@ -131,9 +130,10 @@ def _forward_log(progress: Progress, start: int | None, stop: int | None) -> Non
 
 
 def _connect(config: WorkerConfig) -> socket.socket:
-    """A connection to the worker, which is started under a lock if nobody listens.
+    """A connection to the worker; a missing one is started under a lock.
 
-    Who starts a worker is the first whom it serves: so two models in turn get on with one place.
+    The client that starts a worker is served first, so clients of two models can alternate on one
+    socket.
     """
     path = socket_path()
     with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ def _connect(config: WorkerConfig) -> socket.socket:
                     return _open(path)
                 time.sleep(0.02)
             process.kill()
-            # It may have left because another one was there already.
+            # It may have exited because another worker was listening already.
             with contextlib.suppress(OSError):
                 return _open(path)
     tail = _log_of(path).read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -174,7 +174,7 @@ def _start(path: Path, config: WorkerConfig) -> subprocess.Popen[bytes]:
     if file.exists() and file.stat().st_size > MAX_LOG_BYTES:
         file.unlink()
     with file.open("ab") as log:
-        # A session of its own: it outlives this job, and signals to the workflow pass it by.
+        # In its own session it outlives this job, and signals to the workflow do not reach it.
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -194,7 +194,7 @@ def _idle_s() -> float:
 
 
 def _environment() -> dict[str, str]:
-    """The worker runs the code that its client runs, installed or not."""
+    """The worker must run the same code as its client, installed or not."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return THREAD_ENVIRONMENT | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

@@ -1,4 +1,4 @@
-"""The command line of jobs that a worker does: which model, in which process, and what is shown."""
+"""The command line of a worker's jobs: options, submitting, and printed progress."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say what a worker is for."""
+    """Options of a worker: model, device, memory, batch size."""
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--prefix-memory", default="2GiB")
-    parser.add_argument("--prefix-disk", default="0GB", help="0GB keeps nothing on disk")
+    parser.add_argument("--prefix-disk", default="0GB", help="0GB stores nothing on disk")
     parser.add_argument("--code-digest", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--gpus", type=int, default=1, help="that this machine's jobs use")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that this machine's jobs use")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="such jobs at once on each of them"
+        "--batch-size", type=int, default=1, help="jobs that run at once on each GPU"
     )
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
 
 
 def submit(options: argparse.Namespace, job: Job) -> None:
-    """Have a request served by the warm worker, or in this process if that was asked for.
+    """Do a job in the warm worker, or in this process with --no-worker.
 
     Raises:
-        UserError: what is wrong with the request.
-        SystemExit: it failed otherwise; the worker's traceback is written to standard error.
+        UserError: the request is wrong; the message says how.
+        SystemExit: it failed otherwise; the worker's traceback is on standard error.
     """
     with gpu_share(options.gpus, options.batch_size, options.device) as environment:
         os.environ |= environment
@@ -49,13 +49,13 @@ def _submit(config: WorkerConfig, job: Job, no_worker: bool) -> None:
     try:
         request(config, job, print_event)
     except JobFailedError as error:
-        # The worker's traceback tells; ours would say where we read it.
+        # The worker's traceback shows the cause; ours would only show this call.
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def print_event(event: dict[str, Any]) -> None:
-    """One plain line an event."""
+    """Print one line per event to standard error."""
     match event.get("event"):
         case "turn":
             line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
@@ -65,7 +65,11 @@ def print_event(event: dict[str, Any]) -> None:
                 )
             print(line.format(**event), file=sys.stderr, flush=True)
         case "retry_alone":
-            print("memory ran out among other runs: once more, alone", file=sys.stderr, flush=True)
+            print(
+                "out of memory in a batch: restarting this run alone",
+                file=sys.stderr,
+                flush=True,
+            )
         case "loading":
             print(f"loading {event['model']} (worker {event['pid']})", file=sys.stderr, flush=True)
         case "log":
@@ -77,11 +81,11 @@ def print_event(event: dict[str, Any]) -> None:
 
 
 def worker_config(options: argparse.Namespace) -> WorkerConfig:
-    """What a worker must be for to do such a job."""
+    """The configuration that a worker must have to do the job."""
     provenance = options.model_dir / "provenance.json"
     revision = provenance.read_text(encoding="utf-8") if provenance.is_file() else ""
     if options.model_dir.is_dir():
-        # A model that was fetched anew, same source or not, is another one to a warm worker.
+        # A worker must not keep the old weights when the model's folder was replaced.
         status = options.model_dir.stat()
         revision += f"{status.st_ino} {status.st_mtime_ns}"
     return WorkerConfig(

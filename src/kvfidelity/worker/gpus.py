@@ -1,4 +1,4 @@
-"""Which GPU and worker a generate job gets, where several jobs run at once."""
+"""Which GPU and worker a generate job uses when several jobs run at once."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ POLL_S = 0.1
 
 @contextlib.contextmanager
 def gpu_share(gpus: int, jobs_per_gpu: int, device: str) -> Iterator[dict[str, str]]:
-    """Hold one of `lanes` shares of one of `gpus` GPUs, the first that is free; wait if need be.
+    """Hold one of `jobs_per_gpu` shares of one of `gpus` GPUs; wait until one is free.
 
-    GPUs fill evenly. A share ends with its process, however that ends. Of a single GPU nothing is
-    held: its worker sees to it that no more runs go on than it has lanes.
+    Jobs are spread evenly over the GPUs. A share is a file lock, so it ends with its process. With
+    a single GPU nothing is locked: its worker limits the number of active runs itself.
 
     Args:
-        gpus: Snakemake's resource `gpu`. Without GPUs: how many workers share the processors.
-        lanes: generate jobs at once on each.
+        gpus: Snakemake's resource `gpu`. On a CPU: the number of workers that share it.
+        jobs_per_gpu: generate jobs that run at once on each GPU.
         device: as in the config.
 
     Yields:
-        What to add to the environment of the worker and of what finds it.
+        Environment variables for the job and its worker.
 
     Raises:
-        UserError: more are asked for than are visible, or a device of a fixed number.
+        UserError: more GPUs than are visible, or a device with a fixed number such as cuda:0.
     """
     if gpus == 1:
         yield {}
@@ -54,7 +54,7 @@ def gpu_share(gpus: int, jobs_per_gpu: int, device: str) -> Iterator[dict[str, s
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
+    """The GPUs that this process may use, as names for CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]

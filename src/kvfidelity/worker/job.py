@@ -1,4 +1,4 @@
-"""What a generate job does, in a worker or in its own process."""
+"""The work of a job, in a worker or in the job's own process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
-#: Where runs that never evict outlive their process, relative to the workflow's folder.
+#: Baselines on disk, relative to the workflow's folder.
 PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is for: another one is needed as soon as any of this differs."""
+    """What a worker is started with; a job with any other value needs another worker."""
 
     model_dir: str
     model_revision: str
@@ -57,7 +57,7 @@ class GenerateJob:
 
 @dataclass(frozen=True)
 class LikelihoodJob:
-    """Replies whose likelihood is wanted: a table of texts, and where their numbers go."""
+    """Score the likelihood of replies: paths of the table of texts and of the output."""
 
     texts: str
     likelihood: str
@@ -67,12 +67,12 @@ Job = GenerateJob | LikelihoodJob
 
 
 def job_from(values: dict[str, Any]) -> Job:
-    """A request from a message."""
+    """A job from a message."""
     return LikelihoodJob(**values) if "texts" in values else GenerateJob(**values)
 
 
 class Generator:
-    """A loaded model that turns requests into artifacts."""
+    """A loaded model that does jobs and writes their artifacts."""
 
     def __init__(self, config: WorkerConfig) -> None:
         import torch
@@ -88,7 +88,7 @@ class Generator:
         )
 
     def free_memory(self) -> None:
-        """Let go of all memory that only saves time."""
+        """Free all cached memory that only saves time."""
         import torch
 
         self._prefix_cache.clear()
@@ -96,10 +96,10 @@ class Generator:
             torch.cuda.empty_cache()
 
     def serve(self, job: GenerateJob, progress: Progress, engine: Engine | None = None) -> None:
-        """Run one dialogue and write its artifacts; the turns come last, so with them it is whole.
+        """Run one dialogue and write its artifacts; the turns are written last.
 
         Args:
-            engine: this one's, or one of its that decodes with others.
+            engine: an engine that decodes in a batch; by default `self.engine`.
 
         Raises:
             UserError: a specification or dialogue that cannot be run.
@@ -128,13 +128,13 @@ class Generator:
             write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
 
     def score(self, job: LikelihoodJob, engine: Engine | None = None) -> None:
-        """Write how likely the model finds a table of replies.
+        """Write the likelihood of a table of replies.
 
         Args:
-            engine: as for `serve`; it only says that other runs go on meanwhile.
+            engine: as for `serve`; used only to note that other runs share the process.
 
         Raises:
-            UserError: the table is missing or damaged.
+            UserError: the table is missing or corrupt.
         """
         from kvfidelity.generation.likelihood import score_replies
         from kvfidelity.records.artifacts import read_parquet, write_parquet
@@ -145,7 +145,7 @@ class Generator:
         write_parquet(found, Path(job.likelihood), kind="likelihood", metadata=notes)
 
     def _notes(self) -> dict[str, str]:
-        """Which code, packages and hardware made an artifact."""
+        """The code, packages and hardware that an artifact was made with."""
         import torch
 
         device = self.engine.device
@@ -160,14 +160,14 @@ class Generator:
 
 
 def _disk_prefix_cache(config: WorkerConfig, engine: Engine) -> DiskPrefixCache | None:
-    """Where the engine's runs outlive this process, if they do."""
+    """The engine's baselines on disk; None if `prefix_disk` is 0."""
     from kvfidelity.prefix.disk_cache import DiskPrefixCache
 
     max_bytes = size_in_bytes(config.prefix_disk)
     if not max_bytes:
         return None
     environment = {name: getattr(config, name) for name in ("model_revision", "dtype")}
-    # Replies decoded together differ from single ones in their last bits.
+    # Replies decoded in a batch differ from single ones in their last bits.
     environment["batch_size"] = str(config.batch_size)
     environment["code"] = config.code_digest
     return DiskPrefixCache(PREFIX_FOLDER.resolve(), max_bytes, engine, environment)
@@ -176,7 +176,7 @@ def _disk_prefix_cache(config: WorkerConfig, engine: Engine) -> DiskPrefixCache 
 def execute(
     generator: Generator, job: Job, progress: Progress, engine: Engine | None = None
 ) -> None:
-    """Do what is wanted, of either kind; `engine` as for Generator.serve."""
+    """Do a job of either kind; `engine` as for Generator.serve."""
     if isinstance(job, LikelihoodJob):
         generator.score(job, engine)
     else:

@@ -1,4 +1,4 @@
-"""Where clients come in: a worker's socket, and the lock that one worker at a time holds."""
+"""A worker's socket, and the lock that only one worker at a time holds."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ import psutil
 
 from kvfidelity.worker.protocol import peer
 
-#: How long a worker waits for its first client, and for another worker to leave its place.
+#: Seconds to wait for the first client, and for the socket's previous worker to exit.
 FIRST_CLIENT_S = 10.0
 HANDOVER_S = 30.0
-#: How often an idle worker looks whether its owner is there.
+#: Seconds between an idle worker's checks that its owner is alive.
 OWNER_CHECK_S = 1.0
 
 
 class Listener:
-    """Clients of this user's, one after the other; see `listen`."""
+    """Accepts connections of this user only; see `listen`."""
 
     def __init__(self, socket_: socket.socket, idle_s: float, owner: int) -> None:
         self._socket = socket_
         self._idle_s = idle_s
         self._owner = owner
-        # Whoever started this worker is at the door; if not, it was killed meanwhile.
+        # The client that started this worker connects at once, unless it was killed.
         self._timeout_s = min(idle_s, FIRST_CLIENT_S)
 
     def wait(self) -> socket.socket | None:
-        """The next client; None once nobody came for so long, or the owner is gone."""
+        """The next client; None when the worker must exit: it was idle, or its owner is gone."""
         deadline = time.monotonic() + self._timeout_s
         while (left := deadline - time.monotonic()) > 0:
             self._socket.settimeout(min(left, OWNER_CHECK_S) if self._owner else left)
@@ -49,7 +49,7 @@ class Listener:
         return None
 
     def poll(self) -> socket.socket | None:
-        """A client that is there already."""
+        """A client that is already connecting, or None."""
         while select.select([self._socket], [], [], 0)[0]:
             if client := self._accepted():
                 return client
@@ -65,11 +65,11 @@ class Listener:
 
 @contextlib.contextmanager
 def listen(path: Path, idle_s: float, owner: int) -> Iterator[Listener | None]:
-    """Listen on `path`; None if another worker is there and stays.
+    """Listen on `path`; None if another worker is listening there.
 
     Args:
-        idle_s: how long to wait for the next client.
-        owner: a process that the worker does not outlive; see `place.owner`. 0 is none.
+        idle_s: seconds to wait for the next client.
+        owner: a process id; the worker exits when it ends (`socket_path.owner_pid`). 0: no owner.
     """
     with (
         path.with_suffix(".worker").open("w") as lock,
@@ -89,10 +89,10 @@ def listen(path: Path, idle_s: float, owner: int) -> Iterator[Listener | None]:
 
 
 def _acquire_lock(lock: IO[str], path: Path) -> bool:
-    """Lock the file that one worker at a time holds as long as it lives; False if one stays there.
+    """Take the lock that a worker holds until its process ends; False if another one keeps it.
 
-    Two may start at once if a client is killed between starting one and reaching it; and the last
-    one may still be on its way out.
+    Two workers can start at once if a client is killed between starting one and connecting to it.
+    The socket's previous worker may also still be exiting.
     """
     deadline = time.monotonic() + HANDOVER_S
     while time.monotonic() < deadline:
@@ -103,5 +103,5 @@ def _acquire_lock(lock: IO[str], path: Path) -> bool:
             if not probe.connect_ex(str(path)):
                 return False
         time.sleep(0.02)
-    print(f"another worker holds {path}, hears nobody and does not leave", file=sys.stderr)
+    print(f"another worker holds {path}, does not answer and does not exit", file=sys.stderr)
     return False

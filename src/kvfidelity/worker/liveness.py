@@ -1,4 +1,4 @@
-"""Notices that a client died in the middle of its request."""
+"""Detects that a client died during its request."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import sys
 import threading
 from types import TracebackType
 
-#: How long a request of a dead client may go on until it next reports; torch cannot be interrupted.
+#: Seconds for a dead client's request to reach its next event; torch cannot be interrupted.
 GRACE_S = 5.0
 
 
 class Liveness:
-    """While open, looks whether the client at the other end of `connection` is still there.
+    """While open, watches the client at the other end of `connection`.
 
-    `gone` tells, to be asked between turns. Where nobody asks within `grace_s` the process ends:
-    what it computes is for nobody, and it keeps others waiting. They start a new worker. With None
-    it goes on, for others are served by it too.
+    gone: whether the client has died; to be checked at every event.
+
+    Args:
+        grace_s: if this is still open `grace_s` seconds after the client died, the process exits,
+            because its work is not needed and other clients wait; they start a new worker. None
+            never exits, for a worker that serves other clients at the same time.
     """
 
     def __init__(self, connection: socket.socket, grace_s: float | None) -> None:
@@ -27,7 +30,7 @@ class Liveness:
         self._connection = connection
         self._over = threading.Event()
         self._wake, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Liveness:
         self._thread.start()
@@ -44,9 +47,9 @@ class Liveness:
         self._thread.join()
         self._woken.close()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         poller = select.poll()
-        # A client says nothing while it waits; its end of the line closes when it dies.
+        # A waiting client sends nothing; its end of the connection closes when it dies.
         poller.register(self._connection, select.POLLRDHUP)
         poller.register(self._woken, select.POLLIN)
         poller.poll()
@@ -54,5 +57,5 @@ class Liveness:
             return
         self.gone = True
         if self._grace_s is not None and not self._over.wait(self._grace_s):
-            print("the client is gone and its turn is long: leaving", file=sys.stderr, flush=True)
+            print("the client is gone, its turn takes long: exiting", file=sys.stderr, flush=True)
             os._exit(3)

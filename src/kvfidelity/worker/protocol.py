@@ -1,4 +1,4 @@
-"""Messages: one JSON object a line, both ways."""
+"""Messages between client and worker: one JSON object per line, both ways."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def send(connection: socket.socket, message: Message) -> None:
     """Send one message.
 
     Raises:
-        OSError: the other end is gone, or takes nothing in.
+        OSError: the other end is gone, or does not read.
     """
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def messages(connection: socket.socket) -> Iterator[Message]:
-    """Messages until the other end closes or dies; half a line at the end is dropped.
+    """Messages until the other end closes or dies; an incomplete last line is dropped.
 
     Raises:
-        ValueError: something else than JSON objects came.
-        TimeoutError: nothing came for as long as the connection's time-out.
+        ValueError: a line is not a JSON object.
+        TimeoutError: nothing was received within the connection's time-out.
     """
     with connection.makefile("rb") as stream:
         while line := _line(stream):
             message = json.loads(line)
             if not isinstance(message, dict):
-                raise ValueError(f"a message that is no object: {message!r}")
+                raise ValueError(f"not a JSON object: {message!r}")
             yield message
 
 
 def peer(connection: socket.socket) -> Peer:
-    """Who is at the other end of a Unix socket (Linux: SO_PEERCRED)."""
+    """The process at the other end of a Unix socket (Linux: SO_PEERCRED)."""
     layout = struct.Struct("3i")
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
     return Peer(*layout.unpack(found))

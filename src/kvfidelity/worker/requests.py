@@ -1,4 +1,4 @@
-"""What a client asks for and what it is told: the same whether one or several are served."""
+"""Receiving a request and answering it: the same for `server` and `batch_server`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kvfidelity.worker.job import Generator, WorkerConfig
 from kvfidelity.worker.liveness import Liveness
 from kvfidelity.worker.protocol import Message, messages, send
 
-#: How long a client may take to say what it wants, and to take in what it is told.
+#: Seconds for a client to send its request, and to read an event.
 CLIENT_TIMEOUT_S = 10.0
 
 
 class ClientGoneError(Exception):
-    """The client is gone: what it asked for is given up."""
+    """The client is gone, so its request is given up."""
 
 
-#: A client that died, was stopped or talks nonsense; the next one is served.
+#: Errors of a client that died, was stopped or sent garbage; the worker serves the next one.
 CLIENT_ERRORS = (OSError, ValueError, ClientGoneError)
 
 
@@ -32,7 +32,7 @@ class RequestHandler:
     """One model, loaded at the first request.
 
     Args:
-        passing: errors of a request that are not its outcome.
+        reraised: errors that are not a request's outcome; `run` raises them.
     """
 
     def __init__(self, config: WorkerConfig, reraised: tuple[type[Exception], ...] = ()) -> None:
@@ -41,11 +41,14 @@ class RequestHandler:
         self._generator: Generator | None = None
 
     def receive(self, client: socket.socket) -> Message:
-        """What a client wants: {"do": "stop"}, {"do": "serve", "request", ...} or {"do":
-        "serve another"} for one that wants a worker for something else; {} if it says nothing.
+        """A client's request.
+
+        Returns:
+            {"do": "stop"}, {"do": "serve", "job", ...}, {"do": "mismatch"} if the client needs a
+            worker with another configuration, or {} if it sent nothing.
 
         Raises:
-            OSError, ValueError: it is gone, too slow, or talks nonsense.
+            OSError, ValueError: it is gone, too slow, or sent garbage.
         """
         client.settimeout(CLIENT_TIMEOUT_S)
         message = next(messages(client), {})
@@ -56,17 +59,17 @@ class RequestHandler:
         return message
 
     def generator(self, send_event: Callable[[Message], None]) -> Generator:
-        """The loaded model."""
+        """The generator; its model is loaded at the first call."""
         if self._generator is None:
             send_event({"event": "loading", "model": self._config.model_dir, "pid": os.getpid()})
             self._generator = Generator(self._config)
         return self._generator
 
     def run(self, work: Callable[[], Any]) -> tuple[Message, bool]:
-        """The last event of a request, and whether the process is fit for another.
+        """Do the work; the request's last event, and whether the process can serve another.
 
         Raises:
-            ClientGoneError: the client is gone; and what is `passing`.
+            ClientGoneError: the client is gone. Errors in `reraised` are raised as well.
         """
         try:
             work()
@@ -80,17 +83,17 @@ class RequestHandler:
             if disk_problem is not None:
                 return {"event": "error", "message": str(disk_problem), "user": True}, True
             return _unexpected_error(), False
-        except Exception:  # noqa: BLE001 - whatever happens belongs in the job's log
-            # Memory may be short or the device in a state that fails every later request.
+        except Exception:  # noqa: BLE001 - it belongs in the job's log
+            # Memory may be short, or the device broken for every later request.
             return _unexpected_error(), False
 
 
 def event_sender(client: socket.socket, liveness: Liveness) -> Callable[[Message], None]:
-    """Tells a client what happens, until it is gone."""
+    """A function that sends events to a client; it raises ClientGoneError when that is gone."""
 
     def send_event(event: Message) -> None:
         if liveness.gone:
-            raise ClientGoneError("it is gone")
+            raise ClientGoneError("the client is gone")
         send(client, event)
 
     return send_event
@@ -107,7 +110,7 @@ def final_event(outcome: Message) -> Message:
 
 
 def log_dropped_client(error: Exception) -> None:
-    """Note in the log that a client was given up."""
+    """Write to the log that a client's request was given up."""
     print(f"a client was given up: {error!r}", file=sys.stderr, flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Finished runs of a scheduler's job that was killed before its end: taken up again, not repeated.
+"""Finished runs of a cluster job that was killed are restored, not repeated.
 
-Snakemake hands a scheduler several runs as one job and, when that fails, deletes what all of them
-made: it has not noted with which parameters, and would take them for up to date ever after. So each
-run's files are linked into a folder beside Snakemake's own under a digest of all that they depend
-on. The workflow empties the folder when it ends well.
+Snakemake submits several runs as one cluster job. If that job fails, Snakemake deletes the outputs
+of all its runs, because it has not recorded their parameters yet. So each finished run's files are
+also linked into a folder next to Snakemake's own, under a digest of everything that they depend on.
+The workflow empties the folder when it ends well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SalvagedRuns:
         self._folder = folder
 
     def restore(self, config: WorkerConfig, job: GenerateJob) -> bool:
-        """Put a finished run's files in place, if there is one and it is whole."""
+        """Link a finished run's files to the job's outputs; False if it is missing or corrupt."""
         kept = self._folder / _key(config, job)
         try:
             known = json.loads((kept / DIGESTS_FILE).read_text())
@@ -46,23 +46,23 @@ class SalvagedRuns:
         return True
 
     def store(self, config: WorkerConfig, job: GenerateJob) -> None:
-        """Keep a run that has just finished."""
+        """Link a finished run's outputs into the folder."""
         kept = self._folder / _key(config, job)
         kept.mkdir(parents=True, exist_ok=True)
         for name, path in _outputs(job).items():
             _link(path, kept / name)
-        # Last: a run without it was cut short and is none.
+        # Last, so that a run without this file is known to be incomplete.
         temporary = kept / f".{DIGESTS_FILE}.{os.getpid()}"
         temporary.write_text(json.dumps(_digests(_outputs(job))))
         temporary.replace(kept / DIGESTS_FILE)
 
     def clear(self) -> None:
-        """Drop all that is kept: whoever deletes an artifact later wants it made anew."""
+        """Delete all: an artifact that is deleted later must be computed again."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _key(config: WorkerConfig, job: GenerateJob) -> str:
-    """Digest of what a run depends on."""
+    """A digest of everything that a run depends on."""
     fields = {name: getattr(config, name) for name in ("model_revision", "dtype", "code_digest")}
     hasher = hashlib.sha256(json.dumps(fields | asdict(job), sort_keys=True).encode())
     hasher.update(Path(job.pool).read_bytes())
@@ -82,7 +82,7 @@ def _digests(files: Mapping[str, Path]) -> dict[str, str] | None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has none."""
+    """A hard link to a file, or a copy where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
@@ -92,4 +92,4 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copy2(source, temporary)
     temporary.replace(target)
-    temporary.unlink(missing_ok=True)  # renaming onto another name of the same file does nothing
+    temporary.unlink(missing_ok=True)  # renaming onto a link to the same file does nothing

@@ -1,6 +1,6 @@
-"""The worker: loads the model, serves requests, leaves when idle.
+"""The worker's process: loads the model, serves requests, exits when idle.
 
-python -m kvfidelity.worker.server SOCKET '<hello as JSON>' IDLE_SECONDS OWNER_PID
+python -m kvfidelity.worker.server SOCKET '<WorkerConfig as JSON>' IDLE_SECONDS OWNER_PID
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from kvfidelity.worker.requests import (
 
 
 def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> None:
-    """Listen on `path` until nothing was asked for `idle_s` seconds, or a client says stop.
+    """Serve requests on `path` until the worker must exit; see `kvfidelity.worker`.
 
     Args:
-        owner: a process that the worker does not outlive; see `place.owner`. 0 is none.
+        idle_s: seconds to wait for the next client.
+        owner: a process id; the worker exits when it ends (`socket_path.owner_pid`). 0: no owner.
     """
     with listen(path, idle_s, owner) as listener:
         if listener is None:
@@ -55,7 +56,7 @@ def _serve_one_by_one(listener: Listener, handler: RequestHandler) -> None:
 
 
 def _handle(client: socket.socket, handler: RequestHandler) -> bool:
-    """Do what one client wants; whether the worker goes on."""
+    """Serve one client; False if the worker must exit."""
     match handler.receive(client):
         case {"do": "stop"}:
             send(client, {"event": "stopped"})
@@ -80,11 +81,11 @@ def _serve(client: socket.socket, handler: RequestHandler, job: Message) -> bool
 
 
 if __name__ == "__main__":
-    # A crash in native code leaves its stack in the log, which goes to the job that caused it;
-    # SIGUSR1 makes a worker that seems to hang write down where it is.
+    # A crash in native code writes its stack to the log, which the client forwards to its job.
+    # SIGUSR1 makes a worker that seems to hang write its stack.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    socket_path, about, idle, owner = sys.argv[1:]
-    serve(Path(socket_path), WorkerConfig.of(json.loads(about)), float(idle), int(owner))
-    # Taking torch apart would hold the device's memory for a second that the next worker waits.
+    socket_path, config, idle, owner = sys.argv[1:]
+    serve(Path(socket_path), WorkerConfig.of(json.loads(config)), float(idle), int(owner))
+    # A normal exit takes torch a second, in which the next worker waits for the device's memory.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Where a worker listens: one socket per user, job of the scheduler, checkout and device."""
+"""Where a worker listens: one socket per user, cluster job, checkout and device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from kvfidelity.errors import UserError
 
-#: A Unix socket's path holds so many bytes.
+#: Longest path of a Unix socket in bytes.
 MAX_PATH_BYTES = 107
-#: Environment variable that tells workers apart which no GPU tells apart.
+#: Environment variable that distinguishes workers without GPUs.
 WORKER_VARIABLE = "KVFIDELITY_WORKER"
 
 
@@ -21,27 +21,27 @@ def socket_path() -> Path:
     """The worker's socket.
 
     Raises:
-        UserError: no folder for it; see `folder`.
+        UserError: no folder for it; see `socket_folder`.
     """
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(WORKER_VARIABLE, "")
     return socket_folder() / f"{workflow_digest()}-{_digest(device)}.sock"
 
 
 def all_sockets() -> list[Path]:
-    """The sockets of this workflow's workers here, whichever device they are for."""
+    """The sockets of this workflow's workers on this machine, for all devices."""
     return sorted(socket_folder().glob(f"{workflow_digest()}-*.sock"))
 
 
 def scheduler_job() -> str | None:
-    """The job of a scheduler's that this process belongs to."""
+    """The id of the cluster job that this process belongs to, if any."""
     return os.environ.get("SLURM_JOB_ID")
 
 
 def owner_pid() -> int | None:
-    """In a job of Slurm's, the process that Slurm started for it: its end is the job's.
+    """In a Slurm job, the process that Slurm started for it; it ends when the job ends.
 
-    A worker that outlived it would hold a GPU that Slurm has given to another job; not every
-    cluster ends the processes that a job leaves behind.
+    A worker that outlived it would hold a GPU that Slurm has given to another job: not every
+    cluster kills the processes that a job leaves behind.
     """
     if not scheduler_job():
         return None
@@ -55,10 +55,10 @@ def owner_pid() -> int | None:
 
 
 def socket_folder() -> Path:
-    """A folder that only the user can enter, made if need be.
+    """A folder that only the user can enter; it is created if missing.
 
     Raises:
-        UserError: it belongs to somebody else or others may enter it, or it cannot be made.
+        UserError: it belongs to another user, others may enter it, or it cannot be created.
     """
     for base in _bases():
         path = base / f"kvfidelity-{os.getuid()}"
@@ -67,7 +67,7 @@ def socket_folder() -> Path:
         try:
             path.mkdir(mode=0o700, exist_ok=True)
         except OSError:
-            # The variable often comes along to a cluster's node from a login node, the folder not.
+            # A cluster node often inherits the variable from the login node, but not the folder.
             continue
         status = path.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or path.is_symlink():
@@ -90,7 +90,7 @@ def _bases() -> Iterator[Path]:
 
 
 def workflow_digest() -> str:
-    """Tells one checkout's workflow in one job of the scheduler from others."""
+    """A digest of the checkout and the cluster job."""
     return _digest(f"{Path.cwd()}\0{scheduler_job() or 'local'}")
 
 

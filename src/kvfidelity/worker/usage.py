@@ -1,7 +1,7 @@
-"""What a job took of the process that did it, as notes of its artifact.
+"""Time and memory that a job took in the worker, as notes in its artifact.
 
-Snakemake's benchmark of such a job sees the client, which only waits. Runs that are decoded
-together share the process, so each one's seconds hold the others' too.
+Snakemake's benchmark of a job measures the client, which only waits. Runs in one batch share the
+process, so the seconds of each include the others'.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import resource
 import sys
 import time
 
-#: Names of the notes; no digest covers them.
+#: Names of the notes; no digest includes them.
 WALL, CPU = "worker_wall_s", "worker_cpu_s"
 PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
 
 
 class Usage:
-    """Counts from its construction on.
+    """Measures from its creation on.
 
     Args:
-        batch_size: how many runs may share the process.
+        batch_size: most runs that share the process.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -28,7 +28,7 @@ class Usage:
         self._cpu = time.process_time()
 
     def notes(self) -> dict[str, str]:
-        """What was taken so far; the peak is the process's since its start."""
+        """Seconds so far; the peak memory is the process's since its start."""
         # Linux counts in KiB, macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         return {

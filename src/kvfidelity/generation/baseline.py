@@ -1,0 +1,77 @@
+"""The baseline that a run starts from and is compared with: computed once, shared by all cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.plan import MAX_QUERY_WINDOW, RunPlan
+from kvfidelity.generation.timed_turn import Progress, run_timed_turn
+from kvfidelity.prefix.baseline_run import BaselineRun
+
+
+def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> BaselineRun:
+    """Run the dialogue with nothing evicted, with a checkpoint at each turn's start."""
+    cache = engine.new_cache(
+        PositionMode.ORIGINAL,
+        collect_scores=plan.scored,
+        query_window=MAX_QUERY_WINDOW if plan.query_window else 0,
+    )
+    baseline = BaselineRun(cache)
+    evictor = Evictor(
+        build_policy("baseline", {}), EvictionSchedule(Trigger.TURN, None), plan.spec.seed
+    )
+    for turn in range(len(plan.segments)):
+        baseline.starts.append(baseline.checkpoint(evictor.step))
+        outcome = run_timed_turn(
+            engine,
+            plan,
+            turn,
+            cache,
+            evictor,
+            progress,
+            on_prompt=lambda cache: baseline.prompts.append(cache.size),
+        )
+        if outcome is None:
+            baseline.out_of_memory = True
+            return baseline
+        baseline.outcomes.append(outcome)
+    baseline.end = baseline.checkpoint(evictor.step)
+    return baseline
+
+
+def baseline_key(plan: RunPlan) -> str:
+    """A digest of everything in a plan that its baseline depends on; equal for equal baselines."""
+    spec = plan.spec
+    content = [
+        [(segment.prompt_ids, segment.reply_ids) for segment in plan.segments],
+        spec.replies,
+        spec.max_new_tokens,
+        spec.own_reply_turns,
+        spec.feed_end_of_turn,
+        spec.temperature,
+        spec.top_p,
+        spec.seed,
+        plan.scored,
+        plan.query_window > 0,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def shared_turns(plan: RunPlan, baseline: BaselineRun) -> int:
+    """Number of turns that a run takes over from the baseline: those before its first eviction."""
+    evictor, outcomes = plan.evictor, baseline.outcomes
+    if not evictor.policy.evicts:
+        return len(outcomes)
+    if not plan.spec.share_prefix:
+        return 0
+    evicting = (
+        turn
+        for turn, outcome in enumerate(outcomes)
+        if evictor.may_evict_in_turn(outcome.slots_start, outcome.slots_peak)
+    )
+    return next(evicting, len(outcomes))

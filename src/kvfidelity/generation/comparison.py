@@ -1,0 +1,73 @@
+"""What eviction changed in a turn: the run's predictions against the baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.plan import RunPlan
+from kvfidelity.generation.turns import TurnOutcome
+from kvfidelity.prefix.baseline_run import BaselineRun
+
+
+class Comparison(NamedTuple):
+    """Two columns of the turns table.
+
+    reply_nll_baseline: nats per token of the run's own reply under the baseline's cache.
+    kl_baseline: mean KL(baseline || run) in nats over the tokens of the reference reply.
+    Each is None where it cannot be computed.
+    """
+
+    reply_nll_baseline: float | None
+    kl_baseline: float | None
+
+
+def compare_shared_turn(plan: RunPlan, outcome: TurnOutcome) -> Comparison:
+    """A turn that is the baseline's own: the same predictions."""
+    nll = outcome.reply.nll if outcome.reply else ()
+    mean = sum(nll) / len(nll) if nll else None
+    return Comparison(mean, 0.0 if plan.spec.replies == "reference" else None)
+
+
+class BaselineComparer:
+    """Compares the turns of one run, in order.
+
+    With `replies: own` the conversations differ, so the run's tokens are fed into a copy of the
+    baseline's cache. With reference replies the baseline's outcomes are what is compared with.
+
+    Args:
+        first: the run's first turn that is not the baseline's.
+    """
+
+    def __init__(self, engine: Engine, plan: RunPlan, baseline: BaselineRun, first: int) -> None:
+        self._engine, self._plan, self._baseline = engine, plan, baseline
+        own = plan.spec.replies == "own"
+        self._cache = baseline.fork_at(baseline.starts[first].slots) if own else None
+
+    def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
+        """Compare a turn; with own replies every turn from `first` on must be given."""
+        engine, reply = self._engine, outcome.reply
+        if self._cache is not None:
+            hidden = engine.feed(self._cache, self._plan.segments[turn].prompt_ids)[-1:]
+            if outcome.fed:
+                hidden = torch.cat([hidden, engine.feed(self._cache, outcome.fed)])
+            return Comparison(_mean_nll(engine, hidden, reply.ids if reply else ()), None)
+        if turn >= len(self._baseline.outcomes):
+            return Comparison(None, None)
+        predicted = self._baseline.outcomes[turn].predicted
+        kl = float(engine.kl_divergence(predicted, outcome.predicted).double().mean())
+        if reply is None or not reply.ids:
+            return Comparison(None, kl)
+        after_prompt = self._baseline.fork_at(self._baseline.prompts[turn])
+        hidden = torch.cat([predicted[:1], engine.feed(after_prompt, reply.ids)])
+        return Comparison(_mean_nll(engine, hidden, reply.ids), kl)
+
+
+def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:
+    """Nats per token of `ids`; row j of `hidden` predicts token j, further rows are ignored."""
+    if not ids:
+        return None
+    return float(engine.nll(hidden[: len(ids)], ids).double().mean())
