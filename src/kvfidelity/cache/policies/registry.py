@@ -74,13 +74,13 @@ def _schema_of(policy: type[Policy]) -> dict[str, Any]:
     for item in dataclasses.fields(policy):
         meta = item.metadata
         entry = _json_type(hints[item.name]) | {"description": meta["doc"]}
-        for ours, theirs in (
+        for bound, keyword in (
             ("low", "minimum"),
             ("high", "maximum"),
             ("above", "exclusiveMinimum"),
         ):
-            if meta[ours] is not None:
-                entry[theirs] = meta[ours]
+            if meta[bound] is not None:
+                entry[keyword] = meta[bound]
         if meta["choices"]:
             entry["enum"] = list(meta["choices"])
         if item.default is dataclasses.MISSING:

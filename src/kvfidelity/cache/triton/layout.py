@@ -48,7 +48,7 @@ class LayerField(IntEnum):
     POSITIONS = 5
 
 
-#: These two columns, neighbours, grow by one with each decoded token.
+#: These two columns are adjacent; both grow by one with each decoded token.
 GROWING = slice(SequenceField.SLOTS, SequenceField.NEXT_POSITION + 1)
 
 
