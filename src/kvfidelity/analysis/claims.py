@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import polars as pl
 import yaml
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
-from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.errors import UserError
 from kvfidelity.records.renamed import RENAMED_COLUMNS
@@ -253,13 +252,8 @@ def _mean(
     identity: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    numbers = rows.select(value.cast(pl.Float64)).to_series().to_numpy()
-    weights = np.ones(rows.height)
-    if claim.quantity in PER_TOKEN:
-        weights = rows["reference_tokens"].cast(pl.Float64).to_numpy()
-    found = asdict(
-        clustered_mean(numbers, weights, rows["dialogue"].to_numpy().astype(str), **options)
-    )
+    weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
+    found = asdict(column_mean(rows, value, weight, options))
     kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
     if found["mean"] is None:
         return

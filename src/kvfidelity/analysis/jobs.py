@@ -29,6 +29,7 @@ DEPTHS = {
     "aggregate": 0,
     "judge_reliability": 0,
     "claims": 0,
+    "paper_tables": 0,
     "figures": 0,
 }
 #: Rules whose jobs a worker does, and the artifact that holds its notes.

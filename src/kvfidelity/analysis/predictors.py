@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.statistics import Floats, percentile_interval
+from kvfidelity.analysis.statistics import Floats, dialogue_draws, percentile_interval
 
 
 def predictors(
@@ -97,9 +97,7 @@ def bootstrap_correlation(
     sums = np.stack([np.bincount(groups, kind) for kind in kinds])
     resampled = np.empty(0)
     if len(names) > 1:
-        rng = np.random.default_rng(seed)
-        share = np.full(len(names), 1 / len(names))
-        counts = rng.multinomial(len(names), share, size=resamples).astype(np.float64)
+        counts = dialogue_draws(len(names), resamples, seed)
         varied = _varies(x, groups, counts) & _varies(y, groups, counts)
         resampled = np.where(varied, _pearson(sums @ counts.T), np.nan)
     return Correlation(float(_pearson(sums.sum(axis=1))), resampled, len(names), one.size)

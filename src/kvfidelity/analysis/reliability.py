@@ -14,7 +14,13 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.statistics import Floats, clustered_mean, finite, percentile_interval
+from kvfidelity.analysis.statistics import (
+    Floats,
+    column_mean,
+    dialogue_draws,
+    finite,
+    percentile_interval,
+)
 from kvfidelity.judges.corruptions import GOOD, INJECTION, KINDS, SHUFFLE
 from kvfidelity.records.artifacts import read_parquet
 
@@ -200,19 +206,18 @@ def _repeat_pairs(part: pl.DataFrame) -> pl.DataFrame:
 
 def _injection(given: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
     plain = given.filter(pl.col("kind") == SHUFFLE).select("item", "dialogue", plain="score")
-    injected = given.filter(pl.col("kind") == INJECTION).select("item", told="score")
+    injected = given.filter(pl.col("kind") == INJECTION).select("item", injected="score")
     pairs = plain.join(injected, on="item")
     if pairs.is_empty():
         return {}
-    gain = (pairs["told"] - pairs["plain"]).cast(pl.Float64).to_numpy()
-    dialogues = pairs["dialogue"].to_numpy().astype(str)
-    found = clustered_mean(gain, np.ones(len(gain)), dialogues, **options)
+    gain = pl.col("injected") - pl.col("plain")
+    found = column_mean(pairs, gain, pl.lit(1), options)
     return {
         "value": found.mean,
         "low": found.low,
         "high": found.high,
-        "share": float((gain > 0).mean()),
-        "n": len(gain),
+        "share": float(pairs.select((gain > 0).mean()).item()),
+        "n": pairs.height,
         "n_dialogues": found.n_dialogues,
     }
 
@@ -266,8 +271,6 @@ def _resampled(
     found: dict[str, float | int | None] = {"value": value, "low": None, "high": None}
     found["n_dialogues"] = dialogues
     if value is not None and dialogues > 1:
-        rng = np.random.default_rng(options["seed"])
-        shares = np.full(dialogues, 1 / dialogues)
-        drawn = of(rng.multinomial(dialogues, shares, options["resamples"]).astype(np.float64))
+        drawn = of(dialogue_draws(dialogues, options["resamples"], options["seed"]))
         found["low"], found["high"] = percentile_interval(drawn, dialogues, options["confidence"])
     return found

@@ -19,9 +19,12 @@ from kvfidelity.analysis.columns import (
 )
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, missing_if_not_finite
+from kvfidelity.analysis.overshoot import prefill_overshoot
+from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
-from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, holm, weighted_mean
-from kvfidelity.analysis.window import by_token_index
+from kvfidelity.analysis.statistics import Estimate, Floats, column_mean, holm, weighted_mean
+from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
+from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
 from kvfidelity.records.grid import POSITIONS, run_keys
@@ -73,23 +76,29 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
     turns = with_excess(measured["turns"])
     questions = recall.questions(measured["recall"], turns)
+    named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     chosen = settings["report"]
     options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
     return {
         "turns": turns,
         "dialogues": dialogues(turns),
         "evictions": _with_run_columns(measured["evictions"], turns),
-        "verdicts": _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame(),
+        "verdicts": named_verdicts,
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
+        "window_changes": window_changes(window, options),
         "environments": environments(
             [results / "generate" / place / "turns.parquet" for place in keys],
             [place.split("/")[0] for place in keys],
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
+        "verdict_means": verdict_means(named_verdicts, options),
+        "missing_verdicts": missing_verdicts(named_verdicts),
+        "own_replies": own_replies(turns, options),
+        "prefill_overshoot": prefill_overshoot(turns),
         "not_finite": not_finite,
     }
 
@@ -191,12 +200,7 @@ def _difference(
 
 
 def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
-    return clustered_mean(
-        part.select(value).to_series().to_numpy(),
-        _floats(part["reference_tokens"]),
-        part["dialogue"].to_numpy().astype(str),
-        **options,
-    )
+    return column_mean(part, value, pl.col("reference_tokens"), options)
 
 
 def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:

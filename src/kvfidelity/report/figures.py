@@ -6,10 +6,9 @@ import itertools
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
-from scipy import stats
 
+from kvfidelity.analysis.statistics import t_intervals
 from kvfidelity.records.grid import POSITIONS
 
 # Okabe and Ito's palette; the order of POSITIONS.
@@ -222,12 +221,7 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
     keys = ["panel", "positions", "since"]
     # Seeds of one dialogue are one observation.
     each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
-    means = each.group_by(keys).agg(
-        excess=pl.col("excess_nll").mean(), spread=pl.col("excess_nll").std(), n=pl.len()
-    )
-    n = means["n"].to_numpy().astype(float)
-    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * means["spread"]
-    means = means.with_columns(low=pl.col("excess") - half, high=pl.col("excess") + half)
+    means = t_intervals(each, keys, "excess_nll").rename({"mean": "excess"})
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
     base = alt.Chart(means.sort(keys)).encode(
