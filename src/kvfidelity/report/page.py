@@ -17,6 +17,8 @@ from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import CHANGES
+from kvfidelity.records.columns import Integrity
+from kvfidelity.records.declaration import columns
 from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
@@ -29,6 +31,7 @@ from kvfidelity.report.formatting import (
     rounded,
     signed,
 )
+from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.paper_tables import cell_name, claim_question
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 
@@ -121,6 +124,9 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         costs=tables["costs"].to_dicts(),
         not_finite=tables["not_finite"].to_dicts(),
         jobs=tables["jobs"].to_dicts(),
+        integrity=columns(Integrity),
+        terms=TERMS,
+        shown_columns=shown_columns(tables),
         figures=figures_by_section(results / "figures", settings["report"]),
         report=settings["report"],
     )
