@@ -149,7 +149,10 @@ def decide(claim: Claim, low: float | None, high: float | None, dialogues: int) 
     margins to support, and all of it outside to contradict.
     """
     if dialogues < claim.min_dialogues:
-        return "not decided", f"{dialogues} dialogues; the claim asks for {claim.min_dialogues}"
+        return (
+            "not decided",
+            f"{dialogues} of the {claim.min_dialogues} dialogues that the claim needs",
+        )
     if low is None or high is None:
         return "not decided", "no interval"
     margin = claim.margin

@@ -10,6 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.statistics import t_intervals
 from kvfidelity.records.grid import POSITIONS
+from kvfidelity.report.formatting import count
 
 # Okabe and Ito's palette; the order of POSITIONS.
 MODE_PALETTE = ["#D55E00", "#0072B2", "#009E73"]
@@ -43,7 +44,7 @@ def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
     if policies.is_empty():
         return nothing(NO_LOSS)
     data = policies.with_columns(
-        pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns").alias("n")
+        pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns").alias("n")
     )
     scale = alt.Scale(type="symlog", constant=0.01)
     values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
@@ -177,11 +178,13 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     return _merge_equal_neighbours(pl.DataFrame(rows, RETENTION))
 
 
-def count_label(rows: pl.DataFrame, column: str = "n_dialogues", noun: str = "dialogues") -> str:
+def count_label(rows: pl.DataFrame, column: str = "n_dialogues") -> str:
     """ "n = 5 dialogues", or "n = 3 to 5 dialogues" where rows differ."""
     counts = sorted(int(n) for n in rows[column].drop_nulls()) or [0]
     least, most = counts[0], counts[-1]
-    return f"n = {most} {noun}" if least == most else f"n = {least} to {most} {noun}"
+    if least == most:
+        return f"n = {count(most, 'dialogue')}"
+    return f"n = {least} to {most} dialogues"
 
 
 def distinct_label(rows: pl.DataFrame) -> pl.Expr:

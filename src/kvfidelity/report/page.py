@@ -22,6 +22,7 @@ from kvfidelity.records.declaration import columns
 from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
+    count,
     decimal,
     extent,
     interval,
@@ -85,7 +86,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         "extent": extent,
         "decimal": decimal,
     }
-    environment.filters |= {"rounded": rounded}
+    environment.filters |= {"rounded": rounded, "count_of": count}
     environment.globals |= {"cell_name": cell_name, "cell_key": cell_key}
     turns = tables["turns"]
     cells = build_transcripts(turns, tables["evictions"], results, settings["session"])

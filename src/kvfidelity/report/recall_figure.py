@@ -33,7 +33,7 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
         .otherwise("positions"),
         row=distinct_label(table),
         panel=_panel(table),
-        n=pl.format("{} questions, {} dialogues", "n_questions", "n_dialogues"),
+        n=pl.format("questions: {}, dialogues: {}", "n_questions", "n_dialogues"),
     )
     panels = data.sort("origin", rank_in("depth", DEPTHS))["panel"].unique(maintain_order=True)
     rows = data["row"].unique(maintain_order=True)

@@ -18,6 +18,7 @@ from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.pipeline.rule_params import TOKENIZER
 from kvfidelity.report.figures import cached_spans
+from kvfidelity.report.formatting import count
 
 #: Characters of the page's data at most; later dialogues are left out and counted.
 MAX_CHARACTERS = 6_000_000
@@ -187,7 +188,8 @@ def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
 
 def transcripts_summary(rows: Mapping[str, Any]) -> str:
     """What the page says above the replies."""
-    count = len({run["conversation"] for run in rows["runs"]})
-    return f"{len(rows['runs'])} runs of {count} conversations" + (
-        f"; {rows['left_out']} more conversations are left out for size" if rows["left_out"] else ""
-    )
+    conversations = count(len({run["conversation"] for run in rows["runs"]}), "conversation")
+    text = f"{count(len(rows['runs']), 'run')} of {conversations}"
+    if rows["left_out"]:
+        text += f"; {rows['left_out']} more are left out to keep the page small"
+    return text
