@@ -26,7 +26,7 @@ IDENTITY = (
     *("reference_tokens", "after_eviction", "inside_window"),
 )
 PAIRED = ("dialogue", "seed", "turn", "probe")
-#: Of questions asked; `depth` and `origin` choose among them.
+#: Quantities of recall questions; `depth` and `origin` choose among them.
 RECALL_QUANTITIES = (
     "recalled",
     "recall_lost",
@@ -105,7 +105,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     """The quantities that claims speak of, as far as there are any, one row per turn of every run.
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
-    Questions are rows of their own, told apart by `probe`, which is -1 elsewhere.
+    Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere.
     """
     columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
     turns = tables["turns"].select(columns)
@@ -130,13 +130,13 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         runs.join(part, on="run").with_columns(turn=pl.lit(turn, pl.Int32), probe=NO_PROBE)
         for turn, part in ((-1, at_edge), (-2, beyond))
     ]
-    asked = tables["recall"].select(
+    questions = tables["recall"].select(
         *[name for name in IDENTITY if name in tables["recall"].columns],
         *("probe", "origin", "depth"),
         *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
     )
     return pl.concat(
-        [turns.with_columns(probe=NO_PROBE), *changes, asked],
+        [turns.with_columns(probe=NO_PROBE), *changes, questions],
         how="diagonal_relaxed",
     )
 

@@ -46,7 +46,7 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
     """One row per judge and cell: its replies against those of the run that evicts nothing.
 
     value: share of better minus share of worse replies, in [-1, 1], with its interval over
-        dialogues. tie: neither, or not the same in both orders. swayed: of these, those in which
+        dialogues. tie: neither, or not the same in both orders. order_decided: ties in which
         both orders chose the same place.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""Which measure of positions foretells the loss: rank correlations with their intervals."""
+"""How well each integrity metric predicts the loss: rank correlations with their intervals."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def predictors(
     """Spearman's correlation of each metric with excess NLL over turns after an eviction.
 
     One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike. `behind` is by how much the strongest
-    metric's correlation is stronger, whatever its sign, with the interval of that difference over
-    the same resamples of dialogues.
+    out. Turns of all policies and position modes count alike. `gap_to_best` is by how much the
+    strongest metric's correlation is stronger, whatever its sign, with the interval of that
+    difference over the same resamples of dialogues.
     """
     has_excess = pl.col("excess_nll").is_not_null()
     columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)

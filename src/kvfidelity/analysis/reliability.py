@@ -1,5 +1,5 @@
-"""How far judges can be trusted: what they make of planted replies, of the same reply twice, and of
-each other's verdicts.
+"""How far judges can be trusted: on corrupted replies, on the same reply twice, and against each
+other.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def reliability(
 
     auc: probability that a good reply scores above one with the corruption `against`, a tie
         counting half; n is the number of corrupted replies.
-    repeats: quadratic-weighted kappa of a judge with itself, asked again; share: equal scores.
-    agreement: the same of two judges, on planted replies and on those of the run (`replies`).
+    repeats: quadratic-weighted kappa of two verdicts of one judge on a reply; share: equal scores.
+    agreement: the same of two judges, on replies of the test and on those of the run (`replies`).
     injection: by how much a shuffled reply gains that tells the judge to give a 10; share: of
         replies that gain anything.
 
     Args:
-        trials: rows of `judges.reliability` with `model` and `dataset`. verdicts: those on the
+        judge_tests: rows of `judges.reliability` with `model` and `dataset`. verdicts: those on the
         run's
             replies, with `run`, `turn` and `dialogue`. options: confidence, resamples, seed.
     """
@@ -62,7 +62,7 @@ def reliability(
 
 
 def gather_judge_tests(files: Sequence[Path], kind: str, schema: Mapping[str, Any]) -> pl.DataFrame:
-    """What judges made of planted replies, from files whose paths end in model/dataset/name.
+    """Judges' verdicts on replies of the test, from files whose paths end in model/dataset/name.
 
     Raises:
         UserError: one is missing or damaged.
@@ -197,7 +197,7 @@ def _rows_of_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[d
 
 
 def _repeat_pairs(part: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts of the first time beside those of every other time; statuses decide what counts."""
+    """First verdicts, joined with each later verdict on the same reply."""
     columns = ["item", "kind", "dialogue", "score"]
     first = part.filter(pl.col("repeat") == 0).select(columns)
     later = part.filter(pl.col("repeat") > 0).select("item", "kind", other="score")

@@ -37,17 +37,19 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
     turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
-        has happened (`after_eviction`), whether the never evicted run is within the trained window
+        has happened (`after_eviction`), whether the baseline is within the trained window
         (`inside_window`) and the excess of the reference reply's NLL over that run's.
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
-    window: NLL of never evicted replies by token index, see `analysis.window`.
+    window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code behind a model's runs.
-    recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
-        and depth, see `analysis.recall`. Both are empty where nothing was asked.
+    recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
+        origin and depth, see `analysis.recall`. Both are empty without recall questions.
+    window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
+        functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
 
     Raises:
@@ -90,8 +92,8 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "window": window,
         "window_changes": window_changes(window, options),
         "environments": environments(
-            [results / "generate" / place / "turns.parquet" for place in keys],
-            [place.split("/")[0] for place in keys],
+            [results / "generate" / key / "turns.parquet" for key in keys],
+            [key.split("/")[0] for key in keys],
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
@@ -106,7 +108,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
 def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
 
-    excess_nll: nats per token beyond the never evicted run's.
+    excess_nll: nats per token more than the baseline.
     prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
         of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
     """
@@ -204,7 +206,7 @@ def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) ->
 
 
 def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
-    """Past the window the never evicted run is no measure of quality."""
+    """Past its window the baseline is no measure of quality."""
     measured = turns.lazy().filter(
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )

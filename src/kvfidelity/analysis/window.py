@@ -23,7 +23,7 @@ CHANGES = {
 
 
 def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
-    """Mean NLL of reference tokens by their place in the conversation, per baseline run.
+    """Mean NLL of reference tokens by token index, per baseline run.
 
     Tokens whose NLL is not finite are left out; so are runs of a model without a trained window.
 

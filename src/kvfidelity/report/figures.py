@@ -33,7 +33,7 @@ NO_LOSS = "no reference reply was scored after an eviction inside the trained wi
 
 
 def nothing(why: str) -> alt.Chart:
-    """What stands in a figure's place where there is nothing to draw: the reason, as one line."""
+    """A figure of one line: why there is nothing to draw."""
     line = alt.Chart(alt.InlineData(values=[{"why": f"Nothing to draw: {why}."}]))
     text = line.mark_text(align="left", fontSize=13, fontStyle="italic")
     return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)

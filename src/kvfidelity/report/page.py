@@ -62,7 +62,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
     """The page as HTML.
 
     Args:
-        settings: what `specs.report_settings` chooses of the configuration.
+        settings: what `rule_params.report_settings` chooses of the configuration.
         tables: those named in TABLES, and `jobs`.
         results: the folder with figures, manifests, tokenizers and artifacts.
     """
@@ -223,7 +223,7 @@ def changes_by_setting(changes: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By place and policy, position modes in the order they have everywhere."""
+    """By setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
         rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))

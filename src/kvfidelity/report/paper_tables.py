@@ -70,7 +70,7 @@ def contrast_table(contrasts: pl.DataFrame) -> Content:
 
 
 def recall_table(table: pl.DataFrame) -> Content:
-    """Recall by depth with intervals, the loss to the never evicted run, and n."""
+    """Recall by depth with intervals, the loss against the baseline, and n."""
     head = ["model", "dataset", "policy", "positions", "threshold", "origin", "depth", "right"]
     head += ["interval", "lost", "interval", "chance", "questions", "dialogues"]
     names = ("model", "dataset", "policy", "positions", "threshold", "origin", "depth")

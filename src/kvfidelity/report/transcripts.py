@@ -40,9 +40,9 @@ def build_transcripts(
         session: its settings that say which tokens are fed.
 
     Returns:
-        `conversations`: by name, `title`, `turns` (place of reply, end: token indices) and `tokens`
+        `conversations`: by name, `title`, `turns` (token indices of reply and end) and `tokens`
         (text of each token; empty if it is not known). `runs`: per run its conversation, cell,
-        `turns` (prompt, reply, reference, numbers), `asked` (questions about what was said before,
+        `turns` (prompt, reply, reference, numbers), `questions` (recall questions,
         answer, own reply, margin) and `kept`: by turn after which an eviction
         happened, [start, stop, share] of token indices still cached, tokens fed since then aside.
         `left_out`: dialogues there was no room for.
@@ -71,7 +71,7 @@ def build_transcripts(
                 conversation = _conversation(rows, tokenizers[pair], session)
                 data["conversations"][name] = conversation | {"title": title}
                 used += sum(map(len, conversation["tokens"])) + 3 * len(conversation["tokens"])
-            entry = _run(rows, logs.get((key,)), name) | {"asked": _probe_answers(results, key)}
+            entry = _run(rows, logs.get((key,)), name) | {"questions": _probe_answers(results, key)}
             data["runs"].append(entry)
             used += len(str(entry))
     return data
