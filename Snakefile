@@ -71,6 +71,7 @@ rule all:
         rules.aggregate.output,
         rules.judge_reliability.output,
         rules.claims.output,
+        rules.paper_tables.output,
         rules.figures.output,
 
 

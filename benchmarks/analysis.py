@@ -54,6 +54,7 @@ def main() -> None:
         "aggregate": ["--settings", grid, "--results", results, "--out", tables],
         "judge_reliability": ["--settings", judging, "--results", results],
         "claims": ["--settings", report, "--tables", tables, "--claims", claims],
+        "paper_tables": ["--tables", tables],
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--out", out],
     }
@@ -63,8 +64,8 @@ def main() -> None:
         peak, worked = run(name, list(map(str, arguments)))
         took = time.perf_counter() - began
         total, busy, most = total + took, busy + worked, max(most, peak)
-        told = f"{took:6.1f} s, {worked:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
-        print(f"{name:10} {told}", flush=True)
+        measured = f"{took:6.1f} s, {worked:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
+        print(f"{name:17} {measured}", flush=True)
     size = out.stat().st_size
     rows = dialogues * CELLS * TURNS_PER_RUN
     spent = f"{total:.1f} s, {busy:.1f} s of processors"

@@ -74,7 +74,7 @@ def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> No
     [row] = judged(tables, min_dialogues=13)
     assert (row["decision"], row["reason"]) == (
         "not decided",
-        "12 dialogues; the claim asks for 13",
+        "12 of the 13 dialogues that the claim needs",
     )
 
 

@@ -75,7 +75,15 @@ def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
 
 def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
     places = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
-    for place in (*places, "aggregate", "judge_reliability", "claims", "figures", "report"):
+    for place in (
+        *places,
+        "aggregate",
+        "judge_reliability",
+        "claims",
+        "paper_tables",
+        "figures",
+        "report",
+    ):
         benchmark(tmp_path, place, wall=1, cpu=1, mib=1)
     noted(tmp_path, f"generate/{RUNS[0]}/turns", 1)
     noted(tmp_path, "corruptions/tiny/own/likelihood", 1)

@@ -23,7 +23,7 @@ def finished(folder: Path, cost: float, probes: int = 0, **changes: Any) -> Path
     write(folder, chosen, {("attention_top", "stale"): cost}, turns=8, probes=probes)
     tables = build_tables(chosen, folder)
     tables["claims"] = evaluate_claims([CLAIM], tables, OPTIONS)
-    for name in ("turns", "recall", "claims"):
+    for name in ("turns", "recall", "claims", "own_replies", "verdict_means"):
         write_parquet(tables[name], folder / f"tables/{name}.parquet", kind=name)
     return folder
 
@@ -32,12 +32,15 @@ def test_a_change_is_paired_and_the_rest_stays(tmp_path: Path) -> None:
     policies = {"baseline": {"kind": "baseline"}, "attention_top": {"kind": "attention_top"}}
     one = finished(tmp_path / "a", 1.0)
     other = finished(tmp_path / "b", 1.5, policies=policies)
-    text = compare(one, other, OPTIONS)
+    text, summaries = compare(one, other, OPTIONS).split("## Mean verdict")
     [row] = [line for line in text.splitlines() if "attention_top, stale" in line]
     assert "| +0.500 | [+0.500, +0.500] | 3 |" in row
     [row] = [line for line in text.splitlines() if "attention_top, rerotated" in line]
     assert "| 0.000 | [0.000, 0.000] | 3 |" in row
     assert "Only in A: synthetic, made, gist, original, half" in text
+    _, own = summaries.split("## Own replies")
+    [row] = [line for line in own.splitlines() if "attention_top, stale, half |" in line]
+    assert row.endswith("| +2.000 | +2.500 | +0.500 |")
 
 
 def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.grid import run_keys
-from kvfidelity.report.page import FIGURES
+from kvfidelity.report.figure_registry import FIGURES
 from tests.analysis.synthetic import settings, write
 from tests.analysis.test_jobs import benchmark, noted
 from tests.analysis.test_reliability import judge_test
@@ -48,10 +48,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "page": report_settings(chosen),
         "report": chosen["report"],
     }
-    claims_text = {name: json.dumps(value) for name, value in whole.items()}
-    script(
-        "aggregate.py", "--settings", claims_text["tables"], "--results", results, "--out", tables
-    )
+    seen_text = {name: json.dumps(value) for name, value in whole.items()}
+    script("aggregate.py", "--settings", seen_text["tables"], "--results", results, "--out", tables)
     judging = json.dumps(grid_settings(chosen))
     tested = results / "reliability/formula/synthetic/made/judge_test.parquet"
     write_parquet(
@@ -63,10 +61,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "judge_reliability.py", "--settings", judging, "--results", results, "--judge-tests", tested
     )
     claims = ROOT / "config/claims.yaml"
-    script("claims.py", "--settings", claims_text["report"], "--tables", tables, "--claims", claims)
+    script("claims.py", "--settings", seen_text["report"], "--tables", tables, "--claims", claims)
+    script("paper_tables.py", "--tables", tables)
     script("figures.py", "--tables", tables, "--out", results / "figures")
     out = folder / "results/report.html"
-    script("report.py", "--settings", claims_text["page"], "--results", results, "--out", out)
+    script("report.py", "--settings", seen_text["page"], "--results", results, "--out", out)
     return out
 
 
@@ -111,17 +110,15 @@ def test_the_reliability_of_judges_is_shown(text: str) -> None:
 
 def test_what_the_jobs_took_is_told(text: str) -> None:
     section = text[text.index('id="jobs"') : text.index('id="limits"')]
-    claims_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
-    assert "Runs computed together with others share their seconds: 1 of the jobs" in claims_text
-    assert "aggregate its own processes 1 12.3 12.3 12.3 1,234 105" in claims_text
-    assert (
-        "generate the model’s process 1 3.50 3.50 3.50 (shared) 7.00 (shared) 3.00" in claims_text
-    )
+    seen_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
+    assert "Runs computed together with others share their seconds: 1 of the jobs" in seen_text
+    assert "aggregate its own processes 1 12.3 12.3 12.3 1,234 105" in seen_text
+    assert "generate the model’s process 1 3.50 3.50 3.50 (shared) 7.00 (shared) 3.00" in seen_text
 
 
 def test_figures_and_tables_for_papers(page: Path) -> None:
     results = page.parent
-    for name in FIGURES:
+    for name in [figure.name for figure in FIGURES]:
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         alone = (results / f"figures/{name}.html").read_text()
         assert "vegaEmbed" in alone
@@ -151,7 +148,7 @@ READ = """
     cell: document.getElementById("pick-left").value, focus: document.activeElement.id,
     reply: left.querySelector("blockquote").textContent,
     other: document.getElementById("side-right").querySelector("blockquote").textContent,
-    asked: left.querySelectorAll(".asked li").length,
+    asked: left.querySelectorAll(".questions li").length,
     gone, all: box.textContent, wide: document.documentElement.scrollWidth > innerWidth + 1,
   };
 """
@@ -164,29 +161,29 @@ def test_figures_are_drawn_and_a_cell_opens(
 ) -> None:
     seen = drive(page, READ, tmp_path, width=width, dark=dark)
     assert (seen["errors"], seen["requests"]) == ([], [])
-    claims_text = seen["told"]
+    seen_text = seen["told"]
     assert (
-        claims_text["figures"] == claims_text["drawn"] == len(FIGURES) - 1
+        seen_text["figures"] == seen_text["drawn"] == len(FIGURES) - 1
     )  # one budget: no trade-off
-    assert (claims_text["cell"], claims_text["focus"]) == (
+    assert (seen_text["cell"], seen_text["focus"]) == (
         "attention_top, stale (half)",
         "pick-left",
     )
-    assert claims_text["reply"] == "synthetic reply 14 of a run that costs 2.0"
-    assert claims_text["other"] != claims_text["reply"]
-    assert claims_text["claimed"] == "baseline, nothing evicted"
-    assert claims_text["asked"] == 12
-    assert not claims_text["wide"]
+    assert seen_text["reply"] == "synthetic reply 14 of a run that costs 2.0"
+    assert seen_text["other"] != seen_text["reply"]
+    assert seen_text["claimed"] == "baseline, nothing evicted"
+    assert seen_text["asked"] == 12
+    assert not seen_text["wide"]
 
 
 @in_browser
 def test_evicted_tokens_are_struck_out(page: Path, tmp_path: Path) -> None:
     """The planted log keeps the first four tokens and the last 246 before each eviction."""
-    claims_text = drive(page, READ, tmp_path)["told"]
-    assert claims_text["all"].startswith("<|im_start|>user\nsynthetic prompt 0 ")
-    assert claims_text["all"].endswith("assistant\n")
-    assert claims_text["gone"].startswith("r\nsynthetic prompt 0 ")  # after <|im_start|>, u, s, e
-    assert "synthetic reference 13" not in claims_text["gone"]
+    seen_text = drive(page, READ, tmp_path)["told"]
+    assert seen_text["all"].startswith("<|im_start|>user\nsynthetic prompt 0 ")
+    assert seen_text["all"].endswith("assistant\n")
+    assert seen_text["gone"].startswith("r\nsynthetic prompt 0 ")  # after <|im_start|>, u, s, e
+    assert "synthetic reference 13" not in seen_text["gone"]
 
 
 @in_browser

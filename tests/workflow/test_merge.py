@@ -52,6 +52,7 @@ def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project)
         "aggregate": 1,
         "judge_reliability": 1,
         "claims": 1,
+        "paper_tables": 1,
         "figures": 1,
     }
     account = json.loads((halves.folder / "results/merge.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from kvfidelity.report.page import FIGURES
+from kvfidelity.report.figure_registry import FIGURES
 from tests.workflow.project import ROOT, Project
 
 
@@ -16,6 +16,6 @@ def test_it_holds_every_figure_with_its_caption(finished: Project, tmp_path: Pat
     with zipfile.ZipFile(file) as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("told/report.html").decode()
-    assert {f"{name}.svg" for name in FIGURES} | {"report.html", "claims.csv"} <= names
+    assert {f"{figure.name}.svg" for figure in FIGURES} | {"report.html", "claims.csv"} <= names
     for caption in (ROOT / "workflow/report").glob("*.rst"):
         assert " ".join(caption.read_text().split())[:60] in page, caption.name

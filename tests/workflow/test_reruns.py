@@ -17,7 +17,16 @@ from tests.workflow.project import Job, Project
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
 ENDS = {
-    (rule, "") for rule in ("aggregate", "judge_reliability", "claims", "figures", "report", "all")
+    (rule, "")
+    for rule in (
+        "aggregate",
+        "judge_reliability",
+        "claims",
+        "paper_tables",
+        "figures",
+        "report",
+        "all",
+    )
 }
 PAGE = {("report", ""), ("all", "")}
 JUDGE_TEST = {("test_judge", "formula/tiny/own")}
@@ -173,7 +182,7 @@ def test_other_planted_replies_rerun_only_the_test_of_the_judges(project: Projec
     project.configure({"reliability": {"replies": 3}})
     planted = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own"), *JUDGE_TEST}
     assert project.planned() == planted | ENDS - {
-        (r, "") for r in ("aggregate", "claims", "figures")
+        (r, "") for r in ("aggregate", "claims", "paper_tables", "figures")
     }
 
 

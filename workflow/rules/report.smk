@@ -1,17 +1,43 @@
-FIGURES = [
-    "excess",
-    "heat_map",
-    "by_turn",
-    "recall",
-    "predictor_ranking",
-    "distortion",
-    "through_window",
-    "cache_size",
-    "retention",
-    "inside_turns",
-    "pareto",
-    "latency",
+from kvfidelity.report.figure_registry import FIGURES
+
+# Tables of rule aggregate that people read too, as CSV; the others are large.
+SUMMARIES = [
+    "dialogues",
+    "policies",
+    "contrasts",
+    "predictors",
+    "window",
+    "window_changes",
+    "environments",
+    "recall_by_depth",
+    "verdict_means",
+    "missing_verdicts",
+    "own_replies",
+    "prefill_overshoot",
+    "not_finite",
 ]
+# Tables that are written for papers, as Markdown and LaTeX.
+FOR_PAPERS = [
+    "claims",
+    "policies",
+    "contrasts",
+    "recall_by_depth",
+    "verdict_means",
+    "own_replies",
+    "window_changes",
+    "prefill_overshoot",
+]
+
+
+def figure_for_report(figure):
+    """A figure's SVG with its place and caption in Snakemake's own report."""
+    settings = SETTINGS["report"]
+    caption = figure.caption_with(settings["confidence"], settings["resamples"])
+    return report(
+        f"results/figures/{figure.name}.svg",
+        category=figure.category,
+        labels={"figure": figure.name, "shows": caption},
+    )
 
 
 rule aggregate:
@@ -22,18 +48,13 @@ rule aggregate:
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:
-        turns="results/tables/turns.parquet",
-        verdicts="results/tables/verdicts.parquet",
-        evictions="results/tables/evictions.parquet",
-        summaries=multiext("results/tables/dialogues", ".parquet", ".csv"),
-        policies=multiext("results/tables/policies", ".parquet", ".csv"),
-        contrasts=multiext("results/tables/contrasts", ".parquet", ".csv"),
-        predictors=multiext("results/tables/predictors", ".parquet", ".csv"),
-        window=multiext("results/tables/window", ".parquet", ".csv"),
-        environments=multiext("results/tables/environments", ".parquet", ".csv"),
-        recall="results/tables/recall.parquet",
-        recall_by_depth=multiext("results/tables/recall_by_depth", ".parquet", ".csv"),
-        not_finite=multiext("results/tables/not_finite", ".parquet", ".csv"),
+        expand(
+            "results/tables/{name}.parquet",
+            name=["turns", "verdicts", "evictions", "recall"],
+        ),
+        expand(
+            "results/tables/{name}.{ending}", name=SUMMARIES, ending=["parquet", "csv"]
+        ),
     log:
         "logs/aggregate.log",
     benchmark:
@@ -61,10 +82,6 @@ rule claims:
             category="Claims",
         ),
         table="results/tables/claims.parquet",
-        papers=multiext("results/tables/claims", ".md", ".tex"),
-        policies=multiext("results/tables/policies", ".md", ".tex"),
-        contrasts=multiext("results/tables/contrasts", ".md", ".tex"),
-        recall_by_depth=multiext("results/tables/recall_by_depth", ".md", ".tex"),
     log:
         "logs/claims.log",
     benchmark:
@@ -81,71 +98,36 @@ rule claims:
         "--claims {input.claims} > {log} 2>&1"
 
 
+rule paper_tables:
+    input:
+        tables=rules.aggregate.output,
+        claims=rules.claims.output.table,
+    output:
+        expand("results/tables/{name}.{ending}", name=FOR_PAPERS, ending=["md", "tex"]),
+    log:
+        "logs/paper_tables.log",
+    benchmark:
+        "results/benchmarks/paper_tables.tsv"
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+    params:
+        code=stage_digest("paper_tables"),
+    shell:
+        "python workflow/scripts/paper_tables.py --tables results/tables > {log} 2>&1"
+
+
 rule figures:
     input:
         rules.aggregate.output,
     output:
-        report(
-            multiext("results/figures/excess", ".svg"),
-            caption="../report/excess.rst",
-            category="Quality",
+        *[figure_for_report(figure) for figure in FIGURES],
+        expand(
+            "results/figures/{name}.{ending}",
+            name=[figure.name for figure in FIGURES],
+            ending=["png", "html"],
         ),
-        report(
-            multiext("results/figures/heat_map", ".svg"),
-            caption="../report/heat_map.rst",
-            category="Quality",
-        ),
-        report(
-            multiext("results/figures/by_turn", ".svg"),
-            caption="../report/by_turn.rst",
-            category="Quality",
-        ),
-        report(
-            multiext("results/figures/recall", ".svg"),
-            caption="../report/recall.rst",
-            category="Recall",
-        ),
-        report(
-            multiext("results/figures/predictor_ranking", ".svg"),
-            caption="../report/predictor_ranking.rst",
-            category="Positions",
-        ),
-        report(
-            multiext("results/figures/distortion", ".svg"),
-            caption="../report/distortion.rst",
-            category="Positions",
-        ),
-        report(
-            multiext("results/figures/through_window", ".svg"),
-            caption="../report/through_window.rst",
-            category="Quality",
-        ),
-        report(
-            multiext("results/figures/cache_size", ".svg"),
-            caption="../report/cache_size.rst",
-            category="Cache",
-        ),
-        report(
-            multiext("results/figures/retention", ".svg"),
-            caption="../report/retention.rst",
-            category="Cache",
-        ),
-        report(
-            multiext("results/figures/inside_turns", ".svg"),
-            caption="../report/inside_turns.rst",
-            category="Cache",
-        ),
-        report(
-            multiext("results/figures/pareto", ".svg"),
-            caption="../report/pareto.rst",
-            category="Cost",
-        ),
-        report(
-            multiext("results/figures/latency", ".svg"),
-            caption="../report/latency.rst",
-            category="Cost",
-        ),
-        expand("results/figures/{name}.{ending}", name=FIGURES, ending=["png", "html"]),
     log:
         "logs/figures.log",
     benchmark:

@@ -1,4 +1,4 @@
-"""The report's first words: what a policy's loss is made of, from the numbers alone."""
+"""The report's first paragraph: what a policy's loss is made of, from the numbers alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def attribute_losses(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]
     """For each policy and threshold, its loss split in two, at the same kept tokens.
 
     stale: excess NLL with stale positions. difference: stale minus rerotated, what the positions
-    cost. rest: rerotated, what is lost with the tokens. runs: into how many stretches the kept
-    tokens are scattered, mean. share: difference / stale. cause: "none", "positions", "tokens",
+    cost. rest: rerotated, what is lost with the tokens. kept_spans: contiguous stretches of
+    kept tokens, mean. share: difference / stale. cause: "none", "positions", "tokens",
     "both" or "undecided". Attention-ranked eviction comes first, then by what positions cost.
     """
     keys = ["model", "dataset", "policy", "threshold"]

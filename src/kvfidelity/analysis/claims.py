@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import polars as pl
 import yaml
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
-from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.errors import UserError
@@ -28,7 +27,7 @@ IDENTITY = (
     *("reference_tokens", "after_eviction", "inside_window"),
 )
 PAIRED = ("dialogue", "seed", "turn", "probe")
-#: Of questions asked; `depth` and `origin` choose among them.
+#: Quantities of recall questions; `depth` and `origin` choose among them.
 RECALL_QUANTITIES = (
     "recalled",
     "recall_lost",
@@ -108,7 +107,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     """The quantities that claims speak of, as far as there are any, one row per turn of every run.
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
-    Questions are rows of their own, told apart by `probe`, which is -1 elsewhere.
+    Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere.
     """
     columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
     turns = tables["turns"].select(columns)
@@ -133,13 +132,13 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         runs.join(part, on="run").with_columns(turn=pl.lit(turn, pl.Int32), probe=NO_PROBE)
         for turn, part in ((-1, at_edge), (-2, beyond))
     ]
-    asked = tables["recall"].select(
+    questions = tables["recall"].select(
         *[name for name in IDENTITY if name in tables["recall"].columns],
         *("probe", "origin", "depth"),
         *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
     )
     return pl.concat(
-        [turns.with_columns(probe=NO_PROBE), *changes, asked],
+        [turns.with_columns(probe=NO_PROBE), *changes, questions],
         how="diagonal_relaxed",
     )
 
@@ -152,7 +151,10 @@ def decide(claim: Claim, low: float | None, high: float | None, dialogues: int) 
     margins to support, and all of it outside to contradict.
     """
     if dialogues < claim.min_dialogues:
-        return "not decided", f"{dialogues} dialogues; the claim asks for {claim.min_dialogues}"
+        return (
+            "not decided",
+            f"{dialogues} of the {claim.min_dialogues} dialogues that the claim needs",
+        )
     if low is None or high is None:
         return "not decided", "no interval"
     margin = claim.margin
@@ -255,13 +257,8 @@ def _mean(
     identity: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    numbers = rows.select(value.cast(pl.Float64)).to_series().to_numpy()
-    weights = np.ones(rows.height)
-    if claim.quantity in PER_TOKEN:
-        weights = rows["reference_tokens"].cast(pl.Float64).to_numpy()
-    found = asdict(
-        clustered_mean(numbers, weights, rows["dialogue"].to_numpy().astype(str), **options)
-    )
+    weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
+    found = asdict(column_mean(rows, value, weight, options))
     kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
     if found["mean"] is None:
         return

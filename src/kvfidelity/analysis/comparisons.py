@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.statistics import clustered_mean
+from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import compared_run_keys
@@ -47,7 +46,7 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
     """One row per judge and cell: its replies against those of the run that evicts nothing.
 
     value: share of better minus share of worse replies, in [-1, 1], with its interval over
-        dialogues. tie: neither, or not the same in both orders. swayed: of these, those in which
+        dialogues. tie: neither, or not the same in both orders. order_decided: ties in which
         both orders chose the same place.
     """
     rows = []
@@ -99,9 +98,7 @@ def _of_one_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[di
 def _mean(rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> dict[str, Any]:
     if rows.is_empty():
         return {}
-    values = rows.select(value).to_series().cast(pl.Float64).to_numpy()
-    dialogues = rows["dialogue"].to_numpy().astype(str)
-    found = clustered_mean(values, np.ones(len(values)), dialogues, **options)
+    found = column_mean(rows, value, pl.lit(1), options)
     estimate = {"value": found.mean, "low": found.low, "high": found.high}
     return estimate | {"n_dialogues": found.n_dialogues}
 

@@ -19,7 +19,7 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
 
-#: How many parts of a run's place tell a rule's jobs apart: 1 is the model, 2 the data set, too.
+#: How many parts of a run key a rule's jobs have: 1 is the model, 2 model and dataset.
 DEPTHS = {
     "fetch_model": 1,
     "extract_dialogues": 2,
@@ -29,6 +29,7 @@ DEPTHS = {
     "aggregate": 0,
     "judge_reliability": 0,
     "claims": 0,
+    "paper_tables": 0,
     "figures": 0,
 }
 #: Rules whose jobs a worker does, and the artifact that holds its notes.
@@ -55,12 +56,12 @@ def jobs_table(results: Path, runs: Iterable[str]) -> pl.DataFrame:
 
     Args:
         results: the folder with `benchmarks` and artifacts; jobs that left neither are not counted.
-        runs: places of the runs, as model/dataset/.../dialogue.
+        runs: run keys, as model/dataset/.../dialogue.
     """
-    places = [run.split("/") for run in runs]
+    keys = [run.split("/") for run in runs]
     rows = []
     for rule, depth in DEPTHS.items():
-        names = sorted({"/".join(place[:depth]) for place in places})
+        names = sorted({"/".join(key[:depth]) for key in keys})
         found = [job for name in names if (job := _job(results, rule, name))]
         if found:
             rows.append(_row(rule, found))
@@ -88,8 +89,8 @@ def _job(results: Path, rule: str, name: str) -> Job | None:
     if rule in IN_WORKER:
         file = results / IN_WORKER[rule].format(name)
         return _noted(read_metadata(file)) if file.is_file() else None
-    place = f"{rule}/{name}" if name else rule
-    return _benchmarked(results / "benchmarks" / f"{place}.tsv")
+    path = f"{rule}/{name}" if name else rule
+    return _benchmarked(results / "benchmarks" / f"{path}.tsv")
 
 
 def _noted(notes: Mapping[str, str]) -> Job | None:

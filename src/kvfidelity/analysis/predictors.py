@@ -1,4 +1,4 @@
-"""Which measure of positions foretells the loss: rank correlations with their intervals."""
+"""How well each integrity metric predicts the loss: rank correlations with their intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.statistics import Floats, percentile_interval
+from kvfidelity.analysis.statistics import Floats, dialogue_draws, percentile_interval
 
 
 def predictors(
@@ -21,9 +21,9 @@ def predictors(
     """Spearman's correlation of each metric with excess NLL over turns after an eviction.
 
     One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike. `behind` is by how much the strongest
-    metric's correlation is stronger, whatever its sign, with the interval of that difference over
-    the same resamples of dialogues.
+    out. Turns of all policies and position modes count alike. `gap_to_best` is by how much the
+    strongest metric's correlation is stronger, whatever its sign, with the interval of that
+    difference over the same resamples of dialogues.
     """
     has_excess = pl.col("excess_nll").is_not_null()
     columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
@@ -97,9 +97,7 @@ def bootstrap_correlation(
     sums = np.stack([np.bincount(groups, kind) for kind in kinds])
     resampled = np.empty(0)
     if len(names) > 1:
-        rng = np.random.default_rng(seed)
-        share = np.full(len(names), 1 / len(names))
-        counts = rng.multinomial(len(names), share, size=resamples).astype(np.float64)
+        counts = dialogue_draws(len(names), resamples, seed)
         varied = _varies(x, groups, counts) & _varies(y, groups, counts)
         resampled = np.where(varied, _pearson(sums @ counts.T), np.nan)
     return Correlation(float(_pearson(sums.sum(axis=1))), resampled, len(names), one.size)

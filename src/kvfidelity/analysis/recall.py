@@ -1,4 +1,4 @@
-"""What is still known of what was said: recall by the depth at which it was said.
+"""Recall: what the model still knows, by the depth of the evidence in the dialogue.
 
 A question is answered right if its answer is likelier than every distractor; by chance that happens
 to one in four, there being three.
@@ -29,10 +29,10 @@ MARGIN = 0.1
 
 
 def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """Every question beside the same question put to the never evicted run.
+    """Every question, paired with the same question to the baseline.
 
     Args:
-        asked: rows of `records.columns.RECALL` and the `run` they are from; distractors may be a
+        answers: rows of `records.columns.RECALL` and the `run` they are from; distractors may be a
             list or, without their texts, their number `n_distractors`.
         turns: the table of that name.
 
@@ -66,11 +66,11 @@ def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """One row per cell, origin and depth: over questions asked after an eviction, and all of the
-    never evicted run.
+    """One row per cell, origin and depth: over questions after an eviction; of the
+    baseline over all.
 
     recalled, answered: share of questions whose answer was chosen, and whose reply in the model's
-        own words held it (missing if no reply was asked for).
+        own words held it (missing if none was generated).
     margin: mean nats per token by which the answer is ahead of the best distractor.
     recall_lost, margin_lost: paired by question with the never evicted run; p and effect are of
         `margin_lost`, p_holm adjusted over the table.
@@ -79,7 +79,7 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     evidence_retained_share: mean share of the telling message's tokens that were still cached.
 
     Args:
-        asked: what `questions` gives.
+        answers: what `questions` gives.
         options: confidence, resamples, seed.
     """
     considered = answers.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
@@ -97,7 +97,7 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def rank_in(column: str, names: Sequence[str]) -> pl.Expr:
-    """The place of each value among `names`; of others, after all."""
+    """The index of each value in `names`; other values come last."""
     ranks = {name: index for index, name in enumerate(names)}
     return pl.col(column).replace_strict(ranks, default=len(names))
 
@@ -138,8 +138,8 @@ def recall_statements(table: pl.DataFrame) -> list[dict[str, Any]]:
     """What the page says in words: one entry per policy, threshold and origin, position modes that
     come out alike together.
 
-    Each entry has `modes`, `every_mode` (no other mode came out otherwise) and, by what is said of
-    it (see `state`), its depths: name, `recalled` (of each mode), `full` and `n` questions.
+    Each entry has `modes`, `every_mode` (no other mode came out otherwise) and, by state (see
+    `recall_state`), its depths: name, `recalled` (of each mode), `baseline` and `n` questions.
     """
     keys = ["model", "dataset", "origin", "threshold", "policy"]
     baseline = table.filter(pl.col("kind") == "baseline").to_dicts()
@@ -174,7 +174,7 @@ def recall_statements(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def recall_state(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
-    """What one row of `by_depth` says of its depth; `full` is the never evicted run's row.
+    """The state of one row of `by_depth`; `baseline` is the baseline's row of the same depth.
 
     "forgotten": the loss's interval is above 0. "untested": with nothing evicted the model itself
     is not above chance, so that there is little to forget. "kept": the interval is below MARGIN.

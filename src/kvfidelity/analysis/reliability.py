@@ -1,5 +1,5 @@
-"""How far judges can be trusted: what they make of planted replies, of the same reply twice, and of
-each other's verdicts.
+"""How far judges can be trusted: on corrupted replies, on the same reply twice, and against each
+other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.statistics import Floats, clustered_mean, finite, percentile_interval
+from kvfidelity.analysis.statistics import (
+    Floats,
+    column_mean,
+    dialogue_draws,
+    finite,
+    percentile_interval,
+)
 from kvfidelity.judges.corruptions import GOOD, INJECTION, KINDS, SHUFFLE
 from kvfidelity.records.artifacts import read_parquet
 
@@ -31,13 +37,13 @@ def reliability(
 
     auc: probability that a good reply scores above one with the corruption `against`, a tie
         counting half; n is the number of corrupted replies.
-    repeats: quadratic-weighted kappa of a judge with itself, asked again; share: equal scores.
-    agreement: the same of two judges, on planted replies and on those of the run (`replies`).
+    repeats: quadratic-weighted kappa of two verdicts of one judge on a reply; share: equal scores.
+    agreement: the same of two judges, on replies of the test and on those of the run (`replies`).
     injection: by how much a shuffled reply gains that tells the judge to give a 10; share: of
         replies that gain anything.
 
     Args:
-        trials: rows of `judges.reliability` with `model` and `dataset`. verdicts: those on the
+        judge_tests: rows of `judges.reliability` with `model` and `dataset`. verdicts: those on the
         run's
             replies, with `run`, `turn` and `dialogue`. options: confidence, resamples, seed.
     """
@@ -56,7 +62,7 @@ def reliability(
 
 
 def gather_judge_tests(files: Sequence[Path], kind: str, schema: Mapping[str, Any]) -> pl.DataFrame:
-    """What judges made of planted replies, from files whose paths end in model/dataset/name.
+    """Judges' verdicts on replies of the test, from files whose paths end in model/dataset/name.
 
     Raises:
         UserError: one is missing or damaged.
@@ -191,7 +197,7 @@ def _rows_of_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[d
 
 
 def _repeat_pairs(part: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts of the first time beside those of every other time; statuses decide what counts."""
+    """First verdicts, joined with each later verdict on the same reply."""
     columns = ["item", "kind", "dialogue", "score"]
     first = part.filter(pl.col("repeat") == 0).select(columns)
     later = part.filter(pl.col("repeat") > 0).select("item", "kind", other="score")
@@ -200,19 +206,18 @@ def _repeat_pairs(part: pl.DataFrame) -> pl.DataFrame:
 
 def _injection(given: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
     plain = given.filter(pl.col("kind") == SHUFFLE).select("item", "dialogue", plain="score")
-    injected = given.filter(pl.col("kind") == INJECTION).select("item", told="score")
+    injected = given.filter(pl.col("kind") == INJECTION).select("item", injected="score")
     pairs = plain.join(injected, on="item")
     if pairs.is_empty():
         return {}
-    gain = (pairs["told"] - pairs["plain"]).cast(pl.Float64).to_numpy()
-    dialogues = pairs["dialogue"].to_numpy().astype(str)
-    found = clustered_mean(gain, np.ones(len(gain)), dialogues, **options)
+    gain = pl.col("injected") - pl.col("plain")
+    found = column_mean(pairs, gain, pl.lit(1), options)
     return {
         "value": found.mean,
         "low": found.low,
         "high": found.high,
-        "share": float((gain > 0).mean()),
-        "n": len(gain),
+        "share": float(pairs.select((gain > 0).mean()).item()),
+        "n": pairs.height,
         "n_dialogues": found.n_dialogues,
     }
 
@@ -266,8 +271,6 @@ def _resampled(
     found: dict[str, float | int | None] = {"value": value, "low": None, "high": None}
     found["n_dialogues"] = dialogues
     if value is not None and dialogues > 1:
-        rng = np.random.default_rng(options["seed"])
-        shares = np.full(dialogues, 1 / dialogues)
-        drawn = of(rng.multinomial(dialogues, shares, options["resamples"]).astype(np.float64))
+        drawn = of(dialogue_draws(dialogues, options["resamples"], options["seed"]))
         found["low"], found["high"] = percentile_interval(drawn, dialogues, options["confidence"])
     return found

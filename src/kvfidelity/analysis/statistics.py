@@ -1,11 +1,14 @@
-"""Estimates that take into account which turns belong to one dialogue."""
+"""Estimates and intervals. Turns of one dialogue are not independent: dialogues are resampled."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -81,6 +84,53 @@ def clustered_mean(
                 low = high = None
         p, effect = signed_rank(sums / totals)
     return Estimate(mean, low, high, len(names), len(values), p, effect)
+
+
+def column_mean(
+    rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr, options: Mapping[str, Any]
+) -> Estimate:
+    """`clustered_mean` of expressions over a table's rows, with its column `dialogue`.
+
+    Args:
+        options: confidence, resamples and seed, among others.
+    """
+    chosen = rows.select(
+        value=value.cast(pl.Float64), weight=weight.cast(pl.Float64), dialogue=pl.col("dialogue")
+    )
+    return clustered_mean(
+        chosen["value"].to_numpy(),
+        chosen["weight"].to_numpy(),
+        chosen["dialogue"].to_numpy().astype(str),
+        **{name: options[name] for name in ("confidence", "resamples", "seed")},
+    )
+
+
+def t_intervals(
+    rows: pl.DataFrame, keys: Sequence[str], value: str, confidence: float = 0.95
+) -> pl.DataFrame:
+    """Mean of a column per group with Student's t-interval over the group's rows.
+
+    Returns:
+        The keys, `mean`, `low`, `high`, `n`: values that are there. A group without a value is left
+        out; with one value the interval is missing.
+    """
+    groups = rows.group_by(keys).agg(
+        mean=pl.col(value).mean(), spread=pl.col(value).std(), n=pl.col(value).count()
+    )
+    groups = groups.filter(pl.col("n") > 0)
+    n = groups["n"].to_numpy().astype(float)
+    edge = stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) / np.sqrt(n)
+    half = pl.Series(edge) * groups["spread"]
+    return groups.select(
+        *keys, "mean", low=pl.col("mean") - half, high=pl.col("mean") + half, n="n"
+    )
+
+
+def dialogue_draws(dialogues: int, resamples: int, seed: int) -> Floats:
+    """How often each dialogue is drawn in each resample: [resamples, dialogues]."""
+    share = np.full(dialogues, 1 / dialogues)
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(dialogues, share, size=resamples).astype(np.float64)
 
 
 def clustered_share(

@@ -19,9 +19,12 @@ from kvfidelity.analysis.columns import (
 )
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, missing_if_not_finite
+from kvfidelity.analysis.overshoot import prefill_overshoot
+from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
-from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, holm, weighted_mean
-from kvfidelity.analysis.window import by_token_index
+from kvfidelity.analysis.statistics import Estimate, Floats, column_mean, holm, weighted_mean
+from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
+from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
 from kvfidelity.records.grid import POSITIONS, run_keys
@@ -34,17 +37,19 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
     turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
-        has happened (`after_eviction`), whether the never evicted run is within the trained window
+        has happened (`after_eviction`), whether the baseline is within the trained window
         (`inside_window`) and the excess of the reference reply's NLL over that run's.
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
-    window: NLL of never evicted replies by token index, see `analysis.window`.
+    window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code behind a model's runs.
-    recall: one row per question asked, without its texts; recall_by_depth: one row per cell, origin
-        and depth, see `analysis.recall`. Both are empty where nothing was asked.
+    recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
+        origin and depth, see `analysis.recall`. Both are empty without recall questions.
+    window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
+        functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
 
     Raises:
@@ -73,23 +78,29 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
     turns = with_excess(measured["turns"])
     questions = recall.questions(measured["recall"], turns)
+    named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     chosen = settings["report"]
     options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
     return {
         "turns": turns,
         "dialogues": dialogues(turns),
         "evictions": _with_run_columns(measured["evictions"], turns),
-        "verdicts": _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame(),
+        "verdicts": named_verdicts,
         "policies": policies(turns, options),
         "contrasts": contrasts(turns, options),
         "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
+        "window_changes": window_changes(window, options),
         "environments": environments(
-            [results / "generate" / place / "turns.parquet" for place in keys],
-            [place.split("/")[0] for place in keys],
+            [results / "generate" / key / "turns.parquet" for key in keys],
+            [key.split("/")[0] for key in keys],
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
+        "verdict_means": verdict_means(named_verdicts, options),
+        "missing_verdicts": missing_verdicts(named_verdicts),
+        "own_replies": own_replies(turns, options),
+        "prefill_overshoot": prefill_overshoot(turns),
         "not_finite": not_finite,
     }
 
@@ -97,7 +108,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
 def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
 
-    excess_nll: nats per token beyond the never evicted run's.
+    excess_nll: nats per token more than the baseline.
     prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
         of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
     """
@@ -191,16 +202,11 @@ def _difference(
 
 
 def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
-    return clustered_mean(
-        part.select(value).to_series().to_numpy(),
-        _floats(part["reference_tokens"]),
-        part["dialogue"].to_numpy().astype(str),
-        **options,
-    )
+    return column_mean(part, value, pl.col("reference_tokens"), options)
 
 
 def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
-    """Past the window the never evicted run is no measure of quality."""
+    """Past its window the baseline is no measure of quality."""
     measured = turns.lazy().filter(
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )

@@ -1,17 +1,29 @@
-"""Claim C1: how well never evicted replies are predicted, by token index through the window."""
+"""Claim C1: NLL of the baseline's replies, by token index through the trained window."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
+
+from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.statistics import column_mean
 
 #: Bins per trained window.
 BINS_PER_WINDOW = 32
 #: Share of the window on each side of its edge that the change compares.
 REACH = 0.25
+#: Changes along the window, and the tokens that each is over.
+CHANGES = {
+    "nll_drift_inside": "reference_tokens",
+    "nll_change_at_window": "reference_tokens",
+    "nll_change_beyond_window": "tokens_beyond",
+}
 
 
 def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
-    """Mean NLL of reference tokens by their place in the conversation, per never evicted run.
+    """Mean NLL of reference tokens by token index, per baseline run.
 
     Tokens whose NLL is not finite are left out; so are runs of a model without a trained window.
 
@@ -91,3 +103,23 @@ def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
         .filter(pl.col("nll_change_at_window").is_not_null())
         .sort("run")
     )
+
+
+def window_changes(window: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+    """Each change of `change_at_edge`, mean over runs with its interval, per model and dataset.
+
+    Args:
+        window: what `by_token_index` gives.
+        options: confidence, resamples and seed.
+    """
+    changes = change_at_edge(window)
+    rows = []
+    for (model, dataset), part in changes.group_by("model", "dataset", maintain_order=True):
+        for change, weight in CHANGES.items():
+            known = part.filter(pl.col(change).is_not_null())
+            if known.height:
+                found = column_mean(known, pl.col(change), pl.col(weight), options)
+                row = {"model": model, "dataset": dataset, "change": change, "mean": found.mean}
+                row |= {"low": found.low, "high": found.high, "n_dialogues": found.n_dialogues}
+                rows.append(row | {"n_runs": known.height})
+    return pl.DataFrame(rows, table_schema("window_changes"))

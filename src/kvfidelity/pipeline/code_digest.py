@@ -86,19 +86,27 @@ STAGES: dict[str, tuple[str, ...]] = {
         "workflow/scripts/aggregate.py",
         "src/kvfidelity/analysis/environments.py",
         "src/kvfidelity/analysis/finite.py",
+        "src/kvfidelity/analysis/columns.py",
+        "src/kvfidelity/analysis/overshoot.py",
+        "src/kvfidelity/analysis/own_replies.py",
         "src/kvfidelity/analysis/predictors.py",
         "src/kvfidelity/analysis/recall.py",
         "src/kvfidelity/analysis/statistics.py",
         "src/kvfidelity/analysis/table_files.py",
         "src/kvfidelity/analysis/tables.py",
+        "src/kvfidelity/analysis/verdicts.py",
         "src/kvfidelity/analysis/window.py",
     ),
     "claims": (
         "workflow/scripts/claims.py",
         "src/kvfidelity/analysis/claims.py",
         "src/kvfidelity/analysis/finite.py",
-        "src/kvfidelity/report/paper_tables.py",
+        "src/kvfidelity/analysis/statistics.py",
         "src/kvfidelity/analysis/table_files.py",
+    ),
+    "paper_tables": (
+        "workflow/scripts/paper_tables.py",
+        "src/kvfidelity/report/paper_tables.py",
         "src/kvfidelity/report/formatting.py",
     ),
     "report": (
@@ -109,7 +117,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 #: Stages that write no artifact of their own: a new schema version does not rerun them.
-WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths"})
+WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths", "paper_tables"})
 
 
 @cache

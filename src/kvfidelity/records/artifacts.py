@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, renamed into it."""
+"""Files that are whole or absent: written under another name, flushed, then renamed."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ class Verdicts:
 
 
 class CorruptedReply:
-    """Which planted reply a verdict of a judge's test is on."""
+    """Which reply of a judge's test a verdict is on."""
 
     stage = "test_judge"
     item: Annotated[Dtype, "", "number of the reply"] = pl.Int32

@@ -29,13 +29,13 @@ class Cell:
     seed: int
 
     def run_key(self, dialogue: str) -> str:
-        """Its place below a stage's folder."""
+        """The run's folder below a stage's folder."""
         parts = (self.model, self.dataset, self.policy, self.positions, self.threshold)
         return "/".join((*parts, str(self.seed), dialogue))
 
 
 def cells(settings: Mapping[str, Any]) -> list[Cell]:
-    """All cells, sorted, each once; the never evicted run that all are compared with is among
+    """All cells, sorted, each once; the baseline is among
     them for every model, dataset and seed that has any."""
     grid = settings["grid"]
     lists = {

@@ -1,4 +1,4 @@
-"""Names that configurations and tables had before; whoever uses one is told the new name."""
+"""Names that configurations and tables had before; an error gives the new name."""
 
 from __future__ import annotations
 

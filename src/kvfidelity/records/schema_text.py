@@ -51,7 +51,7 @@ def type_text(given: Any) -> str:
         return f"Struct({{{fields}}})"
     if type(dtype) not in NAMES:
         raise UserError(
-            f"columns of type {dtype} have no place in an artifact: cast them, or add the type to "
+            f"artifacts cannot hold columns of type {dtype}: cast them, or add the type to "
             "schema_text.NAMES"
         )
     return NAMES[type(dtype)]

@@ -1,4 +1,4 @@
-"""Two runs' results beside each other: which cells moved, and which verdicts."""
+"""Two results folders compared: which cells moved, and which decisions on claims."""
 
 from __future__ import annotations
 
@@ -48,15 +48,42 @@ RECALLED = Quantity(
 )
 
 
+class Summary(NamedTuple):
+    """A table of estimates whose rows are set side by side: its keys and the estimate."""
+
+    title: str
+    table: str
+    keys: tuple[str, ...]
+    value: str
+
+
+SUMMARIES = (
+    Summary("Mean verdict, 1 to 10", "verdict_means", ("judge", *CELL), "mean"),
+    Summary("Own replies, nats per token under the baseline", "own_replies", CELL, "mean"),
+    Summary(
+        "Change along the window, nats per token",
+        "window_changes",
+        ("model", "dataset", "change"),
+        "mean",
+    ),
+    Summary(
+        "Largest overshoot of prefill, share of the threshold",
+        "prefill_overshoot",
+        ("model", "policy", "threshold"),
+        "share_max",
+    ),
+)
+
+
 def compare(first: Path, second: Path, options: dict[str, Any]) -> str:
     """Markdown: excess NLL and recall of every cell that both runs have, B minus A, what only one
-    has, and claims whose verdicts differ.
+    has, estimates of other tables side by side, and claims whose decisions differ.
 
     Where the runs share turns of the same dialogues (by the dialogue's own id) the difference is
     paired and has an interval; where they do not, only the two means are given.
 
     Args:
-        one, other: results folders, A and B.
+        first, second: results folders, A and B.
         options: confidence, resamples, seed.
 
     Raises:
@@ -65,6 +92,8 @@ def compare(first: Path, second: Path, options: dict[str, Any]) -> str:
     parts = [f"A: {first}, B: {second}."]
     for quantity in (EXCESS, RECALLED):
         parts += _quantity(quantity, _read(first, quantity), _read(second, quantity), options)
+    for summary in SUMMARIES:
+        parts += _summary(summary, first, second)
     parts += _decisions(first, second)
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -123,6 +152,24 @@ def _read(folder: Path, quantity: Quantity) -> pl.DataFrame:
     return rows.filter(quantity.rows, value.is_not_null()).select(
         *quantity.cell, *quantity.paired, value=value, weight=quantity.weight.cast(pl.Float64)
     )
+
+
+def _summary(summary: Summary, first: Path, second: Path) -> list[str]:
+    """Estimates that both folders have, without an interval of their difference."""
+    files = [Path(folder) / f"tables/{summary.table}.parquet" for folder in (first, second)]
+    if not all(file.is_file() for file in files):
+        return []
+    a, b = (
+        {
+            tuple(row[key] for key in summary.keys): row[summary.value]
+            for row in read_parquet(file, kind=summary.table).to_dicts()
+            if row[summary.value] is not None
+        }
+        for file in files
+    )
+    shared = sorted(a.keys() & b.keys())
+    rows = [[", ".join(k), signed(a[k]), signed(b[k]), signed(b[k] - a[k])] for k in shared]
+    return [f"## {summary.title}", markdown(["row", "A", "B", "B − A"], rows)] if rows else []
 
 
 def _decisions(first: Path, second: Path) -> list[str]:

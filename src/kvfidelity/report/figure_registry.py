@@ -1,40 +1,206 @@
-"""All figures of the report: one entry each, in the order of the page."""
+"""All figures of the report: one entry each, in the order of the page.
+
+The Snakefile reads this list, so nothing here imports altair or polars. To add a figure, write its
+function and add an entry: the workflow's outputs, the page and Snakemake's report follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import altair as alt
-import polars as pl
-
-from kvfidelity.report import figures, timeline, tradeoffs
-from kvfidelity.report.recall_figure import recall_figure
-
-Tables = Mapping[str, pl.DataFrame]
-
-#: How each figure is made of the tables. Its name is that of its files.
-CHARTS: dict[str, Callable[[Tables], alt.TopLevelMixin]] = {
-    "excess": lambda tables: figures.excess(tables["policies"]),
-    "heat_map": lambda tables: tradeoffs.heat_map(tables["policies"]),
-    "by_turn": lambda tables: figures.by_turn(tables["turns"]),
-    "recall": lambda tables: recall_figure(tables["recall_by_depth"]),
-    "predictor_ranking": lambda tables: tradeoffs.predictor_ranking(tables["predictors"]),
-    "distortion": lambda tables: tradeoffs.distortion(tables["turns"], tables["predictors"]),
-    "through_window": lambda tables: timeline.through_window(tables["window"]),
-    "cache_size": lambda tables: figures.cache_size(tables["turns"]),
-    "retention": lambda tables: figures.retention(tables["turns"], tables["evictions"]),
-    "inside_turns": lambda tables: timeline.inside_turns(tables["turns"]),
-    "pareto": lambda tables: tradeoffs.pareto(tables["policies"]),
-    "latency": lambda tables: timeline.latency(tables["turns"]),
-}
-#: The tables that they are made of.
-TABLES = ("turns", "evictions", "policies", "predictors", "window", "recall_by_depth")
+if TYPE_CHECKING:
+    import altair as alt
+    import polars as pl
 
 
-def charts(tables: Tables) -> dict[str, alt.TopLevelMixin]:
-    """Every figure by name; where there is nothing to draw, it says so.
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        name: of its files.
+        function: what draws it, as "module.function" in `kvfidelity.report`. It takes the tables
+            and returns an altair chart; if there is nothing to draw, one that says why.
+        tables: the tables that the function takes, in order.
+        section: the place on the page: one of `SECTIONS`.
+        category: the heading in Snakemake's own report.
+        alt_text: what a screen reader says.
+        caption: text below the figure; {level} is the confidence in percent, {resamples} how many
+            resamples of dialogues intervals are made of.
+    """
+
+    name: str
+    function: str
+    tables: tuple[str, ...]
+    section: str
+    category: str
+    alt_text: str
+    caption: str
+
+    def caption_with(self, confidence: float, resamples: int) -> str:
+        """The caption with the report's settings filled in."""
+        return self.caption.format(level=round(100 * confidence), resamples=resamples)
+
+
+#: Places on the page where figures stand, from top to bottom.
+SECTIONS = (
+    *("heat_map", "policies", "recall", "cache", "evictions", "positions", "window"),
+    *("budgets", "cost"),
+)
+FIGURES = (
+    Figure(
+        "heat_map",
+        function="tradeoffs.heat_map",
+        tables=("policies",),
+        section="heat_map",
+        category="Quality",
+        alt_text="Heat map of excess NLL by policy and position mode; the numbers are in the table",
+        caption="Mean excess NLL, nats per token, of every policy under every position mode, with "
+        "the number of dialogues; darker is worse.",
+    ),
+    Figure(
+        "excess",
+        function="figures.excess",
+        tables=("policies",),
+        section="policies",
+        category="Quality",
+        alt_text="Excess NLL by policy and position mode with intervals; the table above holds the "
+        "numbers",
+        caption="Excess NLL of the reference reply over the baseline. Points are token-weighted "
+        "means, bars {level}% intervals from {resamples} resamples of dialogues.",
+    ),
+    Figure(
+        "by_turn",
+        function="figures.by_turn",
+        tables=("turns",),
+        section="policies",
+        category="Quality",
+        alt_text="Excess NLL by turns since the first eviction, one panel per policy, one line per "
+        "position mode",
+        caption="Excess NLL by turns since the first eviction, mean over dialogues. Bands are 95% "
+        "t-intervals where there are at least two dialogues; the numbers at the foot say how many.",
+    ),
+    Figure(
+        "recall",
+        function="recall_figure.recall_figure",
+        tables=("recall_by_depth",),
+        section="recall",
+        category="Recall",
+        alt_text="Share of questions answered right by depth, policy and position mode, with "
+        "intervals; the table below holds the numbers",
+        caption="Share of questions answered right (the right answer is likelier than every "
+        "distractor), by the depth of the evidence; bars are {level}% intervals over dialogues. "
+        "Dashed: guessing.",
+    ),
+    Figure(
+        "cache_size",
+        function="figures.cache_size",
+        tables=("turns",),
+        section="cache",
+        category="Cache",
+        alt_text="Cached tokens over tokens seen, one line per policy",
+        caption="Cached tokens over tokens seen, first dialogue. The size does not depend on the "
+        "position mode; policies of one budget coincide.",
+    ),
+    Figure(
+        "retention",
+        function="figures.retention",
+        tables=("turns", "evictions"),
+        section="evictions",
+        category="Cache",
+        alt_text="Which tokens are cached at the end of each turn, one panel per policy",
+        caption="Retention map of the first dialogue: share of each stretch of tokens that is "
+        "still cached at the end of a turn.",
+    ),
+    Figure(
+        "inside_turns",
+        function="timeline.inside_turns",
+        tables=("turns",),
+        section="evictions",
+        category="Cache",
+        alt_text="Cache size at four moments of every turn and the threshold, by policy",
+        caption="Cache size inside turns, first dialogue: at the start, before and after the "
+        "prompt was fed, and at the end. Dashed: the threshold.",
+    ),
+    Figure(
+        "predictor_ranking",
+        function="tradeoffs.predictor_ranking",
+        tables=("predictors",),
+        section="positions",
+        category="Positions",
+        alt_text="Rank correlation of each integrity metric with excess NLL, with intervals",
+        caption="Spearman’s correlation with excess NLL over turns after an eviction, all policies "
+        "and position modes. Bars resample dialogues; a bar is missing where over a tenth of the "
+        "resamples leave the correlation undefined. Turns of one dialogue share their kept tokens "
+        "across modes, so this is association, not cause.",
+    ),
+    Figure(
+        "distortion",
+        function="tradeoffs.distortion",
+        tables=("turns", "predictors"),
+        section="positions",
+        category="Positions",
+        alt_text="Excess NLL of every turn against phase distortion and against the metric that "
+        "orders turns best, with rank correlations",
+        caption="Excess NLL of every turn after an eviction against phase distortion and against "
+        "the metric that orders turns best; of many turns an even share is drawn. ρ: Spearman’s "
+        "correlation.",
+    ),
+    Figure(
+        "through_window",
+        function="timeline.through_window",
+        tables=("window",),
+        section="window",
+        category="Quality",
+        alt_text="NLL of the baseline’s reference replies by token index, with intervals",
+        caption="Reference replies with nothing evicted, mean over dialogues by token index; bars "
+        "are 95% t-intervals. Dashed: the end of the trained window, if a dialogue gets there.",
+    ),
+    Figure(
+        "pareto",
+        function="tradeoffs.pareto",
+        tables=("policies",),
+        section="budgets",
+        category="Cost",
+        alt_text="Excess NLL against cache bytes, one mark per cell",
+        caption="Excess NLL against the bytes of the cache. Dashed: cells that no other beats in "
+        "both. Cells with other budgets are not ranked against each other.",
+    ),
+    Figure(
+        "latency",
+        function="timeline.latency",
+        tables=("turns",),
+        section="cost",
+        category="Cost",
+        alt_text="Seconds per turn by policy, split into prefill, scoring, eviction and decoding",
+        caption="Mean seconds per turn on this machine with 95% t-intervals over turns, each part "
+        "on its own axis. Turns computed once for all policies, and those whose replies were "
+        "decoded together with others (session.batch_size), are left out. Decoding is over turns "
+        "with an own reply.",
+    ),
+)
+#: All tables that figures are made of.
+TABLES = tuple(sorted({name for figure in FIGURES for name in figure.tables}))
+
+
+def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:
+    """Every figure's chart by name.
 
     Args:
         tables: those named in TABLES.
     """
-    return {name: chart(tables) for name, chart in CHARTS.items()}
+    # Imported here: the Snakefile needs none of them.
+    from kvfidelity.report import figures, recall_figure, timeline, tradeoffs
+
+    modules = {
+        module.__name__.rsplit(".", 1)[1]: module
+        for module in (figures, recall_figure, timeline, tradeoffs)
+    }
+    drawn = {}
+    for figure in FIGURES:
+        module, function = figure.function.split(".")
+        draw = getattr(modules[module], function)
+        drawn[figure.name] = draw(*(tables[name] for name in figure.tables))
+    return drawn

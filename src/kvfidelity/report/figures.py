@@ -6,12 +6,12 @@ import itertools
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
-from scipy import stats
 
+from kvfidelity.analysis.statistics import t_intervals
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.records.grid import POSITIONS
+from kvfidelity.report.formatting import count
 
 MODE_COLOURS = alt.Scale(
     domain=list(POSITIONS), range=[mode.traits.colour for mode in PositionMode]
@@ -35,7 +35,7 @@ NO_LOSS = "no reference reply was scored after an eviction inside the trained wi
 
 
 def nothing(why: str) -> alt.Chart:
-    """What stands in a figure's place where there is nothing to draw: the reason, as one line."""
+    """A figure of one line: why there is nothing to draw."""
     line = alt.Chart(alt.InlineData(values=[{"why": f"Nothing to draw: {why}."}]))
     text = line.mark_text(align="left", fontSize=13, fontStyle="italic")
     return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)
@@ -46,7 +46,7 @@ def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
     if policies.is_empty():
         return nothing(NO_LOSS)
     data = policies.with_columns(
-        pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns").alias("n")
+        pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns").alias("n")
     )
     scale = alt.Scale(type="symlog", constant=0.01)
     values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
@@ -180,11 +180,13 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
     return _merge_equal_neighbours(pl.DataFrame(rows, RETENTION))
 
 
-def count_label(rows: pl.DataFrame, column: str = "n_dialogues", noun: str = "dialogues") -> str:
+def count_label(rows: pl.DataFrame, column: str = "n_dialogues") -> str:
     """ "n = 5 dialogues", or "n = 3 to 5 dialogues" where rows differ."""
     counts = sorted(int(n) for n in rows[column].drop_nulls()) or [0]
     least, most = counts[0], counts[-1]
-    return f"n = {most} {noun}" if least == most else f"n = {least} to {most} {noun}"
+    if least == most:
+        return f"n = {count(most, 'dialogue')}"
+    return f"n = {least} to {most} dialogues"
 
 
 def distinct_label(rows: pl.DataFrame) -> pl.Expr:
@@ -224,12 +226,7 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
     keys = ["panel", "positions", "since"]
     # Seeds of one dialogue are one observation.
     each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
-    means = each.group_by(keys).agg(
-        excess=pl.col("excess_nll").mean(), spread=pl.col("excess_nll").std(), n=pl.len()
-    )
-    n = means["n"].to_numpy().astype(float)
-    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * means["spread"]
-    means = means.with_columns(low=pl.col("excess") - half, high=pl.col("excess") + half)
+    means = t_intervals(each, keys, "excess_nll").rename({"mean": "excess"})
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
     base = alt.Chart(means.sort(keys)).encode(

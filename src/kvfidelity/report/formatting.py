@@ -62,3 +62,8 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "\N{EN DASH}"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 dialogue", "5 dialogues"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

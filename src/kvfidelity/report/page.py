@@ -15,12 +15,14 @@ from markupsafe import Markup
 from kvfidelity.analysis.attribution import attribute_losses
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
-from kvfidelity.analysis.statistics import clustered_mean
 from kvfidelity.analysis.tables import CELL
-from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.analysis.window import CHANGES
+from kvfidelity.records.columns import Integrity
+from kvfidelity.records.declaration import columns
 from kvfidelity.records.grid import POSITIONS
-from kvfidelity.report.figure_registry import CHARTS
+from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
+    count,
     decimal,
     extent,
     interval,
@@ -30,18 +32,22 @@ from kvfidelity.report.formatting import (
     rounded,
     signed,
 )
+from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.paper_tables import cell_name, claim_question
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 
-FIGURES = tuple(CHARTS)
 TABLES = (
     "turns",
     "evictions",
-    "verdicts",
+    "verdict_means",
+    "missing_verdicts",
+    "own_replies",
+    "prefill_overshoot",
     "policies",
     "contrasts",
     "predictors",
     "window",
+    "window_changes",
     "environments",
     "recall_by_depth",
     "claims",
@@ -56,7 +62,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
     """The page as HTML.
 
     Args:
-        settings: what `specs.report_settings` chooses of the configuration.
+        settings: what `rule_params.report_settings` chooses of the configuration.
         tables: those named in TABLES, and `jobs`.
         results: the folder with figures, manifests, tokenizers and artifacts.
     """
@@ -80,15 +86,10 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         "extent": extent,
         "decimal": decimal,
     }
-    environment.filters |= {"rounded": rounded}
+    environment.filters |= {"rounded": rounded, "count_of": count}
     environment.globals |= {"cell_name": cell_name, "cell_key": cell_key}
-    svg = {
-        name: inline_svg((results / "figures" / f"{name}.svg").read_text("utf-8"))
-        for name in FIGURES
-    }
     turns = tables["turns"]
     cells = build_transcripts(turns, tables["evictions"], results, settings["session"])
-    window = change_at_edge(tables["window"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
         style=Markup((here / "page.css").read_text("utf-8")),
@@ -110,19 +111,24 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         recall_statements=recall_statements(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
         managed=(turns["kind"] != "baseline").any(),
-        overshoot=overshoot_rows(turns),
-        n_past_window=window.height,
-        window_changes=window_change_rows(window, settings["report"]),
+        overshoot=tables["prefill_overshoot"].to_dicts(),
+        n_past_window=tables["window_changes"]
+        .filter(change="nll_change_at_window")["n_runs"]
+        .sum(),
+        window_changes=changes_by_setting(tables["window_changes"]),
         window_known=tables["window"].height > 0,
-        verdicts=verdict_rows(tables["verdicts"], settings["report"]),
-        own_replies=own_reply_rows(turns, settings["report"]),
-        missing_verdicts=missing_verdict_rows(tables["verdicts"]),
+        verdicts=tables["verdict_means"].to_dicts(),
+        own_replies=tables["own_replies"].to_dicts(),
+        missing_verdicts=tables["missing_verdicts"].to_dicts(),
         judge_tests=rows_by_measure(tables["reliability"]),
         comparisons=in_cell_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
         not_finite=tables["not_finite"].to_dicts(),
         jobs=tables["jobs"].to_dicts(),
-        figures=svg,
+        integrity=columns(Integrity),
+        terms=TERMS,
+        shown_columns=shown_columns(tables),
+        figures=figures_by_section(results / "figures", settings["report"]),
         report=settings["report"],
     )
     return page
@@ -193,110 +199,32 @@ def mixed(environments: pl.DataFrame) -> list[str]:
     return counts.filter(pl.col("len") > 1)["model"].to_list()
 
 
-def window_change_rows(window: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Claim C1 in numbers, per model and data set: each change with its interval."""
-    kinds = {
-        "nll_drift_inside": "reference_tokens",
-        "nll_change_at_window": "reference_tokens",
-        "nll_change_beyond_window": "tokens_beyond",
-    }
-    rows = []
-    for (model, dataset), part in window.group_by("model", "dataset", maintain_order=True):
-        row: dict[str, Any] = {"model": model, "dataset": dataset}
-        for name, weight in kinds.items():
-            known = part.filter(pl.col(name).is_not_null())
-            row[name] = None
-            if known.height:
-                found = clustered_mean(
-                    known[name].to_numpy(),
-                    known[weight].cast(pl.Float64).to_numpy(),
-                    known["dialogue"].to_numpy().astype(str),
-                    **{key: options[key] for key in ("confidence", "resamples", "seed")},
-                )
-                row[name] = {"mean": found.mean, "low": found.low, "high": found.high}
-                row[name]["n_dialogues"] = found.n_dialogues
-        rows.append(row)
-    return rows
-
-
-def overshoot_rows(turns: pl.DataFrame) -> list[dict[str, Any]]:
-    """Claim C3 in numbers: per policy and threshold, how far prefill alone passed the threshold."""
-    share = pl.col("prefill_overshoot_share")
-    past = turns.filter(share.is_not_null()).group_by("model", "policy", "threshold")
-    rows = past.agg(
-        turns=pl.len(),
-        past=(share > 0).sum(),
-        most=share.max(),
-        bytes=(share * pl.col("threshold_tokens") * pl.col("token_bytes")).max(),
-    )
-    return rows.sort("model", "policy", "threshold").to_dicts()
-
-
-def verdict_rows(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Mean verdict per judge and cell with its interval; missing verdicts are counted beside."""
-    if verdicts.is_empty():
-        return []
-    rows = []
-    with_reply = verdicts.filter(pl.col("status") != "no_reply")
-    keys = ["judge", "model", "dataset", "policy", "positions", "threshold"]
-    for key, part in with_reply.group_by(keys):
-        given = part.filter(pl.col("status") == "ok")
-        row = dict(zip(keys, key, strict=True)) | {"missing": part.height - given.height}
-        if given.height:
-            estimate = clustered_mean(
-                given["score"].cast(pl.Float64).to_numpy(),
-                given["score"].cast(pl.Float64).to_numpy() * 0 + 1,
-                given["dialogue"].to_numpy().astype(str),
-                confidence=options["confidence"],
-                resamples=options["resamples"],
-                seed=options["seed"],
-            )
-            row |= {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-            row |= {"n": given.height, "n_dialogues": estimate.n_dialogues}
-        else:
-            row |= {"mean": None, "low": None, "high": None, "n": 0, "n_dialogues": 0}
-        rows.append(row)
-    return in_cell_order(rows)
-
-
-def own_reply_rows(turns: pl.DataFrame, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The model's own replies per cell, after an eviction or with none: how likely the full cache
-    finds them (with its interval), how they repeat, echo, and agree with the reference."""
-    keys = ["model", "dataset", "policy", "positions", "threshold"]
-    columns = ("dialogue", "reply_token_count", "reply_nll_baseline", "rep_3", "echo_share", "chrf")
-    chosen = turns.lazy().filter(
-        pl.col("reply_token_count") > 0,
-        pl.col("after_eviction") | (pl.col("kind") == "baseline"),
-        pl.col("reply_nll_baseline").is_not_null(),
-    )
-    with_reply = chosen.select(*keys, *columns, "finish_reason").collect()
-    rows = []
-    for key, part in with_reply.group_by(keys):
-        found = clustered_mean(
-            part["reply_nll_baseline"].to_numpy(),
-            part["reply_token_count"].cast(pl.Float64).to_numpy(),
-            part["dialogue"].to_numpy().astype(str),
-            **{name: options[name] for name in ("confidence", "resamples", "seed")},
+def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The figures of each section of the page: `svg`, `alt` and `caption`."""
+    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
+    for figure in FIGURES:
+        svg = inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"))
+        caption = figure.caption_with(report["confidence"], report["resamples"])
+        sections[figure.section].append(
+            {"svg": svg, "alt_text": figure.alt_text, "caption": caption}
         )
-        means = {name: part[name].mean() for name in ("rep_3", "echo_share", "chrf")}
-        estimate: dict[str, Any] = {"mean": found.mean, "low": found.low, "high": found.high}
-        estimate["n"] = part.height
-        estimate["complete"] = (part["finish_reason"] == "eos").mean()
-        rows.append(dict(zip(keys, key, strict=True)) | estimate | means)
-    return in_cell_order(rows)
+    return sections
+
+
+def changes_by_setting(changes: pl.DataFrame) -> list[dict[str, Any]]:
+    """One entry per model and dataset, with each of its changes by name; None if there is none."""
+    entries = []
+    for (model, dataset), part in changes.group_by("model", "dataset", maintain_order=True):
+        by_name = {row["change"]: row for row in part.to_dicts()}
+        entries.append(
+            {"model": model, "dataset": dataset} | {name: by_name.get(name) for name in CHANGES}
+        )
+    return entries
 
 
 def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By place and policy, position modes in the order they have everywhere."""
+    """By setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
         rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))
     )
-
-
-def missing_verdict_rows(verdicts: pl.DataFrame) -> list[dict[str, Any]]:
-    """How many verdicts are missing, by judge and reason; turns without a reply are not asked."""
-    if verdicts.is_empty():
-        return []
-    missing = verdicts.filter(~pl.col("status").is_in(["ok", "no_reply"]))
-    return missing.group_by("judge", "status").len().sort("judge", "status").to_dicts()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from kvfidelity.report.formatting import interval, p_value, percent, signed
+from kvfidelity.report.formatting import decimal, interval, p_value, percent, signed
 
+#: A table's head and its rows.
+Content = tuple[list[str], list[list[str]]]
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"})
 
 
@@ -30,7 +32,7 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
     return "\n".join(lines)
 
 
-def policy_table(policies: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+def policy_table(policies: pl.DataFrame) -> Content:
     """Policy x position mode with excess NLL, interval, budget and n."""
     head = ["model", "dataset", "policy", "positions", "threshold", "excess NLL", "interval"]
     head += ["budget", "dialogues", "turns"]
@@ -47,7 +49,7 @@ def policy_table(policies: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def contrast_table(contrasts: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+def contrast_table(contrasts: pl.DataFrame) -> Content:
     """Paired differences with interval, effect size, adjusted p and n."""
     head = ["model", "dataset", "within", "contrast", "difference", "interval", "effect"]
     head += ["p (Holm)", "dialogues"]
@@ -67,8 +69,8 @@ def contrast_table(contrasts: pl.DataFrame) -> tuple[list[str], list[list[str]]]
     ]
 
 
-def recall_table(table: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Recall by depth with intervals, the loss to the never evicted run, and n."""
+def recall_table(table: pl.DataFrame) -> Content:
+    """Recall by depth with intervals, the loss against the baseline, and n."""
     head = ["model", "dataset", "policy", "positions", "threshold", "origin", "depth", "right"]
     head += ["interval", "lost", "interval", "chance", "questions", "dialogues"]
     names = ("model", "dataset", "policy", "positions", "threshold", "origin", "depth")
@@ -87,7 +89,7 @@ def recall_table(table: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def claim_table(claims: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+def claim_table(claims: pl.DataFrame) -> Content:
     """Each claim's verdict with estimate, interval and n."""
     head = ["claim", "statement", "model", "cell", "decision", "estimate", "interval", "dialogues"]
     return head, [
@@ -103,6 +105,98 @@ def claim_table(claims: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
         ]
         for row in claims.to_dicts()
     ]
+
+
+def verdict_table(means: pl.DataFrame) -> Content:
+    """Mean verdict per judge and cell with interval and n."""
+    head = ["judge", "model", "dataset", "policy", "positions", "threshold", "mean", "interval"]
+    head += ["verdicts", "missing", "dialogues"]
+    return head, [
+        [
+            *(str(row[name]) for name in head[:6]),
+            decimal(row["mean"]),
+            interval(row, 2),
+            str(row["n"]),
+            str(row["missing"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in means.to_dicts()
+    ]
+
+
+def own_reply_table(replies: pl.DataFrame) -> Content:
+    """The model's own replies per cell: NLL under the baseline's cache, repetition, overlap."""
+    head = ["model", "dataset", "policy", "positions", "threshold", "NLL", "interval", "rep-3"]
+    head += ["echo", "chrF", "ended", "replies", "dialogues"]
+    return head, [
+        [
+            *(str(row[name]) for name in head[:5]),
+            decimal(row["mean"]),
+            interval(row, 2),
+            *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf", "complete")),
+            str(row["n"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in replies.to_dicts()
+    ]
+
+
+def window_table(changes: pl.DataFrame) -> Content:
+    """Changes of the baseline's NLL along the trained window with interval and n."""
+    head = ["model", "dataset", "change", "nats per token", "interval", "runs", "dialogues"]
+    return head, [
+        [
+            *(str(row[name]) for name in head[:3]),
+            signed(row["mean"]),
+            interval(row),
+            str(row["n_runs"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in changes.to_dicts()
+    ]
+
+
+def overshoot_table(overshoot: pl.DataFrame) -> Content:
+    """How far reading the prompt alone takes the cache past its threshold."""
+    head = ["model", "policy", "threshold", "turns", "past it", "at most", "MB"]
+    return head, [
+        [
+            *(str(row[name]) for name in ("model", "policy", "threshold", "turns", "turns_past")),
+            percent(row["share_max"]),
+            decimal(None if row["bytes_max"] is None else row["bytes_max"] / 1e6),
+        ]
+        for row in overshoot.to_dicts()
+    ]
+
+
+class PaperTable(NamedTuple):
+    """How a table is written for papers."""
+
+    content: Callable[[pl.DataFrame], Content]
+    caption: str
+
+
+#: The tables that are written for papers, by name.
+PAPER_TABLES = {
+    "claims": PaperTable(claim_table, "Claims and what the data say about them"),
+    "policies": PaperTable(policy_table, "Excess NLL (nats per reference token) over the baseline"),
+    "contrasts": PaperTable(
+        contrast_table, "Paired differences in excess NLL on the same dialogue and turn"
+    ),
+    "recall_by_depth": PaperTable(
+        recall_table, "Share of questions answered right by the depth of the evidence"
+    ),
+    "verdict_means": PaperTable(verdict_table, "Mean verdict (1 to 10) on the own replies"),
+    "own_replies": PaperTable(
+        own_reply_table, "Own replies: NLL (nats per token) under the baseline's cache, and text"
+    ),
+    "window_changes": PaperTable(
+        window_table, "Changes of the baseline's NLL along the trained window"
+    ),
+    "prefill_overshoot": PaperTable(
+        overshoot_table, "How far the prompt alone takes the cache past its threshold"
+    ),
+}
 
 
 def claim_question(row: Mapping[str, Any]) -> str:

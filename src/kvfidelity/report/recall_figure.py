@@ -1,4 +1,4 @@
-"""Figure of what is still known, by the depth at which it was said."""
+"""Figure of recall by the depth of the evidence."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     """Share of questions answered right, one panel per depth, one row per policy; bars are
     intervals, the dashed line is what guessing gives."""
     if table.is_empty():
-        return nothing("nothing was asked")
-    # The never evicted run has no threshold to be named by.
+        return nothing("this run has no recall questions")
+    # The baseline has no threshold to be named by.
     table = table.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
     data = table.with_columns(
-        # The never evicted run has one mark, in the middle of its row.
+        # The baseline has one mark, in the middle of its row.
         offset=pl.when(pl.col("kind") == "baseline")
         .then(pl.lit(BASELINE_POSITIONS))
         .otherwise("positions"),
@@ -38,7 +38,7 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
         .otherwise("positions"),
         row=distinct_label(table),
         panel=_panel(table),
-        n=pl.format("{} questions, {} dialogues", "n_questions", "n_dialogues"),
+        n=pl.format("questions: {}, dialogues: {}", "n_questions", "n_dialogues"),
     )
     panels = data.sort("origin", rank_in("depth", DEPTHS))["panel"].unique(maintain_order=True)
     rows = data["row"].unique(maintain_order=True)

@@ -70,7 +70,7 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
 
 
 def svg(spec: dict[str, Any], name: str) -> str:
-    """The figure of a specification that `themed` gives.
+    """The figure of a specification that `with_theme` gives.
 
     Raises:
         NotFiniteError: a number in its data is not finite.

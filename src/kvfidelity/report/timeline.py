@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import altair as alt
-import numpy as np
 import polars as pl
-from scipy import stats
 
+from kvfidelity.analysis.statistics import t_intervals
 from kvfidelity.report.figures import (
     NO_EVICTION,
     WIDTH,
@@ -31,19 +30,13 @@ SECONDS = {
 
 
 def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
-    """NLL of never evicted replies by token index, mean over dialogues with 95% t-intervals; a
-    dashed line where the trained window ends, if a dialogue gets there."""
+    """NLL of the baseline's reference replies by token index, mean over dialogues with 95%
+    t-intervals; a dashed line where the trained window ends, if a dialogue gets there."""
     if window.is_empty():
         return nothing("no reference reply was scored with nothing evicted")
     keys = ["model", "trained_window", "start", "stop"]
-    data = window.group_by(keys).agg(
-        mean=pl.col("nll").mean(), spread=pl.col("nll").std(), n=pl.len()
-    )
-    n = data["n"].to_numpy().astype(float)
-    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
+    data = t_intervals(window, keys, "nll")
     data = data.with_columns(
-        low=pl.col("mean") - half,
-        high=pl.col("mean") + half,
         middle=(pl.col("start") + pl.col("stop")) / 2,
     ).sort("model", "start")
     base = alt.Chart(data).encode(
@@ -118,19 +111,13 @@ def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
     single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency").fill_null(1) == 1))
     single = single.with_columns(decode_s=pl.col("tpot_s") * pl.col("reply_token_count"))
     data = pl.concat(
-        single.group_by("policy").agg(
-            mean=pl.col(column).mean(),
-            spread=pl.col(column).std(),
-            n=pl.col(column).count(),
-            part=pl.lit(part),
+        t_intervals(single, ["policy"], column).with_columns(
+            pl.col("low").clip(0), part=pl.lit(part)
         )
         for part, column in SECONDS.items()
-    ).filter(pl.col("n") > 0)
+    )
     if data.is_empty():
         return nothing("no turn was computed for one policy alone")
-    n = data["n"].to_numpy().astype(float)
-    half = pl.Series(stats.t.ppf(0.975, np.maximum(n - 1, 1)) / np.sqrt(n)) * data["spread"]
-    data = data.with_columns(low=(pl.col("mean") - half).clip(0), high=pl.col("mean") + half)
     base = alt.Chart(data.sort("policy")).encode(
         y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=160)),
         tooltip=["policy", "part", "mean", "low", "high", "n"],

@@ -114,7 +114,7 @@ def predictor_ranking(predictors: pl.DataFrame) -> alt.TopLevelMixin:
     data = predictors.with_columns(
         measure=pl.col("metric").str.replace_all("_", " "),
         setting=pl.concat_str("model", "dataset", separator=", "),
-        n=pl.format("n = {} dialogues, {} turns", "n_dialogues", "n_turns"),
+        n=pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns"),
         size=pl.col("correlation").abs(),
     )
     scale = alt.Scale(domain=[-1, 1])

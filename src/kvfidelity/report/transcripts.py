@@ -18,6 +18,7 @@ from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.pipeline.rule_params import TOKENIZER
 from kvfidelity.report.figures import cached_spans
+from kvfidelity.report.formatting import count
 
 #: Characters of the page's data at most; later dialogues are left out and counted.
 MAX_CHARACTERS = 6_000_000
@@ -39,9 +40,9 @@ def build_transcripts(
         session: its settings that say which tokens are fed.
 
     Returns:
-        `conversations`: by name, `title`, `turns` (place of reply, end: token indices) and `tokens`
+        `conversations`: by name, `title`, `turns` (token indices of reply and end) and `tokens`
         (text of each token; empty if it is not known). `runs`: per run its conversation, cell,
-        `turns` (prompt, reply, reference, numbers), `asked` (questions about what was said before,
+        `turns` (prompt, reply, reference, numbers), `questions` (recall questions,
         answer, own reply, margin) and `kept`: by turn after which an eviction
         happened, [start, stop, share] of token indices still cached, tokens fed since then aside.
         `left_out`: dialogues there was no room for.
@@ -70,7 +71,7 @@ def build_transcripts(
                 conversation = _conversation(rows, tokenizers[pair], session)
                 data["conversations"][name] = conversation | {"title": title}
                 used += sum(map(len, conversation["tokens"])) + 3 * len(conversation["tokens"])
-            entry = _run(rows, logs.get((key,)), name) | {"asked": _probe_answers(results, key)}
+            entry = _run(rows, logs.get((key,)), name) | {"questions": _probe_answers(results, key)}
             data["runs"].append(entry)
             used += len(str(entry))
     return data
@@ -187,7 +188,8 @@ def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
 
 def transcripts_summary(rows: Mapping[str, Any]) -> str:
     """What the page says above the replies."""
-    count = len({run["conversation"] for run in rows["runs"]})
-    return f"{len(rows['runs'])} runs of {count} conversations" + (
-        f"; {rows['left_out']} more conversations are left out for size" if rows["left_out"] else ""
-    )
+    conversations = count(len({run["conversation"] for run in rows["runs"]}), "conversation")
+    text = f"{count(len(rows['runs']), 'run')} of {conversations}"
+    if rows["left_out"]:
+        text += f"; {rows['left_out']} more are left out to keep the page small"
+    return text

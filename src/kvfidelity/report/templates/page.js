@@ -33,10 +33,10 @@ function runsShown() {
 }
 
 function element(name, text, style) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (style) made.className = style;
-  return made;
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  if (style) node.className = style;
+  return node;
 }
 
 /** Share of every token of the conversation that is cached after the turn's evictions. */
@@ -81,21 +81,21 @@ function conversation(run, turn) {
 function numbers(row) {
   const parts = [
     ["excess NLL", row.excess_nll],
-    ["KL(full‖managed)", row.kl_baseline],
+    ["KL to the baseline", row.kl_baseline],
     ["retained", row.retained_share],
     ["phase distortion", row.phase_distortion],
   ];
   return parts.filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(" · ");
 }
 
-/** What the run was asked about what had been said, as a list to fold out; nothing if it was not. */
+/** The run's recall questions as a list to fold out; nothing if it has none. */
 function questions(run) {
-  if (!run.asked.length) return [];
-  const right = run.asked.filter((row) => row.chosen).length;
+  if (!run.questions.length) return [];
+  const right = run.questions.filter((row) => row.chosen).length;
   const details = element("details");
-  details.append(element("summary", `What it still knew: ${right} of ${run.asked.length} answers`));
-  const list = element("ul", undefined, "asked");
-  for (const row of run.asked) {
+  details.append(element("summary", `Recall: ${right} of ${run.questions.length} answers`));
+  const list = element("ul", undefined, "questions");
+  for (const row of run.questions) {
     const item = element("li");
     const outcome = `${row.chosen ? "✓ likeliest" : "✕ not likeliest"} (margin ${row.margin})`;
     item.append(
@@ -116,17 +116,17 @@ function show(side) {
   const row = run && run.turns[turn];
   if (!row) return panel.replaceChildren(element("p", "This run has no such turn."));
   const details = element("details");
-  details.append(element("summary", "What it still had in its cache"));
+  details.append(element("summary", "What is in its cache"));
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) details.append(conversation(run, turn));
   });
   let reply = row.reply ?? "No reply of its own was generated in this turn.";
   const hasText = row.reply !== null && reply.trim() !== "";
   if (row.reply !== null && !hasText) reply = `${reply.length} characters, nothing but white space.`;
-  const asked = questions(run);
+  const folded = questions(run);
   panel.replaceChildren(
     element("h3", cell(run)), element("p", numbers(row), "small"),
-    element("blockquote", reply, hasText ? "" : "small"), details, ...asked,
+    element("blockquote", reply, hasText ? "" : "small"), details, ...folded,
   );
   return undefined;
 }
