@@ -16,7 +16,7 @@ from typing import Any
 
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
-from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
 from kvfidelity.records.grid import NO_THRESHOLD, Cell, cells
 from kvfidelity.sizes import size_in_tokens
@@ -105,13 +105,15 @@ def run_spec(
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION_KEYS}
-    if entry["kind"] not in policy_schemas():
-        # One of the user's own: only such runs depend on these files.
-        files = settings["policy_files"]
-        content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
-        spec["policy_files"] = list(files)
-        spec["policy_digest"] = hashlib.sha256(content).hexdigest()[:12]
-    return spec
+    # A policy's code is in the parameters of its own runs, so that a new policy reruns no others.
+    if known := policy_schemas().get(entry["kind"]):
+        return spec | {"policy_digest": policy_digest(known["module"])}
+    files = settings["policy_files"]
+    content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+    return spec | {
+        "policy_files": list(files),
+        "policy_digest": hashlib.sha256(content).hexdigest()[:12],
+    }
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
