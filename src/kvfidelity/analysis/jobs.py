@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from kvfidelity.records.artifacts import read_metadata
-from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
+from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 
 SCHEMA: dict[str, Any] = {
     "rule": pl.String,

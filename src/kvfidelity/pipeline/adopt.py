@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.rule_params import TOKENIZER
 from kvfidelity.pipeline.staleness import Expectations
+from kvfidelity.records.grid import TOKENIZER
 
 #: Beside Snakemake's own records; which files were dated, and when to.
 LEDGER = Path(".snakemake/kvfidelity-adopted.json")

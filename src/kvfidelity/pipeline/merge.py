@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.rule_params import TOKENIZER, run_spec
-from kvfidelity.records.grid import cells, run_keys
+from kvfidelity.pipeline.rule_params import run_spec
+from kvfidelity.records.grid import TOKENIZER, cells, run_keys
 
 GENERATE_OUTPUTS = ("turns", "evictions", "recall")
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
-from kvfidelity.records.grid import NO_THRESHOLD, Cell, cells
+from kvfidelity.records.grid import NO_THRESHOLD, TOKENIZER, Cell, cells
 from kvfidelity.sizes import size_in_tokens
 
 SESSION_KEYS = (
@@ -51,9 +51,6 @@ SOURCE = (
     "file",
     "path",
 )
-#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
-TOKENIZER = "tokenizer"
-
 #: Of a judge: how fast and how much.
 LIMIT_KEYS = ("concurrency", "tokens_per_minute", "max_usd", "timeout_s", "poll_s")
 

@@ -10,6 +10,8 @@ from typing import Any
 POSITIONS = ("stale", "original", "rerotated")
 BASELINE = "baseline"
 NO_THRESHOLD = "none"
+#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True, order=True)
