@@ -52,6 +52,13 @@ def test_the_papers_configuration_stands_alone() -> None:
     assert (len(found), len(run_keys(settings))) == (13, 130)
 
 
+def test_every_key_of_the_configuration_has_a_meaning() -> None:
+    tables = config_docs().split("\n## Policies\n")[0]
+    rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| `")]
+    assert len(rows) > 70
+    assert [row[0] for row in rows if len(row[-1].strip(" |")) < 5] == []
+
+
 def test_generated_files_are_current() -> None:
     """If not: run `python -m kvfidelity.cache.policies.registry`, `python -m
     kvfidelity.pipeline.config_docs`."""

@@ -92,9 +92,9 @@ def _followed(modules: ModuleDigests, name: str) -> Iterator[str]:
         )
         if not skipped:
             yield imported
-    package = name.rpartition(".")[0]
-    if modules.finds_modules(name) and package != POLICIES:
-        yield from modules.modules_in(package)
+    for package in modules.searched_packages(name):
+        if package != POLICIES:
+            yield from modules.modules_in(package)
 
 
 def _digest(names: Sequence[str], *more: str) -> str:

@@ -47,9 +47,11 @@ class ModuleDigests:
                 known = known.rpartition(".")[0]
         return sorted(found)
 
-    def finds_modules(self, name: str) -> bool:
-        """Whether a module looks for the modules of its package when it runs."""
-        return "pkgutil" in self._about(name)["imports"]
+    def searched_packages(self, name: str) -> list[str]:
+        """Packages whose modules a module looks for when it runs: those that it imports whole."""
+        imported = self._about(name)["imports"]
+        packages = [p for p in imported if p in self._files and self._is_package(p)]
+        return packages if "pkgutil" in imported else []
 
     def modules_in(self, package: str) -> list[str]:
         """A package's modules, without those of packages inside it."""
@@ -94,6 +96,9 @@ class ModuleDigests:
 
     def _file(self, name: str) -> Path:
         return self._scripts / name if name.endswith(".py") else self._files[name]
+
+    def _is_package(self, name: str) -> bool:
+        return self._files[name].name == "__init__.py"
 
     def _data_files(self, name: str, strings: list[str]) -> list[Path]:
         """Files that are not Python, next to a module or in a folder there, that it names."""
