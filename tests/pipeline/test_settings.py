@@ -16,7 +16,7 @@ from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
 from kvfidelity.pipeline.settings import load_settings, policy_schemas
-from kvfidelity.records.grid import Cell, cells, run_keys
+from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 from tests.workflow.project import merged
 
@@ -190,4 +190,9 @@ def test_include_and_exclude() -> None:
 
 def test_a_cells_path() -> None:
     cell = Cell("m", "d", "p", "stale", "t", 3)
-    assert cell.run_key("007") == "m/d/p/stale/t/3/007"
+    path = "m/d/p/stale/t/3/007"
+    assert cell.run_key("007") == path
+    key = RunKey.from_path(path)
+    assert (key.cell, key.dialogue, key.path()) == (cell, "007", path)
+    with pytest.raises(TypeError):
+        RunKey.from_path("m/d")

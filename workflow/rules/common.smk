@@ -24,7 +24,14 @@ from kvfidelity.pipeline.resources import (
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.plan_estimate import plan_message
 from kvfidelity.pipeline.code_digest import stage_digest
-from kvfidelity.records.grid import baseline_run_key, cells, compared_run_keys, run_keys
+from kvfidelity.records.grid import (
+    CELL_FIELDS,
+    RUN_FIELDS,
+    baseline_run_key,
+    cells,
+    compared_run_keys,
+    run_keys,
+)
 from kvfidelity.pipeline.merge import merge_sources
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import Expectations
@@ -67,8 +74,8 @@ def merged_files():
 
 SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
-CELL = ("model", "dataset", "policy", "positions", "threshold", "seed")
-RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
+# A run's path below a stage's folder, with its wildcards.
+RUN = "/".join(f"{{{name}}}" for name in RUN_FIELDS)
 
 # Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
 # Short options may be joined, as in `-np`.
@@ -99,7 +106,7 @@ def selection_spec(wildcards):
 
 
 def generation_spec(wildcards):
-    cell = {name: wildcards[name] for name in CELL}
+    cell = {name: wildcards[name] for name in CELL_FIELDS}
     spec = run_spec(SETTINGS, Path("results"), **cell, dialogue="")
     return json.dumps(spec, sort_keys=True)
 

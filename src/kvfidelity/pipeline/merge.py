@@ -15,11 +15,10 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
-from kvfidelity.records.grid import TOKENIZER, cells, run_keys
+from kvfidelity.records.grid import RUN_FIELDS, TOKENIZER, cells, run_keys
 
 GENERATE_OUTPUTS = ("turns", "evictions", "recall")
 MANIFEST = "manifest.json"
-RUN_KEY = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
 
 
 def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
@@ -151,7 +150,7 @@ def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping
     from kvfidelity.pipeline.staleness import differing_setting
 
     home = Path(str(file)[: -len(name)])
-    wildcards = dict(zip(RUN_KEY, name.split("/")[1:], strict=False))
+    wildcards = dict(zip(RUN_FIELDS, name.split("/")[1:], strict=False))
     if reason := differing_setting(spec, run_spec(settings, home, **wildcards)):
         raise UserError(
             f"merge: {file} was made with {reason}: merge with the configuration that the runs "

@@ -17,10 +17,9 @@ from typing import Any
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline import rule_params
 from kvfidelity.pipeline.code_digest import stage_digest
-from kvfidelity.records.grid import baseline_run_key, cells, run_keys
+from kvfidelity.records.grid import CELL_FIELDS, RUN_FIELDS, baseline_run_key, cells, run_keys
 from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
 
-RUN = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
 #: Of a digest of a run's specification.
 SPEC_DIGITS = 8
 GENERATED = ("turns", "evictions", "recall")
@@ -120,7 +119,7 @@ class Expectations:
 
     def _expected(self, stage: str, place: list[str]) -> dict[str, str] | None:
         """The notes that matter, or None where there is nothing to compare with."""
-        settings, run = self._settings, "/".join(place[-1 - len(RUN) : -1])
+        settings, run = self._settings, "/".join(place[-1 - len(RUN_FIELDS) : -1])
         if stage == "generate" and run in self._runs:
             return {"code": stage_digest("generate")}
         if stage == "metrics" and run in self._runs:
@@ -136,7 +135,7 @@ class Expectations:
 
     def _other_settings(self, made: Mapping[str, Any], place: list[str]) -> str | None:
         """What a run was made with that is not as configured."""
-        cell = dict(zip(RUN[:-1], place, strict=False))
+        cell = dict(zip(CELL_FIELDS, place, strict=False))
         key = "/".join([*cell.values(), ""])
         if key not in self._specs:
             self._specs[key] = rule_params.run_settings(
@@ -158,7 +157,7 @@ class Expectations:
 
     def _input(self, name: str, stage: str, place: list[str]) -> Path | None:
         """The file that a note's input is, None for one that is not compared."""
-        run = "/".join(place[-1 - len(RUN) : -1])
+        run = "/".join(place[-1 - len(RUN_FIELDS) : -1])
         match name:
             case "turns":
                 return self._results / f"generate/{run}/turns.parquet"
