@@ -102,9 +102,11 @@ def run_spec(
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION_KEYS}
-    # A policy's code is in the parameters of its own runs, so that a new policy reruns no others.
     if known := policy_schemas().get(entry["kind"]):
-        return spec | {"policy_digest": policy_digest(known["module"])}
+        # A policy's code is in the parameters of its own runs, so that a new one reruns no others.
+        # Merged runs may be older than this code; `merge` compares their policies' code.
+        digest = {} if settings["merge"] else {"policy_digest": policy_digest(known["module"])}
+        return spec | digest
     files = settings["policy_files"]
     content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
     return spec | {
