@@ -124,7 +124,7 @@ def _pairs(
 def _check(
     settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, tuple[str, Path]]
 ) -> None:
-    """Args: codes: the digest of each piece of code that runs were made by, and the first file."""
+    """Check one artifact; `codes` has the digest of each part of the code, and its first file."""
     if name.startswith("dialogues/"):
         if file.name == MANIFEST:
             _manifest(file)
