@@ -8,9 +8,9 @@ min_version("9.20")
 configfile: "config/config.yaml"
 
 
-# Counted in each job of a scheduler, not over all of them: a machine's GPUs, and `serial`. On a
-# scheduler, each rule that is in a group takes one `serial`, and there is one. So a group's jobs run
-# one after another, and the group asks for its largest member, not for the sum.
+# Both are counted within a scheduler's job, not over all jobs: a machine's GPUs, and `serial`. On a
+# scheduler each rule of a group takes one `serial`, and there is one. So a group's jobs run one
+# after another, and the group asks for the resources of its largest member, not for the sum.
 resource_scopes:
     gpu="local",
     serial="local",
@@ -41,8 +41,8 @@ wildcard_constraints:
     judge="[^/]+",
 
 
-# On the machine where the workflow was started: they need the network, and judges' answers are
-# kept in one file under a lock.
+# These run on the machine where the workflow was started: they need the network, and judges' answers
+# are kept in one file under a lock.
 localrules:
     fetch_model,
     fetch_dataset,
@@ -58,8 +58,8 @@ rule all:
     input:
         rules.report.output,
         length_figures(),
-        # Named although the report needs them: Snakemake makes no missing file anew whose
-        # consumers are finished, and whoever deletes a damaged one expects that it does.
+        # Listed although the report needs them: Snakemake does not make a missing file again if the
+        # jobs that read it are finished, but a user who deletes a damaged file expects that.
         artifacts("generate", "turns.parquet"),
         artifacts("generate", "evictions.parquet"),
         artifacts("generate", "recall.parquet"),
@@ -89,8 +89,8 @@ onstart:
     print(plan_message(SETTINGS), file=sys.stderr)
     if moved := redate_future_files([Path("results"), Path("resources")]):
         print(
-            f"{moved} files were dated in the future (was the clock set back?): dated anew, in "
-            "their order",
+            f"{moved} files were dated in the future (was the clock set back?): they are dated now, "
+            "in their order",
             file=sys.stderr,
         )
 

@@ -106,9 +106,16 @@ def test_an_environments_versions_are_the_locks(environment: str) -> None:
     assert pins(environment).items() <= lock.items()
 
 
+def test_the_workflows_packages_are_not_the_bases() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {Requirement(line).name for line in project["dependencies"]}
+    assert base == {"torch", "transformers", "safetensors", "numpy"}
+
+
 def test_the_lock_has_what_the_package_asks_for() -> None:
     lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requested = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    requested = project["dependencies"] + extras["workflow"] + extras["dev"]
     for requirement in map(Requirement, requested):
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])

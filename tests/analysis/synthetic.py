@@ -15,10 +15,10 @@ import polars as pl
 from kvfidelity.dialogues.pool import SCHEMA as POOL
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.settings import load_settings
-from kvfidelity.pipeline.staleness import RUN, notes_of
+from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_json, write_parquet
 from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
-from kvfidelity.records.grid import run_keys
+from kvfidelity.records.grid import RunKey, run_keys
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
@@ -82,7 +82,8 @@ def write(
         memory_for: turns of a run without an eviction before memory runs out; None for all.
     """
     for index in run_keys(chosen):
-        model, dataset, policy, positions, threshold, number, dialogue = index.split("/")
+        run = RunKey.from_path(index)
+        model, dataset, policy, positions, threshold, number, dialogue = run
         kind = chosen["policies"][policy]["kind"]
         rng = np.random.default_rng([seed, int(dialogue), len(policy), len(positions)])
         cost = effects.get((kind, positions), 0.0)
@@ -105,9 +106,8 @@ def write(
         evicted = frame["evictions"].cum_sum() > 0
         if memory_for is not None and not evicted.head(memory_for + 1).any():
             frame = cut_short(frame, memory_for)
-        cell = dict(zip(RUN, index.split("/"), strict=True))
         notes = notes_of("generate") | {"version.python": "none: synthetic", "dtype": "float32"}
-        notes["spec"] = json.dumps(run_spec(chosen, results, **cell))
+        notes["spec"] = json.dumps(run_spec(chosen, results, **run._asdict()))
         made = {"turns": frame, "evictions": eviction_rows(frame)}
         cut = frame["finish_reason"][-1] == "out_of_memory"
         made["recall"] = recall_rows(frame, 0 if cut else probes)

@@ -11,8 +11,8 @@ from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.jobs import DEPTHS, jobs_table
 from kvfidelity.records.artifacts import digest, read_metadata, write_parquet
+from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 from kvfidelity.report.formatting import rounded
-from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
 
 RUNS = [f"tiny/own/{policy}/stale/0.7win/0/000" for policy in ("h2o", "random", "snapkv")]
 

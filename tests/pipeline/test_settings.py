@@ -16,7 +16,7 @@ from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
 from kvfidelity.pipeline.settings import load_settings, policy_schemas
-from kvfidelity.records.grid import Cell, cells, run_keys
+from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 from tests.workflow.project import merged
 
@@ -50,6 +50,13 @@ def test_the_papers_configuration_stands_alone() -> None:
         ("llama-3-8b-instruct", "sharegpt-long")
     }
     assert (len(found), len(run_keys(settings))) == (13, 130)
+
+
+def test_every_key_of_the_configuration_has_a_meaning() -> None:
+    tables = config_docs().split("\n## Policies\n")[0]
+    rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| `")]
+    assert len(rows) > 70
+    assert [row[0] for row in rows if len(row[-1].strip(" |")) < 5] == []
 
 
 def test_generated_files_are_current() -> None:
@@ -183,4 +190,9 @@ def test_include_and_exclude() -> None:
 
 def test_a_cells_path() -> None:
     cell = Cell("m", "d", "p", "stale", "t", 3)
-    assert cell.run_key("007") == "m/d/p/stale/t/3/007"
+    path = "m/d/p/stale/t/3/007"
+    assert cell.run_key("007") == path
+    key = RunKey.from_path(path)
+    assert (key.cell, key.dialogue, key.path()) == (cell, "007", path)
+    with pytest.raises(TypeError):
+        RunKey.from_path("m/d")

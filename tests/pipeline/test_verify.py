@@ -17,6 +17,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.pipeline.verify import Finding, State, verify
 from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.grid import CELL_FIELDS
 
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/verify.py"
 FRAME = pl.DataFrame(
@@ -29,9 +30,7 @@ FRAME = pl.DataFrame(
     }
 )
 RUN = "tiny/own/random/stale/small/0"
-SPEC = dict(
-    zip(("model", "dataset", "policy", "positions", "threshold"), RUN.split("/"), strict=False)
-)
+SPEC = dict(zip(CELL_FIELDS[:-1], RUN.split("/"), strict=False))
 TURNS = f"generate/{RUN}/000/turns.parquet"
 
 

@@ -7,7 +7,8 @@ import time
 import psutil
 
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
-from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL, Usage
+from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
+from kvfidelity.worker.usage import Usage
 from tests.worker.conftest import Workdir
 
 

@@ -96,6 +96,11 @@ class Project:
         assert old in text
         path.write_text(text.replace(old, new))
 
+    def append(self, file: str, text: str) -> None:
+        """Add text to a file, which is made if it is missing."""
+        with (self.folder / file).open("a") as handle:
+            handle.write(text)
+
     def snakemake(
         self, *arguments: str, timeout: float = 3 * LIMIT_S
     ) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.records.artifacts import write_json, write_parquet
 from kvfidelity.records.columns import EVICTIONS, TURNS
-from kvfidelity.records.grid import run_keys
+from kvfidelity.records.grid import RunKey, run_keys
 from tests.workflow.project import CONFIG, Project, merged
 
 METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
@@ -59,8 +59,7 @@ def with_replies(
 
 
 def turn_rows(run: str, turns: int) -> pl.DataFrame:
-    names = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
-    identity = dict(zip(names, run.split("/"), strict=True))
+    identity = RunKey.from_path(run)._asdict()
     rows = [
         dict.fromkeys(TURNS)
         | identity

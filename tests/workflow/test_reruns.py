@@ -7,13 +7,15 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workflow.project import Job, Project
+from tests.workflow.project import Job, Project, environment
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
 ENDS = {
@@ -42,6 +44,8 @@ def jobs_of(runs: set[str], *stages: str) -> set[Job]:
 
 
 WHOLE = ("generate", "measure", "judge")
+STATEMENT = "\nCHANGED = 1\n"
+POOLS = {("extract_dialogues", "tiny/own"), ("lengths", "tiny/own")}
 
 
 def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
@@ -129,24 +133,27 @@ def test_a_change_of_the_configuration(
     assert project.planned() == expected
 
 
+LIBRARY = "src/kvfidelity"
+
+
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("src/kvfidelity/cache/attention.py", WHOLE),
-        ("src/kvfidelity/generation/turns.py", WHOLE),
-        ("src/kvfidelity/metrics/positions.py", WHOLE),
-        ("src/kvfidelity/metrics/text.py", ("measure", "judge")),
-        ("src/kvfidelity/judges/kinds/formula.py", ("judge",)),
-        ("src/kvfidelity/analysis/statistics.py", ()),
-        ("src/kvfidelity/worker/client.py", None),
-        ("src/kvfidelity/cli.py", None),
+        ("cache/attention.py", WHOLE),
+        ("generation/turns.py", WHOLE),
+        ("metrics/positions.py", WHOLE),
+        ("metrics/text.py", ("measure", "judge")),
+        ("judges/kinds/formula.py", ("judge",)),
+        ("analysis/statistics.py", ()),
+        ("worker/client.py", None),
+        ("pipeline/settings.py", None),
+        ("cli.py", None),
     ],
 )
 def test_a_change_of_code_reruns_its_stage_and_what_follows(
     project: Project, file: str, stages: tuple[str, ...] | None
 ) -> None:
-    path = project.folder / file
-    path.write_text(path.read_text() + "\n# changed\n")
+    project.append(f"{LIBRARY}/{file}", STATEMENT)
     expected = set() if stages is None else jobs_of(ALL_RUNS, *stages) | ENDS
     # The test of the judges is touched by what touches their verdicts.
     expected |= JUDGE_TEST if stages else set()
@@ -154,27 +161,59 @@ def test_a_change_of_code_reruns_its_stage_and_what_follows(
     assert project.planned() == expected
 
 
+def test_a_comment_reruns_nothing(project: Project) -> None:
+    for file in (project.folder / LIBRARY).rglob("*.py"):
+        project.append(str(file.relative_to(project.folder)), "\n# A comment.\n")
+    assert project.planned() == set()
+
+
+def test_a_new_builtin_policy_reruns_nothing(project: Project) -> None:
+    folder = f"{LIBRARY}/cache/policies"
+    text = (project.folder / folder / "random.py").read_text()
+    project.append(f"{folder}/newest.py", text.replace('"random"', '"newest"'))
+    assert project.planned() == set()
+    done = subprocess.run(
+        [sys.executable, "-m", "kvfidelity.cache.policies.registry"],
+        cwd=project.folder,
+        env=environment() | {"PYTHONPATH": str(project.folder / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"newest"' in done.stdout
+    (project.folder / LIBRARY / "pipeline/schemas/policies.json").write_text(done.stdout)
+    assert project.planned() == set()
+
+
+def test_the_code_of_a_policy_reruns_its_runs(project: Project) -> None:
+    project.append(f"{LIBRARY}/cache/policies/random.py", STATEMENT)
+    runs = {f"tiny/own/random/{m}/000" for m in (STALE, REROTATED)}
+    assert project.planned() == jobs_of(runs, *WHOLE) | ENDS
+
+
+def test_a_helper_reruns_the_stages_that_import_it(project: Project) -> None:
+    """The dialogues' lengths are written into their manifest, and drawn."""
+    project.append(f"{LIBRARY}/dialogues/lengths.py", STATEMENT)
+    after_dialogues = jobs_of(ALL_RUNS, *WHOLE) | JUDGE_TEST | ENDS
+    after_dialogues |= {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own")}
+    assert project.planned() == POOLS | after_dialogues
+
+
 def test_a_new_schema_version_plans_every_job_that_writes_artifacts(project: Project) -> None:
     """None of them could read what the others wrote before."""
     name = "src/kvfidelity/records/schema_version.py"
-    project.edit(name, "SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
-    place = "tiny/own"
-    pools = {
-        (rule, place)
-        for rule in ("extract_dialogues", "lengths", "corrupt_replies", "score_corruptions")
-    }
-    assert project.planned() == jobs_of(ALL_RUNS, *WHOLE) | pools | JUDGE_TEST | ENDS
+    project.append(name, "\nSCHEMA_VERSION += 1\n")
+    texts = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own")}
+    assert project.planned() == jobs_of(ALL_RUNS, *WHOLE) | POOLS | texts | JUDGE_TEST | ENDS
 
 
 def test_a_plot_does_not_rerun_a_table(project: Project) -> None:
-    path = project.folder / "src/kvfidelity/report/figures.py"
-    path.write_text(path.read_text() + "\n# changed\n")
+    project.append(f"{LIBRARY}/report/figures.py", STATEMENT)
     assert project.planned() == {("figures", ""), ("report", ""), ("all", "")}
 
 
 def test_another_rubric_reruns_judging(project: Project) -> None:
-    path = project.folder / "resources/rubrics/formula.md"
-    path.write_text(path.read_text() + "\nOne more sentence.\n")
+    project.append("resources/rubrics/formula.md", "\nOne more sentence.\n")
     assert project.planned() == jobs_of(ALL_RUNS, "judge") | JUDGE_TEST | ENDS
 
 

@@ -25,7 +25,14 @@ from kvfidelity.pipeline.resources import (
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.plan_estimate import plan_message
 from kvfidelity.pipeline.code_digest import stage_digest
-from kvfidelity.records.grid import baseline_run_key, cells, compared_run_keys, run_keys
+from kvfidelity.records.grid import (
+    CELL_FIELDS,
+    RUN_FIELDS,
+    baseline_run_key,
+    cells,
+    compared_run_keys,
+    run_keys,
+)
 from kvfidelity.pipeline.merge import merge_sources
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import Expectations
@@ -59,7 +66,7 @@ def checked_settings():
 
 
 def merged_files():
-    """Artifacts to be taken from other folders: path below results, and the file."""
+    """Artifacts to take from other folders: path below results, and the file."""
     try:
         return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
     except UserError as error:
@@ -68,10 +75,10 @@ def merged_files():
 
 SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
-CELL = ("model", "dataset", "policy", "positions", "threshold", "seed")
-RUN = "{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}"
+# A run's path below a stage's folder, with its wildcards.
+RUN = "/".join(f"{{{name}}}" for name in RUN_FIELDS)
 
-# Snakemake runs no `onstart` in a dry run, and knows of one only after this file was read.
+# Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
 # Short options may be joined, as in `-np`.
 DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
 if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
@@ -82,7 +89,7 @@ if workflow.is_main_process:
     results = Path("results")
     if adopted := adopt(Expectations(SETTINGS, results), results):
         print(adopted, file=sys.stderr)
-    # A benchmark that is older than its job's input would rerun the job: copied, say, in another order.
+    # A benchmark that is older than its job's input would rerun the job.
     date_now(results / "benchmarks")
 
 
@@ -100,7 +107,7 @@ def selection_spec(wildcards):
 
 
 def generation_spec(wildcards):
-    cell = {name: wildcards[name] for name in CELL}
+    cell = {name: wildcards[name] for name in CELL_FIELDS}
     spec = run_spec(SETTINGS, Path("results"), **cell, dialogue="")
     return json.dumps(spec, sort_keys=True)
 
@@ -118,12 +125,12 @@ def judge_spec(wildcards):
 
 
 def judge_request_limits(wildcards):
-    """How a judge is asked, as a resource: no verdict depends on it, so it reruns nothing."""
+    """Limits of requests, as a resource: no verdict depends on them, so a change reruns nothing."""
     return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
 
 
 def batch_record(wildcards):
-    """The record of the batch that asked for a judge's answers, if it asks in batches."""
+    """The record of the batch that a judge's answers came from, if the judge uses batches."""
     batched = SETTINGS["judges"][wildcards.judge].get("batch")
     return ancient(f"results/judge_batches/{wildcards.judge}.json") if batched else []
 
@@ -160,7 +167,7 @@ def baseline_turns(wildcards):
 
 
 def table_parameters(wildcards):
-    """A function, for sizes are known in tokens only once the dialogues are extracted."""
+    """A function, because sizes in tokens are known only after the dialogues are extracted."""
     return json.dumps(table_settings(SETTINGS, Path("results")), sort_keys=True)
 
 
@@ -177,8 +184,10 @@ def length_figures():
 
 
 def tokenizers():
-    """Of each model as each dataset was cut with it. They change with the dialogues only, and a
-    page is no reason to fetch weights. Merged results bring their own."""
+    """Folders of the tokenizers that the dialogues were extracted with.
+
+    They change only with the dialogues, so a page does not need weights. Merged results have them.
+    """
     pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
     folders = [
         f"results/dialogues/{model}/{dataset}/tokenizer" for model, dataset in pairs
@@ -208,22 +217,22 @@ def gpus():
 def generate_threads(wildcards):
     """A machine's cores, shared by the jobs that run at once on it.
 
-    What a scheduler's job gets is for the profile to say: `set-threads: generate=4`.
+    On a scheduler the profile decides: `set-threads: generate=4`.
     """
     cores = workflow.global_resources.get("_cores").value
     return max(1, cores // (gpus() * SETTINGS["session"]["batch_size"])) if cores else 4
 
 
 def model_gpus(wildcards):
-    """One for each job, none where the model is set to be on a CPU.
+    """1, or 0 if the model's device is `cpu`.
 
-    With `auto` the number of GPUs limits how many jobs go on at once, with or without a GPU.
+    With `auto` the resource `gpu` limits the number of jobs at once, even without a GPU.
     """
     return int(SETTINGS["models"][wildcards.model]["device"] != "cpu")
 
 
 def generate_gpus(wildcards):
-    """None is counted where several runs share one, so that cores are the limit."""
+    """0 if several runs share a GPU, so that cores are the limit."""
     return model_gpus(wildcards) if SETTINGS["session"]["batch_size"] == 1 else 0
 
 
@@ -237,7 +246,7 @@ def on_gpu(wildcards, rulename):
 
 
 def refuse_batches_on_a_scheduler():
-    """There each job would have a GPU's memory to share with nobody, or no GPU at all."""
+    """On a scheduler each job has its own GPU or none, so runs cannot share one."""
     batch_size = SETTINGS["session"]["batch_size"]
     if batch_size > 1 and workflow.non_local_exec:
         raise WorkflowError(
@@ -247,12 +256,12 @@ def refuse_batches_on_a_scheduler():
 
 
 def one_on_a_scheduler(wildcards):
-    """Of the resource `serial`: a group's jobs run one after another there."""
+    """The resource `serial`: on a scheduler a group's jobs run one after another."""
     return int(workflow.non_local_exec)
 
 
 def by_attempt(amount):
-    """Minutes or MB of a job; more if it is tried again, for they may have run short."""
+    """Minutes or MB of a job; a later attempt gets more, since they may have been too few."""
 
     def amount_for_attempt(wildcards, attempt):
         return amount * attempt

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
-from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
 from kvfidelity.worker.command import add_model_options, submit, worker_config
 from kvfidelity.worker.job import GenerateJob
 from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--recall", required=True, type=Path)
     options = parser.parse_args()
     options.code_digest = options.code_digest or stage_digest("generate")
+    options.policies_digest = options.policies_digest or policies_digest()
     job = GenerateJob(
         spec=options.spec,
         pool=str(options.pool.resolve()),

@@ -17,7 +17,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
-from kvfidelity.worker.usage import BATCH_SIZE, CPU, PEAK, WALL
+from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 
 #: How many parts of a run key a rule's jobs have: 1 is the model, 2 model and dataset.
 DEPTHS = {

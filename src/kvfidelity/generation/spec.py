@@ -33,7 +33,7 @@ class RunSpec:
         attention-weighted metrics exist for all.
     share_prefix: compute the turns before the first eviction once for all policies.
     recall: questions about what was said before, see `generation.recall.RecallSetting`.
-    policy_files, policy_digest: paths and content digest of the user's policy files.
+    policy_files: where a policy of the user's own is. policy_digest: of the policy's code.
     """
 
     model: str

@@ -1,9 +1,9 @@
-"""Results that came without Snakemake's records: dated by what they say of themselves.
+"""Dates results that came without Snakemake's records by their own notes.
 
-Snakemake decides by the times of files where it has no record of them, and copying, cloning and
-unpacking give files any times. So files without a record are dated in the order in which the
-workflow makes them, and those whose own notes say that they are not what the configuration would
-make are dated before everything: Snakemake then plans exactly the latter, and what follows.
+Where Snakemake has no record of a file, its time decides, and copying, cloning and unpacking give
+files any times. So files without a record are dated in the order in which the workflow makes them.
+Files whose notes differ from what the configuration would make are dated before all others:
+Snakemake then plans exactly those, and what follows from them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.rule_params import TOKENIZER
 from kvfidelity.pipeline.staleness import Expectations
+from kvfidelity.records.grid import TOKENIZER
 
-#: Beside Snakemake's own records; which files were dated, and when to.
+#: Which files were dated, and to which time; next to Snakemake's own records.
 LEDGER = Path(".snakemake/kvfidelity-adopted.json")
 RECORDS = Path(".snakemake/metadata")
 #: Before any file of the workflow.
 LONG_AGO = 946_684_800 * 10**9
-#: Stages in the order in which they are made; one that is not named is not dated.
+#: Stages in the order in which they are made; files of other stages are not dated.
 STAGES = (
     "dialogues",
     "corruptions",
@@ -39,9 +39,9 @@ STAGES = (
     "figures",
     "report.html",
 )
-#: Within `tables`: written from the others.
+#: Tables that are made from other tables.
 LATER_TABLES = ("reliability", "comparisons", "costs", "claims")
-#: Written with the page.
+#: Tables that are written with the page.
 REPORT_TABLES = ("jobs",)
 LATER_ENDINGS = (".md", ".tex")
 STEP_NS = 10**6
@@ -52,18 +52,18 @@ TIMESTAMP = ".snakemake_timestamp"
 
 @dataclass
 class Adopted:
-    """What was found without a record."""
+    """Files without a record: how many are up to date; which are not, and why."""
 
     current: int = 0
     stale: list[tuple[Path, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         count = self.current + len(self.stale)
-        said = f"{count} files in the results were not made here"
+        text = f"{count} files in the results were not made here"
         if not self.stale:
-            return f"{said}; by their own notes they are up to date"
+            return f"{text}; by their own notes they are up to date"
         path, reason = self.stale[0]
-        return f"{said}; {len(self.stale)} of them are made again, such as {path}: {reason}"
+        return f"{text}; {len(self.stale)} of them are made again, such as {path}: {reason}"
 
 
 def adopt(expected: Expectations, results: Path) -> Adopted | None:
@@ -71,7 +71,7 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
 
     A file keeps the time it was given until it is made again or is no longer current.
     """
-    # With records in a database (`--persistence-backend db`) Snakemake knows all there is to know.
+    # With `--persistence-backend db` the records are in a database, which is not read here.
     if not results.is_dir() or (RECORDS.with_suffix(".db")).exists():
         return None
     known = set(_recorded())
@@ -86,7 +86,7 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
             reason = expected.stale(path) if path.suffix == ".parquet" else None
         except UserError as error:
             reason = str(error)
-        # Kept for what is stale too: the configuration may be changed back.
+        # Kept for stale files too: the configuration may be changed back.
         moment = dates[str(path)] = ledger.get(str(path), now - STEP_NS * (100 - rank))
         if reason:
             found.stale.append((path, reason))
@@ -112,16 +112,16 @@ def _recorded() -> Iterator[str]:
 
 def _ranked(results: Path) -> Iterator[tuple[int, Path]]:
     for rank, stage in enumerate(STAGES):
-        place = results / stage
-        for path in [place] if place.is_file() else place.rglob("*"):
-            # Snakemake dates a folder that is an output by a hidden file in it, or by itself.
+        top = results / stage
+        for path in [top] if top.is_file() else top.rglob("*"):
+            # A folder that is an output has the time of a hidden file in it, or its own.
             output = path.is_file() and not path.name.startswith(".")
             if output or path.name in FOLDERS or path.name == TIMESTAMP:
                 yield 2 * rank + _later(path) if stage == "tables" else 2 * rank, path
 
 
 def _later(table: Path) -> int:
-    """By how much a table is made after the first ones."""
+    """How many steps after the first tables a table is made."""
     if table.stem in REPORT_TABLES:
         return 2 * len(STAGES)
     return int(table.stem in LATER_TABLES or table.suffix in LATER_ENDINGS)

@@ -1,138 +1,109 @@
 """A digest of the code that a stage's artifacts depend on.
 
-Snakemake does not see imported modules. So each rule carries its stage's digest in its parameters:
-a change in what matters reruns the stage, a change elsewhere does not.
+Snakemake does not see imported modules. So each rule has its stage's digest in its parameters:
+a change that matters reruns the stage, a change elsewhere does not.
+
+What matters is derived. A stage starts at its scripts; from there every import of a module of this
+package is followed, also those inside functions. A module counts by its syntax tree without
+comments, docstrings and annotations, so that rewording and formatting rerun nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from kvfidelity.pipeline.module_digests import ModuleDigests
 from kvfidelity.records.schema_version import SCHEMA_VERSION
 
-ROOT = Path(__file__).resolve().parents[3]
-#: Files and folders by stage, relative to the checkout. Docstrings count: telling code from
-#: comment is not worth a second mechanism.
-STAGES: dict[str, tuple[str, ...]] = {
-    "model": (
-        "workflow/scripts/fetch_model.py",
-        "src/kvfidelity/models/fetch.py",
-        "src/kvfidelity/models/convert.py",
-        "src/kvfidelity/models/gguf_tokenizer.py",
-        "src/kvfidelity/models/checksums.py",
-    ),
-    "dataset": ("workflow/scripts/fetch_dataset.py", "src/kvfidelity/dialogues/fetch.py"),
-    "dialogues": (
-        "workflow/scripts/extract_dialogues.py",
-        "src/kvfidelity/dialogues/cleaning.py",
-        "src/kvfidelity/dialogues/content.py",
-        "src/kvfidelity/dialogues/duplicates.py",
-        "src/kvfidelity/dialogues/extract.py",
-        "src/kvfidelity/dialogues/join.py",
-        "src/kvfidelity/dialogues/pool.py",
-        "src/kvfidelity/dialogues/segments.py",
-        "src/kvfidelity/dialogues/selection.py",
-        "src/kvfidelity/dialogues/formats",
-    ),
-    "lengths": ("workflow/scripts/lengths.py", "src/kvfidelity/dialogues/lengths.py"),
-    "generate": (
-        "src/kvfidelity/cache",
-        "src/kvfidelity/dialogues/needle_facts.py",
-        "src/kvfidelity/dialogues/needles.py",
-        "src/kvfidelity/dialogues/segments.py",
-        "src/kvfidelity/metrics/positions.py",
-        "src/kvfidelity/metrics/likelihood.py",
-        "src/kvfidelity/models/load.py",
-        "src/kvfidelity/decoding",
-        "src/kvfidelity/generation",
-        "src/kvfidelity/prefix",
-        "src/kvfidelity/records/columns.py",
-        "src/kvfidelity/records/frames.py",
-        "src/kvfidelity/sizes.py",
-        "src/kvfidelity/worker/job.py",
-    ),
-    "measure": ("workflow/scripts/measure.py", "src/kvfidelity/metrics/text.py"),
-    "judge": (
-        "workflow/scripts/request_judge_batch.py",
-        "workflow/scripts/compare_replies.py",
-        "workflow/scripts/judge.py",
-        "src/kvfidelity/judges",
-    ),
-    "corrupt_replies": (
-        "workflow/scripts/corrupt_replies.py",
-        "src/kvfidelity/judges/corruptions.py",
-    ),
-    "test_judge": (
-        "workflow/scripts/compare_replies.py",
-        "workflow/scripts/test_judge.py",
-        "src/kvfidelity/judges",
-        "src/kvfidelity/metrics/text.py",
-    ),
-    "judge_reliability": (
-        "workflow/scripts/judge_reliability.py",
-        "src/kvfidelity/analysis/comparisons.py",
-        "src/kvfidelity/analysis/finite.py",
-        "src/kvfidelity/analysis/reliability.py",
-        "src/kvfidelity/analysis/statistics.py",
-        "src/kvfidelity/analysis/table_files.py",
-        "src/kvfidelity/judges/pairwise.py",
-        "src/kvfidelity/judges/corruptions.py",
-        "src/kvfidelity/judges/verdict.py",
-    ),
-    "merge": ("workflow/scripts/merge.py", "src/kvfidelity/pipeline/merge.py"),
-    "aggregate": (
-        "workflow/scripts/aggregate.py",
-        "src/kvfidelity/analysis/environments.py",
-        "src/kvfidelity/analysis/finite.py",
-        "src/kvfidelity/analysis/columns.py",
-        "src/kvfidelity/analysis/overshoot.py",
-        "src/kvfidelity/analysis/own_replies.py",
-        "src/kvfidelity/analysis/predictors.py",
-        "src/kvfidelity/analysis/recall.py",
-        "src/kvfidelity/analysis/statistics.py",
-        "src/kvfidelity/analysis/table_files.py",
-        "src/kvfidelity/analysis/tables.py",
-        "src/kvfidelity/analysis/verdicts.py",
-        "src/kvfidelity/analysis/window.py",
-    ),
-    "claims": (
-        "workflow/scripts/claims.py",
-        "src/kvfidelity/analysis/claims.py",
-        "src/kvfidelity/analysis/finite.py",
-        "src/kvfidelity/analysis/statistics.py",
-        "src/kvfidelity/analysis/table_files.py",
-    ),
-    "paper_tables": (
-        "workflow/scripts/paper_tables.py",
-        "src/kvfidelity/report/paper_tables.py",
-        "src/kvfidelity/report/formatting.py",
-    ),
-    "report": (
-        "workflow/scripts/figures.py",
-        "workflow/scripts/report.py",
-        "src/kvfidelity/analysis",
-        "src/kvfidelity/report",
-    ),
+PACKAGE = Path(__file__).resolve().parents[1]
+SCRIPTS = PACKAGE.parents[1] / "workflow" / "scripts"
+#: Where a stage starts: scripts (`name.py`) and modules. A stage without an entry starts at the
+#: script of its name.
+ROOTS: dict[str, tuple[str, ...]] = {
+    "model": ("fetch_model.py",),
+    "dataset": ("fetch_dataset.py",),
+    "dialogues": ("extract_dialogues.py",),
+    # Not the script: which process computes a run, and how it is asked, changes no run.
+    "generate": ("kvfidelity.worker.job", "kvfidelity.decoding.scheduler"),
+    "judge": ("judge.py", "request_judge_batch.py", "compare_replies.py"),
+    "test_judge": ("test_judge.py", "compare_replies.py"),
+    "merge": ("merge.py", "kvfidelity.pipeline.merge"),
+    "report": ("figures.py", "report.py"),
 }
-#: Stages that write no artifact of their own: a new schema version does not rerun them.
-WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths", "paper_tables"})
+#: Modules that are not followed. The workflow's own decide what is run with which parameters, and
+#: those are compared themselves; the others only word what goes wrong.
+NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
+#: Counted by its number, and only for stages that write artifacts.
+VERSION_MODULE = "kvfidelity.records.schema_version"
+#: Stages that write no artifact: a new schema version does not rerun them.
+WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths"})
+#: Its modules are found when a run needs one; a run's parameters have the digest of its policy.
+POLICIES = "kvfidelity.cache.policies"
+DIGITS = 12
 
 
 @cache
 def stage_digest(stage: str) -> str:
-    """SHA-256 over the stage's source files, and over the schema version if it writes artifacts.
+    """The digest of a stage's code, 12 hex digits, read once in a process.
 
-    12 hex digits; the files are read once in a process.
+    Raises:
+        FileNotFoundError: neither an entry of ROOTS nor a script has this name.
     """
-    hasher = hashlib.sha256()
-    if stage not in WITHOUT_ARTIFACTS:
-        hasher.update(f"schema version {SCHEMA_VERSION}\0".encode())
-    for entry in STAGES[stage]:
-        path = ROOT / entry
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.suffix in {".py", ".j2", ".css", ".js"}:
-                hasher.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
-    return hasher.hexdigest()[:12]
+    version = "" if stage in WITHOUT_ARTIFACTS else f"schema version {SCHEMA_VERSION}"
+    return _digest(closure(ROOTS.get(stage, (f"{stage}.py",))), version)
+
+
+@cache
+def policy_digest(module: str) -> str:
+    """The digest of a built-in policy's code beyond that of stage `generate`; 12 hex digits."""
+    return _digest(_beyond_generate((module,)))
+
+
+@cache
+def policies_digest() -> str:
+    """The digest of all built-in policies: a process that is kept warm has imported them."""
+    return _digest(_beyond_generate(_modules().modules_in(POLICIES)))
+
+
+def closure(roots: Sequence[str]) -> list[str]:
+    """The roots and all modules of this package that they import, directly or not; sorted."""
+    modules, found, waiting = _modules(), set(), list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        waiting += [other for other in _followed(modules, name) if other not in found]
+    return sorted(found)
+
+
+def _beyond_generate(roots: Sequence[str]) -> list[str]:
+    return sorted(set(closure(roots)) - set(closure(ROOTS["generate"])))
+
+
+def _followed(modules: ModuleDigests, name: str) -> Iterator[str]:
+    for imported in modules.imports(name):
+        # The root package only says where its public names are.
+        skipped = imported in ("kvfidelity", VERSION_MODULE) or any(
+            imported == other or imported.startswith(f"{other}.") for other in NOT_FOLLOWED
+        )
+        if not skipped:
+            yield imported
+    for package in modules.searched_packages(name):
+        if package != POLICIES:
+            yield from modules.modules_in(package)
+
+
+def _digest(names: Sequence[str], *more: str) -> str:
+    modules = _modules()
+    parts = [*more, *(f"{name} {modules.digest(name)}" for name in names)]
+    modules.save()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGITS]
+
+
+@cache
+def _modules() -> ModuleDigests:
+    return ModuleDigests(PACKAGE, SCRIPTS)

@@ -1,7 +1,7 @@
-"""Results that were made in several places, on several clusters say, put into one folder.
+"""Puts results that were made in several places, such as two clusters, into one folder.
 
-A run is taken whole, with its measures and what judges said of it, from the first folder that has
-it. What a folder lacks beside the generated replies is for the workflow to make.
+A run is taken from the first folder that has it, with its metrics and verdicts. The workflow makes
+what is missing, except generated replies.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.rule_params import TOKENIZER, run_spec
-from kvfidelity.records.grid import cells, run_keys
+from kvfidelity.pipeline.rule_params import run_spec
+from kvfidelity.records.grid import RUN_FIELDS, TOKENIZER, cells, run_keys
 
 GENERATE_OUTPUTS = ("turns", "evictions", "recall")
 MANIFEST = "manifest.json"
-RUN_KEY = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
 
 
 def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
-    """For the artifacts of the configuration's runs, by path below results, the file to take.
+    """The file to take for each artifact of the configuration's runs, by path below results.
 
     Raises:
-        UserError: none is listed, one is not there, or a run is in none of them.
+        UserError: no folder is listed, a folder is missing, or no folder has one of the runs.
     """
     folders = [Path(folder) for folder in settings["merge"]]
     if not folders:
@@ -56,22 +55,22 @@ def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Check and copy what `sources` names.
+    """Check and copy the files that `merge_sources` names.
 
     Returns:
-        What was taken from where: `runs` by folder, `also_in`: runs that further folders have, and
-        `differing`: those of them that are not the same there.
+        `runs`: number of runs by folder; `also_in`: runs that other folders have too; `differing`:
+        those of them whose content differs.
 
     Raises:
-        UserError: an artifact is missing or damaged, was made with another configuration or other
-            code than the rest, or the folders' dialogues are not the same.
+        UserError: an artifact is missing or corrupt, was made with another configuration or other
+            code than the rest, or the folders' dialogues differ.
     """
     from kvfidelity.records.artifacts import replacing
 
     found = merge_sources(settings)
-    digests: dict[str, Path] = {}
+    codes: dict[str, tuple[str, Path]] = {}
     for name, file in found.items():
-        _check(settings, name, file, digests)
+        _check(settings, name, file, codes)
     _same_dialogues(settings)
     for name, file in found.items():
         with replacing(out / name) as temporary:
@@ -111,7 +110,7 @@ def _files_of_pair(pair: str, origin: Path, settings: Mapping[str, Any]) -> Iter
 def _pairs(
     settings: Mapping[str, Any], folder_of: Mapping[str, Path | None]
 ) -> Iterator[tuple[str, Path]]:
-    """Each model with each data set it was run on, and the folder of its first run."""
+    """Each pair of model and dataset, and the folder of its first run."""
     for model, dataset in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
         pair = f"{model}/{dataset}"
         yield (
@@ -122,7 +121,10 @@ def _pairs(
         )
 
 
-def _check(settings: Mapping[str, Any], name: str, file: Path, digests: dict[str, Path]) -> None:
+def _check(
+    settings: Mapping[str, Any], name: str, file: Path, codes: dict[str, tuple[str, Path]]
+) -> None:
+    """Check one artifact; `codes` has the digest of each part of the code, and its first file."""
     if name.startswith("dialogues/"):
         if file.name == MANIFEST:
             _manifest(file)
@@ -133,25 +135,30 @@ def _check(settings: Mapping[str, Any], name: str, file: Path, digests: dict[str
         raise UserError(f"merge: {file} does not exist: finish the workflow there first")
     metadata = read_metadata(file)
     if digest(read_parquet(file, kind=metadata.get("kind", ""))) != metadata["digest"]:
-        raise UserError(f"merge: {file} is damaged (its digest): make it anew where it is from")
+        raise UserError(
+            f"merge: {file} is corrupt (digest mismatch); make it again where it was made"
+        )
     if not name.startswith("generate/"):
         return
-    _same_spec(settings, name, file, json.loads(metadata["spec"]))
-    digests.setdefault(metadata["code"], file)
-    if len(digests) > 1:
-        first, second = digests.values()
-        raise UserError(
-            f"merge: {first} and {second} were made by different code: run the older ones again "
-            "with "
-            "the newer version"
-        )
+    spec = json.loads(metadata["spec"])
+    _same_spec(settings, name, file, spec)
+    made_by = {"generate": metadata["code"]}
+    if not spec.get("policy_files"):
+        made_by[spec["kind"]] = spec.get("policy_digest", "")
+    for part, found in made_by.items():
+        known, first = codes.setdefault(part, (found, file))
+        if found != known:
+            raise UserError(
+                f"merge: {first} and {file} were made by different code: run the older ones again "
+                "with the newer version"
+            )
 
 
 def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping[str, Any]) -> None:
     from kvfidelity.pipeline.staleness import differing_setting
 
     home = Path(str(file)[: -len(name)])
-    wildcards = dict(zip(RUN_KEY, name.split("/")[1:], strict=False))
+    wildcards = dict(zip(RUN_FIELDS, name.split("/")[1:], strict=False))
     if reason := differing_setting(spec, run_spec(settings, home, **wildcards)):
         raise UserError(
             f"merge: {file} was made with {reason}: merge with the configuration that the runs "
@@ -160,7 +167,7 @@ def _same_spec(settings: Mapping[str, Any], name: str, file: Path, spec: Mapping
 
 
 def _same_dialogues(settings: Mapping[str, Any]) -> None:
-    """Ordinal 003 must be the same dialogue everywhere."""
+    """Check that a dialogue number, such as 003, means the same dialogue in all folders."""
     for pair in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
         manifest = f"dialogues/{'/'.join(pair)}/{MANIFEST}"
         files = [Path(folder) / manifest for folder in settings["merge"]]
@@ -168,18 +175,17 @@ def _same_dialogues(settings: Mapping[str, Any]) -> None:
         for file in existing[1:]:
             if _manifest(file) != _manifest(existing[0]):
                 raise UserError(
-                    f"merge: {existing[0]} and {file} differ: the folders' dialogues are not the "
-                    "same "
-                    "and cannot be compared; extract them from one file with one `select`"
+                    f"merge: {existing[0]} and {file} differ: the folders have other dialogues and "
+                    "cannot be compared; extract them from one file with one `select`"
                 )
 
 
 def _manifest(file: Path) -> dict[str, Any]:
-    """A manifest, but for where the data lay on that machine."""
+    """A manifest without the path of the data on that machine."""
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"merge: {file} cannot be read ({error}): make it anew there") from None
+        raise UserError(f"merge: {file} cannot be read ({error}): make it again there") from None
     content.get("provenance", {}).pop("path", None)
     return content
 

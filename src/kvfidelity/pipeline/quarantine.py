@@ -1,4 +1,4 @@
-"""Files that verify found wrong, moved out of a results folder: nothing is deleted."""
+"""Moves files that `verify` found wrong out of a results folder; nothing is deleted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import polars as pl
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.verify import Finding, State
 
-#: What is missing is made by Snakemake when asked for.
+#: A missing file cannot be moved.
 MOVED = frozenset(State) - {State.MISSING}
-#: Of these few are expected. Many mean that the reader is wrong, not the files.
+#: A few such files are expected; many mean that the reader is wrong, not the files.
 SUSPECT = frozenset({State.DAMAGED, State.MISPLACED})
-#: How many of them are moved without `force`: a share of all files, but always a handful.
-SHARE = 0.05
-HANDFUL = 5
+#: Without `force` at most this share of all files is moved, or this number if that is more.
+MAX_SHARE = 0.05
+MAX_NUMBER = 5
 
 
 def move_aside(
@@ -27,21 +27,21 @@ def move_aside(
     """Move what is wrong into a new folder next to `results`, under the same relative path.
 
     Args:
-        files: how many files the results folder holds.
-        force: move them however many they are.
+        files: number of files in the results folder.
+        force: move them even if they are many.
 
     Returns:
-        How many files were moved, and the folder.
+        The number of moved files, and the folder.
 
     Raises:
-        UserError: too many are wrong for damage to be likely; nothing was moved.
+        UserError: so many files are wrong that damage is unlikely; nothing was moved.
     """
     suspect = sum(finding.state in SUSPECT for finding in findings)
-    if not force and suspect > max(HANDFUL, SHARE * files):
+    if not force and suspect > max(MAX_NUMBER, MAX_SHARE * files):
         raise UserError(
-            f"{suspect} of {files} files look damaged or misplaced, more than {SHARE:.0%}: likely "
-            "they are whole, and another version of this code or of polars (here "
-            f"{pl.__version__}) wrote them; nothing was moved; if they are damaged indeed, add "
+            f"{suspect} of {files} files look damaged or misplaced, more than {MAX_SHARE:.0%}: "
+            "likely they are whole, and another version of this code or of polars (here "
+            f"{pl.__version__}) wrote them; nothing was moved; if they really are damaged, add "
             "--force: make verify ARGS='--remove --force'"
         )
     wrong = [finding.path for finding in findings if finding.state in MOVED]
@@ -54,9 +54,9 @@ def move_aside(
 
 
 def _new_folder(results: Path) -> Path:
-    """Where no earlier call has moved anything; made with its first file."""
-    place = results.absolute()
-    named = place.with_name(f"{place.name}.removed") / time.strftime("%Y-%m-%dT%H-%M-%S")
+    """A folder that does not exist yet."""
+    whole = results.absolute()
+    named = whole.with_name(f"{whole.name}.removed") / time.strftime("%Y-%m-%dT%H-%M-%S")
     folder, further = named, 1
     while folder.exists():
         further += 1

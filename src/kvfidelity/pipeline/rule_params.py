@@ -21,9 +21,9 @@ from kvfidelity.judges.requests import Limits
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
-from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
-from kvfidelity.records.grid import NO_THRESHOLD, Cell, cells
+from kvfidelity.records.grid import NO_THRESHOLD, TOKENIZER, Cell, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
 
@@ -57,8 +57,6 @@ SOURCE = (
     "file",
     "path",
 )
-#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
-TOKENIZER = "tokenizer"
 
 
 def as_parameters(entry: Mapping[str, Any], stage: str) -> str:
@@ -108,13 +106,17 @@ def run_spec(
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION_KEYS}
-    if entry["kind"] not in policy_schemas():
-        # One of the user's own: only such runs depend on these files.
-        files = settings["policy_files"]
-        content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
-        spec["policy_files"] = list(files)
-        spec["policy_digest"] = hashlib.sha256(content).hexdigest()[:12]
-    return spec
+    if known := policy_schemas().get(entry["kind"]):
+        # A policy's code is in the parameters of its own runs, so that a new one reruns no others.
+        # Merged runs may be older than this code; `merge` compares their policies' code.
+        digest = {} if settings["merge"] else {"policy_digest": policy_digest(known["module"])}
+        return spec | digest
+    files = settings["policy_files"]
+    content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
+    return spec | {
+        "policy_files": list(files),
+        "policy_digest": hashlib.sha256(content).hexdigest()[:12],
+    }
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:

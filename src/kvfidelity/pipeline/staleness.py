@@ -1,9 +1,9 @@
 """Whether an artifact is what this configuration and this code would make, by its own notes.
 
-Snakemake knows with which parameters it made a file only as long as its folder `.snakemake` is
-there. Results that are copied without it carry the same knowledge in their Parquet metadata:
-`code`, the digest of the stage's code; `settings`, of its part of the configuration (runs carry
-theirs in full, as `spec`); `inputs`, the digests of the artifacts that it was made from.
+Snakemake's records of how it made a file are in its folder `.snakemake`. Results that are copied
+without that folder have the same information in their Parquet metadata: `code`, the digest of the
+stage's code; `settings`, the digest of its part of the configuration (a run has that part in full,
+as `spec`); `inputs`, the digests of the artifacts that it was made from.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline import rule_params
 from kvfidelity.pipeline.code_digest import stage_digest
-from kvfidelity.records.grid import baseline_run_key, cells, run_keys
+from kvfidelity.records.grid import CELL_FIELDS, RUN_FIELDS, baseline_run_key, cells, run_keys
 from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
 
-RUN = ("model", "dataset", "policy", "positions", "threshold", "seed", "dialogue")
-#: Of a digest of a run's specification.
+#: Length of the digest of a run's specification.
 SPEC_DIGITS = 8
 GENERATED = ("turns", "evictions", "recall")
 #: Tables by the stage that writes them; any other is not checked.
@@ -29,11 +28,11 @@ TABLES = {"turns": "aggregate", "claims": "claims", "reliability": "judge_reliab
 
 
 def notes_of(stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path) -> dict[str, str]:
-    """What an artifact says of how it was made.
+    """The notes of an artifact: how it was made.
 
     Args:
-        entry: what its stage was given of the configuration.
-        inputs: files that it is made from; one that is not there is not noted.
+        entry: the part of the configuration that its stage was given.
+        inputs: files that it is made from; a missing file is not noted.
     """
     notes = {"code": stage_digest(stage)}
     if entry is not None:
@@ -41,9 +40,9 @@ def notes_of(stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path)
     return notes | input_notes(**inputs)
 
 
-def differing_setting(made: Mapping[str, Any], meant: Mapping[str, Any]) -> str | None:
-    """The first setting of a run that is not as meant: "sinks 4, this configuration says 64"."""
-    plain: dict[str, Any] = json.loads(json.dumps(meant))
+def differing_setting(made: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first setting of a run that is not as expected: "sinks 4, this configuration says 64"."""
+    plain: dict[str, Any] = json.loads(json.dumps(expected))
     for key, value in plain.items():
         found = made.get(key)
         if found == value:
@@ -59,8 +58,8 @@ class Expectations:
     """What the notes of a results folder's artifacts should be.
 
     Args:
-        settings: the checked configuration, or what `specs.table_settings` chooses of it. Only
-            with the former are reasons given in full.
+        settings: the checked configuration, or what `rule_params.table_settings` chooses of it.
+            Only the former gives reasons in full.
         results: the folder.
     """
 
@@ -84,59 +83,61 @@ class Expectations:
         judges = [f"judge/{judge}" for judge in self._scoring_judges()]
         stages = [f"generate/{{}}/{name}" for name in GENERATED] + ["metrics/{}/metrics"]
         stages += [f"{judge}/{{}}/verdicts" for judge in judges]
-        places = sorted(self._runs)
-        return [self._results / f"{s.format(run)}.parquet" for s in stages for run in places]
+        runs = sorted(self._runs)
+        return [self._results / f"{s.format(run)}.parquet" for s in stages for run in runs]
 
     def stale(self, path: Path) -> str | None:
-        """Why an artifact is not what would be made today; None if it is, or says nothing.
+        """Why an artifact is not what would be made today; None if it is, or if it has no notes.
 
         Raises:
             UserError: it is damaged.
         """
         from kvfidelity.records.artifacts import read_metadata
 
-        stage, *place = path.relative_to(self._results).with_suffix("").parts
-        meant = self._expected(stage, place)
-        if meant is None:
+        stage, *parts = path.relative_to(self._results).with_suffix("").parts
+        expected = self._expected(stage, parts)
+        if expected is None:
             return None
         notes = read_metadata(path)
-        if "code" in meant and not self._any_code and notes.get("code") != meant["code"]:
+        if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
         if stage == "generate":
             made = json.loads(notes.get("spec", "{}")) | {"dtype": notes.get("dtype")}
-            if reason := self._other_settings(made, place):
+            if self._any_code and "policy_files" not in made:
+                made.pop("policy_digest", None)
+            if reason := self._other_settings(made, parts):
                 return f"it was made with {reason}"
-        if "settings" in meant and notes.get("settings") != meant["settings"]:
+        if "settings" in expected and notes.get("settings") != expected["settings"]:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
                 if self._digest_of_all() not in (digest, None):
                     return "it was made from other artifacts"
                 continue
-            file = self._input(name, stage, place)
+            file = self._input(name, stage, parts)
             if file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
         return None
 
-    def _expected(self, stage: str, place: list[str]) -> dict[str, str] | None:
-        """The notes that matter, or None where there is nothing to compare with."""
-        settings, run = self._settings, "/".join(place[-1 - len(RUN) : -1])
+    def _expected(self, stage: str, parts: list[str]) -> dict[str, str] | None:
+        """The notes to compare with, or None if there are none."""
+        settings, run = self._settings, "/".join(parts[-1 - len(RUN_FIELDS) : -1])
         if stage == "generate" and run in self._runs:
             return {"code": stage_digest("generate")}
         if stage == "metrics" and run in self._runs:
             return {"code": stage_digest("measure")}
         if stage in ("judge", "comparisons") and run in self._runs:
-            known = settings.get("judges", {}).get(place[0])
-            return notes_of("judge", rule_params.judge_params(settings, place[0])) if known else {}
-        if stage == "dialogues" and place[-1] == "pool" and place[1] in settings["datasets"]:
-            return notes_of("dialogues", rule_params.selection_params(settings, place[1]))
-        if stage == "tables" and place[0] in TABLES:
-            return self._expected_of_table(TABLES[place[0]])
+            known = settings.get("judges", {}).get(parts[0])
+            return notes_of("judge", rule_params.judge_params(settings, parts[0])) if known else {}
+        if stage == "dialogues" and parts[-1] == "pool" and parts[1] in settings["datasets"]:
+            return notes_of("dialogues", rule_params.selection_params(settings, parts[1]))
+        if stage == "tables" and parts[0] in TABLES:
+            return self._expected_of_table(TABLES[parts[0]])
         return None
 
-    def _other_settings(self, made: Mapping[str, Any], place: list[str]) -> str | None:
-        """What a run was made with that is not as configured."""
-        cell = dict(zip(RUN[:-1], place, strict=False))
+    def _other_settings(self, made: Mapping[str, Any], parts: list[str]) -> str | None:
+        """The setting that a run was made with and that is configured otherwise."""
+        cell = dict(zip(CELL_FIELDS, parts, strict=False))
         key = "/".join([*cell.values(), ""])
         if key not in self._specs:
             self._specs[key] = rule_params.run_settings(
@@ -156,9 +157,9 @@ class Expectations:
             case _:
                 return notes_of(stage, self._settings["report"])
 
-    def _input(self, name: str, stage: str, place: list[str]) -> Path | None:
-        """The file that a note's input is, None for one that is not compared."""
-        run = "/".join(place[-1 - len(RUN) : -1])
+    def _input(self, name: str, stage: str, parts: list[str]) -> Path | None:
+        """The file of an input's note, None for an input that is not compared."""
+        run = "/".join(parts[-1 - len(RUN_FIELDS) : -1])
         match name:
             case "turns":
                 return self._results / f"generate/{run}/turns.parquet"
@@ -168,19 +169,19 @@ class Expectations:
                 other = baseline_run_key(self._settings, run)
                 return self._results / f"generate/{other}/turns.parquet"
             case "rubric":
-                entry = self._settings.get("judges", {}).get(place[0])
+                entry = self._settings.get("judges", {}).get(parts[0])
                 return Path(f"resources/rubrics/{entry['rubric']}.md") if entry else None
             case "pool":
-                return self._results / f"dialogues/{place[0]}/{place[1]}/pool.parquet"
+                return self._results / f"dialogues/{parts[0]}/{parts[1]}/pool.parquet"
             case "model":
-                return Path(f"resources/provenance/models/{place[0]}.json")
+                return Path(f"resources/provenance/models/{parts[0]}.json")
             case "dataset":
-                return Path(f"resources/provenance/datasets/{place[1]}.json")
+                return Path(f"resources/provenance/datasets/{parts[1]}.json")
             case _:
                 return None
 
     def _digest(self, file: Path) -> str | None:
-        """None for what is not at hand, such as weights, or damaged: it cannot be compared."""
+        """None for a file that is damaged or not here, such as weights: it cannot be compared."""
         if file not in self._digests:
             try:
                 self._digests[file] = input_digest(file)
@@ -205,7 +206,7 @@ def refuse_stale(expected: Expectations) -> None:
     """Stop before tables are made of artifacts that this configuration would not make.
 
     Raises:
-        UserError: how many there are, the first of them, why, and the remedy.
+        UserError: their number, the first of them, why it is stale, and the remedy.
     """
     paths = expected.inputs_of_tables()
     found = [(path, reason) for path in paths if (reason := expected.stale(path))]
@@ -219,6 +220,6 @@ def refuse_stale(expected: Expectations) -> None:
 
 
 def _settings_digest(entry: Mapping[str, Any]) -> str:
-    # Rules put their code's digest into the same string; it has a note of its own.
+    # Rules put their code's digest into the same string; that has its own note.
     text = json.dumps({k: v for k, v in entry.items() if k != "code"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
-from kvfidelity.records.grid import cells
+from kvfidelity.records.grid import CELL_FIELDS, cells
 from kvfidelity.records.schema_version import SCHEMA_VERSION
 
 #: Kinds whose files are not named after them.
@@ -35,7 +35,6 @@ STAGE_OF_KIND = {
 }
 VERSION = "version."
 TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
-RUN_KEY = ("model", "dataset", "policy", "positions", "threshold", "seed")
 
 
 class State(StrEnum):
@@ -167,8 +166,8 @@ def _check_parquet(path: Path, results: Path, expected: Expectations | None) -> 
         yield Finding(path, State.STALE, reason)
     if "spec" in metadata:
         spec = json.loads(metadata["spec"])
-        identity = tuple(str(spec[name]) for name in RUN_KEY)
-        found = path.relative_to(results).parts[1 : 1 + len(RUN_KEY)]
+        identity = tuple(str(spec[name]) for name in CELL_FIELDS)
+        found = path.relative_to(results).parts[1 : 1 + len(CELL_FIELDS)]
         if identity != found:
             yield Finding(path, State.MISPLACED, f"is the run {'/'.join(identity)}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
+from typing import Any, NamedTuple
 
 from kvfidelity.cache.positions import PositionMode
 
@@ -14,12 +14,52 @@ BASELINE = "baseline"
 #: Without an eviction all modes are equal; the baseline runs under this one.
 BASELINE_POSITIONS = PositionMode.ORIGINAL.value
 NO_THRESHOLD = "none"
+#: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
+TOKENIZER = "tokenizer"
+
+
+class RunKey(NamedTuple):
+    """What tells a run from all others, as written in its path below a stage's folder."""
+
+    model: str
+    dataset: str
+    policy: str
+    positions: str
+    threshold: str
+    seed: str
+    dialogue: str
+    """Its number in the pool, such as "007"; empty where a cell is meant."""
+
+    def path(self) -> str:
+        """Such as smollm2-135m/sharegpt/gist/stale/half/0/007."""
+        return "/".join(self)
+
+    @classmethod
+    def from_path(cls, path: str) -> RunKey:
+        """The key of what `path` returns.
+
+        Raises:
+            TypeError: the path has another number of parts.
+        """
+        return cls._make(path.split("/"))
+
+    @property
+    def cell(self) -> Cell:
+        """The cell that the run is of."""
+        return Cell(*self[:-2], int(self.seed))
+
+
+#: The key's parts by name; all but the last are those of a cell.
+RUN_FIELDS = RunKey._fields
+CELL_FIELDS = RUN_FIELDS[:-1]
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One run but for the dialogue; a policy that never evicts has one cell, at `original` and
-    threshold `none`."""
+    """What runs on all dialogues of a dataset have in common.
+
+    A policy that never evicts has one cell, at `original` and threshold `none`.
+    """
 
     model: str
     dataset: str
@@ -29,14 +69,12 @@ class Cell:
     seed: int
 
     def run_key(self, dialogue: str) -> str:
-        """The run's folder below a stage's folder."""
-        parts = (self.model, self.dataset, self.policy, self.positions, self.threshold)
-        return "/".join((*parts, str(self.seed), dialogue))
+        """The path of the cell's run on a dialogue."""
+        return RunKey._make([*map(str, astuple(self)), dialogue]).path()
 
 
 def cells(settings: Mapping[str, Any]) -> list[Cell]:
-    """All cells, sorted, each once; the baseline is among
-    them for every model, dataset and seed that has any."""
+    """All cells, sorted, each once, with the baseline of every model, dataset and seed."""
     grid = settings["grid"]
     lists = {
         "model": _selected(grid["models"], settings["models"]),
@@ -55,12 +93,12 @@ def cells(settings: Mapping[str, Any]) -> list[Cell]:
 
 
 def dialogues(settings: Mapping[str, Any], dataset: str) -> list[str]:
-    """Ordinals of the dialogues that are run."""
+    """Numbers of the dialogues that are run, such as "007"."""
     return [f"{number:03d}" for number in range(settings["datasets"][dataset]["count"])]
 
 
 def run_keys(settings: Mapping[str, Any]) -> list[str]:
-    """Paths of all runs, dialogue included, dialogue by dialogue: what shares a prefix is near."""
+    """Paths of all runs, dialogue by dialogue, so that runs that share a prefix are neighbours."""
     keys = [
         (cell.model, cell.dataset, dialogue, cell.run_key(dialogue))
         for cell in cells(settings)
@@ -70,14 +108,13 @@ def run_keys(settings: Mapping[str, Any]) -> list[str]:
 
 
 def baseline_run_key(settings: Mapping[str, Any], run: str) -> str:
-    """The path of the run that evicts nothing and that a run is compared with."""
-    model, dataset, policy, positions, threshold, seed, dialogue = run.split("/")
-    cell = Cell(model, dataset, policy, positions, threshold, int(seed))
-    return _baseline_cell(cell, settings).run_key(dialogue)
+    """The path of the baseline that a run is compared with."""
+    key = RunKey.from_path(run)
+    return _baseline_cell(key.cell, settings).run_key(key.dialogue)
 
 
 def compared_run_keys(settings: Mapping[str, Any]) -> list[str]:
-    """Paths of all runs that are compared with another one."""
+    """Paths of all runs but the baselines."""
     return [run for run in run_keys(settings) if baseline_run_key(settings, run) != run]
 
 

@@ -1,4 +1,4 @@
-"""Notes in an artifact's metadata of the files that it was made from."""
+"""Notes in an artifact's metadata: the files that it was made from, what its job took."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from kvfidelity.wheels import file_sha256
 
 #: What the note calls all inputs together.
 ALL = "artifacts"
+#: What a job took of the process that did it; no content digest covers these notes.
+WALL, CPU = "worker_wall_s", "worker_cpu_s"
+PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
 
 
 def input_notes(**files: Path) -> dict[str, str]:

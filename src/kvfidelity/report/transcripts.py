@@ -16,7 +16,7 @@ from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
-from kvfidelity.pipeline.rule_params import TOKENIZER
+from kvfidelity.records.grid import TOKENIZER
 from kvfidelity.report.figures import cached_spans
 from kvfidelity.report.formatting import count
 

@@ -21,6 +21,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix-memory", default="2GiB")
     parser.add_argument("--prefix-disk", default="0GB", help="0GB stores nothing on disk")
     parser.add_argument("--code-digest", default="")
+    parser.add_argument("--policies-digest", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that this machine's jobs use")
     parser.add_argument(
@@ -98,4 +99,5 @@ def worker_config(options: argparse.Namespace) -> WorkerConfig:
         prefix_disk=options.prefix_disk,
         threads=min(options.threads * options.batch_size, len(os.sched_getaffinity(0))),
         batch_size=options.batch_size,
+        policies_digest=options.policies_digest,
     )

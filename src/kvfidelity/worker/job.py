@@ -36,6 +36,8 @@ class WorkerConfig:
     prefix_disk: str
     threads: int
     batch_size: int
+    policies_digest: str = ""
+    """Of all built-in policies: they stay imported, but are no part of `code_digest`."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> WorkerConfig:

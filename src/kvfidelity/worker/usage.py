@@ -10,9 +10,7 @@ import resource
 import sys
 import time
 
-#: Names of the notes; no digest includes them.
-WALL, CPU = "worker_wall_s", "worker_cpu_s"
-PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
+from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 
 
 class Usage:

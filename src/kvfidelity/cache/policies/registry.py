@@ -63,7 +63,7 @@ def build_policy(kind: str, parameters: Mapping[str, Any], files: Iterable[Path]
 
 
 def policy_schema(files: Iterable[Path] = ()) -> dict[str, Any]:
-    """JSON schema of each kind's parameters, with the docstring's first line, by kind."""
+    """JSON schema of each kind's parameters, with the docstring's start and module, by kind."""
     return {kind: _schema_of(policy) for kind, policy in known_policies(files).items()}
 
 
@@ -90,6 +90,7 @@ def _schema_of(policy: type[Policy]) -> dict[str, Any]:
         properties[item.name] = entry
     return {
         "description": " ".join((inspect.getdoc(policy) or "").split("\n\n")[0].split()),
+        "module": policy.__module__,
         "type": "object",
         "properties": properties,
         "required": required,
