@@ -101,3 +101,10 @@ onsuccess:
 
 onerror:
     shell("python workflow/scripts/stop_worker.py")
+    if workflow.non_local_exec:
+        # Snakemake leaves out what a scheduler says when it refuses a group's job.
+        print(
+            "a group that failed without a log of its job was refused by the scheduler: "
+            'docs/cluster.md, "When things break", says how to see why',
+            file=sys.stderr,
+        )

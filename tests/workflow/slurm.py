@@ -9,16 +9,19 @@ import socket
 import stat
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+
+import psutil
+
+from tests.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("node1", "node2", "node3", "node4")
 #: What the controller runs and a node offers; the machine itself may have less. Finished jobs are
-#: remembered for as long as a test may take. A node that does not answer is given up after half a
-#: minute.
+#: remembered for as long as a test may take. A node that does not answer is soon given up, and its
+#: jobs start elsewhere once their credentials have expired, which takes two minutes by default.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -72,13 +75,13 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
-        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
+        self._slurmd: dict[str, subprocess.Popen[bytes]] = {}
 
-    def ask(self, *command: str) -> str:
+    def ask(self, *command: str, check: bool = True) -> str:
         """What one of Slurm's commands prints."""
         done = subprocess.run(
-            command, env=os.environ | self.environment, capture_output=True, text=True, check=True
+            command, env=os.environ | self.environment, capture_output=True, text=True, check=check
         )
         return done.stdout.strip()
 
@@ -88,6 +91,73 @@ class Cluster:
         lines = self.ask("squeue", "--noheader", "-o", "%i %k", "--states", chosen).splitlines()
         return dict(line.split(maxsplit=1) for line in lines)
 
+    def about(self, job: str) -> dict[str, str]:
+        """What Slurm knows of a job, such as NumCPUs, TimeLimit and Restarts."""
+        words = self.ask("scontrol", "show", "job", "--oneliner", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def drain(self) -> None:
+        """Let running jobs end, and start no other."""
+        self.ask("scontrol", "update", "nodename=ALL", "state=drain", "reason=test")
+
+    def resume(self) -> None:
+        """Have all nodes take jobs again."""
+        for node in NODES:
+            self.ask("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        wait_until(self.idle, self.logs)
+
+    def idle(self) -> bool:
+        """Whether every node is up and has nothing to do."""
+        nodes = self.ask("sinfo", "--noheader", "-o", "%D %T", check=False)
+        return nodes == f"{len(NODES)} idle"
+
+    def clear(self) -> None:
+        """Cancel all jobs and wait until they are gone."""
+        self.ask("scancel", "--partition=main", check=False)
+        wait_until(lambda: not self.jobs("PENDING", "RUNNING", "COMPLETING"), self.logs)
+
+    def start(self, node: str) -> None:
+        """Start a node's daemon."""
+        command = ("slurmd", "-D", "-N", node)
+        folder = self._folder_of(node)
+        self._slurmd[node] = _start(self.folder, node, *command, cwd=folder, **self.environment)
+
+    def kill(self, node: str) -> None:
+        """End a node as a loss of power does: its daemon and all that runs on it, at once."""
+        daemon = self._slurmd.pop(node)
+        daemon.kill()
+        daemon.wait()
+        # What watches over a job would tell the controller how it ended.
+        for find in (self._watching, self._working):
+            while found := find(node):
+                _kill(found)
+
+    def end(self) -> None:
+        """End jobs, daemons and whatever is left of either."""
+        with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
+            self.clear()
+        for node in list(self._slurmd):
+            self.kill(node)
+
+    def _folder_of(self, node: str) -> Path:
+        return self.folder / "spool" / node
+
+    def _watching(self, node: str) -> list[psutil.Process]:
+        """Slurm's own processes on a node: they stay in its daemon's folder."""
+        processes = psutil.process_iter(["cwd"])
+        return [one for one in processes if one.info["cwd"] == str(self._folder_of(node))]
+
+    def _working(self, node: str) -> list[psutil.Process]:
+        """Processes of jobs on a node: they find this cluster's programs first."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                around = process.environ()
+                here = around.get("PATH", "").startswith(f"{self.folder}/")
+                if here and around.get("SLURMD_NODENAME") == node:
+                    found.append(process)
+        return found
+
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(
@@ -96,31 +166,30 @@ class Cluster:
         )
 
 
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Start the daemons, wait for the node, and end them and what they started."""
+    """Start the daemons, wait for the nodes, and end them and what they started."""
     folder = Path(tempfile.mkdtemp(prefix="kvf-slurm-"))
     folder.chmod(0o755)  # munged wants its socket's folder open to all
     made = Cluster(folder)
     _configure(folder)
     daemons = [_munged(folder)]
     try:
-        _until(lambda: (folder / "munge.sock").is_socket(), "munged does not listen", made)
+        wait_until((folder / "munge.sock").is_socket, made.logs)
         daemons.append(_start(folder, "slurmctld", "slurmctld", "-D", **made.environment))
         for node in NODES:
-            made.nodes[node] = _start(folder, node, "slurmd", "-D", "-N", node, **made.environment)
-        _until(lambda: _idle(made), "the nodes do not come up", made)
+            made.start(node)
+        wait_until(made.idle, made.logs)
         yield made
     finally:
-        with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
-            made.ask("scancel", "--signal=KILL", "--full", "--partition=main")
-            made.ask("scancel", "--partition=main")
-            _until(lambda: not made.jobs("PENDING", "RUNNING", "COMPLETING"), "jobs stay", made, 20)
-        for daemon in reversed(daemons):
-            daemon.terminate()
+        made.end()
         for daemon in daemons:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                daemon.wait(10)
             daemon.kill()
             daemon.wait()
         shutil.rmtree(folder)
@@ -156,29 +225,18 @@ def _munged(folder: Path) -> subprocess.Popen[bytes]:
     return _start(folder, "munged", "munged", "--force", "--foreground", *options)
 
 
-def _start(folder: Path, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-    with (folder / f"{name}.log").open("wb") as log:
+def _start(
+    folder: Path, name: str, *command: str, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
+    with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             command,
+            cwd=cwd,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
-
-
-def _idle(made: Cluster) -> bool:
-    try:
-        return made.ask("sinfo", "--noheader", "-o", "%D %T") == f"{len(NODES)} idle"
-    except subprocess.CalledProcessError:
-        return False
-
-
-def _until(holds: Callable[[], bool], what: str, made: Cluster, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}\n{made.logs()}"
-        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,35 +1,38 @@
-"""The workflow through profiles/slurm on a real Slurm of one node gives what a local run gives."""
+"""The workflow through profiles/slurm on a Slurm of four nodes gives what a local run gives."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 from tests.workflow.project import Project, environment
 from tests.workflow.slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
-    pytest.mark.timeout(900),  # two and a quarter minutes where nothing else runs
+    pytest.mark.timeout(3000),  # four minutes where nothing else runs
 ]
-#: What this test sets otherwise in the profile: jobs of three runs, as many threads as locally,
-#: Slurm asked every other second, and by squeue, for there is no accounting.
+#: What these tests set otherwise in the profile: as many threads as locally, Slurm asked every
+#: other second, and by squeue, for there is no accounting.
 CHANGES = {
-    "runs_{model}_{dataset}_{dialogue}=16": "runs_{model}_{dataset}_{dialogue}=3",
     "generate=4": "generate=2",
+    "score_corruptions=4": "score_corruptions=2",
     "status-checks: 20": "status-checks: 2",
     "# slurm-status-command: squeue": "slurm-status-command: squeue",
 }
-TABLES = "results/tables/policies.parquet"
+IN_THREES = {"runs_{model}_{dataset}_{dialogue}=16": "runs_{model}_{dataset}_{dialogue}=3"}
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +41,38 @@ def slurm() -> Iterator[Cluster]:
         yield made
 
 
-def start(project: Project, slurm: Cluster, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def copied(project: Project, folder: Path, **changes: str) -> Project:
+    """A project whose profile fits this cluster."""
+    made = project.copy(folder)
+    for old, new in (CHANGES | changes).items():
+        made.edit("profiles/slurm/config.yaml", old, new)
+    return made
+
+
+@contextlib.contextmanager
+def started(
+    project: Project, slurm: Cluster, log: Path, *arguments: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake with the profile; at the end neither it nor a job of its is left."""
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *arguments]
+    path = f"{slurm.folder}/bin{os.pathsep}{environment()['PATH']}"
+    # So that a worker that ends was ended.
+    own = slurm.environment | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": str(FOREVER_S)}
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=project.folder,
-            env=environment() | slurm.environment | {"PATH": path(slurm)},
+            env=environment() | own,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
-
-
-def path(slurm: Cluster) -> str:
-    return f"{slurm.folder}/bin{os.pathsep}{environment()['PATH']}"
-
-
-def wait_for(holds: Callable[[], object], what: str, log: Path, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}\n{log.read_text()[-5000:]}"
-        time.sleep(0.1)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        slurm.clear()
 
 
 def kept(project: Project) -> set[Path]:
@@ -68,8 +81,14 @@ def kept(project: Project) -> set[Path]:
     return {note.parent for note in folder.glob("*/sha256.json")}
 
 
-def generating(slurm: Cluster, *states: str) -> set[str]:
-    return {job for job, about in slurm.jobs(*states).items() if "runs_" in about}
+def of(slurm: Cluster, group: str, *states: str) -> set[str]:
+    """Jobs of a group."""
+    return {job for job, about in slurm.jobs(*states).items() if f"rule_{group}_" in about}
+
+
+def megabytes(slurm: Cluster, job: str) -> int:
+    """Memory that a job asks for."""
+    return int(slurm.about(job)["MinMemoryNode"].removesuffix("M"))
 
 
 def generate_logs(project: Project) -> list[str]:
@@ -85,62 +104,139 @@ def workers(project: Project) -> list[psutil.Process]:
     return found
 
 
+def computing(project: Project, slurm: Cluster) -> tuple[str, str] | None:
+    """A job of generate's that has a worker, and its node."""
+    for worker in workers(project):
+        with contextlib.suppress(psutil.Error):
+            around = worker.environ()
+            if around["SLURM_JOB_ID"] in of(slurm, "runs", "RUNNING"):
+                return around["SLURM_JOB_ID"], around["SLURMD_NODENAME"]
+    return None
+
+
 def test_a_batch_on_a_scheduler_is_one_line(fresh: Project, slurm: Cluster, tmp_path: Path) -> None:
     project = fresh.copy(tmp_path / "project")
     project.configure({"session": {"batch_size": 2}})
     log = tmp_path / "snakemake.log"
-    process = start(project, slurm, log, "generated")
-    try:
-        assert process.wait(60) != 0
-    finally:
-        process.kill()
-        process.wait()
-    assert "error: session.lanes is 2, but a scheduler's jobs run one after" in log.read_text()
+    with started(project, slurm, log, "generated") as process:
+        assert process.wait(LIMIT_S) != 0
+    assert "error: session.batch_size is 2, but a scheduler's jobs run one after" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
-def test_jobs_killed_node_drained_run_resumed_and_artifacts_equal_a_local_runs(
+@pytest.mark.parametrize(
+    ("group", "gpu", "cpus", "memory", "minutes"),
+    [("texts", 0, 1, 2000, 3), ("runs", 1, 2, 3000, 5), ("runs", 0, 2, 3000, 5)],
+)
+def test_sixteen_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
+    finished: Project,
+    slurm: Cluster,
+    tmp_path: Path,
+    group: str,
+    gpu: int,
+    cpus: int,
+    memory: int,
+    minutes: int,
+) -> None:
+    """What --set-resources sets leaves the other requests as they are."""
+    project = copied(finished, tmp_path / "project")
+    sixteen = {f"own{n}": {"kind": "streaming_llm", "sinks": n} for n in range(1, 17)}
+    project.configure({"policies": sixteen})
+    runs = [f"tiny/own/{name}/stale/small/0/000" for name in sixteen]
+    if group == "texts":
+        for run in runs:
+            done = project.folder / "results/generate/tiny/own/streaming/stale/small/0/000"
+            shutil.copytree(done, project.folder / "results/generate" / run)
+        targets = [f"results/metrics/{run}/metrics.parquet" for run in runs]
+    else:
+        targets = [f"results/generate/{run}/turns.parquet" for run in runs]
+    known = [f"generate:{key}" for key in (f"gpu={gpu}", "mem_mb=3000", "runtime=5")]
+    log = tmp_path / "snakemake.log"
+    slurm.drain()
+    try:
+        with started(project, slurm, log, "--set-resources", *known, "--", *targets):
+            wait_until(lambda: of(slurm, group), log.read_text)
+            [asked] = map(slurm.about, of(slurm, group))
+    finally:
+        slurm.resume()
+    assert (asked["NumCPUs"], asked["MinMemoryNode"]) == (str(cpus), f"{memory}M")
+    hours, rest = divmod(16 * minutes, 60)
+    assert asked["TimeLimit"] == f"{hours:02d}:{rest:02d}:00"
+    assert asked.get("TresPerJob", "").count("gpu") == gpu
+
+
+def test_a_group_that_fits_no_node_fails_and_a_line_says_where_to_look(
+    finished: Project, slurm: Cluster, tmp_path: Path
+) -> None:
+    """Snakemake itself says no more than that the group failed."""
+    project = copied(finished, tmp_path / "project")
+    shutil.rmtree(project.folder / "results/metrics")
+    log = tmp_path / "snakemake.log"
+    with started(project, slurm, log, "--set-resources", "measure:mem_mb=64001") as process:
+        assert process.wait(LIMIT_S) != 0
+    output = log.read_text()
+    assert "Error in group texts_tiny_own_000" in output
+    assert "failed without a log of its job was refused by the scheduler: docs/cluster.md" in output
+
+
+def test_a_killed_job_a_lost_node_and_a_resumed_run_give_the_artifacts_of_a_local_run(
     fresh: Project, finished: Project, slurm: Cluster, tmp_path: Path
 ) -> None:
-    project = fresh.copy(tmp_path / "project")
-    for old, new in CHANGES.items():
-        project.edit("profiles/slurm/config.yaml", old, new)
+    project = copied(fresh, tmp_path / "project", **IN_THREES)
     log = tmp_path / "snakemake.log"
-    first = start(project, slurm, log, TABLES)
-    try:
-        # Jobs are killed once one has made its first run, and the node takes no more.
-        wait_for(lambda: kept(project), "no run is finished", log)
-        before, known = kept(project), generating(slurm)
-        killed = generating(slurm, "RUNNING")
-        slurm.ask("scontrol", "update", "nodename=node", "state=drain", "reason=test")
-        slurm.ask("scancel", *killed)
-        # Snakemake hands it in again; it waits for the node.
-        wait_for(lambda: generating(slurm, "PENDING") - known, "no job comes again", log)
-        assert not generating(slurm, "RUNNING")
+    with started(project, slurm, log) as first:
+        # Jobs are killed once one has made its first run, and the nodes take no more.
+        wait_until(lambda: kept(project), log.read_text)
+        before, known = kept(project), of(slurm, "runs")
+        slurm.drain()
+        slurm.ask("scancel", *of(slurm, "runs", "RUNNING"), check=False)
+        # Snakemake hands them in again, for twice the memory; they wait for a node.
+        wait_until(lambda: of(slurm, "runs", "PENDING") - known, log.read_text)
+        assert not of(slurm, "runs", "RUNNING")
+        old, new = (
+            max(megabytes(slurm, job) for job in jobs)
+            for jobs in (known, of(slurm, "runs", "PENDING") - known)
+        )
+        assert new == pytest.approx(2 * old, rel=0.01)
         first.send_signal(signal.SIGINT)
-        assert first.wait(60) != 0
-    finally:
-        first.kill()
-        first.wait()
-    wait_for(lambda: not slurm.jobs(), "jobs stay in the queue", log, 30)
-    slurm.ask("scontrol", "update", "nodename=node", "state=resume")
-    second = start(project, slurm, log, TABLES)
-    try:
-        assert second.wait(400) == 0, log.read_text()[-5000:]
-    finally:
-        second.kill()
-        second.wait()
+        assert first.wait(LIMIT_S) != 0
+    slurm.resume()
+    with started(project, slurm, log) as second:
+        wait_until(lambda: computing(project, slurm), log.read_text)
+        lost: Any = computing(project, slurm)
+        job, node = lost
+        slurm.kill(node)
+        wait_until(lambda: slurm.about(job)["Restarts"] == "1", slurm.logs)
+        assert second.wait(3 * LIMIT_S) == 0, log.read_text()[-5000:]
+    slurm.start(node)
+    assert (slurm.about(job)["JobState"], slurm.about(job)["NodeList"] != node) == (
+        "COMPLETED",
+        True,
+    )
     output = generate_logs(project)
     assert sum("from an earlier job that was killed" in text for text in output) >= len(before)
-    jobs = slurm.jobs("COMPLETED")
-    done = [job for job, about in jobs.items() if "runs_" in about]
-    assert len(done) == 2, "five runs, three a job"
+    # What asks judges ran here, the rest in jobs of Slurm's.
+    done = slurm.jobs("COMPLETED").values()
+    assert {about.split("_")[1] for about in done} == {
+        "dialogues",
+        "runs",
+        "score",
+        "texts",
+        "analysis",
+    }
+    assert len(of(slurm, "runs", "COMPLETED")) == 2, "five runs, three a job"
     # A job's runs share the model: each log is of a run's latest attempt.
     computed = [text for text in output if "from an earlier job" not in text]
-    assert len(computed) > len(done), "too many were finished before the kill to tell"
-    assert sum(text.count("loading") for text in computed) <= len(done)
-    expected = finished.digests()
-    assert project.digests() == {name: expected[name] for name in project.digests()}
-    assert len(project.digests()) > 20
+    assert sum(text.count("loading") for text in computed) <= 3, "one for each job and restart"
+    assert project.digests() == finished.digests()
+    assert files(project) == files(finished)
     assert not kept(project)
-    wait_for(lambda: not workers(project), "workers stay", log, 15)
+    wait_until(lambda: not workers(project), log.read_text)
+
+
+def files(project: Project) -> set[Path]:
+    """What was made, the report among it."""
+    folder = project.folder / "results"
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert Path("report.html") in found
+    return found

@@ -27,6 +27,9 @@ SCORING_COST = 1.3
 SAFETY_FACTOR = 2.0
 MEMORY_MARGIN = 1.2
 START_S = 60.0
+#: Weights read from a shared file system. A group of generate jobs has this in its many
+#: `START_TIMEOUT_S`.
+LOADED_BYTES_PER_S = 1e8
 #: Python, torch, its libraries on a GPU, and what lies between two layers.
 BASE_BYTES = 3e9
 #: Tokens of a dialogue that nothing is known of.
@@ -109,9 +112,10 @@ def estimate_scoring_resources(
     test, dtype = settings["reliability"], settings["models"][model]["dtype"]
     weights, geometry = _parameters_and_geometry(model_dir)
     read = WORD_TOKENS * (test["max_context_words"] + KINDS * test["max_words"])
+    size = weights * BYTES[dtype]
     seconds = test["replies"] * read / _tokens_per_s(weights, on_gpu)
-    memory = weights * BYTES[dtype] + BASE_BYTES + read * geometry.token_bytes(dtype)
-    return _rounded(seconds, memory)
+    seconds += size / LOADED_BYTES_PER_S
+    return _rounded(seconds, size + BASE_BYTES + read * geometry.token_bytes(dtype))
 
 
 def _tokens_per_s(weights: float, on_gpu: bool) -> float:
