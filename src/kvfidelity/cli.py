@@ -1,4 +1,4 @@
-"""How every script ends: a user's mistake is one line, not a traceback."""
+"""The end of every script: a user's mistake is one line, not a traceback."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kvfidelity.errors import OutOfSpaceError, UserError
 def main_guard(function: Callable[[], None]) -> None:
     """Run a script's main function; exit with status 2 and `error: ...` on a UserError.
 
-    A full disk counts as one, and so does a folder that cannot be written to: what was complete
-    stays, and a rerun goes on from there.
+    A full disk and a folder without write permission count as mistakes too: what was complete
+    stays, and a rerun continues from there.
     """
     try:
         function()
@@ -30,7 +30,7 @@ def main_guard(function: Callable[[], None]) -> None:
 
 
 def disk_error(error: OSError) -> UserError | None:
-    """The one-line form of an error that whoever owns the disk can mend; None for any other."""
+    """The one-line form of an error that the owner of the disk can fix; None for other errors."""
     path = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpaceError(

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class OutOfSpaceError(UserError):
-    """The disk is full: nothing was half written, and the message names the folder."""
+    """The disk is full; no file was left half written, and the message names the folder."""
 
 
 class NotFiniteError(UserError):

@@ -1,4 +1,4 @@
-"""Cache sizes as people write them, and what they come to for a model."""
+"""Cache sizes as written in a configuration, and their number of tokens for a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_size(text: str) -> tuple[float, str]:
 
 
 def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
-    """How many tokens a cache of that size holds, rounded down.
+    """Number of tokens in a cache of this size, rounded down.
 
     600MiB of Llama-3-8B in bf16 (131,072 bytes a token) is 4,800 tokens, 600MB is 4,577, and the
     "about 5,600" of arXiv 2511.04686 is 700MiB.
@@ -36,7 +36,7 @@ def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
         window: trained window in tokens.
 
     Raises:
-        UserError: no size, or one that holds no token.
+        UserError: not a size, or a size smaller than one token.
     """
     number, unit = parse_size(text)
     if unit == "tok":
@@ -51,10 +51,10 @@ def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
 
 
 def size_in_bytes(text: str) -> int:
-    """Bytes of a size written in bytes.
+    """Number of bytes of a size that is written in bytes.
 
     Raises:
-        UserError: no size, or one in tokens.
+        UserError: not a size, or a size that is not in bytes.
     """
     number, unit = parse_size(text)
     if unit not in UNITS:

@@ -175,8 +175,8 @@ def _same_dialogues(settings: Mapping[str, Any]) -> None:
         for file in existing[1:]:
             if _manifest(file) != _manifest(existing[0]):
                 raise UserError(
-                    f"merge: {existing[0]} and {file} differ: the folders have other dialogues and "
-                    "cannot be compared; extract them from one file with one `select`"
+                    f"merge: {existing[0]} and {file} differ: the folders' dialogues are not the "
+                    "same and cannot be compared; extract them from one file with one `select`"
                 )
 
 

@@ -1,4 +1,4 @@
-"""What a configuration will take: jobs, compute, judging. Rough, and said to be."""
+"""A rough estimate of what a configuration will take: jobs, compute, judging."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plan_message(settings: Mapping[str, Any]) -> str:
 
 
 def _judging_estimate(settings: Mapping[str, Any], judge: str, count: int) -> str:
-    """What a judge's verdicts will take, those of its test included."""
+    """Cost of a judge's verdicts, with those of its test."""
     entry, session = settings["judges"][judge], settings["session"]
     turns = session["max_turns"] or DEFAULT_TURNS
     if session["replies"] == "reference":

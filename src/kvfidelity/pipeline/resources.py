@@ -1,4 +1,4 @@
-"""What a scheduler is asked for: run time and memory of jobs that load a model, rather too much."""
+"""Run time and memory that a scheduler is asked for, for jobs that load a model: generous."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from kvfidelity.pipeline.plan_estimate import CPU_TOKENS_PER_S, DEFAULT_TURNS, G
 from kvfidelity.records.grid import NO_THRESHOLD
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 
-#: Weights that the two speeds of `estimate` are for. A small model is no faster on a GPU than a
-#: large one: starting kernels takes the time.
+#: Numbers of weights for which `plan_estimate` has the two speeds. On a GPU a small model is not
+#: faster than a large one: starting kernels takes the time.
 CPU_PARAMETERS, GPU_PARAMETERS = 135e6, 8e9
-#: A generated token takes as long as so many that are fed.
+#: Cost of a decoded token, in prefill tokens.
 DECODE_COST = 50
-#: Collecting attention scores: benchmarks/README.md has 1.23.
+#: Cost of collecting attention scores; benchmarks/README.md has 1.23.
 SCORING_COST = 1.3
-#: How far estimates may be off.
+#: Factor by which an estimate may be too low.
 SAFETY_FACTOR = 2.0
 MEMORY_MARGIN = 1.2
 START_S = 60.0
-#: Weights read from a shared file system. A group of generate jobs has this in its many
-#: `START_TIMEOUT_S`.
+#: Reading weights from a shared file system. A group of generate jobs has room for it: `START_S`
+#: counts for each of its runs.
 LOADED_BYTES_PER_S = 1e8
-#: Python, torch, its libraries on a GPU, and what lies between two layers.
+#: Python, torch with its GPU libraries, and activations.
 BASE_BYTES = 3e9
-#: Tokens of a dialogue that nothing is known of.
+#: Tokens of a dialogue of unknown length.
 DEFAULT_TOKENS = 16_000
 #: Planted replies: tokens of a word, and kinds of replies read after one history.
 WORD_TOKENS, KINDS = 2, 8
-#: A model that is not fetched yet is taken to be of Llama-3-8B's size.
+#: A model that is not fetched yet counts as large as Llama-3-8B.
 DEFAULT_GEOMETRY = Geometry(layers=32, kv_heads=8, head_size=128, window=8192)
 
 
@@ -48,7 +48,7 @@ class ResourceEstimate:
     mem_mb: int
 
     def scaled(self, attempt: int) -> ResourceEstimate:
-        """For the so manieth attempt: whatever ran short may have been the cause."""
+        """For a later attempt: the earlier one may have failed for lack of either."""
         return ResourceEstimate(self.minutes * attempt, self.mem_mb * attempt)
 
 
@@ -57,7 +57,7 @@ def computes_on_gpu(device: str, gpus: int) -> bool:
 
     Args:
         device: of the model, as configured.
-        gpus: that the job asks for; decides where the device is `auto`.
+        gpus: number of GPUs that the job asks for; decides if the device is `auto`.
     """
     return gpus > 0 if device == "auto" else device != "cpu"
 
@@ -98,7 +98,7 @@ def estimate_resources(
         threshold_size = settings["thresholds"][run["threshold"]]["at"]
         threshold = size_in_tokens(threshold_size, token_bytes=token_bytes, window=geometry.window)
         cached += 2 * min(prompt_tokens + generated_tokens, 2 * threshold)
-    # Of what jobs in lanes share each asks for its part.
+    # Runs in one batch share these; each asks for its part.
     shared_bytes = (
         parameters * BYTES[model["dtype"]] + size_in_bytes(session["prefix_memory"]) + BASE_BYTES
     )
@@ -108,7 +108,7 @@ def estimate_resources(
 def estimate_scoring_resources(
     settings: Mapping[str, Any], model: str, model_dir: Path, *, on_gpu: bool
 ) -> ResourceEstimate:
-    """What the job needs that scores planted replies; arguments as for `estimate_resources`."""
+    """What a job that scores corrupted replies needs; arguments as for `estimate_resources`."""
     test, dtype = settings["reliability"], settings["models"][model]["dtype"]
     weights, geometry = _parameters_and_geometry(model_dir)
     read = WORD_TOKENS * (test["max_context_words"] + KINDS * test["max_words"])

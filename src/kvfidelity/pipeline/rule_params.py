@@ -1,7 +1,7 @@
-"""What each rule gets of the configuration: only what its artifact depends on.
+"""The part of the configuration that each rule gets: only what its artifact depends on.
 
 Two ways to write the same thing give the same parameters: a policy's defaults are filled in and
-sizes are given in tokens, so that writing a default out reruns nothing.
+sizes are converted to tokens, so that writing a default out reruns nothing.
 """
 
 from __future__ import annotations
@@ -183,12 +183,12 @@ def judge_kind(settings: Mapping[str, Any], judge: str) -> type[Judge]:
 
 
 def is_pairwise(entry: Mapping[str, Any]) -> bool:
-    """Whether a judge compares replies with those of the never evicted run; others give scores."""
+    """Whether a judge compares replies with those of the baseline; other judges give scores."""
     return bool(entry["rubric"] == "pairwise")
 
 
 def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
-    """Judges that are run, those that compare or those that give scores."""
+    """Names of the judges that are run: those that compare, or those that give scores."""
     entries = settings["judges"]
     return [name for name in settings["judging"] if is_pairwise(entries[name]) == pairwise]
 

@@ -1,6 +1,7 @@
-"""What SIGTERM does to Snakemake: it starts no further jobs and waits for the running ones.
+"""A message at once when Snakemake gets SIGTERM.
 
-It says so once a job has ended, which can take minutes. So it is said here, at once.
+Snakemake then starts no further jobs and waits for the running ones. It says so only after a job
+has ended, which can take minutes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from types import FrameType
 
 
 def announce_sigterm(running: Callable[[], int]) -> None:
-    """Write one line to standard error on SIGTERM, then let the handler of before do its work.
+    """Write one line to standard error on SIGTERM, then call the handler that was there before.
 
     Args:
-        running: says how many jobs are running.
+        running: gives the number of running jobs.
     """
     before = signal.getsignal(signal.SIGTERM)
 
@@ -32,7 +33,7 @@ def announce_sigterm(running: Callable[[], int]) -> None:
 
 
 def message(jobs: int, group: int) -> str:
-    """The line for that many jobs, whose processes are in that group."""
+    """The line for this number of jobs in this process group."""
     some = "1 running job" if jobs == 1 else f"{jobs} running jobs"
     return (
         f"SIGTERM: no further job starts; waiting for {some} to end; Ctrl-C or `kill -INT -- "

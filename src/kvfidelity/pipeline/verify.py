@@ -43,15 +43,15 @@ class State(StrEnum):
     DAMAGED = "damaged"
     """Cannot be read, or its content is not what its digest says."""
     MISPLACED = "misplaced"
-    """Whole, but of another run or kind than its path says."""
+    """Whole, but its run or kind is not the one of its path."""
     LEFT_OVER = "left over"
-    """Half written by a process that is gone."""
+    """Half written by a process that has ended."""
     OUTDATED = "outdated"
-    """Of an older schema version: this code cannot read it."""
+    """Written with an older schema version; this code cannot read it."""
     STALE = "stale"
     """Not what this configuration and this code would make."""
     MISSING = "missing"
-    """Made from by others that are there, so that Snakemake does not make it again by itself."""
+    """Others were made from it and exist, so Snakemake does not make it again by itself."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[in
     cannot read it.
 
     Returns:
-        How many files were looked at, and what was found, in the order of paths.
+        The number of files, and the findings in the order of paths.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not results.is_dir():
         raise UserError(f"{results} is no folder: name the one that the workflow wrote")
@@ -91,7 +91,7 @@ def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[in
 
 
 def other_versions(results: Path) -> Counter[tuple[str, str, str]]:
-    """How many artifacts were made with another version of a package than is installed.
+    """Number of artifacts that were made with another version of a package than is installed.
 
     Returns:
         Counts by (package, version it was made with, installed version).
@@ -118,7 +118,7 @@ def _installed(package: str) -> str:
 
 
 def _missing(settings: Mapping[str, Any] | None, results: Path) -> Iterator[Finding]:
-    """Dialogues of runs that are there."""
+    """Missing dialogues of existing runs."""
     if settings is None or settings["merge"]:
         return
     for model, dataset in sorted({(cell.model, cell.dataset) for cell in cells(settings)}):
