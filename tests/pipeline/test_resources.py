@@ -72,4 +72,4 @@ def test_more_planted_replies_take_longer() -> None:
 
 
 def test_a_second_attempt_asks_for_twice() -> None:
-    assert ResourceEstimate(5, 3000).times(2) == ResourceEstimate(10, 6000)
+    assert ResourceEstimate(5, 3000).scaled(2) == ResourceEstimate(10, 6000)

@@ -23,9 +23,9 @@ GROUPS = {
     "dialogues_tiny_own": {"extract_dialogues", "lengths", "corrupt_replies"},
     "runs_tiny_own_000": {"generate"},
     "texts_tiny_own_000": {"measure"},
-    "analysis": {"aggregate", "judge_reliability", "claims", "figures", "report"},
+    "analysis": {"aggregate", "judge_reliability", "claims", "paper_tables", "figures", "report"},
 }
-#: Rules outside any group. All but `score_corruptions`, which is a job of its own, run where the workflow
+#: Rules outside any group. `score_corruptions` is a job by itself; the others run where the workflow
 #: was started.
 ALONE = {"fetch_model", "fetch_dataset", "judge", "score_corruptions", "test_judge", "all"}
 ASKING = {"request_judge_batch", "compare_replies", "test_pairwise_judge"}
