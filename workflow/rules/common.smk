@@ -76,7 +76,7 @@ def merged_files():
 SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
-RUN = "/".join(f"{{{name}}}" for name in RUN_FIELDS)
+RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
 
 # Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
 # Short options may be joined, as in `-np`.
@@ -206,6 +206,17 @@ def verdicts(wildcards):
         for judge in active_judges(SETTINGS, pairwise=False)
         for path in artifacts(f"judge/{judge}", "verdicts.parquet")
     ]
+
+
+def figure_for_report(figure):
+    """A figure's SVG with its place and caption in Snakemake's own report."""
+    settings = SETTINGS["report"]
+    caption = figure.caption_with(settings["confidence"], settings["resamples"])
+    return report(
+        f"results/figures/{figure.name}.svg",
+        category=figure.category,
+        labels={"figure": figure.name, "shows": caption},
+    )
 
 
 def gpus():

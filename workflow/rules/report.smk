@@ -29,17 +29,6 @@ FOR_PAPERS = [
 ]
 
 
-def figure_for_report(figure):
-    """A figure's SVG with its place and caption in Snakemake's own report."""
-    settings = SETTINGS["report"]
-    caption = figure.caption_with(settings["confidence"], settings["resamples"])
-    return report(
-        f"results/figures/{figure.name}.svg",
-        category=figure.category,
-        labels={"figure": figure.name, "shows": caption},
-    )
-
-
 rule aggregate:
     input:
         artifacts("generate", "turns.parquet"),
