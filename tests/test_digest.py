@@ -87,7 +87,7 @@ def test_another_python_reads_the_same_digest() -> None:
     done = subprocess.run(
         [other_python(), "-m", "tests.golden_table"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow/scripts")},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         check=False,
