@@ -122,7 +122,7 @@ class TestDeadWorkers:
         code, stderr = warm.run("job", **warm.fault_spec("crash"))
         assert code == 1
         assert len(set(warm.faults_done())) == 3
-        assert "the worker died 3 times in the middle of this job" in stderr
+        assert "the worker died 3 times during this job" in stderr
         assert "--no-worker" in stderr
         assert warm.run("next")[0] == 0
 

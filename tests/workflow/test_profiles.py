@@ -25,8 +25,8 @@ GROUPS = {
     "texts_tiny_own_000": {"measure"},
     "analysis": {"aggregate", "judge_reliability", "claims", "paper_tables", "figures", "report"},
 }
-#: Rules outside any group. `score_corruptions` is a job by itself; the others run where the workflow
-#: was started.
+#: Rules outside any group. `score_corruptions` is a job by itself; the others run where the
+#: workflow was started.
 ALONE = {"fetch_model", "fetch_dataset", "judge", "score_corruptions", "test_judge", "all"}
 ASKING = {"request_judge_batch", "compare_replies", "test_pairwise_judge"}
 REMOTE = {"kind": "openai", "model": "local", "base_url": "http://127.0.0.1:9", "api_key_env": None}
