@@ -87,9 +87,9 @@ def main() -> None:
         )
         timed(folder, environment, "--touch", "results/dialogues/tiny/one/pool.parquet")
         for what, options in (
-            ("dry run of the generate jobs", ("generated", "-n")),
+            ("dry run of the generate jobs", ("only_generate", "-n")),
             (f"dry run of all {3 * jobs} jobs", ("-n",)),
-            ("running the generate jobs", ("generated",)),
+            ("running the generate jobs", ("only_generate",)),
         ):
             wall, used = timed(folder, environment, *options)
             print(f"{what}: {wall:.1f} s, processor {used:.1f} s", flush=True)

@@ -25,6 +25,7 @@ from tests.models.tiny import save_tiny
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
+LIBRARY = Path(__file__).parents[2] / "src"
 FAULT_POLICY = Path(__file__).with_name("fault_policy.py")
 
 

@@ -74,7 +74,7 @@ def test_a_job_that_kills_the_worker_costs_the_others_a_second_try(workdir: Work
     bad = workdir.start("bad", *BATCH, **OWN, **workdir.fault_spec("crash"))
     jobs = {name: workdir.start(name, *BATCH, **OWN) for name in ("one", "two")}
     code, stderr = workdir.end(bad)
-    assert code == 1 and "the worker died 3 times in the middle of this job" in stderr
+    assert code == 1 and "the worker died 3 times during this job" in stderr
     ended = ends(workdir, jobs)
     assert [code for code, _ in ended.values()] == [0, 0], ended
     assert all(stderr.count("starting another") <= 1 for _, stderr in ended.values())

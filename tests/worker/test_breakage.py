@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_S, wait_until
-from tests.worker.conftest import SCRIPTS, Workdir
+from tests.worker.conftest import LIBRARY, Workdir
 from tests.worker.test_worker import artifact_digests
 
 
@@ -122,7 +122,7 @@ class TestDeadWorkers:
         code, stderr = warm.run("job", **warm.fault_spec("crash"))
         assert code == 1
         assert len(set(warm.faults_done())) == 3
-        assert "the worker died 3 times in the middle of this job" in stderr
+        assert "the worker died 3 times during this job" in stderr
         assert "--no-worker" in stderr
         assert warm.run("next")[0] == 0
 
@@ -151,7 +151,7 @@ class TestDeadWorkers:
         reply_line = workdir.worker().cmdline()
         workdir.stop()
         wait_until(lambda: not workdir.workers())
-        environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+        environment = os.environ | {"PYTHONPATH": str(LIBRARY)}
         first, second = (
             subprocess.Popen(reply_line, cwd=workdir.folder, env=environment) for _ in range(2)
         )

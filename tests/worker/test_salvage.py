@@ -53,7 +53,7 @@ def test_a_stored_run_is_restored_as_it_was(tmp_path: Path, make_job: GenerateJo
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config, job: (replace(config, fingerprint="other"), job),
+        lambda config, job: (replace(config, code_digest="other"), job),
         lambda config, job: (replace(config, model_revision="other"), job),
         lambda config, job: (config, replace(job, spec='{"seed": 1}')),
         lambda config, job: (config, replace(job, dialogue="001")),

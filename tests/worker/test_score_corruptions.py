@@ -14,7 +14,7 @@ from tests.worker.conftest import SCRIPTS, Workdir
 
 
 def score(workdir: Workdir, out: str, *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, str(SCRIPTS / "likelihood.py"), "--model-dir", "model"]
+    command = [sys.executable, str(SCRIPTS / "score_corruptions.py"), "--model-dir", "model"]
     command += ["--threads", "1", "--texts", "corruptions.parquet", "--out", out, *arguments]
     done = subprocess.run(
         command,

@@ -118,7 +118,7 @@ def test_a_batch_on_a_scheduler_is_one_line(fresh: Project, slurm: Cluster, tmp_
     project = fresh.copy(tmp_path / "project")
     project.configure({"session": {"batch_size": 2}})
     log = tmp_path / "snakemake.log"
-    with started(project, slurm, log, "generated") as process:
+    with started(project, slurm, log, "only_generate") as process:
         assert process.wait(LIMIT_S) != 0
     assert "error: session.batch_size is 2, but a scheduler's jobs run one after" in log.read_text()
     assert "Traceback" not in log.read_text()

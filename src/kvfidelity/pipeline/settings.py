@@ -172,7 +172,7 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
 def _renamed(section: str, name: str) -> str | None:
     """What to add to "unknown ..." for a key that had this name before."""
     for (where, old), new in RENAMED_KEYS.items():
-        if old == name and re.fullmatch(rf"{where}|{where}s\\.[^.]+", section):
+        if old == name and re.fullmatch(rf"{where}|{where}s\.[^.]+", section):
             return f"; it is now called {new!r}"
     return None
 
