@@ -21,8 +21,8 @@ def default_inputs() -> None:
     # Tests run in several processes, and Snakemake refuses a folder in which another one works.
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (MODEL.is_dir() and POOL.is_file()):
-            _make()
+        # Also where both are there: other code may have made them.
+        _make()
 
 
 def _make() -> None:
