@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import polars as pl
 
 from kvfidelity.dialogues.pool import KIND, pool_frame
+from kvfidelity.pipeline.rule_params import run_settings, selection_params
 from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_json, write_parquet
 from kvfidelity.records.columns import EVICTIONS, TURNS
 from kvfidelity.records.grid import RunKey, run_keys
@@ -28,9 +31,10 @@ def with_replies(
     } | more
     project.configure(changes)
     folder = project.folder
-    for run_key in ("resources/models/tiny", "resources/datasets/own"):
-        (folder / run_key).mkdir(parents=True)
-        (folder / run_key / "x").touch()
+    for name in ("models/tiny", "datasets/own"):
+        (folder / "resources" / name).mkdir(parents=True)
+        (folder / "resources" / name / "x").touch()
+        write_json(folder / f"resources/provenance/{name}.json", {})
     rows: list[dict[str, object]] = [
         {
             "dialogue_id": str(number),
@@ -43,19 +47,32 @@ def with_replies(
         }
         for number in range(dialogues)
     ]
-    run_key = folder / "results/dialogues/tiny/own"
-    write_parquet(pool_frame(rows), run_key / "pool.parquet", kind=KIND)
-    write_json(run_key / "manifest.json", {"conversations_read": dialogues, "kept": dialogues})
-    for run in run_keys(load_settings(merged(CONFIG, changes))):
-        made = folder / "results/generate" / run
-        for kind, schema in (("recall", {}), ("evictions", EVICTIONS)):
-            write_parquet(pl.DataFrame(schema=schema), made / f"{kind}.parquet", kind=kind)
-        write_parquet(turn_rows(run, turns), made / "turns.parquet", kind="turns")
+    settings = load_settings(merged(CONFIG, changes))
+    results = folder / "results"
+    dialogue_folder = results / "dialogues/tiny/own"
+    notes = notes_of("dialogues", selection_params(settings, "own"))
+    write_parquet(pool_frame(rows), dialogue_folder / "pool.parquet", kind=KIND, metadata=notes)
+    manifest = {"conversations_read": dialogues, "kept": dialogues}
+    write_json(dialogue_folder / "manifest.json", manifest)
+    (dialogue_folder / "tokenizer").mkdir()
+    (dialogue_folder / "tokenizer/x").touch()
+    for run in run_keys(settings):
+        spec = run_settings(settings, results, **RunKey.from_path(run)._asdict())
+        notes = notes_of("generate") | {"spec": json.dumps(spec), "dtype": spec["dtype"]}
+        tables = {
+            "recall": pl.DataFrame(),
+            "evictions": pl.DataFrame(schema=EVICTIONS),
+            "turns": turn_rows(run, turns),
+        }
+        for kind, table in tables.items():
+            file = results / "generate" / run / f"{kind}.parquet"
+            write_parquet(table, file, kind=kind, metadata=notes)
         metrics = pl.DataFrame({"turn": range(turns)}).with_columns(
             [pl.lit(0.1).alias(name) for name in METRICS]
         )
-        file = folder / "results/metrics" / run / "metrics.parquet"
-        write_parquet(metrics.cast({"turn": pl.Int32}), file, kind="metrics")
+        file = results / "metrics" / run / "metrics.parquet"
+        frame = metrics.cast({"turn": pl.Int32})
+        write_parquet(frame, file, kind="metrics", metadata=notes_of("measure"))
 
 
 def turn_rows(run: str, turns: int) -> pl.DataFrame:
