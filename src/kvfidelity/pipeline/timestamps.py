@@ -2,7 +2,7 @@
 
 Snakemake fails a job whose output is older than its input. After the clock was set back, or results
 came from a machine whose clock is fast, every job would fail until the clock has caught up, with a
-message that names no cause. Looking at the times of 5,000 runs takes about a second.
+message that names no cause. Looking at the times of 5,000 runs takes about two seconds.
 
 Snakemake also reruns a job whose benchmark is older than its input. It has no record of benchmarks,
 so copying a folder without its times would rerun finished jobs.
