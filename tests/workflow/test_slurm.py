@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,11 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 
+from kvfidelity.pipeline.rule_params import run_settings
+from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.records.artifacts import read_metadata, write_parquet
+from kvfidelity.records.grid import RunKey
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
-from tests.workflow.project import Project, environment
+from tests.workflow.project import CONFIG, Project, environment, merged
 from tests.workflow.slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
@@ -124,6 +130,19 @@ def test_a_batch_on_a_scheduler_is_one_line(fresh: Project, slurm: Cluster, tmp_
     assert "Traceback" not in log.read_text()
 
 
+def copy_run(project: Project, source: str, run: str, policies: dict[str, Any]) -> None:
+    """Artifacts of one run as those of another; their notes say so too."""
+    results = project.folder / "results"
+    settings = load_settings(merged(CONFIG, {"policies": policies}))
+    spec = run_settings(settings, results, **RunKey.from_path(run)._asdict())
+    for file in (results / "generate" / source).glob("*.parquet"):
+        known = read_metadata(file)
+        notes = {name: known[name] for name in ("code", "dtype", "inputs")}
+        notes["spec"] = json.dumps(spec)
+        target = results / "generate" / run / file.name
+        write_parquet(pl.read_parquet(file), target, kind=file.stem, metadata=notes)
+
+
 @pytest.mark.parametrize(
     ("group", "gpu", "cpus", "memory", "minutes"),
     [("texts", 0, 1, 2000, 3), ("runs", 1, 2, 3000, 5), ("runs", 0, 2, 3000, 5)],
@@ -145,8 +164,7 @@ def test_sixteen_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
     runs = [f"tiny/own/{name}/stale/small/0/000" for name in sixteen]
     if group == "texts":
         for run in runs:
-            done = project.folder / "results/generate/tiny/own/streaming/stale/small/0/000"
-            shutil.copytree(done, project.folder / "results/generate" / run)
+            copy_run(project, "tiny/own/streaming/stale/small/0/000", run, sixteen)
         targets = [f"results/metrics/{run}/metrics.parquet" for run in runs]
     else:
         targets = [f"results/generate/{run}/turns.parquet" for run in runs]
