@@ -75,7 +75,7 @@ rule all:
         rules.figures.output,
 
 
-# `snakemake only_generate`: what needs a GPU, and what that needs; no judging, no tables.
+# `snakemake only_generate` makes what needs a GPU, and its inputs; no judging, no tables.
 rule only_generate:
     input:
         artifacts("generate", "turns.parquet"),

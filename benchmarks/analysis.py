@@ -25,12 +25,12 @@ sys.path[:0] = [str(ROOT)]
 
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings  # noqa: E402
 from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
-from kvfidelity.records.grid import run_keys  # noqa: E402
+from kvfidelity.records.grid import RunKey, run_keys  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
 TURNS_PER_RUN = 200
 PROBES = 4  # questions at each of three depths
-CELLS = 10  # three policies under three position modes, and the never evicted run
+CELLS = 10  # three policies under three position modes, and the baseline
 
 
 def main() -> None:
@@ -60,11 +60,11 @@ def main() -> None:
     }
     total, busy, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():
-        began = time.perf_counter()
-        peak, worked = run(name, list(map(str, arguments)))
-        took = time.perf_counter() - began
-        total, busy, most = total + took, busy + worked, max(most, peak)
-        measured = f"{took:6.1f} s, {worked:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
+        started = time.perf_counter()
+        peak, processor = run_script(name, list(map(str, arguments)))
+        seconds = time.perf_counter() - started
+        total, busy, most = total + seconds, busy + processor, max(most, peak)
+        measured = f"{seconds:6.1f} s, {processor:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
         print(f"{name:17} {measured}", flush=True)
     size = out.stat().st_size
     rows = dialogues * CELLS * TURNS_PER_RUN
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"{rows} rows: {spent}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
 
 
-def run(name: str, arguments: list[str]) -> tuple[float, float]:
+def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
     """Peak resident bytes of one script's process, and its processor seconds."""
     command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
     process = subprocess.Popen(command)
@@ -86,32 +86,31 @@ def run(name: str, arguments: list[str]) -> tuple[float, float]:
 def write(results: Path, chosen: dict) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
-    for number, place in enumerate(run_keys(chosen)):
-        model, dataset, policy, positions, threshold, seed, dialogue = place.split("/")
-        kind = chosen["policies"][policy]["kind"]
-        if (policy, positions) not in drawn:
+    for number, run in enumerate(run_keys(chosen)):
+        key = RunKey.from_path(run)
+        kind = chosen["policies"][key.policy]["kind"]
+        if (key.policy, key.positions) not in drawn:
             rng = np.random.default_rng(len(drawn))
-            cost = 2.0 * (positions == "stale")
+            cost = 2.0 * (key.positions == "stale")
             rows = synthetic.turn_rows(
                 kind, cost, TURNS_PER_RUN, 0.0, 0.2, rng, np.random.default_rng(0)
             )
             rows = rows.with_columns(trained_window=100_000)
-            identity = {"model": model, "model_revision": "synthetic", "dataset": dataset}
-            identity |= {"dialogue": "", "dialogue_id": "", "policy": policy, "kind": kind}
-            identity |= {"positions": positions, "threshold": threshold, "seed": int(seed)}
-            rows = rows.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
-            rows = rows.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+            identity = key._asdict() | {"seed": int(key.seed), "kind": kind}
+            identity |= {"model_revision": "synthetic", "dialogue": "", "dialogue_id": ""}
+            rows = rows.with_columns(**{name: pl.lit(value) for name, value in identity.items()})
+            rows = rows.select(pl.col(name).cast(dtype) for name, dtype in TURNS.items())
             log = synthetic.eviction_rows(rows).cast(EVICTIONS)
-            drawn[policy, positions] = (
+            drawn[key.policy, key.positions] = (
                 rows,
                 log,
                 synthetic.metric_rows(rows, rng),
                 synthetic.verdict_rows(rows, "formula", cost),
             )
-        turns, log, metrics, verdicts = drawn[policy, positions]
+        turns, log, metrics, verdicts = drawn[key.policy, key.positions]
         shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")
         turns = turns.with_columns(
-            dialogue=pl.lit(dialogue), reference_nll=pl.col("reference_nll") + shift
+            dialogue=pl.lit(key.dialogue), reference_nll=pl.col("reference_nll") + shift
         )
         for stage, name, frame in (
             ("generate", "turns", turns),
@@ -120,7 +119,7 @@ def write(results: Path, chosen: dict) -> None:
             ("metrics", "metrics", metrics),
             ("judge/formula", "verdicts", verdicts),
         ):
-            file = results / stage / place / f"{name}.parquet"
+            file = results / stage / run / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(file)
     for model in chosen["models"]:

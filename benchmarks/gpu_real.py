@@ -102,7 +102,7 @@ def spec(kind: str, mode: str, **changes: Any) -> RunSpec:
 
 
 def dialogues() -> list[Dialogue]:
-    """Two of the project's own."""
+    """Two of the project's dialogues."""
     talks = []
     for index, line in enumerate(DIALOGUES.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)

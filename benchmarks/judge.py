@@ -2,7 +2,7 @@
 
     python benchmarks/judge.py
 
-The server is a process of its own and answers every request after the same delay. With n requests
+The server is a separate process and answers every request after the same delay. With n requests
 in flight and a delay of d seconds at most n / d verdicts a second are possible.
 """
 

@@ -23,11 +23,11 @@ ORDER = (
     "report",
     "pipeline",
 )
-#: Packages that may use others of their own level: tables are made of what judges said.
+#: Packages that may use others of their own level: tables are made of verdicts.
 EXCEPTIONS = {("analysis", "judges")}
 
 
-def places() -> dict[str, tuple[int, int]]:
+def levels() -> dict[str, tuple[int, int]]:
     """Level and group of each package and loose module."""
     return {
         name: (level, group)
@@ -50,13 +50,13 @@ def wrong_way(importing: str, imported: str) -> bool:
     """Whether a package may not import another."""
     if importing == imported or (importing, imported) in EXCEPTIONS:
         return False
-    (level, group), (other_level, other_group) = places()[importing], places()[imported]
+    (level, group), (other_level, other_group) = levels()[importing], levels()[imported]
     return other_level > level or (other_level == level and group != other_group)
 
 
 def test_every_package_has_a_place() -> None:
     found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert found - {"__init__", "__pycache__", "py"} <= set(places())
+    assert found - {"__init__", "__pycache__", "py"} <= set(levels())
 
 
 def test_no_import_points_the_wrong_way() -> None:
@@ -78,6 +78,6 @@ def test_a_wrong_way_is_found() -> None:
 
 def test_the_library_does_not_use_its_own_front_door() -> None:
     """The public names of `kvfidelity` load what they stand for; digests of code do not follow."""
-    names = set(places())
+    names = set(levels())
     found = [f"{module}: {name}" for module, name in imports() if name.split(".")[1] not in names]
     assert found == []

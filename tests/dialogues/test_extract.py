@@ -145,7 +145,7 @@ def test_a_beginning_that_is_too_long_is_as_good_as_the_whole(
     sizes = [2, 3, 4, 5, 6, 9, 20, 40]
     records = [{"id": f"c{n}", "conversations": chatter(n, n)} for n in sizes]
     data = folder(tmp_path, records)
-    most = segmenter.count([Turn(*[said["value"] for said in chatter(5, 5)[:2]])]) * 5
+    most = segmenter.count([Turn(*[message["value"] for message in chatter(5, 5)[:2]])]) * 5
     found = []
     for often in (0, 5, 10**9):
         monkeypatch.setattr("kvfidelity.dialogues.selection.MAX_CHARACTERS_PER_TOKEN", often)

@@ -1,4 +1,4 @@
-"""What a run is said to take before it begins."""
+"""The estimate of a run before it starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dollars(text: str) -> float:
 
 
 def test_verdicts_tokens_and_dollars_of_a_judge() -> None:
-    # One own reply a run; 50 planted replies of 8 kinds, twice; 700 and 150 tokens.
+    # One own reply a run; 50 test replies of 8 kinds, twice; 700 and 150 tokens.
     text = message(prices=PRICES)
     answers = RUNS + 800
     assert f"about {RUNS} answers and 800 to test it, about {answers * 850:,} tokens" in text

@@ -1,4 +1,4 @@
-"""Configuration, sizes, grid: what is accepted, and what is said of the rest."""
+"""Configuration, sizes, grid: what is accepted, and the errors about the rest."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
         (("grid",), {"exclude": [{"threshold": "half"}]}, "known: eighth_window, none"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
-        (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
+        (("grid",), {"include": [{"threshold": "none"}]}, "added automatically"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
         (("policies", "mixed", "keep_ratio"), float("nan"), "write a number"),

@@ -1,4 +1,4 @@
-"""SIGTERM to a workflow: what it waits for is said before that has ended."""
+"""SIGTERM to a workflow: it prints what it waits for, and then waits."""
 
 from __future__ import annotations
 

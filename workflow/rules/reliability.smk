@@ -37,7 +37,7 @@ rule score_corruptions:
         mem_mb=likelihood_memory,
         worker_gpus=str(gpus()),
         batch_size=str(SETTINGS["session"]["batch_size"]),
-        # Nothing here is shared, but a worker that is for something else would be replaced.
+        # This job shares no prefixes, but a worker with other settings would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
         prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
     params:

@@ -145,7 +145,7 @@ rule report:
             caption="../report/report.rst",
             category="Report",
         ),
-        # By the last job, so that the others' benchmarks are there.
+        # Written by the last job, so that the benchmarks of all others exist.
         jobs=multiext("results/tables/jobs", ".parquet", ".csv"),
     log:
         "logs/report.log",

@@ -88,7 +88,7 @@ def rows_by_measure(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """What judging took, by judge and by what was judged; an answer that several verdicts share
+    """What judging cost, by judge and by what was judged; an answer that several verdicts share
     counts once, in `answers`, tokens and dollars.
 
     Args:

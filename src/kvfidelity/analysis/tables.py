@@ -27,7 +27,7 @@ from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import POSITIONS, run_keys
+from kvfidelity.records.grid import POSITIONS, RunKey, run_keys
 
 CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
@@ -45,7 +45,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
-    environments: one row per distinct set of versions, hardware and code behind a model's runs.
+    environments: one row per distinct set of versions, hardware and code that made a model's runs.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
     window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
@@ -93,7 +93,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "window_changes": window_changes(window, options),
         "environments": environments(
             [results / "generate" / key / "turns.parquet" for key in keys],
-            [key.split("/")[0] for key in keys],
+            [RunKey.from_path(key).model for key in keys],
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),

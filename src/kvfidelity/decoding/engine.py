@@ -50,11 +50,12 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A model attached to managed caches, its tokenizer's segmenter, and what they imply.
+    """A model attached to managed caches, its tokenizer's segmenter, and values derived from them.
 
     window: trained window in tokens. token_bytes: bytes of one token's keys and values, over all
     layers. chunk: most tokens fed in one forward. scheduler: decodes the replies of several runs
-    together; None decodes each alone. graphs: decode steps captured so far.
+    together; None decodes each alone. graphs: CUDA graphs of decode steps captured
+    so far.
     """
 
     model: Any
@@ -89,7 +90,7 @@ class Engine:
 
     @classmethod
     def from_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
-        """The same with another segmenter."""
+        """Like `from_model`, with a segmenter that is given."""
         attach(model)
         config = model.config
         size = getattr(config, "head_dim", None)

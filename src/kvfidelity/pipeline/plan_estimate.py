@@ -16,7 +16,7 @@ CPU_TOKENS_PER_S, GPU_TOKENS_PER_S = 100.0, 2000.0
 #: A verdict's answer, and its prompt where no history is shown, for the price before the run.
 ANSWER_TOKENS = 150
 PROMPT_TOKENS = {"blind": 700}
-#: Kinds of planted replies: good ones, their corruptions, and those that address the judge.
+#: Kinds of replies in a judge's test: good ones, corruptions, and those that address the judge.
 CORRUPTION_KINDS = 8
 DEFAULT_TURNS = 12
 

@@ -194,7 +194,7 @@ def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
 
 
 def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
-    """Models and datasets on whose planted replies a judge is tested.
+    """Models and datasets whose replies a judge is tested on.
 
     What a model is asked does not depend on the models under test, so it is asked once per dataset.
     """
@@ -235,14 +235,14 @@ def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:
-    """The same with digests of what the runs are to be made with, in the order of the cells."""
+    """`grid_settings` with digests of the runs' specifications, in the order of the cells."""
     digests = [spec_digest(_cell_spec(settings, results, cell)) for cell in cells(settings)]
-    made = {"specs": "".join(digests), "merge": bool(settings["merge"])}
-    return grid_settings(settings) | made
+    expected = {"specs": "".join(digests), "merge": bool(settings["merge"])}
+    return grid_settings(settings) | expected
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
-    """Of a run specification with its dtype, 8 hex digits."""
+    """Digest of a run specification with its dtype, 8 hex digits."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
 
 

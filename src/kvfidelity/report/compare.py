@@ -173,7 +173,7 @@ def _summary(summary: Summary, first: Path, second: Path) -> list[str]:
 
 
 def _decisions(first: Path, second: Path) -> list[str]:
-    """Claims, cell by cell, whose verdicts differ; nothing where a run has judged none."""
+    """Claims, cell by cell, whose decisions differ; empty if a run has no claims."""
     files = [Path(folder) / "tables/claims.parquet" for folder in (first, second)]
     if not all(file.is_file() for file in files):
         return []
@@ -193,5 +193,5 @@ def _decisions(first: Path, second: Path) -> list[str]:
         if decisions[0][key].split(" (")[0] != decisions[1][key].split(" (")[0]
     ]
     head = ["claim", "model", "dataset", "cell", "A", "B"]
-    same = f"{len(keys) - len(rows)} of {len(keys)} shared verdicts are the same."
+    same = f"{len(keys) - len(rows)} of {len(keys)} shared decisions are the same."
     return ["## Claims", same, *([markdown(head, rows)] if rows else [])]

@@ -90,7 +90,7 @@ def recall_table(table: pl.DataFrame) -> Content:
 
 
 def claim_table(claims: pl.DataFrame) -> Content:
-    """Each claim's verdict with estimate, interval and n."""
+    """Each claim's decision with estimate, interval and n."""
     head = ["claim", "statement", "model", "cell", "decision", "estimate", "interval", "dialogues"]
     return head, [
         [
