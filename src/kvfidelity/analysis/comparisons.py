@@ -11,7 +11,7 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
+from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import compared_run_keys
 
