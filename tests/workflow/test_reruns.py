@@ -51,6 +51,8 @@ POOLS = {("extract_dialogues", "tiny/own"), ("lengths", "tiny/own")}
 def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
     assert (finished.folder / "results/report.html").stat().st_size > 10_000
     assert finished.planned() == set()
+    dry_run = finished.snakemake("-n")
+    assert "were not made here" not in dry_run.stdout + dry_run.stderr
 
 
 @pytest.mark.parametrize(
