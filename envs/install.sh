@@ -29,7 +29,7 @@ install "$(grep '^torch==' requirements.lock)"
 install -r requirements.lock
 install --no-deps --no-build-isolation -e .
 # Here, not when first imported: where nothing may be written then (PYTHONDONTWRITEBYTECODE, a shared
-# read-only folder), every job would compile anew, and a worker take 10 s instead of 5 to start.
+# read-only folder), every job would compile again, and a worker would take 10 s instead of 5 to start.
 # A file that does not compile is one that a package carries for another Python.
 .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
 sha256sum requirements.lock pyproject.toml > .venv/installed

@@ -23,7 +23,7 @@ ORDER = (
     "report",
     "pipeline",
 )
-#: Packages that may use others of their own level: tables are made of what judges said.
+#: Packages that may use others of their own level: tables are made of verdicts.
 EXCEPTIONS = {("analysis", "judges")}
 
 

@@ -48,13 +48,13 @@ def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
         grid={"positions": grid["positions"]},
         judging=["formula"] if grid["judged"] else [],
     )
-    planted = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
-    write(folder / "results", chosen, COSTS, edge=0.3, **planted)
+    chosen_effects = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
+    write(folder / "results", chosen, COSTS, edge=0.3, **chosen_effects)
     return chosen
 
 
 def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
-    """The page, made by the workflow's scripts; a judge is tested on planted replies or none is."""
+    """The page, made by the workflow's scripts; a judge is tested on corrupted replies or none is."""
     results, tables = folder / "results", folder / "results/tables"
     wanted = table_settings(chosen, results)
     script(

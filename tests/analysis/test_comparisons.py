@@ -1,4 +1,4 @@
-"""What the tables say of comparisons whose outcomes were planted."""
+"""What the tables say of comparisons with known outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tables say of judges whose qualities were planted."""
+"""What the tables say of judges with known qualities."""
 
 from __future__ import annotations
 

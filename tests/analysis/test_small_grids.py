@@ -57,14 +57,14 @@ def test_a_small_grid_ends_in_a_page(tmp_path: Path, grid: dict[str, Any]) -> No
     text = page(tmp_path, made(tmp_path, grid), tested=grid["tested"])
     for table in (tmp_path / "results/tables").glob("*.parquet"):
         assert not_finite(pl.read_parquet(table)) == [], table.name
-    said = prose(text)
+    shown = prose(text)
     assert text.rstrip().endswith("</html>")
-    assert not re.search(r"\b(nan|inf|None|Undefined)\b", said)
-    assert ("No policy of this run evicts anything" in said) == (grid["policies"] == 0)
-    assert ("No judge was run" in said) == (not grid["judged"])
-    assert ("memory ran out in every first turn" in said) == (grid["memory_for"] == 0)
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", shown)
+    assert ("No policy of this run evicts anything" in shown) == (grid["policies"] == 0)
+    assert ("No judge was run" in shown) == (not grid["judged"])
+    assert ("memory ran out in every first turn" in shown) == (grid["memory_for"] == 0)
     scored = grid["policies"] and grid["turns"] > 5 and grid["memory_for"] != 0
-    assert ("there is no excess NLL" in said) == (not scored)
+    assert ("there is no excess NLL" in shown) == (not scored)
     cells = json.loads(re.search(r'id="cells">(.*?)</script>', text)[1])  # type: ignore[index]
     modes = 3 if grid["positions"] == "all" else len(grid["positions"])
     assert len(cells["runs"]) == grid["dialogues"] * (1 + grid["policies"] * modes)

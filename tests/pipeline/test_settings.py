@@ -1,4 +1,4 @@
-"""Configuration, sizes, grid: what is accepted, and what is said of the rest."""
+"""Configuration, sizes, grid: what is accepted, and the messages for the rest."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Scenario:
         return self.project.snakemake(*self.targets, *arguments)
 
     def failed(self, *arguments: str) -> str:
-        """Run it, in the expectation that it fails; what it said."""
+        """Run it, expecting that it fails; returns its output."""
         done = self.run(*arguments)
         assert done.returncode != 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -124,7 +124,7 @@ def killed_judge(scenario: Scenario) -> None:
 
 
 def two_at_once(scenario: Scenario) -> None:
-    """The second is told to wait; the first is not disturbed."""
+    """The second waits; the first is not disturbed."""
     with scenario.running() as process:
         if process.poll() is None:
             output = scenario.run()

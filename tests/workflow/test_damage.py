@@ -1,4 +1,4 @@
-"""Damage to results: a job that meets it says so, `verify` names it, the workflow makes it anew."""
+"""Damage to results: a job that meets it says so, `verify` names it, the workflow makes it again."""
 
 from __future__ import annotations
 

@@ -82,11 +82,11 @@ def stored(project: Project) -> list[str]:
     return [*image, "--default-storage-provider", "fs", "--default-storage-prefix", str(storage)]
 
 
-def groups(said: str) -> dict[str | None, set[str]]:
+def groups(output: str) -> dict[str | None, set[str]]:
     """Rules of each group; None has those that are in none. Those of a group are indented."""
     found: dict[str | None, set[str]] = {}
     group = None
-    for line in said.splitlines():
+    for line in output.splitlines():
         if named := GROUP.search(line):
             group = named[1]
         elif rule := RULE.match(line):
@@ -94,9 +94,9 @@ def groups(said: str) -> dict[str | None, set[str]]:
     return found
 
 
-def resources(said: str, rule: str) -> dict[str, str]:
+def resources(output: str, rule: str) -> dict[str, str]:
     """Of one of a rule's jobs."""
-    lines = said.splitlines()
+    lines = output.splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip() == f"rule {rule}:")
     line = next(line for line in lines[start:] if line.strip().startswith("resources:"))
     pairs = (pair.split("=", 1) for pair in line.split("resources:")[1].split(", ") if "=" in pair)
@@ -143,15 +143,17 @@ def test_many_models_datasets_and_dialogues_are_planned(
 def test_threads_memory_and_time_of_a_clusters_jobs(
     fresh: Project, tmp_path: Path, name: str
 ) -> None:
-    # A dry run counts one core if it is not told of more.
-    said = planned(fresh.copy(tmp_path / "project"), name, "--cores", "8")
-    assert said.count("threads: 4") == 5 + 1, "five runs, and the planted replies"
+    # A dry run counts one core unless it is given more.
+    output = planned(fresh.copy(tmp_path / "project"), name, "--cores", "8")
+    assert output.count("threads: 4") == 5 + 1, "five runs, and the corrupted replies"
     for rule in set().union(*GROUPS.values()):
-        assert resources(said, rule)["serial"] == "0", "elsewhere than on a scheduler"
-    measure = resources(said, "measure")
+        assert resources(output, rule)["serial"] == "0", "elsewhere than on a scheduler"
+    measure = resources(output, "measure")
     assert (measure["mem_mb"], measure["runtime"]) == ("2000", "3")
-    assert resources(said, "report")["mem_mb"] == "4000"
-    assert resources(said, "generate")["gpu"] == resources(said, "score_corruptions")["gpu"] == "1"
+    assert resources(output, "report")["mem_mb"] == "4000"
+    assert (
+        resources(output, "generate")["gpu"] == resources(output, "score_corruptions")["gpu"] == "1"
+    )
 
 
 @pytest.mark.parametrize("rule", ["generate", "score_corruptions"])

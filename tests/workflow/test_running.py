@@ -1,4 +1,4 @@
-"""Whole runs: results, interruptions, failures, policies of one's own."""
+"""Whole runs: results, interruptions, failures, user-defined policies."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def read_claims(path: Path) -> list[Claim]:
 def evaluate_claims(
     claims: Sequence[Claim], tables: Mapping[str, pl.DataFrame], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """One row per claim and cell that it speaks of; a claim without data has one row that says so.
+    """One row per claim and cell that it is about; a claim without data has one row that says so.
 
     Args:
         tables: `turns`, `verdicts`, `window`, `recall`.

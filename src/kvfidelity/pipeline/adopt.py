@@ -78,7 +78,7 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
     files = [
         (rank, path)
         for rank, path in _ranked(results)
-        # Of an output that is a folder, only the folder has a record.
+        # If an output is a folder, only the folder has a record.
         if known.isdisjoint(map(str, (path, *path.parents)))
     ]
     if not files:

@@ -34,7 +34,7 @@ def move_aside(
         The number of moved files, and the folder.
 
     Raises:
-        UserError: so many files are wrong that damage is unlikely; nothing was moved.
+        UserError: too many files are wrong for damage to be likely; nothing was moved.
     """
     suspect = sum(finding.state in SUSPECT for finding in findings)
     if not force and suspect > max(MAX_NUMBER, MAX_SHARE * files):

@@ -26,7 +26,7 @@ GPU_TOKENS_PER_S, GPU_PARAMETERS = 2000.0, 8e9
 DECODE_COST, PROBE_COST = 20, 60
 #: Cost of collecting attention scores; benchmarks/README.md has 1.23.
 SCORING_COST = 1.3
-#: Turns of a dialogue of unknown length, and depths at which needles are planted.
+#: Turns of a dialogue of unknown length, and depths at which needles are inserted.
 DEFAULT_TURNS, NEEDLE_DEPTHS = 12, 3
 #: Factor by which an estimate may be too low, for a scheduler.
 SAFETY_FACTOR = 2.0
