@@ -13,12 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "src/kvfidelity"
 #: groups of one level, which may not.
 ORDER = (
     "errors",
-    "cli, options, sizes, suggestions, user_files",
+    "atomic_files, cli, options, sizes, suggestions, user_files",
+    "wheels",
     "cache",
     "metrics",
-    "records, wheels",
+    "records",
     "models | dialogues",
-    "generation, decoding, prefix",
+    "decoding",
+    "generation",
+    "prefix",
     "worker | judges | analysis",
     "report",
     "pipeline",
@@ -72,6 +75,7 @@ def test_a_wrong_way_is_found() -> None:
     assert wrong_way("cache", "metrics")
     assert wrong_way("worker", "judges")
     assert wrong_way("report", "pipeline")
+    assert wrong_way("generation", "prefix")
     assert not wrong_way("prefix", "generation")
     assert not wrong_way("pipeline", "cache")
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.dialogues.pool import SCHEMA as POOL
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import notes_of
-from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
 from kvfidelity.records.grid import RunKey, run_keys
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.run import run_dialogue
-from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.cache import PrefixCache
 from tests.generation.test_recall import dialogue_with_evidence
 from tests.generation.test_run import BASE, BASELINE
