@@ -36,7 +36,12 @@ def option(
         changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
             reruns the judge.
     """
-    metadata = {"doc": doc, "minimum": low, "maximum": high, "exclusiveMinimum": above}
+    metadata: dict[str, Any] = {
+        "doc": doc,
+        "minimum": low,
+        "maximum": high,
+        "exclusiveMinimum": above,
+    }
     metadata |= {"enum": choices, "changes_verdict": changes_verdict}
     return field(default=default, metadata=metadata)
 

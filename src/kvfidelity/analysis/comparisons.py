@@ -13,10 +13,8 @@ from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
-from kvfidelity.records.grid import compared_run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
-REST_OF_RUN_KEY = ("seed", "dialogue")
 PAIRS, ORDER = "pairs", "order"
 
 
@@ -29,13 +27,11 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
     Raises:
         UserError: an artifact is missing or damaged.
     """
-    frames = [
-        pl.DataFrame(schema={**SCHEMA, **dict.fromkeys((*CELL, *REST_OF_RUN_KEY), pl.String)})
-    ]
+    frames = [pl.DataFrame(schema={**SCHEMA, **dict.fromkeys(RUN_FIELDS, pl.String)})]
     for judge in settings["comparing"]:
         for run in compared_run_keys(settings):
             file = results / "comparisons" / judge / run / "comparisons.parquet"
-            names = dict(zip((*CELL, *REST_OF_RUN_KEY), run.split("/"), strict=True))
+            names = RunKey.from_path(run)._asdict()
             columns = {name: pl.lit(value) for name, value in names.items()}
             found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
             frames.append(found.with_columns(**columns))
@@ -50,7 +46,7 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
         both orders chose the same place.
     """
     rows = []
-    keys = ["judge", "judge_model", *CELL]
+    keys = ["judge", "judge_model", *CELL_COLUMNS]
     with_reply = comparisons.filter(pl.col("status") != "no_reply")
     for key, part in with_reply.group_by(keys, maintain_order=True):
         given = part.drop_nulls("outcome")
