@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
+import pyarrow
+import pyarrow.parquet as pq
 
 from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
@@ -71,20 +73,21 @@ def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
             f"{SCHEMA_VERSION}: delete it and run again"
         )
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _corrupt_file(path, error) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes that `write_parquet` left, without their prefix."""
+    """The notes that `write_parquet` left, without their prefix; only the footer is read."""
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: run the workflow to make it")
     try:
-        notes = pl.read_parquet_metadata(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        notes = pq.read_metadata(path).metadata or {}
+    except (pyarrow.ArrowException, OSError) as error:
         raise _corrupt_file(path, error) from None
-    return {key.removeprefix(PREFIX): value for key, value in notes.items() if PREFIX in key}
+    texts = {key.decode(): value.decode() for key, value in notes.items()}
+    return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
 
 
 def digest(frame: pl.DataFrame) -> str:
