@@ -79,17 +79,22 @@ MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
 RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
 
-# Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
-# Short options may be joined, as in `-np`.
-DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
-if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
-    plan = plan_message(
+
+def expected_effort():
+    """Runs, hours and dollars that the configuration will take."""
+    return plan_message(
         SETTINGS,
         Path("resources/models"),
         Path("results/dialogues"),
         gpus_visible=len(visible_gpus()),
     )
-    print(plan, file=sys.stderr)
+
+
+# Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
+# Short options may be joined, as in `-np`.
+DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
+if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
+    print(expected_effort(), file=sys.stderr)
 
 
 if workflow.is_main_process:
