@@ -2,7 +2,7 @@
 CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
-# Snakemake's short options; several may be joined, as in `-np`.
+# Snakemake's short options may be joined, as in `-np`.
 SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
 DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -37,10 +37,10 @@ report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
-compare: ## sets two finished runs side by side: make compare A=results B=other/results
+compare: ## compare two finished runs: make compare A=results B=other/results
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
-lock: ## write requirements.lock from the packages in .venv
+lock: ## write requirements.lock from what .venv holds
 	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
 	  | sed 's/+cpu$$//' > requirements.lock
 

@@ -86,7 +86,7 @@ rule only_generate:
 onstart:
     refuse_batches_on_a_scheduler()
     announce_sigterm(lambda: len(workflow.scheduler.running))
-    print(plan_message(SETTINGS), file=sys.stderr)
+    print(expected_effort(), file=sys.stderr)
     if moved := redate_future_files([Path("results"), Path("resources")]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): they are dated now, "

@@ -58,22 +58,22 @@ def main() -> None:
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--out", out],
     }
-    total, busy, most = 0.0, 0.0, 0.0
+    total, total_cpu, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():
-        started = time.perf_counter()
-        peak, processor = run_script(name, list(map(str, arguments)))
-        seconds = time.perf_counter() - started
-        total, busy, most = total + seconds, busy + processor, max(most, peak)
-        measured = f"{seconds:6.1f} s, {processor:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
+        start = time.perf_counter()
+        peak, cpu_seconds = run_script(name, list(map(str, arguments)))
+        seconds = time.perf_counter() - start
+        total, total_cpu, most = total + seconds, total_cpu + cpu_seconds, max(most, peak)
+        measured = f"{seconds:6.1f} s, {cpu_seconds:6.1f} s of CPU time, {peak / 2**30:5.2f} GiB"
         print(f"{name:17} {measured}", flush=True)
     size = out.stat().st_size
     rows = dialogues * CELLS * TURNS_PER_RUN
-    spent = f"{total:.1f} s, {busy:.1f} s of processors"
-    print(f"{rows} rows: {spent}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
+    times = f"{total:.1f} s, {total_cpu:.1f} s of CPU time"
+    print(f"{rows} rows: {times}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
 
 
 def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
-    """Peak resident bytes of one script's process, and its processor seconds."""
+    """Peak resident bytes of one script's process, and its CPU seconds."""
     command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -86,31 +86,32 @@ def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
 def write(results: Path, chosen: dict) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
-    for number, run in enumerate(run_keys(chosen)):
-        key = RunKey.from_path(run)
-        kind = chosen["policies"][key.policy]["kind"]
-        if (key.policy, key.positions) not in drawn:
+    for number, path in enumerate(run_keys(chosen)):
+        run = RunKey.from_path(path)
+        cell = (run.policy, run.positions)
+        kind = chosen["policies"][run.policy]["kind"]
+        if cell not in drawn:
             rng = np.random.default_rng(len(drawn))
-            cost = 2.0 * (key.positions == "stale")
+            cost = 2.0 * (run.positions == "stale")
             rows = synthetic.turn_rows(
                 kind, cost, TURNS_PER_RUN, 0.0, 0.2, rng, np.random.default_rng(0)
             )
             rows = rows.with_columns(trained_window=100_000)
-            identity = key._asdict() | {"seed": int(key.seed), "kind": kind}
-            identity |= {"model_revision": "synthetic", "dialogue": "", "dialogue_id": ""}
-            rows = rows.with_columns(**{name: pl.lit(value) for name, value in identity.items()})
-            rows = rows.select(pl.col(name).cast(dtype) for name, dtype in TURNS.items())
+            identity = {"model_revision": "synthetic", "dialogue_id": "", "kind": kind}
+            identity |= run._asdict() | {"dialogue": "", "seed": int(run.seed)}
+            rows = rows.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
+            rows = rows.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
             log = synthetic.eviction_rows(rows).cast(EVICTIONS)
-            drawn[key.policy, key.positions] = (
+            drawn[cell] = (
                 rows,
                 log,
                 synthetic.metric_rows(rows, rng),
                 synthetic.verdict_rows(rows, "formula", cost),
             )
-        turns, log, metrics, verdicts = drawn[key.policy, key.positions]
+        turns, log, metrics, verdicts = drawn[cell]
         shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")
         turns = turns.with_columns(
-            dialogue=pl.lit(key.dialogue), reference_nll=pl.col("reference_nll") + shift
+            dialogue=pl.lit(run.dialogue), reference_nll=pl.col("reference_nll") + shift
         )
         for stage, name, frame in (
             ("generate", "turns", turns),
@@ -119,7 +120,7 @@ def write(results: Path, chosen: dict) -> None:
             ("metrics", "metrics", metrics),
             ("judge/formula", "verdicts", verdicts),
         ):
-            file = results / stage / run / f"{name}.parquet"
+            file = results / stage / path / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(file)
     for model in chosen["models"]:

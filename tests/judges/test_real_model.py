@@ -22,6 +22,7 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.rubric import Rubric
 from kvfidelity.judges.store import AnswerStore
@@ -108,4 +109,6 @@ def judge(url: str, model: Path, folder: Path) -> LLMJudge:
     entry["answer_format"] = "text"
     pace = {"concurrency": 2, "timeout_s": LIMIT_S, "price": {"input": 1.0, "output": 2.0}}
     rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
-    return LLMJudge("real", entry, rubric, build_client("real", entry, pace, folder / "store"))
+    return LLMJudge(
+        "real", with_defaults(entry), rubric, build_client("real", entry, pace, folder / "store")
+    )

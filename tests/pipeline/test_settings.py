@@ -1,4 +1,4 @@
-"""Configuration, sizes, grid: what is accepted, and the errors about the rest."""
+"""Configuration, sizes, grid: what is accepted, and the messages for the rest."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"include": [{"threshold": "none"}]}, "added automatically"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
-        (("policies", "mixed", "keep_ratio"), float("nan"), "write a number"),
+        (("policies", "mixed", "keep_ratio"), float("nan"), "write a finite number"),
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["formual"], "did you mean 'formula'?"),
         (("session", "lanes"), 2, "unknown key 'lanes'; it is now called 'batch_size'"),

@@ -1,4 +1,4 @@
-"""Opens the page in headless Chromium: what it draws, logs, and asks of the network."""
+"""Headless Chromium as a reader of the page: what it draws, logs, asks of the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = (
     "--disable-sync",
     "--virtual-time-budget=8000",
 )
-#: Every network request of the page is refused and counted.
+#: Whatever the page asks of a network is refused and counted.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 HEAD = f"""
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -41,14 +41,12 @@ for (const level of ["error", "warn"]) {{
 
 
 def chromium() -> str | None:
-    """Path of a Chromium; None if there is no Chromium."""
+    """Path of a Chromium, None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: bool = False) -> Any:
-    """Run the body of an async function in the page.
-
-    Returns what it returns as `result`, with `errors` and `requests`.
+    """Run the body of an async function in the page; what it returns, with `errors`, `requests`.
 
     The script runs once the page is loaded; an exception in it is among the errors.
     """
@@ -58,10 +56,10 @@ def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: boo
       try {{
         result = await (async () => {{ {script} }})();
       }} catch (error) {{ seen.errors.push(String(error)); }}
-      const output = document.createElement("pre");
-      output.id = "test-result";
-      output.textContent = JSON.stringify({{result, ...seen}});
-      document.body.append(output);
+      const made = document.createElement("pre");
+      made.id = "result";
+      made.textContent = JSON.stringify({{result, ...seen}});
+      document.body.append(made);
     }});</script></body>"""
     copy = folder / "driven.html"
     head, _, rest = text.rpartition("</body>")
@@ -71,6 +69,6 @@ def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: boo
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(chromium()), *FLAGS, scheme, size, profile, "--dump-dom", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    found = re.search(r'<pre id="test-result">(.*?)</pre>', done.stdout, re.DOTALL)
+    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stdout[-500:] + done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))

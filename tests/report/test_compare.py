@@ -1,4 +1,4 @@
-"""Two runs side by side."""
+"""Two runs compared."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:
     assert "2 of 3 shared decisions are the same." in text
 
 
-def test_without_questions_recall_is_not_spoken_of(tmp_path: Path) -> None:
+def test_without_questions_recall_is_not_shown(tmp_path: Path) -> None:
     one = finished(tmp_path / "a", 1.0)
     assert "Recall" not in compare(one, one, OPTIONS)
 

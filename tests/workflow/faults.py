@@ -1,7 +1,7 @@
-"""Faults of a workflow, and what its user would then do.
+"""What can befall a workflow, and what its user would then do.
 
-Each fault damages or kills something, checks that the message says what happened, and does what the
-message says. The caller then runs the workflow again.
+Each trouble harms a project, checks that the message says what happened, and does what it says; the
+caller then runs the workflow again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCKED = "--unlock"
 
 @dataclass
 class Scenario:
-    """A project, the targets of its run, how long the run takes, and random numbers."""
+    """A project, the targets of its run, and how long that takes; chance decides the rest."""
 
     project: Project
     dice: random.Random
@@ -42,7 +42,7 @@ class Scenario:
         return self.project.snakemake(*self.targets, *arguments)
 
     def failed(self, *arguments: str) -> str:
-        """Run it, check that it fails, and return its output."""
+        """Run it, expecting that it fails; returns its output."""
         done = self.run(*arguments)
         assert done.returncode != 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -53,7 +53,7 @@ class Scenario:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Run it in the background up to a random moment; at the end wait for it."""
+        """While it runs, up to a random moment; it is waited for at the end."""
         process = self.project.start(*self.targets)
         try:
             time.sleep(self.dice.uniform(0.1, 1.0) * self.seconds)
@@ -75,7 +75,7 @@ class Scenario:
         ]
 
     def kill_one(self, part: str) -> bool:
-        """SIGKILL one of `processes(part)` once there is one; False if none comes."""
+        """SIGKILL one of them, if there is one; waits a while for one to come."""
         deadline = time.monotonic() + self.seconds
         while time.monotonic() < deadline:
             # The shell's own command names the script, too.
@@ -93,7 +93,7 @@ class Scenario:
 
 
 def killed_snakemake(scenario: Scenario) -> None:
-    """Its jobs continue for a while without it."""
+    """Its jobs are left behind and go on for a while."""
     process = scenario.project.start(*scenario.targets)
     time.sleep(scenario.dice.uniform(0.1, 1.0) * scenario.seconds)
     process.kill()
@@ -105,7 +105,7 @@ def killed_snakemake(scenario: Scenario) -> None:
 
 
 def killed_worker(scenario: Scenario) -> None:
-    """The run continues and succeeds."""
+    """The run goes on as if nothing had happened."""
     with scenario.running() as process:
         scenario.kill_one("kvfidelity.worker.server")
     assert process.returncode == 0
@@ -124,7 +124,7 @@ def killed_judge(scenario: Scenario) -> None:
 
 
 def two_at_once(scenario: Scenario) -> None:
-    """The second start is refused; the first is not disturbed."""
+    """The second waits; the first is not disturbed."""
     with scenario.running() as process:
         if process.poll() is None:
             output = scenario.run()
@@ -177,13 +177,13 @@ def truncated_table(scenario: Scenario) -> None:
 
 
 def damaged_model(scenario: Scenario) -> None:
-    """A bit is flipped, or the file is truncated or emptied."""
+    """A bit flipped, a file cut short, or emptied."""
     file = scenario.project.folder / "resources/models/tiny/model.safetensors"
     whole = file.read_bytes()
-    offset = scenario.dice.randrange(len(whole) // 2, len(whole))
-    flipped = whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :]
-    file.unlink()  # a hard link to the file that it was made from
-    file.write_bytes(scenario.dice.choice([flipped, whole[:offset], b""]))
+    path = scenario.dice.randrange(len(whole) // 2, len(whole))
+    flipped = whole[:path] + bytes([whole[path] ^ 1]) + whole[path + 1 :]
+    file.unlink()  # it is a second name of the file that it was taken from
+    file.write_bytes(scenario.dice.choice([flipped, whole[:path], b""]))
     output = scenario.failed()
     assert "error: " in output
     assert "model.safetensors is damaged" in output, output
@@ -203,7 +203,7 @@ def other_schema_version(scenario: Scenario) -> None:
 
 
 def clock_set_back(scenario: Scenario) -> None:
-    """All files are dated in the future, and a run is missing."""
+    """What is there was written by a clock that went ahead; then a run is lost."""
     ahead = scenario.dice.uniform(100, 100_000)
     for folder in (scenario.results, scenario.project.folder / "resources"):
         for file in folder.rglob("*"):
@@ -216,7 +216,7 @@ def clock_set_back(scenario: Scenario) -> None:
     assert scenario.project.planned(*scenario.targets) == set()
 
 
-#: Taken in this order, so that a few rounds have different faults.
+#: In turn, so that a handful of rounds has a handful of troubles.
 FAULTS: list[Callable[[Scenario], None]] = [
     killed_snakemake,
     killed_worker,
@@ -231,7 +231,7 @@ FAULTS: list[Callable[[Scenario], None]] = [
     clock_set_back,
 ]
 
-#: Faults of a finished run.
+#: Those that befall a finished run.
 AFTERWARDS = {truncated_table, other_schema_version, clock_set_back}
 
 
@@ -247,7 +247,7 @@ def _half_written(folder: Path) -> list[Path]:
 
 
 def _verify(scenario: Scenario, expected: str) -> None:
-    """Move what is wrong out of the results, with `verify --remove`."""
+    """Have what is wrong moved aside."""
     done = subprocess.run(
         [sys.executable, "workflow/scripts/verify.py", "results", "--remove"],
         cwd=scenario.project.folder,
@@ -261,7 +261,7 @@ def _verify(scenario: Scenario, expected: str) -> None:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, options: str) -> Iterator[Callable[[str], None]]:
-    """Put a folder's content on a small disk; afterwards it is in the folder again."""
+    """A folder's content on a small disk of its own; back in the folder afterwards."""
 
     def mount(options: str, *arguments: str) -> None:
         done = subprocess.run(

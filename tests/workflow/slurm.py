@@ -1,4 +1,4 @@
-"""A Slurm of four nodes on one machine, each with a fake GPU; it is removed at the end."""
+"""A Slurm of four nodes on one machine, each with a stand-in GPU; gone when it is closed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.waiting import wait_until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("node1", "node2", "node3", "node4")
 #: What the controller runs and a node offers; the machine itself may have less. Finished jobs are
-#: remembered for as long as a test may take. A node that does not answer soon counts as down. Its
-#: jobs start elsewhere once their credentials have expired; by default that takes two minutes.
+#: remembered for as long as a test may take. A node that does not answer is soon given up, and its
+#: jobs start elsewhere once their credentials have expired, which takes two minutes by default.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -60,7 +60,7 @@ NODE = (
 def missing() -> str | None:
     """Why there can be no Slurm here."""
     if os.geteuid():
-        return "starting Slurm needs root"
+        return "starting a private Slurm needs root"
     absent = [name for name in PROGRAMS if not shutil.which(name)]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
@@ -123,11 +123,11 @@ class Cluster:
         self._slurmd[node] = _start(self.folder, node, *command, cwd=folder, **self.environment)
 
     def kill(self, node: str) -> None:
-        """End a node as a power loss does: its daemon and all its processes at once."""
+        """End a node as a loss of power does: its daemon and all that runs on it, at once."""
         daemon = self._slurmd.pop(node)
         daemon.kill()
         daemon.wait()
-        # First the processes that would report a job's end to the controller.
+        # What watches over a job would tell the controller how it ended.
         for find in (self._watching, self._working):
             while found := find(node):
                 _kill(found)
@@ -208,8 +208,8 @@ def _configure(folder: Path) -> None:
     lines = [f"NodeName={node} Name=gpu File={folder}/gpu\n" for node in NODES]
     (folder / "gres.conf").write_text("".join(lines))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-    # Snakemake's plugin removes SLURM_CONF from the environment of srun: on a real cluster Slurm
-    # finds its configuration without it.
+    # Snakemake's plugin takes SLURM_CONF out of what it gives to srun: a real cluster has its
+    # configuration where Slurm looks by itself.
     srun = folder / "bin/srun"
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Damage to results: a job that reads it says so, `verify` names it, a rerun makes it again."""
+"""Damaged results: the job that reads them fails, `verify` names them, a rerun makes them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ GROUPS = {
 #: Rules outside any group. `score_corruptions` is a job by itself; the others run where the
 #: workflow was started.
 ALONE = {"fetch_model", "fetch_dataset", "judge", "score_corruptions", "test_judge", "all"}
-REQUESTING = {"request_judge_batch", "compare_replies", "test_pairwise_judge"}
+ASKING = {"request_judge_batch", "compare_replies", "test_pairwise_judge"}
 REMOTE = {"kind": "openai", "model": "local", "base_url": "http://127.0.0.1:9", "api_key_env": None}
 JUDGES = {
     "formula": {"kind": "formula", "rubric": "formula"},
@@ -56,8 +56,8 @@ def planned(project: Project, name: str, *arguments: str) -> str:
             for key, value in profile(name).items()
             if key != "executor" and not key.startswith(f"{executor}-")
         }
-        file = project.folder / "profiles" / name / "config.yaml"
-        file.write_text(yaml.safe_dump(rest))
+        place = project.folder / "profiles" / name / "config.yaml"
+        place.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
     command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{name}", "-n"]
@@ -74,7 +74,7 @@ def planned(project: Project, name: str, *arguments: str) -> str:
 
 
 def stored(project: Project) -> list[str]:
-    """Options that the profile's comment asks for: an image, and a storage with source files."""
+    """As the profile's head says: an image, and a storage with what is not made."""
     storage = project.folder / "storage"
     for folder in ("config", "resources/rubrics"):
         shutil.copytree(project.folder / folder, storage / folder)
@@ -83,7 +83,7 @@ def stored(project: Project) -> list[str]:
 
 
 def groups(output: str) -> dict[str | None, set[str]]:
-    """Rules of each group; None has those outside any group. Rules of a group are indented."""
+    """Rules of each group; None has those that are in none. Those of a group are indented."""
     found: dict[str | None, set[str]] = {}
     group = None
     for line in output.splitlines():
@@ -95,7 +95,7 @@ def groups(output: str) -> dict[str | None, set[str]]:
 
 
 def resources(output: str, rule: str) -> dict[str, str]:
-    """The resources of one of a rule's jobs."""
+    """Of one of a rule's jobs."""
     lines = output.splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip() == f"rule {rule}:")
     line = next(line for line in lines[start:] if line.strip().startswith("resources:"))
@@ -104,7 +104,7 @@ def resources(output: str, rule: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("judges", "more"), [({}, set()), (BY_ALL_JUDGES, REQUESTING)], ids=["formula", "all judges"]
+    ("judges", "more"), [({}, set()), (BY_ALL_JUDGES, ASKING)], ids=["formula", "all judges"]
 )
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_plans_the_default_target(
@@ -143,37 +143,38 @@ def test_many_models_datasets_and_dialogues_are_planned(
 def test_threads_memory_and_time_of_a_clusters_jobs(
     fresh: Project, tmp_path: Path, name: str
 ) -> None:
-    # Without --cores a dry run counts one core.
+    # A dry run counts one core unless it is given more.
     output = planned(fresh.copy(tmp_path / "project"), name, "--cores", "8")
-    assert output.count("threads: 4") == 5 + 1, "five runs, and score_corruptions"
+    assert output.count("threads: 4") == 5 + 1, "five runs, and the corrupted replies"
     for rule in set().union(*GROUPS.values()):
         assert resources(output, rule)["serial"] == "0", "elsewhere than on a scheduler"
     measure = resources(output, "measure")
     assert (measure["mem_mb"], measure["runtime"]) == ("2000", "3")
     assert resources(output, "report")["mem_mb"] == "4000"
-    for rule in ("generate", "score_corruptions"):
-        assert resources(output, rule)["gpu"] == "1"
+    assert (
+        resources(output, "generate")["gpu"] == resources(output, "score_corruptions")["gpu"] == "1"
+    )
 
 
 @pytest.mark.parametrize("rule", ["generate", "score_corruptions"])
-def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(
+def test_run_time_is_a_cpus_where_no_gpu_is_asked_for(
     fresh: Project, tmp_path: Path, rule: str
 ) -> None:
-    """By the profile, by the command line, and by the model's device."""
+    """As the profile has it, as the command line has it, and as the model's device has it."""
 
-    def requested(number: int, *arguments: str, device: str = "auto") -> tuple[str, int]:
+    def asked(number: int, *arguments: str, device: str = "auto") -> tuple[str, int]:
         project = fresh.copy(tmp_path / str(number))
         project.reconfigure({"models": {"tiny": {"device": device}}})
         found = resources(planned(project, "slurm", *arguments), rule)
         return found["gpu"], int(found["runtime"])
 
-    gpu, fast = requested(0)
-    cpu, slow = requested(1, "--set-resources", f"{rule}:gpu=0")
+    gpu, fast = asked(0)
+    cpu, slow = asked(1, "--set-resources", f"{rule}:gpu=0")
     assert (gpu, cpu) == ("1", "0")
     assert slow > 40 * fast, "8B weights, for the model is not fetched yet"
-    assert requested(2, device="cpu") == ("0", slow)
-    assert requested(3, "--resources", "gpu=0") == ("0", slow)
-    assert requested(4, "--set-resources", f"{rule}:gpu=0", device="cuda") == ("0", fast)
+    assert asked(2, device="cpu") == ("0", slow)
+    assert asked(3, "--resources", "gpu=0") == ("0", slow)
+    assert asked(4, "--set-resources", f"{rule}:gpu=0", device="cuda") == ("0", fast)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
@@ -184,12 +185,12 @@ def test_no_key_of_the_default_profile_hides_another_profiles(name: str) -> None
 
 
 def test_rules_that_ask_judges_run_where_the_workflow_was_started() -> None:
-    """That machine has the network, the keys, and the lock of the verdict store."""
+    """There are the network, the keys, and the lock of what was answered."""
     rules = "\n".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
     bodies = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", rules, re.M | re.S))
-    requesting = {rule for rule, body in bodies.items() if "verdict_store" in body}
-    assert requesting >= {"judge", "test_judge"} | REQUESTING
+    asking = {rule for rule, body in bodies.items() if "verdict_store" in body}
+    assert asking >= {"judge", "test_judge"} | ASKING
     local = re.search(r"^localrules:\n((?:    \w+,\n)+)", (ROOT / "Snakefile").read_text(), re.M)
     assert local
     named = set(re.findall(r"\w+", local[1]))
-    assert {rule for rule in requesting - named if "localrule: True" not in bodies[rule]} == set()
+    assert {rule for rule in asking - named if "localrule: True" not in bodies[rule]} == set()

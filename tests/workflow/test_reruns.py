@@ -51,6 +51,8 @@ POOLS = {("extract_dialogues", "tiny/own"), ("lengths", "tiny/own")}
 def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
     assert (finished.folder / "results/report.html").stat().st_size > 10_000
     assert finished.planned() == set()
+    dry_run = finished.snakemake("-n")
+    assert "were not made here" not in dry_run.stdout + dry_run.stderr
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         pytest.param(
             {"session": {"prefix_memory": "1GiB", "batch_size": 4}},
             set(),
-            id="prefix memory and batch size mean nothing",
+            id="memory for prefixes and the batch size change no result",
         ),
         pytest.param(
             {"session": {"prefix_disk": "1GiB"}}, set(), id="disk for prefixes means nothing"
@@ -217,14 +219,10 @@ def test_another_rubric_reruns_judging(project: Project) -> None:
     assert project.planned() == jobs_of(ALL_RUNS, "judge") | JUDGE_TEST | ENDS
 
 
-def test_other_replies_of_the_judges_tests_rerun_only_those_tests(project: Project) -> None:
+def test_other_corrupted_replies_rerun_only_the_test_of_the_judges(project: Project) -> None:
     project.configure({"reliability": {"replies": 3}})
-    judge_tests = {
-        ("corrupt_replies", "tiny/own"),
-        ("score_corruptions", "tiny/own"),
-        *JUDGE_TEST,
-    }
-    assert project.planned() == judge_tests | ENDS - {
+    expected = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own"), *JUDGE_TEST}
+    assert project.planned() == expected | ENDS - {
         (r, "") for r in ("aggregate", "claims", "paper_tables", "figures")
     }
 
@@ -301,7 +299,7 @@ def test_in_a_new_clone_what_the_configuration_would_not_make_is_made(clone: Pro
 
 
 def test_tables_are_not_made_of_artifacts_of_another_configuration(project: Project) -> None:
-    """With `--rerun-triggers mtime` Snakemake itself does not notice."""
+    """Snakemake was made to look at times only."""
     project.configure({"policies": {"streaming": {"kind": "streaming_llm", "sinks": 64}}})
     (project.folder / "results/tables/turns.parquet").unlink()
     done = project.snakemake("--rerun-triggers", "mtime")

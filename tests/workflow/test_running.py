@@ -21,7 +21,7 @@ from tests.cache.test_policies import OWN as OWN_POLICY
 from tests.workflow.project import ROOT, Project, merged
 
 
-def test_tables_and_page_show_what_was_run(finished: Project) -> None:
+def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
     policies = pl.read_parquet(finished.folder / "results/tables/policies.parquet")
     assert set(policies["policy"]) == {"random", "streaming"}
     assert (policies["budget_tokens"] == 200).all()
@@ -35,7 +35,7 @@ def test_tables_and_page_show_what_was_run(finished: Project) -> None:
 def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     fresh: Project, finished: Project, tmp_path: Path
 ) -> None:
-    """SIGKILL of Snakemake and of its jobs, three times at random; the worker is not killed."""
+    """SIGKILL of Snakemake and of its jobs, three times at random, the worker left alone."""
     project = fresh.copy(tmp_path / "project")
     moments = random.Random(1)
     for _ in range(3):
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
-def test_a_user_defined_policy_runs_alone(project: Project) -> None:
+def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
     (project.folder / "mine.py").write_text(OWN_POLICY)
     project.configure(
         {"policy_files": ["mine.py"], "policies": {"mine": {"kind": "every_other", "step": 3}}}

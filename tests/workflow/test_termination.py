@@ -1,4 +1,4 @@
-"""SIGTERM to a workflow: it prints what it waits for, and then waits."""
+"""SIGTERM to a workflow: what it waits for is printed before that has ended."""
 
 from __future__ import annotations
 

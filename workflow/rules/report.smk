@@ -1,32 +1,5 @@
+from kvfidelity.analysis.table_names import FOR_PAPERS, RECORDS, SUMMARIES
 from kvfidelity.report.figure_registry import FIGURES
-
-# Tables of rule aggregate that people read too, as CSV; the others are large.
-SUMMARIES = [
-    "dialogues",
-    "policies",
-    "contrasts",
-    "predictors",
-    "window",
-    "window_changes",
-    "environments",
-    "recall_by_depth",
-    "verdict_means",
-    "missing_verdicts",
-    "own_replies",
-    "prefill_overshoot",
-    "not_finite",
-]
-# Tables that are written for papers, as Markdown and LaTeX.
-FOR_PAPERS = [
-    "claims",
-    "policies",
-    "contrasts",
-    "recall_by_depth",
-    "verdict_means",
-    "own_replies",
-    "window_changes",
-    "prefill_overshoot",
-]
 
 
 rule aggregate:
@@ -37,10 +10,7 @@ rule aggregate:
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:
-        expand(
-            "results/tables/{name}.parquet",
-            name=["turns", "verdicts", "evictions", "recall"],
-        ),
+        expand("results/tables/{name}.parquet", name=RECORDS),
         expand(
             "results/tables/{name}.{ending}", name=SUMMARIES, ending=["parquet", "csv"]
         ),

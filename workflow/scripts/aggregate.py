@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.analysis.table_names import RECORDS
     from kvfidelity.analysis.tables import build_tables
     from kvfidelity.pipeline.staleness import Expectations, notes_of, refuse_stale
     from kvfidelity.records.notes import note_of_all
@@ -22,8 +23,7 @@ def main() -> None:
     refuse_stale(expected)
     notes = notes_of("aggregate", options.settings) | note_of_all(expected.inputs_of_tables())
     for name, table in build_tables(options.settings, options.results).items():
-        for_programs = name in ("turns", "evictions", "verdicts", "recall")
-        write_table(options.out, name, table, notes, csv=not for_programs)
+        write_table(options.out, name, table, notes, csv=name not in RECORDS)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    from kvfidelity.records.artifacts import write_text
+    from kvfidelity.atomic_files import write_text
     from kvfidelity.report.compare import compare
 
     chosen = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}

@@ -21,7 +21,7 @@ def main() -> None:
     )
     from kvfidelity.analysis.reliability import costs, gather_judge_tests, reliability
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS
+    from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.records.columns import CORRUPTION_VERDICTS

@@ -11,11 +11,10 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
+from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
-from kvfidelity.records.grid import RUN_FIELDS, RunKey, compared_run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRS, ORDER = "pairs", "order"
 
 
@@ -32,8 +31,8 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
     for judge in settings["comparing"]:
         for run in compared_run_keys(settings):
             file = results / "comparisons" / judge / run / "comparisons.parquet"
-            key = RunKey.from_path(run)._asdict()
-            columns = {name: pl.lit(value) for name, value in key.items()}
+            names = RunKey.from_path(run)._asdict()
+            columns = {name: pl.lit(value) for name, value in names.items()}
             found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
             frames.append(found.with_columns(**columns))
     return pl.concat(frames)
@@ -47,7 +46,7 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
         both orders chose the reply at the same position.
     """
     rows = []
-    keys = ["judge", "judge_model", *CELL]
+    keys = ["judge", "judge_model", *CELL_COLUMNS]
     with_reply = comparisons.filter(pl.col("status") != "no_reply")
     for key, part in with_reply.group_by(keys, maintain_order=True):
         given = part.drop_nulls("outcome")

@@ -16,9 +16,8 @@ import polars as pl
 from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, clustered_share, holm
 from kvfidelity.records.declaration import schema
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
 DEPTHS = ("gist", "middle", "recent", "unknown")
 SHARES = ("recalled", "answered")
@@ -83,13 +82,13 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         options: confidence, resamples, seed.
     """
     considered = answers.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
-    keys = [*CELL, "kind", "origin", "depth"]
+    keys = [*CELL_COLUMNS, "kind", "origin", "depth"]
     rows = [
         dict(zip(keys, key, strict=True)) | _estimates(part, options)
         for key, part in considered.group_by(keys, maintain_order=True)
     ]
     table = pl.DataFrame(rows, schema(Cell, RecallGroup, RecallEstimates)).sort(
-        *CELL[:2],
+        *CELL_COLUMNS[:2],
         *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
         *(rank_in("positions", POSITIONS), rank_in("depth", DEPTHS)),
     )

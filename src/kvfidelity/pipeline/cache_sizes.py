@@ -1,4 +1,4 @@
-"""What cache sizes are in tokens, bytes and share of the trained window, for a model.
+"""Cache sizes in tokens and bytes for a model.
 
     python -m kvfidelity.pipeline.cache_sizes resources/models/smollm2-135m --dtype float32 600MB
     python -m kvfidelity.pipeline.cache_sizes --layers 32 --kv-heads 8 --head-size 128 --window 8192

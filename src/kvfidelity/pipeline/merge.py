@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.records.grid import RUN_FIELDS, TOKENIZER, cells, run_keys
@@ -65,7 +66,6 @@ def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
         UserError: an artifact is missing or corrupt, was made with another configuration or other
             code than the rest, or the folders' dialogues differ.
     """
-    from kvfidelity.records.artifacts import replacing
 
     found = merge_sources(settings)
     codes: dict[str, tuple[str, Path]] = {}

@@ -194,7 +194,7 @@ def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
 
 
 def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
-    """Models and datasets whose replies a judge is tested on.
+    """Models and datasets on whose corrupted replies a judge is tested.
 
     What a model is asked does not depend on the models under test, so it is asked once per dataset.
     """

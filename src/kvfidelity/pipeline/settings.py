@@ -81,7 +81,7 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def config_schema() -> dict[str, Any]:
     """The JSON schema of the configuration; policies have their own, see `policy_schemas`.
 
-    It is read once in a process, so callers must not change what is returned.
+    Read once per process; do not change what is returned.
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
     schema: dict[str, Any] = yaml.safe_load(text)
@@ -99,14 +99,14 @@ def policy_schemas() -> dict[str, Any]:
 
 
 def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy in JSON's types; YAML also has dates, NaN and infinity."""
+    """A copy in JSON's types; YAML also has dates, and numbers that are not finite."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
     except TypeError as error:
         what = str(error).split()[3]
         raise UserError(f"{where}: a value is read as a {what}; put it in quotes") from None
     except ValueError:
-        raise UserError(f"{where}: .nan and .inf are not allowed; write a number") from None
+        raise UserError(f"{where}: .nan and .inf are not allowed; write a finite number") from None
     return plain
 
 
@@ -216,7 +216,7 @@ def _check_policy(name: str, entry: Mapping[str, Any], has_policy_files: bool, w
     kind = entry["kind"]
     if kind not in schemas:
         if has_policy_files:
-            return  # defined in a policy file; checked where the files are imported
+            return  # user-defined; checked where the files are imported
         raise UserError(
             f"{where}: policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
         )

@@ -52,6 +52,8 @@ class RunKey(NamedTuple):
 #: The key's parts by name; all but the last are those of a cell.
 RUN_FIELDS = RunKey._fields
 CELL_FIELDS = RUN_FIELDS[:-1]
+#: What tables of means have one row for: a cell with all its seeds.
+CELL_COLUMNS = CELL_FIELDS[:-1]
 
 
 @dataclass(frozen=True, order=True)

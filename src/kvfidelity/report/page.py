@@ -15,11 +15,10 @@ from markupsafe import Markup
 from kvfidelity.analysis.attribution import attribute_losses
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
-from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     count,
@@ -141,7 +140,7 @@ def as_json(cells: Mapping[str, Any]) -> str:
 
 def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page's script finds a run by."""
-    return {name: row[name] for name in CELL}
+    return {name: row[name] for name in CELL_COLUMNS}
 
 
 def inline_svg(svg: str) -> Markup:

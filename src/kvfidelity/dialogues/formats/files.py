@@ -1,6 +1,6 @@
 """Reading JSON, JSONL and Parquet in bounded memory.
 
-ijson and polars are imported where they are used: the config's check imports this package for its
+ijson and pyarrow are imported where they are used: the config's check imports this package for its
 list of formats.
 """
 
@@ -147,12 +147,14 @@ def _jsonl(path: Path, counts: SourceCounts) -> Iterator[Any]:
 
 
 def _parquet(path: Path, counts: SourceCounts) -> Iterator[Any]:
-    import polars as pl
+    import pyarrow
+    import pyarrow.parquet as pq
 
     try:
-        for batch in pl.scan_parquet(path).collect_batches(chunk_size=BATCH_ROWS):
-            yield from batch.iter_rows(named=True)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"dataset file {path} is not readable as Parquet ({reason})") from None
 

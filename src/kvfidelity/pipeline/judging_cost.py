@@ -1,0 +1,48 @@
+"""What a judge that asks a paid model will cost: answers, tokens, dollars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvfidelity.judges.requests import Price
+from kvfidelity.pipeline.resources import own_replies
+from kvfidelity.pipeline.rule_params import is_pairwise, judge_test_pairs
+
+#: Tokens of a verdict's answer, and of its prompt where no history is shown.
+ANSWER_TOKENS, PROMPT_TOKENS = 150, 700
+#: Rubrics that show no history.
+WITHOUT_HISTORY = ("blind",)
+#: Kinds of replies in a judge's test: good ones, their corruptions, and, for judges of single
+#: replies, two that address the judge.
+KINDS, KINDS_IN_PAIRS = 8, 6
+
+
+def judging_estimate(settings: Mapping[str, Any], judge: str, dialogues: Sequence[int]) -> str:
+    """One line on a judge's verdicts, with those of its test.
+
+    Args:
+        settings: the checked configuration.
+        dialogues: tokens of each run's dialogue.
+    """
+    entry, reliability = settings["judges"][judge], settings["reliability"]
+    answers = len(dialogues) * own_replies(settings["session"])
+    replies = len(judge_test_pairs(settings, judge)) * reliability["replies"]
+    if is_pairwise(entry):  # each pair in both orders; no request is repeated
+        answers, test_answers = 2 * answers, 2 * replies * KINDS_IN_PAIRS
+    else:
+        test_answers = replies * KINDS * reliability["repeats"]
+    prompt_tokens = PROMPT_TOKENS
+    if entry["rubric"] not in WITHOUT_HISTORY and dialogues:  # it reads half a dialogue on average
+        prompt_tokens += sum(dialogues) // (2 * len(dialogues))
+    tokens = answers * prompt_tokens + test_answers * PROMPT_TOKENS
+    answer_tokens = (answers + test_answers) * ANSWER_TOKENS
+    line = (
+        f"judge {judge}: about {answers:,} answers and {test_answers:,} to test it, about "
+        f"{tokens + answer_tokens:,} tokens, "
+    )
+    price = settings["prices"].get(entry.get("model"))
+    if price is None:
+        return line + f"at a price that is not known: `prices` has no {entry.get('model')}"
+    usd = Price(**price).usd(tokens, answer_tokens, batch=entry.get("batch", False))
+    return line + f"very roughly ${usd:,.2f} at the prices in the config"
