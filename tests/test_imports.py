@@ -80,7 +80,7 @@ def test_a_wrong_way_is_found() -> None:
     assert not wrong_way("pipeline", "cache")
 
 
-def test_the_library_does_not_use_its_own_front_door() -> None:
+def test_the_library_does_not_import_its_public_surface() -> None:
     """The public names of `kvfidelity` load what they stand for; digests of code do not follow."""
     names = set(places())
     found = [f"{module}: {name}" for module, name in imports() if name.split(".")[1] not in names]

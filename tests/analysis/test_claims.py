@@ -50,7 +50,7 @@ def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, An
     return evaluate_claims([claim(**changes)], tables, OPTIONS).to_dicts()
 
 
-def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
+def test_the_projects_claims_on_synthetic_effects(tables: dict[str, pl.DataFrame]) -> None:
     rows = evaluate_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
     found = {row["claim"]: row["decision"] for row in rows}
     expected = {
@@ -86,7 +86,7 @@ def test_an_effect_that_is_none_contradicts(tables: dict[str, pl.DataFrame]) -> 
     assert row["decision"] == "not decided"
 
 
-def test_unequal_budgets_are_told(tables: dict[str, pl.DataFrame]) -> None:
+def test_unequal_budgets_are_shown(tables: dict[str, pl.DataFrame]) -> None:
     turns = tables["turns"].with_columns(
         target_tokens=pl.when(pl.col("policy") == "gist").then(100).otherwise("target_tokens")
     )
@@ -104,7 +104,9 @@ def test_scores_of_a_judge_are_a_quantity(tables: dict[str, pl.DataFrame]) -> No
     assert row["estimate"] == pytest.approx(-4)
 
 
-def test_what_was_not_run_is_said(tables: dict[str, pl.DataFrame]) -> None:
+def test_a_claim_about_a_policy_that_was_not_run_is_not_decided(
+    tables: dict[str, pl.DataFrame],
+) -> None:
     [row] = judged(tables, of={"kind": "h2o"})
     assert row["decision"] == "not decided"
     assert row["n_dialogues"] == 0

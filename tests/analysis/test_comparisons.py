@@ -84,4 +84,4 @@ def test_position_bias_and_preference_for_good_replies() -> None:
     assert pairs["value"] == pytest.approx((1 + 0 + 0 + 0.5 + 0.5) / 5)
     assert (pairs["share"], pairs["n"], pairs["missing"]) == (pytest.approx(0.2), 5, 1)
     order = table.filter(measure="order").row(0, named=True)
-    assert order["value"] == pytest.approx(1 / 5)  # one of five pairs went to the first place twice
+    assert order["value"] == pytest.approx(1 / 5)  # one of five pairs went to the first reply twice

@@ -34,20 +34,20 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def covering(factors: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Few combinations that hold every two values of every two factors together."""
-    places = [range(len(values)) for values in factors.values()]
+    indices = [range(len(values)) for values in factors.values()]
     pairs = {
         ((one, a), (other, b))
-        for one, other in itertools.combinations(range(len(places)), 2)
-        for a in places[one]
-        for b in places[other]
+        for one, other in itertools.combinations(range(len(indices)), 2)
+        for a in indices[one]
+        for b in indices[other]
     }
     while pairs:
         best = max(
-            itertools.product(*places),
+            itertools.product(*indices),
             key=lambda row: len(pairs & set(itertools.combinations(enumerate(row), 2))),
         )
         pairs -= set(itertools.combinations(enumerate(best), 2))
-        yield {name: factors[name][place] for name, place in zip(factors, best, strict=True)}
+        yield {name: factors[name][index] for name, index in zip(factors, best, strict=True)}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,6 @@ def test_language_is_that_of_the_chat_and_not_of_its_code() -> None:
     assert language_of([Turn("How do I read a file?", "Read it line by line: " + code)]) == "en"
 
 
-def test_code_is_told_from_prose() -> None:
+def test_code_is_distinguished_from_prose() -> None:
     assert category_of([Turn("How?", "Like this:\n```\n" + "x = 1\n" * 20 + "```")]) == "code"
     assert category_of([Turn("How?", "With patience. " * 20)]) == "prose"

@@ -78,7 +78,7 @@ def test_verdicts_of_smollm2_are_had_and_kept(default_inputs: None, tmp_path: Pa
 
 
 def had_and_kept(model: Path, tmp_path: Path) -> None:
-    """Whatever a small model says becomes a score or a reason, and is asked for once."""
+    """Every answer of a small model becomes a score or a reason, and is asked for once."""
     with served(model, tmp_path) as url:
         first = judge(url, model, tmp_path).judge(ROWS)
         kept = dict(AnswerStore(tmp_path / "store").answers())

@@ -106,13 +106,13 @@ def write_gguf(file: Path, *, quantised: bool, pre: str = "smollm") -> Any:
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
     state = model.state_dict()
-    for name, place in names().items():
-        weight = permute(name, state[place].numpy())
+    for name, key in names().items():
+        weight = permute(name, state[key].numpy())
         if quantised and weight.ndim == 2:
             blocks = quantize(weight, GGMLQuantizationType.Q4_1)
             writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q4_1)
             found = dequantize(blocks, GGMLQuantizationType.Q4_1).astype(np.float32)
-            state[place].copy_(torch.from_numpy(permute(name, found, back=True).copy()))
+            state[key].copy_(torch.from_numpy(permute(name, found, back=True).copy()))
         else:
             writer.add_tensor(name, weight)
     writer.write_header_to_file()

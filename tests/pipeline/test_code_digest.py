@@ -30,7 +30,7 @@ found["keys"] = policy_digest("kvfidelity.cache.policies.keys")
 found["policies"] = policies_digest()
 print(json.dumps(found))
 """
-#: Of `SAMPLE`, under every Python.
+#: The digest of `SAMPLE` under every Python.
 SAMPLE_TEXT = (
     "Module(body=FunctionDef(name=str:'f'args=arguments(args=arg(arg=str:'x'),"
     "defaults=Constant(value=int:1),)body=Return(value=JoinedStr(values="

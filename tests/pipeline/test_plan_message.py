@@ -56,7 +56,7 @@ def test_batches_cost_half_and_the_history_costs_tokens() -> None:
     assert dollars(message(prices=PRICES, judge={"rubric": "grounded"})) > whole
 
 
-def test_a_price_that_is_not_known_is_said_to_be() -> None:
+def test_an_unknown_price_is_named() -> None:
     assert "`prices` has no m" in message()
 
 

@@ -24,7 +24,7 @@ FLAGS = (
     "--disable-sync",
     "--virtual-time-budget=8000",
 )
-#: Whatever the page asks of a network is refused and counted.
+#: Every network request of the page is refused and counted.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 HEAD = f"""
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">

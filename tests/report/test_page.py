@@ -108,7 +108,7 @@ def test_the_reliability_of_judges_is_shown(text: str) -> None:
     assert "Words to the judge inside a reply" in section
 
 
-def test_what_the_jobs_took_is_told(text: str) -> None:
+def test_seconds_and_memory_of_the_jobs_are_shown(text: str) -> None:
     section = text[text.index('id="jobs"') : text.index('id="limits"')]
     seen_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
     assert "Runs computed together with others share their seconds: 1 of the jobs" in seen_text
@@ -134,8 +134,8 @@ READ = """
   const figures = [...document.querySelectorAll("figure svg")];
   const drawn = figures.filter((svg) =>
     svg.getBoundingClientRect().height > 40 && svg.querySelectorAll("path, line, text").length > 8);
-  const behind = document.querySelector("section[aria-labelledby=claims] button[data-cell]");
-  behind.click();
+  const button = document.querySelector("section[aria-labelledby=claims] button[data-cell]");
+  button.click();
   const claimed = document.getElementById("pick-left").value;
   document.querySelector("section[aria-labelledby=cells-head] button[data-cell]").click();
   const left = document.getElementById("side-left");

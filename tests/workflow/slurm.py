@@ -133,7 +133,7 @@ class Cluster:
                 _kill(found)
 
     def end(self) -> None:
-        """End jobs, daemons and whatever is left of either."""
+        """End all jobs and daemons, and their processes."""
         with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
             self.clear()
         for node in list(self._slurmd):

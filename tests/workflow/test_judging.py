@@ -232,7 +232,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
 
 
 def contents(file: Path) -> bytes:
-    """Of a file, tables as text, for Parquet compresses."""
+    """A file's content; tables as text, because Parquet compresses."""
     if file.suffix == ".parquet":
         return pl.read_parquet(file).write_ndjson().encode()
     return file.read_bytes()

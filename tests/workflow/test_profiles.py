@@ -56,8 +56,8 @@ def planned(project: Project, name: str, *arguments: str) -> str:
             for key, value in profile(name).items()
             if key != "executor" and not key.startswith(f"{executor}-")
         }
-        place = project.folder / "profiles" / name / "config.yaml"
-        place.write_text(yaml.safe_dump(rest))
+        file = project.folder / "profiles" / name / "config.yaml"
+        file.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
     command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{name}", "-n"]
@@ -74,7 +74,7 @@ def planned(project: Project, name: str, *arguments: str) -> str:
 
 
 def stored(project: Project) -> list[str]:
-    """As the profile's head says: an image, and a storage with what is not made."""
+    """Options that the profile's comment asks for: an image, and a storage with source files."""
     storage = project.folder / "storage"
     for folder in ("config", "resources/rubrics"):
         shutil.copytree(project.folder / folder, storage / folder)
@@ -95,7 +95,7 @@ def groups(output: str) -> dict[str | None, set[str]]:
 
 
 def resources(output: str, rule: str) -> dict[str, str]:
-    """Of one of a rule's jobs."""
+    """The resources of one of a rule's jobs."""
     lines = output.splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip() == f"rule {rule}:")
     line = next(line for line in lines[start:] if line.strip().startswith("resources:"))
@@ -157,10 +157,10 @@ def test_threads_memory_and_time_of_a_clusters_jobs(
 
 
 @pytest.mark.parametrize("rule", ["generate", "score_corruptions"])
-def test_run_time_is_a_cpus_where_no_gpu_is_asked_for(
+def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(
     fresh: Project, tmp_path: Path, rule: str
 ) -> None:
-    """As the profile has it, as the command line has it, and as the model's device has it."""
+    """By the profile, by the command line, and by the model's device."""
 
     def asked(number: int, *arguments: str, device: str = "auto") -> tuple[str, int]:
         project = fresh.copy(tmp_path / str(number))

@@ -121,7 +121,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
             id="a default written out means nothing",
         ),
         pytest.param(
-            # Of 16,384 tokens of window, and of 2 x 2 layers x 2 heads x 16 x 4 bytes a token.
+            # The window has 16,384 tokens; a token takes 2 x 2 layers x 2 heads x 16 x 4 bytes.
             {"thresholds": {"small": {"at": "0.036622win", "target": "102.4kB"}}},
             set(),
             id="the same size in another unit means nothing",

@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
-def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
+def test_a_user_defined_policy_runs_alone(project: Project) -> None:
     (project.folder / "mine.py").write_text(OWN_POLICY)
     project.configure(
         {"policy_files": ["mine.py"], "policies": {"mine": {"kind": "every_other", "step": 3}}}
@@ -161,7 +161,7 @@ def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
 def test_a_second_configuration_is_laid_over_the_default(
     fresh: Project, tmp_path: Path, file: str
 ) -> None:
-    """As in the README: without a network, a GPU or the model."""
+    """The README says so: without a network, a GPU or the model."""
     project = fresh.copy(tmp_path / "project")
     shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
     default, second = (

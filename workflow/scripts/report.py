@@ -1,4 +1,4 @@
-"""Write the report page, and the table of what the jobs took that it ends with."""
+"""Write the report page, and the table of the jobs' seconds and memory."""
 
 import argparse
 import json

@@ -104,7 +104,7 @@ def evaluate_claims(
 
 
 def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
-    """The quantities that claims speak of, as far as there are any, one row per turn of every run.
+    """The quantities of claims, as far as the data have them, one row per turn of every run.
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
     Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere.

@@ -358,7 +358,7 @@ class VerdictJudge:
 
 
 class VerdictMeans:
-    """Mean verdict on the own replies of a cell, in whatever turn."""
+    """Mean verdict on the own replies of a cell, over all turns."""
 
     stage = "aggregate"
     mean: Annotated[Dtype, "1 to 10", "mean score"] = pl.Float64
@@ -525,7 +525,7 @@ class Costs:
 
 
 class Jobs:
-    """What the workflow's jobs took, by rule."""
+    """Seconds and memory of the workflow's jobs, by rule."""
 
     stage = "report"
     rule: Annotated[Dtype, "", "rule of the workflow"] = pl.String

@@ -55,7 +55,7 @@ TABLE_ROWS = {
     "reliability": "How far judges can be trusted: one row per measure.",
     "comparisons": "One row per judge that compares and cell.",
     "costs": "What judging cost.",
-    "jobs": "What the workflow's jobs took, by rule.",
+    "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }
 
 

@@ -251,7 +251,7 @@ def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def _floats(column: pl.Series) -> Floats:
-    """As an array, NaN where a value is missing."""
+    """The column as an array, NaN where a value is missing."""
     return column.cast(pl.Float64).to_numpy()
 
 

@@ -43,7 +43,7 @@ class PositionMode(StrEnum):
     """How positions are handled after an eviction: the factor that the experiment varies.
 
     The value is the mode's name in the config, in paths, in tables and in figures. `STALE` lets new
-    queries stand behind surviving keys. An unpatched Hugging Face loop does this, and
+    queries get smaller positions than surviving keys. An unpatched Hugging Face loop does this, and
     arXiv 2511.04686 measured it.
     """
 

@@ -1,4 +1,4 @@
-"""Asks what was said earlier in a dialogue.
+"""Asks about earlier messages of a dialogue.
 
 A question is fed as the next user turn on a copy of the cache, after the evictions that the run's
 trigger makes before a turn. Then every candidate answer is scored as the reply's continuation, and

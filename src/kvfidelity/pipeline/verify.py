@@ -25,7 +25,7 @@ from kvfidelity.records.schema_version import SCHEMA_VERSION
 
 #: Kinds whose files are not named after them.
 KIND_OF_FILE = {"pool": "dialogues"}
-#: By folder, the stage whose code made what is in it; what has no line is not compared.
+#: The stage whose code made a folder's files, by folder. Folders without a line are not compared.
 STAGE_OF_KIND = {
     "dialogues": "dialogues",
     "generate": "generate",

@@ -190,7 +190,7 @@ def count_label(rows: pl.DataFrame, column: str = "n_dialogues") -> str:
 
 
 def distinct_label(rows: pl.DataFrame) -> pl.Expr:
-    """A row's name: the policy, and whatever else differs between rows."""
+    """A row's name: the policy, and all else that differs between rows."""
     names = ("threshold", "dataset", "model")
     varied = [name for name in names if rows[name].drop_nulls().n_unique() > 1]
     return pl.concat_str(["policy", *varied], separator=", ", ignore_nulls=True)

@@ -222,7 +222,7 @@ def changes_by_setting(changes: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By setting and policy, position modes in their usual order."""
+    """The rows by setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
         rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))

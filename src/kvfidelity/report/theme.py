@@ -90,8 +90,8 @@ def as_json(spec: dict[str, Any], name: str) -> str:
     except ValueError:
         field = next(_not_finite(spec), "?")
         raise NotFiniteError(
-            f"figure {name}: field {field} holds a value that is not finite. The formula behind it "
-            "is at fault: please report this line"
+            f"figure {name}: field {field} holds a value that is not finite. Its formula is "
+            "at fault: please report this line"
         ) from None
 
 

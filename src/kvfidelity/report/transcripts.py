@@ -173,7 +173,7 @@ def _run(rows: pl.DataFrame, log: pl.DataFrame | None, conversation: str) -> dic
 
 
 def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
-    """By turn: what its last eviction left, and up to which token index it saw."""
+    """What each turn's last eviction left, and up to which token index it saw."""
     if log is None:
         return {}
     kept = {}

@@ -37,7 +37,7 @@ class WorkerConfig:
     threads: int
     batch_size: int
     policies_digest: str = ""
-    """Of all built-in policies: they stay imported, but are no part of `code_digest`."""
+    """Digest of all built-in policies: they stay imported, but `code_digest` does not cover them."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> WorkerConfig:

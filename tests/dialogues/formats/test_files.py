@@ -209,7 +209,7 @@ def test_a_format_file_that_cannot_be_used_is_named(
 
 
 def test_parquet_through_the_datasets_library(tmp_path: Path) -> None:
-    """What `source: hub` does, with a local file in the place of the hub."""
+    """What `source: hub` does, with a local file instead of the hub."""
     import datasets
 
     records = [{"id": "a", "messages": openai(1)}, {"id": "b", "messages": openai(2)}]
