@@ -37,7 +37,7 @@ class WorkerConfig:
     threads: int
     batch_size: int
     policies_digest: str = ""
-    """Digest of all built-in policies: they stay imported, but `code_digest` does not cover them."""
+    """Digest of all built-in policies: they stay imported, and `code_digest` leaves them out."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> WorkerConfig:
