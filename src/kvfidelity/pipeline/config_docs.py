@@ -62,7 +62,7 @@ def config_docs() -> str:
     lines += ["\n## Policies\n", "| kind | what it does | parameters |", "|---|---|---|"]
     for kind, policy in policy_schemas().items():
         lines.append(f"| `{kind}` | {policy['description']} | {_parameters_text(policy)} |")
-    lines += ["\nA policy of your own: see the project's README."]
+    lines += ["\nA policy of your own: see [docs/extending.md](../docs/extending.md)."]
     return "\n".join(lines) + "\n"
 
 
@@ -74,7 +74,7 @@ def _judge_kinds() -> Iterator[str]:
         if options:
             yield ""
             yield from _table(options, schema, schema["required"])
-    yield "\nA kind of your own: see [docs/judging.md](../docs/judging.md)."
+    yield "\nA kind of your own: see [docs/extending.md](../docs/extending.md)."
 
 
 def _table(
