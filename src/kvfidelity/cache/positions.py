@@ -42,9 +42,9 @@ class ModeTraits:
 class PositionMode(StrEnum):
     """How positions are handled after an eviction: the factor that the experiment varies.
 
-    The value is the mode's name in the config, in paths, in tables and in figures. `STALE` lets new
-    queries get smaller positions than surviving keys. An unpatched Hugging Face loop does this, and
-    arXiv 2511.04686 measured it.
+    The value is the mode's name in the config, in paths, in tables and in figures. Under `STALE`
+    new queries can get smaller positions than surviving keys. An unpatched Hugging Face loop does
+    this, and arXiv 2511.04686 measured it.
     """
 
     STALE = "stale"

@@ -50,12 +50,12 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A model attached to managed caches, its tokenizer's segmenter, and values derived from them.
+    """A model attached to managed caches, and its tokenizer.
 
-    window: trained window in tokens. token_bytes: bytes of one token's keys and values, over all
-    layers. chunk: most tokens fed in one forward. scheduler: decodes the replies of several runs
-    together; None decodes each alone. graphs: CUDA graphs of decode steps captured
-    so far.
+    segmenter: turns dialogues into token ids by the chat template. window: trained window in
+    tokens. token_bytes: bytes of one token's keys and values, over all layers. chunk: most tokens
+    fed in one forward. scheduler: decodes the replies of several runs together; None decodes each
+    alone. graphs: decode steps captured so far.
     """
 
     model: Any

@@ -40,7 +40,7 @@ class SequenceState:
     """A reply that is being generated on one cache with one evictor.
 
     uniform: fp64 [max_new_tokens], uniform random numbers for sampling. token, nll: the first token
-    and its nats. fed: tokens known to be in the cache. launched: steps launched on the device.
+    and its NLL. fed: its tokens known to be in the cache. launched: steps launched on the device.
     check_at: the value of `launched` at which the evictor must be asked. batch_tokens_before:
     tokens that the batch had decoded when this sequence was added. step_events: the time of each
     step's end. At the end either `reply` or `error` is set.
@@ -98,7 +98,7 @@ class Steps(Protocol):
         """
 
     def chosen(self, index: int, count: int) -> tuple[list[int], list[float]]:
-        """The first `count` tokens that the steps chose, and their nats."""
+        """The first `count` tokens that the steps chose, and their NLL in nats."""
 
     def record_time(self) -> Any:
         """An event of the present time."""
