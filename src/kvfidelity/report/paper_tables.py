@@ -1,13 +1,17 @@
-"""Tables for papers, in Markdown and LaTeX."""
+"""Tables for papers, in Markdown and LaTeX.
+
+The Snakefile reads `PAPER_TABLES`, so nothing here imports polars.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvfidelity.report.formatting import decimal, interval, p_value, percent, signed
+
+if TYPE_CHECKING:
+    import polars as pl
 
 #: A table's head and its rows.
 Content = tuple[list[str], list[list[str]]]
