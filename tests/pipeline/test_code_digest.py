@@ -104,6 +104,7 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
         (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues"}),
         (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "dataset"}),
+        (f"{LIBRARY}/report/position_modes.py", {"report"}),
         (f"{LIBRARY}/report/templates/page.css", {"report"}),
         (f"{LIBRARY}/report/templates/judges.html.j2", {"report"}),
         (f"{LIBRARY}/analysis/claims.schema.yaml", {"claims"}),
