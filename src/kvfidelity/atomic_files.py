@@ -5,9 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+#: A file that is being written, or that a killed process left: the group is the process's id.
+TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes a file before it is renamed to `path`; matches `TEMPORARY`."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
 @contextlib.contextmanager
@@ -15,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with temporary.open("rb") as written:

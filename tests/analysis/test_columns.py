@@ -8,11 +8,10 @@ import polars as pl
 
 from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.results_docs import results_docs
-from kvfidelity.analysis.table_names import FOR_PAPERS, RECORDS, SUMMARIES
+from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.records.columns import ARTIFACTS
 from kvfidelity.records.declaration import columns
-from kvfidelity.report.paper_tables import PAPER_TABLES
 from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
@@ -38,8 +37,8 @@ def test_tables_have_the_declared_columns_with_and_without_rows(tmp_path: Path) 
         assert list(table.schema.items()) == list(pl.Schema(table_schema(name)).items()), name
 
 
-def test_the_names_that_the_workflow_reads_are_those_of_the_tables() -> None:
-    assert {*RECORDS, *SUMMARIES} == set(TABLES) - {
-        *("claims", "reliability", "comparisons", "costs", "jobs")
-    }
-    assert tuple(PAPER_TABLES) == FOR_PAPERS
+def test_every_table_has_columns_and_a_rule_that_writes_it(tmp_path: Path) -> None:
+    written = [name for names in TABLES_OF_RULE.values() for name in names]
+    assert sorted(written) == sorted(TABLES)
+    write(tmp_path, settings(1), {}, probes=1)
+    assert set(build_tables(settings(1), tmp_path)) == set(TABLES_OF_RULE["aggregate"])

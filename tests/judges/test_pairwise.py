@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvfidelity.judges.comparison import comparisons_frame
-from kvfidelity.judges.corruptions import KINDS
+from kvfidelity.judges.corruption_kinds import KINDS
 from kvfidelity.judges.dispatch import build_client
 from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.pairwise import PairwiseJudge

@@ -1,3 +1,6 @@
+from kvfidelity.analysis.table_names import table_files
+
+
 rule corrupt_replies:
     input:
         "results/dialogues/{model}/{dataset}/pool.parquet",
@@ -102,9 +105,7 @@ rule judge_reliability:
         pairs=judge_tests(True, "pairs.parquet"),
         comparisons=comparisons(),
     output:
-        multiext("results/tables/reliability", ".parquet", ".csv"),
-        multiext("results/tables/comparisons", ".parquet", ".csv"),
-        multiext("results/tables/costs", ".parquet", ".csv"),
+        table_files("judge_reliability"),
     log:
         "logs/judge_reliability.log",
     benchmark:

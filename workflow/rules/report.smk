@@ -1,5 +1,6 @@
-from kvfidelity.analysis.table_names import FOR_PAPERS, RECORDS, SUMMARIES
+from kvfidelity.analysis.table_names import table_files
 from kvfidelity.report.figure_registry import FIGURES
+from kvfidelity.report.paper_tables import PAPER_TABLES
 
 
 rule aggregate:
@@ -10,10 +11,7 @@ rule aggregate:
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:
-        expand("results/tables/{name}.parquet", name=RECORDS),
-        expand(
-            "results/tables/{name}.{ending}", name=SUMMARIES, ending=["parquet", "csv"]
-        ),
+        table_files("aggregate"),
     log:
         "logs/aggregate.log",
     benchmark:
@@ -62,7 +60,9 @@ rule paper_tables:
         tables=rules.aggregate.output,
         claims=rules.claims.output.table,
     output:
-        expand("results/tables/{name}.{ending}", name=FOR_PAPERS, ending=["md", "tex"]),
+        expand(
+            "results/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
+        ),
     log:
         "logs/paper_tables.log",
     benchmark:
@@ -115,8 +115,8 @@ rule report:
             caption="../report/report.rst",
             category="Report",
         ),
-        # Written by the last job, so that the benchmarks of all others exist.
-        jobs=multiext("results/tables/jobs", ".parquet", ".csv"),
+        # By the last job, so that the others' benchmarks are there.
+        jobs=table_files("report"),
     log:
         "logs/report.log",
     benchmark:

@@ -14,7 +14,6 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.analysis.table_names import RECORDS
     from kvfidelity.analysis.tables import build_tables
     from kvfidelity.pipeline.staleness import Expectations, notes_of, refuse_stale
     from kvfidelity.records.notes import note_of_all
@@ -23,7 +22,7 @@ def main() -> None:
     refuse_stale(expected)
     notes = notes_of("aggregate", options.settings) | note_of_all(expected.inputs_of_tables())
     for name, table in build_tables(options.settings, options.results).items():
-        write_table(options.out, name, table, notes, csv=name not in RECORDS)
+        write_table(options.out, name, table, notes)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.errors import UserError
-from kvfidelity.records.grid import CELL_COLUMNS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
 SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
@@ -76,7 +75,7 @@ def read_claims(path: Path) -> list[Claim]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
-    schema["$defs"]["position_mode"] = position_mode_schema()
+    schema["$defs"]["position_mode"] = {"enum": list(POSITIONS)}
     wrong = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)
     )

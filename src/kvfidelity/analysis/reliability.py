@@ -21,7 +21,7 @@ from kvfidelity.analysis.statistics import (
     finite,
     percentile_interval,
 )
-from kvfidelity.judges.corruptions import GOOD, INJECTION, KINDS, SHUFFLE
+from kvfidelity.judges.corruption_kinds import GOOD, INJECTION, KINDS, SHUFFLE
 from kvfidelity.records.artifacts import read_parquet
 
 SCALE = 10

@@ -22,7 +22,14 @@ from kvfidelity.analysis.finite import counted, missing_if_not_finite
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
-from kvfidelity.analysis.statistics import Estimate, Floats, column_mean, holm, weighted_mean
+from kvfidelity.analysis.statistics import (
+    INTERVAL_OPTIONS,
+    Estimate,
+    Floats,
+    column_mean,
+    holm,
+    weighted_mean,
+)
 from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
@@ -78,8 +85,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     turns = with_excess(measured["turns"])
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
-    chosen = settings["report"]
-    options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
+    options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
     return {
         "turns": turns,
         "dialogues": dialogues(turns),

@@ -11,7 +11,8 @@ import polars as pl
 
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS
-from kvfidelity.judges.corruptions import GOOD, INJECTION, with_injection
+from kvfidelity.judges.corruption_kinds import GOOD, INJECTION
+from kvfidelity.judges.corruptions import with_injection
 from kvfidelity.judges.pairwise import PairwiseJudge
 from kvfidelity.judges.registry import build_judge
 from kvfidelity.metrics.text import text_metrics

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvfidelity.judges.corruption_kinds import KINDS, SINGLE
 from kvfidelity.judges.requests import Price
+from kvfidelity.judges.rubric import WITH_HISTORY
 from kvfidelity.pipeline.resources import own_replies
 from kvfidelity.pipeline.rule_params import is_pairwise, judge_test_pairs
 
 #: Tokens of a verdict's answer, and of its prompt where no history is shown.
 ANSWER_TOKENS, PROMPT_TOKENS = 150, 700
-#: Rubrics that show no history.
-WITHOUT_HISTORY = ("blind",)
-#: Kinds of replies in a judge's test: good ones, their corruptions, and, for judges of single
-#: replies, two that address the judge.
-KINDS, KINDS_IN_PAIRS = 8, 6
 
 
 def judging_estimate(settings: Mapping[str, Any], judge: str, dialogues: Sequence[int]) -> str:
@@ -29,11 +26,11 @@ def judging_estimate(settings: Mapping[str, Any], judge: str, dialogues: Sequenc
     answers = len(dialogues) * own_replies(settings["session"])
     replies = len(judge_test_pairs(settings, judge)) * reliability["replies"]
     if is_pairwise(entry):  # each pair in both orders; no request is repeated
-        answers, test_answers = 2 * answers, 2 * replies * KINDS_IN_PAIRS
+        answers, test_answers = 2 * answers, 2 * replies * len(KINDS)
     else:
-        test_answers = replies * KINDS * reliability["repeats"]
+        test_answers = replies * len(SINGLE) * reliability["repeats"]
     prompt_tokens = PROMPT_TOKENS
-    if entry["rubric"] not in WITHOUT_HISTORY and dialogues:  # it reads half a dialogue on average
+    if entry["rubric"] in WITH_HISTORY and dialogues:  # it reads half a dialogue on average
         prompt_tokens += sum(dialogues) // (2 * len(dialogues))
     tokens = answers * prompt_tokens + test_answers * PROMPT_TOKENS
     answer_tokens = (answers + test_answers) * ANSWER_TOKENS

@@ -10,7 +10,7 @@ from kvfidelity.pipeline.judging_cost import judging_estimate
 from kvfidelity.pipeline.known_sizes import dialogue_tokens
 from kvfidelity.pipeline.resources import computes_on_gpu, estimate_run
 from kvfidelity.pipeline.rule_params import judge_kind
-from kvfidelity.records.grid import RunKey, cells, run_keys
+from kvfidelity.records.grid import MANIFEST, RunKey, cells, run_keys
 
 
 def plan_message(
@@ -27,7 +27,7 @@ def plan_message(
     seconds = {"GPU": 0.0, "CPU": 0.0}
     lengths = []
     for run in runs:
-        manifest = dialogues / run.model / run.dataset / "manifest.json"
+        manifest = dialogues / run.model / run.dataset / MANIFEST
         on_gpu = computes_on_gpu(settings["models"][run.model]["device"], gpus_visible)
         estimate = estimate_run(
             settings,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.models.geometry import BYTES
 from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
 from kvfidelity.records.grid import NO_THRESHOLD
@@ -37,8 +38,8 @@ START_S = 60.0
 LOADED_BYTES_PER_S = 1e8
 #: Python, torch with its GPU libraries, and activations.
 BASE_BYTES = 3e9
-#: Corrupted replies: tokens of a word, and kinds of replies read after one history.
-WORD_TOKENS, KINDS = 2, 8
+#: Tokens of a word of a corrupted reply.
+WORD_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def estimate_scoring(
     """What a job that scores corrupted replies takes; arguments as for `estimate_run`."""
     test, entry = settings["reliability"], settings["models"][model]
     size = model_size(entry, model_dir)
-    read = WORD_TOKENS * (test["max_context_words"] + KINDS * test["max_words"])
+    read = WORD_TOKENS * (test["max_context_words"] + len(SINGLE) * test["max_words"])
     weights = size.parameters * BYTES[entry["dtype"]]
     seconds = test["replies"] * read / _tokens_per_s(size.parameters, on_gpu)
     return JobEstimate(

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import yaml
 
-from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
+from kvfidelity.report.position_modes import position_mode_schema
 from kvfidelity.sizes import parse_size
 from kvfidelity.suggestions import did_you_mean, nearest
 

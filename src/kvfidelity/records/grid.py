@@ -14,6 +14,10 @@ BASELINE = "baseline"
 #: Without an eviction all modes are equal; the baseline runs under this one.
 BASELINE_POSITIONS = PositionMode.ORIGINAL.value
 NO_THRESHOLD = "none"
+#: What stage generate writes for each run, as Parquet files of these names.
+GENERATED = ("turns", "evictions", "recall")
+#: What is known of the dialogues of one model and dataset, in their folder.
+MANIFEST = "manifest.json"
 #: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
 TOKENIZER = "tokenizer"
 

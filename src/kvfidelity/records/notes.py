@@ -11,7 +11,9 @@ from kvfidelity.wheels import file_sha256
 
 #: What the note calls all inputs together.
 ALL = "artifacts"
-#: Seconds and memory of a job in the worker; no content digest covers these notes.
+#: Prefix of the notes that name a package's version.
+VERSION = "version."
+#: What a job took of the process that did it; no content digest covers these notes.
 WALL, CPU = "worker_wall_s", "worker_cpu_s"
 PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
 

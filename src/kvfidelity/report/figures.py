@@ -9,14 +9,16 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.statistics import t_intervals
-from kvfidelity.cache.positions import PositionMode
 from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.formatting import count
+from kvfidelity.report.position_modes import PRESENTATIONS
 
 MODE_COLOURS = alt.Scale(
-    domain=list(POSITIONS), range=[mode.traits.colour for mode in PositionMode]
+    domain=list(POSITIONS), range=[shown.colour for shown in PRESENTATIONS.values()]
 )
-MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=[mode.traits.marker for mode in PositionMode])
+MODE_SHAPES = alt.Scale(
+    domain=list(POSITIONS), range=[shown.marker for shown in PRESENTATIONS.values()]
+)
 # Okabe and Ito's palette.
 POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
 WIDTH = 560

@@ -18,7 +18,7 @@ from kvfidelity.analysis.reliability import rows_by_measure
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, MANIFEST, POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     count,
@@ -163,7 +163,7 @@ def run_summaries(
         *("token_bytes", "kind", "dialogue", "run", "tokens_seen_end", "replies", "finish_reason"),
     )
     for (model, dataset), part in chosen.group_by("model", "dataset", maintain_order=True):
-        manifest = results / "dialogues" / str(model) / str(dataset) / "manifest.json"
+        manifest = results / "dialogues" / str(model) / str(dataset) / MANIFEST
         entry = settings["models"][str(model)]
         base = part.filter(pl.col("kind") == "baseline")
         entries.append(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfidelity.models.checksums import PROVENANCE
+from kvfidelity.records.notes import VERSION
 from kvfidelity.sizes import size_in_bytes
 from kvfidelity.worker.usage import Usage
 
@@ -152,8 +153,8 @@ class Generator:
 
         device = self.engine.device
         cuda = device.type == "cuda"
-        notes = {f"version.{name}": version(name) for name in PACKAGES}
-        notes["version.python"] = platform.python_version()
+        notes = {VERSION + name: version(name) for name in PACKAGES}
+        notes[VERSION + "python"] = platform.python_version()
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
         return notes | {"code": self._config.code_digest}
 
