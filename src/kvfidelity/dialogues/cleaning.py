@@ -10,6 +10,7 @@ from kvfidelity.dialogues.code_spans import split_code
 from kvfidelity.dialogues.formats.raw import Message, RawConversation
 from kvfidelity.dialogues.pool import Question, Turn
 
+KNOWN_ROLES = ("user", "assistant", "system")
 # What an HTML escape makes of a text. Other entities are what somebody wrote.
 CHARACTERS = {
     "&lt;": "<",
@@ -25,9 +26,9 @@ ENTITY = re.compile("|".join(CHARACTERS))
 UNESCAPED = re.compile(rf"[<>]|&(?!(?:{ENTITY.pattern.replace('&', '')}))")
 # A message about markup or escapes means the entities that it names.
 ABOUT_MARKUP = re.compile(r"html|xml|markup|entit|escap|encod|ampersand|\burl\b|://", re.IGNORECASE)
-# Alone, a comparison sign may be one that the message is about.
+# Alone, a comparison sign may be one that the message is about; these are what an escape leaves.
 PAIR_OR_PUNCTUATION = re.compile(
-    r"&lt;.*&gt;|&(?:lt|gt);.*&amp;|&(?:amp|quot|nbsp|#39|#x27);", re.S
+    r"&lt;.*&gt;|&(?:lt|gt);.*&amp;|&(?:amp|quot|nbsp|#39|#x27);", flags=re.DOTALL
 )
 # The boxes that chat pages put around a whole message, known by their classes.
 WRAPPER = re.compile(
@@ -88,16 +89,36 @@ def _unwrapped(text: str) -> str:
     return text
 
 
+def other_roles(conversation: RawConversation) -> dict[str, int]:
+    """Messages of roles that a chat template has no place for, by role; `turns_of` leaves them out.
+
+    Roles are named as in the file, in lower case, up to 40 characters.
+    """
+    names = (message.role for message in conversation.messages)
+    return dict(Counter(_printable(n) for n in names if n and n not in KNOWN_ROLES))
+
+
+def _printable(name: str) -> str:
+    """A role's name that can be written into a report."""
+    return name.lower()[:40].encode("utf-8", "replace").decode("utf-8")
+
+
 def turns_of(
     conversation: RawConversation, counts: Counter[str]
 ) -> tuple[tuple[Turn, ...], str | None]:
     """Turns of a conversation; if there are none, the reason.
 
     System messages, empty messages, replies before the first question and an unanswered last
-    question are left out; messages of one speaker in a row become one. Each step is counted.
+    question are left out, and so are messages of other roles (see `other_roles`) and what is no
+    message; then messages of one speaker in a row become one. Each step is counted.
     """
     messages = []
     for message in conversation.messages:
+        if message.role not in KNOWN_ROLES:
+            reason = "messages_of_other_roles_dropped" if message.role else None
+            counts[reason or "malformed_message_dropped"] += 1
+            continue
+        counts["message_parts_without_text_dropped"] += message.parts_left_out
         text = clean_text(message.text)
         counts["messages_cleaned"] += text != message.text.strip()
         if message.role == "system":

@@ -69,6 +69,11 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> Path:
 def _hub_table(entry: Mapping[str, Any], folder: Path) -> Path:
     import datasets
 
+    if Path(entry["id"]).exists():
+        raise UserError(
+            f"dataset id {entry['id']!r} is also a local path, which would be read instead of the "
+            "hub: use `source: path`, or run from another folder"
+        )
     loaded = datasets.load_dataset(
         entry["id"],
         entry.get("subset"),
@@ -78,7 +83,9 @@ def _hub_table(entry: Mapping[str, Any], folder: Path) -> Path:
     )
     file = folder / "data.parquet"
     with replacing(file) as temporary:
-        loaded.to_parquet(str(temporary))
+        # A name would be taken for a pattern.
+        with temporary.open("wb") as handle:
+            loaded.to_parquet(handle)
     return file
 
 

@@ -8,6 +8,7 @@ The sessions become one conversation; each opens with its date.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -32,7 +33,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
         if not isinstance(session, list):
             counts.notes["malformed_session_dropped"] += 1
             continue
-        part = list(messages_of(session, "role", "content", counts))
+        part = list(messages_of(session, "role", "content"))
         evidence += [
             item["content"]
             for item in session
@@ -41,7 +42,8 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
             and isinstance(item.get("content"), str)
         ]
         if part and isinstance(date, str):
-            part[0] = Message(part[0].role, f"[{date}] {part[0].text}")
+            first = next((n for n, one in enumerate(part) if one.role in ("user", "assistant")), 0)
+            part[first] = replace(part[first], text=f"[{date}] {part[first].text}")
         messages += part
     name = conversation_id(record.get("question_id"), messages)
     return RawConversation(name, 0, tuple(messages), _question(record, tuple(evidence), counts))
