@@ -176,14 +176,6 @@ class ChatSegmenter:
             right = max(left, len(piece.rstrip()))
         return left, right
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return ids
-
     def _cut(self, text: str, limit: int) -> str:
         return cut_to_tokens(self._tokenizer, text, limit)
 

@@ -114,7 +114,7 @@ def _conversations(
         return
     piece: RawConversation | None = None
     for part in chain(fitting, group):
-        both = _join(piece, part) if piece and _overlap(piece, part) > 0 else None
+        both = _join(piece, part) if piece and _shares_text(piece, part) else None
         if both is not None:
             counts.notes["segments_joined"] += 1
         elif piece is not None:
@@ -134,14 +134,17 @@ def _overlap(first: RawConversation, second: RawConversation) -> int:
     return first.start + len(first.messages) - second.start
 
 
+def _shares_text(first: RawConversation, second: RawConversation) -> bool:
+    shared = second.messages[: max(0, _overlap(first, second))]
+    return any(message.text.strip() for message in shared)
+
+
 def _join(first: RawConversation, second: RawConversation) -> RawConversation | None:
     overlap = _overlap(first, second)
     if overlap < 0 or second.start <= first.start:
         return None
     shared = second.messages[:overlap]
     if shared != first.messages[len(first.messages) - overlap :]:
-        return None
-    if overlap and not any(message.text.strip() for message in shared):
         return None
     messages = first.messages + second.messages[overlap:]
     questions = tuple(dict.fromkeys(first.questions + second.questions))
