@@ -17,6 +17,7 @@ import pytest
 
 from kvfidelity.dialogues.fetch import fetch_dataset
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations
+from kvfidelity.errors import UserError
 from tests.dialogues.conftest import BUNDLED, ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -74,6 +74,12 @@ def test_overlapping_text_joins_a_chain_without_its_beginning(tmp_path: Path) ->
     ]
 
 
+def test_an_empty_segment_does_not_break_a_chain(tmp_path: Path) -> None:
+    records = [{"id": "a_0", "conversations": []}, {"id": "a_0", "conversations": say("1", "2")}]
+    [found], _ = read(write(tmp_path / "data.json", records))
+    assert (found.conversation_id, texts(found)) == ("a", ["1", "2"])
+
+
 def test_one_record_twice_stays_two_and_an_empty_overlap_joins_nothing(tmp_path: Path) -> None:
     records = [
         {"id": "a_0", "conversations": say("1", "2")},

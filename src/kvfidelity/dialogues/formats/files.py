@@ -141,7 +141,8 @@ def _shares_text(first: RawConversation, second: RawConversation) -> bool:
 
 def _join(first: RawConversation, second: RawConversation) -> RawConversation | None:
     overlap = _overlap(first, second)
-    if overlap < 0 or second.start <= first.start:
+    # An empty segment hides nothing; any other must begin before the next one.
+    if overlap < 0 or second.start < first.start + (overlap > 0):
         return None
     shared = second.messages[:overlap]
     if shared != first.messages[len(first.messages) - overlap :]:
