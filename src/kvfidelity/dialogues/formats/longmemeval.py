@@ -19,6 +19,7 @@ from kvfidelity.dialogues.formats.raw import (
     RawConversation,
     RawQuestion,
     SourceCounts,
+    answer_text,
     conversation_id,
 )
 
@@ -52,7 +53,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
 def _question(
     record: Mapping[str, Any], evidence: tuple[str, ...], counts: SourceCounts
 ) -> tuple[RawQuestion, ...]:
-    question, answer = record.get("question"), record.get("answer")
+    question, answer = record.get("question"), answer_text(record.get("answer"))
     if not isinstance(question, str) or answer is None:
         counts.notes["malformed_question_dropped"] += 1
         return ()
@@ -61,7 +62,7 @@ def _question(
     # This ending means that the sessions do not hold the answer.
     absent = str(record.get("question_id")).endswith("_abs")
     kind = str(record.get("question_type", "unknown"))
-    return (RawQuestion(question, "" if absent else str(answer), kind, evidence),)
+    return (RawQuestion(question, "" if absent else answer, kind, evidence),)
 
 
 FORMAT = Format(

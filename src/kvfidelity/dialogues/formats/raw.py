@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -85,6 +86,12 @@ class Format:
     summary: str
     read: Callable[[Any, SourceCounts], RawConversation]
     published: str | None = None
+
+
+def answer_text(given: Any) -> str | None:
+    """An answer as text; None for lists, objects and numbers that are not finite."""
+    finite = isinstance(given, str | int) or (isinstance(given, float) and math.isfinite(given))
+    return str(given) if finite else None
 
 
 def conversation_id(given: Any, messages: Iterable[Message]) -> str:
