@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.prompt_cut import cut_to_tokens
 from kvfidelity.errors import UserError
 
 # Templates that print today's date would make a run depend on the day.
@@ -175,17 +176,8 @@ class ChatSegmenter:
             right = max(left, len(piece.rstrip()))
         return left, right
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return ids
-
     def _cut(self, text: str, limit: int) -> str:
-        [ids] = self._encode([text])
-        return text if len(ids) <= limit else str(self._tokenizer.decode(ids[:limit]))
+        return cut_to_tokens(self._tokenizer, text, limit)
 
     def _escape(self, text: str, escape: str) -> str:
         return self._pattern.sub(lambda found: found[0][0] + escape + found[0][1:], text)
