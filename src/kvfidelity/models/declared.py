@@ -6,6 +6,7 @@ logits and no weight's shape shows it, the model computed is another one.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -75,12 +76,14 @@ def _missing_fields(config: Mapping[str, Any]) -> list[str]:
         raise UserError(f"model type {name!r} is not known to transformers") from None
     # The name in the file may be another one (`n_head` for num_attention_heads).
     other_names = {own: other for other, own in reversed(filled.attribute_map.items())}
-    defaults = filled.to_dict()
+    # Not the values of an instance: some classes compute them from others.
+    parameters = inspect.signature(type(filled)).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
     return [
         key
         for key, default in defaults.items()
         if DECIDES.search(key)
-        and default is not None
+        and default not in (None, inspect.Parameter.empty)
         and not key.startswith("rope_")
         and key not in config
         and other_names.get(key) not in config

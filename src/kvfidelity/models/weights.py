@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
@@ -43,15 +44,20 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except RuntimeError as error:
+    except (SafetensorError, OSError, ValueError):
+        raise
+    except Exception as error:  # what config classes and modules raise on odd values
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the weights in {directory} do not fit its config.json ({reason}): fetch it again"
         ) from None
     finally:
         hf_logging.set_verbosity(level)
-    rotary = model.get_decoder().rotary_emb if _has_rotary(model) else None
-    odd = {key for key in found["unexpected_keys"] if not _is_same_buffer(key, directory, rotary)}
+    # transformers leaves stored frequencies out of its report, whatever they are.
+    frequencies = {key for key in headers if INVERSE_FREQUENCIES.search(key)}
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    odd = {key for key in frequencies if not _is_same_buffer(key, directory, rotary)}
+    odd |= found["unexpected_keys"] - frequencies
     groups = {
         "missing": found["missing_keys"],
         "not in the model": odd,
@@ -100,22 +106,14 @@ def read_headers(directory: Path) -> dict[str, str]:
 
 
 def _header(file: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as tensors:
         return {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
 
 
-def _has_rotary(model: Any) -> bool:
-    return hasattr(model.get_decoder(), "rotary_emb")
-
-
 def _is_same_buffer(key: str, directory: Path, rotary: Any) -> bool:
     """Whether a checkpoint's inverse frequencies are those that the config gives."""
-    if not INVERSE_FREQUENCIES.search(key) or rotary is None:
+    if rotary is None:
         return False
-    from safetensors import safe_open
-
     own = type(rotary)(config=rotary.config).inv_freq.float()
     for file in directory.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
