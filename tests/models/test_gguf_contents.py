@@ -81,7 +81,7 @@ def test_other_factors_are_refused(tmp_path: Path) -> None:
         (lambda w: w.add_attention_scale(0.1), r"attention\.scale = 0.1"),
         (lambda w: w.add_key_length(8), r"attention\.key_length = 8"),
         (lambda w: w.add_uint32("llama.new_kind", 3), r"llama\.new_kind = 3"),
-        (lambda w: w.add_add_space_prefix(False), "add_space_prefix"),
+        (lambda w: w.add_add_space_prefix(True), "add_space_prefix = True"),
         (
             lambda w: w.add_tensor("blk.0.attn_sinks.weight", np.ones(4, np.float32)),
             r"tensor blk\.0\.attn_sinks\.weight",
@@ -102,6 +102,7 @@ def test_what_the_model_would_not_represent_is_named(
 def test_what_agrees_or_changes_nothing_is_taken(tmp_path: Path) -> None:
     def more(writer: GGUFWriter) -> None:
         writer.add_key_length(HIDDEN // HEADS)
+        writer.add_add_space_prefix(False)
         writer.add_value_length(HIDDEN // HEADS)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
         writer.add_tensor("rope_freqs.weight", np.ones(HIDDEN // HEADS // 2, np.float32))

@@ -53,7 +53,7 @@ def prove(config: Mapping[str, Any]) -> dict[str, float]:
     try:
         small = json.dumps(replica_config(config), sort_keys=True, default=str)
         deviations = dict(_deviations(small))
-    except Exception as error:  # whatever the architecture's own code raises
+    except Exception as error:  # noqa: BLE001 - whatever the architecture's own code raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"model type {name!r} is not supported: a tiny replica of it does not run with a "

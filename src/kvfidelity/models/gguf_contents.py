@@ -74,6 +74,10 @@ def check_conversion(file: Path, model: Any) -> None:
             lost += _lost_key(key, key.removeprefix(own), value, model)
         elif key == "split.count" or key == "split.no":
             lost += [f"{key} = {value}"] if value not in (0, 1) else []
+        elif key == "tokenizer.ggml.add_space_prefix":
+            # What transformers' tokenizers do: byte-level ones add none, SentencePiece's add one.
+            restored = stated.get("tokenizer.ggml.model") != "gpt2"
+            lost += [f"{key} = {value}"] if value != restored else []
         elif not any(fnmatch.fnmatch(key, pattern) for pattern in NEUTRAL):
             lost.append(f"{key} = {str(value)[:40]}")
     lost += _lost_split(stated)
@@ -164,11 +168,13 @@ def _lost_split(stated: dict[str, Any]) -> list[str]:
     if stated.get("tokenizer.ggml.model") != "gpt2":
         return []
     try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+        from transformers.integrations.gguf import gguf_tokenizer_mapping
     except ImportError:  # releases before 5.24 keep no such table
-        GGUF_PRE_TOKENIZER_SPLITS = {}
+        restored: Any = ()
+    else:
+        restored = gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS
     pre = stated.get("tokenizer.ggml.pre")
-    known = pre in GGUF_PRE_TOKENIZER_SPLITS or pre in DIGITS_FIRST or pre in ("gpt-2", "gpt2")
+    known = pre in restored or pre in DIGITS_FIRST or pre in ("gpt-2", "gpt2")
     return [] if known else [f"tokenizer.ggml.pre = {pre}"]
 
 

@@ -46,7 +46,7 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
         )
     except (SafetensorError, OSError, ValueError):
         raise
-    except Exception as error:  # what config classes and modules raise on odd values
+    except Exception as error:  # noqa: BLE001 - what config classes and modules raise on odd values
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the weights in {directory} do not fit its config.json ({reason}): fetch it again"
