@@ -146,7 +146,9 @@ class TestGguf:
             load_model(tmp_path / "models/tiny", "float32", "cpu")
             assert "(2 parts)#sha256=" in provenance(tmp_path / "models/tiny")["revision"]
         else:
-            with pytest.raises(UserError, match="joined from piece1 1.0, piece0 1.0 has SHA-256"):
+            with pytest.raises(
+                UserError, match=r"joined from piece1 1\.0, piece0 1\.0 has SHA-256"
+            ):
                 fetch_model(entry, tmp_path / "models/tiny")
 
 
