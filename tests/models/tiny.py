@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,17 @@ def save_tiny(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def write_gguf(file: Path, *, quantised: bool, pre: str = "smollm") -> Any:
+def write_gguf(
+    file: Path,
+    *,
+    quantised: bool,
+    pre: str = "smollm",
+    more: Callable[[GGUFWriter], object] = lambda writer: None,
+) -> Any:
     """Write the tiny model as GGUF the way llama.cpp's converter does.
+
+    Args:
+        more: adds further keys or tensors.
 
     Returns:
         The model whose weights a correct reader finds in the file.
@@ -105,6 +115,7 @@ def write_gguf(file: Path, *, quantised: bool, pre: str = "smollm") -> Any:
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    more(writer)
     state = model.state_dict()
     for name, key in names().items():
         weight = permute(name, state[key].numpy())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, cache_argument, new_cache, output_logits
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
@@ -162,8 +162,7 @@ class Engine:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [m, vocabulary] of hidden states [m, hidden]."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        return output_logits(self.model, hidden)
 
     @torch.inference_mode()
     def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:

@@ -50,6 +50,7 @@ SOURCE = (
     "sha256",
     "member",
     "member_sha256",
+    "parts",
     "id",
     "revision",
     "subset",
