@@ -1,10 +1,10 @@
-"""Several runs at once: their replies are decoded in one batch.
+"""Several runs at once: they feed and decode in one batch.
 
 Each run is ordinary code in its own thread, and only one thread runs at a time. A run continues
-until it needs a reply; then the next run continues. When all runs need a reply, their replies are
-decoded together, step by step. A run whose reply has ended feeds its next prompt and joins the
-batch again. Each run has its own cache, length, positions, policy and evictions; they share only
-the weights.
+until it needs the model; then the next run continues. When all runs need the model, what they feed
+goes through it together. When none has anything to feed, their replies are decoded together, step
+by step, until one of them ends. Each run has its own cache, length, positions, policy and
+evictions; they share only the weights.
 
 If a run hits out-of-memory while others share the GPU, that is not its result; it is restarted
 alone when they finish.
@@ -20,8 +20,10 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import capacity_for, steps_of
 
@@ -33,7 +35,7 @@ class RetryAloneError(Exception):
 
 
 def run_batch(engine: Engine, runs: Sequence[Callable[[Engine], T]], batch_size: int) -> list[T]:
-    """Call each of `runs` with an engine that decodes in a shared batch.
+    """Call each of `runs` with an engine that feeds and decodes in a shared batch.
 
     Args:
         batch_size: most runs active at the same time.
@@ -70,7 +72,7 @@ class RunThread(Generic[T]):
 
 
 class BatchScheduler(Generic[T]):
-    """Runs several dialogues and decodes their replies together (`decoding.engine.Scheduler`).
+    """Runs several dialogues in one batch (`decoding.engine.Scheduler`).
 
     Args:
         batch_size: most runs active at the same time.
@@ -87,6 +89,7 @@ class BatchScheduler(Generic[T]):
         self._requests: SimpleQueue[tuple[RunThread[Any], Any]] = SimpleQueue()
         self._decoders: dict[tuple[bool, int], Decoder] = {}
         self._thread_of: dict[int, RunThread[Any]] = {}
+        self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
         self._retry_alone: deque[RunThread[Any]] = deque()
         self._active = 0
@@ -104,7 +107,7 @@ class BatchScheduler(Generic[T]):
         return self._active >= limit or bool(self._retry_alone)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
-        """Start a run and let it continue until it needs a reply or has finished.
+        """Start a run and let it continue until it needs the model or has finished.
 
         Args:
             alone: start it only when no other run is active.
@@ -117,7 +120,7 @@ class BatchScheduler(Generic[T]):
         return thread
 
     def advance(self) -> None:
-        """Decode until at least one reply has ended, and continue the runs that can."""
+        """Feed what runs have to feed, or decode until a reply ends; continue the runs that can."""
         if self._retry_alone and not self._active:
             self._alone = True
             self._free_memory()
@@ -126,8 +129,13 @@ class BatchScheduler(Generic[T]):
             if condition():
                 self._waiting.remove((thread, condition))
                 self._resume(thread, None)
-        for sequence, answer in self._decode_until_one_ends():
-            self._resume(self._thread_of.pop(id(sequence)), answer)
+        answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
+        for thread, answer in answers:
+            self._resume(thread, answer)
+
+    def feed(self, feed: Feed) -> Tensor:
+        hidden: Tensor = self._wait_for(feed)
+        return hidden
 
     def decode(self, sequence: SequenceState) -> Reply:
         reply: Reply = self._wait_for(sequence)
@@ -147,8 +155,18 @@ class BatchScheduler(Generic[T]):
         self._note_concurrency()
         self._resume(thread, None)
 
-    def _decode_until_one_ends(self) -> list[tuple[SequenceState, Any]]:
-        """Decode; the sequences that have ended, each with its reply or error."""
+    def _feed_all(self) -> list[tuple[RunThread[Any], Any]]:
+        """Feed; each run with its hidden states, or all with the error of a shared forward."""
+        waiting, self._feeds = self._feeds, []
+        answers: Sequence[Any]
+        try:
+            answers = feed_together(self._engine, [feed for _, feed in waiting])
+        except Exception as error:  # noqa: BLE001 - raised in the runs
+            answers = [error] * len(waiting)
+        return [(thread, answer) for (thread, _), answer in zip(waiting, answers, strict=True)]
+
+    def _decode_until_one_ends(self) -> list[tuple[RunThread[Any], Any]]:
+        """Decode; the runs whose replies have ended, each with its reply or error."""
         ended: list[tuple[SequenceState, Any]] = []
         for key, decoder in list(self._decoders.items()):
             try:
@@ -156,7 +174,7 @@ class BatchScheduler(Generic[T]):
                     ended.append((sequence, sequence.error or sequence.reply))
             except Exception as error:  # noqa: BLE001 - raised in the runs
                 ended += [(sequence, error) for sequence in self._decoders.pop(key).release_all()]
-        return ended
+        return [(self._thread_of.pop(id(sequence)), answer) for sequence, answer in ended]
 
     def _resume(self, thread: RunThread[Any], answer: Any) -> None:
         """Continue one run until its next request or its end."""
@@ -170,6 +188,8 @@ class BatchScheduler(Generic[T]):
                 return
             self._thread_of[id(request)] = thread
             self._note_concurrency()
+        elif isinstance(request, Feed):
+            self._feeds.append((thread, request))
         elif request is not None:
             self._waiting.append((thread, request))
         else:
