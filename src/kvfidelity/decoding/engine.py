@@ -15,6 +15,7 @@ from kvfidelity.cache.attach import attach, cache_argument, new_cache
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.metrics.likelihood import kl_divergence, token_nll
@@ -129,7 +130,16 @@ class Engine:
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
-        feed = Feed(cache, ids)
+        return self._feed(Feed(cache, ids))
+
+    def feed_tree(self, cache: ManagedCache, tree: TokenTree) -> Tensor:
+        """Hidden states [m, hidden] of alternative continuations of a cache, which is not changed.
+
+        Row j predicts the tokens that follow the tree's token j.
+        """
+        return self._feed(Feed(cache, tree.ids, tree))
+
+    def _feed(self, feed: Feed) -> Tensor:
         return self.scheduler.feed(feed) if self.scheduler else feed_together(self, [feed])[0]
 
     def _warm_up(self) -> None:
