@@ -34,8 +34,8 @@ class PackedCache(AttentionCache):
         """Give each cache its part of one layer's new keys and values [1, G, sum(counts), d]."""
         parts = zip(
             self._caches,
-            key_states.split(self._counts, dim=2),
-            value_states.split(self._counts, dim=2),
+            torch.split(key_states, self._counts, dim=2),
+            torch.split(value_states, self._counts, dim=2),
             strict=True,
         )
         self._states = [cache.update(key, value, layer_idx) for cache, key, value in parts]
@@ -45,7 +45,7 @@ class PackedCache(AttentionCache):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """One attention module's output [1, sum(counts), H, d]."""
-        queries = query.split(self._counts, dim=2)
+        queries = torch.split(query, self._counts, dim=2)
         parts = [
             cache.attend(module, part, *states, scaling)
             for cache, part, states in zip(self._caches, queries, self._states, strict=True)

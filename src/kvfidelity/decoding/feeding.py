@@ -76,7 +76,7 @@ def feed_together(engine: Engine, feeds: Sequence[Feed]) -> list[Tensor]:
             counts = [count for _, count in forward]
             cache = caches[0] if len(caches) == 1 else PackedCache(caches, counts)
             hidden = engine.forward(row[None], cache)[0]
-        for (index, count), part in zip(forward, hidden.split(counts), strict=True):
+        for (index, count), part in zip(forward, torch.split(hidden, counts), strict=True):
             parts[index].append(part)
             done[index] += count
     return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
@@ -91,7 +91,8 @@ def plan_forwards(sizes: Sequence[Sequence[int]], limit: int) -> Iterator[list[t
     """
     left = [deque(chunks) for chunks in sizes]
     while any(left):
-        room, forward = limit, []
+        room = limit
+        forward: list[tuple[int, int]] = []
         for index, chunks in enumerate(left):
             if chunks and (chunks[0] <= room or not forward):
                 room -= chunks[0]
