@@ -39,6 +39,12 @@ class Scheduler(Protocol):
     def decode(self, sequence: SequenceState) -> Reply:
         """Decode a reply to its end."""
 
+    def restart_count(self) -> None:
+        """Count the calling run's `concurrency` from now on."""
+
+    def concurrency(self) -> int:
+        """Most runs that were active at once since `restart_count`, the calling run included."""
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Block the calling run until `condition` holds; the other runs continue."""
 

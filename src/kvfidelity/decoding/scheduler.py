@@ -63,12 +63,14 @@ class RunThread(Generic[T]):
     """One run and its thread; `outcome` or `error` is set when it has finished.
 
     inbox: the answers to its requests; an exception is raised in the run.
+    concurrency: most runs that were active at once since it restarted the count.
     """
 
     run: Callable[[Engine], T]
     outcome: Any = None
     error: BaseException | None = None
     inbox: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    concurrency: int = 1
 
 
 class BatchScheduler(Generic[T]):
@@ -92,19 +94,19 @@ class BatchScheduler(Generic[T]):
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
         self._retry_alone: deque[RunThread[Any]] = deque()
-        self._active = 0
+        self._active: list[RunThread[Any]] = []
         self._alone = False
 
     @property
     def running(self) -> int:
         """Number of runs that have started and not finished."""
-        return self._active + len(self._retry_alone)
+        return len(self._active) + len(self._retry_alone)
 
     @property
     def full(self) -> bool:
         """Whether no further run can start now."""
         limit = 1 if self._alone else self._batch_size
-        return self._active >= limit or bool(self._retry_alone)
+        return len(self._active) >= limit or bool(self._retry_alone)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
         """Start a run and let it continue until it needs the model or has finished.
@@ -141,6 +143,12 @@ class BatchScheduler(Generic[T]):
         reply: Reply = self._wait_for(sequence)
         return reply
 
+    def restart_count(self) -> None:
+        self._calling_thread.concurrency = len(self._active)
+
+    def concurrency(self) -> int:
+        return self._calling_thread.concurrency
+
     def wait_until(self, condition: Callable[[], bool]) -> None:
         if not condition():
             self._wait_for(condition)
@@ -149,10 +157,16 @@ class BatchScheduler(Generic[T]):
         if not self._alone:
             raise RetryAloneError
 
+    @property
+    def _calling_thread(self) -> RunThread[Any]:
+        thread: RunThread[Any] = self._thread_local.run_thread
+        return thread
+
     def _start_thread(self, thread: RunThread[Any]) -> None:
         threading.Thread(target=self._run_in_thread, args=(thread,), daemon=True).start()
-        self._active += 1
-        self._note_concurrency()
+        self._active.append(thread)
+        for active in self._active:  # any of them, feeding or not, slows the others
+            active.concurrency = max(active.concurrency, len(self._active))
         self._resume(thread, None)
 
     def _feed_all(self) -> list[tuple[RunThread[Any], Any]]:
@@ -187,22 +201,16 @@ class BatchScheduler(Generic[T]):
                 self._resume(thread, error)
                 return
             self._thread_of[id(request)] = thread
-            self._note_concurrency()
         elif isinstance(request, Feed):
             self._feeds.append((thread, request))
         elif request is not None:
             self._waiting.append((thread, request))
         else:
-            self._active -= 1
-            self._alone = self._alone and self._active > 0
+            self._active.remove(thread)
+            self._alone = self._alone and bool(self._active)
             if isinstance(thread.error, RetryAloneError):
                 thread.error = None
                 self._retry_alone.append(thread)
-
-    def _note_concurrency(self) -> None:
-        """Record the active runs: any of them, decoding or not, slows the others' replies."""
-        for decoder in self._decoders.values():
-            decoder.note_concurrency(self._active)
 
     def _decoder_for(self, sequence: SequenceState) -> Decoder:
         key = (sequence.sampling.greedy, capacity_for(sequence.max_new_tokens))
@@ -228,7 +236,7 @@ class BatchScheduler(Generic[T]):
 
     def _wait_for(self, request: Any) -> Any:
         """In a run's thread: send a request and block until it is answered."""
-        thread: RunThread[Any] = self._thread_local.run_thread
+        thread = self._calling_thread
         self._requests.put((thread, request))
         answer = thread.inbox.get()
         if isinstance(answer, BaseException):
