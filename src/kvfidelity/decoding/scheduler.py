@@ -28,6 +28,8 @@ from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import capacity_for, steps_of
 
 T = TypeVar("T")
+#: Runs that wait, for instance for a baseline, keep their threads: at most so many batches of them.
+MOST_WAITING = 4
 
 
 class RetryAloneError(Exception):
@@ -105,8 +107,12 @@ class BatchScheduler(Generic[T]):
     @property
     def full(self) -> bool:
         """Whether no further run can start now."""
-        limit = 1 if self._alone else self._batch_size
-        return len(self._active) >= limit or bool(self._retry_alone)
+        crowded = len(self._active) >= MOST_WAITING * self._batch_size
+        return self._alone or crowded or not self._room() or bool(self._retry_alone)
+
+    def _room(self) -> bool:
+        """Whether one more run may compute; those that wait for a condition do not count."""
+        return len(self._active) - len(self._waiting) < (1 if self._alone else self._batch_size)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
         """Start a run and let it continue until it needs the model or has finished.
@@ -128,7 +134,7 @@ class BatchScheduler(Generic[T]):
             self._free_memory()
             self._start_thread(self._retry_alone.popleft())
         for thread, condition in list(self._waiting):
-            if condition():
+            if condition() and self._room():
                 self._waiting.remove((thread, condition))
                 self._resume(thread, None)
         answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
