@@ -112,7 +112,7 @@ class BatchScheduler(Generic[T]):
 
     def _room(self) -> bool:
         """Whether one more run may compute; those that wait for a condition do not count."""
-        return len(self._active) - len(self._waiting) < (1 if self._alone else self._batch_size)
+        return self._computing() < (1 if self._alone else self._batch_size)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
         """Start a run and let it continue until it needs the model or has finished.
@@ -136,6 +136,7 @@ class BatchScheduler(Generic[T]):
         for thread, condition in list(self._waiting):
             if condition() and self._room():
                 self._waiting.remove((thread, condition))
+                self._note_concurrency()
                 self._resume(thread, None)
         answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
         for thread, answer in answers:
@@ -150,7 +151,7 @@ class BatchScheduler(Generic[T]):
         return reply
 
     def restart_count(self) -> None:
-        self._calling_thread.concurrency = len(self._active)
+        self._calling_thread.concurrency = self._computing()
 
     def concurrency(self) -> int:
         return self._calling_thread.concurrency
@@ -171,9 +172,17 @@ class BatchScheduler(Generic[T]):
     def _start_thread(self, thread: RunThread[Any]) -> None:
         threading.Thread(target=self._run_in_thread, args=(thread,), daemon=True).start()
         self._active.append(thread)
-        for active in self._active:  # any of them, feeding or not, slows the others
-            active.concurrency = max(active.concurrency, len(self._active))
+        self._note_concurrency()
         self._resume(thread, None)
+
+    def _computing(self) -> int:
+        """Active runs, without those that wait for a condition."""
+        return len(self._active) - len(self._waiting)
+
+    def _note_concurrency(self) -> None:
+        """Tell each run how many compute: any of them, feeding or not, slows the others."""
+        for thread in self._active:
+            thread.concurrency = max(thread.concurrency, self._computing())
 
     def _feed_all(self) -> list[tuple[RunThread[Any], Any]]:
         """Feed; each run with its hidden states, or all with the error of a shared forward."""

@@ -24,6 +24,8 @@ Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
 #: Baselines on disk, relative to the workflow's folder.
 PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
+#: The runs that the workflow will make; see `pipeline.planned_runs`.
+PLANNED_RUNS = Path(".snakemake/kvfidelity-planned-runs.json")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Records:
     @property
     def nbytes(self) -> int:
         """Estimated bytes of the tables."""
-        return sum(frame.estimated_size() for frame in self.frames.values())
+        return sum(int(frame.estimated_size()) for frame in self.frames.values())
 
 
 class Generator:
