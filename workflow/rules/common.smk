@@ -24,10 +24,11 @@ from kvfidelity.pipeline.resources import (
 )
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.plan_message import plan_message
+from kvfidelity.pipeline.planned_runs import write_planned_runs
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.records.grid import (
-    CELL_FIELDS,
     RUN_FIELDS,
+    RunKey,
     baseline_run_key,
     cells,
     compared_run_keys,
@@ -46,7 +47,7 @@ from kvfidelity.pipeline.rule_params import (
     merge_settings,
     needs_likelihood,
     report_settings,
-    run_spec,
+    generation_parameters,
     source_entry,
     table_settings,
     judge_test_params,
@@ -78,6 +79,16 @@ SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
 RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
+
+
+def planned_runs():
+    """Paths of the runs whose generate jobs Snakemake will start."""
+    jobs = workflow.dag.needrun_jobs()
+    return [
+        RunKey(**dict(job.wildcards.items())).path()
+        for job in jobs
+        if job.rule.name == "generate"
+    ]
 
 
 def expected_effort():
@@ -119,9 +130,9 @@ def selection_spec(wildcards):
 
 
 def generation_spec(wildcards):
-    cell = {name: wildcards[name] for name in CELL_FIELDS}
-    spec = run_spec(SETTINGS, Path("results"), **cell, dialogue="")
-    return json.dumps(spec, sort_keys=True)
+    return generation_parameters(
+        SETTINGS, Path("results"), RunKey(**dict(wildcards.items()))
+    )
 
 
 def generation_dtype(wildcards):

@@ -23,7 +23,7 @@ from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
-from kvfidelity.records.grid import NO_THRESHOLD, TOKENIZER, Cell, cells
+from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
 
@@ -118,6 +118,12 @@ def run_spec(
         "policy_files": list(files),
         "policy_digest": hashlib.sha256(content).hexdigest()[:12],
     }
+
+
+def generation_parameters(settings: Mapping[str, Any], results: Path, run: RunKey) -> str:
+    """The parameter `spec` of a run's generate job; its dialogue is not part of it."""
+    cell = {name: getattr(run, name) for name in CELL_FIELDS}
+    return json.dumps(run_spec(settings, results, **cell, dialogue=""), sort_keys=True)
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
