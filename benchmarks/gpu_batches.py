@@ -8,10 +8,12 @@ from statistics import median
 
 import torch
 from gpu_real import dialogues, without_end
+from torch import Tensor
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.scheduler import run_batch
@@ -54,6 +56,9 @@ class EagerScheduler:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def feed(self, feed: Feed) -> Tensor:
+        return feed_together(self._engine, [feed])[0]
 
     def decode(self, sequence: SequenceState) -> Reply:
         decoder = Decoder(EagerSteps(self._engine), 1)

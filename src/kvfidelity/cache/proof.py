@@ -85,7 +85,7 @@ def _measure(model: Any) -> dict[str, float]:
     fresh = model(torch.cat([ids[:, :KEPT], new], 1)).logits[0, KEPT:]
     hook(model)
     cache = _empty(model, PositionMode.REROTATED, collect_scores=True)
-    logits = torch.cat([_feed(model, cache, part) for part in torch.split(ids, TURNS, dim=1)])
+    logits = torch.cat([_feed(model, cache, part) for part in torch.split(ids, list(TURNS), dim=1)])
     assert cache.scores is not None
     found = {
         "full_forward": _worst(logits, full.logits[0]),
