@@ -7,6 +7,7 @@ cut, and whether they can be cut at all.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +21,7 @@ from kvfidelity.errors import UserError
 DATE = "26 Jul 2024"
 TODAY = datetime.strptime(DATE, "%d %b %Y")
 #: What every template is told. A reply of a dialogue holds no reasoning, so thinking is off.
-SETTINGS: dict[str, Any] = {
-    "date_string": DATE,
-    "strftime_now": TODAY.strftime,
-    "enable_thinking": False,
-    "thinking": False,
-}
+SETTINGS: dict[str, Any] = {"date_string": DATE, "enable_thinking": False, "thinking": False}
 CLOCKS = frozenset({"date_string", "strftime_now"})
 THINKING = frozenset({"enable_thinking", "thinking"})
 PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -86,6 +82,9 @@ class ChatTemplate:
         except ValueError as error:
             raise self._refusal(f"offers no default ({_one_line(error)})") from None
         constants, self.variables = self._read(source)
+        if "strftime_now" in self.variables:
+            source = _fixed_clock(constants) + source
+        self._source = source
         added = tokenizer.added_tokens_decoder.values()
         #: Tokens that text must not become.
         self.control_tokens = frozenset(
@@ -213,7 +212,11 @@ class ChatTemplate:
         ]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer, **SETTINGS
+                messages,
+                chat_template=self._source,
+                tokenize=False,
+                add_generation_prompt=answer,
+                **SETTINGS,
             )
         except Exception as error:  # whatever a template raises, which is a program of others
             raise self._refusal(f"fails ({_one_line(error)})") from None
@@ -256,6 +259,18 @@ class ChatTemplate:
             f"the chat template of {self.name} changes the text of a message "
             f"({text[:60]!r}): use another model, or leave this dialogue out"
         )
+
+
+def _fixed_clock(constants: set[str]) -> str:
+    """A macro for the start of a template, which hides the clock that transformers offers.
+
+    A function cannot be passed to a template, so the macro holds the day in each format that the
+    template writes it in.
+    """
+    formats = {text: TODAY.strftime(text) for text in sorted(constants) if "%" in text}
+    body = f"{{{{ {json.dumps(formats)}[format] }}}}"
+    # What stands between the macro and the template keeps a line end that the template starts with.
+    return f"{{% macro strftime_now(format) %}}{body}{{% endmacro %}}{{{{ '' }}}}"
 
 
 def _kept(text: str, whole: str, start: int, literal: str) -> str | None:
