@@ -31,7 +31,8 @@ def extract(
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
-        by reason (read = kept + all dropped + joined to others), and what cleaning changed.
+        by reason (read = kept + all dropped + joined to others), what cleaning changed, and what
+        was fixed for the chat template.
 
     Raises:
         UserError: unusable data, or no dialogue left.
@@ -50,6 +51,7 @@ def extract(
         "provenance": json.loads((data / "provenance.json").read_text(encoding="utf-8")),
         "select": dict(entry.get("select", {})),
         "join_tokens": entry.get("join_tokens"),
+        "chat": segmenter.notes,
         "lengths": lengths.bins(),
     }
     if not rows:

@@ -173,4 +173,3 @@ class ChatSegmenter:
 def _eos_ids(tokenizer: Any) -> list[int]:
     ids = tokenizer.eos_token_id
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-

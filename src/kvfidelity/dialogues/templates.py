@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.errors import UserError
@@ -24,6 +24,8 @@ TODAY = datetime.strptime(DATE, "%d %b %Y")
 SETTINGS: dict[str, Any] = {"date_string": DATE, "enable_thinking": False, "thinking": False}
 CLOCKS = frozenset({"date_string", "strftime_now"})
 THINKING = frozenset({"enable_thinking", "thinking"})
+#: What a template, which is a program of others, may raise besides Jinja's own errors.
+PROGRAM_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 PRIVATE_USE = range(0xE000, 0xF8FF)
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 #: An added token that a template uses as a mark: `<think>`, `[INST]`, `<|end|>`.
@@ -206,6 +208,8 @@ class ChatTemplate:
         return self._skeletons[messages]
 
     def _write(self, texts: Sequence[str], *, answer: bool) -> str:
+        from jinja2 import TemplateError
+
         messages = [
             {"role": "assistant" if number % 2 else "user", "content": text}
             for number, text in enumerate(texts)
@@ -218,7 +222,7 @@ class ChatTemplate:
                 add_generation_prompt=answer,
                 **SETTINGS,
             )
-        except Exception as error:  # whatever a template raises, which is a program of others
+        except (TemplateError, *PROGRAM_ERRORS) as error:
             raise self._refusal(f"fails ({_one_line(error)})") from None
         return text
 
@@ -232,7 +236,7 @@ class ChatTemplate:
         class Generation(Extension):
             """`{% generation %}`, which transformers adds to the language."""
 
-            tags = frozenset({"generation"})
+            tags: ClassVar[set[str]] = {"generation"}
 
             def parse(self, parser: Parser) -> list[nodes.Node]:
                 next(parser.stream)

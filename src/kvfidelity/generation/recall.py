@@ -188,7 +188,7 @@ def _candidates(
         reply = f"{probe.stem} {candidate}" if probe.stem else candidate
         segment = engine.segmenter.segments([before, Turn(probe.question, reply)])[-1]
         prompt = segment.prompt_ids
-        replies.append(segment.reply_ids[: -len(engine.segmenter.end_of_turn_ids)])
+        replies.append(segment.text_ids)
     return prompt, replies
 
 

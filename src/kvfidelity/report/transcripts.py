@@ -144,8 +144,15 @@ def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]
     turns = [Turn(str(row["prompt"]), str(row[answered] or "")) for row in rows.to_dicts()]
     cuts = {name: limit for name, limit in session.items() if name.startswith("max_")}
     segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
-    if own and not session["feed_end_of_turn"]:
-        segments = [Segment(part.prompt_ids, part.reply_ids[:-1]) for part in segments]
+    if own:
+        end = session["feed_end_of_turn"]
+        segments = [
+            Segment(
+                part.prompt_ids,
+                (*part.opening_ids, *(part.reply_ids if end else part.text_ids)),
+            )
+            for part in segments
+        ]
     if _counts_match(rows, segments):
         ids = [token for part in segments for token in (*part.prompt_ids, *part.reply_ids)]
         conversation["tokens"] = token_texts(tokenizer, ids)

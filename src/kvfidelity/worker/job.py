@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,7 +156,8 @@ class Generator:
         notes = {f"version.{name}": version(name) for name in PACKAGES}
         notes["version.python"] = platform.python_version()
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
-        return notes | {"code": self._config.code_digest}
+        chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
+        return notes | {"code": self._config.code_digest, "chat": chat}
 
     def _usage(self, engine: Engine | None) -> Usage:
         return Usage(batch_size=1 if engine is None else self._config.batch_size)
