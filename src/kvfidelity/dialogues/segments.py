@@ -14,7 +14,14 @@ from typing import Any
 
 from kvfidelity.dialogues.encoding import Encoder
 from kvfidelity.dialogues.pool import Turn
-from kvfidelity.dialogues.templates import CLOCKS, DATE, THINKING, ChatTemplate, Rendered
+from kvfidelity.dialogues.templates import (
+    CLOCKS,
+    DATE,
+    THINKING,
+    ChatTemplate,
+    MessageError,
+    Rendered,
+)
 from kvfidelity.errors import UserError
 
 # Two turns with whitespace at their ends; the second reply is the last.
@@ -87,8 +94,8 @@ class ChatSegmenter:
                 beginning-of-text token, if any, stays first (arXiv 2511.04686).
 
         Raises:
-            UserError: the template does not extend a conversation turn by turn, or changes the
-                text of a message.
+            UserError: the template does not extend a conversation turn by turn.
+            MessageError: it changes the text of a message.
         """
         if max_prompt_tokens is not None:
             turns = [
@@ -140,7 +147,7 @@ class ChatSegmenter:
 
     def _reply(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
-            raise UserError(
+            raise MessageError(
                 f"the chat template of {self._template.name} leaves nothing of a reply that is "
                 "whitespace alone: leave this dialogue out"
             )

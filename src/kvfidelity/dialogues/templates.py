@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.errors import UserError
@@ -28,8 +28,14 @@ THINKING = frozenset({"enable_thinking", "thinking"})
 PROGRAM_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 PRIVATE_USE = range(0xE000, 0xF8FF)
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
+#: A block that transformers adds to the language; it writes nothing.
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 #: An added token that a template uses as a mark: `<think>`, `[INST]`, `<|end|>`.
 _MARKUP = re.compile(r"[^\w\s]\S+[^\w\s]")
+
+
+class MessageError(UserError):
+    """A template that treats the text of one message in a way of its own."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class ChatTemplate:
         Whitespace that the template takes off a message's ends is not part of it.
 
         Raises:
-            UserError: the template changes the text of a message.
+            MessageError: the template changes the text of a message.
         """
         texts = [text for turn in turns for text in (turn.user, turn.assistant)]
         used = set().union(*map(set, texts))
@@ -230,21 +236,10 @@ class ChatTemplate:
         """The texts in a template's code, and the variables that it reads."""
         import jinja2
         from jinja2 import meta, nodes
-        from jinja2.ext import Extension
-        from jinja2.parser import Parser
 
-        class Generation(Extension):
-            """`{% generation %}`, which transformers adds to the language."""
-
-            tags: ClassVar[set[str]] = {"generation"}
-
-            def parse(self, parser: Parser) -> list[nodes.Node]:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         try:
-            parsed = environment.parse(source)
+            parsed = environment.parse(_GENERATION.sub("", source))
         except jinja2.TemplateError as error:
             raise self._refusal(f"cannot be read ({_one_line(error)})") from None
         constants = {
@@ -258,8 +253,8 @@ class ChatTemplate:
             "turn with it; use another model or template"
         )
 
-    def _rewritten(self, text: str) -> UserError:
-        return UserError(
+    def _rewritten(self, text: str) -> MessageError:
+        return MessageError(
             f"the chat template of {self.name} changes the text of a message "
             f"({text[:60]!r}): use another model, or leave this dialogue out"
         )

@@ -16,6 +16,7 @@ from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
+from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.records.grid import TOKENIZER
 from kvfidelity.report.figures import cached_spans
 from kvfidelity.report.formatting import count
@@ -143,7 +144,10 @@ def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]
     answered = "reply" if own else "reference"
     turns = [Turn(str(row["prompt"]), str(row[answered] or "")) for row in rows.to_dicts()]
     cuts = {name: limit for name, limit in session.items() if name.startswith("max_")}
-    segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
+    try:
+        segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
+    except MessageError:  # an own reply that is whitespace alone
+        return conversation
     if own:
         end = session["feed_end_of_turn"]
         segments = [
