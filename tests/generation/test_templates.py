@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.errors import UserError
 from kvfidelity.generation.run import run_dialogue
 from tests.dialogues.published import make_published
@@ -78,3 +79,34 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_at_load() -> No
         UserError, match=rf"2 tokens .* \('<extra>' is number {rows}, .*{rows} rows"
     ):
         Engine.from_model(tiny_llama(), tokenizer)
+
+
+def test_questions_are_asked_after_any_turn(qwen3: Engine) -> None:
+    """With the last reply cut to one token, recall crashed."""
+    recall = {"dataset_questions": 2, "after_turns": [1, 3], "max_new_tokens": 3}
+    questions = (
+        Question("Which river?", "the old one", "fact", (0,), ("the new one",)),
+        Question("Who asked?", "nobody", "fact", (0,), ("somebody", "12")),
+    )
+    dialogue = dataclasses.replace(talk(3), questions=questions)
+    rows = run_dialogue(qwen3, dialogue, dataclasses.replace(BASE, recall=recall)).recall
+    assert rows["turn"].to_list() == [0, 0, 2, 2]
+    for column in ("answer_nll", "margin"):
+        assert rows[column].is_finite().all()
+    # The whole answer is scored: by hand, after the block.
+    turn = talk(3).turns[0]
+    parts = qwen3.segmenter.segments([turn, Turn("Who asked?", "nobody")])
+    fed = [*parts[0].prompt_ids, *parts[0].reply_ids, *parts[1].prompt_ids, *parts[1].text_ids]
+    answer = parts[1].text_ids
+    assert qwen3.tokenizer.decode(answer) == "nobody"
+    hidden = qwen3.feed(qwen3.new_cache("original"), fed)[-len(answer) - 1 : -1]
+    others = [
+        qwen3.segmenter.segments([turn, Turn("Who asked?", other)])[-1].text_ids
+        for other in ("somebody", "12")
+    ]
+    shared = next(
+        n for n, ids in enumerate(zip(answer, *others, strict=False)) if len(set(ids)) > 1
+    )
+    expected = float(qwen3.nll(hidden[shared:], answer[shared:]).double().mean())
+    found = rows.filter((rows["turn"] == 0) & (rows["question"] == "Who asked?"))["answer_nll"][0]
+    assert math.isclose(found, expected, abs_tol=1e-4)
