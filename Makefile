@@ -2,14 +2,14 @@
 CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
-# Of Snakemake's options: short ones may be joined, as in `-np`.
+# Snakemake's short options may be joined, as in `-np`.
 SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
 DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .PHONY: help run test chaos lint format report verify compare lock clean
 
-help: ## what there is
+help: ## lists the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 run: .venv/installed ## the default run: results/report.html
@@ -28,7 +28,7 @@ lint: .venv/installed ## style, types, workflow rules
 	@$(IN_VENV) mypy
 	@$(IN_VENV) snakemake --lint
 
-format: .venv/installed ## put code into shape
+format: .venv/installed ## format the code
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
 report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
@@ -37,10 +37,10 @@ report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
-compare: ## two finished runs beside each other: make compare A=results B=other/results
+compare: ## compare two finished runs: make compare A=results B=other/results
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
-lock: ## write requirements.lock anew from what .venv holds
+lock: ## write requirements.lock from what .venv holds
 	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
 	  | sed 's/+cpu$$//' > requirements.lock
 

@@ -75,7 +75,7 @@ rule all:
         rules.figures.output,
 
 
-# `snakemake only_generate`: what needs a GPU, and what that needs; no judging, no tables.
+# `snakemake only_generate` makes what needs a GPU, and its inputs; no judging, no tables.
 rule only_generate:
     input:
         artifacts("generate", "turns.parquet"),
@@ -86,7 +86,9 @@ rule only_generate:
 onstart:
     refuse_batches_on_a_scheduler()
     announce_sigterm(lambda: len(workflow.scheduler.running))
-    print(plan_message(SETTINGS), file=sys.stderr)
+    print(expected_effort(), file=sys.stderr)
+    if SETTINGS["session"]["batch_size"] > 1:
+        write_planned_runs(SETTINGS, planned_runs())
     if moved := redate_future_files([Path("results"), Path("resources")]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): they are dated now, "

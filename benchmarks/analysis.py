@@ -25,12 +25,12 @@ sys.path[:0] = [str(ROOT)]
 
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings  # noqa: E402
 from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
-from kvfidelity.records.grid import run_keys  # noqa: E402
+from kvfidelity.records.grid import RunKey, run_keys  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
 TURNS_PER_RUN = 200
 PROBES = 4  # questions at each of three depths
-CELLS = 10  # three policies under three position modes, and the never evicted run
+CELLS = 10  # three policies under three position modes, and the baseline
 
 
 def main() -> None:
@@ -58,22 +58,22 @@ def main() -> None:
         "figures": ["--tables", tables, "--out", figures],
         "report": ["--settings", page, "--results", results, "--out", out],
     }
-    total, busy, most = 0.0, 0.0, 0.0
+    total, total_cpu, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():
-        began = time.perf_counter()
-        peak, worked = run(name, list(map(str, arguments)))
-        took = time.perf_counter() - began
-        total, busy, most = total + took, busy + worked, max(most, peak)
-        measured = f"{took:6.1f} s, {worked:6.1f} s of processors, {peak / 2**30:5.2f} GiB"
+        start = time.perf_counter()
+        peak, cpu_seconds = run_script(name, list(map(str, arguments)))
+        seconds = time.perf_counter() - start
+        total, total_cpu, most = total + seconds, total_cpu + cpu_seconds, max(most, peak)
+        measured = f"{seconds:6.1f} s, {cpu_seconds:6.1f} s of CPU time, {peak / 2**30:5.2f} GiB"
         print(f"{name:17} {measured}", flush=True)
     size = out.stat().st_size
     rows = dialogues * CELLS * TURNS_PER_RUN
-    spent = f"{total:.1f} s, {busy:.1f} s of processors"
-    print(f"{rows} rows: {spent}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
+    times = f"{total:.1f} s, {total_cpu:.1f} s of CPU time"
+    print(f"{rows} rows: {times}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
 
 
-def run(name: str, arguments: list[str]) -> tuple[float, float]:
-    """Peak resident bytes of one script's process, and its processor seconds."""
+def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
+    """Peak resident bytes of one script's process, and its CPU seconds."""
     command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -86,32 +86,32 @@ def run(name: str, arguments: list[str]) -> tuple[float, float]:
 def write(results: Path, chosen: dict) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
-    for number, place in enumerate(run_keys(chosen)):
-        model, dataset, policy, positions, threshold, seed, dialogue = place.split("/")
-        kind = chosen["policies"][policy]["kind"]
-        if (policy, positions) not in drawn:
+    for number, path in enumerate(run_keys(chosen)):
+        run = RunKey.from_path(path)
+        cell = (run.policy, run.positions)
+        kind = chosen["policies"][run.policy]["kind"]
+        if cell not in drawn:
             rng = np.random.default_rng(len(drawn))
-            cost = 2.0 * (positions == "stale")
+            cost = 2.0 * (run.positions == "stale")
             rows = synthetic.turn_rows(
                 kind, cost, TURNS_PER_RUN, 0.0, 0.2, rng, np.random.default_rng(0)
             )
             rows = rows.with_columns(trained_window=100_000)
-            identity = {"model": model, "model_revision": "synthetic", "dataset": dataset}
-            identity |= {"dialogue": "", "dialogue_id": "", "policy": policy, "kind": kind}
-            identity |= {"positions": positions, "threshold": threshold, "seed": int(seed)}
+            identity = {"model_revision": "synthetic", "dialogue_id": "", "kind": kind}
+            identity |= run._asdict() | {"dialogue": "", "seed": int(run.seed)}
             rows = rows.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
             rows = rows.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
             log = synthetic.eviction_rows(rows).cast(EVICTIONS)
-            drawn[policy, positions] = (
+            drawn[cell] = (
                 rows,
                 log,
                 synthetic.metric_rows(rows, rng),
                 synthetic.verdict_rows(rows, "formula", cost),
             )
-        turns, log, metrics, verdicts = drawn[policy, positions]
+        turns, log, metrics, verdicts = drawn[cell]
         shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")
         turns = turns.with_columns(
-            dialogue=pl.lit(dialogue), reference_nll=pl.col("reference_nll") + shift
+            dialogue=pl.lit(run.dialogue), reference_nll=pl.col("reference_nll") + shift
         )
         for stage, name, frame in (
             ("generate", "turns", turns),
@@ -120,7 +120,7 @@ def write(results: Path, chosen: dict) -> None:
             ("metrics", "metrics", metrics),
             ("judge/formula", "verdicts", verdicts),
         ):
-            file = results / stage / place / f"{name}.parquet"
+            file = results / stage / path / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(file)
     for model in chosen["models"]:

@@ -20,6 +20,7 @@ from typing import Any
 from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.records.artifacts import read_parquet, write_parquet
+from kvfidelity.records.grid import GENERATED
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES: dict[str, dict[str, Any]] = {
@@ -102,7 +103,7 @@ def start(
     command = [sys.executable, str(ROOT / "workflow/scripts/generate.py"), "--spec", spec.to_json()]
     command += ["--model-dir", str(options.model.resolve()), "--dtype", options.dtype]
     command += ["--pool", "pool.parquet", "--dialogue", dialogue, "--batch-size", str(batch_size)]
-    for kind in ("turns", "evictions", "recall"):
+    for kind in GENERATED:
         command += [f"--{kind}", str(target / f"{kind}.parquet")]
     with (path / f"{name}-{policy}-{dialogue}.log").open("w") as log:
         return subprocess.Popen(command, cwd=path, stderr=log)

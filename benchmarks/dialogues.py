@@ -2,8 +2,8 @@
 
     python benchmarks/dialogues.py resources/datasets/sharegpt/*.json --times 8
 
-Then the same for a file `--times` as large, made by repetition with new ids. Each file is read in a
-separate process, which gives its own peak of memory.
+It then reads a file that is `--times` as large, made by repetition with new ids. Each file is read
+in a separate process, so that its peak of memory is measured alone.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         large = Path(scratch) / "large.json"
-        repeat(given.file, large, given.scaled)
+        repeat(given.file, large, given.times)
         for path in (given.file, large):
             found = cost(path)
             size = path.stat().st_size / 1e6

@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def llama() -> list[Row]:
-    """Prefill and decode; Hugging Face's own first, for a model cannot be detached."""
+    """Prefill and decode; Hugging Face's code runs first, because a model cannot be detached."""
     speed = bandwidth()
     rows = [("copy bandwidth", f"{speed / 1e12:.2f} TB/s")]
     model = random_llama()
@@ -193,7 +193,7 @@ def decode_rows(engine: Engine, tokens: list[int], speed: float, rows: list[Row]
 
 
 def step_ms(engine: Engine, tokens: list[int], batch_size: int) -> float:
-    """Milliseconds of one captured step with scores on."""
+    """Milliseconds of one step of a CUDA graph with scores on."""
     key = ("benchmark", batch_size)
     if key not in engine.graphs:
         engine.graphs[key] = GraphSteps(engine, batch_size, sampled=False, max_new_tokens=512)

@@ -19,14 +19,15 @@ from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps_eager import EagerSteps
 from kvfidelity.dialogues.pool import Dialogue
 
-TOKENS, PLAIN = 128, 4
+TOKENS, EAGER_REPLIES = 128, 4
 Row = tuple[str, str]
 
 
 def compare_batch_with_one(model_dir: Path) -> list[Row]:
     """Greedy tokens under eviction: for how many tokens a batch and one sequence alone agree.
 
-    For comparison: for how many the captured step and the plain one agree, one sequence each.
+    For comparison it also gives the number for which eager steps and a CUDA graph agree, one
+    sequence each.
     """
     rows = []
     for dtype in ("float32", "bfloat16"):
@@ -36,18 +37,20 @@ def compare_batch_with_one(model_dir: Path) -> list[Row]:
         batched = run_batch(
             engine, [lambda at, cell=cell: reply(at, *cell) for cell in cells], len(cells)
         )
-        other = dataclasses.replace(engine, scheduler=Plain(engine))
-        plain = [reply(other, *cell) for cell in cells[:PLAIN]]  # about 25 ms a token
-        assert all(one.concurrency == len(cells) for one in batched)
+        other = dataclasses.replace(engine, scheduler=EagerScheduler(engine))
+        eager = [reply(other, *cell) for cell in cells[:EAGER_REPLIES]]  # about 25 ms a token
         rows += [
             (f"SmolLM2 {dtype}, batch of {len(cells)} against one", agreement(alone, batched)),
-            (f"SmolLM2 {dtype}, plain steps against captured", agreement(alone[:PLAIN], plain)),
+            (
+                f"SmolLM2 {dtype}, eager steps against a CUDA graph",
+                agreement(alone[:EAGER_REPLIES], eager),
+            ),
         ]
     return rows
 
 
-class Plain:
-    """A scheduler that decodes one sequence with plain steps, which use other kernels."""
+class EagerScheduler:
+    """A scheduler that decodes one sequence with eager steps, which use other kernels."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

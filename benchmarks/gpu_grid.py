@@ -1,4 +1,4 @@
-"""A small grid of runs: all at once in one batch here, and one of its cells with Hugging Face."""
+"""A small grid of runs in one batch, and one of its cells with Hugging Face's code."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import torch
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
-from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
@@ -20,9 +19,9 @@ from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.generation.run import run_dialogue
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.prefix.cache import PrefixCache
+from kvfidelity.records.grid import POSITIONS
 
 TOKENS = 256
-MODES = tuple(mode.value for mode in PositionMode)
 DIALOGUES = Path(__file__).parents[1] / "resources/dialogues/own.jsonl"
 Row = tuple[str, str]
 
@@ -33,7 +32,7 @@ def compare_with_cpu(model_dir: Path) -> list[Row]:
     endless = [without_end(engine) for engine in engines]
     talk = dialogues()[0]
     rows = []
-    for mode in MODES:
+    for mode in POSITIONS:
         here, there = (greedy(engine, talk, mode) for engine in endless)
         pairs = enumerate(zip(here, there, strict=True))
         same = next((index for index, (one, other) in pairs if one != other), TOKENS)
@@ -79,7 +78,7 @@ def excess(engine: Engine) -> dict[tuple[str, str], float]:
             engine, talk, spec("baseline", "original", at=None, target=None), prefix_cache
         )
         for kind in ("streaming_llm", "attention_top", "snapkv"):
-            for mode in MODES:
+            for mode in POSITIONS:
                 turns = run_dialogue(engine, talk, spec(kind, mode), prefix_cache).turns
                 change = turns["reference_nll"] - plain.turns["reference_nll"]
                 found.setdefault((kind, mode), []).append(float(change.mean()))
@@ -102,7 +101,7 @@ def spec(kind: str, mode: str, **changes: Any) -> RunSpec:
 
 
 def dialogues() -> list[Dialogue]:
-    """Two of the project's own."""
+    """Two of the project's dialogues."""
     talks = []
     for index, line in enumerate(DIALOGUES.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)

@@ -2,7 +2,7 @@
 
     python benchmarks/judge.py
 
-The server is a process of its own and answers every request after the same delay. With n requests
+The server is a separate process and answers every request after the same delay. With n requests
 in flight and a delay of d seconds at most n / d verdicts a second are possible.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.rubric import Rubric
 
@@ -58,7 +59,9 @@ def timed(url: str, store: Path, pace: dict[str, Any], rows: list[Any]) -> tuple
     """Wall and processor seconds for all verdicts."""
     entry = {"model": "local", "base_url": url, "api_key_env": None}
     rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
-    judge = LLMJudge("remote", entry, rubric, build_client("remote", entry, pace, store))
+    judge = LLMJudge(
+        "remote", with_defaults(entry), rubric, build_client("remote", entry, pace, store)
+    )
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     verdicts = judge.judge(rows)
     seconds, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)

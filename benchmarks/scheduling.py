@@ -21,9 +21,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "workflow", "profiles/default", "envs", "resources/rubrics")
-#: 30 cells and the run that never evicts, for each dialogue.
+#: 30 cells and the baseline for each dialogue.
 POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n in range(10)}
-#: Stands for `python`: makes the files that a generate job is asked for.
+#: Replaces `python`: makes the files that a generate job must write.
 NOTHING = """#!/bin/sh
 while [ $# -gt 0 ]; do
     case $1 in --turns|--evictions|--recall) : > "$2" ;; esac
@@ -53,8 +53,8 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     (folder / "config").mkdir()
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy2(ROOT / "config/claims.yaml", folder / "config/claims.yaml")
-    for made in ("resources/datasets/one", "resources/models/tiny", "results/dialogues/tiny/one"):
-        (folder / made).mkdir(parents=True)
+    for name in ("resources/datasets/one", "resources/models/tiny", "results/dialogues/tiny/one"):
+        (folder / name).mkdir(parents=True)
     for name in ("pool.parquet", "manifest.json"):
         (folder / "results/dialogues/tiny/one" / name).touch()
     (folder / "bin").mkdir()
@@ -65,7 +65,7 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
 
 
 def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
-    """Seconds by the clock and of processor time, children's included."""
+    """Wall seconds, and seconds of processor time including child processes."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--quiet", "all"]
     began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.lock; says in one line what is missing if it cannot.
+# Makes .venv from requirements.lock. If it cannot, it says in one line what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,16 +20,17 @@ free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv || fail "could not make a virtual environment in .venv"
 install() {
-    # --no-compile: below it is done on all cores at once.
+    # --no-compile: compileall below uses all cores.
     .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "$@" ||
         fail "pip could not install the packages of requirements.lock: check the network and pip's settings, then run the same command again"
 }
-# torch first: what needs it then takes the build that is there.
+# torch first, so that packages that need torch use this build.
 install "$(grep '^torch==' requirements.lock)"
 install -r requirements.lock
 install --no-deps --no-build-isolation -e .
-# Here, not when first imported: where nothing may be written then (PYTHONDONTWRITEBYTECODE, a shared
-# read-only folder), every job would compile anew, and a worker take 10 s instead of 5 to start.
-# A file that does not compile is one that a package carries for another Python.
+# Python compiles a module at its first import, but cannot keep the result where nothing may be
+# written (PYTHONDONTWRITEBYTECODE, a shared read-only folder). Every job would then compile again, and
+# a worker would start in 10 s instead of 5. Some packages contain files for other versions of Python;
+# these do not compile, and their errors are ignored.
 .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
 sha256sum requirements.lock pyproject.toml > .venv/installed

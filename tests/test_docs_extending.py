@@ -103,6 +103,7 @@ def test_a_position_mode(tmp_path: Path) -> None:
         tmp_path,
         (file, '    STALE = "stale"\n', "member of PositionMode"),
         (file, "_TRAITS = {\n", "entry of _TRAITS"),
+        ("report/position_modes.py", "_PRESENTATIONS = {\n", "entry of _PRESENTATIONS"),
     )
     run_code(library, USES_OF_THE_MODE)
 

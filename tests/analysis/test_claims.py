@@ -1,4 +1,4 @@
-"""Claims on planted data: what was planted is what is found."""
+"""Claims on data with known effects find those effects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
-PLANTED = {
+EFFECTS = {
     ("attention_top", "stale"): 2.0,
     ("streaming_llm", "stale"): 3.0,
     ("sliding_window_gist", "stale"): 0.4,
@@ -40,9 +40,9 @@ def claim(**changes: Any) -> Claim:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
-    results = tmp_path_factory.mktemp("planted")
+    results = tmp_path_factory.mktemp("expected")
     chosen = settings(12)
-    write(results, chosen, PLANTED, edge=0.3, noise=0.1, probes=3)
+    write(results, chosen, EFFECTS, edge=0.3, noise=0.1, probes=3)
     return build_tables(chosen, results)
 
 
@@ -50,19 +50,19 @@ def judged(tables: dict[str, pl.DataFrame], **changes: Any) -> list[dict[str, An
     return evaluate_claims([claim(**changes)], tables, OPTIONS).to_dicts()
 
 
-def test_the_projects_claims_on_planted_effects(tables: dict[str, pl.DataFrame]) -> None:
+def test_the_projects_claims_on_synthetic_effects(tables: dict[str, pl.DataFrame]) -> None:
     rows = evaluate_claims(read_claims(ROOT / "config/claims.yaml"), tables, OPTIONS).to_dicts()
     found = {row["claim"]: row["decision"] for row in rows}
-    planted = {
+    expected = {
         "C1a": "supported",
         "C1b": "supported",
         "C2": "supported",
         "C4a": "supported",
         "C4b": "contradicted",
     }
-    planted |= {"C3": "contradicted", "P3": "not decided", "P6": "supported", "P7": "supported"}
-    planted |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
-    assert {name: found[name] for name in planted} == planted
+    expected |= {"C3": "contradicted", "P3": "not decided", "P6": "supported", "P7": "supported"}
+    expected |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
+    assert {name: found[name] for name in expected} == expected
     by_name = {row["claim"]: row for row in rows}
     assert by_name["C2"]["estimate"] == pytest.approx(2, abs=0.15)
     assert by_name["C1a"]["estimate"] == pytest.approx(0.3, abs=0.06)
@@ -86,7 +86,7 @@ def test_an_effect_that_is_none_contradicts(tables: dict[str, pl.DataFrame]) -> 
     assert row["decision"] == "not decided"
 
 
-def test_unequal_budgets_are_told(tables: dict[str, pl.DataFrame]) -> None:
+def test_unequal_budgets_are_shown(tables: dict[str, pl.DataFrame]) -> None:
     turns = tables["turns"].with_columns(
         target_tokens=pl.when(pl.col("policy") == "gist").then(100).otherwise("target_tokens")
     )
@@ -104,7 +104,9 @@ def test_scores_of_a_judge_are_a_quantity(tables: dict[str, pl.DataFrame]) -> No
     assert row["estimate"] == pytest.approx(-4)
 
 
-def test_what_was_not_run_is_said(tables: dict[str, pl.DataFrame]) -> None:
+def test_a_claim_about_a_policy_that_was_not_run_is_not_decided(
+    tables: dict[str, pl.DataFrame],
+) -> None:
     [row] = judged(tables, of={"kind": "h2o"})
     assert row["decision"] == "not decided"
     assert row["n_dialogues"] == 0
@@ -177,7 +179,7 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("C1: {statement: a", "is no YAML"),
         ("C1: {statement: a}", "required property"),
@@ -189,9 +191,9 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
         ("{}", "{}"),
     ],
 )
-def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "claims.yaml").write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_claims(tmp_path / "claims.yaml")
     assert "\n" not in str(caught.value)
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.results_docs import results_docs
+from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.records.columns import ARTIFACTS
 from kvfidelity.records.declaration import columns
@@ -34,3 +35,10 @@ def test_tables_have_the_declared_columns_with_and_without_rows(tmp_path: Path) 
     with_rows = build_tables(settings(2), tmp_path)
     for name, table in (*empty_tables().items(), *with_rows.items()):
         assert list(table.schema.items()) == list(pl.Schema(table_schema(name)).items()), name
+
+
+def test_every_table_has_columns_and_a_rule_that_writes_it(tmp_path: Path) -> None:
+    written = [name for names in TABLES_OF_RULE.values() for name in names]
+    assert sorted(written) == sorted(TABLES)
+    write(tmp_path, settings(1), {}, probes=1)
+    assert set(build_tables(settings(1), tmp_path)) == set(TABLES_OF_RULE["aggregate"])

@@ -1,4 +1,4 @@
-"""What the tables say of comparisons whose outcomes were planted."""
+"""What the tables say of comparisons with known outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvfidelity.analysis.comparisons import (
     pairwise_reliability,
 )
 from kvfidelity.analysis.reliability import costs
-from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, SCHEMA
+from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.grid import compared_run_keys
@@ -84,4 +84,4 @@ def test_position_bias_and_preference_for_good_replies() -> None:
     assert pairs["value"] == pytest.approx((1 + 0 + 0 + 0.5 + 0.5) / 5)
     assert (pairs["share"], pairs["n"], pairs["missing"]) == (pytest.approx(0.2), 5, 1)
     order = table.filter(measure="order").row(0, named=True)
-    assert order["value"] == pytest.approx(1 / 5)  # one of five pairs went to the first place twice
+    assert order["value"] == pytest.approx(1 / 5)  # one of five pairs went to the first reply twice

@@ -30,7 +30,7 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
         frame[rows, column] = value
         notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
         write_parquet(frame, file, kind=kind, metadata=notes)
-    said = prose(page(tmp_path, chosen, tested=False))
+    text = prose(page(tmp_path, chosen, tested=False))
     tables = tmp_path / "results/tables"
     turns = read_parquet(tables / "turns.parquet", kind="turns").filter(run=run)
     assert turns.filter(pl.col("turn").is_in([6, 7]))["excess_nll"].null_count() == 2
@@ -42,7 +42,7 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
         ("turns", "kl_baseline", 1, 1),
         ("recall", "margin", 1, 1),
     ]
-    assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_baseline" in said
+    assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_baseline" in text
 
 
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the jobs took, from Snakemake's benchmarks and the worker's notes."""
+"""Seconds and memory of the jobs, from Snakemake's benchmarks and the worker's notes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvfidelity.report.formatting import rounded
 RUNS = [f"tiny/own/{policy}/stale/0.7win/0/000" for policy in ("h2o", "random", "snapkv")]
 
 
-def benchmark(results: Path, place: str, *, wall: float, cpu: float, mib: float | None) -> None:
+def benchmark(results: Path, name: str, *, wall: float, cpu: float, mib: float | None) -> None:
     """A benchmark as Snakemake writes it; without memory, of a job that was over at once."""
     record = BenchmarkRecord(
         running_time=wall,
@@ -32,17 +32,17 @@ def benchmark(results: Path, place: str, *, wall: float, cpu: float, mib: float 
     )
     record.data_collected = mib is not None
     record.process_gone = mib is None
-    file = results / "benchmarks" / f"{place}.tsv"
+    file = results / "benchmarks" / f"{name}.tsv"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as out:
         print_benchmark_tsv([record], out, False)
 
 
-def noted(results: Path, place: str, wall: float, batch_size: int = 1) -> None:
+def noted(results: Path, name: str, wall: float, batch_size: int = 1) -> None:
     """A worker's notes in an artifact, which is made if there is none."""
     notes = {WALL: f"{wall}", CPU: f"{2 * wall}", PEAK: "3000000", BATCH_SIZE: f"{batch_size}"}
-    kind = Path(place).name
-    file = results / f"{place}.parquet"
+    kind = Path(name).name
+    file = results / f"{name}.parquet"
     frame = pl.DataFrame({"turn": [0]})
     if file.exists():
         frame = pl.read_parquet(file)
@@ -74,9 +74,9 @@ def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
 
 
 def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
-    places = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
-    for place in (
-        *places,
+    names = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
+    for name in (
+        *names,
         "aggregate",
         "judge_reliability",
         "claims",
@@ -84,7 +84,7 @@ def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
         "figures",
         "report",
     ):
-        benchmark(tmp_path, place, wall=1, cpu=1, mib=1)
+        benchmark(tmp_path, name, wall=1, cpu=1, mib=1)
     noted(tmp_path, f"generate/{RUNS[0]}/turns", 1)
     noted(tmp_path, "corruptions/tiny/own/likelihood", 1)
     table = jobs_table(tmp_path, RUNS)

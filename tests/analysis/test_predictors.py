@@ -94,7 +94,7 @@ ROWS = st.lists(st.tuples(COLUMNS, COLUMNS, st.sampled_from(["a", "b", "c"])), m
 def test_no_correlation_of_finite_columns_is_not_finite(
     rows: list[tuple[float, float, str]],
 ) -> None:
-    one, other = (np.array([row[place] for row in rows]) for place in (0, 1))
+    one, other = (np.array([row[column] for row in rows]) for column in (0, 1))
     names = np.array([row[2] for row in rows], dtype=str)
     found = rank_correlation(one, other, names, **OPTIONS | {"resamples": 50})
     undefined = len(rows) < 3 or len(set(one)) == 1 or len(set(other)) == 1

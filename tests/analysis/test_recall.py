@@ -1,4 +1,4 @@
-"""Recall by depth: what was planted as forgotten is found to be, and nothing else."""
+"""Recall by depth: what the data forget is found to be forgotten, and nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
 
 
 def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
-    said = {
+    verdicts = {
         (entry["policy"], mode): {
             depth["depth"]: name for name, depths in entry["depths"].items() for depth in depths
         }
@@ -65,10 +65,10 @@ def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
         for mode in entry["modes"]
     }
     lost = dict.fromkeys(("gist", "middle", "recent"), "forgotten")
-    assert said["attention_top", "stale"] == lost
-    assert said["attention_top", "original"] == dict.fromkeys(lost, "kept")
-    assert said["gist", "stale"] == lost | {"gist": "kept"}
-    assert said["streaming_llm", "rerotated"] == lost | {"recent": "kept"}
+    assert verdicts["attention_top", "stale"] == lost
+    assert verdicts["attention_top", "original"] == dict.fromkeys(lost, "kept")
+    assert verdicts["gist", "stale"] == lost | {"gist": "kept"}
+    assert verdicts["streaming_llm", "rerotated"] == lost | {"recent": "kept"}
 
 
 def test_what_the_model_never_knew_is_not_called_forgotten() -> None:
@@ -124,7 +124,7 @@ def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) 
 
 
 @pytest.mark.parametrize(("depth", "expected"), [("middle", "supported"), ("gist", "contradicted")])
-def test_a_claim_speaks_of_a_depth(
+def test_a_claim_is_about_a_depth(
     tables: dict[str, pl.DataFrame], depth: str, expected: str
 ) -> None:
     of = {"kind": "sliding_window_gist", "positions": "stale", "depth": depth}

@@ -1,4 +1,4 @@
-"""What the tables say of judges whose qualities were planted."""
+"""What the tables say of judges with known qualities."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_judges_of_one_run_are_compared_on_its_replies(judge_tests: pl.DataFrame
 def test_what_several_verdicts_share_is_paid_once(judge_tests: pl.DataFrame) -> None:
     fair = judge_tests.filter(judge="fair")
     shared = pl.concat([fair, fair])
-    found = costs({"run": shared, "planted": judge_tests.clear()}).row(0, named=True)
+    found = costs({"run": shared, "test": judge_tests.clear()}).row(0, named=True)
     assert found["answers"] == 160 and found["usd"] == pytest.approx(1.6)
     assert (found["verdicts"], found["missing"]) == (300, 20)
     unknown = fair.with_columns(cost_usd=pl.lit(None, pl.Float64))
@@ -220,6 +220,6 @@ def section(judge_tests: pl.DataFrame, verdicts: pl.DataFrame) -> str:
         setups=[{}],
         level=95,
         judge_tests=rows_by_measure(reliability(judge_tests, verdicts, OPTIONS)),
-        costs=costs({"run": verdicts, "planted": judge_tests}).to_dicts(),
+        costs=costs({"run": verdicts, "test": judge_tests}).to_dicts(),
         comparisons=[],
     )

@@ -34,20 +34,20 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def covering(factors: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Few combinations that hold every two values of every two factors together."""
-    places = [range(len(values)) for values in factors.values()]
+    indices = [range(len(values)) for values in factors.values()]
     pairs = {
         ((one, a), (other, b))
-        for one, other in itertools.combinations(range(len(places)), 2)
-        for a in places[one]
-        for b in places[other]
+        for one, other in itertools.combinations(range(len(indices)), 2)
+        for a in indices[one]
+        for b in indices[other]
     }
     while pairs:
         best = max(
-            itertools.product(*places),
+            itertools.product(*indices),
             key=lambda row: len(pairs & set(itertools.combinations(enumerate(row), 2))),
         )
         pairs -= set(itertools.combinations(enumerate(best), 2))
-        yield {name: factors[name][place] for name, place in zip(factors, best, strict=True)}
+        yield {name: factors[name][index] for name, index in zip(factors, best, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_small_grid_ends_in_a_page(tmp_path: Path, grid: dict[str, Any]) -> No
     text = page(tmp_path, made(tmp_path, grid), tested=grid["tested"])
     for table in (tmp_path / "results/tables").glob("*.parquet"):
         assert not_finite(pl.read_parquet(table)) == [], table.name
-    said = prose(text)
+    shown = prose(text)
     assert text.rstrip().endswith("</html>")
-    assert not re.search(r"\b(nan|inf|None|Undefined)\b", said)
-    assert ("No policy of this run evicts anything" in said) == (grid["policies"] == 0)
-    assert ("No judge was run" in said) == (not grid["judged"])
-    assert ("memory ran out in every first turn" in said) == (grid["memory_for"] == 0)
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", shown)
+    assert ("No policy of this run evicts anything" in shown) == (grid["policies"] == 0)
+    assert ("No judge was run" in shown) == (not grid["judged"])
+    assert ("memory ran out in every first turn" in shown) == (grid["memory_for"] == 0)
     scored = grid["policies"] and grid["turns"] > 5 and grid["memory_for"] != 0
-    assert ("there is no excess NLL" in said) == (not scored)
+    assert ("there is no excess NLL" in shown) == (not scored)
     cells = json.loads(re.search(r'id="cells">(.*?)</script>', text)[1])  # type: ignore[index]
     modes = 3 if grid["positions"] == "all" else len(grid["positions"])
     assert len(cells["runs"]) == grid["dialogues"] * (1 + grid["policies"] * modes)

@@ -14,11 +14,11 @@ def test_what_is_missing_is_a_dash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "shown"),
     [([300], "300"), ([300, None, 200], "200 to 300"), ([300, 300], "300")],
 )
-def test_an_extent_is_that_of_what_is_known(values: list[int | None], said: str) -> None:
-    assert extent(values) == said
+def test_an_extent_is_that_of_what_is_known(values: list[int | None], shown: str) -> None:
+    assert extent(values) == shown
     assert percent_range([0.25, None, 0.5]) == "25% to 50%"
 
 

@@ -135,7 +135,7 @@ def test_step_holds_the_cache_at_its_target(llama: Any) -> None:
 
 
 def test_inside_generate_the_evictor_runs_before_each_forward(llama: Any) -> None:
-    """As in README."""
+    """The example of the README."""
     evictor = Evictor(build_policy("streaming_llm", {}), EvictionSchedule(Trigger.STEP, 40, 24))
     cache = new_cache(llama, "rerotated", before_forward=evictor.before_step)
     prompt = torch.randint(3, 97, (1, 30), generator=torch.Generator().manual_seed(1))

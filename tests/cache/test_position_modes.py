@@ -1,4 +1,4 @@
-"""A position mode is declared once, in `cache/positions.py`, and known everywhere."""
+"""A position mode is declared in two files, what it does and how it is shown; all else follows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ ROOT = Path(__file__).parents[2]
 FROZEN_MEMBER = '    FROZEN = "frozen"\n'
 FROZEN_TRAITS = """
     PositionMode.FROZEN: ModeTraits(
-        meaning="survivors keep their position, the next position skips a hundred",
         next_position=lambda slots, tokens_seen: tokens_seen + 100,
         renumbers=False,
+    ),
+"""
+FROZEN_LOOK = """
+    PositionMode.FROZEN: Presentation(
+        meaning="survivors keep their position, the next position skips a hundred",
         colour="#CC79A7",
         marker="cross",
     ),
 """
+#: File, line, and what follows it: adding a mode touches at most three files.
+ADDITIONS = (
+    ("cache/positions.py", '    STALE = "stale"\n', FROZEN_MEMBER),
+    ("cache/positions.py", "_TRAITS = {\n", FROZEN_TRAITS),
+    ("report/position_modes.py", "_PRESENTATIONS = {\n", FROZEN_LOOK),
+)
 USES = """
 import torch, yaml
 from pathlib import Path
@@ -64,13 +74,12 @@ assert slots.position[0, 0].tolist() == [100, 103, 104]
 def workdir(tmp_path: Path) -> Path:
     """A folder with a copy of the library that has one more mode, and with the project's config."""
     library = shutil.copytree(ROOT / "src/kvfidelity", tmp_path / "src/kvfidelity")
-    file = library / "cache/positions.py"
-    text = file.read_text(encoding="utf-8")
-    additions = {'    STALE = "stale"\n': FROZEN_MEMBER, "_TRAITS = {\n": FROZEN_TRAITS}
-    for line, addition in additions.items():
+    assert len({name for name, *_ in ADDITIONS}) <= 3
+    for name, line, addition in ADDITIONS:
+        file = library / name
+        text = file.read_text(encoding="utf-8")
         assert text.count(line) == 1
-        text = text.replace(line, line + addition)
-    file.write_text(text, encoding="utf-8")
+        file.write_text(text.replace(line, line + addition), encoding="utf-8")
     for name in ("config.yaml", "claims.yaml"):
         shutil.copy(ROOT / "config" / name, tmp_path)
     return tmp_path

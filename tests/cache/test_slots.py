@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kvfidelity.cache.attach import attach, cache_argument, new_cache
-from kvfidelity.cache.eviction_log import Eviction, from_groups, from_spans, groups, replay, spans
+from kvfidelity.cache.eviction_log import Eviction, groups, replay, spans
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.rotary import rotate
-from kvfidelity.cache.slots import SlotTable
+from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.view import view_of
 
 MODES = list(PositionMode)
@@ -123,6 +125,26 @@ def test_thousands_of_random_evictions_keep_sizes_bytes_and_protected_slots(
             layer = cache.layers[0]
             angles = rotary.angles(cache.slot_table.position[0], torch.device("cpu"))
             assert torch.equal(layer.rotated_keys, rotate(layer.live_keys, *angles))
+
+
+def from_spans(pairs: Iterable[tuple[int, int]]) -> Tensor:
+    """The inverse of `spans`."""
+    parts = [torch.arange(start, stop) for start, stop in pairs]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def from_groups(parts: dict[str, Tensor]) -> Tensor:
+    """The inverse of `groups`: int64 [L', G', k]."""
+    if "shared" in parts:
+        return as_grid(parts["shared"])
+    indices = [tuple(int(part) for part in name.split(":")[1:]) for name in parts]
+    size = next(iter(parts.values())).shape[0]
+    layers = 1 + max(index[0] for index in indices)
+    heads = 1 + max((index[1] for index in indices if len(index) > 1), default=0)
+    kept = torch.empty(layers, heads, size, dtype=torch.int64)
+    for index, numbers in zip(indices, parts.values(), strict=True):
+        kept[index[0], index[1] if len(index) > 1 else 0] = numbers
+    return kept
 
 
 def test_spans_and_groups_are_reversible() -> None:

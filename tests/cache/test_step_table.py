@@ -1,4 +1,4 @@
-"""The step table on a CPU: what a captured decode step changes, and no bare numbers."""
+"""The step table on a CPU: what a captured decode step changes, by named fields."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+from tests.cache.conftest import architecture
 from tests.engine import engine
 
-__all__ = ["engine"]
+__all__ = ["architecture", "engine"]

@@ -23,7 +23,7 @@ from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.records.artifacts import TIMINGS
 from tests.generation.test_run import BASE, talk
 
-#: Policies with and without scores, query tails, per-layer and per-head keep sets; all modes.
+#: Policies with and without scores, recent queries, per-layer and per-head keep sets; all modes.
 CELLS: list[dict[str, Any]] = [
     {"kind": "baseline", "positions": "original", "at": None, "target": None},
     {"kind": "streaming_llm", "positions": "stale", "trigger": "step"},
@@ -263,7 +263,9 @@ def test_a_prompt_fed_in_chunks_is_one_forward(engine: Engine, chunk: int) -> No
         hidden = torch.cat([at.feed(cache, ids[:90]), at.feed(cache, ids[90:])])
         assert cache.scores is not None
         found.append((hidden, cache.scores.rows("latest"), cache.scores.rows("accumulated")))
-        found[-1] += (torch.stack([tail for tail in cache.recent_queries if tail is not None]),)
+        found[-1] += (
+            torch.stack([recent for recent in cache.recent_queries if recent is not None]),
+        )
     assert calls == [0, 90] * 2
     for whole, chunked in zip(*found, strict=True):
         assert torch.allclose(whole, chunked, rtol=1e-4, atol=1e-5)

@@ -43,7 +43,7 @@ REFUSED = {
 #: How a tokenizer treats spaces: GPT-2's way, or SentencePiece's with a space before the first
 #: word (`legacy: false`) or before every piece.
 KINDS = ("bytes", "bpe-first", "bpe-always", "unigram-first")
-MARKS = re.compile(r"<[|｜][^<>\s]+?[|｜]>|</?[a-z_]+>|\[gMASK\]|<｜[^<>]+｜>")
+MARKS = re.compile(r"<[|｜]?[^<>\s|｜]+[|｜]?>|\[gMASK\]")
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 
 

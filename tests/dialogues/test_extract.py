@@ -165,7 +165,7 @@ def test_a_beginning_that_is_too_long_is_as_good_as_the_whole(
     sizes = [2, 3, 4, 5, 6, 9, 20, 40]
     records = [{"id": f"c{n}", "conversations": chatter(n, n)} for n in sizes]
     data = folder(tmp_path, records)
-    most = segmenter.count([Turn(*[said["value"] for said in chatter(5, 5)[:2]])]) * 5
+    most = segmenter.count([Turn(*[message["value"] for message in chatter(5, 5)[:2]])]) * 5
     found = []
     for often in (0, 5, 10**9):
         monkeypatch.setattr("kvfidelity.dialogues.selection.MAX_CHARACTERS_PER_TOKEN", often)
@@ -214,6 +214,60 @@ def test_the_manifest_tells_lengths(tmp_path: Path, segmenter: ChatSegmenter) ->
     assert manifest["lengths"]["turns"] == [{"from": 8, "below": 16, "count": 3}]
     assert sum(bin_["count"] for bin_ in manifest["lengths"]["characters"]) == 3
     assert "conversations" in length_chart(manifest, "own").to_json()
+
+
+def test_other_roles_are_told_for_each_dialogue_and_can_be_left_out(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    call = {"from": "function_call", "value": "weather()"}
+    seen = {"from": "observation", "value": "rain"}
+    asked, answered = say("And now?", "It rains."), chatter(1)
+    records = [
+        {"id": "tools", "conversations": [*chatter(2), asked[0], call, seen, asked[0], asked[1]]},
+        {"id": "chat", "conversations": answered},
+    ]
+    data = folder(tmp_path, records)
+    _, manifest = extract(data, entry(), segmenter)
+    told = {item["dialogue_id"]: item for item in manifest["dialogues"]}
+    assert told["tools"]["other_roles"] == {"function_call": 1, "observation": 1}
+    assert told["tools"]["cleaned"]["messages_merged"] == 1
+    assert told["chat"]["other_roles"] == {}
+    assert [item["tokens"] for item in manifest["dialogues"]] == manifest["tokens"]
+    assert manifest["read_as"] == "a JSON array"
+    pool, manifest = extract(data, entry(allow_other_roles=False), segmenter)
+    assert pool["dialogue_id"].to_list() == ["chat"]
+    assert manifest["dropped"] == {"other_roles": 1}
+    assert accounted(manifest)
+
+
+def test_calls_without_text_are_calls_of_tools(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    messages = [{"role": "user", "content": "Rain?"}, call, {"role": "tool", "content": "yes"}]
+    messages += [{"role": "assistant", "content": "It rains."}]
+    data = folder(tmp_path, [{"id": "a", "messages": messages}])
+    _, manifest = extract(data, {"format": "openai"}, segmenter)
+    assert manifest["dialogues"][0]["other_roles"] == {"tool_calls": 1, "tool": 1}
+
+
+def test_the_seed_orders_dialogues_of_one_id(tmp_path: Path, segmenter: ChatSegmenter) -> None:
+    records = [{"id": "same", "conversations": chatter(n)} for n in range(20)]
+
+    def first(given: list[Any], seed: int) -> Any:
+        select = entry(seed=seed, pool=3, max_similarity=None)
+        return extract(folder(tmp_path, given), select, segmenter)[0]["turns"].to_list()
+
+    assert first(records, 0) == first(records[::-1], 0)
+    assert first(records, 0) != first(records, 1)
+
+
+def test_a_folder_named_like_a_pattern_is_a_folder(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    other, own = tmp_path / "exp1", tmp_path / "exp[1]*?"
+    for path, name in ((other, "other"), (own, "own")):
+        path.mkdir()
+        folder(path, [{"id": name, "conversations": chatter(1)}])
+    assert extract(own, entry(), segmenter)[0]["dialogue_id"].to_list() == ["own"]
 
 
 def test_nothing_left_says_why(tmp_path: Path, segmenter: ChatSegmenter) -> None:

@@ -17,10 +17,22 @@ import pytest
 
 from kvfidelity.dialogues.fetch import fetch_dataset
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations
+from kvfidelity.errors import UserError
 from tests.dialogues.conftest import BUNDLED, ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = ROOT / "workflow" / "scripts" / "fetch_dataset.py"
+
+
+def test_a_hub_id_is_neither_a_pattern_nor_a_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner/set").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'owner/set' is also a local path"):
+        fetch_dataset({"source": "hub", "id": "owner/set"}, tmp_path / "out")
+    with pytest.raises(UserError, match="no id of the hub; correct `id`"):
+        fetch_dataset({"source": "hub", "id": str(tmp_path / "owner/[s]et")}, tmp_path / "out")
 
 
 def test_a_table_comes_through_the_datasets_library(

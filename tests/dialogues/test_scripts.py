@@ -80,7 +80,7 @@ def test_a_mistake_is_one_line_without_a_traceback(tmp_path: Path, model_folder:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in a local folder that pip is told to use in place of the registry."""
+    """A wheel in a local folder, which pip uses instead of the registry."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     path = folder / "talks-1.0-py3-none-any.whl"

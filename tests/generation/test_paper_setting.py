@@ -73,7 +73,7 @@ RULES: dict[str, tuple[str, dict[str, Any], Keep]] = {
     ),
     "attention_bottom": ("attention_bottom", {"keep_ratio": 0.97}, by_attention(False)),
 }
-#: Those that draw at random before a turn, where there are no scores, are compared in one turn.
+#: Rules that draw at random before a turn, where there are no scores, are compared in one turn.
 DRAWS = ("gist_attentive", "attention_bottom")
 
 

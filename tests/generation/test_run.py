@@ -13,10 +13,11 @@ from polars.testing import assert_frame_equal
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
-from kvfidelity.generation.run import run_dialogue
+from kvfidelity.generation.run import Records, run_dialogue
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.records.artifacts import TIMINGS
+from kvfidelity.records.grid import GENERATED
 from tests.models.tiny import tiny_llama
 
 WORDS = ["the", "river", "ran", "past", "the", "old", "mill", "and", "nobody", "asked", "12"]
@@ -51,6 +52,10 @@ def run(
 
 def rounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.drop(TIMINGS & set(frame.columns))
+
+
+def test_a_run_makes_the_tables_that_the_workflow_lists() -> None:
+    assert Records._fields == GENERATED
 
 
 def test_reference_nll_of_the_baseline_is_hugging_faces(engine: Engine) -> None:

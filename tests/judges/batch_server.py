@@ -1,4 +1,4 @@
-"""A local server that speaks the Batch API: files, batches, and what can go wrong with them."""
+"""A local server with the Batch API: files, batches, and what can go wrong with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A local server that speaks the chat-completions protocol, and fails on request."""
+"""A local server with the chat-completions protocol, and fails on request."""
 
 from __future__ import annotations
 

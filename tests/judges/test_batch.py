@@ -17,6 +17,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.judges import batch as batch_module
 from kvfidelity.judges.corruptions import corrupt_replies
 from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.reliability import judge_corruptions
 from kvfidelity.judges.rubric import Rubric
@@ -51,7 +52,7 @@ def entry(url: str, **changes: Any) -> dict[str, Any]:
 def judge(url: str, store: Path, pace: dict[str, Any] | None = None, **changes: Any) -> LLMJudge:
     about = entry(url, **changes)
     client = build_client("mine", about, PACE | (pace or {}), store, batch=True)
-    return LLMJudge("mine", about, Rubric.read(RUBRIC), client)
+    return LLMJudge("mine", with_defaults(about), Rubric.read(RUBRIC), client)
 
 
 def sent(server: BatchServer) -> list[str]:
@@ -106,7 +107,7 @@ def test_judging_a_run_takes_the_answers_of_the_batch_and_sends_nothing(
     monkeypatch.delenv("TEST_KEY")
     about = entry(server.url)
     stored = build_client("mine", about, {}, tmp_path, from_batch=True)
-    found = LLMJudge("mine", about, Rubric.read(RUBRIC), stored)
+    found = LLMJudge("mine", with_defaults(about), Rubric.read(RUBRIC), stored)
     assert [verdict.score for verdict in found.judge(rows)] == [7] * 3
     with pytest.raises(UserError, match="1 answers that its batch gave are not in the verdict"):
         found.judge([*rows, row(3)])
@@ -163,6 +164,7 @@ def test_a_cap_stops_before_a_batch_that_could_cost_more(tmp_path: Path) -> None
 JOB = """
 import json, sys
 from pathlib import Path
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.rubric import Rubric
 from kvfidelity.judges.dispatch import build_client
@@ -171,7 +173,7 @@ rows = [{"turn": n, "prompt": f"Question {n}.", "reply": "Yes.", "reference": No
          "fed_reply": "Yes.", "finish_reason": "eos"} for n in range(6)]
 entry = json.loads(entry)
 client = build_client("mine", entry, json.loads(pace), Path(store), batch=True)
-verdicts = LLMJudge("mine", entry, Rubric.read(Path(rubric)), client).judge(rows)
+verdicts = LLMJudge("mine", with_defaults(entry), Rubric.read(Path(rubric)), client).judge(rows)
 print(json.dumps([verdict.score for verdict in verdicts]))
 """
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvfidelity.judges.corruption_kinds import GOOD, KINDS
 from kvfidelity.judges.corruptions import (
-    GOOD,
     INJECTED_TEXT,
-    KINDS,
     GoodReply,
     corrupt_replies,
     corruptions,

@@ -39,7 +39,7 @@ def test_worse_is_never_scored_higher() -> None:
         assert scores == sorted(scores, reverse=True)
 
 
-def test_what_was_not_said_or_not_measured_gets_no_number() -> None:
+def test_a_reply_that_is_missing_or_not_measured_gets_no_number() -> None:
     silent = formula_verdict(GOOD | {"reply": None}, "formula", "formula")
     assert (silent.score, silent.status) == (None, "no_reply")
     unknown = formula_verdict(GOOD | {"reply_nll_baseline": None}, "formula", "formula")

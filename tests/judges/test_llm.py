@@ -14,6 +14,7 @@ import pytest
 
 from kvfidelity.errors import UserError
 from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.rubric import Rubric
 from tests.judges.server import Reply, Server, completion, good
@@ -45,7 +46,9 @@ def judge(
     entry = {"model": "local", "base_url": server.url, "api_key_env": "TEST_KEY", "max_tokens": 99}
     entry |= changes
     found = Rubric.read(ROOT / f"resources/rubrics/{rubric}.md")
-    return LLMJudge("mine", entry, found, build_client("mine", entry, pace or {}, store))
+    return LLMJudge(
+        "mine", with_defaults(entry), found, build_client("mine", entry, pace or {}, store)
+    )
 
 
 def test_a_verdict_is_asked_for_with_a_strict_schema(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from kvfidelity.judges.corruptions import KINDS
+from kvfidelity.judges.comparison import comparisons_frame
+from kvfidelity.judges.corruption_kinds import KINDS
 from kvfidelity.judges.dispatch import build_client
-from kvfidelity.judges.pairwise import PairwiseJudge, comparisons_frame
+from kvfidelity.judges.kinds.openai import with_defaults
+from kvfidelity.judges.pairwise import PairwiseJudge
 from kvfidelity.judges.reliability import compare_corruptions
 from kvfidelity.judges.rubric import Rubric
 from tests.judges.server import Reply, Server, completion
@@ -49,7 +51,7 @@ def likes(good: str) -> Callable[..., Reply]:
 def judge(server: Server, store: Path, **changes: Any) -> PairwiseJudge:
     entry = {"model": "local", "base_url": server.url, "api_key_env": None} | changes
     client = build_client("pairs", entry, {}, store)
-    return PairwiseJudge("pairs", entry, Rubric.read(RUBRIC), client)
+    return PairwiseJudge("pairs", with_defaults(entry), Rubric.read(RUBRIC), client)
 
 
 @pytest.mark.parametrize(

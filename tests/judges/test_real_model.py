@@ -22,6 +22,7 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from kvfidelity.judges.dispatch import build_client
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.rubric import Rubric
 from kvfidelity.judges.store import AnswerStore
@@ -77,7 +78,7 @@ def test_verdicts_of_smollm2_are_had_and_kept(default_inputs: None, tmp_path: Pa
 
 
 def had_and_kept(model: Path, tmp_path: Path) -> None:
-    """Whatever a small model says becomes a score or a reason, and is asked for once."""
+    """Every answer of a small model becomes a score or a reason, and is asked for once."""
     with served(model, tmp_path) as url:
         first = judge(url, model, tmp_path).judge(ROWS)
         kept = dict(AnswerStore(tmp_path / "store").answers())
@@ -108,4 +109,6 @@ def judge(url: str, model: Path, folder: Path) -> LLMJudge:
     entry["answer_format"] = "text"
     pace = {"concurrency": 2, "timeout_s": LIMIT_S, "price": {"input": 1.0, "output": 2.0}}
     rubric = Rubric.read(ROOT / "resources/rubrics/blind.md")
-    return LLMJudge("real", entry, rubric, build_client("real", entry, pace, folder / "store"))
+    return LLMJudge(
+        "real", with_defaults(entry), rubric, build_client("real", entry, pace, folder / "store")
+    )

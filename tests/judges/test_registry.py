@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.llm import LLMJudge
 from kvfidelity.judges.pairwise import PairwiseJudge
 from kvfidelity.judges.registry import build_judge, known_judges
@@ -59,7 +60,7 @@ def scorer(form: str, rubric: str, client: Client) -> LLMJudge:
         rubric, ("coherence", "faithfulness", "relevance", "overall")
     )
     entry = {"model": "m", "answer_format": form}
-    return LLMJudge("x", entry, Rubric(rubric, "Judge it.", scores), client)
+    return LLMJudge("x", with_defaults(entry), Rubric(rubric, "Judge it.", scores), client)
 
 
 def test_requests_keep_the_keys_under_which_answers_were_paid_for() -> None:
@@ -72,7 +73,7 @@ def test_requests_keep_the_keys_under_which_answers_were_paid_for() -> None:
     assert client.keys == [KEY_OF_A_REPEAT]
     client = RecordingClient()
     rubric = Rubric("pairwise", "Judge it.", ("score",))
-    PairwiseJudge("x", {"model": "m"}, rubric, client).compare_each(
+    PairwiseJudge("x", with_defaults({"model": "m"}), rubric, client).compare_each(
         [(ROW | {"reply": "a"}, "b", HISTORY)]
     )
     assert client.keys[0] == KEY_OF_A_PAIR

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvfidelity.judges.corruptions import GOOD, INJECTED_TEXT, KINDS, corrupt_replies
+from kvfidelity.judges.corruption_kinds import GOOD, KINDS
+from kvfidelity.judges.corruptions import INJECTED_TEXT, corrupt_replies
 from kvfidelity.judges.reliability import judge_corruptions
 from tests.judges.server import Reply, Server, completion
 from tests.judges.test_corruptions import POOL, SETTING

@@ -76,7 +76,7 @@ def test_half_a_line_left_by_a_kill_is_no_answer(tmp_path: Path) -> None:
     assert len(file.read_bytes().splitlines()) == 3
 
 
-def test_files_of_several_machines_are_read_and_only_ones_own_is_written(tmp_path: Path) -> None:
+def test_a_machine_reads_the_files_of_all_and_writes_only_its_own(tmp_path: Path) -> None:
     AnswerStore(tmp_path / "here").put("a", answer("1"), "judge", "model")
     AnswerStore(tmp_path / "there").put("b", answer("2"), "judge", "model")
     [theirs] = (tmp_path / "there").glob("*.jsonl")

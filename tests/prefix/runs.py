@@ -11,10 +11,10 @@ from polars.testing import assert_frame_equal
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.generation.baseline import compute_baseline
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.plan import plan_run
 from kvfidelity.generation.run import Records, run_dialogue
 from kvfidelity.generation.spec import RunSpec
-from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.prefix.disk_cache import DiskPrefixCache
 from kvfidelity.records.artifacts import TIMINGS

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.prefix import tensor_file
-from kvfidelity.prefix.baseline_run import BaselineRun
 from tests.generation.test_run import BASELINE
 from tests.models.tiny import tiny_llama, tiny_tokenizer
 from tests.prefix.runs import baseline_run, disk_cache, size_on_disk

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.run import run_dialogue
-from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.cache import PrefixCache
 from tests.generation.test_recall import dialogue_with_evidence
 from tests.generation.test_run import BASE, BASELINE
@@ -231,4 +231,4 @@ def test_the_memory_cache_is_tried_before_the_disk(engine: Engine, tmp_path: Pat
     small = PrefixCache(0, disk_cache(engine, tmp_path))
     for _ in range(3):
         small.get("key", compute)
-    assert len(computed) == 2, "once per bank: without memory the shelf is asked each time"
+    assert len(computed) == 2, "once per memory cache: without memory the disk is asked each time"

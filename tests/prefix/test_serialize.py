@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from kvfidelity.cache.scores import AttentionScores, ScoreHistory
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import Checkpoint
 from kvfidelity.generation.run import run_dialogue
-from kvfidelity.prefix.baseline_run import Checkpoint
 from tests.generation.test_recall import ASKED, dialogue_with_evidence
 from tests.generation.test_run import BASE, BASELINE
 from tests.models.tiny import tiny_llama, tiny_tokenizer

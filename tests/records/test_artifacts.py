@@ -10,14 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from kvfidelity.atomic_files import write_text
 from kvfidelity.errors import UserError
-from kvfidelity.records.artifacts import (
-    digest,
-    read_metadata,
-    read_parquet,
-    write_parquet,
-    write_text,
-)
+from kvfidelity.records.artifacts import digest, read_metadata, read_parquet, write_parquet
 
 FRAME = pl.DataFrame({"turn": [0, 1], "reply": ["a", None], "ttft_s": [0.1, 0.2]})
 

@@ -24,7 +24,7 @@ FLAGS = (
     "--disable-sync",
     "--virtual-time-budget=8000",
 )
-#: Whatever the page asks of a network is refused and counted.
+#: Every network request of the page is refused and counted.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 HEAD = f"""
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -52,13 +52,13 @@ def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: boo
     """
     text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + HEAD, 1)
     tail = f"""<script>addEventListener("load", async () => {{
-      let told = null;
+      let result = null;
       try {{
-        told = await (async () => {{ {script} }})();
+        result = await (async () => {{ {script} }})();
       }} catch (error) {{ seen.errors.push(String(error)); }}
       const made = document.createElement("pre");
-      made.id = "told";
-      made.textContent = JSON.stringify({{told, ...seen}});
+      made.id = "result";
+      made.textContent = JSON.stringify({{result, ...seen}});
       document.body.append(made);
     }});</script></body>"""
     copy = folder / "driven.html"
@@ -69,6 +69,6 @@ def drive(page: Path, script: str, folder: Path, *, width: int = 1000, dark: boo
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(chromium()), *FLAGS, scheme, size, profile, "--dump-dom", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    found = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
+    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stdout[-500:] + done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))

@@ -1,4 +1,4 @@
-"""Two runs beside each other."""
+"""Two runs compared."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:
     assert "attention_top, stale" in row
     assert "contradicted (+0.2" in row
     assert "supported (+1.5" in row
-    assert "2 of 3 shared verdicts are the same." in text
+    assert "2 of 3 shared decisions are the same." in text
 
 
-def test_without_questions_recall_is_not_spoken_of(tmp_path: Path) -> None:
+def test_without_questions_recall_is_not_shown(tmp_path: Path) -> None:
     one = finished(tmp_path / "a", 1.0)
     assert "Recall" not in compare(one, one, OPTIONS)
 

@@ -108,7 +108,7 @@ def test_the_reliability_of_judges_is_shown(text: str) -> None:
     assert "Words to the judge inside a reply" in section
 
 
-def test_what_the_jobs_took_is_told(text: str) -> None:
+def test_seconds_and_memory_of_the_jobs_are_shown(text: str) -> None:
     section = text[text.index('id="jobs"') : text.index('id="limits"')]
     seen_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
     assert "Runs computed together with others share their seconds: 1 of the jobs" in seen_text
@@ -134,8 +134,8 @@ READ = """
   const figures = [...document.querySelectorAll("figure svg")];
   const drawn = figures.filter((svg) =>
     svg.getBoundingClientRect().height > 40 && svg.querySelectorAll("path, line, text").length > 8);
-  const behind = document.querySelector("section[aria-labelledby=claims] button[data-cell]");
-  behind.click();
+  const button = document.querySelector("section[aria-labelledby=claims] button[data-cell]");
+  button.click();
   const claimed = document.getElementById("pick-left").value;
   document.querySelector("section[aria-labelledby=cells-head] button[data-cell]").click();
   const left = document.getElementById("side-left");
@@ -161,7 +161,7 @@ def test_figures_are_drawn_and_a_cell_opens(
 ) -> None:
     seen = drive(page, READ, tmp_path, width=width, dark=dark)
     assert (seen["errors"], seen["requests"]) == ([], [])
-    seen_text = seen["told"]
+    seen_text = seen["result"]
     assert (
         seen_text["figures"] == seen_text["drawn"] == len(FIGURES) - 1
     )  # one budget: no trade-off
@@ -178,8 +178,8 @@ def test_figures_are_drawn_and_a_cell_opens(
 
 @in_browser
 def test_evicted_tokens_are_struck_out(page: Path, tmp_path: Path) -> None:
-    """The planted log keeps the first four tokens and the last 246 before each eviction."""
-    seen_text = drive(page, READ, tmp_path)["told"]
+    """The synthetic log keeps the first four tokens and the last 246 before each eviction."""
+    seen_text = drive(page, READ, tmp_path)["result"]
     assert seen_text["all"].startswith("<|im_start|>user\nsynthetic prompt 0 ")
     assert seen_text["all"].endswith("assistant\n")
     assert seen_text["gone"].startswith("r\nsynthetic prompt 0 ")  # after <|im_start|>, u, s, e
@@ -191,12 +191,12 @@ def test_no_serious_accessibility_fault(page: Path, tmp_path: Path) -> None:
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     source = (resources.files(axe) / "axe.min.js").read_text(encoding="utf-8")
     for width, dark in ((1000, False), (500, True)):
-        run = f"{source};\n{READ.replace('return', 'const told =')}" + (
+        run = f"{source};\n{READ.replace('return', 'const result =')}" + (
             "const found = await axe.run(document, {resultTypes: ['violations']});"
             "return found.violations.map("
             "(one) => [one.impact, one.id, one.nodes[0].html.slice(0, 300)]);"
         )
         seen = drive(page, run, tmp_path, width=width, dark=dark)
         assert seen["errors"] == []
-        serious: list[Any] = [one for one in seen["told"] if one[0] in ("serious", "critical")]
+        serious: list[Any] = [one for one in seen["result"] if one[0] in ("serious", "critical")]
         assert serious == []

@@ -45,7 +45,7 @@ def test_jobs_in_a_batch_give_the_artifacts_of_jobs_alone(workdir: Workdir) -> N
     assert sum(stderr.count("loading") for _, stderr in ended.values()) == 1
     assert max(runs_decoded_together(workdir, name) for name in jobs) > 1
     assert any(
-        "runs decoded together, " in stderr and "tokens/s in all)" in stderr
+        "runs computed together, " in stderr and "tokens/s in all)" in stderr
         for _, stderr in ended.values()
     )
     code, stderr = workdir.run("bad", *BATCH, "--dialogue", "007")

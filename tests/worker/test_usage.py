@@ -36,7 +36,7 @@ def test_notes_of_a_batch_name_its_size(workdir: Workdir) -> None:
     assert {taken(workdir, f"job-{n}")[BATCH_SIZE] for n in range(2)} == {3}
 
 
-def test_two_equal_runs_have_one_digest_whatever_they_took(warm: Workdir) -> None:
+def test_time_and_memory_do_not_change_a_runs_digest(warm: Workdir) -> None:
     for name in ("one", "two"):
         assert warm.run(name)[0] == 0
     assert taken(warm, "one") != taken(warm, "two")

@@ -30,5 +30,5 @@ def finished(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
-    """A finished run of one's own, to edit."""
+    """A copy of a finished run, to edit."""
     return finished.copy(tmp_path / "project")

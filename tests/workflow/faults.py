@@ -1,7 +1,7 @@
-"""What can befall a workflow, and what its user would then do.
+"""Faults of a workflow, and what its user would then do.
 
-Each trouble harms a project, checks that the message says what happened, and does what it says; the
-caller then runs the workflow again.
+Each fault damages or kills something, checks that the message says what happened, and does what the
+message says. The caller then runs the workflow again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scenario:
         return self.project.snakemake(*self.targets, *arguments)
 
     def failed(self, *arguments: str) -> str:
-        """Run it, in the expectation that it fails; what it said."""
+        """Run it, expecting that it fails; returns its output."""
         done = self.run(*arguments)
         assert done.returncode != 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -93,7 +93,7 @@ class Scenario:
 
 
 def killed_snakemake(scenario: Scenario) -> None:
-    """Its jobs are left behind and go on for a while."""
+    """Its jobs continue for a while without it."""
     process = scenario.project.start(*scenario.targets)
     time.sleep(scenario.dice.uniform(0.1, 1.0) * scenario.seconds)
     process.kill()
@@ -105,7 +105,7 @@ def killed_snakemake(scenario: Scenario) -> None:
 
 
 def killed_worker(scenario: Scenario) -> None:
-    """The run goes on as if nothing had happened."""
+    """The run continues and succeeds."""
     with scenario.running() as process:
         scenario.kill_one("kvfidelity.worker.server")
     assert process.returncode == 0
@@ -124,7 +124,7 @@ def killed_judge(scenario: Scenario) -> None:
 
 
 def two_at_once(scenario: Scenario) -> None:
-    """The second is told to wait; the first is not disturbed."""
+    """The second waits; the first is not disturbed."""
     with scenario.running() as process:
         if process.poll() is None:
             output = scenario.run()
@@ -203,7 +203,7 @@ def other_schema_version(scenario: Scenario) -> None:
 
 
 def clock_set_back(scenario: Scenario) -> None:
-    """What is there was written by a clock that went ahead; then a run is lost."""
+    """All files are dated in the future, and a run is missing."""
     ahead = scenario.dice.uniform(100, 100_000)
     for folder in (scenario.results, scenario.project.folder / "resources"):
         for file in folder.rglob("*"):
@@ -216,7 +216,7 @@ def clock_set_back(scenario: Scenario) -> None:
     assert scenario.project.planned(*scenario.targets) == set()
 
 
-#: In turn, so that a handful of rounds has a handful of troubles.
+#: Taken in this order, so that a few rounds have different faults.
 FAULTS: list[Callable[[Scenario], None]] = [
     killed_snakemake,
     killed_worker,
@@ -231,7 +231,7 @@ FAULTS: list[Callable[[Scenario], None]] = [
     clock_set_back,
 ]
 
-#: Those that befall a finished run.
+#: Faults of a finished run.
 AFTERWARDS = {truncated_table, other_schema_version, clock_set_back}
 
 

@@ -55,7 +55,7 @@ Job = tuple[str, str]
 
 
 class Project:
-    """A folder with the workflow, its configuration and whatever it made."""
+    """A folder with the workflow, its configuration and its outputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.pipeline.rule_params import run_settings, selection_params
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import notes_of
-from kvfidelity.records.artifacts import write_json, write_parquet
+from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, TURNS
 from kvfidelity.records.grid import RunKey, run_keys
 from tests.workflow.project import CONFIG, Project, merged

@@ -60,7 +60,7 @@ NODE = (
 def missing() -> str | None:
     """Why there can be no Slurm here."""
     if os.geteuid():
-        return "starting a Slurm of one's own needs root"
+        return "starting a private Slurm needs root"
     absent = [name for name in PROGRAMS if not shutil.which(name)]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
@@ -133,7 +133,7 @@ class Cluster:
                 _kill(found)
 
     def end(self) -> None:
-        """End jobs, daemons and whatever is left of either."""
+        """End all jobs and daemons, and their processes."""
         with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
             self.clear()
         for node in list(self._slurmd):

@@ -11,7 +11,7 @@ from tests.workflow.project import Project
 from tests.workflow.test_reruns import ALL_RUNS
 
 
-def test_the_report_tells_what_the_jobs_took(finished: Project) -> None:
+def test_the_report_shows_seconds_and_memory_of_the_jobs(finished: Project) -> None:
     results = finished.folder / "results"
     table = read_parquet(results / "tables/jobs.parquet", kind="jobs")
     jobs = {row["rule"]: row for row in table.to_dicts()}
@@ -25,7 +25,7 @@ def test_the_report_tells_what_the_jobs_took(finished: Project) -> None:
     for row in jobs.values():
         assert 0 < row["wall_s_median"] <= row["wall_s_max"] <= row["wall_s"]
     page = (results / "report.html").read_text("utf-8")
-    assert "What the jobs took" in page
+    assert "Seconds and memory of the jobs" in page
     assert "share their seconds" not in page
     for name in ("report", *(f"generate/{run}" for run in ALL_RUNS)):
         assert (results / f"benchmarks/{name}.tsv").is_file()

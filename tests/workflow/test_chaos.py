@@ -1,7 +1,7 @@
-"""Whatever befalls a run: running again ends it, with the artifacts of an undisturbed one.
+"""After any fault, running again completes the run with the artifacts of an undisturbed one.
 
-A few rounds are part of every test run; `make chaos` has 50. A round is a seed: what happens and
-when follows from it.
+A few rounds are part of every test run; `make chaos` has 50. The seed of a round decides which
+fault occurs and when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Damage to results: a job that meets it says so, `verify` names it, the workflow makes it anew."""
+"""Damaged results: the job that reads them fails, `verify` names them, a rerun makes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_finished_run_is_whole(finished: Project) -> None:
     assert ", 0 wrong, 0 stale" in done.stdout
 
 
-def test_a_truncated_artifact_is_named_and_only_its_run_is_made_anew(
+def test_a_truncated_artifact_is_named_and_only_its_run_is_made_again(
     project: Project, finished: Project
 ) -> None:
     damaged = project.folder / f"results/generate/{RUN}/turns.parquet"

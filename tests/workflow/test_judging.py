@@ -58,7 +58,7 @@ class Misbehaving:
             if self._faults[text] == 3:
                 fault = None
             self._faults[text] += fault is not None
-        if fault == "slow":  # nobody waits so long
+        if fault == "slow":  # longer than any timeout
             time.sleep(SLOW_S)
             return expected(text)[0]
         if fault is not None:
@@ -134,12 +134,12 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
         with_replies(project, dialogues, turns, {"remote": entry(server.url, timeout_s=TIMEOUT_S)})
         for _ in range(kills):
             # Once judging has begun, so that no kill falls on Snakemake's own start.
-            begun, paid = project.start("--nolock", "--until", "judge"), len(server.requests)
-            while len(server.requests) == paid and begun.poll() is None:
+            workflow, paid = project.start("--nolock", "--until", "judge"), len(server.requests)
+            while len(server.requests) == paid and workflow.poll() is None:
                 time.sleep(0.02)
             time.sleep(moments.uniform(0, 4))
-            os.killpg(begun.pid, signal.SIGKILL)
-            begun.wait()
+            os.killpg(workflow.pid, signal.SIGKILL)
+            workflow.wait()
         project.snakemake("--unlock")
         done = project.snakemake("--until", "judge", timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -200,7 +200,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
         assert done.returncode == 0, done.stdout + done.stderr
         asked = len(server.requests)
         assert project.planned() == set()
-        # Verdicts are kept beside the results: made anew, they cost nothing but what failed.
+        # Answers are kept next to the results: judging again costs only what failed.
         failed = sum(number % 7 == 3 for number in range(asked))
         for made in ("judge", "reliability", "comparisons"):
             shutil.rmtree(project.folder / "results" / made)
@@ -232,7 +232,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
 
 
 def contents(file: Path) -> bytes:
-    """Of a file, tables as text, for Parquet compresses."""
+    """A file's content; tables as text, because Parquet compresses."""
     if file.suffix == ".parquet":
         return pl.read_parquet(file).write_ndjson().encode()
     return file.read_bytes()
@@ -270,7 +270,7 @@ def test_one_batch_asks_for_a_whole_run(fresh: Project, tmp_path: Path) -> None:
         assert [len(server.requests(batch)) for batch in server.batches] == [15]
         assert verdicts(project)["score"].to_list() == [7] * 15
         assert project.planned("--until", "judge") == set()
-        # The record of the batch is made anew without judging anew, and asks nobody.
+        # The record of the batch is written again without judging again and without a request.
         (project.folder / "results/judge_batches/remote.json").unlink()
         assert project.planned("results/judge_batches/remote.json") == {
             ("request_judge_batch", "remote")

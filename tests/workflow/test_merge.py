@@ -44,7 +44,7 @@ def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project)
     assert found == {name: expected[name] for name in found}
     assert not [name for name in expected.keys() - found.keys() if "tables" in name]
     assert verify(halves).returncode == 0
-    # Runs bring along what they took, other jobs do not.
+    # The times of generate jobs are in their artifacts; those of other jobs are not merged.
     table = read_parquet(halves.folder / "results/tables/jobs.parquet", kind="jobs")
     jobs = dict(table.select("rule", "jobs").iter_rows())
     assert jobs == {
@@ -71,23 +71,23 @@ def without_results(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
         (without_a_run, f"1 of 5 runs are in none of stale, rerotated, such as {RUN}"),
         (without_results, "rerotated holds no results"),
     ],
 )
-def test_what_is_not_there_is_told_before_anything_runs(
-    halves: Project, harm: Callable[[Project], None], message: str
+def test_a_missing_run_is_an_error_before_anything_runs(
+    halves: Project, damage: Callable[[Project], None], message: str
 ) -> None:
-    harm(halves)
+    damage(halves)
     done = halves.snakemake("-n")
     assert done.returncode != 0
     assert f"error: merge: {message}" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_what_a_folder_lacks_beside_replies_is_made_here(halves: Project) -> None:
+def test_missing_verdicts_of_a_folder_are_made_here(halves: Project) -> None:
     shutil.rmtree(halves.folder / "stale/judge")
     planned = {(rule, wildcards) for rule, wildcards in halves.planned() if rule == "judge"}
     assert ("judge", f"formula/{RUN}") in planned
@@ -119,7 +119,7 @@ def other_dialogues(half: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
         (damaged, f"error: stale/metrics/{RUN}/metrics.parquet is damaged"),
         (other_code, "were made by different code"),
@@ -128,9 +128,9 @@ def other_dialogues(half: Path) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_not_merged(
-    halves: Project, harm: Callable[[Path], None], message: str
+    halves: Project, damage: Callable[[Path], None], message: str
 ) -> None:
-    harm(halves.folder / "stale")
+    damage(halves.folder / "stale")
     done = halves.snakemake("results/merge.json")
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -56,8 +56,8 @@ def planned(project: Project, name: str, *arguments: str) -> str:
             for key, value in profile(name).items()
             if key != "executor" and not key.startswith(f"{executor}-")
         }
-        place = project.folder / "profiles" / name / "config.yaml"
-        place.write_text(yaml.safe_dump(rest))
+        file = project.folder / "profiles" / name / "config.yaml"
+        file.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
     command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{name}", "-n"]
@@ -74,7 +74,7 @@ def planned(project: Project, name: str, *arguments: str) -> str:
 
 
 def stored(project: Project) -> list[str]:
-    """As the profile's head says: an image, and a storage with what is not made."""
+    """Options that the profile's comment asks for: an image, and a storage with source files."""
     storage = project.folder / "storage"
     for folder in ("config", "resources/rubrics"):
         shutil.copytree(project.folder / folder, storage / folder)
@@ -82,11 +82,11 @@ def stored(project: Project) -> list[str]:
     return [*image, "--default-storage-provider", "fs", "--default-storage-prefix", str(storage)]
 
 
-def groups(said: str) -> dict[str | None, set[str]]:
+def groups(output: str) -> dict[str | None, set[str]]:
     """Rules of each group; None has those that are in none. Those of a group are indented."""
     found: dict[str | None, set[str]] = {}
     group = None
-    for line in said.splitlines():
+    for line in output.splitlines():
         if named := GROUP.search(line):
             group = named[1]
         elif rule := RULE.match(line):
@@ -94,9 +94,9 @@ def groups(said: str) -> dict[str | None, set[str]]:
     return found
 
 
-def resources(said: str, rule: str) -> dict[str, str]:
-    """Of one of a rule's jobs."""
-    lines = said.splitlines()
+def resources(output: str, rule: str) -> dict[str, str]:
+    """The resources of one of a rule's jobs."""
+    lines = output.splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip() == f"rule {rule}:")
     line = next(line for line in lines[start:] if line.strip().startswith("resources:"))
     pairs = (pair.split("=", 1) for pair in line.split("resources:")[1].split(", ") if "=" in pair)
@@ -143,22 +143,24 @@ def test_many_models_datasets_and_dialogues_are_planned(
 def test_threads_memory_and_time_of_a_clusters_jobs(
     fresh: Project, tmp_path: Path, name: str
 ) -> None:
-    # A dry run counts one core if it is not told of more.
-    said = planned(fresh.copy(tmp_path / "project"), name, "--cores", "8")
-    assert said.count("threads: 4") == 5 + 1, "five runs, and the planted replies"
+    # A dry run counts one core unless it is given more.
+    output = planned(fresh.copy(tmp_path / "project"), name, "--cores", "8")
+    assert output.count("threads: 4") == 5 + 1, "five runs, and the corrupted replies"
     for rule in set().union(*GROUPS.values()):
-        assert resources(said, rule)["serial"] == "0", "elsewhere than on a scheduler"
-    measure = resources(said, "measure")
+        assert resources(output, rule)["serial"] == "0", "elsewhere than on a scheduler"
+    measure = resources(output, "measure")
     assert (measure["mem_mb"], measure["runtime"]) == ("2000", "3")
-    assert resources(said, "report")["mem_mb"] == "4000"
-    assert resources(said, "generate")["gpu"] == resources(said, "score_corruptions")["gpu"] == "1"
+    assert resources(output, "report")["mem_mb"] == "4000"
+    assert (
+        resources(output, "generate")["gpu"] == resources(output, "score_corruptions")["gpu"] == "1"
+    )
 
 
 @pytest.mark.parametrize("rule", ["generate", "score_corruptions"])
-def test_run_time_is_a_cpus_where_no_gpu_is_asked_for(
+def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(
     fresh: Project, tmp_path: Path, rule: str
 ) -> None:
-    """As the profile has it, as the command line has it, and as the model's device has it."""
+    """By the profile, by the command line, and by the model's device."""
 
     def asked(number: int, *arguments: str, device: str = "auto") -> tuple[str, int]:
         project = fresh.copy(tmp_path / str(number))

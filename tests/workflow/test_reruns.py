@@ -51,6 +51,8 @@ POOLS = {("extract_dialogues", "tiny/own"), ("lengths", "tiny/own")}
 def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
     assert (finished.folder / "results/report.html").stat().st_size > 10_000
     assert finished.planned() == set()
+    dry_run = finished.snakemake("-n")
+    assert "were not made here" not in dry_run.stdout + dry_run.stderr
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         pytest.param(
             {"title": "another name"},
             PAGE,
-            id="renaming the run writes the page anew",
+            id="renaming the run writes the page again",
         ),
         pytest.param({"report": {"resamples": 101}}, ENDS, id="statistics rerun the tables"),
         pytest.param(
@@ -90,7 +92,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
         pytest.param(
             {"session": {"prefix_memory": "1GiB", "batch_size": 4}},
             set(),
-            id="memory for prefixes and lanes mean nothing",
+            id="memory for prefixes and the batch size change no result",
         ),
         pytest.param(
             {"session": {"prefix_disk": "1GiB"}}, set(), id="disk for prefixes means nothing"
@@ -119,7 +121,7 @@ def test_a_finished_run_has_nothing_to_do(finished: Project) -> None:
             id="a default written out means nothing",
         ),
         pytest.param(
-            # Of 16,384 tokens of window, and of 2 x 2 layers x 2 heads x 16 x 4 bytes a token.
+            # The window has 16,384 tokens; a token takes 2 x 2 layers x 2 heads x 16 x 4 bytes.
             {"thresholds": {"small": {"at": "0.036622win", "target": "102.4kB"}}},
             set(),
             id="the same size in another unit means nothing",
@@ -217,10 +219,10 @@ def test_another_rubric_reruns_judging(project: Project) -> None:
     assert project.planned() == jobs_of(ALL_RUNS, "judge") | JUDGE_TEST | ENDS
 
 
-def test_other_planted_replies_rerun_only_the_test_of_the_judges(project: Project) -> None:
+def test_other_corrupted_replies_rerun_only_the_test_of_the_judges(project: Project) -> None:
     project.configure({"reliability": {"replies": 3}})
-    planted = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own"), *JUDGE_TEST}
-    assert project.planned() == planted | ENDS - {
+    expected = {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own"), *JUDGE_TEST}
+    assert project.planned() == expected | ENDS - {
         (r, "") for r in ("aggregate", "claims", "paper_tables", "figures")
     }
 
@@ -297,12 +299,12 @@ def test_in_a_new_clone_what_the_configuration_would_not_make_is_made(clone: Pro
 
 
 def test_tables_are_not_made_of_artifacts_of_another_configuration(project: Project) -> None:
-    """Somebody told Snakemake to look at times only."""
+    """Snakemake was made to look at times only."""
     project.configure({"policies": {"streaming": {"kind": "streaming_llm", "sinks": 64}}})
     (project.folder / "results/tables/turns.parquet").unlink()
     done = project.snakemake("--rerun-triggers", "mtime")
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "6 of 25 artifacts are not what this configuration and code would make" in said
-    assert "it was made with other settings" in said and "make verify" in said
+    output = done.stdout + done.stderr
+    assert "6 of 25 artifacts are not what this configuration and code would make" in output
+    assert "it was made with other settings" in output and "make verify" in output
     assert not (project.folder / "results/tables/turns.parquet").exists()

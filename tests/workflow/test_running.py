@@ -1,4 +1,4 @@
-"""Whole runs: results, interruptions, failures, policies of one's own."""
+"""Whole runs: results, interruptions, failures, user-defined policies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
-def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
+def test_a_user_defined_policy_runs_alone(project: Project) -> None:
     (project.folder / "mine.py").write_text(OWN_POLICY)
     project.configure(
         {"policy_files": ["mine.py"], "policies": {"mine": {"kind": "every_other", "step": 3}}}
@@ -65,14 +65,19 @@ def test_a_policy_in_a_file_of_ones_own_runs_alone(project: Project) -> None:
     assert {run for rule, run in project.planned() if rule == "generate"} == planned
 
 
+@pytest.mark.parametrize("cores", ["1", "3"])
 def test_runs_in_a_batch_give_the_artifacts_of_runs_one_by_one(
-    fresh: Project, finished: Project, tmp_path: Path
+    fresh: Project, finished: Project, tmp_path: Path, cores: str
 ) -> None:
-    """Three jobs at once on the one worker; nothing but timings and rounding differs."""
+    """Nothing but timings and rounding differs; with one core the worker looks ahead."""
     project = fresh.copy(tmp_path / "project")
     project.configure({"session": {"batch_size": 3}})
-    done = project.snakemake("--cores", "3", "only_generate")
+    done = project.snakemake("--cores", cores, "only_generate")
     assert done.returncode == 0, done.stdout + done.stderr
+    turns = (project.folder / "results/generate").rglob("turns.parquet")
+    together = [read_parquet(file, kind="turns")["concurrency"].max() for file in turns]
+    assert max(together) == 3
+    assert project.planned("only_generate") == set()
     logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
     assert sum(text.count("loading") for text in logs) == 1
     files = sorted((project.folder / "results/generate").rglob("*.parquet"))
@@ -161,7 +166,7 @@ def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
 def test_a_second_configuration_is_laid_over_the_default(
     fresh: Project, tmp_path: Path, file: str
 ) -> None:
-    """As in the README: without a network, a GPU or the model."""
+    """The README says so: without a network, a GPU or the model."""
     project = fresh.copy(tmp_path / "project")
     shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
     default, second = (

@@ -1,4 +1,4 @@
-"""SIGTERM to a workflow: what it waits for is said before that has ended."""
+"""SIGTERM to a workflow: what it waits for is printed before that has ended."""
 
 from __future__ import annotations
 

@@ -19,15 +19,16 @@ from kvfidelity.pipeline.adopt import adopt
 from kvfidelity.pipeline.timestamps import redate_future_files, date_now
 from kvfidelity.pipeline.resources import (
     computes_on_gpu,
-    estimate_resources,
-    estimate_scoring_resources,
+    estimate_run,
+    estimate_scoring,
 )
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.plan_estimate import plan_message
+from kvfidelity.pipeline.plan_message import plan_message
+from kvfidelity.pipeline.planned_runs import write_planned_runs
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.records.grid import (
-    CELL_FIELDS,
     RUN_FIELDS,
+    RunKey,
     baseline_run_key,
     cells,
     compared_run_keys,
@@ -46,13 +47,14 @@ from kvfidelity.pipeline.rule_params import (
     merge_settings,
     needs_likelihood,
     report_settings,
-    run_spec,
+    generation_parameters,
     source_entry,
     table_settings,
     judge_test_params,
     judge_test_pairs,
 )
 from kvfidelity.pipeline.termination import announce_sigterm
+from kvfidelity.worker.gpus import visible_gpus
 
 
 def checked_settings():
@@ -78,11 +80,32 @@ MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
 RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
 
+
+def planned_runs():
+    """Paths of the runs whose generate jobs Snakemake will start."""
+    jobs = workflow.dag.needrun_jobs()
+    return [
+        RunKey(**dict(job.wildcards.items())).path()
+        for job in jobs
+        if job.rule.name == "generate"
+    ]
+
+
+def expected_effort():
+    """Runs, hours and dollars that the configuration will take."""
+    return plan_message(
+        SETTINGS,
+        Path("resources/models"),
+        Path("results/dialogues"),
+        gpus_visible=len(visible_gpus()),
+    )
+
+
 # Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
 # Short options may be joined, as in `-np`.
 DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
 if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
-    print(plan_message(SETTINGS), file=sys.stderr)
+    print(expected_effort(), file=sys.stderr)
 
 
 if workflow.is_main_process:
@@ -107,9 +130,9 @@ def selection_spec(wildcards):
 
 
 def generation_spec(wildcards):
-    cell = {name: wildcards[name] for name in CELL_FIELDS}
-    spec = run_spec(SETTINGS, Path("results"), **cell, dialogue="")
-    return json.dumps(spec, sort_keys=True)
+    return generation_parameters(
+        SETTINGS, Path("results"), RunKey(**dict(wildcards.items()))
+    )
 
 
 def generation_dtype(wildcards):
@@ -281,11 +304,11 @@ def by_attempt(amount):
 
 
 def generate_minutes(wildcards, attempt, rulename):
-    return generate_estimate(wildcards, rulename).scaled(attempt).minutes
+    return generate_estimate(wildcards, rulename).minutes * attempt
 
 
 def generate_memory(wildcards, attempt, rulename):
-    return generate_estimate(wildcards, rulename).scaled(attempt).mem_mb
+    return generate_estimate(wildcards, rulename).mem_mb * attempt
 
 
 def generate_estimate(wildcards, rulename):
@@ -293,20 +316,20 @@ def generate_estimate(wildcards, rulename):
     manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
     folder = Path(f"resources/models/{model}")
     run = dict(wildcards.items())
-    return estimate_resources(
+    return estimate_run(
         SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename)
     )
 
 
 def likelihood_minutes(wildcards, attempt, rulename):
-    return scoring_estimate(wildcards, rulename).scaled(attempt).minutes
+    return scoring_estimate(wildcards, rulename).minutes * attempt
 
 
 def likelihood_memory(wildcards, attempt, rulename):
-    return scoring_estimate(wildcards, rulename).scaled(attempt).mem_mb
+    return scoring_estimate(wildcards, rulename).mem_mb * attempt
 
 
 def scoring_estimate(wildcards, rulename):
     folder = Path(f"resources/models/{wildcards.model}")
     gpu = on_gpu(wildcards, rulename)
-    return estimate_scoring_resources(SETTINGS, wildcards.model, folder, on_gpu=gpu)
+    return estimate_scoring(SETTINGS, wildcards.model, folder, on_gpu=gpu)

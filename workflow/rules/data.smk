@@ -22,7 +22,7 @@ rule extract_dialogues:
     output:
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
         manifest="results/dialogues/{model}/{dataset}/manifest.json",
-        # For the page: it needs no weights.
+        # Used by the page, which needs no weights.
         tokenizer=directory("results/dialogues/{model}/{dataset}/tokenizer"),
     log:
         "logs/extract_dialogues/{model}/{dataset}.log",

@@ -18,14 +18,14 @@ rule generate:
         gpu=generate_gpus,
         runtime=generate_minutes,
         mem_mb=generate_memory,
-        # Text, for they are nothing that runs out; `gpus` would be an option of Slurm's.
+        # A string, because a number would be a limited resource. Slurm has an option named `gpus`.
         worker_gpus=str(gpus()),
         batch_size=str(SETTINGS["session"]["batch_size"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
         prefix_disk=SETTINGS["session"]["prefix_disk"],
         serial=one_on_a_scheduler,
-        # No MPI. Where this is set at all, Slurm's plugin starts a group's runs in the job itself;
-        # otherwise each is a step of Slurm's, and the worker that has loaded the model ends with it.
+        # No MPI. If this is set, Slurm's plugin starts a group's runs in the job itself. Otherwise each
+        # run is a Slurm step, and the worker that has loaded the model ends with that step.
         mpi=0,
     params:
         spec=generation_spec,

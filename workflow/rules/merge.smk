@@ -1,6 +1,6 @@
 # With `merge` in the configuration every run is taken from the folders named there, with what was
 # measured and judged of it; only what they lack is made here. Without it, no file needs this rule.
-# Of two rules for a file Snakemake takes the one without wildcards: this one.
+# Where two rules make a file, Snakemake takes the one without wildcards: this one.
 rule merge:
     input:
         list(MERGED.values()),

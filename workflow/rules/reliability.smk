@@ -1,3 +1,6 @@
+from kvfidelity.analysis.table_names import table_files
+
+
 rule corrupt_replies:
     input:
         "results/dialogues/{model}/{dataset}/pool.parquet",
@@ -37,7 +40,7 @@ rule score_corruptions:
         mem_mb=likelihood_memory,
         worker_gpus=str(gpus()),
         batch_size=str(SETTINGS["session"]["batch_size"]),
-        # Nothing here is shared, but a worker that is for something else would be replaced.
+        # This job shares no prefixes, but a worker with other settings would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
         prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
     params:
@@ -102,9 +105,7 @@ rule judge_reliability:
         pairs=judge_tests(True, "pairs.parquet"),
         comparisons=comparisons(),
     output:
-        multiext("results/tables/reliability", ".parquet", ".csv"),
-        multiext("results/tables/comparisons", ".parquet", ".csv"),
-        multiext("results/tables/costs", ".parquet", ".csv"),
+        table_files("judge_reliability"),
     log:
         "logs/judge_reliability.log",
     benchmark:

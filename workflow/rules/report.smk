@@ -1,32 +1,6 @@
+from kvfidelity.analysis.table_names import table_files
 from kvfidelity.report.figure_registry import FIGURES
-
-# Tables of rule aggregate that people read too, as CSV; the others are large.
-SUMMARIES = [
-    "dialogues",
-    "policies",
-    "contrasts",
-    "predictors",
-    "window",
-    "window_changes",
-    "environments",
-    "recall_by_depth",
-    "verdict_means",
-    "missing_verdicts",
-    "own_replies",
-    "prefill_overshoot",
-    "not_finite",
-]
-# Tables that are written for papers, as Markdown and LaTeX.
-FOR_PAPERS = [
-    "claims",
-    "policies",
-    "contrasts",
-    "recall_by_depth",
-    "verdict_means",
-    "own_replies",
-    "window_changes",
-    "prefill_overshoot",
-]
+from kvfidelity.report.paper_tables import PAPER_TABLES
 
 
 rule aggregate:
@@ -37,13 +11,7 @@ rule aggregate:
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:
-        expand(
-            "results/tables/{name}.parquet",
-            name=["turns", "verdicts", "evictions", "recall"],
-        ),
-        expand(
-            "results/tables/{name}.{ending}", name=SUMMARIES, ending=["parquet", "csv"]
-        ),
+        table_files("aggregate"),
     log:
         "logs/aggregate.log",
     benchmark:
@@ -92,7 +60,9 @@ rule paper_tables:
         tables=rules.aggregate.output,
         claims=rules.claims.output.table,
     output:
-        expand("results/tables/{name}.{ending}", name=FOR_PAPERS, ending=["md", "tex"]),
+        expand(
+            "results/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
+        ),
     log:
         "logs/paper_tables.log",
     benchmark:
@@ -146,7 +116,7 @@ rule report:
             category="Report",
         ),
         # By the last job, so that the others' benchmarks are there.
-        jobs=multiext("results/tables/jobs", ".parquet", ".csv"),
+        jobs=table_files("report"),
     log:
         "logs/report.log",
     benchmark:

@@ -22,8 +22,7 @@ def main() -> None:
     refuse_stale(expected)
     notes = notes_of("aggregate", options.settings) | note_of_all(expected.inputs_of_tables())
     for name, table in build_tables(options.settings, options.results).items():
-        for_programs = name in ("turns", "evictions", "verdicts", "recall")
-        write_table(options.out, name, table, notes, csv=not for_programs)
+        write_table(options.out, name, table, notes)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    from kvfidelity.records.artifacts import write_text
+    from kvfidelity.analysis.statistics import INTERVAL_OPTIONS
+    from kvfidelity.atomic_files import write_text
     from kvfidelity.report.compare import compare
 
-    chosen = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}
+    chosen = {name: getattr(options, name) for name in INTERVAL_OPTIONS}
     text = compare(options.one, options.other, chosen)
     if options.out:
         write_text(options.out, text)

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--batch-record", nargs="*", help="record of an earlier batch")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.judges.pairwise import comparisons_frame
+    from kvfidelity.judges.comparison import comparisons_frame
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.reliability import compare_corruptions
     from kvfidelity.judges.replies import read_turns

@@ -1,4 +1,4 @@
-"""Choose good replies of a dataset and plant corruptions of them."""
+"""Choose good replies of a dataset and make corruptions of them."""
 
 import argparse
 import json

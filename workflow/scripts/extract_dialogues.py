@@ -18,12 +18,13 @@ def main() -> None:
     options = parser.parse_args()
     from transformers import AutoTokenizer
 
+    from kvfidelity.atomic_files import write_json
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
     from kvfidelity.models.checksums import PROVENANCE, copy_without_weights
     from kvfidelity.models.end_tokens import end_token_ids
     from kvfidelity.pipeline.staleness import notes_of
-    from kvfidelity.records.artifacts import write_json, write_parquet
+    from kvfidelity.records.artifacts import write_parquet
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     segmenter = ChatSegmenter(tokenizer, end_token_ids(options.model))

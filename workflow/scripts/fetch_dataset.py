@@ -13,8 +13,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     options = parser.parse_args()
+    from kvfidelity.atomic_files import copy_file
     from kvfidelity.dialogues.fetch import PROVENANCE, fetch_dataset
-    from kvfidelity.records.artifacts import copy_file
 
     fetch_dataset(options.spec, options.out)
     copy_file(options.out / PROVENANCE, options.record)

@@ -13,9 +13,9 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     options = parser.parse_args()
+    from kvfidelity.atomic_files import copy_file
     from kvfidelity.models.checksums import PROVENANCE
     from kvfidelity.models.fetch import fetch_model
-    from kvfidelity.records.artifacts import copy_file
 
     fetch_model(options.spec, options.out)
     copy_file(options.out / PROVENANCE, options.record)

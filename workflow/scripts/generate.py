@@ -6,8 +6,10 @@ from pathlib import Path
 
 from kvfidelity.cli import main_guard
 from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
+from kvfidelity.records.grid import RUN_FIELDS
+from kvfidelity.worker.client import NextRuns
 from kvfidelity.worker.command import add_model_options, submit, worker_config
-from kvfidelity.worker.job import GenerateJob
+from kvfidelity.worker.job import PLANNED_RUNS, GenerateJob
 from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
 from kvfidelity.worker.socket_path import scheduler_job
 
@@ -39,10 +41,23 @@ def main() -> None:
             f"restored {options.turns.parent} from an earlier job that was killed", file=sys.stderr
         )
         return
-    submit(options, job)
+    run = "/".join(options.turns.parent.parts[-len(RUN_FIELDS) :])
+    submit(options, job, next_runs(run) if PLANNED_RUNS.is_file() else None)
     if salvaged:
         salvaged.store(config, job)
     print(f"wrote {options.turns}, {options.evictions} and {options.recall}", file=sys.stderr)
+
+
+def next_runs(run: str) -> NextRuns:
+    """What the worker may ask for: the runs that follow."""
+
+    def following(limit: int) -> list[dict[str, str]]:
+        # Here, for few jobs are asked, and the import takes longer than the rest of this script.
+        from kvfidelity.pipeline.planned_runs import runs_after
+
+        return runs_after(run, Path("results"), limit)
+
+    return following
 
 
 if __name__ == "__main__":

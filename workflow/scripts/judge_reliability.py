@@ -20,8 +20,9 @@ def main() -> None:
         pairwise_reliability,
     )
     from kvfidelity.analysis.reliability import costs, gather_judge_tests, reliability
+    from kvfidelity.analysis.statistics import INTERVAL_OPTIONS
     from kvfidelity.analysis.table_files import write_table
-    from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS
+    from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.records.columns import CORRUPTION_VERDICTS
@@ -31,8 +32,7 @@ def main() -> None:
     judge_tests = gather_judge_tests(options.judge_tests, "judge_test", CORRUPTION_VERDICTS)
     pairs = gather_judge_tests(options.pairs, "pairs", CORRUPTION_COMPARISONS)
     comparisons = gather_comparisons(options.settings, options.results)
-    names = ("confidence", "resamples", "seed")
-    chosen = {name: options.settings["report"][name] for name in names}
+    chosen = {name: options.settings["report"][name] for name in INTERVAL_OPTIONS}
     table = reliability(judge_tests, verdicts, chosen)
     tables = {
         "reliability": table.vstack(pairwise_reliability(pairs, chosen)),

@@ -15,8 +15,8 @@ def main() -> None:
     options = parser.parse_args()
     import vl_convert
 
+    from kvfidelity.atomic_files import write_text
     from kvfidelity.dialogues.lengths import length_chart
-    from kvfidelity.records.artifacts import write_text
 
     chart = length_chart(json.loads(options.manifest.read_text(encoding="utf-8")), options.title)
     write_text(options.out, vl_convert.vegalite_to_svg(chart.to_json()))

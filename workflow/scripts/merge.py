@@ -13,8 +13,8 @@ def main() -> None:
     parser.add_argument("--settings", required=True, type=json.loads)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
+    from kvfidelity.atomic_files import write_json
     from kvfidelity.pipeline.merge import merge
-    from kvfidelity.records.artifacts import write_json
 
     account = merge(options.settings, options.out)
     for folder, count in account["runs"].items():

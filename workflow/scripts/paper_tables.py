@@ -10,7 +10,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.records.artifacts import read_parquet, write_text
+    from kvfidelity.atomic_files import write_text
+    from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.report.paper_tables import PAPER_TABLES, latex, markdown
 
     for name, paper in PAPER_TABLES.items():

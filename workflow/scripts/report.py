@@ -1,4 +1,4 @@
-"""Write the report page, and the table of what the jobs took that it ends with."""
+"""Write the report page, and the table of the jobs' seconds and memory."""
 
 import argparse
 import json
@@ -15,8 +15,9 @@ def main() -> None:
     options = parser.parse_args()
     from kvfidelity.analysis.jobs import jobs_table
     from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.atomic_files import write_text
     from kvfidelity.pipeline.staleness import notes_of
-    from kvfidelity.records.artifacts import read_parquet, write_text
+    from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.report.page import TABLES, render
 
     folder = options.results / "tables"

@@ -19,9 +19,9 @@ def main() -> None:
     parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
+    from kvfidelity.atomic_files import write_json
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.replies import read_replies, read_turns
-    from kvfidelity.records.artifacts import write_json
     from kvfidelity.records.grid import baseline_run_key, compared_run_keys, run_keys
 
     judge = build_judge(

@@ -1,3 +1,7 @@
-"""From artifacts to conclusions: `tables` gathers, `statistics` estimates, `figures` draws,
-`page` writes the report. What does not live here: torch, models, running anything again.
+"""From artifacts to tables and claims.
+
+`tables` gathers all artifacts, `columns` declares every column, `statistics` estimates means and
+intervals, `claims` tests statements on the tables. The other modules make one table each.
+
+Not here: torch, models, figures and the report (`report`).
 """

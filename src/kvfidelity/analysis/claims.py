@@ -15,15 +15,14 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.window import change_at_edge
-from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.errors import UserError
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
 SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 #: What says which turn of which run a row is, and how much it weighs.
 IDENTITY = (
-    *("run", *CELL, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
+    *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
     *("reference_tokens", "after_eviction", "inside_window"),
 )
 PAIRED = ("dialogue", "seed", "turn", "probe")
@@ -76,7 +75,7 @@ def read_claims(path: Path) -> list[Claim]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
-    schema["$defs"]["position_mode"] = position_mode_schema()
+    schema["$defs"]["position_mode"] = {"enum": list(POSITIONS)}
     wrong = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)
     )
@@ -88,7 +87,7 @@ def read_claims(path: Path) -> list[Claim]:
 def evaluate_claims(
     claims: Sequence[Claim], tables: Mapping[str, pl.DataFrame], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """One row per claim and cell that it speaks of; a claim without data has one row that says so.
+    """One row per claim and cell that it is about; a claim without data has one row that says so.
 
     Args:
         tables: `turns`, `verdicts`, `window`, `recall`.
@@ -104,7 +103,7 @@ def evaluate_claims(
 
 
 def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
-    """The quantities that claims speak of, as far as there are any, one row per turn of every run.
+    """The quantities of claims, as far as the data have them, one row per turn of every run.
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
     Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere.
@@ -124,7 +123,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
             )
     change = change_at_edge(tables["window"])
     runs = turns.unique("run").select(
-        "run", *CELL, "kind", "trigger", "dialogue", "seed", "target_tokens"
+        "run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "target_tokens"
     )
     at_edge = change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens")
     beyond = change.select("run", "nll_change_beyond_window", reference_tokens="tokens_beyond")
@@ -227,10 +226,11 @@ def _estimates(
     chosen = _matching(rows, claim.of)
     if claim.correlated_with:
         for key, part in chosen.group_by("model", "dataset", maintain_order=True):
-            yield from _correlation(claim, part, dict(zip(CELL, key, strict=False)), options)
+            identity = dict(zip(CELL_COLUMNS, key, strict=False))
+            yield from _correlation(claim, part, identity, options)
         return
-    for key, part in chosen.sort(CELL).group_by(CELL, maintain_order=True):
-        identity = dict(zip(CELL, key, strict=True)) | {"budget_tokens": _budget(part)}
+    for key, part in chosen.sort(CELL_COLUMNS).group_by(CELL_COLUMNS, maintain_order=True):
+        identity = dict(zip(CELL_COLUMNS, key, strict=True)) | {"budget_tokens": _budget(part)}
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
             continue

@@ -245,7 +245,7 @@ class WindowChanges:
 
 
 class Environments:
-    """One row per set of versions, hardware and code behind a model's runs."""
+    """One row per set of versions, hardware and code that made a model's runs."""
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
@@ -358,7 +358,7 @@ class VerdictJudge:
 
 
 class VerdictMeans:
-    """Mean verdict on the own replies of a cell, in whatever turn."""
+    """Mean verdict on the own replies of a cell, over all turns."""
 
     stage = "aggregate"
     mean: Annotated[Dtype, "1 to 10", "mean score"] = pl.Float64
@@ -467,7 +467,7 @@ class Reliability:
         "the measure's",
         "auc: probability that a good reply scores higher; repeats, agreement: quadratic-weighted "
         "kappa; injection: points gained; pairs: share in which the good reply is preferred; "
-        "order: bias to the first place, -1 to 1",
+        "order: bias to the first reply, -1 to 1",
     ] = pl.Float64
     low: Annotated[Dtype, "as the value", "lower end of the interval"] = pl.Float64
     high: Annotated[Dtype, "as the value", "upper end of the interval"] = pl.Float64
@@ -502,9 +502,7 @@ class Comparisons:
     better: Annotated[Dtype, "pairs", "both orders prefer this cell's reply"] = pl.Int64
     worse: Annotated[Dtype, "pairs", "both orders prefer the baseline's reply"] = pl.Int64
     tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
-    order_decided: Annotated[Dtype, "pairs", "ties in which both orders chose the same place"] = (
-        pl.Int64
-    )
+    order_decided: Annotated[Dtype, "pairs", "ties in which the order decided"] = pl.Int64
     missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
 
 
@@ -527,7 +525,7 @@ class Costs:
 
 
 class Jobs:
-    """What the workflow's jobs took, by rule."""
+    """Seconds and memory of the workflow's jobs, by rule."""
 
     stage = "report"
     rule: Annotated[Dtype, "", "rule of the workflow"] = pl.String

@@ -11,12 +11,10 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.judges.pairwise import BETTER, SCHEMA, TIE, WORSE
+from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
-from kvfidelity.records.grid import compared_run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
-REST_OF_RUN_KEY = ("seed", "dialogue")
 PAIRS, ORDER = "pairs", "order"
 
 
@@ -29,13 +27,11 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
     Raises:
         UserError: an artifact is missing or damaged.
     """
-    frames = [
-        pl.DataFrame(schema={**SCHEMA, **dict.fromkeys((*CELL, *REST_OF_RUN_KEY), pl.String)})
-    ]
+    frames = [pl.DataFrame(schema={**SCHEMA, **dict.fromkeys(RUN_FIELDS, pl.String)})]
     for judge in settings["comparing"]:
         for run in compared_run_keys(settings):
             file = results / "comparisons" / judge / run / "comparisons.parquet"
-            names = dict(zip((*CELL, *REST_OF_RUN_KEY), run.split("/"), strict=True))
+            names = RunKey.from_path(run)._asdict()
             columns = {name: pl.lit(value) for name, value in names.items()}
             found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
             frames.append(found.with_columns(**columns))
@@ -43,14 +39,14 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
 
 
 def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """One row per judge and cell: its replies against those of the run that evicts nothing.
+    """One row per judge and cell: its replies against the baseline's.
 
     value: share of better minus share of worse replies, in [-1, 1], with its interval over
         dialogues. tie: neither, or not the same in both orders. order_decided: ties in which
-        both orders chose the same place.
+        both orders chose the reply at the same position.
     """
     rows = []
-    keys = ["judge", "judge_model", *CELL]
+    keys = ["judge", "judge_model", *CELL_COLUMNS]
     with_reply = comparisons.filter(pl.col("status") != "no_reply")
     for key, part in with_reply.group_by(keys, maintain_order=True):
         given = part.drop_nulls("outcome")
@@ -66,8 +62,8 @@ def pairwise_reliability(pairs: pl.DataFrame, options: Mapping[str, Any]) -> pl.
     """Rows of the table of reliability, for judges that compare.
 
     pairs: how often the good reply is preferred to its corruption `against`, ties counting half;
-        share: of pairs in which the order decided. order: by how much the first place is chosen
-        more often than the second, of all choices, in [-1, 1].
+        share: share of pairs in which the order decided. order: how much more often the first reply
+        is chosen than the second, as a share of all choices, in [-1, 1].
     """
     rows: list[dict[str, Any]] = []
     keys = ["judge", "judge_kind", "judge_model", "model", "dataset"]

@@ -10,8 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
-
-VERSION = "version."
+from kvfidelity.records.notes import VERSION
 
 
 def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:

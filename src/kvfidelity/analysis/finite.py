@@ -47,8 +47,8 @@ def refuse_not_finite(name: str, computed: pl.DataFrame) -> None:
     """
     for column in not_finite(computed):
         raise NotFiniteError(
-            f"table {name}: column {column} holds a value that is not finite. The formula behind "
-            "it is at fault: please report this line"
+            f"table {name}: column {column} holds a value that is not finite. Its formula "
+            "is at fault: please report this line"
         )
 
 

@@ -1,7 +1,7 @@
-"""What the workflow's jobs took: a table with one row per rule.
+"""Seconds and memory of the workflow's jobs: a table with one row per rule.
 
-Most rules' jobs are measured by Snakemake (`benchmark:`). Jobs that a warm worker does are measured
-by it, since their own process only waits; the notes are in their artifacts.
+Most rules' jobs are measured by Snakemake (`benchmark:`). The worker measures the jobs that it
+executes, because their own process only waits; the values are in their artifacts' notes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOOKS_EVERY_S = 0.5
 
 
 class Job(NamedTuple):
-    """What one job took; a missing number was not measured."""
+    """Seconds and memory of one job; a missing number was not measured."""
 
     wall_s: float
     cpu_s: float | None
@@ -103,7 +103,7 @@ def _noted(notes: Mapping[str, str]) -> Job | None:
 def _benchmarked(file: Path) -> Job | None:
     """Snakemake's record of a job; of a short one it holds the duration only.
 
-    A job that ended before the second look is recorded with what its shell took to start.
+    If a job ends before Snakemake's second measurement, its record is that of its shell's start.
     """
     try:
         with file.open(newline="", encoding="utf-8") as lines:

@@ -10,9 +10,8 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.recall import rank_in
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 TEXT_MEANS = ("rep_3", "echo_share", "chrf")
 
 
@@ -30,11 +29,11 @@ def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame
     )
     names = ("dialogue", "reply_token_count", "reply_nll_baseline", "finish_reason", *TEXT_MEANS)
     rows = []
-    for key, part in chosen.select(*CELL, *names).collect().group_by(CELL):
+    for key, part in chosen.select(*CELL_COLUMNS, *names).collect().group_by(CELL_COLUMNS):
         found = column_mean(
             part, pl.col("reply_nll_baseline"), pl.col("reply_token_count"), options
         )
-        row = dict(zip(CELL, key, strict=True))
+        row = dict(zip(CELL_COLUMNS, key, strict=True))
         row |= {"mean": found.mean, "low": found.low, "high": found.high}
         row |= {"n": part.height, "n_dialogues": found.n_dialogues}
         row |= {"complete": (part["finish_reason"] == "eos").mean()}

@@ -16,9 +16,8 @@ import polars as pl
 from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
 from kvfidelity.analysis.statistics import Estimate, clustered_mean, clustered_share, holm
 from kvfidelity.records.declaration import schema
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
 DEPTHS = ("gist", "middle", "recent", "unknown")
 SHARES = ("recalled", "answered")
@@ -39,7 +38,7 @@ def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     Returns:
         The rows with `trigger`, `chance` (share of such questions that guessing answers),
         `after_eviction`, `inside_window` (as of turns), `recalled` (1 if the answer was chosen,
-        else 0), `recall_lost` (the never evicted run's `recalled` minus this one's) and
+        else 0), `recall_lost` (the baseline's `recalled` minus this one's) and
         `margin_lost` (of the margin, nats per token). Losses are missing without such a run, and
         all of these where the margin is: nothing can be chosen by a likelihood that is not finite.
     """
@@ -72,24 +71,24 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     recalled, answered: share of questions whose answer was chosen, and whose reply in the model's
         own words held it (missing if none was generated).
     margin: mean nats per token by which the answer is ahead of the best distractor.
-    recall_lost, margin_lost: paired by question with the never evicted run; p and effect are of
+    recall_lost, margin_lost: paired by question with the baseline; p and effect are of
         `margin_lost`, p_holm adjusted over the table.
     changed: questions that are right in one of the two and wrong in the other.
-    recalled_baseline: the never evicted run's share of the same questions.
-    evidence_retained_share: mean share of the telling message's tokens that were still cached.
+    recalled_baseline: the baseline's share of the same questions.
+    evidence_retained_share: mean share of the evidence message's tokens that were still cached.
 
     Args:
         answers: what `questions` gives.
         options: confidence, resamples, seed.
     """
     considered = answers.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
-    keys = [*CELL, "kind", "origin", "depth"]
+    keys = [*CELL_COLUMNS, "kind", "origin", "depth"]
     rows = [
         dict(zip(keys, key, strict=True)) | _estimates(part, options)
         for key, part in considered.group_by(keys, maintain_order=True)
     ]
     table = pl.DataFrame(rows, schema(Cell, RecallGroup, RecallEstimates)).sort(
-        *CELL[:2],
+        *CELL_COLUMNS[:2],
         *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
         *(rank_in("positions", POSITIONS), rank_in("depth", DEPTHS)),
     )

@@ -21,7 +21,7 @@ from kvfidelity.analysis.statistics import (
     finite,
     percentile_interval,
 )
-from kvfidelity.judges.corruptions import GOOD, INJECTION, KINDS, SHUFFLE
+from kvfidelity.judges.corruption_kinds import GOOD, INJECTION, KINDS, SHUFFLE
 from kvfidelity.records.artifacts import read_parquet
 
 SCALE = 10
@@ -88,7 +88,7 @@ def rows_by_measure(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """What judging took, by judge and by what was judged; an answer that several verdicts share
+    """What judging cost, by judge and by what was judged; an answer that several verdicts share
     counts once, in `answers`, tokens and dollars.
 
     Args:

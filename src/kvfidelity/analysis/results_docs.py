@@ -42,7 +42,7 @@ TABLE_ROWS = {
     "predictors": "One row per integrity metric: how well it orders turns by their loss.",
     "window": "NLL of the baseline's reference replies by token index.",
     "window_changes": "How the baseline's NLL changes along the trained window.",
-    "environments": "One row per set of versions, hardware and code behind a model's runs.",
+    "environments": "One row per set of versions, hardware and code that made a model's runs.",
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
     "verdict_means": "One row per judge and cell.",
@@ -55,7 +55,7 @@ TABLE_ROWS = {
     "reliability": "How far judges can be trusted: one row per measure.",
     "comparisons": "One row per judge that compares and cell.",
     "costs": "What judging cost.",
-    "jobs": "What the workflow's jobs took, by rule.",
+    "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }
 
 

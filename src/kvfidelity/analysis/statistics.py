@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
+#: What an interval depends on, of `report` in the configuration.
+INTERVAL_OPTIONS = ("confidence", "resamples", "seed")
 #: Differences whose signs can all be tried.
 MAX_ENUMERATED = 13
 #: Share of resamples that must define a statistic, or its interval is missing. A column that varies
@@ -101,7 +103,7 @@ def column_mean(
         chosen["value"].to_numpy(),
         chosen["weight"].to_numpy(),
         chosen["dialogue"].to_numpy().astype(str),
-        **{name: options[name] for name in ("confidence", "resamples", "seed")},
+        **{name: options[name] for name in INTERVAL_OPTIONS},
     )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import polars as pl
 
 from kvfidelity.analysis.finite import refuse_not_finite
-from kvfidelity.records.artifacts import replacing, write_parquet
+from kvfidelity.analysis.table_names import table_endings
+from kvfidelity.atomic_files import replacing
+from kvfidelity.records.artifacts import write_parquet
 
 
-def write_table(
-    folder: Path, name: str, table: pl.DataFrame, notes: Mapping[str, str], *, csv: bool = True
-) -> None:
-    """Write NAME.parquet and, if `csv`, NAME.csv.
+def write_table(folder: Path, name: str, table: pl.DataFrame, notes: Mapping[str, str]) -> None:
+    """Write NAME.parquet, and NAME.csv unless it is a large table.
 
     Args:
         notes: of how the table was made, see `staleness.notes_of`.
@@ -24,6 +24,6 @@ def write_table(
     """
     refuse_not_finite(name, table)
     write_parquet(table, folder / f"{name}.parquet", kind=name, metadata=notes)
-    if csv:
+    if "csv" in table_endings(name):
         with replacing(folder / f"{name}.csv") as temporary:
             table.write_csv(temporary)

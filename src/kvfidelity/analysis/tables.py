@@ -22,14 +22,20 @@ from kvfidelity.analysis.finite import counted, missing_if_not_finite
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
-from kvfidelity.analysis.statistics import Estimate, Floats, column_mean, holm, weighted_mean
+from kvfidelity.analysis.statistics import (
+    INTERVAL_OPTIONS,
+    Estimate,
+    Floats,
+    column_mean,
+    holm,
+    weighted_mean,
+)
 from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import POSITIONS, run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS, RunKey, run_keys
 
-CELL = ("model", "dataset", "policy", "positions", "threshold")
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
 
 
@@ -45,7 +51,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     contrasts: paired differences between position modes, and between policies of one budget.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
-    environments: one row per distinct set of versions, hardware and code behind a model's runs.
+    environments: one row per distinct set of versions, hardware and code that made a model's runs.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
     window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
@@ -79,8 +85,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     turns = with_excess(measured["turns"])
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
-    chosen = settings["report"]
-    options = {key: chosen[key] for key in ("confidence", "resamples", "seed")}
+    options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
     return {
         "turns": turns,
         "dialogues": dialogues(turns),
@@ -93,7 +98,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "window_changes": window_changes(window, options),
         "environments": environments(
             [results / "generate" / key / "turns.parquet" for key in keys],
-            [key.split("/")[0] for key in keys],
+            [RunKey.from_path(key).model for key in keys],
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
@@ -129,7 +134,9 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
     scored = pl.col("after_eviction") & pl.col("inside_window") & pl.col("excess_nll").is_not_null()
     weight = pl.col("reference_tokens").filter(scored)
     seconds = ("prefill_s", "scoring_s", "eviction_s")
-    return turns.group_by("run", *CELL, "dialogue", "seed", "replies", maintain_order=True).agg(
+    return turns.group_by(
+        "run", *CELL_COLUMNS, "dialogue", "seed", "replies", maintain_order=True
+    ).agg(
         turns=pl.len(),
         turns_after_eviction=scored.sum(),
         tokens_seen=pl.col("tokens_seen_end").max(),
@@ -147,18 +154,18 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     """One row per cell that evicted, over its turns after an eviction."""
     rows = []
-    for key, part in _scored_turns(turns).group_by(CELL, maintain_order=True):
+    for key, part in _scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
         estimate = _estimate(part, pl.col("excess_nll"), options)
         tokens = part["reference_tokens"]
         rows.append(
-            dict(zip(CELL, map(str, key), strict=True))
+            dict(zip(CELL_COLUMNS, map(str, key), strict=True))
             | asdict(estimate)
             | {"kl_baseline": weighted_mean(_floats(part["kl_baseline"]), _floats(tokens))}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single_value(part["target_tokens"])}
             | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
             | {name: part[name].mean() for name in INTEGRITY}
         )
-    return pl.DataFrame(rows, table_schema("policies")).sort(CELL)
+    return pl.DataFrame(rows, table_schema("policies")).sort(CELL_COLUMNS)
 
 
 def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
@@ -179,7 +186,7 @@ def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
             rows += _difference(part, "policy", first, second, identity, options)
     frame = pl.DataFrame(rows, table_schema("contrasts")).drop("p_holm")
-    frame = frame.sort("factor", *CELL, "first", "second")
+    frame = frame.sort("factor", *CELL_COLUMNS, "first", "second")
     return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
 
 
@@ -211,7 +218,7 @@ def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )
     return measured.select(
-        *(*CELL, "dialogue", "seed", "turn", "target_tokens", "reference_tokens"),
+        *(*CELL_COLUMNS, "dialogue", "seed", "turn", "target_tokens", "reference_tokens"),
         *("excess_nll", "kl_baseline", "cache_bytes_after_prefill", *INTEGRITY),
     ).collect()
 
@@ -224,7 +231,7 @@ def _scan(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
         raise UserError(f"{missing} does not exist: run the workflow to make it")
     start = len(str(folder)) + 1
     run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
-    return pl.scan_parquet(files, include_file_paths="run").with_columns(run)
+    return pl.scan_parquet(files, include_file_paths="run", glob=False).with_columns(run)
 
 
 def _read(rows: pl.LazyFrame) -> pl.DataFrame:
@@ -250,7 +257,7 @@ def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def _floats(column: pl.Series) -> Floats:
-    """As an array, NaN where a value is missing."""
+    """The column as an array, NaN where a value is missing."""
     return column.cast(pl.Float64).to_numpy()
 
 

@@ -10,9 +10,9 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.recall import rank_in
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
-KEYS = ("judge", "model", "dataset", "policy", "positions", "threshold")
+KEYS = ("judge", *CELL_COLUMNS)
 
 
 def verdict_means(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:

@@ -42,7 +42,7 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
     first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
     step = (pl.col("trained_window") // BINS_PER_WINDOW).clip(lower_bound=1)
     nll = pl.col("nll").cast(pl.Float64)
-    # Of each token only numbers: its turn's names are joined to the bins, which are few.
+    # Per token only numbers are kept; names are joined to the bins, which are few.
     bins = (
         baseline.select(
             "row",

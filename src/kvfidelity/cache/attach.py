@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
@@ -25,20 +25,42 @@ def attach(model: Any) -> Any:
     module is replaced, so that queries and keys stay un-rotated; each attention module passes its
     cache to the attention function. An attached model refuses any other cache.
 
+    The laws run on a replica first (`cache.proof`), once per process and structure.
+
     Raises:
         UserError: the exactness laws do not hold for this architecture, which is named.
     """
-    decoder = model.get_decoder()
-    if isinstance(decoder.rotary_emb, IdentityRotary):
+    from kvfidelity.cache.proof import prove
+
+    if isinstance(getattr(model.get_decoder(), "rotary_emb", None), IdentityRotary):
         return model
-    check_architecture(model.config.to_dict())
+    prove(model.config.to_dict())
+    return hook(model)
+
+
+def hook(model: Any) -> Any:
+    """`attach` without its proof; only the proof itself calls this.
+
+    Raises:
+        AttributeError: the model lacks the modules that are hooked.
+    """
+    decoder = model.get_decoder()
     AttentionInterface.register(NAME, managed_attention)
     AttentionMaskInterface.register(NAME, no_mask)
     model.set_attn_implementation(NAME)
     decoder.rotary_emb = IdentityRotary(decoder.rotary_emb)
     for layer in decoder.layers:
         layer.self_attn.register_forward_pre_hook(_pass_cache, with_kwargs=True)
+    decoder.register_forward_pre_hook(_check_positions, with_kwargs=True)
     return model
+
+
+def output_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., vocabulary] of the decoder's hidden states [..., hidden], as the model's own
+    forward computes them: Granite divides them by a constant."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    scaling = getattr(model.config, "logits_scaling", None)
+    return logits if scaling in (None, 1) else logits / scaling
 
 
 def new_cache(
@@ -111,4 +133,21 @@ def _pass_cache(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("cache")
     kwargs["managed"] = kwargs.get("past_key_values") if cache is None else cache
+    return args, kwargs
+
+
+def _check_positions(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positions are the cache's; `generate` passes the running number of each token, no other."""
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    given = kwargs.get("position_ids")
+    if given is not None and isinstance(cache, ManagedCache):
+        seen, count = cache.slot_table.tokens_seen, given.shape[-1]
+        expected = torch.arange(seen, seen + count, device=given.device)
+        if not bool((given == expected).all()):
+            raise ValueError(
+                f"position_ids differ from the next ones, {seen} to {seen + count - 1}: a managed "
+                "cache sets positions itself, by its mode; leave position_ids out"
+            )
     return args, kwargs

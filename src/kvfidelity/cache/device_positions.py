@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GRANULE = 256
+from kvfidelity.cache.capacity import grown_capacity
 
 
 class DevicePositions:
@@ -47,8 +47,7 @@ class DevicePositions:
         capacity = self._positions.shape[-1]
         if slots <= capacity:
             return
-        wanted = max(slots, capacity + capacity // 2)
-        wanted += -wanted % GRANULE
+        wanted = grown_capacity(slots, capacity)
         grown = self._positions.new_empty(*self._positions.shape[:-1], wanted)
         grown[..., :used] = self._positions[..., :used]
         self._positions = grown

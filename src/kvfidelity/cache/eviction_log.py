@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
@@ -70,12 +69,6 @@ def span_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
 
 
-def from_spans(pairs: Iterable[tuple[int, int]]) -> Tensor:
-    """The inverse of `spans`."""
-    parts = [torch.arange(start, stop) for start, stop in pairs]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-
-
 def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
     """The distinct keep sets of [L', G', k] by name: "shared", "layer:3" or "head:3:1"."""
     kept = as_grid(kept)
@@ -89,17 +82,3 @@ def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
         for layer in range(layers)
         for head in range(heads)
     ]
-
-
-def from_groups(parts: dict[str, Tensor]) -> Tensor:
-    """The inverse of `groups`: int64 [L', G', k]."""
-    if "shared" in parts:
-        return as_grid(parts["shared"])
-    indices = [tuple(int(part) for part in name.split(":")[1:]) for name in parts]
-    size = next(iter(parts.values())).shape[0]
-    layers = 1 + max(index[0] for index in indices)
-    heads = 1 + max((index[1] for index in indices if len(index) > 1), default=0)
-    kept = torch.empty(layers, heads, size, dtype=torch.int64)
-    for index, numbers in zip(indices, parts.values(), strict=True):
-        kept[index[0], index[1] if len(index) > 1 else 0] = numbers
-    return kept

@@ -1,4 +1,4 @@
-"""When a cache is evicted from, and down to which size.
+"""When a policy evicts, and down to which size.
 
 `Evictor._evict_if_due` compares the cache with the threshold. `steps_without_eviction` and
 `may_evict_in_turn` predict the result.

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvfidelity.cache.capacity import GRANULE, grown_capacity
 from kvfidelity.cache.rotary import rotate
-
-GRANULE = 256
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
@@ -142,8 +141,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         capacity = self.capacity
         if slots <= capacity:
             return
-        wanted = max(slots, capacity + capacity // 2)
-        wanted += -wanted % GRANULE
+        wanted = grown_capacity(slots, capacity)
         for name in self._buffers:
             old: Tensor = getattr(self, name)
             grown = _empty(old, wanted)

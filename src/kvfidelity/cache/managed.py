@@ -1,4 +1,4 @@
-"""The managed cache: a `transformers` cache whose positions are data."""
+"""The managed cache: a `transformers` cache that stores an integer position per slot."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ class ManagedCache(AttentionCache):
         return out.transpose(0, 1)[None]
 
     def rotated_keys(self, layer_idx: int) -> Tensor:
-        """One layer's keys rotated by their slots' positions [G, n, d]."""
+        """One layer's keys rotated by their slots' positions [G, n, d].
+
+        On a CPU they are stored (see SlotLayer); on a GPU they are rotated here.
+        """
         layer = self.layers[layer_idx]
         if layer.has_workspace:
             rotated: Tensor = layer.rotated_keys

@@ -1,6 +1,6 @@
 """Rotation by position: angles from the model's own rotary module, products in fp32.
 
-`rotate` is the one place on a CPU where queries and keys are rotated.
+On a CPU only `rotate` rotates queries and keys.
 """
 
 from __future__ import annotations

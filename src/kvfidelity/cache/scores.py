@@ -7,10 +7,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from kvfidelity.cache.capacity import grown_capacity
 from kvfidelity.cache.slots import as_grid
-
-# The capacity of rows is a multiple of this many slots.
-GRANULE = 256
 
 
 class ScoreHistory(StrEnum):
@@ -127,8 +125,7 @@ class AttentionScores:
         """Make room for rows of `slots` slots."""
         if slots <= self.capacity:
             return
-        wanted = max(slots, self.capacity + self.capacity // 2)
-        wanted += -wanted % GRANULE
+        wanted = grown_capacity(slots, self.capacity)
         used = max(self._slots)
         for name in ("_latest", "_accumulated"):
             old: Tensor | None = getattr(self, name)

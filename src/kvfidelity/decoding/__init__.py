@@ -2,8 +2,8 @@
 
 How a reply is produced:
 
-1. `generate.generate` chooses the first token from the prompt's last hidden state and puts the
-   reply under way into a `sequence.SequenceState`.
+1. `generate.generate` chooses the first token from the prompt's last hidden state and makes a
+   `sequence.SequenceState` for the rest.
 2. A `sequence.Decoder` holds the sequences of one batch. It launches decode steps, and before a
    step that may evict it asks the sequence's evictor.
 3. A decode step (`sequence.Steps`) feeds each sequence's token and chooses its next one. On a GPU

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, cache_argument, new_cache, output_logits
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.tree import TokenTree
+from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
 from kvfidelity.metrics.likelihood import kl_divergence, token_nll
@@ -28,16 +30,22 @@ if TYPE_CHECKING:
 LOGIT_ROWS = 256
 # Tokens fed in one forward: its memory grows with them.
 CHUNK = 8192
-# On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
-# planned again for every new length.
-LONG_PROMPT, ROUND_LENGTH = 4096, 1024
 
 
 class Scheduler(Protocol):
-    """Decodes the replies of several runs in one batch; see `decoding.scheduler`."""
+    """Feeds and decodes several runs in one batch; see `decoding.scheduler`."""
+
+    def feed(self, feed: Feed) -> Tensor:
+        """Feed tokens; see `Engine.feed`."""
 
     def decode(self, sequence: SequenceState) -> Reply:
         """Decode a reply to its end."""
+
+    def restart_count(self) -> None:
+        """Count the calling run's `concurrency` from now on."""
+
+    def concurrency(self) -> int:
+        """Most runs that were active at once since `restart_count`, the calling run included."""
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Block the calling run until `condition` holds; the other runs continue."""
@@ -52,11 +60,12 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """A model attached to managed caches, its tokenizer's segmenter, and what they imply.
+    """A model attached to managed caches, and its tokenizer.
 
-    window: trained window in tokens. token_bytes: bytes of one token's keys and values, over all
-    layers. chunk: most tokens fed in one forward. scheduler: decodes the replies of several runs
-    together; None decodes each alone. graphs: decode steps captured so far.
+    segmenter: turns dialogues into token ids by the chat template. window: trained window in
+    tokens. token_bytes: bytes of one token's keys and values, over all layers. chunk: most tokens
+    fed in one forward. scheduler: decodes the replies of several runs together; None decodes each
+    alone. graphs: decode steps captured so far.
     """
 
     model: Any
@@ -101,7 +110,7 @@ class Engine:
 
     @classmethod
     def from_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
-        """The same with another segmenter."""
+        """Like `from_model`, with a segmenter that is given."""
         attach(model)
         config = model.config
         size = getattr(config, "head_dim", None)
@@ -131,20 +140,25 @@ class Engine:
         """An empty cache; see ManagedCache for the options."""
         return new_cache(self.model, positions, **options)
 
-    @torch.inference_mode()
     def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
         """Feed tokens into a cache as one forward, split into chunks that limit its memory.
+
+        With a scheduler they share forwards with what other runs feed at the same time.
 
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
-        tokens = torch.tensor([list(ids)], device=self.device)
-        first, *rest = torch.split(tokens, self._chunk_sizes(len(ids), cache.size), dim=1)
-        parts = [self.forward(first, cache)[0]]
-        for chunk in rest:
-            with cache.continuing():
-                parts.append(self.forward(chunk, cache)[0])
-        return torch.cat(parts) if rest else parts[0]
+        return self._feed(Feed(cache, ids))
+
+    def feed_tree(self, cache: ManagedCache, tree: TokenTree) -> Tensor:
+        """Hidden states [m, hidden] of alternative continuations of a cache, which is not changed.
+
+        Row j predicts the tokens that follow the tree's token j.
+        """
+        return self._feed(Feed(cache, tree.ids, tree))
+
+    def _feed(self, feed: Feed) -> Tensor:
+        return self.scheduler.feed(feed) if self.scheduler else feed_together(self, [feed])[0]
 
     def _warm_up(self) -> None:
         """Compile the prompt's kernels, with and without scores, before anything is timed."""
@@ -152,15 +166,6 @@ class Engine:
             cache = self.new_cache(PositionMode.ORIGINAL, collect_scores=scored)
             for count in (64, 2):
                 self.feed(cache, [0] * count)
-
-    def _chunk_sizes(self, count: int, cached: int) -> list[int]:
-        """Tokens of each forward that feeds `count` tokens after `cached` ones."""
-        sizes = []
-        if self.device.type == "cuda" and not cached and min(count, self.chunk) >= LONG_PROMPT:
-            sizes.append(min(count, self.chunk) // ROUND_LENGTH * ROUND_LENGTH)
-        while (left := count - sum(sizes)) > 0:
-            sizes.append(min(left, self.chunk))
-        return sizes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: AttentionCache) -> Tensor:
@@ -173,8 +178,7 @@ class Engine:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [m, vocabulary] of hidden states [m, hidden]."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        return output_logits(self.model, hidden)
 
     @torch.inference_mode()
     def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:

@@ -1,10 +1,10 @@
-"""Several runs at once: their replies are decoded in one batch.
+"""Several runs at once: they feed and decode in one batch.
 
 Each run is ordinary code in its own thread, and only one thread runs at a time. A run continues
-until it needs a reply; then the next run continues. When all runs need a reply, their replies are
-decoded together, step by step. A run whose reply has ended feeds its next prompt and joins the
-batch again. Each run has its own cache, length, positions, policy and evictions; they share only
-the weights.
+until it needs the model; then the next run continues. When all runs need the model, what they feed
+goes through it together. When none has anything to feed, their replies are decoded together, step
+by step, until one of them ends. Each run has its own cache, length, positions, policy and
+evictions; they share only the weights.
 
 If a run hits out-of-memory while others share the GPU, that is not its result; it is restarted
 alone when they finish.
@@ -20,12 +20,16 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import capacity_for, steps_of
 
 T = TypeVar("T")
+#: Runs that wait, for instance for a baseline, keep their threads: at most so many batches of them.
+MOST_WAITING = 4
 
 
 class RetryAloneError(Exception):
@@ -33,7 +37,7 @@ class RetryAloneError(Exception):
 
 
 def run_batch(engine: Engine, runs: Sequence[Callable[[Engine], T]], batch_size: int) -> list[T]:
-    """Call each of `runs` with an engine that decodes in a shared batch.
+    """Call each of `runs` with an engine that feeds and decodes in a shared batch.
 
     Args:
         batch_size: most runs active at the same time.
@@ -61,16 +65,18 @@ class RunThread(Generic[T]):
     """One run and its thread; `outcome` or `error` is set when it has finished.
 
     inbox: the answers to its requests; an exception is raised in the run.
+    concurrency: most runs that were active at once since it restarted the count.
     """
 
     run: Callable[[Engine], T]
     outcome: Any = None
     error: BaseException | None = None
     inbox: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    concurrency: int = 1
 
 
 class BatchScheduler(Generic[T]):
-    """Runs several dialogues and decodes their replies together (`decoding.engine.Scheduler`).
+    """Runs several dialogues in one batch (`decoding.engine.Scheduler`).
 
     Args:
         batch_size: most runs active at the same time.
@@ -87,24 +93,29 @@ class BatchScheduler(Generic[T]):
         self._requests: SimpleQueue[tuple[RunThread[Any], Any]] = SimpleQueue()
         self._decoders: dict[tuple[bool, int], Decoder] = {}
         self._thread_of: dict[int, RunThread[Any]] = {}
+        self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
         self._retry_alone: deque[RunThread[Any]] = deque()
-        self._active = 0
+        self._active: list[RunThread[Any]] = []
         self._alone = False
 
     @property
     def running(self) -> int:
         """Number of runs that have started and not finished."""
-        return self._active + len(self._retry_alone)
+        return len(self._active) + len(self._retry_alone)
 
     @property
     def full(self) -> bool:
         """Whether no further run can start now."""
-        limit = 1 if self._alone else self._batch_size
-        return self._active >= limit or bool(self._retry_alone)
+        crowded = len(self._active) >= MOST_WAITING * self._batch_size
+        return self._alone or crowded or not self._room() or bool(self._retry_alone)
+
+    def _room(self) -> bool:
+        """Whether one more run may compute; those that wait for a condition do not count."""
+        return self._computing() < (1 if self._alone else self._batch_size)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
-        """Start a run and let it continue until it needs a reply or has finished.
+        """Start a run and let it continue until it needs the model or has finished.
 
         Args:
             alone: start it only when no other run is active.
@@ -117,21 +128,33 @@ class BatchScheduler(Generic[T]):
         return thread
 
     def advance(self) -> None:
-        """Decode until at least one reply has ended, and continue the runs that can."""
+        """Feed what runs have to feed, or decode until a reply ends; continue the runs that can."""
         if self._retry_alone and not self._active:
             self._alone = True
             self._free_memory()
             self._start_thread(self._retry_alone.popleft())
         for thread, condition in list(self._waiting):
-            if condition():
+            if condition() and self._room():
                 self._waiting.remove((thread, condition))
+                self._note_concurrency()
                 self._resume(thread, None)
-        for sequence, answer in self._decode_until_one_ends():
-            self._resume(self._thread_of.pop(id(sequence)), answer)
+        answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
+        for thread, answer in answers:
+            self._resume(thread, answer)
+
+    def feed(self, feed: Feed) -> Tensor:
+        hidden: Tensor = self._wait_for(feed)
+        return hidden
 
     def decode(self, sequence: SequenceState) -> Reply:
         reply: Reply = self._wait_for(sequence)
         return reply
+
+    def restart_count(self) -> None:
+        self._calling_thread.concurrency = self._computing()
+
+    def concurrency(self) -> int:
+        return self._calling_thread.concurrency
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         if not condition():
@@ -141,14 +164,38 @@ class BatchScheduler(Generic[T]):
         if not self._alone:
             raise RetryAloneError
 
+    @property
+    def _calling_thread(self) -> RunThread[Any]:
+        thread: RunThread[Any] = self._thread_local.run_thread
+        return thread
+
     def _start_thread(self, thread: RunThread[Any]) -> None:
         threading.Thread(target=self._run_in_thread, args=(thread,), daemon=True).start()
-        self._active += 1
+        self._active.append(thread)
         self._note_concurrency()
         self._resume(thread, None)
 
-    def _decode_until_one_ends(self) -> list[tuple[SequenceState, Any]]:
-        """Decode; the sequences that have ended, each with its reply or error."""
+    def _computing(self) -> int:
+        """Active runs, without those that wait for a condition."""
+        return len(self._active) - len(self._waiting)
+
+    def _note_concurrency(self) -> None:
+        """Tell each run how many compute: any of them, feeding or not, slows the others."""
+        for thread in self._active:
+            thread.concurrency = max(thread.concurrency, self._computing())
+
+    def _feed_all(self) -> list[tuple[RunThread[Any], Any]]:
+        """Feed; each run with its hidden states, or all with the error of a shared forward."""
+        waiting, self._feeds = self._feeds, []
+        answers: Sequence[Any]
+        try:
+            answers = feed_together(self._engine, [feed for _, feed in waiting])
+        except Exception as error:  # noqa: BLE001 - raised in the runs
+            answers = [error] * len(waiting)
+        return [(thread, answer) for (thread, _), answer in zip(waiting, answers, strict=True)]
+
+    def _decode_until_one_ends(self) -> list[tuple[RunThread[Any], Any]]:
+        """Decode; the runs whose replies have ended, each with its reply or error."""
         ended: list[tuple[SequenceState, Any]] = []
         for key, decoder in list(self._decoders.items()):
             try:
@@ -156,7 +203,7 @@ class BatchScheduler(Generic[T]):
                     ended.append((sequence, sequence.error or sequence.reply))
             except Exception as error:  # noqa: BLE001 - raised in the runs
                 ended += [(sequence, error) for sequence in self._decoders.pop(key).release_all()]
-        return ended
+        return [(self._thread_of.pop(id(sequence)), answer) for sequence, answer in ended]
 
     def _resume(self, thread: RunThread[Any], answer: Any) -> None:
         """Continue one run until its next request or its end."""
@@ -169,20 +216,16 @@ class BatchScheduler(Generic[T]):
                 self._resume(thread, error)
                 return
             self._thread_of[id(request)] = thread
-            self._note_concurrency()
+        elif isinstance(request, Feed):
+            self._feeds.append((thread, request))
         elif request is not None:
             self._waiting.append((thread, request))
         else:
-            self._active -= 1
-            self._alone = self._alone and self._active > 0
+            self._active.remove(thread)
+            self._alone = self._alone and bool(self._active)
             if isinstance(thread.error, RetryAloneError):
                 thread.error = None
                 self._retry_alone.append(thread)
-
-    def _note_concurrency(self) -> None:
-        """Record the active runs: any of them, decoding or not, slows the others' replies."""
-        for decoder in self._decoders.values():
-            decoder.note_concurrency(self._active)
 
     def _decoder_for(self, sequence: SequenceState) -> Decoder:
         key = (sequence.sampling.greedy, capacity_for(sequence.max_new_tokens))
@@ -208,7 +251,7 @@ class BatchScheduler(Generic[T]):
 
     def _wait_for(self, request: Any) -> Any:
         """In a run's thread: send a request and block until it is answered."""
-        thread: RunThread[Any] = self._thread_local.run_thread
+        thread = self._calling_thread
         self._requests.put((thread, request))
         answer = thread.inbox.get()
         if isinstance(answer, BaseException):

@@ -21,9 +21,8 @@ class Reply:
     ids: its tokens without the stop token. nll: nats of each token under the cache that generated
     it, before temperature. finish: "eos" or "length". first_s: seconds from the prompt's last
     hidden state to the first token. step_s: seconds per further token, None if there was none.
-    concurrency: most runs that were active while it was generated, this one included; the times
-    describe this reply alone only if it is 1. batch_tokens_per_s: further tokens per second of all
-    replies decoded with it.
+    The times describe this reply alone only if no other run was active meanwhile.
+    batch_tokens_per_s: further tokens per second of all replies decoded with it.
     """
 
     ids: tuple[int, ...]
@@ -31,7 +30,6 @@ class Reply:
     finish: str
     first_s: float
     step_s: float | None
-    concurrency: int = 1
     batch_tokens_per_s: float | None = None
 
 
@@ -40,7 +38,7 @@ class SequenceState:
     """A reply that is being generated on one cache with one evictor.
 
     uniform: fp64 [max_new_tokens], uniform random numbers for sampling. token, nll: the first token
-    and its nats. fed: tokens known to be in the cache. launched: steps launched on the device.
+    and its NLL. fed: its tokens known to be in the cache. launched: steps launched on the device.
     check_at: the value of `launched` at which the evictor must be asked. batch_tokens_before:
     tokens that the batch had decoded when this sequence was added. step_events: the time of each
     step's end. At the end either `reply` or `error` is set.
@@ -57,7 +55,6 @@ class SequenceState:
     fed: int = 0
     launched: int = 0
     check_at: int = 0
-    concurrency: int = 1
     batch_tokens_before: int = 0
     start_event: Any = None
     step_events: list[Any] = field(default_factory=list)
@@ -98,7 +95,7 @@ class Steps(Protocol):
         """
 
     def chosen(self, index: int, count: int) -> tuple[list[int], list[float]]:
-        """The first `count` tokens that the steps chose, and their nats."""
+        """The first `count` tokens that the steps chose, and their NLL in nats."""
 
     def record_time(self) -> Any:
         """An event of the present time."""
@@ -134,12 +131,6 @@ class Decoder:
             self.steps.record_time(),
             self._batch_tokens,
         )
-        self.note_concurrency(len(self._sequences))
-
-    def note_concurrency(self, runs: int) -> None:
-        """Record that `runs` runs are active while these sequences are decoded."""
-        for sequence in self._sequences.values():
-            sequence.concurrency = max(sequence.concurrency, runs)
 
     def release_all(self) -> list[SequenceState]:
         """Remove and return all sequences, finished or not."""
@@ -200,7 +191,6 @@ class Decoder:
             finish="length" if sequence.fed == sequence.max_new_tokens else "eos",
             first_s=sequence.first_s,
             step_s=step_s,
-            concurrency=sequence.concurrency,
             batch_tokens_per_s=sequences_per_step / step_s if step_s else None,
         )
         self._release(index)

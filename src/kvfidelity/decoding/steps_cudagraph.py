@@ -23,7 +23,7 @@ from kvfidelity.decoding.sampling import sample_tokens
 from kvfidelity.decoding.sequence import SequenceState
 from kvfidelity.metrics.likelihood import token_nll
 
-# Steps between two checks which sequences have ended. A check reads the state copied at the check
+# A check for ended sequences is made every this many steps. It reads the state copied at the check
 # before, so that the device always has work queued; an ended reply wastes up to twice this many
 # steps.
 CHECK_EVERY = 4

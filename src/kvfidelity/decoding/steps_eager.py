@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvfidelity.cache.batch import BatchCache
+from kvfidelity.cache.packed import PackedCache
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import sample_tokens
 from kvfidelity.decoding.sequence import SequenceState
@@ -42,9 +42,10 @@ class EagerSteps:
     def step(self) -> float:
         entries = [entry for entry in self._entries.values() if entry.alive]
         engine, device = self._engine, self._engine.device
-        tokens = torch.tensor([[entry.token] for entry in entries], device=device)
-        hidden = engine.forward(tokens, BatchCache([entry.sequence.cache for entry in entries]))
-        logits = engine.logits(hidden[:, -1])
+        tokens = torch.tensor([[entry.token for entry in entries]], device=device)
+        caches = [entry.sequence.cache for entry in entries]
+        cache = caches[0] if len(caches) == 1 else PackedCache(caches, [1] * len(caches))
+        logits = engine.logits(engine.forward(tokens, cache)[0])
         settings = torch.tensor(
             [
                 (

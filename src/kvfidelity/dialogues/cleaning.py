@@ -1,30 +1,106 @@
-"""Makes turns of raw messages: removes scraped markup and odd characters, orders speakers."""
+"""Makes turns of raw messages: undoes what a scrape left, orders speakers."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Sequence
 
+from kvfidelity.dialogues.code_spans import split_code
 from kvfidelity.dialogues.formats.raw import Message, RawConversation
 from kvfidelity.dialogues.pool import Question, Turn
 
-ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|#39|#x27);")
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# Left over from the layout of the chat pages; markup that a user wrote about looks different.
-LEFTOVER = re.compile(
-    r"</?(?:div|span)(?:\s+class=\"[^\"]*\")?\s*>|^Copy code$", flags=re.MULTILINE
+KNOWN_ROLES = ("user", "assistant", "system")
+# What an HTML escape makes of a text. Other entities are what somebody wrote.
+CHARACTERS = {
+    "&lt;": "<",
+    "&gt;": ">",
+    "&amp;": "&",
+    "&quot;": '"',
+    "&nbsp;": "\xa0",
+    "&#39;": "'",
+    "&#x27;": "'",
+}
+ENTITY = re.compile("|".join(CHARACTERS))
+# A text that was escaped as a whole has none of these left.
+UNESCAPED = re.compile(rf"[<>]|&(?!(?:{ENTITY.pattern.replace('&', '')}))")
+# A message about markup or escapes means the entities that it names.
+ABOUT_MARKUP = re.compile(r"html|xml|markup|entit|escap|encod|ampersand|\burl\b|://", re.IGNORECASE)
+# Alone, a comparison sign may be one that the message is about; these are what an escape leaves.
+PAIR_OR_PUNCTUATION = re.compile(
+    r"&lt;.*&gt;|&(?:lt|gt);.*&amp;|&(?:amp|quot|nbsp|#39|#x27);", flags=re.DOTALL
 )
+# The boxes that chat pages put around a whole message, known by their classes.
+WRAPPER = re.compile(
+    r"\s*<(div|span)\s+class=\"(?:[^\"]*\s)?(?:markdown|prose|whitespace-pre-wrap)(?:\s[^\"]*)?\"\s*>"
+)
+COPY_BUTTON = re.compile(r"^Copy code$", flags=re.MULTILINE)
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+CLEANED = re.compile(f"{ENTITY.pattern}|{COPY_BUTTON.pattern}|{CONTROL.pattern}", re.MULTILINE)
 
 
 def clean_text(text: str) -> str:
-    """Unescape HTML entities, drop layout markup, control characters and lone surrogates."""
-    if ENTITY.search(text):
-        text = html.unescape(text)
-    text = LEFTOVER.sub("", text)
-    text = CONTROL.sub("", text)
-    return text.encode("utf-8", "ignore").decode("utf-8").strip()
+    """Undo what a scrape left of the page, outside code.
+
+    A box of a chat page around the whole message goes, so do labels of copy buttons and control
+    characters. HTML entities become characters if the message was escaped as a whole: no `<`, `>`
+    or `&` is left in it, and it is not about markup. Code, fenced, indented or inline, stays as
+    it is. Lone surrogates, which no tokenizer takes, are dropped everywhere, and white space
+    around the message.
+    """
+    text = _unwrapped(SURROGATE.sub("", text))
+    if CLEANED.search(text):
+        parts = split_code(text)
+        escaped = _was_escaped("\n".join(part for is_code, part in parts if not is_code))
+        text = "".join(part if is_code else _clean(part, escaped) for is_code, part in parts)
+    return text.strip()
+
+
+def _clean(prose: str, escaped: bool) -> str:
+    if escaped:
+        prose = ENTITY.sub(lambda found: CHARACTERS[found[0]], prose)
+    return CONTROL.sub("", COPY_BUTTON.sub("", prose))
+
+
+def _was_escaped(prose: str) -> bool:
+    return (
+        PAIR_OR_PUNCTUATION.search(prose) is not None
+        and UNESCAPED.search(prose) is None
+        and ABOUT_MARKUP.search(prose) is None
+    )
+
+
+def _unwrapped(text: str) -> str:
+    """The message without the boxes around it: each opens at its beginning, closes at its end."""
+    while (found := WRAPPER.match(text)) is not None:
+        tag = found[1]
+        inner = text[found.end() :].rstrip()
+        if not inner.endswith(f"</{tag}>"):
+            return text
+        inner = inner.removesuffix(f"</{tag}>")
+        depth = 0
+        for is_code, part in split_code(inner):
+            for edge in () if is_code else re.findall(rf"<(/?){tag}\b", part):
+                depth += -1 if edge else 1
+                if depth < 0:
+                    return text
+        text = inner
+    return text
+
+
+def other_roles(conversation: RawConversation) -> dict[str, int]:
+    """Messages of roles that a chat template has no place for, by role; `turns_of` leaves them out.
+
+    Roles are named as in the file, in lower case, up to 40 characters.
+    """
+    names = (message.role for message in conversation.messages)
+    return dict(Counter(_printable(n) for n in names if n and n not in KNOWN_ROLES))
+
+
+def _printable(name: str) -> str:
+    """A role's name that can be written into a report."""
+    return name.lower()[:40].encode("utf-8", "replace").decode("utf-8")
 
 
 def turns_of(
@@ -33,10 +109,16 @@ def turns_of(
     """Turns of a conversation; if there are none, the reason.
 
     System messages, empty messages, replies before the first question and an unanswered last
-    question are left out; messages of one speaker in a row become one. Each step is counted.
+    question are left out, and so are messages of other roles (see `other_roles`) and what is no
+    message; then messages of one speaker in a row become one. Each step is counted.
     """
     messages = []
     for message in conversation.messages:
+        if message.role not in KNOWN_ROLES:
+            reason = "messages_of_other_roles_dropped" if message.role else None
+            counts[reason or "malformed_message_dropped"] += 1
+            continue
+        counts["message_parts_without_text_dropped"] += message.parts_left_out
         text = clean_text(message.text)
         counts["messages_cleaned"] += text != message.text.strip()
         if message.role == "system":

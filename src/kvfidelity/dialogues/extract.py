@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from kvfidelity.dialogues.cleaning import questions_of, turns_of
+from kvfidelity.dialogues.cleaning import other_roles, questions_of, turns_of
 from kvfidelity.dialogues.formats import RawConversation, SourceCounts, read_conversations
 from kvfidelity.dialogues.join import join_sessions
 from kvfidelity.dialogues.lengths import LengthCounts
@@ -31,8 +32,9 @@ def extract(
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
-        by reason (read = kept + all dropped + joined to others), what cleaning changed, and what
-        was fixed for the chat template.
+        by reason (read = kept + all dropped + joined to others), what was fixed for the chat
+        template, and what cleaning changed, also for each dialogue, with its tokens and the
+        messages of other roles that were left out.
 
     Raises:
         UserError: unusable data, or no dialogue left.
@@ -53,6 +55,15 @@ def extract(
         "join_tokens": entry.get("join_tokens"),
         "chat": segmenter.notes,
         "lengths": lengths.bins(),
+        "dialogues": [
+            {
+                "dialogue_id": row["dialogue_id"],
+                "tokens": row["n_tokens"],
+                "cleaned": {note: count for note, count in chosen.cleaned.items() if count},
+                "other_roles": dict(chosen.other_roles),
+            }
+            for row, chosen in zip(rows, selector.chosen, strict=True)
+        ],
     }
     if not rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in manifest["dropped"].items())
@@ -66,7 +77,7 @@ def extract(
 
 def data_file(folder: Path) -> Path:
     """The one `data.*` file of a fetched dataset."""
-    found = sorted(Path(folder).glob("data.*"))
+    found = sorted(path for path in Path(folder).iterdir() if path.stem == "data")
     if len(found) != 1:
         raise UserError(f"{folder} must hold one file data.json, data.jsonl or data.parquet")
     return found[0]
@@ -77,12 +88,16 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for raw in conversations:
         counts.conversations += 1
-        turns, reason = turns_of(raw, counts.notes)
+        cleaned: Counter[str] = Counter()
+        turns, reason = turns_of(raw, cleaned)
+        counts.notes += cleaned
         if reason is not None:
             counts.dropped[reason] += 1
             continue
         lengths.add(turns)
-        yield Candidate(raw.conversation_id, turns, questions_of(raw, turns))
+        yield Candidate(
+            raw.conversation_id, turns, questions_of(raw, turns), cleaned, other_roles(raw)
+        )
 
 
 def _manifest(counts: SourceCounts, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,6 +112,7 @@ def _manifest(counts: SourceCounts, rows: list[dict[str, Any]]) -> dict[str, Any
         "dropped": dropped,
         "joined_to_others": joined,
         "cleaned": {note: count for note, count in sorted(counts.notes.items()) if count},
+        "read_as": counts.read_as,
         "file_cut_off_at_byte": counts.truncated_at,
         "tokens": [row["n_tokens"] for row in rows],
         "questions": sum(len(row["questions"]) for row in rows),

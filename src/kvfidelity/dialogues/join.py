@@ -56,4 +56,10 @@ def _session(parts: list[Candidate]) -> Candidate:
             for item in part.questions
         ]
     more = f"+{len(parts) - 1}" if len(parts) > 1 else ""
-    return Candidate(parts[0].conversation_id + more, tuple(turns), tuple(questions))
+    return Candidate(
+        parts[0].conversation_id + more,
+        tuple(turns),
+        tuple(questions),
+        sum((Counter(part.cleaned) for part in parts), Counter()),
+        sum((Counter(part.other_roles) for part in parts), Counter()),
+    )

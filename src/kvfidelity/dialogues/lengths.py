@@ -26,7 +26,7 @@ class LengthCounts:
         self._characters[characters.bit_length()] += 1
 
     def bins(self) -> dict[str, list[dict[str, int]]]:
-        """For the manifest: `from` and `below` bound a bin, `count` says how many are in it."""
+        """The manifest's bins: `from` and `below` bound a bin, `count` says how many are in it."""
         return {"turns": _bins(self._turns), "characters": _bins(self._characters)}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kvfidelity.dialogues.encoding import Encoder
 from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.prompt_cut import cut_to_tokens
 from kvfidelity.dialogues.templates import (
     CLOCKS,
     DATE,
@@ -133,17 +134,8 @@ class ChatSegmenter:
         token_cuts = [0, *(bisect.bisect_right(ends, cut) for cut in cuts)]
         return [tuple(ids[start:stop]) for start, stop in pairwise(token_cuts)]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return ids
-
     def _cut(self, text: str, limit: int) -> str:
-        [ids] = self._encode([text])
-        return text if len(ids) <= limit else str(self._tokenizer.decode(ids[:limit]))
+        return cut_to_tokens(self._tokenizer, text, limit)
 
     def _reply(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:

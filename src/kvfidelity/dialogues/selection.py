@@ -8,7 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kvfidelity.dialogues.content import category_of, language_of
@@ -33,7 +33,9 @@ class Selection:
     min_tokens and max_tokens bound the whole conversation in tokens of the model's own tokenizer
     and chat template. category: "prose" or "code". max_similarity: dialogues this similar to a
     better ranked one are dropped (Jaccard index of their runs of five words); None keeps them.
-    pool: how many dialogues the pool holds at most.
+    pool: how many dialogues the pool holds at most. allow_other_roles: whether a dialogue that has
+    messages of other roles than user, assistant and system (calls of tools, their answers) is kept
+    without these messages, or dropped.
     """
 
     min_turns: int = 1
@@ -45,6 +47,7 @@ class Selection:
     max_similarity: float | None = 0.8
     seed: int = 0
     pool: int = 64
+    allow_other_roles: bool = True
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Selection:
@@ -61,11 +64,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cleaned conversation before its tokens are counted."""
+    """A cleaned conversation before its tokens are counted.
+
+    cleaned: what was changed of its file's text, number by kind. other_roles: messages left out, by
+    role.
+    """
 
     conversation_id: str
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...] = ()
+    cleaned: Mapping[str, int] = field(default_factory=dict)
+    other_roles: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def text_bytes(self) -> int:
@@ -88,7 +97,9 @@ class Selector:
     def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
         self.selection, self.dropped = selection, dropped
         self._exact_duplicates = ExactDuplicates()
-        self._heap: list[tuple[int, int, Candidate]] = []
+        self._heap: list[tuple[int, int, int, Candidate]] = []
+        #: Those that `choose` chose, in the order of its rows.
+        self.chosen: list[Candidate] = []
         self._bytes = 0
         self._added = 0
 
@@ -100,10 +111,12 @@ class Selector:
             return
         self._added += 1
         rank = _rank(self.selection.seed, candidate.conversation_id)
-        heapq.heappush(self._heap, (-rank, -self._added, candidate))
+        # Where many have one id, their text decides.
+        tie = _rank(self.selection.seed, "\0".join(turn.user for turn in candidate.turns))
+        heapq.heappush(self._heap, (-rank, -tie, -self._added, candidate))
         self._bytes += candidate.memory
         while self._bytes > CANDIDATE_BYTES and len(self._heap) > 1:
-            _, _, worst = heapq.heappop(self._heap)
+            *_, worst = heapq.heappop(self._heap)
             self._bytes -= worst.memory
             self.dropped["ranked_too_low"] += 1
 
@@ -114,7 +127,7 @@ class Selector:
         similarity = self.selection.max_similarity
         near = None if similarity is None else NearDuplicates(similarity)
         ordered = sorted(self._heap, reverse=True)
-        for number, (_, _, candidate) in enumerate(ordered):
+        for number, (*_, candidate) in enumerate(ordered):
             if len(chosen) == self.selection.pool:
                 self.dropped["pool_full"] += len(ordered) - number
                 break
@@ -132,6 +145,7 @@ class Selector:
             elif near is not None and near.seen_before(candidate.turns):
                 self.dropped["near_duplicate"] += 1
             else:
+                self.chosen.append(candidate)
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
         return chosen
 
@@ -154,6 +168,8 @@ class Selector:
         turns = len(candidate.turns)
         if self._exact_duplicates.seen_before(candidate.turns):
             return "exact_duplicate"
+        if candidate.other_roles and not chosen.allow_other_roles:
+            return "other_roles"
         if turns < chosen.min_turns:
             return "too_few_turns"
         if chosen.max_turns is not None and turns > chosen.max_turns:

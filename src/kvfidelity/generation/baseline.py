@@ -9,9 +9,9 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.plan import MAX_QUERY_WINDOW, RunPlan
 from kvfidelity.generation.timed_turn import Progress, run_timed_turn
-from kvfidelity.prefix.baseline_run import BaselineRun
 
 
 def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> BaselineRun:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
-from kvfidelity.prefix.baseline_run import BaselineRun
 
 
 class Comparison(NamedTuple):

@@ -1,4 +1,4 @@
-"""Asks what was said earlier in a dialogue.
+"""Asks about earlier messages of a dialogue.
 
 A question is fed as the next user turn on a copy of the cache, after the evictions that the run's
 trigger makes before a turn. Then every candidate answer is scored as the reply's continuation, and
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import takewhile
-from typing import Any
+from itertools import islice, takewhile
+from typing import Any, NamedTuple
 
 import torch
 
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
@@ -149,19 +150,51 @@ def ask(
         evidence_span: token indices of the message with the fact, half-open; None if unknown.
     """
     retained = _retained_share(cache, evidence_span)
-    prompt_ids, candidates = _candidates(engine, before, probe)
-    opening = _shared_opening(candidates)
-    size = cache.size + len(prompt_ids)
-    hidden = engine.feed(cache, [*prompt_ids, *candidates[0][:opening]])[-1:].clone()
+    asked = _candidates(engine, before, probe)
+    size = cache.size + len(asked.prompt_ids)
+    hidden = engine.feed(cache, [*asked.prompt_ids, *asked.opening_ids])[-1:].clone()
     evictor.step += 1
-    evictor.after_prompt(cache, (size - len(prompt_ids), size))
-    nll = [_nll(engine, cache, hidden, ids[opening:]) for ids in candidates]
+    evictor.after_prompt(cache, (size - len(asked.prompt_ids), size))
+    tree = TokenTree()
+    rows = [[0, *(row + 1 for row in tree.extend(ids[:-1]))] for ids in asked.endings]
+    if tree.ids:
+        hidden = torch.cat([hidden, engine.feed_tree(cache, tree)])
+    (nll,) = _mean_nll(engine, hidden, [rows], [asked.endings])
     reply = None
     if max_new_tokens:
-        generated = generate(engine, cache, evictor, hidden, max_new_tokens, GREEDY, evictor.seed)
-        ids = [*candidates[0][:opening], *generated.ids]
+        generated = generate(
+            engine, cache, evictor, hidden[:1], max_new_tokens, GREEDY, evictor.seed
+        )
+        ids = [*asked.opening_ids, *generated.ids]
         reply = str(engine.tokenizer.decode(ids, skip_special_tokens=True))
     return RecallResult(nll[0], tuple(nll[1:]), reply, retained)
+
+
+@torch.inference_mode()
+def score_without_evicting(
+    engine: Engine,
+    cache: ManagedCache,
+    before: Turn,
+    probes: Sequence[Probe],
+    evidence_spans: Sequence[tuple[int, int] | None],
+) -> list[RecallResult]:
+    """Ask questions that evict nothing and score their candidates, all in one forward.
+
+    Args:
+        cache: as for `ask`; it is not changed.
+        evidence_spans: one for each of `probes`, see `ask`.
+    """
+    tree = TokenTree()
+    asked = [_candidates(engine, before, probe) for probe in probes]
+    rows = []
+    for question in asked:
+        last = tree.extend([*question.prompt_ids, *question.opening_ids])[-1]
+        rows.append([[last, *tree.extend(ids[:-1], last)] for ids in question.endings])
+    nll = _mean_nll(engine, engine.feed_tree(cache, tree), rows, [q.endings for q in asked])
+    return [
+        RecallResult(values[0], tuple(values[1:]), None, _retained_share(cache, span))
+        for values, span in zip(nll, evidence_spans, strict=True)
+    ]
 
 
 def reply_has_answer(recalled: RecallResult, probe: Probe) -> bool | None:
@@ -169,19 +202,16 @@ def reply_has_answer(recalled: RecallResult, probe: Probe) -> bool | None:
     return None if recalled.reply is None else matches(recalled.reply, probe.answer)
 
 
-def _nll(engine: Engine, cache: ManagedCache, hidden: torch.Tensor, ids: Sequence[int]) -> float:
-    """Nats per token of `ids` after the tokens in `cache`, which is not changed."""
-    predicting = hidden
-    if len(ids) > 1:
-        with cache.rollback_after():
-            predicting = torch.cat([hidden, engine.feed(cache, ids[:-1])])
-    return float(engine.nll(predicting, ids).double().mean())
+class _Asked(NamedTuple):
+    """A question's prompt ids, the first ids that all candidates share, and the rest of each
+    candidate (at least one id), the answer's first."""
+
+    prompt_ids: tuple[int, ...]
+    opening_ids: tuple[int, ...]
+    endings: list[tuple[int, ...]]
 
 
-def _candidates(
-    engine: Engine, before: Turn, probe: Probe
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The question's prompt ids, and the ids of each candidate reply, the answer's first."""
+def _candidates(engine: Engine, before: Turn, probe: Probe) -> _Asked:
     prompt: tuple[int, ...] = ()
     replies = []
     for candidate in (probe.answer, *probe.distractors):
@@ -189,7 +219,30 @@ def _candidates(
         segment = engine.segmenter.segments([before, Turn(probe.question, reply)])[-1]
         prompt = segment.prompt_ids
         replies.append(segment.text_ids)
-    return prompt, replies
+    opening = _shared_opening(replies)
+    return _Asked(prompt, replies[0][:opening], [ids[opening:] for ids in replies])
+
+
+def _mean_nll(
+    engine: Engine,
+    hidden: torch.Tensor,
+    rows: Sequence[Sequence[Sequence[int]]],
+    endings: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Nats per token of each question's candidates.
+
+    Args:
+        hidden: [m, hidden].
+        rows: for each candidate's tokens the rows of `hidden` that predict them.
+        endings: the candidates' tokens.
+    """
+    flat = [row for question in rows for candidate in question for row in candidate]
+    ids = [token for question in endings for candidate in question for token in candidate]
+    nll = iter(engine.nll(hidden[flat], ids).double().tolist())
+    return [
+        [sum(islice(nll, len(candidate))) / len(candidate) for candidate in question]
+        for question in endings
+    ]
 
 
 def _shared_opening(candidates: Sequence[Sequence[int]]) -> int:

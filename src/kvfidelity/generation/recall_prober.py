@@ -9,8 +9,16 @@ from typing import Any
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.dialogues.needles import Probe
 from kvfidelity.dialogues.pool import Turn
-from kvfidelity.generation.recall import Questions, RecallSetting, ask, reply_has_answer
+from kvfidelity.generation.recall import (
+    Questions,
+    RecallResult,
+    RecallSetting,
+    ask,
+    reply_has_answer,
+    score_without_evicting,
+)
 from kvfidelity.generation.turns import TurnOutcome
 
 
@@ -55,30 +63,24 @@ class RecallProber:
         cache_copy, evictor_copy = cache.fork(), evictor.copy(turn + 1)
         evictor_copy.before_turn(cache_copy)
         evictions = cache.slot_table.evictions + len(evictor_copy.log)
-        for number, (origin, probe) in enumerate(self._probes):
-            evidence_turn = probe.evidence_turn
-            if evidence_turn is not None and evidence_turn > turn:
-                continue
-            # If asking evicts nothing, a rollback costs a tenth of a copy.
-            rolls_back = evictor_copy.evicts_between_turns_only
-            with cache_copy.rollback_after() if rolls_back else nullcontext():
-                recalled = ask(
-                    self._engine,
-                    cache_copy if rolls_back else cache_copy.fork(),
-                    evictor_copy.copy(turn + 1),
-                    self._turns[turn],
-                    probe,
-                    None if evidence_turn is None else self._message_spans[evidence_turn],
-                    self._setting.max_new_tokens,
-                )
+        asked = [
+            (number, probe)
+            for number, (_, probe) in enumerate(self._probes)
+            if probe.evidence_turn is None or probe.evidence_turn <= turn
+        ]
+        for (number, probe), recalled in zip(
+            asked,
+            self._results([probe for _, probe in asked], cache_copy, evictor_copy, turn),
+            strict=True,
+        ):
             self.rows.append(
                 {
                     **self._identity(turn),
                     "probe": number,
-                    "origin": origin,
+                    "origin": self._probes[number][0],
                     "depth": probe.depth,
                     "subject": probe.kind,
-                    "evidence_turn": evidence_turn,
+                    "evidence_turn": probe.evidence_turn,
                     "evidence_retained_share": recalled.evidence_retained_share,
                     "slots": cache_copy.size,
                     "evictions": evictions,
@@ -93,3 +95,23 @@ class RecallProber:
                     "answered": reply_has_answer(recalled, probe),
                 }
             )
+
+    def _results(
+        self, probes: Sequence[Probe], cache: ManagedCache, evictor: Evictor, turn: int
+    ) -> list[RecallResult]:
+        """Ask all questions of a turn; `cache` and `evictor` stay as they are."""
+        before, tokens = self._turns[turn], self._setting.max_new_tokens
+        spans = [
+            None if probe.evidence_turn is None else self._message_spans[probe.evidence_turn]
+            for probe in probes
+        ]
+        rolls_back = evictor.evicts_between_turns_only
+        if rolls_back and not tokens and probes:
+            return score_without_evicting(self._engine, cache, before, probes, spans)
+        results = []
+        for probe, span in zip(probes, spans, strict=True):
+            # If asking evicts nothing, a rollback costs a tenth of a copy.
+            with cache.rollback_after() if rolls_back else nullcontext():
+                copies = cache if rolls_back else cache.fork(), evictor.copy(turn + 1)
+                results.append(ask(self._engine, *copies, before, probe, span, tokens))
+        return results

@@ -10,6 +10,7 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Dialogue
 from kvfidelity.generation.baseline import baseline_key, compute_baseline, shared_turns
+from kvfidelity.generation.baseline_run import BaselineRun, BaselineStore
 from kvfidelity.generation.comparison import BaselineComparer, compare_shared_turn
 from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.plan import RunPlan, plan_run
@@ -17,8 +18,6 @@ from kvfidelity.generation.recall_prober import RecallProber
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.timed_turn import Progress, run_timed_turn
 from kvfidelity.generation.turn_row import failed_row, identity_columns, turn_row
-from kvfidelity.prefix.baseline_run import BaselineRun
-from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.records.frames import evictions_frame, recall_frame, turns_frame
 
 
@@ -34,7 +33,7 @@ def run_dialogue(
     engine: Engine,
     dialogue: Dialogue,
     spec: RunSpec,
-    prefix_cache: PrefixCache | None = None,
+    prefix_cache: BaselineStore | None = None,
     progress: Progress = lambda event: None,
 ) -> Records:
     """Run one dialogue under one policy.
@@ -49,17 +48,22 @@ def run_dialogue(
     """
     plan = plan_run(engine, dialogue, spec)
     try:
-        return _run_plan(engine, plan, prefix_cache or PrefixCache(0), progress)
+        return _run_plan(engine, plan, prefix_cache, progress)
     except RuntimeError as error:  # outside of a turn's own work, for example in a copied cache
         ran_out_of_memory(engine, error)
         raise
 
 
 def _run_plan(
-    engine: Engine, plan: RunPlan, prefix_cache: PrefixCache, progress: Progress
+    engine: Engine, plan: RunPlan, prefix_cache: BaselineStore | None, progress: Progress
 ) -> Records:
-    baseline = prefix_cache.get(
-        baseline_key(plan), lambda: compute_baseline(engine, plan, progress), engine.scheduler
+    def compute() -> BaselineRun:
+        return compute_baseline(engine, plan, progress)
+
+    baseline = (
+        prefix_cache.get(baseline_key(plan), compute, engine.scheduler)
+        if prefix_cache is not None
+        else compute()
     )
     first = shared_turns(plan, baseline)
     prober = RecallProber(

@@ -32,7 +32,7 @@ class RunSpec:
     score_every_run: collect attention scores even if the policy needs none, so that
         attention-weighted metrics exist for all.
     share_prefix: compute the turns before the first eviction once for all policies.
-    recall: questions about what was said before, see `generation.recall.RecallSetting`.
+    recall: questions about earlier messages, see `generation.recall.RecallSetting`.
     policy_files: where a policy of the user's own is. policy_digest: of the policy's code.
     """
 

@@ -25,6 +25,8 @@ def run_timed_turn(
     on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
 ) -> TurnOutcome | None:
     """Run a turn and send {"event": "turn", ...}; None if memory ran out."""
+    if engine.scheduler:
+        engine.scheduler.restart_count()
     start_s = engine.now()
     try:
         outcome = run_turn(
@@ -44,7 +46,7 @@ def run_timed_turn(
             "turns": len(plan.segments),
             "slots": cache.size,
             "tokens_per_s": round(fed / seconds, 1),
-            "concurrency": reply.concurrency if reply else 1,
+            "concurrency": outcome.concurrency,
             "batch_tokens_per_s": round((reply.batch_tokens_per_s if reply else None) or 0, 1),
         }
     )

@@ -117,7 +117,7 @@ def _timings(outcome: TurnOutcome) -> dict[str, Any]:
         "ttft_s": outcome.prompt_s + reply.first_s if reply else None,
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,
-        "concurrency": reply.concurrency if reply else None,
+        "concurrency": outcome.concurrency,
         "batch_tokens_per_s": reply.batch_tokens_per_s if reply else None,
     }
 

@@ -41,7 +41,8 @@ class TurnOutcome:
     own reply, the segment's opening.
     prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
     it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
-    share the memory.
+    share the memory. concurrency: most runs that were active at once during the turn, this one
+    included; seconds describe the turn alone only if it is 1.
     """
 
     fed: tuple[int, ...]
@@ -61,6 +62,7 @@ class TurnOutcome:
     prefill_s: float
     prompt_s: float
     peak_bytes: int | None
+    concurrency: int
 
 
 @torch.inference_mode()
@@ -127,6 +129,7 @@ def run_turn(
         prefill_s=prefill_s,
         prompt_s=prompt_s,
         peak_bytes=_peak_bytes(engine),
+        concurrency=engine.scheduler.concurrency() if engine.scheduler else 1,
     )
 
 

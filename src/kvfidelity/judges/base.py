@@ -13,7 +13,7 @@ from kvfidelity.judges.requests import Client
 from kvfidelity.judges.verdict import Verdict
 
 if TYPE_CHECKING:
-    from kvfidelity.judges.pairwise import Comparison, Pair
+    from kvfidelity.judges.comparison import Comparison, Pair
 
 Row = Mapping[str, Any]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
 from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
 from kvfidelity.judges.verdict import Verdict
@@ -29,14 +28,14 @@ class LLMJudge:
 
     Args:
         name: of the judge in the config.
-        entry: its config entry; defaults are filled in.
+        entry: its config entry with all defaults, see `kinds.openai.with_defaults`.
         rubric: what is asked.
         client: sends the requests.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
         self.name, self.rubric, self._client = name, rubric, client
-        self.entry = with_defaults(entry)
+        self.entry = entry
 
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Verdicts on all turns of one run, in order.
@@ -103,7 +102,7 @@ class LLMJudge:
         return {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": OpenAIJudge.kind,
+            "judge_kind": self.entry["kind"],
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
         }

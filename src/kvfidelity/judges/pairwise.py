@@ -2,72 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import polars as pl
-
-from kvfidelity.judges.kinds.openai import OpenAIJudge, with_defaults
+from kvfidelity.judges.comparison import BETTER, TIE, WORSE, Comparison, Pair
 from kvfidelity.judges.llm import Missing, ask_with_retries, request_body, usage
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
 
-BETTER, WORSE, TIE = "better", "worse", "tie"
-SCHEMA: dict[str, Any] = {
-    "turn": pl.Int32,
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "rubric": pl.String,
-    "outcome": pl.String,
-    "choice": pl.String,
-    "choice_swapped": pl.String,
-    "status": pl.String,
-    "reason": pl.String,
-    "prompt_tokens": pl.Int32,
-    "completion_tokens": pl.Int32,
-    "cost_usd": pl.Float64,
-    "request": pl.String,
-    "answers": pl.Int32,
-}
-#: Columns of comparisons of a good reply with its corruption of one `kind`.
-CORRUPTION_COMPARISONS: dict[str, Any] = {
-    "item": pl.Int32,
-    "dialogue": pl.String,
-    "kind": pl.String,
-    **SCHEMA,
-}
-
-#: A turn with its reply, the other reply, and the turns before.
-Pair = tuple[Mapping[str, Any], str, Sequence[Mapping[str, Any]]]
 Side = tuple[Request, list[Outcome], tuple[str, str] | Missing]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One reply against another.
-
-    choice, choice_swapped: "first", "second" or "tie", with the reply shown first, then second.
-    outcome: "better" or "worse" if both orders agree, else "tie"; None unless `status` is "ok" or
-    "same" (equal texts, which are not sent to a model). request: keys of both requests.
-    """
-
-    turn: int
-    judge: str
-    judge_kind: str
-    judge_model: str
-    rubric: str
-    outcome: str | None
-    choice: str | None
-    choice_swapped: str | None
-    status: str
-    reason: str | None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost_usd: float | None = None
-    request: str | None = None
-    answers: int | None = None
 
 
 class PairwiseJudge:
@@ -75,14 +18,14 @@ class PairwiseJudge:
 
     Args:
         name: of the judge in the config.
-        entry: its config entry; defaults are filled in.
+        entry: its config entry with all defaults, see `kinds.openai.with_defaults`.
         rubric: what is asked.
         client: sends the requests.
     """
 
     def __init__(self, name: str, entry: Mapping[str, Any], rubric: Rubric, client: Client) -> None:
         self.name, self.rubric, self._client = name, rubric, client
-        self.entry = with_defaults(entry)
+        self.entry = entry
 
     def compare(
         self, runs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
@@ -155,18 +98,13 @@ class PairwiseJudge:
         about: dict[str, Any] = {
             "turn": row["turn"],
             "judge": self.name,
-            "judge_kind": OpenAIJudge.kind,
+            "judge_kind": self.entry["kind"],
             "judge_model": self.entry["model"],
             "rubric": self.rubric.name,
             "choice": None,
             "choice_swapped": None,
         }
         return Comparison(**{**about, **more}, outcome=outcome, status=status, reason=reason)
-
-
-def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:
-    """Comparisons as a table."""
-    return pl.DataFrame([asdict(comparison) for comparison in comparisons], SCHEMA)
 
 
 def _choice(answer: Answer) -> tuple[str, str]:

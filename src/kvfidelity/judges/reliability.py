@@ -10,8 +10,10 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.judges.base import Judge
-from kvfidelity.judges.corruptions import GOOD, INJECTION, with_injection
-from kvfidelity.judges.pairwise import CORRUPTION_COMPARISONS, PairwiseJudge
+from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS
+from kvfidelity.judges.corruption_kinds import GOOD, INJECTION
+from kvfidelity.judges.corruptions import with_injection
+from kvfidelity.judges.pairwise import PairwiseJudge
 from kvfidelity.judges.registry import build_judge
 from kvfidelity.metrics.text import text_metrics
 from kvfidelity.records.columns import CORRUPTION_VERDICTS

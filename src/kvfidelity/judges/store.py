@@ -70,8 +70,8 @@ class Batch:
 class AnswerStore:
     """A folder of answers by key, shared by any number of processes and machines.
 
-    It also knows what was spent. A call is recorded before it is made and settled when it ends. A
-    call that was in flight at a kill is never settled and counts at its highest price, because
+    It also knows what was spent. A call is recorded before it is made and closed when it ends. A
+    call that was in flight at a kill is never closed and counts at its highest price, because
     it may have been charged.
     """
 
@@ -97,7 +97,7 @@ class AnswerStore:
     def put(
         self, key: str, answer: Answer, judge: str, model: str, call: str | None = None
     ) -> None:
-        """Keep an answer and settle its call. It is on the disk when this returns."""
+        """Keep an answer and close its call. It is on the disk when this returns."""
         entry = {"key": key, "at": time.time(), "judge": judge, "model": model, "call": call}
         self._journal.append(entry | {"answer": asdict(answer)})
 
@@ -114,7 +114,7 @@ class AnswerStore:
             tokens, usd: the most that the call can use.
 
         Returns:
-            The call's name, to settle it with; None if this judge has no limits.
+            The call's name, to close it with; None if this judge has no limits.
 
         Raises:
             CapReachedError: the call could cost more than is left.
@@ -134,7 +134,7 @@ class AnswerStore:
             time.sleep(min(wait, 1.0))
 
     def end_call(self, call: str | None) -> None:
-        """Settle a call that gave no answer; it cost nothing."""
+        """Close a call that gave no answer; it cost nothing."""
         if call is not None:
             self._journal.append({"end": call}, durable=False)
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from kvfidelity.errors import UserError
+from kvfidelity.models.gguf_contents import check_conversion
 from kvfidelity.models.gguf_tokenizer import restore_digit_split
 
 
@@ -19,16 +20,26 @@ def convert_gguf(file: Path, directory: Path) -> None:
     fp16 times a 4-bit integer plus an fp16, which bf16 would round.
 
     Raises:
-        UserError: transformers cannot read the file; its reason is passed on.
+        UserError: transformers cannot read the file, its reason is passed on; or the file states
+            what the model would not represent.
     """
     hf_logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{file.name} cannot be converted ({reason}): use another model") from None
+    lost = sorted({*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]})
+    if lost:
+        raise UserError(
+            f"{file.name} cannot be converted: it does not fit its own description at "
+            f"{', '.join(map(str, lost[:5]))}; use another model"
+        )
+    check_conversion(file, model)
     # The weights are dequantised now, but models with this config refuse to be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

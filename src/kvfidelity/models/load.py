@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import check_files
+from kvfidelity.models.declared import check_declared
+from kvfidelity.models.weights import load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,16 +33,19 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         device: "cpu", "cuda", "cuda:1" or "auto".
 
     Raises:
-        UserError: a missing or unsupported model, an unknown dtype, no such device.
+        UserError: a missing or unsupported model, weights that are not those of its config, an
+            unknown dtype, no such device.
     """
     config = Path(directory) / "config.json"
     if not config.is_file():
         raise UserError(f"{directory} holds no model (no config.json): fetch it again")
     try:
-        check_architecture(json.loads(config.read_text(encoding="utf-8")))
+        content = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _corrupt_file(config, error) from None
+    check_architecture(content)
     check_files(Path(directory))
+    check_declared(content)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     hf_logging.disable_progress_bar()
@@ -50,7 +55,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         torch.cuda.set_device(torch_device.index or 0)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+        model = load_weights(Path(directory), DTYPES[dtype])
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt_file(Path(directory), error) from None
     return model.to(torch_device).eval(), tokenizer

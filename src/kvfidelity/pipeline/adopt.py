@@ -1,9 +1,9 @@
-"""Dates results that came without Snakemake's records by their own notes.
+"""Sets the modification times of results that have no records of Snakemake.
 
-Where Snakemake has no record of a file, its time decides, and copying, cloning and unpacking give
-files any times. So files without a record are dated in the order in which the workflow makes them.
-Files whose notes differ from what the configuration would make are dated before all others:
-Snakemake then plans exactly those, and what follows from them.
+If Snakemake has no record of a file, it compares modification times, and copying, cloning or
+unpacking changes those. So files without a record are dated in the order in which the workflow
+makes them. A file whose metadata differs from what the configuration would make is dated before all
+others: Snakemake then plans exactly such files, and the files made from them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from kvfidelity.errors import UserError
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.grid import TOKENIZER
 
-#: Which files were dated, and to which time; next to Snakemake's own records.
-LEDGER = Path(".snakemake/kvfidelity-adopted.json")
+#: Which files were dated, and to which time; next to Snakemake's records.
+DATES_FILE = Path(".snakemake/kvfidelity-adopted.json")
 RECORDS = Path(".snakemake/metadata")
 #: Before any file of the workflow.
 LONG_AGO = 946_684_800 * 10**9
@@ -61,24 +61,29 @@ class Adopted:
         count = self.current + len(self.stale)
         text = f"{count} files in the results were not made here"
         if not self.stale:
-            return f"{text}; by their own notes they are up to date"
+            return f"{text}; by their metadata they are up to date"
         path, reason = self.stale[0]
         return f"{text}; {len(self.stale)} of them are made again, such as {path}: {reason}"
 
 
 def adopt(expected: Expectations, results: Path) -> Adopted | None:
-    """Date files that have no record; None where all have one.
+    """Date files that have no record; None if all have one.
 
-    A file keeps the time it was given until it is made again or is no longer current.
+    A file keeps the time that it was given until it is made again or becomes stale.
     """
     # With `--persistence-backend db` the records are in a database, which is not read here.
     if not results.is_dir() or (RECORDS.with_suffix(".db")).exists():
         return None
     known = set(_recorded())
-    files = [(rank, path) for rank, path in _ranked(results) if str(path) not in known]
+    files = [
+        (rank, path)
+        for rank, path in _ranked(results)
+        # If an output is a folder, only the folder has a record.
+        if known.isdisjoint(map(str, (path, *path.parents)))
+    ]
     if not files:
         return None
-    ledger = _read_ledger()
+    known_dates = _read_dates()
     found, now = Adopted(), time.time_ns()
     dates: dict[str, int] = {}
     for rank, path in sorted(files):
@@ -87,15 +92,15 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
         except UserError as error:
             reason = str(error)
         # Kept for stale files too: the configuration may be changed back.
-        moment = dates[str(path)] = ledger.get(str(path), now - STEP_NS * (100 - rank))
+        moment = dates[str(path)] = known_dates.get(str(path), now - STEP_NS * (100 - rank))
         if reason:
             found.stale.append((path, reason))
             moment = LONG_AGO
         else:
             found.current += 1
         _date(path, moment)
-    LEDGER.parent.mkdir(exist_ok=True)
-    LEDGER.write_text(json.dumps(dates))
+    DATES_FILE.parent.mkdir(exist_ok=True)
+    DATES_FILE.write_text(json.dumps(dates))
     return found
 
 
@@ -132,9 +137,9 @@ def _date(path: Path, moment: int) -> None:
         os.utime(path, ns=(moment, moment), follow_symlinks=False)
 
 
-def _read_ledger() -> dict[str, int]:
+def _read_dates() -> dict[str, int]:
     try:
-        known: dict[str, int] = json.loads(LEDGER.read_text())
+        known: dict[str, int] = json.loads(DATES_FILE.read_text())
     except (OSError, ValueError):
         return {}
     return known

@@ -1,10 +1,9 @@
-"""What cache sizes come to for a model.
+"""Cache sizes in tokens and bytes for a model.
 
     python -m kvfidelity.pipeline.cache_sizes resources/models/smollm2-135m --dtype float32 600MB
-    0.25win python -m kvfidelity.pipeline.cache_sizes --layers 32 --kv-heads 8 --head-size 128
-    --window 8192
+    python -m kvfidelity.pipeline.cache_sizes --layers 32 --kv-heads 8 --head-size 128 --window 8192
 
-The second form needs no model: it is Llama-3-8B, and the default dtype is bfloat16.
+The second form needs no model: its numbers are those of Llama-3-8B. The default dtype is bfloat16.
 """
 
 import argparse

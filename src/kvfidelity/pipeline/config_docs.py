@@ -14,13 +14,13 @@ INTRO = """# Configuration
 Generated from the package's schemas by
 `python -m kvfidelity.pipeline.config_docs`; a test keeps it current.
 
-`config/config.yaml` is the default. Put what differs into a file of your own and add it with
+`config/config.yaml` is the default. Put what differs into another file and add it with
 `--configfile mine.yaml`: sections are merged key by key. (`--config a.b=0.1` turns numbers into
 strings; do not use it for nested keys.)
 
 Sizes are written `600MB` (10^6 bytes), `600MiB` (2^20 bytes), `5600tok` (tokens) or `0.7win` (share
-of the trained window). What a size comes to for a model:
-`python -m kvfidelity.pipeline.cache_sizes`.
+of the trained window). For what a size is in tokens and bytes of
+a model, run `python -m kvfidelity.pipeline.cache_sizes`.
 """
 
 #: Keys of every judge.
@@ -40,7 +40,7 @@ SECTIONS = {
 TRIGGERS = """
 Triggers, each only while the cache holds at least `at`:
 
-| trigger | when the policy is asked | down to |
+| trigger | when the policy is asked | size after an eviction |
 |---|---|---|
 | `paper` | before a turn (without scores) and every decode step | the policy's own size |
 | `turn` | before a turn's prompt is fed | `target` |
@@ -62,7 +62,7 @@ def config_docs() -> str:
     lines += ["\n## Policies\n", "| kind | what it does | parameters |", "|---|---|---|"]
     for kind, policy in policy_schemas().items():
         lines.append(f"| `{kind}` | {policy['description']} | {_parameters_text(policy)} |")
-    lines += ["\nA policy of your own: see the project's README."]
+    lines += ["\nTo write a policy, see [docs/extending.md](../docs/extending.md)."]
     return "\n".join(lines) + "\n"
 
 
@@ -74,7 +74,7 @@ def _judge_kinds() -> Iterator[str]:
         if options:
             yield ""
             yield from _table(options, schema, schema["required"])
-    yield "\nA kind of your own: see [docs/judging.md](../docs/judging.md)."
+    yield "\nTo write a kind of judge, see [docs/extending.md](../docs/extending.md)."
 
 
 def _table(

@@ -13,12 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
-from kvfidelity.records.grid import RUN_FIELDS, TOKENIZER, cells, run_keys
-
-GENERATE_OUTPUTS = ("turns", "evictions", "recall")
-MANIFEST = "manifest.json"
+from kvfidelity.records.grid import (
+    GENERATED,
+    MANIFEST,
+    RUN_FIELDS,
+    TOKENIZER,
+    cells,
+    run_keys,
+)
 
 
 def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
@@ -65,7 +70,6 @@ def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
         UserError: an artifact is missing or corrupt, was made with another configuration or other
             code than the rest, or the folders' dialogues differ.
     """
-    from kvfidelity.records.artifacts import replacing
 
     found = merge_sources(settings)
     codes: dict[str, tuple[str, Path]] = {}
@@ -83,7 +87,7 @@ def _first_folder_with(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def _files_of_run(run: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATE_OUTPUTS)
+    yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATED)
     optional = [f"metrics/{run}/metrics.parquet"]
     for judge in settings["judging"]:
         optional.append(f"judge/{judge}/{run}/verdicts.parquet")

@@ -34,7 +34,7 @@ def move_aside(
         The number of moved files, and the folder.
 
     Raises:
-        UserError: so many files are wrong that damage is unlikely; nothing was moved.
+        UserError: too many files are wrong for damage to be likely; nothing was moved.
     """
     suspect = sum(finding.state in SUSPECT for finding in findings)
     if not force and suspect > max(MAX_NUMBER, MAX_SHARE * files):
@@ -55,8 +55,8 @@ def move_aside(
 
 def _new_folder(results: Path) -> Path:
     """A folder that does not exist yet."""
-    whole = results.absolute()
-    named = whole.with_name(f"{whole.name}.removed") / time.strftime("%Y-%m-%dT%H-%M-%S")
+    results = results.absolute()
+    named = results.with_name(f"{results.name}.removed") / time.strftime("%Y-%m-%dT%H-%M-%S")
     folder, further = named, 1
     while folder.exists():
         further += 1

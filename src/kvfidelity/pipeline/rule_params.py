@@ -23,7 +23,7 @@ from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.settings import policy_schemas
-from kvfidelity.records.grid import NO_THRESHOLD, TOKENIZER, Cell, cells
+from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
 
@@ -50,6 +50,7 @@ SOURCE = (
     "sha256",
     "member",
     "member_sha256",
+    "parts",
     "id",
     "revision",
     "subset",
@@ -117,6 +118,12 @@ def run_spec(
         "policy_files": list(files),
         "policy_digest": hashlib.sha256(content).hexdigest()[:12],
     }
+
+
+def generation_parameters(settings: Mapping[str, Any], results: Path, run: RunKey) -> str:
+    """The parameter `spec` of a run's generate job; its dialogue is not part of it."""
+    cell = {name: getattr(run, name) for name in CELL_FIELDS}
+    return json.dumps(run_spec(settings, results, **cell, dialogue=""), sort_keys=True)
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
 
 
 def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:
-    """Models and datasets on whose planted replies a judge is tested.
+    """Models and datasets on whose corrupted replies a judge is tested.
 
     What a model is asked does not depend on the models under test, so it is asked once per dataset.
     """
@@ -235,14 +242,14 @@ def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:
-    """The same with digests of what the runs are to be made with, in the order of the cells."""
+    """`grid_settings` with digests of the runs' specifications, in the order of the cells."""
     digests = [spec_digest(_cell_spec(settings, results, cell)) for cell in cells(settings)]
-    made = {"specs": "".join(digests), "merge": bool(settings["merge"])}
-    return grid_settings(settings) | made
+    expected = {"specs": "".join(digests), "merge": bool(settings["merge"])}
+    return grid_settings(settings) | expected
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
-    """Of a run specification with its dtype, 8 hex digits."""
+    """Digest of a run specification with its dtype, 8 hex digits."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import yaml
 
-from kvfidelity.cache.positions import position_mode_schema
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
+from kvfidelity.report.position_modes import position_mode_schema
 from kvfidelity.sizes import parse_size
 from kvfidelity.suggestions import did_you_mean, nearest
 
@@ -30,7 +30,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
 
     Args:
         config: as read from YAML.
-        where: what to call it in messages, such as the file's name.
+        where: its name in messages, such as the file's name.
 
     Raises:
         UserError: the first thing that is wrong, its path, and the remedy.
@@ -81,7 +81,7 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def config_schema() -> dict[str, Any]:
     """The JSON schema of the configuration; policies have their own, see `policy_schemas`.
 
-    Read once in a process: nobody may change what is returned.
+    Read once per process; do not change what is returned.
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
     schema: dict[str, Any] = yaml.safe_load(text)
@@ -99,14 +99,14 @@ def policy_schemas() -> dict[str, Any]:
 
 
 def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy in JSON's types; YAML also knows dates and numbers that are none."""
+    """A copy in JSON's types; YAML also has dates, and numbers that are not finite."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
     except TypeError as error:
         what = str(error).split()[3]
         raise UserError(f"{where}: a value is read as a {what}; put it in quotes") from None
     except ValueError:
-        raise UserError(f"{where}: .nan and .inf are no values; write a number") from None
+        raise UserError(f"{where}: .nan and .inf are not allowed; write a finite number") from None
     return plain
 
 
@@ -153,7 +153,7 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return f"{path}: the name {value!r} may have {NAMES} only"
         case "pattern":
-            return f"{path}: {value!r} is no SHA-256 in lower-case hex (64 digits)"
+            return f"{path}: {value!r} is not a SHA-256 in lower-case hex (64 digits)"
         case "minimum":
             return f"{path}: {value} is too small; it must be at least {rule}"
         case "maximum":
@@ -216,7 +216,7 @@ def _check_policy(name: str, entry: Mapping[str, Any], has_policy_files: bool, w
     kind = entry["kind"]
     if kind not in schemas:
         if has_policy_files:
-            return  # one of the user's own; checked where the files are imported
+            return  # user-defined; checked where the files are imported
         raise UserError(
             f"{where}: policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
         )
@@ -306,7 +306,8 @@ def _check_grid(settings: Mapping[str, Any], where: str) -> None:
                     raise UserError(f"{where}: {path}: no {name!r}{did_you_mean(name, known)}")
             if field == "include" and pattern.get("threshold") == NO_THRESHOLD:
                 raise UserError(
-                    f"{where}: grid.include.{number}.threshold: {NO_THRESHOLD!r} is added by itself"
+                    f"{where}: grid.include.{number}.threshold: {NO_THRESHOLD!r} is added "
+                    "automatically"
                 )
     if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
         raise UserError(

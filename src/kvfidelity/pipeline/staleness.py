@@ -17,12 +17,18 @@ from typing import Any
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline import rule_params
 from kvfidelity.pipeline.code_digest import stage_digest
-from kvfidelity.records.grid import CELL_FIELDS, RUN_FIELDS, baseline_run_key, cells, run_keys
+from kvfidelity.records.grid import (
+    CELL_FIELDS,
+    GENERATED,
+    RUN_FIELDS,
+    baseline_run_key,
+    cells,
+    run_keys,
+)
 from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
 
 #: Length of the digest of a run's specification.
 SPEC_DIGITS = 8
-GENERATED = ("turns", "evictions", "recall")
 #: Tables by the stage that writes them; any other is not checked.
 TABLES = {"turns": "aggregate", "claims": "claims", "reliability": "judge_reliability"}
 

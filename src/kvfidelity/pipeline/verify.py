@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,16 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.atomic_files import TEMPORARY
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 from kvfidelity.records.grid import CELL_FIELDS, cells
+from kvfidelity.records.notes import VERSION
 from kvfidelity.records.schema_version import SCHEMA_VERSION
 
 #: Kinds whose files are not named after them.
 KIND_OF_FILE = {"pool": "dialogues"}
-#: By folder, the stage whose code made what is in it; what has no line is not compared.
+#: The stage whose code made a folder's files, by folder. Folders without a line are not compared.
 STAGE_OF_KIND = {
     "dialogues": "dialogues",
     "generate": "generate",
@@ -33,8 +34,6 @@ STAGE_OF_KIND = {
     "judge": "judge",
     "comparisons": "judge",
 }
-VERSION = "version."
-TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 
 
 class State(StrEnum):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from kvfidelity.decoding.engine import Scheduler
-from kvfidelity.prefix.baseline_run import BaselineRun
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.prefix.disk_cache import DiskPrefixCache
 
 

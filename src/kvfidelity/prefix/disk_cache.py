@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 import transformers
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.prefix import tensor_file
-from kvfidelity.prefix.baseline_run import BaselineRun
 from kvfidelity.prefix.serialize import from_tensors, to_tensors
-from kvfidelity.records.artifacts import replacing
 
 
 class DiskPrefixCache:

@@ -19,9 +19,9 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.scores import AttentionScores, ScoreHistory
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sequence import Reply
+from kvfidelity.generation.baseline_run import BaselineRun, Checkpoint
 from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.metrics.positions import Integrity
-from kvfidelity.prefix.baseline_run import BaselineRun, Checkpoint
 from kvfidelity.prefix.tensor_file import TensorFile
 
 #: Fields of an outcome that are not in the JSON: tensors, and evictions (a baseline has none).

@@ -1,18 +1,18 @@
-"""Files that are whole or absent: written under another name, flushed, then renamed."""
+"""Parquet files with notes: kind, schema version, content digest, and how they were made."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
+import pyarrow
+import pyarrow.parquet as pq
 
+from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 from kvfidelity.records.schema_text import schema_text
 from kvfidelity.records.schema_version import SCHEMA_VERSION
@@ -38,21 +38,6 @@ TIMINGS = frozenset(
     }
 )
 PREFIX = "kvfidelity."
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_parquet(
@@ -88,20 +73,21 @@ def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
             f"{SCHEMA_VERSION}: delete it and run again"
         )
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _corrupt_file(path, error) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes that `write_parquet` left, without their prefix."""
+    """The notes that `write_parquet` left, without their prefix; only the footer is read."""
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: run the workflow to make it")
     try:
-        notes = pl.read_parquet_metadata(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        notes = pq.read_metadata(path).metadata or {}
+    except (pyarrow.ArrowException, OSError) as error:
         raise _corrupt_file(path, error) from None
-    return {key.removeprefix(PREFIX): value for key, value in notes.items() if PREFIX in key}
+    texts = {key.decode(): value.decode() for key, value in notes.items()}
+    return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
 
 
 def digest(frame: pl.DataFrame) -> str:
@@ -111,23 +97,6 @@ def digest(frame: pl.DataFrame) -> str:
     for part in content.iter_slices(50_000):  # a million rows as one text would fill the memory
         hasher.update(part.write_ndjson().encode())
     return hasher.hexdigest()[:16]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def copy_file(source: Path, path: Path) -> None:
-    """Copy a small file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(source.read_bytes())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _corrupt_file(path: Path, error: Exception) -> UserError:

@@ -90,9 +90,9 @@ class TurnMeasures:
         Dtype, "s", "per further token of the own reply, with the evictions between them"
     ] = pl.Float64
     decode_tokens_per_s: Annotated[Dtype, "tokens/s", "1 / tpot_s"] = pl.Float64
-    concurrency: Annotated[Dtype, "sequences", "most sequences that were decoded together"] = (
-        pl.Int32
-    )
+    concurrency: Annotated[
+        Dtype, "runs", "most runs active at once; if more than 1, seconds are not of this run alone"
+    ] = pl.Int32
     batch_tokens_per_s: Annotated[Dtype, "tokens / s", "of all sequences decoded together"] = (
         pl.Float64
     )

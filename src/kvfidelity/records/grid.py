@@ -14,6 +14,10 @@ BASELINE = "baseline"
 #: Without an eviction all modes are equal; the baseline runs under this one.
 BASELINE_POSITIONS = PositionMode.ORIGINAL.value
 NO_THRESHOLD = "none"
+#: What stage generate writes for each run, as Parquet files of these names.
+GENERATED = ("turns", "evictions", "recall")
+#: What is known of the dialogues of one model and dataset, in their folder.
+MANIFEST = "manifest.json"
 #: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.
 TOKENIZER = "tokenizer"
 
@@ -52,6 +56,8 @@ class RunKey(NamedTuple):
 #: The key's parts by name; all but the last are those of a cell.
 RUN_FIELDS = RunKey._fields
 CELL_FIELDS = RUN_FIELDS[:-1]
+#: What tables of means have one row for: a cell with all its seeds.
+CELL_COLUMNS = CELL_FIELDS[:-1]
 
 
 @dataclass(frozen=True, order=True)

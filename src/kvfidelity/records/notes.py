@@ -1,4 +1,4 @@
-"""Notes in an artifact's metadata: the files that it was made from, what its job took."""
+"""Notes in an artifact's metadata: its input files, and its job's seconds and memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from kvfidelity.wheels import file_sha256
 
 #: What the note calls all inputs together.
 ALL = "artifacts"
+#: Prefix of the notes that name a package's version.
+VERSION = "version."
 #: What a job took of the process that did it; no content digest covers these notes.
 WALL, CPU = "worker_wall_s", "worker_cpu_s"
 PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
@@ -23,7 +25,7 @@ def input_notes(**files: Path) -> dict[str, str]:
 
 
 def input_digest(path: Path) -> str:
-    """Of an artifact its content digest, of any other file its SHA-256, 16 hex digits.
+    """The content digest of an artifact, or the SHA-256 of any other file; 16 hex digits.
 
     Raises:
         UserError: an artifact that is missing or damaged.

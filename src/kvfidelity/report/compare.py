@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from kvfidelity.analysis.claims import CELL
 from kvfidelity.analysis.statistics import clustered_mean, weighted_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import read_parquet
+from kvfidelity.records.grid import CELL_COLUMNS
 from kvfidelity.report.formatting import interval, signed
 from kvfidelity.report.paper_tables import cell_name, markdown
 
@@ -33,7 +33,7 @@ EXCESS = Quantity(
     "excess_nll",
     pl.col("reference_tokens"),
     pl.col("after_eviction") & pl.col("inside_window"),
-    CELL,
+    CELL_COLUMNS,
     ("dialogue_id", "seed", "turn"),
 )
 RECALLED = Quantity(
@@ -42,7 +42,7 @@ RECALLED = Quantity(
     "recalled",
     pl.lit(1),
     pl.col("after_eviction") | (pl.col("kind") == "baseline"),
-    (*CELL, "origin", "depth"),
+    (*CELL_COLUMNS, "origin", "depth"),
     # The answer is part of the pair: other facts under the same number are another question.
     ("dialogue_id", "seed", "turn", "probe", "subject"),
 )
@@ -58,8 +58,8 @@ class Summary(NamedTuple):
 
 
 SUMMARIES = (
-    Summary("Mean verdict, 1 to 10", "verdict_means", ("judge", *CELL), "mean"),
-    Summary("Own replies, nats per token under the baseline", "own_replies", CELL, "mean"),
+    Summary("Mean verdict, 1 to 10", "verdict_means", ("judge", *CELL_COLUMNS), "mean"),
+    Summary("Own replies, nats per token under the baseline", "own_replies", CELL_COLUMNS, "mean"),
     Summary(
         "Change along the window, nats per token",
         "window_changes",
@@ -173,7 +173,7 @@ def _summary(summary: Summary, first: Path, second: Path) -> list[str]:
 
 
 def _decisions(first: Path, second: Path) -> list[str]:
-    """Claims, cell by cell, whose verdicts differ; nothing where a run has judged none."""
+    """Claims, cell by cell, whose decisions differ; empty if a run has no claims."""
     files = [Path(folder) / "tables/claims.parquet" for folder in (first, second)]
     if not all(file.is_file() for file in files):
         return []
@@ -193,5 +193,5 @@ def _decisions(first: Path, second: Path) -> list[str]:
         if decisions[0][key].split(" (")[0] != decisions[1][key].split(" (")[0]
     ]
     head = ["claim", "model", "dataset", "cell", "A", "B"]
-    same = f"{len(keys) - len(rows)} of {len(keys)} shared verdicts are the same."
+    same = f"{len(keys) - len(rows)} of {len(keys)} shared decisions are the same."
     return ["## Claims", same, *([markdown(head, rows)] if rows else [])]

@@ -24,7 +24,7 @@ class Figure:
         function: what draws it, as "module.function" in `kvfidelity.report`. It takes the tables
             and returns an altair chart; if there is nothing to draw, one that says why.
         tables: the tables that the function takes, in order.
-        section: the place on the page: one of `SECTIONS`.
+        section: the page's section: one of `SECTIONS`.
         category: the heading in Snakemake's own report.
         alt_text: what a screen reader says.
         caption: text below the figure; {level} is the confidence in percent, {resamples} how many

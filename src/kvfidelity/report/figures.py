@@ -9,14 +9,16 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.statistics import t_intervals
-from kvfidelity.cache.positions import PositionMode
 from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.formatting import count
+from kvfidelity.report.position_modes import PRESENTATIONS
 
 MODE_COLOURS = alt.Scale(
-    domain=list(POSITIONS), range=[mode.traits.colour for mode in PositionMode]
+    domain=list(POSITIONS), range=[shown.colour for shown in PRESENTATIONS.values()]
 )
-MODE_SHAPES = alt.Scale(domain=list(POSITIONS), range=[mode.traits.marker for mode in PositionMode])
+MODE_SHAPES = alt.Scale(
+    domain=list(POSITIONS), range=[shown.marker for shown in PRESENTATIONS.values()]
+)
 # Okabe and Ito's palette.
 POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
 WIDTH = 560
@@ -190,7 +192,7 @@ def count_label(rows: pl.DataFrame, column: str = "n_dialogues") -> str:
 
 
 def distinct_label(rows: pl.DataFrame) -> pl.Expr:
-    """A row's name: the policy, and whatever else differs between rows."""
+    """A row's name: the policy, and all else that differs between rows."""
     names = ("threshold", "dataset", "model")
     varied = [name for name in names if rows[name].drop_nulls().n_unique() > 1]
     return pl.concat_str(["policy", *varied], separator=", ", ignore_nulls=True)

@@ -21,7 +21,7 @@ TERMS = {
     "cell": "model, dataset, policy, positions, threshold, seed; a run is a cell on one dialogue",
     "baseline": "the run in which nothing is evicted",
     "reference reply": "the dataset's reply; it is fed so that every policy sees the same history",
-    "needle": "a fact planted into a dialogue and asked for later",
+    "needle": "a fact inserted into a dialogue and asked for later",
     "excess NLL": "NLL of the reference reply minus the baseline's on the same turn",
 }
 #: Tables whose columns the page shows under their own names, and in the glossary.

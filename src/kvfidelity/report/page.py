@@ -15,11 +15,10 @@ from markupsafe import Markup
 from kvfidelity.analysis.attribution import attribute_losses
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
-from kvfidelity.analysis.tables import CELL
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, MANIFEST, POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     count,
@@ -141,7 +140,7 @@ def as_json(cells: Mapping[str, Any]) -> str:
 
 def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page's script finds a run by."""
-    return {name: row[name] for name in CELL}
+    return {name: row[name] for name in CELL_COLUMNS}
 
 
 def inline_svg(svg: str) -> Markup:
@@ -164,7 +163,7 @@ def run_summaries(
         *("token_bytes", "kind", "dialogue", "run", "tokens_seen_end", "replies", "finish_reason"),
     )
     for (model, dataset), part in chosen.group_by("model", "dataset", maintain_order=True):
-        manifest = results / "dialogues" / str(model) / str(dataset) / "manifest.json"
+        manifest = results / "dialogues" / str(model) / str(dataset) / MANIFEST
         entry = settings["models"][str(model)]
         base = part.filter(pl.col("kind") == "baseline")
         entries.append(
@@ -223,7 +222,7 @@ def changes_by_setting(changes: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By setting and policy, position modes in their usual order."""
+    """The rows by setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
         rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))

@@ -1,13 +1,18 @@
-"""Tables for papers, in Markdown and LaTeX."""
+"""Tables for papers, in Markdown and LaTeX.
+
+The Snakefile reads `PAPER_TABLES`, so nothing here imports polars.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import polars as pl
-
+from kvfidelity.records.grid import CELL_COLUMNS
 from kvfidelity.report.formatting import decimal, interval, p_value, percent, signed
+
+if TYPE_CHECKING:
+    import polars as pl
 
 #: A table's head and its rows.
 Content = tuple[list[str], list[list[str]]]
@@ -34,11 +39,10 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
 
 def policy_table(policies: pl.DataFrame) -> Content:
     """Policy x position mode with excess NLL, interval, budget and n."""
-    head = ["model", "dataset", "policy", "positions", "threshold", "excess NLL", "interval"]
-    head += ["budget", "dialogues", "turns"]
+    head = [*CELL_COLUMNS, "excess NLL", "interval", "budget", "dialogues", "turns"]
     return head, [
         [
-            *(str(row[name]) for name in ("model", "dataset", "policy", "positions", "threshold")),
+            *(str(row[name]) for name in CELL_COLUMNS),
             signed(row["mean"]),
             interval(row),
             str(row["budget_tokens"] or "own size"),
@@ -71,9 +75,8 @@ def contrast_table(contrasts: pl.DataFrame) -> Content:
 
 def recall_table(table: pl.DataFrame) -> Content:
     """Recall by depth with intervals, the loss against the baseline, and n."""
-    head = ["model", "dataset", "policy", "positions", "threshold", "origin", "depth", "right"]
-    head += ["interval", "lost", "interval", "chance", "questions", "dialogues"]
-    names = ("model", "dataset", "policy", "positions", "threshold", "origin", "depth")
+    names = (*CELL_COLUMNS, "origin", "depth")
+    head = [*names, "right", "interval", "lost", "interval", "chance", "questions", "dialogues"]
     return head, [
         [
             *(str(row[name]) for name in names),
@@ -90,7 +93,7 @@ def recall_table(table: pl.DataFrame) -> Content:
 
 
 def claim_table(claims: pl.DataFrame) -> Content:
-    """Each claim's verdict with estimate, interval and n."""
+    """Each claim's decision with estimate, interval and n."""
     head = ["claim", "statement", "model", "cell", "decision", "estimate", "interval", "dialogues"]
     return head, [
         [
@@ -109,11 +112,11 @@ def claim_table(claims: pl.DataFrame) -> Content:
 
 def verdict_table(means: pl.DataFrame) -> Content:
     """Mean verdict per judge and cell with interval and n."""
-    head = ["judge", "model", "dataset", "policy", "positions", "threshold", "mean", "interval"]
-    head += ["verdicts", "missing", "dialogues"]
+    names = ("judge", *CELL_COLUMNS)
+    head = [*names, "mean", "interval", "verdicts", "missing", "dialogues"]
     return head, [
         [
-            *(str(row[name]) for name in head[:6]),
+            *(str(row[name]) for name in names),
             decimal(row["mean"]),
             interval(row, 2),
             str(row["n"]),
@@ -126,11 +129,11 @@ def verdict_table(means: pl.DataFrame) -> Content:
 
 def own_reply_table(replies: pl.DataFrame) -> Content:
     """The model's own replies per cell: NLL under the baseline's cache, repetition, overlap."""
-    head = ["model", "dataset", "policy", "positions", "threshold", "NLL", "interval", "rep-3"]
-    head += ["echo", "chrF", "ended", "replies", "dialogues"]
+    head = [*CELL_COLUMNS, "NLL", "interval", "rep-3", "echo", "chrF", "ended"]
+    head += ["replies", "dialogues"]
     return head, [
         [
-            *(str(row[name]) for name in head[:5]),
+            *(str(row[name]) for name in CELL_COLUMNS),
             decimal(row["mean"]),
             interval(row, 2),
             *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf", "complete")),

@@ -6,18 +6,15 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.recall import DEPTHS, rank_in
-from kvfidelity.cache.positions import PositionMode
 from kvfidelity.records.grid import BASELINE_POSITIONS, POSITIONS
-from kvfidelity.report.figures import distinct_label, nothing
+from kvfidelity.report.figures import MODE_COLOURS, MODE_SHAPES, distinct_label, nothing
 
 BASELINE_LABEL = "nothing evicted"
 COLOURS = alt.Scale(
-    domain=[*POSITIONS, BASELINE_LABEL],
-    range=[*(mode.traits.colour for mode in PositionMode), "currentColor"],
+    domain=[*MODE_COLOURS.domain, BASELINE_LABEL], range=[*MODE_COLOURS.range, "currentColor"]
 )
 SHAPES = alt.Scale(
-    domain=[*POSITIONS, BASELINE_LABEL],
-    range=[*(mode.traits.marker for mode in PositionMode), "diamond"],
+    domain=[*MODE_SHAPES.domain, BASELINE_LABEL], range=[*MODE_SHAPES.range, "diamond"]
 )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import NotFiniteError
-from kvfidelity.records.artifacts import replacing, write_text
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
@@ -90,8 +90,8 @@ def as_json(spec: dict[str, Any], name: str) -> str:
     except ValueError:
         field = next(_not_finite(spec), "?")
         raise NotFiniteError(
-            f"figure {name}: field {field} holds a value that is not finite. The formula behind it "
-            "is at fault: please report this line"
+            f"figure {name}: field {field} holds a value that is not finite. Its formula is "
+            "at fault: please report this line"
         ) from None
 
 

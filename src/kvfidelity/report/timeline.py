@@ -108,7 +108,7 @@ def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
     Turns computed once for all policies, and those decoded together with others, are left out;
     decoding is of those with a reply of their own.
     """
-    single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency").fill_null(1) == 1))
+    single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency") == 1))
     single = single.with_columns(decode_s=pl.col("tpot_s") * pl.col("reply_token_count"))
     data = pl.concat(
         t_intervals(single, ["policy"], column).with_columns(

@@ -13,11 +13,10 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.tables import CELL
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.dialogues.templates import MessageError
-from kvfidelity.records.grid import TOKENIZER
+from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
 from kvfidelity.report.figures import cached_spans
 from kvfidelity.report.formatting import count
 
@@ -123,7 +122,7 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
     files = [folder / key / "turns.parquet" for key in keys]
     columns = ["turn", "prompt", "reply", "reference"]
     scans = [
-        pl.scan_parquet(file).select(pl.lit(key).alias("run"), *columns)
+        pl.scan_parquet(file, glob=False).select(pl.lit(key).alias("run"), *columns)
         for file, key in zip(files, keys, strict=True)
     ]
     return pl.concat(scans).collect()
@@ -131,7 +130,9 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
 
 def _probe_answers(results: Path, key: str) -> list[dict[str, Any]]:
     columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
-    rows = pl.read_parquet(results / "generate" / key / "recall.parquet", columns=list(columns))
+    rows = pl.read_parquet(
+        results / "generate" / key / "recall.parquet", columns=list(columns), glob=False
+    )
     return missing_if_not_finite(rows).with_columns(pl.col("margin").round(2)).to_dicts()
 
 
@@ -170,7 +171,7 @@ def _counts_match(rows: pl.DataFrame, segments: Sequence[Segment]) -> bool:
 
 def _run(rows: pl.DataFrame, log: pl.DataFrame | None, conversation: str) -> dict[str, Any]:
     first = rows.row(0, named=True)
-    cell = {name: first[name] for name in (*CELL, "seed", "kind")}
+    cell = {name: first[name] for name in (*CELL_COLUMNS, "seed", "kind")}
     numbers = ("excess_nll", "kl_baseline", "reference_nll", "retained_share", "phase_distortion")
     shown = rows.select(
         "prompt", "reply", "reference", *[pl.col(name).round(3) for name in numbers]
@@ -183,7 +184,7 @@ def _run(rows: pl.DataFrame, log: pl.DataFrame | None, conversation: str) -> dic
 
 
 def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
-    """By turn: what its last eviction left, and up to which token index it saw."""
+    """What each turn's last eviction left, and up to which token index it saw."""
     if log is None:
         return {}
     kept = {}

@@ -1,33 +1,47 @@
-"""A worker that serves several requests at once: their replies are decoded in one batch
-(`decoding.scheduler`)."""
+"""A worker that computes several runs at once (`decoding.scheduler`), and runs that follow.
+
+Snakemake may ask for one run at a time (`--cores 1`). So the worker asks a client which runs the
+workflow still has to make, and computes them together with the requested one. When a job asks for
+such a run, its artifact is written from what was computed. What no job asks for is never written.
+"""
 
 from __future__ import annotations
 
+import json
+import select
 import socket
+import time
+from collections import deque
 from functools import partial
+from typing import Any
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import BatchScheduler, RetryAloneError
-from kvfidelity.worker.job import WorkerConfig, execute, job_from
+from kvfidelity.worker.job import GenerateJob, WorkerConfig, execute, job_from
 from kvfidelity.worker.listener import Listener
-from kvfidelity.worker.liveness import Liveness
 from kvfidelity.worker.protocol import Message, send
 from kvfidelity.worker.requests import (
     CLIENT_ERRORS,
+    ClientGoneError,
     RequestHandler,
-    event_sender,
-    final_event,
     log_dropped_client,
     started_event,
 )
+from kvfidelity.worker.runs import Client, Run, RunContent
+
+#: Runs computed ahead and not asked for yet: at most this many batches of them, and these bytes.
+BATCHES_AHEAD, BYTES_AHEAD = 4, 512 * 2**20
+#: Seconds without a client after which nothing further is computed ahead.
+AHEAD_IDLE_S = 60.0
+POLL_S = 0.05
 
 
 class BatchServer:
-    """Accepts clients while the batch has room, and advances their runs.
+    """Accepts clients, starts runs while the batch has room, and advances them.
 
-    A client that needs another worker configuration waits. When the batch has room and no further
-    client is connecting, no more clients are accepted; when the active runs have finished, the
-    worker exits, and the waiting clients start their own.
+    A client that needs another worker configuration waits. When no further client is connecting, no
+    more clients are accepted; when the requested runs have ended, the worker exits, and the waiting
+    clients start their own.
     """
 
     def __init__(self, listener: Listener, config: WorkerConfig) -> None:
@@ -35,98 +49,216 @@ class BatchServer:
         self._handler = RequestHandler(config, reraised=(RetryAloneError,))
         self._batch_size = config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
-        self._clients_watched: set[Liveness] = set()
-        self._waiting: list[socket.socket] = []
+        self._runs: list[Run] = []
+        self._planned: deque[RunContent] = deque()
+        self._refused: set[RunContent] = set()
+        self._asked: Client | None = None
+        self._mismatched: list[socket.socket] = []
+        self._last_client_s = time.monotonic()
+        self._looks_ahead = True
         self._exiting = False
 
     def serve(self) -> None:
         """Serve until the worker must exit; see `kvfidelity.worker` for the reasons."""
-        while not (self._exiting and not self._running):
-            if self._all_gone():
+        while True:
+            if not self._exiting and not self._accept_all():
                 return
-            if not self._exiting and not (self._scheduler and self._scheduler.full):
-                is_idle = not (self._running or self._waiting)
-                client = self._listener.wait() if is_idle else self._listener.poll()
-                if client is None and self._waiting:
-                    self._exiting = True
-                    continue
-                if client is None and not self._running:
-                    return
-                if client is not None:
-                    if not self._accept(client):
-                        return
-                    continue  # first accept all that are connecting: then they share the batch
-            if self._scheduler is not None:
+            self._read_clients()
+            if self._deserted() or (self._exiting and not self._requested()):
+                return
+            self._start_runs()
+            if self._scheduler is not None and self._scheduler.running:
                 self._scheduler.advance()
+            self._deliver()
 
-    @property
-    def _running(self) -> int:
-        return self._scheduler.running if self._scheduler else 0
+    def _requested(self) -> list[Run]:
+        return [run for run in self._runs if run.requested]
 
-    def _all_gone(self) -> bool:
-        """Whether the clients of all active runs are gone."""
-        gone = [liveness for liveness in self._clients_watched if liveness.gone]
-        return bool(gone) and len(gone) == self._running
+    def _deserted(self) -> bool:
+        """Whether clients died in their requests, and no other waits."""
+        gone = [run for run in self._runs if run.client is not None and run.client.gone]
+        return bool(gone) and not self._requested()
 
-    def _accept(self, client: socket.socket) -> bool:
-        """Start one client's request; False if the worker must exit at once."""
+    def _accept_all(self) -> bool:
+        """Accept all clients that are connecting; False if the worker must exit at once.
+
+        With nothing to do it waits for a client, until the listener's time is over.
+        """
+        while True:
+            idle = not (self._requested() or self._computing() or self._mismatched)
+            client = self._listener.wait() if idle else self._listener.poll()
+            if client is None:
+                self._exiting |= bool(self._mismatched)
+                return not idle
+            self._last_client_s = time.monotonic()
+            if not self._accept(client):
+                return False
+
+    def _computing(self) -> bool:
+        return bool(self._scheduler and self._scheduler.running)
+
+    def _accept(self, connection: socket.socket) -> bool:
+        """Take one client's request; False if the worker must exit at once."""
         try:
-            match self._handler.receive(client):
+            match self._handler.receive(connection):
                 case {"do": "stop"}:
-                    send(client, {"event": "stopped"})
+                    send(connection, {"event": "stopped"})
                     return False
                 case {"do": "mismatch"}:
-                    self._waiting.append(client)
+                    self._mismatched.append(connection)
                     return True
                 case {"do": "serve", "job": job, **options}:
-                    scheduler = self._scheduler_for(client)
-                    if scheduler is not None:
-                        scheduler.start(
-                            partial(self._serve, client, job), alone=bool(options.get("alone"))
-                        )
-                        return True
+                    client = Client(connection, plans=bool(options.get("plans")))
+                    self._request(client, job, alone=bool(options.get("alone")))
+                    return True
         except CLIENT_ERRORS as error:
             log_dropped_client(error)
-        client.close()
+        connection.close()
         return True
 
-    def _scheduler_for(self, client: socket.socket) -> BatchScheduler[None] | None:
-        """The scheduler of the loaded model; None if loading failed, which the client was sent."""
-        if self._scheduler is None:
-            with Liveness(client, None) as liveness:
-                send_event = event_sender(client, liveness)
-                send_event(started_event())
-                outcome, healthy = self._handler.run(lambda: self._handler.generator(send_event))
-            if outcome["event"] == "error":
-                self._exiting = not healthy
-                send(client, final_event(outcome))
-                return None
-            generator = self._handler.generator(send_event)
-            self._scheduler = BatchScheduler(
-                generator.engine, self._batch_size, generator.free_memory
-            )
-        return self._scheduler
+    def _request(self, client: Client, fields: Message, *, alone: bool) -> None:
+        job = job_from(fields)
+        content = None
+        if isinstance(job, GenerateJob):
+            try:
+                content = RunContent.of(job.spec, job.pool, job.dialogue)
+            except OSError:
+                content = None  # the run itself says what is missing
+            known = next((run for run in self._runs if content and run.content == content), None)
+            if known is not None and known.client is None and not alone:
+                known.attach(job, client)
+                self._ask_what_follows(client)
+                return
+        # A crash is blamed on the run that is alone: then nothing else is computed.
+        self._looks_ahead &= not alone
+        self._runs.append(Run(content, job, client, alone))
+        self._ask_what_follows(client)
 
-    def _serve(self, client: socket.socket, job: Message, engine: Engine) -> None:
-        """One client's run, in its own thread; the scheduler lets one thread run at a time."""
+    def _ask_what_follows(self, client: Client) -> None:
+        few = len(self._planned) + self._ahead() < self._batch_size
+        if self._looks_ahead and client.plans and few and self._asked is None:
+            self._asked = client
+            client.send({"event": "which_next", "limit": BATCHES_AHEAD * self._batch_size})
+
+    def _ahead(self) -> int:
+        return sum(run.client is None for run in self._runs)
+
+    def _read_clients(self) -> None:
+        """Take what clients have sent, without waiting; an end of file means that one has died."""
+        clients = {run.client.connection: run.client for run in self._requested() if run.client}
+        readable = select.select(list(clients), [], [], self._patience())[0] if clients else []
+        for connection in readable:
+            client = clients[connection]
+            try:
+                data = connection.recv(1 << 20)
+            except OSError:
+                data = b""
+            if not data:
+                client.gone = True
+            client.inbox += data
+            if client.inbox.endswith(b"\n"):
+                self._take_plan(client)
+        if self._asked is not None and self._asked.gone:
+            self._asked = None
+
+    def _patience(self) -> float:
+        """Seconds to wait for clients: none while there is something to compute."""
+        return 0.0 if self._computing() or self._startable() else POLL_S
+
+    def _take_plan(self, client: Client) -> None:
+        message, client.inbox, self._asked = json.loads(client.inbox), b"", None
+        known = {run.content for run in self._runs} | set(self._planned) | self._refused
+        for entry in message.get("next", []):
+            try:
+                content = RunContent.of(entry["spec"], entry["pool"], entry["dialogue"])
+            except OSError:
+                continue
+            if content not in known:
+                self._planned.append(content)
+
+    def _startable(self) -> Run | None:
+        """The next run to start: a requested one first."""
+        return next((run for run in self._runs if run.thread is None and run.outcome is None), None)
+
+    def _start_runs(self) -> None:
+        self._plan_ahead()
+        while run := self._startable():
+            if self._scheduler is None and not self._load(run):
+                return
+            assert self._scheduler is not None
+            if self._scheduler.full:
+                return
+            run.thread = self._scheduler.start(partial(self._compute, run), alone=run.alone)
+
+    def _plan_ahead(self) -> None:
+        """Turn planned runs into runs while there is room for their results."""
+        recent = time.monotonic() - self._last_client_s < AHEAD_IDLE_S
+        if not self._looks_ahead or self._exiting or not recent:
+            self._planned.clear()
+        while (
+            self._planned
+            and self._ahead() < BATCHES_AHEAD * self._batch_size
+            and sum(run.nbytes for run in self._runs) < BYTES_AHEAD
+        ):
+            content = self._planned.popleft()
+            if all(run.content != content for run in self._runs):
+                self._runs.append(Run(content))
+
+    def _load(self, run: Run) -> bool:
+        """Load the model; if that fails, all requests get the error."""
+        run.send(started_event())
+        outcome, healthy = self._handler.run(lambda: self._handler.generator(run.send))
+        if outcome["event"] == "error":
+            for waiting in self._runs:
+                waiting.end(outcome, healthy=healthy)
+            return False
+        generator = self._handler.generator(run.send)
+        self._scheduler = BatchScheduler(generator.engine, self._batch_size, generator.free_memory)
+        return True
+
+    def _compute(self, run: Run, engine: Engine) -> None:
+        """One run, in its own thread; the scheduler lets one thread run at a time."""
         try:
-            with Liveness(client, None) as liveness:
-                self._clients_watched.add(liveness)
-                try:
-                    send_event = event_sender(client, liveness)
-                    send_event(started_event())
-                    outcome, healthy = self._handler.run(
-                        lambda: execute(
-                            self._handler.generator(send_event), job_from(job), send_event, engine
-                        )
-                    )
-                except RetryAloneError:
-                    send_event({"event": "retry_alone"})
-                    raise
-                finally:
-                    self._clients_watched.discard(liveness)
-            self._exiting |= not healthy
-            send(client, final_event(outcome))
-        except CLIENT_ERRORS as error:
+            run.send(started_event())
+            outcome, healthy = self._handler.run(lambda: self._work(run, engine))
+        except RetryAloneError:
+            run.send({"event": "retry_alone"})
+            raise
+        except ClientGoneError as error:
             log_dropped_client(error)
-        client.close()
+            outcome, healthy = {"event": "dropped"}, True
+        run.end(outcome, healthy=healthy)
+
+    def _work(self, run: Run, engine: Engine) -> None:
+        generator = self._handler.generator(run.send)
+        if run.content is None:
+            assert run.job is not None
+            execute(generator, run.job, run.send, engine)
+            return
+        spec, pool, dialogue, _ = run.content
+        run.records = generator.compute(spec, pool, dialogue, run.send, engine)
+
+    def _deliver(self) -> None:
+        """Answer the clients whose runs have ended; drop runs that failed ahead of a request."""
+        for run in [run for run in self._runs if run.outcome is not None]:
+            if run.client is None and run.records is not None:
+                continue  # kept for its job
+            self._runs.remove(run)
+            self._exiting |= not run.healthy
+            if run.client is None and run.content is not None:
+                self._refused.add(run.content)
+            elif run.client is not None:
+                self._answer(run, run.client)
+
+    def _answer(self, run: Run, client: Client) -> None:
+        outcome: Any = run.outcome
+        if run.records is not None and outcome["event"] == "done" and not client.gone:
+            records, job = run.records, run.job
+            assert isinstance(job, GenerateJob)
+            generator = self._handler.generator(run.send)
+            written, healthy = self._handler.run(lambda: generator.write(records, job))
+            self._exiting |= not healthy
+            outcome = outcome | written
+        if not client.gone:
+            client.send(outcome)
+        client.connection.close()

@@ -18,13 +18,14 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Job, WorkerConfig
-from kvfidelity.worker.protocol import messages, peer, send
+from kvfidelity.worker.protocol import Message, messages, peer, send
 from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 
 #: At a barrier, threads spin for microseconds and then sleep. On a busy machine, spinning longer
 #: made a decode step 3 to 5 times slower; on an idle one, sleeping at once makes a run 10% slower.
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 Progress = Callable[[dict[str, Any]], None]
+NextRuns = Callable[[int], list[dict[str, str]]]
 
 START_TIMEOUT_S = 60.0
 #: Tries to start a worker that dies before it listens.
@@ -45,10 +46,14 @@ class WorkerLostError(Exception):
     """The worker died in the middle of a request."""
 
 
-def request(config: WorkerConfig, job: Job, progress: Progress) -> None:
+def request(
+    config: WorkerConfig, job: Job, progress: Progress, next_runs: NextRuns | None = None
+) -> None:
     """Have a job done by the worker; a worker that dies or has another config is replaced.
 
     Args:
+        next_runs: returns the runs that the workflow still has to make (`spec`, `pool` and
+            `dialogue`), at most as many as it is given; None if that is unknown.
         progress: gets the worker's events, and {"event": "log", "text"} with what the worker
             wrote to its log during the request.
 
@@ -60,7 +65,7 @@ def request(config: WorkerConfig, job: Job, progress: Progress) -> None:
     for _ in range(MAX_REPLACEMENTS):
         with _connect(config) as connection:
             try:
-                if _was_served(connection, config, job, progress, alone=losses > 0):
+                if _was_served(connection, config, job, progress, next_runs, alone=losses > 0):
                     return
             except WorkerLostError:
                 losses += 1
@@ -86,18 +91,28 @@ def stop() -> None:
 
 
 def _was_served(
-    connection: socket.socket, config: WorkerConfig, job: Job, progress: Progress, *, alone: bool
+    connection: socket.socket,
+    config: WorkerConfig,
+    job: Job,
+    progress: Progress,
+    next_runs: NextRuns | None,
+    *,
+    alone: bool,
 ) -> bool:
     """Whether the request was served; False if the worker exited before it started on it.
 
     Args:
         alone: serve it with no other active, so that a crash can be blamed on it.
     """
-    config_fields, job_fields = dataclasses.asdict(config), dataclasses.asdict(job)
+    fields: Message = {
+        "do": "serve",
+        "config": dataclasses.asdict(config),
+        "job": dataclasses.asdict(job),
+        "alone": alone,
+        "plans": next_runs is not None,
+    }
     try:
-        send(
-            connection, {"do": "serve", "config": config_fields, "job": job_fields, "alone": alone}
-        )
+        send(connection, fields)
     except OSError:
         return False
     log_start: int | None = None
@@ -107,6 +122,9 @@ def _was_served(
                 return False
             case "started":
                 log_start = message["log_from"]
+            case "which_next":
+                with contextlib.suppress(OSError):
+                    send(connection, {"next": next_runs(message["limit"]) if next_runs else []})
             case "done" | "error":
                 _forward_log(progress, log_start, message["log_to"])
                 if message["event"] == "done":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.worker.client import THREAD_ENVIRONMENT, JobFailedError, request
+from kvfidelity.worker.client import THREAD_ENVIRONMENT, JobFailedError, NextRuns, request
 from kvfidelity.worker.gpus import gpu_share
 from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
 
@@ -30,8 +30,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
 
 
-def submit(options: argparse.Namespace, job: Job) -> None:
+def submit(options: argparse.Namespace, job: Job, next_runs: NextRuns | None = None) -> None:
     """Do a job in the warm worker, or in this process with --no-worker.
+
+    Args:
+        next_runs: see `client.request`.
 
     Raises:
         UserError: the request is wrong; the message says how.
@@ -39,16 +42,16 @@ def submit(options: argparse.Namespace, job: Job) -> None:
     """
     with gpu_share(options.gpus, options.batch_size, options.device) as environment:
         os.environ |= environment
-        _submit(worker_config(options), job, options.no_worker)
+        _submit(worker_config(options), job, options.no_worker, next_runs)
 
 
-def _submit(config: WorkerConfig, job: Job, no_worker: bool) -> None:
+def _submit(config: WorkerConfig, job: Job, no_worker: bool, next_runs: NextRuns | None) -> None:
     if no_worker:
         os.environ |= THREAD_ENVIRONMENT | os.environ
         execute(Generator(config), job, print_event)
         return
     try:
-        request(config, job, print_event)
+        request(config, job, print_event, next_runs)
     except JobFailedError as error:
         # The worker's traceback shows the cause; ours would only show this call.
         print(error, file=sys.stderr)
@@ -62,7 +65,7 @@ def print_event(event: dict[str, Any]) -> None:
             line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
             if event["concurrency"] > 1:
                 line += (
-                    " ({concurrency} runs decoded together, {batch_tokens_per_s} tokens/s in all)"
+                    " ({concurrency} runs computed together, {batch_tokens_per_s} tokens/s in all)"
                 )
             print(line.format(**event), file=sys.stderr, flush=True)
         case "retry_alone":

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfidelity.models.checksums import PROVENANCE
+from kvfidelity.records.notes import VERSION
 from kvfidelity.sizes import size_in_bytes
 from kvfidelity.worker.usage import Usage
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from kvfidelity.decoding.engine import Engine
     from kvfidelity.prefix.disk_cache import DiskPrefixCache
 
@@ -22,6 +25,8 @@ Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
 #: Baselines on disk, relative to the workflow's folder.
 PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
+#: The runs that the workflow will make; see `pipeline.planned_runs`.
+PLANNED_RUNS = Path(".snakemake/kvfidelity-planned-runs.json")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class WorkerConfig:
     threads: int
     batch_size: int
     policies_digest: str = ""
-    """Of all built-in policies: they stay imported, but are no part of `code_digest`."""
+    """Digest of all built-in policies: they stay imported, and `code_digest` leaves them out."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> WorkerConfig:
@@ -74,6 +79,20 @@ def job_from(values: dict[str, Any]) -> Job:
     return LikelihoodJob(**values) if "texts" in values else GenerateJob(**values)
 
 
+@dataclass(frozen=True)
+class Records:
+    """A run's tables by kind, the notes of their artifacts, and what the run took."""
+
+    frames: dict[str, pl.DataFrame]
+    notes: dict[str, str]
+    usage: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Estimated bytes of the tables."""
+        return sum(int(frame.estimated_size()) for frame in self.frames.values())
+
+
 class Generator:
     """A loaded model that does jobs and writes their artifacts."""
 
@@ -98,11 +117,19 @@ class Generator:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def serve(self, job: GenerateJob, progress: Progress, engine: Engine | None = None) -> None:
-        """Run one dialogue and write its artifacts; the turns are written last.
+    def compute(
+        self,
+        spec: str,
+        pool: str,
+        dialogue: str,
+        progress: Progress,
+        engine: Engine | None = None,
+    ) -> Records:
+        """Run one dialogue.
 
         Args:
-            engine: an engine that decodes in a batch; by default `self.engine`.
+            spec: a RunSpec as JSON. pool: path of the dialogues. dialogue: its ordinal.
+            engine: an engine that computes in a batch; by default `self.engine`.
 
         Raises:
             UserError: a specification or dialogue that cannot be run.
@@ -112,29 +139,36 @@ class Generator:
         from kvfidelity.dialogues.pool import read_dialogue
         from kvfidelity.generation.run import run_dialogue
         from kvfidelity.generation.spec import RunSpec
-        from kvfidelity.records.artifacts import write_parquet
         from kvfidelity.records.notes import input_notes
 
         usage = self._usage(engine)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        spec = RunSpec.from_json(job.spec)
-        dialogue = read_dialogue(Path(job.pool), job.dialogue)
-        records = run_dialogue(engine or self.engine, dialogue, spec, self._prefix_cache, progress)
-        notes = self._notes() | {"spec": job.spec, "dtype": self._config.dtype}
+        found = run_dialogue(
+            engine or self.engine,
+            read_dialogue(Path(pool), dialogue),
+            RunSpec.from_json(spec),
+            self._prefix_cache,
+            progress,
+        )
+        notes = self._notes() | {"spec": spec, "dtype": self._config.dtype}
         record = Path(self._config.model_dir) / PROVENANCE
-        notes |= input_notes(pool=Path(job.pool), model=record)
+        notes |= input_notes(pool=Path(pool), model=record)
+        return Records(found._asdict(), notes, usage.notes())
+
+    def write(self, records: Records, job: GenerateJob) -> None:
+        """Write a run's artifacts; the turns are written last."""
+        from kvfidelity.records.artifacts import write_parquet
+
         for kind in ("recall", "evictions", "turns"):
-            path = Path(getattr(job, kind))
-            if kind == "turns":
-                notes |= usage.notes()
-            write_parquet(getattr(records, kind), path, kind=kind, metadata=notes)
+            notes = records.notes | (records.usage if kind == "turns" else {})
+            write_parquet(records.frames[kind], Path(getattr(job, kind)), kind=kind, metadata=notes)
 
     def score(self, job: LikelihoodJob, engine: Engine | None = None) -> None:
         """Write the likelihood of a table of replies.
 
         Args:
-            engine: as for `serve`; used only to note that other runs share the process.
+            engine: as for `compute`; used only to note that other runs share the process.
 
         Raises:
             UserError: the table is missing or corrupt.
@@ -153,8 +187,8 @@ class Generator:
 
         device = self.engine.device
         cuda = device.type == "cuda"
-        notes = {f"version.{name}": version(name) for name in PACKAGES}
-        notes["version.python"] = platform.python_version()
+        notes = {VERSION + name: version(name) for name in PACKAGES}
+        notes[VERSION + "python"] = platform.python_version()
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
         chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
         return notes | {"code": self._config.code_digest, "chat": chat}
@@ -180,8 +214,9 @@ def _disk_prefix_cache(config: WorkerConfig, engine: Engine) -> DiskPrefixCache 
 def execute(
     generator: Generator, job: Job, progress: Progress, engine: Engine | None = None
 ) -> None:
-    """Do a job of either kind; `engine` as for Generator.serve."""
+    """Do a job of either kind; `engine` as for Generator.compute."""
     if isinstance(job, LikelihoodJob):
         generator.score(job, engine)
     else:
-        generator.serve(job, progress, engine)
+        records = generator.compute(job.spec, job.pool, job.dialogue, progress, engine)
+        generator.write(records, job)

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from kvfidelity.atomic_files import temporary_path
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
 
 #: Relative to the workflow's folder.
 FOLDER = Path(".snakemake/kvfidelity-salvage")
-OUTPUTS = ("turns", "evictions", "recall")
 DIGESTS_FILE = "sha256.json"
 
 
@@ -38,7 +39,7 @@ class SalvagedRuns:
             known = json.loads((kept / DIGESTS_FILE).read_text())
         except (OSError, ValueError):
             return False
-        if known != _digests({name: kept / name for name in OUTPUTS}):
+        if known != _digests({name: kept / name for name in GENERATED}):
             shutil.rmtree(kept)
             return False
         for name, path in _outputs(job).items():
@@ -70,7 +71,7 @@ def _key(config: WorkerConfig, job: GenerateJob) -> str:
 
 
 def _outputs(job: GenerateJob) -> dict[str, Path]:
-    return {name: Path(getattr(job, name)) for name in OUTPUTS}
+    return {name: Path(getattr(job, name)) for name in GENERATED}
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str] | None:
@@ -84,7 +85,7 @@ def _digests(files: Mapping[str, Path]) -> dict[str, str] | None:
 def _link(source: Path, target: Path) -> None:
     """A hard link to a file, or a copy where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(target)
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:

@@ -41,7 +41,7 @@ def owner_pid() -> int | None:
     """In a Slurm job, the process that Slurm started for it; it ends when the job ends.
 
     A worker that outlived it would hold a GPU that Slurm has given to another job: not every
-    cluster kills the processes that a job leaves behind.
+    cluster kills the processes that remain after a job.
     """
     if not scheduler_job():
         return None

@@ -48,6 +48,130 @@ def test_segments_that_overlap_by_a_message_or_touch_are_rejoined(tmp_path: Path
     assert (counts.records, counts.notes["segments_joined"]) == (4, 2)
 
 
+def test_numbered_ids_are_no_segments_without_evidence(tmp_path: Path) -> None:
+    records = [
+        {"id": "identity_0", "conversations": say("Who are you?", "A model.")},
+        {"id": "identity_2", "conversations": say("Your name?", "None.", "Why?", "So.")},
+        {"id": "identity_6", "conversations": say("Are you alive?", "No.")},
+        {"id": "identity_9", "conversations": say("Who made you?", "People.")},
+    ]
+    found, counts = read(write(tmp_path / "data.json", records))
+    assert [one.conversation_id for one in found] == [record["id"] for record in records]
+    assert [len(one.messages) for one in found] == [2, 4, 2, 2]
+    assert counts.notes["segments_joined"] == 0
+
+
+def test_overlapping_text_joins_a_chain_without_its_beginning(tmp_path: Path) -> None:
+    records = [
+        {"id": "a_4", "conversations": say("5", "6", "7")},
+        {"id": "a_6", "conversations": say("7", "8")},
+        {"id": "a_8", "conversations": say("9", "10")},
+    ]
+    found, _ = read(write(tmp_path / "data.json", records))
+    assert [(one.conversation_id, texts(one)) for one in found] == [
+        ("a_4", ["5", "6", "7", "8"]),
+        ("a_8", ["9", "10"]),
+    ]
+
+
+def test_an_empty_segment_does_not_break_a_chain(tmp_path: Path) -> None:
+    records = [{"id": "a_0", "conversations": []}, {"id": "a_0", "conversations": say("1", "2")}]
+    [found], _ = read(write(tmp_path / "data.json", records))
+    assert (found.conversation_id, texts(found)) == ("a", ["1", "2"])
+
+
+def test_one_record_twice_stays_two_and_an_empty_overlap_joins_nothing(tmp_path: Path) -> None:
+    records = [
+        {"id": "a_0", "conversations": say("1", "2")},
+        {"id": "a_0", "conversations": say("1", "2")},
+        {"id": "b_2", "conversations": say("3", "")},
+        {"id": "b_3", "conversations": say("", "4")},
+        {"id": "2024_11", "conversations": say("a date", "is no segment")},
+    ]
+    found, _ = read(write(tmp_path / "data.json", records))
+    names = [one.conversation_id for one in found]
+    assert names == ["a_0", "a_0", "b_2", "b_3", "2024_11"]
+
+
+def test_a_message_that_is_left_out_does_not_break_a_chain(tmp_path: Path) -> None:
+    call = {"from": "function_call", "value": "f()"}
+    records = [
+        {"id": "a_0", "conversations": [*say("1", "2"), call, {"from": "gpt", "value": None}]},
+        {"id": "a_4", "conversations": say("5", "6")},
+    ]
+    [found], counts = read(write(tmp_path / "data.json", records))
+    assert (found.conversation_id, texts(found)) == ("a", ["1", "2", "f()", "5", "6"])
+    assert counts.notes["malformed_message_dropped"] == 1
+
+
+def written(records: list[Any]) -> dict[str, str]:
+    """The same records in each way to write them, by the name of the reading."""
+    lines = [json.dumps(record) for record in records]
+    return {
+        "a JSON array": json.dumps(records, indent=1),
+        "JSON Lines": "\r\n".join(lines),
+        "a JSON object of records by id": json.dumps({one["id"]: one for one in records}),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt", ""])
+@pytest.mark.parametrize("byte_order_mark", ["", "\ufeff"])
+def test_content_and_not_the_name_says_how_to_read(
+    tmp_path: Path, suffix: str, byte_order_mark: str
+) -> None:
+    odd = ["half \ud83d a pair", "a\u2028b\x85c", "Zoe\u0308", "  x\u00a0"]
+    records = [{"id": name, "conversations": say(*odd), "n": float("nan")} for name in "abc"]
+    path = tmp_path / f"data{suffix}"
+    for reading, text in written(records).items():
+        path.write_text(byte_order_mark + text, encoding="utf-8", newline="")
+        found, counts = read(path)
+        assert [texts(one) for one in found] == [odd] * 3
+        assert [one.conversation_id for one in found] == ["a", "b", "c"]
+        assert counts.read_as == reading
+
+
+def test_a_broken_file_says_how_it_was_read(tmp_path: Path) -> None:
+    records = [{"id": name, "conversations": say("q", "a")} for name in "abc"]
+    path = tmp_path / "data.json"
+    for reading, text in written(records).items():
+        path.write_text(text.replace('"b", "conv', '"b" "conv').replace('"b",\n', '"b"\n'))
+        with pytest.raises(UserError, match=f"it was read as {reading}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is empty"),
+        (b'[{"id": 1, "id": 2}]', "the key 'id' twice"),
+        (b'[{"id": "a"}] [', "after the end of the array"),
+        (b'{"a": {"id": "a"}}}', "line 1: broken JSON"),
+        (b'[{"id": "\xff"}]', "not UTF-8 at byte 9"),
+        ('[{"id": "a"}]'.encode("utf-16"), "not UTF-8 at byte 0"),
+        (b"\x1f\x8b\x08\x00", "unpack it if it is compressed"),
+        (b"[" * 500_000, "nested too deeply"),
+    ],
+)
+def test_text_that_is_no_json_is_refused_by_name(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"data.json.*{message}"):
+        read(path)
+
+
+def test_values_that_lie_across_blocks_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"id": f"r{n}", "conversations": say("é\U0001f989" * n, "a")} for n in range(9)]
+    path = tmp_path / "data.json"
+    for size in (1, 2, 7, 64):
+        monkeypatch.setattr("kvfidelity.dialogues.formats.json_records.BLOCK", size)
+        for text in written(records).values():
+            path.write_text(text.replace("\\ud83e\\udd89", "\U0001f989"), encoding="utf-8")
+            found, _ = read(path)
+            assert [texts(one)[0] for one in found] == ["é\U0001f989" * n for n in range(9)]
+
+
 def test_a_gap_between_segments_is_not_papered_over(tmp_path: Path) -> None:
     records = [
         {"id": "a_0", "conversations": say("1", "2")},
@@ -149,8 +273,9 @@ def test_plain_turns_alternate(tmp_path: Path) -> None:
 def test_missing_files_and_unknown_formats_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; correct `path`"):
         read(tmp_path / "none.json")
-    with pytest.raises(UserError, match=r"must end in \.json, \.jsonl, \.parquet"):
-        read(write(tmp_path / "data.txt", []))
+    (tmp_path / "data.csv").write_text("id,text\n")
+    with pytest.raises(UserError, match=r"line 1: .* begins with neither an array nor an object"):
+        read(tmp_path / "data.csv")
     with pytest.raises(UserError, match="did you mean 'sharegpt'"):
         read(write(tmp_path / "data.json", []), "sharegtp")
     (tmp_path / "data.parquet").write_bytes(b"PAR1 no")
@@ -209,17 +334,12 @@ def test_a_format_file_that_cannot_be_used_is_named(
 
 
 def test_parquet_through_the_datasets_library(tmp_path: Path) -> None:
-    """What `source: hub` does, with a local file in the place of the hub."""
+    """What `source: hub` does with a table that the hub gave."""
     import datasets
 
     records = [{"id": "a", "messages": openai(1)}, {"id": "b", "messages": openai(2)}]
-    pl.DataFrame(records).write_parquet(tmp_path / "train.parquet")
-    loaded = datasets.load_dataset(
-        "parquet",
-        data_files=str(tmp_path / "train.parquet"),
-        split="train",
-        cache_dir=str(tmp_path / "cache"),
-    )
-    loaded.to_parquet(str(tmp_path / "data.parquet"))
+    loaded = datasets.Dataset.from_list(records)
+    with (tmp_path / "data.parquet").open("wb") as handle:
+        loaded.to_parquet(handle)
     found, _ = read(tmp_path / "data.parquet", "openai")
     assert [texts(one) for one in found] == [["question 1", "answer"], ["question 2", "answer"]]

@@ -87,6 +87,15 @@ def test_locomo_questions_know_the_turns_of_their_evidence(tmp_path: Path) -> No
     assert (dog.answer, dog.wrong, dog.category) == ("", ("a poodle",), "adversarial")
 
 
+@pytest.mark.parametrize("answer", [float("nan"), float("inf"), ["a"], {}, None])
+def test_an_answer_that_is_no_text_is_a_malformed_question(tmp_path: Path, answer: Any) -> None:
+    [found], counts = read(
+        tmp_path / "data.json", [LONGMEMEVAL | {"answer": answer}], "longmemeval"
+    )
+    assert found.questions == ()
+    assert counts.notes["malformed_question_dropped"] == 1
+
+
 def test_longmemeval_sessions_become_one_conversation(tmp_path: Path) -> None:
     absent = LONGMEMEVAL | {"question_id": "q2_abs"}
     [found, other], _ = read(tmp_path / "data.json", [LONGMEMEVAL, absent], "longmemeval")

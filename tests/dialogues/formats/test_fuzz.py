@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kvfidelity.dialogues.formats import SourceCounts, read_conversations
 from kvfidelity.dialogues.formats.files import joined, segments
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.dialogues.selection import Candidate, Selection, Selector
+from kvfidelity.errors import UserError
 
 # At least 1,000 records of each of six forms.
 RUNS, RECORDS = 100, 50
@@ -121,6 +123,100 @@ def test_any_record_is_kept_or_counted(format_: str) -> None:
 
     holds()
     assert seen >= 1000
+
+
+# Texts that a reader may change by mistake.
+EXACT = st.sampled_from(
+    [
+        "",
+        "a",
+        " b ",
+        "e\u0308",
+        "\u00e9",
+        "\ufeffx",
+        "l\r\nm",
+        "t\tn",
+        "NaN",
+        "null",
+        "\u2028",
+        "q\ud83d",
+    ]
+)
+TALKS = st.lists(
+    st.tuples(st.sampled_from(["human", "gpt", "system", "tool", "observation"]), EXACT), max_size=5
+)
+FUZZED = st.lists(
+    st.one_of(st.tuples(IDS, TALKS), st.tuples(IDS, TALKS), RECORDS_OF["sharegpt"]),
+    min_size=1,
+    max_size=10,
+)
+FORMS = st.sampled_from(["array", "indented", "lines", "crlf"])
+DAMAGE = st.sampled_from([None, None, None, "cut", "brace", "bytes"])
+
+
+def as_record(item: Any) -> Any:
+    if not isinstance(item, tuple):
+        return item
+    name, talk = item
+    return {"id": name, "conversations": [{"from": role, "value": text} for role, text in talk]}
+
+
+def as_file(records: list[Any], form: str, byte_order_mark: bool, damage: str | None) -> bytes:
+    lines = {"lines": "\n", "crlf": "\r\n"}
+    if form in lines:
+        text = lines[form].join(map(json.dumps, records))
+    else:
+        text = json.dumps(records, indent=1 if form == "indented" else None)
+    text = "\ufeff" * byte_order_mark + text
+    middle = len(text) // 2
+    if damage == "cut":
+        text = text[:middle]
+    data = text.encode()
+    return data[:middle] + {"brace": b"}", "bytes": b"\xff"}.get(str(damage), b"") + data[middle:]
+
+
+def test_any_file_is_read_exactly_or_refused_by_name(tmp_path: Path) -> None:
+    """KVFIDELITY_FUZZED_RECORDS=5000 tries that many records; the usual suite tries 300."""
+    wanted = int(os.environ.get("KVFIDELITY_FUZZED_RECORDS", "300"))
+    path, seen, refused = tmp_path / "data.json", 0, 0
+
+    @settings(
+        max_examples=max(1, wanted // 3),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        derandomize=True,
+    )
+    @given(FUZZED, FORMS, st.booleans(), DAMAGE)
+    def holds(items: list[Any], form: str, byte_order_mark: bool, damage: str | None) -> None:
+        nonlocal seen, refused
+        records = [as_record(item) for item in items]
+        seen += len(records)
+        if form in ("lines", "crlf"):  # a line that is no object is another kind of file
+            records = [record for record in records if isinstance(record, dict)]
+        path.write_bytes(as_file(records, form, byte_order_mark, damage))
+        counts = SourceCounts()
+        try:
+            found = list(read_conversations(path, "sharegpt", counts))
+        except UserError as error:
+            assert str(path) in str(error) and ("correct" in str(error) or "convert" in str(error))
+            refused += 1
+            assert damage or not records or isinstance(records[0], dict)
+            return
+        if damage or not all(isinstance(item, tuple) for item in items):
+            return
+        assert counts.records == len(records)
+        joined_to_others = counts.notes["segments_joined"]
+        assert len(found) + joined_to_others == len(records)
+        given_texts = [(role, text) for _, talk in items for role, text in talk]
+        if not joined_to_others:
+            read = [message.text for one in found for message in one.messages]
+            assert read == [text for _, text in given_texts]
+        else:
+            assert {m.text for one in found for m in one.messages} == {t for _, t in given_texts}
+
+    holds()
+    assert seen >= wanted and refused
 
 
 def test_what_random_records_rarely_are(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,27 +11,18 @@ from torch import Tensor
 
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
+from kvfidelity.options import check_option, option, option_fields
 
 
-def parameter(
-    default: Any = MISSING,
-    *,
-    doc: str,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
+def parameter(default: Any = MISSING, *, doc: str, **allowed: Any) -> Any:
     """A dataclass field for a policy's parameter.
 
     Args:
         default: its value if the config does not set it; without one it is required.
         doc: what it means, for the documentation.
-        low, high: inclusive bounds. above: an exclusive lower bound.
-        choices: the allowed strings.
+        allowed: `low`, `high`, `above` and `choices` of `options.option`.
     """
-    bounds = {"doc": doc, "low": low, "high": high, "above": above, "choices": choices}
-    return field(default=default, metadata=bounds)
+    return option(default, doc=doc, **allowed)
 
 
 def keep_ratio(default: Any = MISSING) -> Any:
@@ -60,8 +51,9 @@ class Policy(ABC):
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _check(self.kind, item.name, getattr(self, item.name), item.metadata)
+        for item in option_fields(self):
+            if wrong := check_option(item, getattr(self, item.name)):
+                raise UserError(f"policy {self.kind}: {wrong}")
 
     @property
     def query_window(self) -> int:
@@ -115,17 +107,3 @@ def pin_ends(rank: Tensor, first: int, last: int) -> Tensor:
     rank[..., :first] = torch.inf
     rank[..., max(rank.shape[-1] - last, 0) :] = torch.inf
     return rank
-
-
-def _check(kind: str, name: str, value: Any, allowed: Any) -> None:
-    low, high, above = allowed.get("low"), allowed.get("high"), allowed.get("above")
-    if allowed.get("choices") and value not in allowed["choices"]:
-        options = ", ".join(allowed["choices"])
-        raise UserError(f"policy {kind}: {name} is {value!r}; choose one of {options}")
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    too_low = (low is not None and value < low) or (above is not None and value <= above)
-    if too_low or (high is not None and value > high):
-        lower = f"above {above}" if above is not None else f"at least {low}"
-        upper = f" and at most {high}" if high is not None else ""
-        raise UserError(f"policy {kind}: {name} is {value}; it must be {lower}{upper}")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import json
 import pkgutil
 import sys
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,9 @@ from typing import Any
 import kvfidelity.cache.policies as package
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.errors import UserError
+from kvfidelity.options import option_schemas
 from kvfidelity.suggestions import did_you_mean
+from kvfidelity.user_files import load_module
 
 
 def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
@@ -33,7 +32,7 @@ def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
         found |= {policy.kind: policy for policy in _policies_in(module)}
     for file in files:
-        own = _policies_in(_load(Path(file)))
+        own = _policies_in(load_module(file, "policy_files"))
         if not own:
             raise UserError(f"{file} defines no policy: it needs a dataclass of Policy with `kind`")
         for policy in own:
@@ -68,41 +67,15 @@ def policy_schema(files: Iterable[Path] = ()) -> dict[str, Any]:
 
 
 def _schema_of(policy: type[Policy]) -> dict[str, Any]:
-    hints = typing.get_type_hints(policy)
-    properties: dict[str, Any] = {"kind": {"const": policy.kind}}
-    required = ["kind"]
-    for item in dataclasses.fields(policy):
-        meta = item.metadata
-        entry = _json_type(hints[item.name]) | {"description": meta["doc"]}
-        for bound, keyword in (
-            ("low", "minimum"),
-            ("high", "maximum"),
-            ("above", "exclusiveMinimum"),
-        ):
-            if meta[bound] is not None:
-                entry[keyword] = meta[bound]
-        if meta["choices"]:
-            entry["enum"] = list(meta["choices"])
-        if item.default is dataclasses.MISSING:
-            required.append(item.name)
-        else:
-            entry["default"] = item.default
-        properties[item.name] = entry
+    properties, required = option_schemas(policy)
     return {
         "description": " ".join((inspect.getdoc(policy) or "").split("\n\n")[0].split()),
         "module": policy.__module__,
         "type": "object",
-        "properties": properties,
-        "required": required,
+        "properties": {"kind": {"const": policy.kind}, **properties},
+        "required": ["kind", *required],
         "additionalProperties": False,
     }
-
-
-def _json_type(hint: Any) -> dict[str, Any]:
-    names = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
-    if isinstance(hint, types.UnionType):
-        return {"type": [names[member] for member in typing.get_args(hint)]}
-    return {"type": names[hint]}
 
 
 def _policies_in(module: types.ModuleType) -> list[type[Policy]]:
@@ -115,22 +88,6 @@ def _policies_in(module: types.ModuleType) -> list[type[Policy]]:
         and not inspect.isabstract(member)
         and not member.__name__.startswith("_")
     ]
-
-
-def _load(file: Path) -> types.ModuleType:
-    if not file.is_file():
-        raise UserError(f"policy file {file} does not exist; correct `policy_files` in the config")
-    name = f"kvfidelity_policy_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"policy file {file} is not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"policy file {file} fails: {type(error).__name__}: {error}") from error
-    return module
 
 
 if __name__ == "__main__":

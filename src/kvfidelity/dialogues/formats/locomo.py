@@ -39,10 +39,10 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
     for speaker, message_id, text in _spoken(record, counts):
         text_of[message_id] = text
         spoken.append((speaker, text))
-    first = spoken[0][0] if spoken else ""
-    messages = tuple(
-        Message("user" if speaker == first else "assistant", text) for speaker, text in spoken
-    )
+    # A third speaker is neither user nor assistant.
+    speakers = list(dict.fromkeys(speaker for speaker, _ in spoken))
+    roles = dict(zip(speakers, ("user", "assistant"), strict=False))
+    messages = tuple(Message(roles.get(speaker, speaker), text) for speaker, text in spoken)
     name = conversation_id(record.get("sample_id", record.get("id")), messages)
     return RawConversation(name, 0, messages, _questions(record.get("qa"), text_of, counts))
 
@@ -63,10 +63,10 @@ def _spoken(record: Any, counts: SourceCounts) -> Iterator[tuple[str, str, str]]
         head = f"[{date}] " if date else ""
         for item in items:
             text = _text(item)
-            if text is None:
+            if text is None or not isinstance(item.get("speaker"), str):
                 counts.notes["malformed_message_dropped"] += 1
                 continue
-            yield str(item.get("speaker")), str(item.get("dia_id")), head + text
+            yield item["speaker"], str(item.get("dia_id")), head + text
             head = ""
 
 

@@ -8,6 +8,7 @@ The sessions become one conversation; each opens with its date.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -18,6 +19,7 @@ from kvfidelity.dialogues.formats.raw import (
     RawConversation,
     RawQuestion,
     SourceCounts,
+    answer_text,
     conversation_id,
 )
 
@@ -32,7 +34,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
         if not isinstance(session, list):
             counts.notes["malformed_session_dropped"] += 1
             continue
-        part = list(messages_of(session, "role", "content", counts))
+        part = list(messages_of(session, "role", "content"))
         evidence += [
             item["content"]
             for item in session
@@ -41,7 +43,8 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
             and isinstance(item.get("content"), str)
         ]
         if part and isinstance(date, str):
-            part[0] = Message(part[0].role, f"[{date}] {part[0].text}")
+            first = next((n for n, one in enumerate(part) if one.role in ("user", "assistant")), 0)
+            part[first] = replace(part[first], text=f"[{date}] {part[first].text}")
         messages += part
     name = conversation_id(record.get("question_id"), messages)
     return RawConversation(name, 0, tuple(messages), _question(record, tuple(evidence), counts))
@@ -50,7 +53,7 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
 def _question(
     record: Mapping[str, Any], evidence: tuple[str, ...], counts: SourceCounts
 ) -> tuple[RawQuestion, ...]:
-    question, answer = record.get("question"), record.get("answer")
+    question, answer = record.get("question"), answer_text(record.get("answer"))
     if not isinstance(question, str) or answer is None:
         counts.notes["malformed_question_dropped"] += 1
         return ()
@@ -59,7 +62,7 @@ def _question(
     # This ending means that the sessions do not hold the answer.
     absent = str(record.get("question_id")).endswith("_abs")
     kind = str(record.get("question_type", "unknown"))
-    return (RawQuestion(question, "" if absent else str(answer), kind, evidence),)
+    return (RawQuestion(question, "" if absent else answer, kind, evidence),)
 
 
 FORMAT = Format(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvfidelity.dialogues.formats.raw import Message, SourceCounts
+from kvfidelity.dialogues.formats.raw import Message
 
 ROLES = {
     "human": "user",
@@ -18,28 +18,36 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
+#: What is no message: no object, no role, or no text.
+MALFORMED = Message("", "")
 
 
-def messages_of(items: Any, role: str, text: str, counts: SourceCounts) -> tuple[Message, ...]:
-    """Messages of a list of objects with the keys `role` and `text`; malformed ones are counted.
+def messages_of(items: Any, role: str, text: str) -> tuple[Message, ...]:
+    """Messages of a list of objects with the keys `role` and `text`, one for each item.
 
     Raises:
         TypeError: `items` is not a list.
     """
     if not isinstance(items, list | tuple):
         raise TypeError("not a list of messages")
-    found = [_message(item, role, text) for item in items]
-    counts.notes["malformed_message_dropped"] += found.count(None)
-    return tuple(message for message in found if message is not None)
+    return tuple(_message(item, role, text) for item in items)
 
 
-def _message(item: Any, role: str, text: str) -> Message | None:
-    if not isinstance(item, Mapping):
-        return None
-    speaker, content = ROLES.get(str(item.get(role)).lower()), item.get(text)
+def message(role: str | None, text: Any) -> Message:
+    """A message of a known role; malformed if one of the two is missing."""
+    return Message(role, text) if role and isinstance(text, str) else MALFORMED
+
+
+def _message(item: Any, role: str, text: str) -> Message:
+    if not isinstance(item, Mapping) or not isinstance(item.get(role), str):
+        return MALFORMED
+    name, content = item[role].strip(), item.get(text)
+    speaker = ROLES.get(name.lower(), name)
+    left_out = 0
     if isinstance(content, list):  # OpenAI's content parts; images have no text
-        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        content = "\n".join(part for part in parts if isinstance(part, str))
-    if speaker is None or not isinstance(content, str):
-        return None
-    return Message(speaker, content)
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        kept = [part for part in texts if isinstance(part, str)]
+        left_out, content = len(content) - len(kept), "\n".join(kept)
+    if content is None and (item.get("tool_calls") or item.get("function_call")):
+        return Message("tool_calls", "")
+    return Message(speaker, content, left_out) if isinstance(content, str) else MALFORMED

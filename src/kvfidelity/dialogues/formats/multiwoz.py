@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvfidelity.dialogues.formats.messages import messages_of
+from kvfidelity.dialogues.formats.messages import message, messages_of
 from kvfidelity.dialogues.formats.raw import (
     Format,
     Message,
@@ -25,37 +25,35 @@ SPEAKERS = {"USER": "user", "SYSTEM": "assistant", "0": "user", "1": "assistant"
 
 def _read(record: Any, counts: SourceCounts) -> RawConversation:
     if "conversations" in record:
-        messages = messages_of(record["conversations"], "from", "value", counts)
+        messages = messages_of(record["conversations"], "from", "value")
     elif "log" in record:
-        messages = _alternating(record["log"], counts)
+        messages = _alternating(record["log"])
     else:
-        messages = _spoken(record["turns"], counts)
+        messages = _spoken(record["turns"])
     return RawConversation(
         conversation_id(record.get("dialogue_id", record.get("id")), messages), 0, messages
     )
 
 
-def _alternating(log: Any, counts: SourceCounts) -> tuple[Message, ...]:
+def _alternating(log: Any) -> tuple[Message, ...]:
     if not isinstance(log, list):
         raise TypeError("`log` is not a list")
     pairs = [("assistant" if index % 2 else "user", item) for index, item in enumerate(log)]
-    return _checked([(role, _get(item, "text")) for role, item in pairs], counts)
+    return tuple(message(role, _get(item, "text")) for role, item in pairs)
 
 
-def _spoken(turns: Any, counts: SourceCounts) -> tuple[Message, ...]:
+def _spoken(turns: Any) -> tuple[Message, ...]:
     if isinstance(turns, Mapping):
         pairs = list(zip(turns["speaker"], turns["utterance"], strict=True))
     elif isinstance(turns, list):
         pairs = [(_get(item, "speaker"), _get(item, "utterance")) for item in turns]
     else:
         raise TypeError("`turns` is neither list nor columns")
-    return _checked([(SPEAKERS.get(str(speaker)), text) for speaker, text in pairs], counts)
+    return tuple(message(_role(speaker), text) for speaker, text in pairs)
 
 
-def _checked(pairs: list[tuple[str | None, Any]], counts: SourceCounts) -> tuple[Message, ...]:
-    kept = [Message(role, text) for role, text in pairs if role and isinstance(text, str)]
-    counts.notes["malformed_message_dropped"] += len(pairs) - len(kept)
-    return tuple(kept)
+def _role(speaker: Any) -> str | None:
+    return SPEAKERS.get(str(speaker), speaker if isinstance(speaker, str) else None)
 
 
 def _get(item: Any, key: str) -> Any:

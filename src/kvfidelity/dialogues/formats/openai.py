@@ -13,7 +13,7 @@ from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCoun
 
 def _read(record: Any, counts: SourceCounts) -> RawConversation:
     items = record["messages"] if "messages" in record else record["conversation"]
-    messages = messages_of(items, "role", "content", counts)
+    messages = messages_of(items, "role", "content")
     name = record.get("id", record.get("conversation_id", record.get("conversation_hash")))
     return RawConversation(conversation_id(name, messages), 0, messages)
 

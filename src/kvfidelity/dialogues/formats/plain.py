@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvfidelity.dialogues.formats.messages import message
 from kvfidelity.dialogues.formats.raw import (
     Format,
-    Message,
     RawConversation,
     SourceCounts,
     conversation_id,
@@ -17,13 +17,10 @@ def _read(record: Any, counts: SourceCounts) -> RawConversation:
     turns = record["turns"]
     if not isinstance(turns, list):
         raise TypeError("`turns` is not a list")
-    messages = []
-    for index, text in enumerate(turns):
-        if isinstance(text, str):
-            messages.append(Message("assistant" if index % 2 else "user", text))
-        else:
-            counts.notes["malformed_message_dropped"] += 1
-    return RawConversation(conversation_id(record.get("id"), messages), 0, tuple(messages))
+    messages = tuple(
+        message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)
+    )
+    return RawConversation(conversation_id(record.get("id"), messages), 0, messages)
 
 
 FORMAT = Format(

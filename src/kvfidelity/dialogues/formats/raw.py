@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,10 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Message:
-    """One message as the file has it; `role` is user, assistant or system."""
+    """One message as the file has it.
+
+    role: user, assistant or system; another role by its name in the file, such as `function_call`;
+    or "" for what is no message, whose text is empty. The last two keep their place here, so that
+    messages can be numbered, and are left out of the dialogue. parts_left_out: parts of the message
+    that hold no text, such as pictures.
+    """
 
     role: str
     text: str
+    parts_left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,17 @@ class RawQuestion:
 
 @dataclass(frozen=True)
 class RawConversation:
-    """A conversation, or a segment of one: `start` is the index of its first message."""
+    """A conversation, or a segment of one.
+
+    start: index of its first message in the conversation. record_id: of a possible segment, the
+    whole id of its record, which becomes its id where nothing shows that it is a segment.
+    """
 
     conversation_id: str
     start: int
     messages: tuple[Message, ...]
     questions: tuple[RawQuestion, ...] = ()
+    record_id: str | None = None
 
 
 @dataclass
@@ -48,7 +61,7 @@ class SourceCounts:
 
     records: read from the file. conversations: whole ones. dropped: number by reason.
     notes: number by kind of repair. truncated_at: byte at which the file ends in the middle of a
-    record, None if it does not.
+    record, None if it does not. read_as: how the file was read, such as "JSON Lines".
     """
 
     records: int = 0
@@ -56,6 +69,7 @@ class SourceCounts:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     truncated_at: int | None = None
+    read_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,12 @@ class Format:
     summary: str
     read: Callable[[Any, SourceCounts], RawConversation]
     published: str | None = None
+
+
+def answer_text(given: Any) -> str | None:
+    """An answer as text; None for lists, objects and numbers that are not finite."""
+    finite = isinstance(given, str | int) or (isinstance(given, float) and math.isfinite(given))
+    return str(given) if finite else None
 
 
 def conversation_id(given: Any, messages: Iterable[Message]) -> str:

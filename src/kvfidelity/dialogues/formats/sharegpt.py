@@ -8,15 +8,18 @@ from typing import Any
 from kvfidelity.dialogues.formats.messages import messages_of
 from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCounts, conversation_id
 
-# Long conversations are split into segments: `<conversation>_<index of first message>`.
+# Long conversations are split into segments: `<conversation>_<index of first message>`. Other ids
+# look like that too; `files` joins only what fits.
 SPLIT_ID = re.compile(r"(.+)_([0-9]{1,9})", flags=re.DOTALL)
 
 
 def _read(record: Any, counts: SourceCounts) -> RawConversation:
-    messages = messages_of(record["conversations"], "from", "value", counts)
+    messages = messages_of(record["conversations"], "from", "value")
     name = conversation_id(record.get("id"), messages)
     found = SPLIT_ID.fullmatch(name)
-    return RawConversation(found[1] if found else name, int(found[2]) if found else 0, messages)
+    if found is None or name != record.get("id"):
+        return RawConversation(name, 0, messages)
+    return RawConversation(found[1], int(found[2]), messages, record_id=name)
 
 
 FORMAT = Format(

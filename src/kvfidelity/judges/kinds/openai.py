@@ -17,8 +17,9 @@ from kvfidelity.judges.verdict import Verdict
 from kvfidelity.options import option, option_fields
 
 if TYPE_CHECKING:
+    from kvfidelity.judges.comparison import Comparison, Pair
     from kvfidelity.judges.llm import LLMJudge
-    from kvfidelity.judges.pairwise import Comparison, Pair, PairwiseJudge
+    from kvfidelity.judges.pairwise import PairwiseJudge
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class OpenAIJudge(Judge):
 
     @property
     def _entry(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in option_fields(self)}
+        options = {item.name: getattr(self, item.name) for item in option_fields(self)}
+        return {"kind": self.kind, **options}
 
 
 def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A config entry of this kind with the defaults of the options that it leaves out."""
     defaults = {item.name: item.default for item in option_fields(OpenAIJudge)}
     del defaults["model"]
-    return defaults | dict(entry)
+    return {"kind": OpenAIJudge.kind, **defaults, **entry}

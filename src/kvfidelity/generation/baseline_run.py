@@ -8,12 +8,15 @@ likelihood of a reply with nothing evicted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.scores import AttentionScores
+from kvfidelity.decoding.engine import Scheduler
 from kvfidelity.generation.turns import TurnOutcome
 
 
@@ -86,6 +89,20 @@ class BaselineRun:
                 _bytes(queries) for queries in checkpoint.recent_queries if queries is not None
             )
         return total + sum(_bytes(outcome.predicted) for outcome in self.outcomes)
+
+
+class BaselineStore(Protocol):
+    """Keeps baselines, so that runs share them; see `prefix.cache.PrefixCache`."""
+
+    def get(
+        self, key: str, compute: Callable[[], BaselineRun], scheduler: Scheduler | None = None
+    ) -> BaselineRun:
+        """The baseline under `key`, computed if it is not kept.
+
+        Args:
+            scheduler: of the batch that the caller runs in, if any. If another run of the batch
+                is computing the same baseline, this one waits for it.
+        """
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,0 +1,51 @@
+"""Files that are whole or absent: written under another name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: A file that is being written, or that a killed process left: the group is the process's id.
+TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes a file before it is renamed to `path`; matches `TEMPORARY`."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(source.read_bytes())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, indented, with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,100 @@
+"""Feeds known tokens into one or several caches, in as few forwards as memory allows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.packed import PackedCache
+from kvfidelity.cache.tree import TokenTree, TreeCache
+
+if TYPE_CHECKING:
+    from kvfidelity.decoding.engine import Engine
+
+# On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
+# planned again for every new length.
+LONG_PROMPT, ROUND_LENGTH = 4096, 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """Tokens to be fed into a cache.
+
+    tree: they are this tree's, and leave the cache as it was; None for a plain sequence.
+    """
+
+    cache: ManagedCache
+    ids: Sequence[int]
+    tree: TokenTree | None = None
+
+    def part(self) -> AttentionCache:
+        """What takes part in a forward."""
+        return self.cache if self.tree is None else TreeCache(self.cache, self.tree)
+
+    def chunk_sizes(self, chunk: int, device: str) -> list[int]:
+        """Tokens of each forward that feeds them, at most `chunk`; a tree is not divided."""
+        count = len(self.ids)
+        sizes = []
+        if self.tree is not None:
+            return [count]
+        if device == "cuda" and not self.cache.size and min(count, chunk) >= LONG_PROMPT:
+            sizes.append(min(count, chunk) // ROUND_LENGTH * ROUND_LENGTH)
+        while (left := count - sum(sizes)) > 0:
+            sizes.append(min(left, chunk))
+        return sizes
+
+
+@torch.inference_mode()
+def feed_together(engine: Engine, feeds: Sequence[Feed]) -> list[Tensor]:
+    """Feed tokens into several caches; each as one forward of its own, as far as it can tell.
+
+    At most `engine.chunk` tokens are in one forward, of all caches together.
+
+    Returns:
+        For each feed its hidden states before the output layer [len(ids), hidden]; row j predicts
+        token j + 1.
+    """
+    tokens = [torch.tensor(list(feed.ids), device=engine.device) for feed in feeds]
+    sizes = [feed.chunk_sizes(engine.chunk, engine.device.type) for feed in feeds]
+    done = [0] * len(feeds)
+    parts: list[list[Tensor]] = [[] for _ in feeds]
+    for forward in plan_forwards(sizes, engine.chunk):
+        with ExitStack() as stack:
+            for index, _ in forward:
+                if done[index]:
+                    stack.enter_context(feeds[index].cache.continuing())
+            row = torch.cat([tokens[i][done[i] : done[i] + count] for i, count in forward])
+            caches = [feeds[index].part() for index, _ in forward]
+            counts = [count for _, count in forward]
+            cache = caches[0] if len(caches) == 1 else PackedCache(caches, counts)
+            hidden = engine.forward(row[None], cache)[0]
+        for (index, count), part in zip(forward, torch.split(hidden, counts), strict=True):
+            parts[index].append(part)
+            done[index] += count
+    return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
+
+
+def plan_forwards(sizes: Sequence[Sequence[int]], limit: int) -> Iterator[list[tuple[int, int]]]:
+    """Which chunks share a forward: pairs of a feed's index and its number of tokens.
+
+    Args:
+        sizes: of each feed, its chunks in order. A forward takes at most one chunk of a feed.
+        limit: most tokens of a forward, unless a single chunk is larger.
+    """
+    left = [deque(chunks) for chunks in sizes]
+    while any(left):
+        room = limit
+        forward: list[tuple[int, int]] = []
+        for index, chunks in enumerate(left):
+            if chunks and (chunks[0] <= room or not forward):
+                room -= chunks[0]
+                forward.append((index, chunks.popleft()))
+        yield forward

@@ -1,0 +1,12 @@
+"""The kinds of replies on which a judge is tested; estimates count them before anything is made."""
+
+from __future__ import annotations
+
+GOOD = "good"
+SHUFFLE = "shuffle"
+INJECTION = "injection"
+#: Kinds of corruption, in the order of the tables.
+KINDS = (SHUFFLE, "repetition", "echo", "other_dialogue", "truncation", "wrong_fact")
+#: What a judge of single replies is shown; one that compares is shown a good reply and each of
+#: `KINDS`.
+SINGLE = (GOOD, *KINDS, INJECTION)
