@@ -14,7 +14,7 @@ from kvfidelity.dialogues.pool import KIND, Question, Turn, read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import write_parquet
-from tests.dialogues.conftest import bundled_records
+from tests.dialogues.conftest import bundled_records, make_tokenizer
 from tests.dialogues.formats.test_files import say
 from tests.dialogues.formats.test_forms import LOCOMO
 
@@ -43,6 +43,26 @@ def accounted(manifest: dict[str, Any]) -> bool:
     return bool(
         manifest["conversations_read"] == manifest["kept"] + dropped + manifest["joined_to_others"]
     )
+
+
+@pytest.mark.parametrize("joined", [{}, {"join_tokens": 100}])
+def test_a_dialogue_that_the_chat_template_treats_in_its_own_way_is_counted(
+    tmp_path: Path, joined: dict[str, int]
+) -> None:
+    tokenizer = make_tokenizer("chatml")
+    condition = "{% if 'secret' in message['content'] %}(hidden){% endif %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|im_end|>", condition + "<|im_end|>", 2
+    )
+    records = [{"id": f"d{n}", "conversations": chatter(n)} for n in range(3)]
+    records[1]["conversations"][2]["value"] += " secret"
+    segmenter = ChatSegmenter(tokenizer)
+    _, manifest = extract(folder(tmp_path, records), entry() | joined, segmenter)
+    assert manifest["kept"] == 2
+    assert manifest["dropped"] == {"changed_by_chat_template": 1}
+    assert accounted(manifest)
+    assert manifest["chat"] == segmenter.notes
+    assert manifest["chat"]["stop_tokens"] == ["<|im_end|>"]
 
 
 def test_the_bundled_dialogues_make_a_pool(tmp_path: Path, segmenter: ChatSegmenter) -> None:

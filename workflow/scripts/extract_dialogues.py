@@ -22,10 +22,12 @@ def main() -> None:
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
     from kvfidelity.models.checksums import PROVENANCE, copy_without_weights
+    from kvfidelity.models.end_tokens import end_token_ids
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import write_parquet
 
-    segmenter = ChatSegmenter(AutoTokenizer.from_pretrained(options.model))
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    segmenter = ChatSegmenter(tokenizer, end_token_ids(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)
     copy_without_weights(options.model, options.tokenizer)
     write_json(options.manifest, manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,9 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.errors import UserError
 from kvfidelity.metrics.likelihood import kl_divergence, token_nll
+from kvfidelity.models.end_tokens import end_token_ids
 from kvfidelity.models.load import load_model
 
 if TYPE_CHECKING:
@@ -86,15 +88,25 @@ class Engine:
             UserError: no such directory, an unsupported architecture, an unknown device.
         """
         model, tokenizer = load_model(model_dir, dtype, device)
-        engine = replace(cls.from_model(model, tokenizer), chunk=chunk)
+        engine = cls.from_model(model, tokenizer, end_token_ids(model_dir))
+        engine = replace(engine, chunk=chunk)
         if engine.device.type == "cuda":
             engine._warm_up()
         return engine
 
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any) -> Engine:
-        """Wrap a loaded causal language model; it is attached to managed caches."""
-        return cls.from_parts(model, ChatSegmenter(tokenizer), tokenizer)
+    def from_model(cls, model: Any, tokenizer: Any, end_ids: Set[int] = frozenset()) -> Engine:
+        """Wrap a loaded causal language model; it is attached to managed caches.
+
+        Args:
+            end_ids: tokens that end a reply, besides the tokenizer's and the chat template's own.
+
+        Raises:
+            UserError: a tokenizer with tokens that the model has no embedding for, or whose chat
+                template cannot be fed turn by turn.
+        """
+        _check_vocabulary(model, tokenizer)
+        return cls.from_parts(model, ChatSegmenter(tokenizer, end_ids), tokenizer)
 
     @classmethod
     def from_parts(cls, model: Any, segmenter: Any, tokenizer: Any) -> Engine:
@@ -195,6 +207,19 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = sorted(
+        (index, token) for token, index in tokenizer.get_vocab().items() if index >= rows
+    )
+    if beyond:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has {len(beyond)} tokens that the model has no "
+            f"embedding for ({beyond[0][1]!r} is number {beyond[0][0]}, the embedding has {rows} "
+            "rows): use the tokenizer that belongs to the model"
+        )
 
 
 def _blocks(hidden: Tensor) -> Iterator[tuple[int, Tensor]]:

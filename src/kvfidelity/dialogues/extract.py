@@ -32,8 +32,9 @@ def extract(
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
-        by reason (read = kept + all dropped + joined to others), and what cleaning changed, also
-        for each dialogue, with its tokens and the messages of other roles that were left out.
+        by reason (read = kept + all dropped + joined to others), what was fixed for the chat
+        template, and what cleaning changed, also for each dialogue, with its tokens and the
+        messages of other roles that were left out.
 
     Raises:
         UserError: unusable data, or no dialogue left.
@@ -52,6 +53,7 @@ def extract(
         "provenance": json.loads((data / "provenance.json").read_text(encoding="utf-8")),
         "select": dict(entry.get("select", {})),
         "join_tokens": entry.get("join_tokens"),
+        "chat": segmenter.notes,
         "lengths": lengths.bins(),
         "dialogues": [
             {

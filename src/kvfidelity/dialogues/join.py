@@ -9,6 +9,7 @@ from dataclasses import replace
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.selection import Candidate
+from kvfidelity.dialogues.templates import MessageError
 
 
 def join_sessions(
@@ -26,8 +27,12 @@ def join_sessions(
     parts: list[Candidate] = []
     estimate = 0
     for dialogue in dialogues:
+        try:
+            estimate += segmenter.count(dialogue.turns)
+        except MessageError:
+            counts["changed_by_chat_template"] += 1
+            continue
         parts.append(dialogue)
-        estimate += segmenter.count(dialogue.turns)
         if estimate < tokens:
             continue
         session = _session(parts)

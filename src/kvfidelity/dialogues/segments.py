@@ -1,26 +1,32 @@
 """Turns to token ids, exactly as in the model's chat template.
 
-The template is rendered over the whole conversation and cut at its special tokens; the text between
-them is tokenised as plain text. Text of the dialogue that looks like a special token is
-marked before rendering and unmarked after cutting, so it can never become one.
+The template is rendered over the whole conversation, encoded as one text and cut where prompts and
+replies end. Text of the dialogue that looks like a special token stays plain text.
 """
 
 from __future__ import annotations
 
 import bisect
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from kvfidelity.dialogues.encoding import Encoder
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.prompt_cut import cut_to_tokens
+from kvfidelity.dialogues.templates import (
+    CLOCKS,
+    DATE,
+    THINKING,
+    ChatTemplate,
+    MessageError,
+    Rendered,
+)
 from kvfidelity.errors import UserError
 
-# Templates that print today's date would make a run depend on the day.
-DATE = "26 Jul 2024"
-PRIVATE_USE = range(0xE000, 0xF8FF)
+# Two turns with whitespace at their ends; the second reply is the last.
+SAMPLE = (Turn("Hello there", "Good day"), Turn("And you?", "  Fine.\n"))
 
 
 @dataclass(frozen=True)
@@ -28,41 +34,50 @@ class Segment:
     """One turn's tokens.
 
     prompt_ids: from just after the previous end of turn up to and including the assistant's header.
-    reply_ids: the reference reply and the end-of-turn token.
+    reply_ids: the reference reply and the end-of-turn token. closing: how many tokens at the end
+    of reply_ids are that token; 0 if the template does not close the last reply. opening_ids: fed
+    before a reply that the model writes itself; the template drops them once another turn
+    follows, so they are not part of the conversation (the empty think block of Qwen3).
     """
 
     prompt_ids: tuple[int, ...]
     reply_ids: tuple[int, ...]
+    closing: int = 1
+    opening_ids: tuple[int, ...] = ()
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """The reply without its end-of-turn token."""
+        return self.reply_ids[: len(self.reply_ids) - self.closing]
 
 
 class ChatSegmenter:
     """Cuts conversations into segments with one tokenizer and its chat template.
 
+    end_of_turn_ids: what closes a reply once another turn follows. stop_ids: tokens that end a
+    generated reply. notes: what was fixed for the template, and what stops a reply, for records.
+
     Args:
         tokenizer: a Hugging Face fast tokenizer with a chat template.
+        end_ids: further tokens that end a reply (`eos_token_id` of the model's own files).
 
     Raises:
         UserError: no chat template, or one by which turn-by-turn feeding cannot give the ids of the
             whole conversation.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"tokenizer {tokenizer.name_or_path} has no chat template: use an instruct model"
-            )
+    def __init__(self, tokenizer: Any, end_ids: Set[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._special = {
-            str(token): (index, token.lstrip, token.rstrip)
-            for index, token in tokenizer.added_tokens_decoder.items()
-        }
-        longest_first = sorted(self._special, key=len, reverse=True)
-        self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        sample = [Turn("Hello there", "Good day"), Turn("And you?", "  Fine.\n")]
-        segments = self.segments(sample)
-        self.end_of_turn_ids = segments[0].reply_ids[-1:]
-        self.stop_ids = frozenset({*self.end_of_turn_ids, *_eos_ids(tokenizer)})
-        self._check(sample, segments)
+        self._template = ChatTemplate(tokenizer)
+        self._encoder = Encoder(tokenizer, self._template.control_tokens)
+        self._opening: tuple[int, ...] = ()
+        self._opening = self._opening_ids()
+        self.segments(SAMPLE * 2)
+        ends = [turn.end for turn in self._template.layout(2)]
+        ids = tokenizer.convert_tokens_to_ids([end for end in ends if end])
+        self.end_of_turn_ids: tuple[int, ...] = tuple(ids[:1])
+        self.stop_ids = frozenset({*ids, *end_ids, *_eos_ids(tokenizer)})
+        self.notes = self._notes()
 
     def segments(
         self,
@@ -81,132 +96,79 @@ class ChatSegmenter:
 
         Raises:
             UserError: the template does not extend a conversation turn by turn.
+            MessageError: it changes the text of a message.
         """
         if max_prompt_tokens is not None:
             turns = [
                 Turn(self._cut(turn.user, max_prompt_tokens), turn.assistant) for turn in turns
             ]
-        escape = _unused_character(turns)
-        messages = self._messages(turns, escape)
-        whole = self._render(messages, answer=False)
-        cuts = [0]
-        for index in range(len(turns)):
-            cuts += self._bounds_of_reply(whole, messages, index)
-        parts = self._cut_tokens(whole, cuts, escape)
+        rendered = self._template.render(turns)
+        parts = self._cut_tokens(rendered)
         if max_first_prompt_tokens is not None and len(parts[0]) > max_first_prompt_tokens:
             bos = parts[0][:1] if parts[0][0] == self._tokenizer.bos_token_id else ()
             parts[0] = (*bos, *parts[0][len(bos) - max_first_prompt_tokens :])
-        return [Segment(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
-
-    def count(self, turns: Sequence[Turn]) -> int:
-        """Tokens of all segments of a conversation; cheaper than `segments`."""
-        escape = _unused_character(turns)
-        messages = self._messages(turns, escape)
-        whole = self._render(messages, answer=False)
-        _, end = self._bounds_of_reply(whole, messages, len(turns) - 1)
-        return sum(map(len, self._cut_tokens(whole, [0, end], escape)))
-
-    def _messages(self, turns: Sequence[Turn], escape: str) -> list[dict[str, str]]:
         return [
-            {"role": role, "content": self._escape(text, escape)}
-            for turn in turns
-            for role, text in (("user", turn.user), ("assistant", turn.assistant))
+            Segment(
+                prompt,
+                self._reply(reply),
+                closing=1 if turn.end else 0,
+                opening_ids=self._opening if turn.opening else (),
+            )
+            for prompt, reply, turn in zip(
+                parts[::2], parts[1::2], self._template.layout(len(turns)), strict=True
+            )
         ]
 
-    def _bounds_of_reply(
-        self, whole: str, messages: list[dict[str, str]], index: int
-    ) -> tuple[int, int]:
-        """Where the reply of a turn begins in the rendered text, and where its end of turn ends."""
-        before_reply = self._render(messages[: 2 * index + 1], answer=True)
-        closing = self._pattern.search(whole, len(before_reply))
-        if closing is None or not whole.startswith(before_reply):
-            raise UserError(
-                f"the chat template of {self._tokenizer.name_or_path} rewrites earlier "
-                "messages or does not close them: turn-by-turn feeding cannot reproduce it"
-            )
-        return len(before_reply), closing.end()
+    def count(self, turns: Sequence[Turn]) -> int:
+        """Tokens of all segments of a conversation."""
+        return sum(map(len, self._cut_tokens(self._template.render(turns))))
 
-    def _cut_tokens(self, whole: str, cuts: list[int], escape: str) -> list[tuple[int, ...]]:
-        """Token ids of `whole` between neighbouring cuts (characters of the marked text).
+    def _cut_tokens(self, rendered: Rendered) -> list[tuple[int, ...]]:
+        """Token ids of each prompt and each reply.
 
         The whole text is tokenised at once, so a token can lie across a cut, as in the template; it
         goes to the later part.
         """
-        ids, ends = self._tokenise(self._pattern.split(whole), escape)
-        plain_cuts = [cut - whole.count(escape, 0, cut) for cut in cuts]
-        token_cuts = [bisect.bisect_right(ends, cut) for cut in plain_cuts]
-        token_cuts[0] = 0
+        ids, ends = self._encoder(rendered)
+        cuts = [cut for pair in rendered.cuts for cut in pair]
+        token_cuts = [0, *(bisect.bisect_right(ends, cut) for cut in cuts)]
         return [tuple(ids[start:stop]) for start, stop in pairwise(token_cuts)]
-
-    def _tokenise(self, pieces: list[str], escape: str) -> tuple[list[int], list[int]]:
-        """Ids of alternating plain and special pieces, and where each ends in the unmarked text."""
-        plain: list[tuple[int, str]] = []
-        special: list[tuple[int, int]] = []
-        offset = 0
-        for number, escaped in enumerate(pieces):
-            piece = escaped.replace(escape, "")
-            if number % 2:
-                special.append((offset + len(piece), self._special[escaped][0]))
-            else:
-                left, right = self._stripped(pieces, number, piece)
-                plain.append((offset + left, piece[left:right]))
-            offset += len(piece)
-        encoded = self._tokenizer(
-            [text for _, text in plain],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
-        ids: list[int] = []
-        ends: list[int] = []
-        for number, (start, _) in enumerate(plain):
-            ids += encoded["input_ids"][number]
-            ends += [start + end for _, end in encoded["offset_mapping"][number]]
-            if number < len(special):
-                ends.append(special[number][0])
-                ids.append(special[number][1])
-        return ids, ends
-
-    def _stripped(self, pieces: list[str], number: int, piece: str) -> tuple[int, int]:
-        """Bounds of a plain piece without the spaces that adjacent special tokens strip."""
-        left, right = 0, len(piece)
-        if number and self._special[pieces[number - 1]][2]:
-            left = len(piece) - len(piece.lstrip())
-        if number + 1 < len(pieces) and self._special[pieces[number + 1]][1]:
-            right = max(left, len(piece.rstrip()))
-        return left, right
 
     def _cut(self, text: str, limit: int) -> str:
         return cut_to_tokens(self._tokenizer, text, limit)
 
-    def _escape(self, text: str, escape: str) -> str:
-        return self._pattern.sub(lambda found: found[0][0] + escape + found[0][1:], text)
-
-    def _render(self, messages: list[dict[str, str]], *, answer: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answer, date_string=DATE
-        )
-        return text
-
-    def _check(self, sample: Sequence[Turn], segments: Iterable[Segment]) -> None:
-        ours = [token for part in segments for token in (*part.prompt_ids, *part.reply_ids)]
-        messages = [
-            {"role": role, "content": text}
-            for turn in sample
-            for role, text in (("user", turn.user), ("assistant", turn.assistant))
-        ]
-        whole = self._tokenizer(self._render(messages, answer=False), add_special_tokens=False)
-        if whole["input_ids"][: len(ours)] != ours:
-            raise UserError(
-                f"tokenizer {self._tokenizer.name_or_path} does not split its text at special "
-                "tokens: turn-by-turn feeding would give other ids than its chat template"
+    def _reply(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if not ids:
+            raise MessageError(
+                f"the chat template of {self._template.name} leaves nothing of a reply that is "
+                "whitespace alone: leave this dialogue out"
             )
+        return ids
+
+    def _opening_ids(self) -> tuple[int, ...]:
+        """By what a prompt is longer while its turn is the last."""
+        now, later = self.segments(SAMPLE[:1])[0], self.segments(SAMPLE)[0]
+        size = len(later.prompt_ids)
+        if now.prompt_ids[:size] != later.prompt_ids:
+            raise UserError(
+                f"tokenizer {self._template.name} merges what its chat template writes before the "
+                "last reply with the text before it: turn-by-turn feeding cannot reproduce it"
+            )
+        return now.prompt_ids[size:]
+
+    def _notes(self) -> dict[str, Any]:
+        notes: dict[str, Any] = {}
+        if self._template.variables & CLOCKS:
+            notes["date"] = DATE
+        if self._template.variables & THINKING:
+            notes["thinking"] = "off"
+        if self._opening:
+            notes["before_last_reply"] = self._template.layout(2)[0].opening
+        stops = sorted(self.stop_ids)
+        names = self._tokenizer.convert_ids_to_tokens(stops)
+        return notes | {"stop_tokens": [str(name) for name in names], "stop_ids": stops}
 
 
 def _eos_ids(tokenizer: Any) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def _unused_character(turns: Sequence[Turn]) -> str:
-    used = set().union(*(set(turn.user) | set(turn.assistant) for turn in turns))
-    return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
+    ids = tokenizer.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

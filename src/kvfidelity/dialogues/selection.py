@@ -15,6 +15,7 @@ from kvfidelity.dialogues.content import category_of, language_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.errors import UserError
 
 #: A message beyond this many characters is a pasted document rather than a chat.
@@ -130,7 +131,11 @@ class Selector:
             if len(chosen) == self.selection.pool:
                 self.dropped["pool_full"] += len(ordered) - number
                 break
-            tokens = self._tokens(segmenter, candidate.turns)
+            try:
+                tokens = self._tokens(segmenter, candidate.turns)
+            except MessageError:
+                self.dropped["changed_by_chat_template"] += 1
+                continue
             if tokens < self.selection.min_tokens:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:

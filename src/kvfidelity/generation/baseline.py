@@ -48,7 +48,7 @@ def baseline_key(plan: RunPlan) -> str:
     """A digest of everything in a plan that its baseline depends on; equal for equal baselines."""
     spec = plan.spec
     content = [
-        [(segment.prompt_ids, segment.reply_ids) for segment in plan.segments],
+        [(part.prompt_ids, part.reply_ids, part.opening_ids) for part in plan.segments],
         spec.replies,
         spec.max_new_tokens,
         spec.own_reply_turns,

@@ -50,10 +50,12 @@ class BaselineComparer:
     def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
         """Compare a turn; with own replies every turn from `first` on must be given."""
         engine, reply = self._engine, outcome.reply
+        opening = self._plan.segments[turn].opening_ids
         if self._cache is not None:
             hidden = engine.feed(self._cache, self._plan.segments[turn].prompt_ids)[-1:]
             if outcome.fed:
                 hidden = torch.cat([hidden, engine.feed(self._cache, outcome.fed)])
+            hidden = hidden[len(opening) :]
             return Comparison(_mean_nll(engine, hidden, reply.ids if reply else ()), None)
         if turn >= len(self._baseline.outcomes):
             return Comparison(None, None)
@@ -62,8 +64,8 @@ class BaselineComparer:
         if reply is None or not reply.ids:
             return Comparison(None, kl)
         after_prompt = self._baseline.fork_at(self._baseline.prompts[turn])
-        hidden = torch.cat([predicted[:1], engine.feed(after_prompt, reply.ids)])
-        return Comparison(_mean_nll(engine, hidden, reply.ids), kl)
+        hidden = torch.cat([predicted[:1], engine.feed(after_prompt, (*opening, *reply.ids))])
+        return Comparison(_mean_nll(engine, hidden[len(opening) :], reply.ids), kl)
 
 
 def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:

@@ -44,8 +44,7 @@ def _score_item(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[
     segments = [
         engine.segmenter.segments([*history, Turn(row["prompt"], row["reply"])]) for row in rows
     ]
-    end = len(engine.segmenter.end_of_turn_ids)
-    replies = [parts[-1].reply_ids[:-end] for parts in segments]
+    replies = [parts[-1].text_ids for parts in segments]
     *before, last = segments[0]
     prompt = [token for part in before for token in (*part.prompt_ids, *part.reply_ids)]
     prompt += last.prompt_ids

@@ -218,7 +218,7 @@ def _candidates(engine: Engine, before: Turn, probe: Probe) -> _Asked:
         reply = f"{probe.stem} {candidate}" if probe.stem else candidate
         segment = engine.segmenter.segments([before, Turn(probe.question, reply)])[-1]
         prompt = segment.prompt_ids
-        replies.append(segment.reply_ids[: -len(engine.segmenter.end_of_turn_ids)])
+        replies.append(segment.text_ids)
     opening = _shared_opening(replies)
     return _Asked(prompt, replies[0][:opening], [ids[opening:] for ids in replies])
 

@@ -37,7 +37,8 @@ class TurnOutcome:
 
     slots_*: cached slots at the turn's start, after the prompt, after the last eviction (None
     without one), at the end, and the most during the turn. predicted: hidden states [m, hidden]
-    that predict the fed reply's tokens. fed: those tokens, end of turn included.
+    that predict the fed reply's tokens. fed: those tokens, with the end of turn and, in front of an
+    own reply, the segment's opening.
     prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
     it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
     share the memory. concurrency: most runs that were active at once during the turn, this one
@@ -96,15 +97,15 @@ def run_turn(
 
     reply, nll, predicted = None, None, last
     if setting.replies == "own":
-        reply = _generate_reply(engine, cache, evictor, last, setting)
+        reply = _generate_reply(engine, cache, evictor, last, segment, setting)
         end_of_turn = engine.segmenter.end_of_turn_ids if setting.feed_end_of_turn else ()
-        fed = (*reply.ids, *end_of_turn)
+        fed = (*segment.opening_ids, *reply.ids, *end_of_turn)
         _feed_reply(engine, cache, evictor, end_of_turn)
     else:
         if setting.max_new_tokens:
             # On copies of cache and evictor: this reply is judged, but not part of the dialogue.
             evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed)
-            reply = _generate_reply(engine, cache.fork(), evictor_copy, last, setting)
+            reply = _generate_reply(engine, cache.fork(), evictor_copy, last, segment, setting)
         fed = segment.reply_ids
         rest = _feed_reply(engine, cache, evictor, fed)
         predicted = torch.cat([last, rest[:-1]])
@@ -154,8 +155,15 @@ def _peak_bytes(engine: Engine) -> int | None:
 
 
 def _generate_reply(
-    engine: Engine, cache: ManagedCache, evictor: Evictor, last: Tensor, setting: TurnSetting
+    engine: Engine,
+    cache: ManagedCache,
+    evictor: Evictor,
+    last: Tensor,
+    segment: Segment,
+    setting: TurnSetting,
 ) -> Reply:
+    if segment.opening_ids:
+        last = _feed_reply(engine, cache, evictor, segment.opening_ids)[-1:].clone()
     return generate(
         engine, cache, evictor, last, setting.max_new_tokens, setting.sampling, setting.seed
     )

@@ -15,6 +15,7 @@ import polars as pl
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
+from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
 from kvfidelity.report.figures import cached_spans
 from kvfidelity.report.formatting import count
@@ -144,9 +145,19 @@ def _conversation(rows: pl.DataFrame, tokenizer: Any, session: Mapping[str, Any]
     answered = "reply" if own else "reference"
     turns = [Turn(str(row["prompt"]), str(row[answered] or "")) for row in rows.to_dicts()]
     cuts = {name: limit for name, limit in session.items() if name.startswith("max_")}
-    segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
-    if own and not session["feed_end_of_turn"]:
-        segments = [Segment(part.prompt_ids, part.reply_ids[:-1]) for part in segments]
+    try:
+        segments = ChatSegmenter(tokenizer).segments(turns, **cuts)
+    except MessageError:  # an own reply that is whitespace alone
+        return conversation
+    if own:
+        end = session["feed_end_of_turn"]
+        segments = [
+            Segment(
+                part.prompt_ids,
+                (*part.opening_ids, *(part.reply_ids if end else part.text_ids)),
+            )
+            for part in segments
+        ]
     if _counts_match(rows, segments):
         ids = [token for part in segments for token in (*part.prompt_ids, *part.reply_ids)]
         conversation["tokens"] = token_texts(tokenizer, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -189,7 +190,8 @@ class Generator:
         notes = {VERSION + name: version(name) for name in PACKAGES}
         notes[VERSION + "python"] = platform.python_version()
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
-        return notes | {"code": self._config.code_digest}
+        chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
+        return notes | {"code": self._config.code_digest, "chat": chat}
 
     def _usage(self, engine: Engine | None) -> Usage:
         return Usage(batch_size=1 if engine is None else self._config.batch_size)

@@ -1,0 +1,35 @@
+"""The tokens that end a model's reply, as its own files name them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.errors import UserError
+
+
+def end_token_ids(directory: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, where that is silent of config.json.
+
+    Either may be one id or a list: Llama 3 ends a message with another token than a text.
+
+    Raises:
+        UserError: a file that is not JSON, or an entry that is no id.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = Path(directory) / name
+        if not file.is_file():
+            continue
+        try:
+            found: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} is not a JSON object ({reason}): replace it") from None
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise UserError(f"{file}: eos_token_id is {found!r}; write one token id or a list")
+        return frozenset(ids)
+    return frozenset()
