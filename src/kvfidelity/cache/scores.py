@@ -13,6 +13,10 @@ from kvfidelity.cache.slots import as_grid
 GRANULE = 256
 
 
+class NotCollectedError(LookupError):
+    """A policy looks at something that its cache does not collect, or not yet."""
+
+
 class ScoreHistory(StrEnum):
     """Which queries a score counts: those of the latest forward, or all since the slot's token."""
 
@@ -89,11 +93,13 @@ class AttentionScores:
         """fp32 [L, H, n], a view: do not write to it.
 
         Raises:
-            LookupError: no forward has been scored.
+            NotCollectedError: no forward has been scored.
         """
         rows = self._latest if ScoreHistory(history) is ScoreHistory.LATEST else self._accumulated
         if rows is None or not self.available:
-            raise LookupError("no attention scores: no forward has collected them yet")
+            raise NotCollectedError(
+                "no attention scores yet; a policy can wait for them with `should_evict`"
+            )
         return rows[..., : self._slots[-1]]
 
     def keep(self, kept: Tensor) -> None:

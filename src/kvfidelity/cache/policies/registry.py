@@ -81,6 +81,8 @@ def _schema_of(policy: type[Policy]) -> dict[str, Any]:
         ):
             if meta[bound] is not None:
                 entry[keyword] = meta[bound]
+        if meta["odd"]:
+            entry["not"] = {"multipleOf": 2}
         if meta["choices"]:
             entry["enum"] = list(meta["choices"])
         if item.default is dataclasses.MISSING:
