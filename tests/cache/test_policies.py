@@ -204,7 +204,7 @@ def snapkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
     votes = window_weights(cache, layer, 8).mean(1)
     votes[:, -8:] = 0
     padded = torch.nn.functional.pad(votes, (2, 2))
-    rank = by_group(sum(padded[:, i : i + 60] for i in range(5)) / 5)
+    rank = by_group(padded.unfold(-1, 5, 1).mean(-1))
     rank[:, -8:] = torch.inf
     return rank
 
@@ -276,7 +276,7 @@ def test_a_budget_below_sinks_and_recent_keeps_sinks_then_the_latest(budget: int
 def test_few_slots_and_small_targets_are_evicted_to_size(kind: str, llama: Any) -> None:
     """24 slots to 16 and again, with a window of 32 queries, sinks and recent slots that do not
     fit, and keep sets per layer or kv head of a grouped-query model."""
-    wide = {
+    wide: dict[str, dict[str, Any]] = {
         "attention_top": {"sinks": 20, "recent": 20, "granularity": "head", "over_heads": "max"},
         "sliding_window_gist": {"recent_tokens": 40},
         "streaming_llm": {"sinks": 40},
