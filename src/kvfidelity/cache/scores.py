@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import torch
@@ -119,7 +120,7 @@ class AttentionScores:
 
     def share_outside(self, kept: Tensor) -> float | None:
         """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or
-        [L, G, k]); None before the first scored forward."""
+        [L, G, k]); None before the first scored forward, and where scores overflowed."""
         if not self.available:
             return None
         scores = self.rows(ScoreHistory.LATEST)
@@ -127,7 +128,8 @@ class AttentionScores:
         layers, heads, slots = scores.shape
         grouped = scores.view(layers, grid.shape[1], heads // grid.shape[1], slots).mean(2)
         inside = grouped.gather(-1, grid.expand(layers, -1, -1)).sum()
-        return float(1 - inside / grouped.sum())
+        share = float(1 - inside / grouped.sum())
+        return share if math.isfinite(share) else None
 
     def reserve(self, slots: int, heads: int, device: torch.device) -> None:
         """Make room for rows of `slots` slots."""
