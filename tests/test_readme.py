@@ -30,7 +30,10 @@ def test_the_snippet_of_a_cache_generates_and_evicts(kind: str, tmp_path: Path) 
     )
     code = code.replace("max_new_tokens=1000", "max_new_tokens=60, min_new_tokens=60")
     code = code.replace("threshold=512, target=256", "threshold=64, target=32")
-    entry = {"random": {"keep_ratio": 0.5}, "sliding_window": {"keep_ratio": 0.5}}
+    entry: dict[str, dict[str, Any]] = {
+        "random": {"keep_ratio": 0.5},
+        "sliding_window": {"keep_ratio": 0.5},
+    }
     entry |= {"evict_oldest": {"discard_ratio": 0.5}, "block": {"which": "first"}}
     asked = 'build_policy("streaming_llm", {"sinks": 4})'
     assert asked in code

@@ -59,6 +59,43 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
     assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_baseline" in said
 
 
+def test_a_grid_of_which_nothing_is_finite_gives_a_page_without_a_number_of_it(
+    tmp_path: Path,
+) -> None:
+    """As runs in float16 gave it, before they stopped: every likelihood NaN, no answer chosen."""
+    grid = {"dialogues": 3, "policies": 2, "positions": ["stale"], "turns": 8, "probes": 2}
+    chosen = made(tmp_path, grid | {"noise": 0.2, "memory_for": None, "judged": False})
+    for file in (tmp_path / "results/generate").rglob("*.parquet"):
+        if file.stem not in ("turns", "recall"):
+            continue
+        frame = read_parquet(file, kind=file.stem)
+        notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
+        damaged = [name for name in DAMAGED if name in frame.columns]
+        frame = frame.with_columns(pl.lit(math.nan, pl.Float64).alias(name) for name in damaged)
+        if file.stem == "recall":
+            frame = frame.with_columns(chosen=pl.lit(False))
+        write_parquet(frame, file, kind=file.stem, metadata=notes)
+    said = prose(page(tmp_path, chosen, tested=False))
+    assert "values of reference_nll (turns) in 9 runs" in said
+    tables = tmp_path / "results/tables"
+    depths = read_parquet(tables / "recall_by_depth.parquet", kind="recall_by_depth")
+    assert depths.height and depths["recalled"].null_count() == depths.height
+    assert depths["p"].null_count() == depths.height
+    contrasts = read_parquet(tables / "contrasts.parquet", kind="contrasts")
+    assert contrasts["p"].null_count() == contrasts.height
+
+
+DAMAGED = (
+    "reference_nll",
+    "reply_nll",
+    "reply_nll_baseline",
+    "kl_baseline",
+    "answer_nll",
+    "margin",
+)
+DAMAGED += ("phase_distortion", "phase_distortion_weighted", "mean_offset_error")
+
+
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:
     table = pl.DataFrame({"mean": [1.0, None], "p": [0.5, math.nan]})
     with pytest.raises(NotFiniteError, match=r"^table policies: column p holds [^\n]+$"):

@@ -54,13 +54,14 @@ def test_before_a_turn_the_papers_policies_have_no_scores(llama: Any) -> None:
     """attention_top waits, attention_bottom draws, the others act."""
     schedule = EvictionSchedule(Trigger.PAPER, 50)
     sizes = {}
-    for kind, parameters in {
+    papers: dict[str, dict[str, Any]] = {
         "attention_top": {"keep_ratio": 0.9},
         "attention_bottom": {"keep_ratio": 0.9},
         "sliding_window": {"keep_ratio": 0.9},
         "sliding_window_gist": {"gist_tokens": 20},
         "random": {"keep_ratio": 0.9},
-    }.items():
+    }
+    for kind, parameters in papers.items():
         cache = new_cache(llama, "stale", collect_scores=True)
         feed(llama, cache, 60)
         Evictor(build_policy(kind, parameters), schedule).before_turn(cache)
@@ -145,7 +146,10 @@ def generate(llama: Any, cache: ManagedCache) -> torch.Tensor:
     return out
 
 
-OWN_SIZE = {"random": {"keep_ratio": 0.5}, "sliding_window": {"keep_ratio": 0.5}}
+OWN_SIZE: dict[str, dict[str, Any]] = {
+    "random": {"keep_ratio": 0.5},
+    "sliding_window": {"keep_ratio": 0.5},
+}
 OWN_SIZE |= {"evict_oldest": {"discard_ratio": 0.5}, "block": {"which": "last"}}
 EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
 DEMANDING = [

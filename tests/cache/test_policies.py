@@ -162,7 +162,7 @@ def cache_of(model: Any, policy: Policy) -> ManagedCache:
     cache = new_cache(model, collect_scores=True, query_window=policy.query_window + 7)
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for part in ids.split((45, 15), dim=1):
+        for part in torch.split(ids, [45, 15], dim=1):
             model(part, **{cache_argument(model): cache})
     return cache
 
@@ -286,7 +286,7 @@ def test_few_slots_and_small_targets_are_evicted_to_size(kind: str, llama: Any) 
     cache = new_cache(llama, evictor=evictor)
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for part in ids.split((20, *[1] * 40), dim=1):
+        for part in torch.split(ids, [20, *[1] * 40], dim=1):
             llama(part, **{cache_argument(llama): cache})
     assert [eviction.slots_after for eviction in evictor.log] == [16] * len(evictor.log)
     assert len(evictor.log) == 5

@@ -43,8 +43,8 @@ def test_a_layer_that_overflows_float16_stops_the_run_with_one_line(
     changes: dict[str, Any],
 ) -> None:
     expected = (
-        r"^dialogue talk, turn 1 of 6: the model computes NaN or infinity in float16 \(first in the "
-        r"keys or values of layer 1\): set the model's dtype to bfloat16[^\n]+$"
+        r"^dialogue talk, turn 1 of 6: the model computes NaN or infinity in float16 "
+        r"\(first in the keys or values of layer 1\): set the model's dtype to bfloat16[^\n]+$"
     )
     with pytest.raises(ModelOverflowError, match=expected):
         run(too_large(torch.float16, "layer"), **changes)

@@ -1,7 +1,7 @@
 """Reads a run's replies for judges.
 
-A reply of a model that computed NaN or infinity is no reply to judge. From the first turn that shows
-it, replies are withheld: `reply` is None and `finish_reason` is "not_finite".
+A reply of a model that computed NaN or infinity is no reply to judge. From the first turn that
+shows it, replies are withheld: `reply` is None and `finish_reason` is "not_finite".
 """
 
 from __future__ import annotations
