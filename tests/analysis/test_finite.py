@@ -85,15 +85,15 @@ def test_a_grid_of_which_nothing_is_finite_gives_a_page_without_a_number_of_it(
     assert contrasts["p"].null_count() == contrasts.height
 
 
-DAMAGED = (
+DAMAGED = {
     "reference_nll",
     "reply_nll",
     "reply_nll_baseline",
     "kl_baseline",
     "answer_nll",
     "margin",
-)
-DAMAGED += ("phase_distortion", "phase_distortion_weighted", "mean_offset_error")
+}
+DAMAGED |= {"phase_distortion", "phase_distortion_weighted", "mean_offset_error"}
 
 
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:
