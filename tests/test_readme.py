@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from kvfidelity import build_policy
+from kvfidelity.cache.policies import known_policies
 from tests.cache.views import random_view
 from tests.models.tiny import save_tiny
 
@@ -21,12 +23,21 @@ def block(containing: str) -> str:
     return str(found)
 
 
-def test_the_snippet_of_a_cache_generates_and_evicts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [kind for kind, each in known_policies().items() if each.evicts])
+def test_the_snippet_of_a_cache_generates_and_evicts(kind: str, tmp_path: Path) -> None:
     code = block("model.generate").replace(
         "resources/models/smollm2-135m", str(save_tiny(tmp_path))
     )
     code = code.replace("max_new_tokens=1000", "max_new_tokens=60, min_new_tokens=60")
     code = code.replace("threshold=512, target=256", "threshold=64, target=32")
+    entry: dict[str, dict[str, Any]] = {
+        "random": {"keep_ratio": 0.5},
+        "sliding_window": {"keep_ratio": 0.5},
+    }
+    entry |= {"evict_oldest": {"discard_ratio": 0.5}, "block": {"which": "first"}}
+    asked = 'build_policy("streaming_llm", {"sinks": 4})'
+    assert asked in code
+    code = code.replace(asked, f"build_policy({kind!r}, {entry.get(kind, {})})")
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
@@ -34,7 +45,7 @@ def test_the_snippet_of_a_cache_generates_and_evicts(tmp_path: Path) -> None:
     exec(code, names)
     assert names["out"].shape == (1, 100)
     assert names["cache"].size <= 64
-    assert len(names["evictor"].log) >= 1
+    assert [eviction.slots_after for eviction in names["evictor"].log] == [32, 32]
 
 
 def test_the_snippet_of_a_policy_is_a_policy(tmp_path: Path) -> None:

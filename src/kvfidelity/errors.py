@@ -12,6 +12,10 @@ class OutOfSpaceError(UserError):
     """The disk is full; no file was left half written, and the message names the folder."""
 
 
+class ModelOverflowError(UserError):
+    """A model computes NaN or infinity; the message names its dtype. What it gives is no result."""
+
+
 class NotFiniteError(UserError):
     """A computed number is NaN or infinite: a fault of the code, named so that it can be reported.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import MISSING, Field, field, fields
@@ -24,6 +25,7 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    odd: bool = False,
     changes_verdict: bool = True,
 ) -> Any:
     """A dataclass field that a config entry may set.
@@ -32,7 +34,7 @@ def option(
         default: its value if the config does not set it; without one it is required.
         doc: its meaning, for the config's documentation.
         low, high: inclusive bounds. above: an exclusive lower bound.
-        choices: the allowed strings.
+        choices: the allowed strings. odd: only odd numbers are allowed.
         changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
             reruns the judge.
     """
@@ -42,7 +44,7 @@ def option(
         "maximum": high,
         "exclusiveMinimum": above,
     }
-    metadata |= {"enum": choices, "changes_verdict": changes_verdict}
+    metadata |= {"enum": choices, "odd": odd, "changes_verdict": changes_verdict}
     return field(default=default, metadata=metadata)
 
 
@@ -61,6 +63,8 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
             value = item.metadata[key]
             if value is not None:
                 schema[key] = list(value) if key == "enum" else value
+        if item.metadata["odd"]:
+            schema["not"] = {"multipleOf": 2}
         if item.default is MISSING:
             required.append(item.name)
         else:
@@ -69,20 +73,43 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
     return properties, required
 
 
-def check_option(item: Field[Any], value: Any) -> str | None:
-    """What is wrong with the value of an option; None if it is allowed."""
-    allowed = item.metadata
+def check_option(item: Field[Any], hint: Any, value: Any) -> str | None:
+    """What is wrong with the value of an option; None if it is allowed.
+
+    Args:
+        hint: the field's type.
+    """
+    return _wrong_type(item.name, hint, value) or _out_of_bounds(item, value)
+
+
+def _wrong_type(name: str, hint: Any, value: Any) -> str | None:
+    kinds = typing.get_args(hint) or (hint,)
+    if not all(isinstance(member, type) for member in kinds):
+        return None
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(member.__name__ for member in kinds)
+        return f"{name} is {value!r}; it must be of type {expected}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} is {value}; it must be a finite number"
+    return None
+
+
+def _out_of_bounds(item: Field[Any], value: Any) -> str | None:
+    name, allowed = item.name, item.metadata
     low, high, above = allowed["minimum"], allowed["maximum"], allowed["exclusiveMinimum"]
     if allowed["enum"] and value not in allowed["enum"]:
-        return f"{item.name} is {value!r}; choose one of {', '.join(allowed['enum'])}"
+        return f"{name} is {value!r}; choose one of {', '.join(allowed['enum'])}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     too_low = (low is not None and value < low) or (above is not None and value <= above)
-    if not too_low and (high is None or value <= high):
-        return None
-    lower = f"above {above}" if above is not None else f"at least {low}"
-    upper = f" and at most {high}" if high is not None else ""
-    return f"{item.name} is {value}; it must be {lower}{upper}"
+    if too_low or (high is not None and value > high):
+        lower = f"above {above}" if above is not None else f"at least {low}"
+        upper = f" and at most {high}" if high is not None else ""
+        return f"{name} is {value}; it must be {lower}{upper}"
+    if allowed["odd"] and value % 2 == 0:
+        return f"{name} is {value}; it must be an odd number"
+    return None
 
 
 def _json_type(hint: Any) -> dict[str, Any]:

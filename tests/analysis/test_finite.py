@@ -23,11 +23,18 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
     for kind, column, rows, value in (
         ("turns", "reference_nll", [6, 7], math.nan),
         ("turns", "kl_baseline", [8], math.inf),
+        ("turns", "phase_distortion", [9], math.nan),
+        ("turns", "reference_token_nll", [10], [1.0, math.nan, math.inf]),
         ("recall", "margin", [0], -math.inf),
+        ("recall", "answer_nll", [0], math.inf),
+        ("recall", "distractor_nll", [1], [1.0, math.nan, 2.0]),
     ):
         file = tmp_path / f"results/generate/{run}/{kind}.parquet"
         frame = read_parquet(file, kind=kind)
-        frame[rows, column] = value
+        values = frame[column].to_list()
+        for row in rows:
+            values[row] = value
+        frame = frame.with_columns(pl.Series(column, values, frame.schema[column]))
         notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
         write_parquet(frame, file, kind=kind, metadata=notes)
     text = prose(page(tmp_path, chosen, tested=False))
@@ -36,13 +43,57 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
     assert turns.filter(pl.col("turn").is_in([6, 7]))["excess_nll"].null_count() == 2
     asked = read_parquet(tables / "recall.parquet", kind="recall").filter(run=run, probe=0)
     assert asked.select("margin", "recalled", "recall_lost").row(0) == (None, None, None)
+    assert asked.select("answered", "answer_nll").row(0) == (None, None)
+    other = read_parquet(tables / "recall.parquet", kind="recall").filter(run=run, probe=1)
+    assert other.select("margin", "recalled", "recall_lost").row(0) == (None, None, None)
     counts = read_parquet(tables / "not_finite.parquet", kind="not_finite")
     assert counts.rows() == [
         ("turns", "reference_nll", 1, 2),
         ("turns", "kl_baseline", 1, 1),
+        ("turns", "phase_distortion", 1, 1),
+        ("recall", "answer_nll", 1, 1),
         ("recall", "margin", 1, 1),
+        ("turns", "reference_token_nll", 1, 2),
+        ("recall", "distractor_nll", 1, 1),
     ]
     assert "2 values of reference_nll (turns) in 1 runs; 1 values of kl_baseline" in text
+
+
+def test_a_grid_of_which_nothing_is_finite_gives_a_page_without_a_number_of_it(
+    tmp_path: Path,
+) -> None:
+    """As runs in float16 gave it, before they stopped: every likelihood NaN, no answer chosen."""
+    grid = {"dialogues": 3, "policies": 2, "positions": ["stale"], "turns": 8, "probes": 2}
+    chosen = made(tmp_path, grid | {"noise": 0.2, "memory_for": None, "judged": False})
+    for file in (tmp_path / "results/generate").rglob("*.parquet"):
+        if file.stem not in ("turns", "recall"):
+            continue
+        frame = read_parquet(file, kind=file.stem)
+        notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
+        damaged = [name for name in DAMAGED if name in frame.columns]
+        frame = frame.with_columns(pl.lit(math.nan, pl.Float64).alias(name) for name in damaged)
+        if file.stem == "recall":
+            frame = frame.with_columns(chosen=pl.lit(False))
+        write_parquet(frame, file, kind=file.stem, metadata=notes)
+    said = prose(page(tmp_path, chosen, tested=False))
+    assert "values of reference_nll (turns) in 9 runs" in said
+    tables = tmp_path / "results/tables"
+    depths = read_parquet(tables / "recall_by_depth.parquet", kind="recall_by_depth")
+    assert depths.height and depths["recalled"].null_count() == depths.height
+    assert depths["p"].null_count() == depths.height
+    contrasts = read_parquet(tables / "contrasts.parquet", kind="contrasts")
+    assert contrasts["p"].null_count() == contrasts.height
+
+
+DAMAGED = {
+    "reference_nll",
+    "reply_nll",
+    "reply_nll_baseline",
+    "kl_baseline",
+    "answer_nll",
+    "margin",
+}
+DAMAGED |= {"phase_distortion", "phase_distortion_weighted", "mean_offset_error"}
 
 
 def test_a_table_with_nan_is_refused_by_table_and_column(tmp_path: Path) -> None:

@@ -14,8 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from crosscheck import BUDGET, GROUPS, RATIO, SEEDS, SIZE, SLOTS, WINDOW, tensors
-from kvpress import KeyDiffPress, KnormPress, SnapKVPress, StreamingLLMPress, TOVAPress
+from crosscheck import BUDGET, GROUPS, RATIO, SEEDS, SIZE, SLOTS, WINDOW, angles, tensors
+from kvpress import (
+    ExpectedAttentionPress,
+    KeyDiffPress,
+    KnormPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
 
 CUT = 1 - BUDGET / SLOTS
 PRESSES = {
@@ -24,6 +31,7 @@ PRESSES = {
     "keydiff": KeyDiffPress(compression_ratio=CUT),
     "knorm": KnormPress(compression_ratio=CUT),
     "streaming_llm": StreamingLLMPress(compression_ratio=CUT, n_sink=4),
+    "expected_attention": ExpectedAttentionPress(compression_ratio=CUT),
 }
 
 
@@ -36,13 +44,18 @@ def eager(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     config = SimpleNamespace(num_attention_heads=GROUPS * RATIO, num_key_value_heads=GROUPS)
-    module = SimpleNamespace(config=config, head_dim=SIZE)
+    module = SimpleNamespace(
+        config=config,
+        head_dim=SIZE,
+        q_proj=lambda hidden: hidden,  # the queries themselves are given as hidden states
+        rotary_emb=lambda _, position: angles(position),
+    )
     kept: dict[str, dict[str, object]] = {name: {} for name in PRESSES}
     for seed in SEEDS:
         given = tensors(seed)
         keys, values = given["keys"][None], given["values"][None]
         attentions = eager(given["queries"], given["keys"])
-        hidden = torch.zeros(1, SLOTS, 1)
+        hidden = given["history"].transpose(0, 1).reshape(1, SLOTS, -1)
         for name, press in PRESSES.items():
             scores = press.score(module, hidden, keys, values, attentions, {})[0]
             best = scores.topk(BUDGET, dim=-1).indices.sort(-1).values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from kvfidelity.cache.attach import cache_argument, new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.errors import UserError
 
 
@@ -53,13 +54,14 @@ def test_before_a_turn_the_papers_policies_have_no_scores(llama: Any) -> None:
     """attention_top waits, attention_bottom draws, the others act."""
     schedule = EvictionSchedule(Trigger.PAPER, 50)
     sizes = {}
-    for kind, parameters in {
+    papers: dict[str, dict[str, Any]] = {
         "attention_top": {"keep_ratio": 0.9},
         "attention_bottom": {"keep_ratio": 0.9},
         "sliding_window": {"keep_ratio": 0.9},
         "sliding_window_gist": {"gist_tokens": 20},
         "random": {"keep_ratio": 0.9},
-    }.items():
+    }
+    for kind, parameters in papers.items():
         cache = new_cache(llama, "stale", collect_scores=True)
         feed(llama, cache, 60)
         Evictor(build_policy(kind, parameters), schedule).before_turn(cache)
@@ -134,20 +136,90 @@ def test_step_holds_the_cache_at_its_target(llama: Any) -> None:
     assert [e.slots_after for e in evictor.log] == [20, 20, 20]
 
 
-def test_inside_generate_the_evictor_runs_before_each_forward(llama: Any) -> None:
-    """The example of the README."""
-    evictor = Evictor(build_policy("streaming_llm", {}), EvictionSchedule(Trigger.STEP, 40, 24))
-    cache = new_cache(llama, "rerotated", before_forward=evictor.before_step)
+def generate(llama: Any, cache: ManagedCache) -> torch.Tensor:
     prompt = torch.randint(3, 97, (1, 30), generator=torch.Generator().manual_seed(1))
     argument = {cache_argument(llama): cache}
-    out = llama.generate(
+    out: torch.Tensor = llama.generate(
         prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=60, max_new_tokens=60,
         do_sample=False, **argument,
     )  # fmt: skip
-    assert out.shape[1] == 90
+    return out
+
+
+OWN_SIZE: dict[str, dict[str, Any]] = {
+    "random": {"keep_ratio": 0.5},
+    "sliding_window": {"keep_ratio": 0.5},
+}
+OWN_SIZE |= {"evict_oldest": {"discard_ratio": 0.5}, "block": {"which": "last"}}
+EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
+DEMANDING = [
+    kind
+    for kind in EVICTING
+    if known_policies()[kind].needs_scores
+    or build_policy(kind, OWN_SIZE.get(kind, {})).query_window
+]
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_inside_generate_every_policy_evicts(kind: str, llama: Any) -> None:
+    """As in README: the cache collects what the evictor's policy needs."""
+    policy = build_policy(kind, OWN_SIZE.get(kind, {}))
+    evictor = Evictor(policy, EvictionSchedule(Trigger.STEP, 40, 24))
+    cache = new_cache(llama, "rerotated", evictor=evictor)
+    assert generate(llama, cache).shape[1] == 90
     assert cache.size <= 40
     assert cache.get_seq_length() == 89
-    assert len(evictor.log) >= 3
+    assert [eviction.slots_after for eviction in evictor.log] == [24] * 4
+
+
+@pytest.mark.parametrize("kind", DEMANDING)
+def test_a_cache_without_what_a_policy_needs_is_refused_at_its_first_token(
+    kind: str, llama: Any
+) -> None:
+    policy = build_policy(kind, {})
+    evictor = Evictor(policy, EvictionSchedule(Trigger.STEP, 400, 24))
+    cache = new_cache(llama, before_forward=evictor.before_step)
+    with pytest.raises(UserError, match=rf"^policy {kind} ranks by .*evictor=evictor"):
+        generate(llama, cache)
+    assert cache.size == 0
+
+
+def test_a_shorter_query_window_than_the_policys_is_refused(llama: Any) -> None:
+    evictor = Evictor(build_policy("snapkv", {}), EvictionSchedule(Trigger.TURN, 40, 24))
+    cache = new_cache(llama, query_window=8)
+    with pytest.raises(UserError, match="the latest 32 queries, and this cache keeps 8"):
+        evictor.before_turn(cache)
+
+
+def test_scores_collected_for_other_reasons_do_not_change_a_policy(
+    tmp_path: Path, llama: Any
+) -> None:
+    """One that looks at scores without saying so would act in some configurations only."""
+    file = tmp_path / "mine.py"
+    file.write_text(UNDECLARED)
+    evictor = Evictor(
+        build_policy("undeclared", {}, [file]), EvictionSchedule(Trigger.TURN, 40, 24)
+    )
+    for scored in (True, False):
+        cache = new_cache(llama, collect_scores=scored)
+        feed(llama, cache, 50)
+        with pytest.raises(UserError, match=r"^policy undeclared .*needs_scores = True"):
+            evictor.before_turn(cache)
+
+
+UNDECLARED = """
+from dataclasses import dataclass
+from typing import ClassVar
+from kvfidelity import Policy
+
+@dataclass(frozen=True)
+class Undeclared(Policy):
+    kind: ClassVar[str] = "undeclared"
+    def should_evict(self, view):
+        return view.has_scores
+    def priority(self, view):
+        return view.attention("latest").mean((0, 1))
+"""
 
 
 def test_schedules_that_cannot_work_are_refused() -> None:
@@ -157,5 +229,14 @@ def test_schedules_that_cannot_work_are_refused() -> None:
         EvictionSchedule("later", 50)
     with pytest.raises(UserError, match="below the threshold"):
         EvictionSchedule(Trigger.TURN, 50, 50)
+    with pytest.raises(UserError, match="target is 0 tokens; it must be at least 1"):
+        EvictionSchedule(Trigger.TURN, 50, 0)
+    with pytest.raises(UserError, match="threshold is -3 tokens"):
+        EvictionSchedule(Trigger.TURN, -3)
+    with pytest.raises(UserError, match="streaming_llm keeps 0 slots"):
+        Evictor(
+            build_policy("streaming_llm", {"sinks": 0, "recent": 0}),
+            EvictionSchedule(Trigger.STEP, 50),
+        )
     with pytest.raises(UserError, match="takes no target"):
         EvictionSchedule(Trigger.PAPER, 50, 20)

@@ -15,12 +15,13 @@ import torch
 
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.view import CacheView, LayerView
-from tests.cache.crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, tensors
+from tests.cache.crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, angles, tensors
 
 KEPT = json.loads(Path(__file__).with_name("kvpress.json").read_text())["kept"]
 PARAMETERS: dict[str, dict[str, Any]] = {
     "snapkv": {"window": WINDOW, "kernel": 5},
     "streaming_llm": {"sinks": 4},
+    "expected_attention": {"window": SLOTS},
 }
 
 
@@ -29,10 +30,17 @@ def unrotated(position: torch.Tensor, device: torch.device) -> tuple[torch.Tenso
     return torch.ones(shape), torch.zeros(shape)
 
 
-def kept(kind: str, seed: int) -> torch.Tensor:
+def llama_angles(position: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return angles(position)
+
+
+def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
+    """What a policy keeps; `extra_queries`: how many more queries the cache holds than given."""
     given = tensors(seed)
-    window = given["queries"] if kind == "snapkv" else given["queries"][:, -1:]
-    layer = LayerView(given["keys"], lambda: given["keys"], given["values"], window)
+    queries = given["history" if kind == "expected_attention" else "queries"]
+    earlier = torch.randn(queries.shape[0], extra_queries, SIZE)
+    queries = torch.cat([earlier, queries], dim=1)
+    layer = LayerView(given["keys"], lambda: given["keys"], given["values"], queries)
     index = torch.arange(SLOTS)[None, None]
     view = CacheView(
         budget=BUDGET,
@@ -43,15 +51,27 @@ def kept(kind: str, seed: int) -> torch.Tensor:
         rng=np.random.default_rng(0),
         layers=[layer],
         scaling=SIZE**-0.5,
-        angles=unrotated,
+        angles=llama_angles if kind == "expected_attention" else unrotated,
     )
     return build_policy(kind, PARAMETERS.get(kind, {})).keep(view)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["snapkv", "keydiff", "knorm"])
+@pytest.mark.parametrize("kind", ["snapkv", "keydiff", "knorm", "expected_attention"])
 def test_the_same_slots_per_head(kind: str, seed: int) -> None:
     assert kept(kind, seed)[0].tolist() == KEPT[kind][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["snapkv", "tova"])
+def test_a_cache_that_keeps_more_queries_changes_nothing(kind: str, seed: int) -> None:
+    assert torch.equal(kept(kind, seed, extra_queries=56), kept(kind, seed))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_more_queries_than_slots_are_not_looked_through(seed: int) -> None:
+    assert kept("expected_attention", seed, 60).shape == (1, 2, BUDGET)
+    assert torch.equal(kept("expected_attention", seed, 60), kept("expected_attention", seed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

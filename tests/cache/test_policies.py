@@ -19,7 +19,7 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import Policy, build_policy, known_policies
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import as_grid
-from kvfidelity.errors import UserError
+from kvfidelity.errors import ModelOverflowError, UserError
 from tests.cache.views import random_view
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -29,10 +29,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "block": {"which": "middle"},
 }
 EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
-#: These do nothing without attention scores; the others that use scores draw at random then.
-WAITING_FOR_SCORES = {"attention_top", "h2o"}
-#: The fewest latest queries without which a policy does nothing.
-QUERIES_NEEDED = {"snapkv": 1, "tova": 1, "expected_attention": 2}
+#: It waits before the first scored forward; the others that use scores draw at random then, or
+#: never act under the trigger where that happens.
+WAITING_FOR_SCORES = {"attention_top"}
 
 
 def example(kind: str) -> Policy:
@@ -63,9 +62,8 @@ def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -
     view = random_view(**situation)
     slots, budget = situation["slots"], situation["budget"]
     can_rank = situation["scored"] or kind not in WAITING_FOR_SCORES
-    can_rank &= slots >= QUERIES_NEEDED.get(kind, 0)  # the view has up to 32 latest queries
     assert policy.should_evict(view) == can_rank
-    if not can_rank:
+    if not can_rank or (kind == "h2o" and not situation["scored"]):
         return
     kept = policy.keep(view)
     assert kept.dtype == torch.int64
@@ -160,10 +158,11 @@ def test_age_normalised_scores_do_not_favour_the_old() -> None:
 
 def cache_of(model: Any, policy: Policy) -> ManagedCache:
     """60 tokens, fed in two forwards, with the scores and the latest queries that were computed."""
-    cache = new_cache(model, collect_scores=True, query_window=policy.query_window)
+    # More queries than the policy's own: what it keeps must not depend on them.
+    cache = new_cache(model, collect_scores=True, query_window=policy.query_window + 7)
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for part in ids.split((45, 15), dim=1):
+        for part in torch.split(ids, [45, 15], dim=1):
             model(part, **{cache_argument(model): cache})
     return cache
 
@@ -205,7 +204,7 @@ def snapkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
     votes = window_weights(cache, layer, 8).mean(1)
     votes[:, -8:] = 0
     padded = torch.nn.functional.pad(votes, (2, 2))
-    rank = by_group(sum(padded[:, i : i + 60] for i in range(5)) / 5)
+    rank = by_group(padded.unfold(-1, 5, 1).mean(-1))
     rank[:, -8:] = torch.inf
     return rank
 
@@ -216,12 +215,13 @@ def tova_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
 
 def expected_attention_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
     recent = cache.recent_queries[layer]
-    assert recent is not None and recent.shape == (6, 16, 8)
+    assert recent is not None and recent.shape == (6, 16 + 7, 8)
+    recent = recent[:, -16:]
     cos, sin = cache.rotary.angles(torch.arange(60, 60 + 32), recent.device)
     # Row i of the rotated identity is where basis vector i goes.
     turns = torch.stack([rotate(torch.eye(8), c, s).T for c, s in zip(cos, sin, strict=True)])
     turn = turns.double().mean(0)
-    keys = cache.rotated_keys(layer).double().repeat_interleave(3, 0)
+    keys = cache.rotated_keys(layer)[:, 4:].double().repeat_interleave(3, 0)
     weights = []
     for head in range(6):
         queries = recent[head].double()
@@ -231,9 +231,8 @@ def expected_attention_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
         logits = keys[head] @ mean * cache.scaling + spread * cache.scaling**2 / 2
         weights.append(logits.softmax(0))
     values = cache.layers[layer].live_values.double().norm(dim=-1)
-    rank = (by_group(torch.stack(weights)) + 0.02) * values
-    rank[:, :4] = torch.inf
-    return rank
+    rank = by_group(torch.stack(weights)) * values[:, 4:]
+    return torch.cat([torch.full((2, 4), torch.inf), rank], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +258,101 @@ def test_policies_with_a_query_window_evict_by_their_own_ranking(
     assert torch.equal(eviction.kept, as_grid(expected))
     newest = torch.arange(36, 60).expand_as(eviction.kept)
     assert not torch.equal(eviction.kept, newest), "the ranking decided, not the age"
+
+
+@pytest.mark.parametrize("budget", [1, 3, 4, 5, 8])
+def test_a_budget_below_sinks_and_recent_keeps_sinks_then_the_latest(budget: int) -> None:
+    """Not the oldest of the recent slots, and not slots by their attention."""
+    fixed = {"sinks": 4, "recent": 16}
+    expected = [*range(min(4, budget)), *range(50 - max(budget - 4, 0), 50)]
+    assert kept("attention_top", 50, budget, **fixed) == expected
+    by_head = build_policy("attention_top", {"granularity": "head", **fixed})
+    found = by_head.keep(random_view(50, budget))
+    assert torch.equal(found, torch.tensor(expected).expand(2, 2, -1))
+    assert kept("streaming_llm", 50, budget, sinks=4) == expected
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_few_slots_and_small_targets_are_evicted_to_size(kind: str, llama: Any) -> None:
+    """24 slots to 16 and again, with a window of 32 queries, sinks and recent slots that do not
+    fit, and keep sets per layer or kv head of a grouped-query model."""
+    wide: dict[str, dict[str, Any]] = {
+        "attention_top": {"sinks": 20, "recent": 20, "granularity": "head", "over_heads": "max"},
+        "sliding_window_gist": {"recent_tokens": 40},
+        "streaming_llm": {"sinks": 40},
+    }
+    policy = build_policy(kind, REQUIRED.get(kind, {}) | wide.get(kind, {}))
+    evictor = Evictor(policy, EvictionSchedule("step", 24, 16))
+    cache = new_cache(llama, evictor=evictor)
+    ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for part in torch.split(ids, [20, *[1] * 40], dim=1):
+            llama(part, **{cache_argument(llama): cache})
+    assert [eviction.slots_after for eviction in evictor.log] == [16] * len(evictor.log)
+    assert len(evictor.log) == 5
+
+
+BY_INDEX = {"random", "block", "evict_oldest", "sliding_window", "sliding_window_gist"}
+BY_INDEX |= {"streaming_llm"}
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+def test_a_ranking_of_scores_that_overflowed_is_refused(kind: str) -> None:
+    """Policies that look at what is not finite say so; the others rank by the slots' order."""
+    view = random_view(50, 9)
+    assert view.scores is not None
+    view.attention("latest")[0, 0, 30] = torch.nan
+    view.attention("accumulated")[0, 0, 30] = torch.nan
+    for layer in view.layers:
+        for tensor in (layer.keys, layer.values, layer.rotated_keys):
+            tensor[0, 30] = torch.nan
+    few = {"gist_tokens": 4, "recent_tokens": 4} if kind.endswith("attentive") else {}
+    policy = build_policy(kind, REQUIRED.get(kind, {}) | few)
+    if policy.kind in BY_INDEX:
+        assert policy.keep(view).numel() == 9
+    else:
+        with pytest.raises(ModelOverflowError, match=r"float32 \(first in .* layer 0\)"):
+            policy.keep(view)
+
+
+OWN_RANKS = {
+    "return torch.zeros(view.slots - 1)": r"ranking is \[59\]; it must be \[60\] or \[3, 60\]",
+    "return torch.zeros(2, 3, view.slots)": r"ranking is \[2, 3, 60\]; .* or \[3, 2, 60\]",
+    "return torch.zeros(view.slots, dtype=torch.complex64)": "ranks by torch.complex64",
+    "return view.rng.random(view.slots)": "ranks by ndarray",
+    "return torch.full((view.slots,), torch.nan)": "its ranking holds NaN",
+    "return view.attention('latest').mean((0, 1))": "cannot rank: .*needs_scores = True",
+    "return view.window_attention(0).mean((0, 1))": "cannot rank: .*`query_window`",
+}
+OWN_KEEPS = {
+    "return torch.tensor([1, 1, *range(2, 24)])": "sorted and without repeats",
+    "return torch.arange(24).flip(0)": "sorted and without repeats",
+    "return torch.arange(50, 74)": r"outside 0\.\.59",
+    "return torch.arange(20)": r"its keep set is torch.int64 \[20\], not int64 \[24\]",
+    "return torch.arange(24).float()": r"its keep set is torch.float32 \[24\]",
+    "return list(range(24))": "its keep set is list",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "message"),
+    [
+        *[("priority", *item) for item in OWN_RANKS.items()],
+        *[("keep", *item) for item in OWN_KEEPS.items()],
+    ],
+)
+def test_a_ranking_that_cannot_be_followed_is_refused_by_the_policys_name(
+    tmp_path: Path, llama: Any, method: str, body: str, message: str
+) -> None:
+    file = tmp_path / "mine.py"
+    text = OWN if method == "priority" else OWN + "    def keep(self, view):\n        pass\n"
+    last = "return -(view.token_index[0, 0] % self.step)" if method == "priority" else "pass\n"
+    file.write_text("import torch\n" + text.replace(last, body))
+    policy = build_policy("every_other", {}, [file])
+    cache = cache_of(llama, example("streaming_llm"))
+    with pytest.raises(UserError, match=rf"^policy every_other.*{message}"):
+        evict(cache, policy)
+    assert cache.size == 60
 
 
 def test_h2o_gives_half_the_budget_to_the_last_slots() -> None:
@@ -287,6 +381,11 @@ def test_without_scores_attention_top_waits_and_attention_bottom_draws() -> None
         ("random", {}, "keep_ratio"),
         ("block", {"which": "centre"}, "choose one of first, middle, last"),
         ("streaming_llm", {"sinks": -1}, "at least 0"),
+        ("streaming_llm", {"sinks": 2.5}, "sinks is 2.5; it must be of type int"),
+        ("snapkv", {"kernel": 4}, "kernel is 4; it must be an odd number"),
+        ("snapkv", {"window": "32"}, "window is '32'; it must be of type int"),
+        ("random", {"keep_ratio": float("nan")}, "keep_ratio is nan; it must be a finite number"),
+        ("attention_top", {"age_normalised": 1}, "must be of type bool"),
     ],
 )
 def test_a_mistaken_entry_is_refused_with_the_remedy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -62,3 +63,11 @@ def test_verdicts_become_rows_under_their_own_name() -> None:
     assert frame["judge"].to_list() == ["my-judge"]
     assert frame["judge_kind"].to_list() == ["formula"]
     assert "gpt" not in frame["judge_model"][0].lower()
+
+
+@pytest.mark.parametrize("column", ["reply_nll_baseline", "rep_3", "echo_share", "chrf"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_gets_no_score(column: str, value: float) -> None:
+    refused = formula_verdict(GOOD | {column: value}, "formula", "formula")
+    assert (refused.score, refused.status) == (None, "not_finite")
+    assert column in str(refused.reason)

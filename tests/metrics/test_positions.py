@@ -42,6 +42,14 @@ def test_stale_positions_in_the_example_of_the_docstring() -> None:
     assert found.phase_distortion_weighted is None
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 0.0])
+def test_weights_that_overflowed_or_are_all_zero_give_no_weighted_distortion(weight: float) -> None:
+    weights = torch.tensor([0.0, 0.0, 0.0, weight])
+    found = integrity(slot_table("stale", [0, 1, 4, 5]), THETA, 8, weights)
+    assert found.phase_distortion_weighted is None
+    assert found.phase_distortion == pytest.approx(expected_distortion(-2))
+
+
 def test_stale_positions_after_new_tokens_collide_and_invert() -> None:
     """Two more tokens take 4 and 5 again: slots at 0, 1, 4, 5, 4, 5; the query is at 6."""
     found = integrity(slot_table("stale", [0, 1, 4, 5], then=2), THETA, 8)

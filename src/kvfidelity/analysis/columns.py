@@ -376,9 +376,9 @@ class MissingVerdicts:
 
     stage = "aggregate"
     judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
-    status: Annotated[Dtype, "", "why: failed, refused, truncated, unparsable, not_measured"] = (
-        pl.String
-    )
+    status: Annotated[
+        Dtype, "", "why: failed, refused, truncated, unparsable, not_measured, not_finite"
+    ] = pl.String
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
 
 

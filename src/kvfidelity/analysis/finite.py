@@ -31,6 +31,26 @@ def counted(measured: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame(rows, table_schema("not_finite"))
 
 
+def counted_in_lists(name: str, column: str, rows: pl.LazyFrame) -> pl.DataFrame:
+    """The same for a column of lists, such as one NLL per token."""
+    found = (
+        rows.select("run", column)
+        .explode(column)
+        .filter(~pl.col(column).is_finite())
+        .select(
+            table=pl.lit(name),
+            column=pl.lit(column),
+            runs=pl.col("run").n_unique(),
+            values=pl.len(),
+        )
+        .collect(engine="streaming")
+    )
+    schema = table_schema("not_finite")
+    return found.filter(pl.col("values") > 0).select(
+        pl.col(key).cast(schema[key]) for key in schema
+    )
+
+
 def missing_if_not_finite(measured: pl.DataFrame) -> pl.DataFrame:
     """The table with null where a measured value is not finite, such as an NLL that overflowed."""
     return measured.with_columns(

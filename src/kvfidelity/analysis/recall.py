@@ -43,7 +43,8 @@ def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
         all of these where the margin is: nothing can be chosen by a likelihood that is not finite.
     """
     chosen = pl.when(pl.col("margin").is_not_null()).then("chosen")
-    answers = answers.with_columns(chosen=chosen)
+    answered = pl.when(pl.col("margin").is_not_null()).then("answered")
+    answers = answers.with_columns(chosen=chosen, answered=answered)
     baseline = answers.filter(pl.col("kind") == "baseline").select(
         *PAIRED, baseline_chosen="chosen", baseline_margin="margin"
     )

@@ -18,7 +18,7 @@ from kvfidelity.analysis.columns import (
     table_schema,
 )
 from kvfidelity.analysis.environments import environments
-from kvfidelity.analysis.finite import counted, missing_if_not_finite
+from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
@@ -65,8 +65,13 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     logged = _scan(results / "generate", keys, "turns.parquet")
     window = _read(by_token_index(logged))
     metrics = _read(_scan(results / "metrics", keys, "metrics.parquet"))
-    recall_rows = _scan(results / "generate", keys, "recall.parquet").with_columns(
-        n_distractors=pl.col("distractors").list.len()
+    asked = _scan(results / "generate", keys, "recall.parquet")
+    recall_rows = asked.with_columns(
+        n_distractors=pl.col("distractors").list.len(),
+        # The best distractor is known only if every one was measured.
+        margin=pl.when(
+            pl.col("distractor_nll").list.eval(pl.element().is_finite()).list.all()
+        ).then("margin"),
     )
     verdicts = [
         _read(_scan(results / "judge" / judge, keys, "verdicts.parquet"))
@@ -80,7 +85,13 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "recall": _read(recall_rows.drop(RECALL_TEXTS)),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
-    not_finite = counted(measured)
+    not_finite = pl.concat(
+        [
+            counted(measured),
+            counted_in_lists("turns", "reference_token_nll", logged),
+            counted_in_lists("recall", "distractor_nll", asked),
+        ]
+    )
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
     turns = with_excess(measured["turns"])
     questions = recall.questions(measured["recall"], turns)

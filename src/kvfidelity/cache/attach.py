@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
@@ -64,12 +65,19 @@ def output_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def new_cache(
-    model: Any, positions: PositionMode | str = PositionMode.REROTATED, **options: Any
+    model: Any,
+    positions: PositionMode | str = PositionMode.REROTATED,
+    *,
+    evictor: Evictor | None = None,
+    **options: Any,
 ) -> ManagedCache:
     """An empty managed cache for `model`, a causal language model; attaches the model if needed.
 
     Args:
         positions: a PositionMode or its value.
+        evictor: evicts from this cache inside `model.generate`, where the triggers `step` and
+            `paper` act; for the others call its `before_turn` or `after_prompt`. The cache collects
+            the scores and queries that the evictor's policy needs.
         options: further arguments of ManagedCache, such as `collect_scores`.
 
     Raises:
@@ -77,6 +85,11 @@ def new_cache(
         ValueError: an unknown position mode.
     """
     decoder = attach(model).get_decoder()
+    if evictor is not None:
+        needs = evictor.policy
+        options["collect_scores"] = options.get("collect_scores", False) or needs.needs_scores
+        options["query_window"] = max(options.get("query_window", 0), needs.query_window)
+        options.setdefault("before_forward", evictor.before_step)
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies.base import Policy
-from kvfidelity.cache.slots import as_grid
-from kvfidelity.cache.view import Span, view_of
+from kvfidelity.cache.scores import NotCollectedError
+from kvfidelity.cache.slots import as_grid, check_keep_set
+from kvfidelity.cache.view import CacheView, Span, view_of
 from kvfidelity.errors import UserError
 
 
@@ -25,7 +27,8 @@ class Trigger(StrEnum):
 
     PAPER: before a turn and before every decode step, to the policy's own size: no target, and
         nothing is protected. At a ratio of 99% this repeats step by step until the cache is under
-        the threshold (arXiv 2511.04686). Before a turn there are no scores.
+        the threshold (arXiv 2511.04686). Before a turn there are no scores: attention_top waits,
+        others draw at random, as in the paper's code.
     TURN: before a turn, down to the target. The turn's prompt is fed after it, so none of it is
         evicted.
     PROMPT: after a turn's prompt has been fed, before its first decode step, down to the target;
@@ -49,7 +52,8 @@ class EvictionSchedule:
 
     Raises:
         ValueError: an unknown trigger.
-        UserError: a target with trigger `paper`, or one that is not below the threshold.
+        UserError: a size under one slot, a target with trigger `paper`, or one that is not below
+            the threshold.
     """
 
     trigger: Trigger | str
@@ -60,7 +64,10 @@ class EvictionSchedule:
         object.__setattr__(self, "trigger", Trigger(self.trigger))
         if self.trigger is Trigger.PAPER and self.target is not None:
             raise UserError("trigger paper takes no target: its policies keep their own size")
-        if self.threshold and self.target is not None and self.target >= self.threshold:
+        for name, size in (("threshold", self.threshold), ("target", self.target)):
+            if size is not None and size < 1:
+                raise UserError(f"{name} is {size} tokens; it must be at least 1")
+        if self.threshold is not None and self.target is not None and self.target >= self.threshold:
             raise UserError(
                 f"target ({self.target} tokens) must be below the threshold "
                 f"({self.threshold} tokens), or every forward evicts"
@@ -75,12 +82,12 @@ class Evictor:
         seed: the run's seed; together with the number of the eviction it seeds random policies.
 
     Raises:
-        UserError: the schedule sets no target and the policy needs one.
+        UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
     """
 
     def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
-        if policy.evicts and schedule.target is None and policy.default_size(1) is None:
-            raise UserError(f"policy {policy.kind} needs a target: set one for the threshold")
+        if policy.evicts and schedule.target is None:
+            _check_size(policy, policy.default_size(1))
         self.policy, self.schedule, self.seed = policy, schedule, seed
         self.log: list[Eviction] = []
         self.turn = 0
@@ -138,15 +145,23 @@ class Evictor:
         self, cache: ManagedCache, protected: tuple[Span, ...] = (), scores: bool = True
     ) -> Eviction | None:
         threshold, target = self.schedule.threshold, self.schedule.target
-        if threshold is None or cache.size < threshold or not self.policy.evicts:
+        if threshold is None or not self.policy.evicts:
             return None
-        size = target if target is not None else self.policy.default_size(cache.size)
-        assert size is not None
+        self._check_needs(cache)
+        if cache.size < threshold:
+            return None
+        size = target
+        if size is None:
+            size = _check_size(self.policy, self.policy.default_size(cache.size))
         view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
-        if view.budget >= cache.size or not self.policy.should_evict(view):
+        view = view.limited_to(
+            scores=self.policy.needs_scores, query_window=self.policy.query_window
+        )
+        if view.budget >= cache.size or not self._can_rank(view):
             return None
         ranking_start = _now(cache)
         kept = self.policy.keep(view)
+        _check_keep_set(self.policy, kept, view)
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
         evicted_share = None if cache.scores is None else cache.scores.share_outside(kept)
@@ -165,6 +180,59 @@ class Evictor:
         )
         self.log.append(eviction)
         return eviction
+
+    def _check_needs(self, cache: ManagedCache) -> None:
+        """Refuse a cache that does not collect what the policy ranks by, before it is due."""
+        policy, missing = self.policy, ""
+        if policy.needs_scores and cache.scores is None:
+            missing = "attention scores, and this cache collects none"
+        elif policy.query_window > cache.query_window:
+            missing = f"the latest {policy.query_window} queries, and this cache keeps " + (
+                str(cache.query_window) if cache.query_window else "none"
+            )
+        if missing:
+            raise UserError(
+                f"policy {policy.kind} ranks by {missing}: make it with "
+                "new_cache(model, evictor=evictor)"
+            )
+
+    def _can_rank(self, view: CacheView) -> bool:
+        try:
+            return self.policy.should_evict(view)
+        except NotCollectedError as error:
+            raise UserError(f"policy {self.policy.kind} cannot rank: {error}") from None
+
+
+def _check_size(policy: Policy, size: int | None) -> int:
+    """The policy's own size, refused if there is none or it is not even one slot."""
+    if size is None:
+        raise UserError(f"policy {policy.kind} needs a target: set one for the threshold")
+    if size < 1:
+        raise UserError(f"policy {policy.kind} keeps {size} slots: let it keep at least 1")
+    return size
+
+
+def _check_keep_set(policy: Policy, kept: object, view: CacheView) -> None:
+    """Refuse a keep set of a policy with a `keep` of its own that no cache could follow."""
+    if type(policy).keep is Policy.keep:
+        return
+    layers, groups = len(view.layers), view.layers[0].keys.shape[0]
+    size = min(view.budget, view.slots)
+    allowed = ((size,), (layers, size), (layers, groups, size))
+    if (
+        not isinstance(kept, Tensor)
+        or kept.dtype is not torch.int64
+        or tuple(kept.shape) not in allowed
+    ):
+        found = (
+            f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        )
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise UserError(f"policy {policy.kind}: its keep set is {found}, not int64 {shapes}")
+    try:
+        check_keep_set(as_grid(kept), view.slots)
+    except ValueError as error:
+        raise UserError(f"policy {policy.kind}: {error}") from None
 
 
 def _now(cache: ManagedCache) -> float:

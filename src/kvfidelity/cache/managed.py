@@ -31,8 +31,8 @@ class ManagedCache(AttentionCache):
         collect_scores: whether each forward's attention column sums are kept.
         query_window: how many of the latest queries to keep per layer, un-rotated, for policies
             that rank by them.
-        before_forward: called with this cache before each forward appends its tokens. Give
-            `evictor.before_step` here to evict inside `model.generate`.
+        before_forward: called with this cache before each forward appends its tokens;
+            `new_cache(model, evictor=evictor)` sets it and both of the above.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from kvfidelity.cache.capacity import grown_capacity
 from kvfidelity.cache.slots import as_grid
+
+
+class NotCollectedError(LookupError):
+    """A policy looks at something that its cache does not collect, or not yet."""
 
 
 class ScoreHistory(StrEnum):
@@ -87,11 +92,13 @@ class AttentionScores:
         """fp32 [L, H, n], a view: do not write to it.
 
         Raises:
-            LookupError: no forward has been scored.
+            NotCollectedError: no forward has been scored.
         """
         rows = self._latest if ScoreHistory(history) is ScoreHistory.LATEST else self._accumulated
         if rows is None or not self.available:
-            raise LookupError("no attention scores: no forward has collected them yet")
+            raise NotCollectedError(
+                "no attention scores yet; a policy can wait for them with `should_evict`"
+            )
         return rows[..., : self._slots[-1]]
 
     def keep(self, kept: Tensor) -> None:
@@ -111,7 +118,7 @@ class AttentionScores:
 
     def share_outside(self, kept: Tensor) -> float | None:
         """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or
-        [L, G, k]); None before the first scored forward."""
+        [L, G, k]); None before the first scored forward, and where scores overflowed."""
         if not self.available:
             return None
         scores = self.rows(ScoreHistory.LATEST)
@@ -119,7 +126,8 @@ class AttentionScores:
         layers, heads, slots = scores.shape
         grouped = scores.view(layers, grid.shape[1], heads // grid.shape[1], slots).mean(2)
         inside = grouped.gather(-1, grid.expand(layers, -1, -1)).sum()
-        return float(1 - inside / grouped.sum())
+        share = float(1 - inside / grouped.sum())
+        return share if math.isfinite(share) else None
 
     def reserve(self, slots: int, heads: int, device: torch.device) -> None:
         """Make room for rows of `slots` slots."""

@@ -73,11 +73,7 @@ class SlotTable:
         if self._position.is_cuda:
             kept = kept.to(self._position.device)
         size = kept.shape[-1]
-        sorted_, inside = _order_and_range(kept, self._slots)
-        if not inside:
-            raise ValueError(f"keep set names slots outside 0..{self._slots - 1}")
-        if not sorted_:
-            raise ValueError("keep set must be sorted and without repeats")
+        check_keep_set(kept, self._slots)
         self._token_index = _gather(self.token_index, kept)
         if self.mode.traits.renumbers:
             renumbered = torch.arange(size, device=self._token_index.device)
@@ -118,6 +114,19 @@ def as_grid(kept: Tensor) -> Tensor:
     if kept.dim() == 1:
         return kept[None, None]
     return kept[:, None] if kept.dim() == 2 else kept
+
+
+def check_keep_set(kept: Tensor, slots: int) -> None:
+    """Refuse a keep set [L', G', k] that `slots` slots cannot follow.
+
+    Raises:
+        ValueError: unsorted, repeated or out-of-range slots.
+    """
+    sorted_, inside = _order_and_range(kept, slots)
+    if not inside:
+        raise ValueError(f"keep set names slots outside 0..{slots - 1}")
+    if not sorted_:
+        raise ValueError("keep set must be sorted and without repeats")
 
 
 def _order_and_range(kept: Tensor, slots: int) -> tuple[bool, bool]:

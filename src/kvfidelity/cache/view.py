@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.rotary import rotate
-from kvfidelity.cache.scores import AttentionScores, ScoreHistory
+from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
 
 Span = tuple[int, int]
 
@@ -47,6 +47,7 @@ class CacheView:
     next_position, tokens_seen: position and token index of the next query.
     rng: seeded by the run's seed and the number of the eviction, so that runs that differ in the
         position mode only draw the same numbers.
+    scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
     """
 
@@ -69,18 +70,20 @@ class CacheView:
 
     @property
     def has_scores(self) -> bool:
-        """Whether attention scores exist: not before the first scored forward."""
-        return self.scores is not None and self.scores.available
+        """Whether attention scores exist: not before a turn under `trigger: paper`.
+
+        Raises:
+            NotCollectedError: none are collected.
+        """
+        return self._collected_scores().available
 
     def attention(self, history: ScoreHistory | str) -> Tensor:
         """Attention column sums, fp32 [L, H, n].
 
         Raises:
-            LookupError: no scores exist.
+            NotCollectedError: no scores exist.
         """
-        if self.scores is None:
-            raise LookupError("this cache collects no attention scores")
-        return self.scores.rows(history)
+        return self._collected_scores().rows(history)
 
     def queries_seen(self) -> Tensor:
         """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""
@@ -96,18 +99,52 @@ class CacheView:
         queries = self.rotated_queries(layer)
         return window_scores(queries, view.rotated_keys, self.scaling)
 
+    def recent_queries(self, layer: int) -> Tensor:
+        """The latest w queries, un-rotated [H, w, d].
+
+        Raises:
+            NotCollectedError: the cache keeps no queries.
+        """
+        queries = self.layers[layer].queries
+        if queries is None:
+            raise NotCollectedError("no queries are kept: a policy declares its `query_window`")
+        return queries
+
     def rotated_queries(self, layer: int) -> Tensor:
         """The latest w queries, rotated [H, w, d].
 
         Raises:
-            LookupError: the cache keeps no queries.
+            NotCollectedError: the cache keeps no queries.
         """
-        queries = self.layers[layer].queries
-        if queries is None or self.angles is None:
-            raise LookupError("this cache keeps no queries; set its query_window")
+        queries = self.recent_queries(layer)
+        assert self.angles is not None
         window = queries.shape[1]
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
+
+    def limited_to(self, *, scores: bool, query_window: int) -> CacheView:
+        """The view of a policy that declares these needs.
+
+        Whatever else a cache collects, for the baseline or for metrics, must not change a ranking.
+
+        Args:
+            scores: whether the policy ranks by attention scores.
+            query_window: most of the latest queries that it looks through; never more than there
+                are slots, because `window_attention` needs a slot for each.
+        """
+        window = min(query_window, self.slots)
+        layers = [
+            layer
+            if layer.queries is None
+            else replace(layer, queries=layer.queries[:, -window:] if window else None)
+            for layer in self.layers
+        ]
+        return replace(self, layers=layers, scores=self.scores if scores else None)
+
+    def _collected_scores(self) -> AttentionScores:
+        if self.scores is None:
+            raise NotCollectedError("no attention scores: a policy declares `needs_scores = True`")
+        return self.scores
 
 
 def view_of(
@@ -118,7 +155,7 @@ def view_of(
     *,
     scores: bool = True,
 ) -> CacheView:
-    """The view of a managed cache; without its attention scores if `scores` is false."""
+    """The view of a managed cache; as before its first scored forward if `scores` is false."""
     layers = [
         LayerView(layer.live_keys, partial(cache.rotated_keys, index), layer.live_values, queries)
         for index, (layer, queries) in enumerate(
@@ -134,7 +171,7 @@ def view_of(
         rng=np.random.default_rng((seed, cache.slot_table.evictions)),
         layers=layers,
         scaling=cache.scaling,
-        scores=cache.scores if scores else None,
+        scores=cache.scores if scores else AttentionScores(len(layers)),
         protected=protected,
         angles=cache.rotary.angles,
     )

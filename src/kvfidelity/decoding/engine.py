@@ -14,6 +14,7 @@ from torch import Tensor
 from kvfidelity.cache.attach import attach, cache_argument, new_cache, output_logits
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.overflow import first_overflow, overflow_error
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.feeding import Feed, feed_together
@@ -182,25 +183,49 @@ class Engine:
 
     @torch.inference_mode()
     def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:
-        """Nats per token of `ids` [m], predicted by `hidden` [m, hidden]; fp32 [m] on the CPU."""
+        """Nats per token of `ids` [m], predicted by `hidden` [m, hidden]; fp32 [m] on the CPU.
+
+        Raises:
+            ModelOverflowError: a logit is NaN or infinite.
+        """
         targets = torch.tensor(list(ids), device=self.device)
         parts = [
             token_nll(self.logits(rows), targets[start : start + LOGIT_ROWS])
             for start, rows in _blocks(hidden)
         ]
-        return torch.cat(parts).cpu()
+        return self._finite(torch.cat(parts).cpu())
 
     @torch.inference_mode()
     def kl_divergence(self, baseline: Tensor, managed: Tensor) -> Tensor:
         """KL(baseline || managed) in nats of what hidden states [m, hidden] predict; fp32 [m] on
-        the CPU."""
+        the CPU.
+
+        Raises:
+            ModelOverflowError: a logit is NaN or infinite.
+        """
         parts = [
             kl_divergence(
                 self.logits(rows.to(self.device)), self.logits(managed[start : start + LOGIT_ROWS])
             )
             for start, rows in _blocks(baseline)
         ]
-        return torch.cat(parts).cpu()
+        return self._finite(torch.cat(parts).cpu())
+
+    def refuse_overflow(self, hidden: Tensor, cache: ManagedCache) -> None:
+        """Refuse hidden states [m, hidden] that are not finite; waits for the device.
+
+        Raises:
+            ModelOverflowError: names the first layer of `cache` that is not finite.
+        """
+        if not bool(hidden.isfinite().all()):
+            layer = first_overflow((each.live_keys, each.live_values) for each in cache.layers)
+            raise overflow_error(self.model.dtype, layer)
+
+    def _finite(self, values: Tensor) -> Tensor:
+        """The values, fp32 [m] on the CPU; NaN or infinite only if a logit is."""
+        if not bool(values.isfinite().all()):
+            raise overflow_error(self.model.dtype)
+        return values
 
     def now(self) -> float:
         """Seconds on a monotonic clock, after the device has finished its work."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.overflow import overflow_error
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling, sample_tokens, uniform_draws
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
@@ -32,6 +35,10 @@ def generate(
     Args:
         hidden: [1, hidden], of the prompt's last token.
         seed: for sampling; greedy decoding does not use it.
+
+    Raises:
+        ModelOverflowError: a logit is NaN or infinite. The reply's nats say so when it has ended:
+            a check of each token would wait for the device.
     """
     sequence = SequenceState(
         cache, evictor, sampling, max_new_tokens, uniform_draws(max_new_tokens, seed)
@@ -41,6 +48,8 @@ def generate(
     logits = engine.logits(hidden)
     token = _choose_first_token(logits, sequence)
     sequence.token, sequence.nll = int(token), float(token_nll(logits, token))
+    if not math.isfinite(sequence.nll):
+        raise overflow_error(engine.model.dtype)
     sequence.first_s = engine.now() - start_s
     if sequence.token in engine.segmenter.stop_ids:
         return Reply((), (), "eos", sequence.first_s, None)

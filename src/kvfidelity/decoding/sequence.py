@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.overflow import overflow_error
 from kvfidelity.decoding.sampling import Sampling
 
 
@@ -179,7 +181,11 @@ class Decoder:
         return not alive
 
     def _finish(self, index: int, sequence: SequenceState) -> None:
-        ids, nll = self.steps.chosen(index, sequence.fed - 1)
+        # The latest token, a stop token or one past the length, is not part of the reply.
+        ids, nll = self.steps.chosen(index, sequence.fed)
+        if not all(map(math.isfinite, nll)):
+            raise overflow_error(sequence.cache.layers[0].dtype)
+        ids, nll = ids[:-1], nll[:-1]
         step_s = (
             self.steps.seconds(sequence.start_event, sequence.step_events[sequence.fed - 1])
             / sequence.fed

@@ -8,6 +8,7 @@ from typing import Any
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.errors import ModelOverflowError
 from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome, run_turn
@@ -24,7 +25,11 @@ def run_timed_turn(
     progress: Progress,
     on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
 ) -> TurnOutcome | None:
-    """Run a turn and send {"event": "turn", ...}; None if memory ran out."""
+    """Run a turn and send {"event": "turn", ...}; None if memory ran out.
+
+    Raises:
+        ModelOverflowError: the model computed NaN or infinity; dialogue and turn are named.
+    """
     if engine.scheduler:
         engine.scheduler.restart_count()
     start_s = engine.now()
@@ -32,6 +37,9 @@ def run_timed_turn(
         outcome = run_turn(
             engine, cache, evictor, plan.segments[turn], plan.turn_setting(turn), on_prompt
         )
+    except ModelOverflowError as error:
+        where = f"dialogue {plan.dialogue.dialogue_id}, turn {turn + 1} of {len(plan.segments)}"
+        raise ModelOverflowError(f"{where}: {error}") from None
     except RuntimeError as error:
         if not ran_out_of_memory(engine, error):
             raise

@@ -78,6 +78,9 @@ def run_turn(
 
     Args:
         on_prompt: called after the prompt is fed and its evictions are done.
+
+    Raises:
+        ModelOverflowError: the model computed NaN or infinity; nothing of the turn is a result.
     """
     evictions_before = len(evictor.log)
     start, seen = cache.size, cache.slot_table.tokens_seen
@@ -86,6 +89,7 @@ def run_turn(
     prefill_start_s = engine.now()
     hidden = engine.feed(cache, segment.prompt_ids)
     prefill_s = engine.now() - prefill_start_s
+    engine.refuse_overflow(hidden, cache)
     evictor.step += 1
     after_prompt = cache.size
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))

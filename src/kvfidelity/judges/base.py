@@ -54,7 +54,8 @@ class Judge(ABC):
 
         Args:
             rows: the run's columns of turns and text metrics, such as `turn`, `prompt`, `reply`
-                (None if there is no own reply), `reference`, `finish_reason`, `rep_3`.
+                (None if there is no own reply, or `finish_reason` is "not_finite"),
+                `reference`, `finish_reason`, `rep_3`.
         """
 
     def judge_runs(self, runs: Sequence[Sequence[Row]]) -> list[Verdict]:

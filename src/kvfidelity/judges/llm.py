@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
 from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
-from kvfidelity.judges.verdict import Verdict
+from kvfidelity.judges.verdict import Verdict, status_without_reply
 
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
@@ -80,7 +80,8 @@ class LLMJudge:
 
     def _no_reply(self, row: Mapping[str, Any]) -> Verdict:
         reason = f"no own reply ({row['finish_reason']})"
-        return Verdict(**self._about(row), score=None, status="no_reply", reason=reason)
+        status = status_without_reply(row["finish_reason"])
+        return Verdict(**self._about(row), score=None, status=status, reason=reason)
 
     def _verdict(
         self,

@@ -9,6 +9,7 @@ from kvfidelity.judges.comparison import BETTER, TIE, WORSE, Comparison, Pair
 from kvfidelity.judges.llm import Missing, ask_with_retries, request_body, usage
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
+from kvfidelity.judges.verdict import NOT_FINITE
 
 Side = tuple[Request, list[Outcome], tuple[str, str] | Missing]
 
@@ -44,8 +45,10 @@ class PairwiseJudge:
             for row in rows:
                 index, other = others.get(row["turn"], (0, None))
                 if row["reply"] is None or other is None or other["reply"] is None:
+                    reasons = {row["finish_reason"], other["finish_reason"] if other else None}
+                    status = NOT_FINITE if NOT_FINITE in reasons else "no_reply"
                     given.append(
-                        self._comparison_of(row, None, "no_reply", "one of the two is missing")
+                        self._comparison_of(row, None, status, "one of the two is missing")
                     )
                 elif row["reply"] == other["reply"]:
                     given.append(self._comparison_of(row, TIE, "same", "the same text"))

@@ -1,4 +1,8 @@
-"""Reads a run's replies for judges."""
+"""Reads a run's replies for judges.
+
+A reply of a model that computed NaN or infinity is no reply to judge. From the first turn that
+shows it, replies are withheld: `reply` is None and `finish_reason` is "not_finite".
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.judges.verdict import NOT_FINITE
 from kvfidelity.records.artifacts import read_parquet
+
+LIKELIHOODS = ("reply_nll", "reply_nll_baseline", "reference_nll", "kl_baseline")
 
 
 def read_turns(turns: Path) -> list[dict[str, Any]]:
@@ -32,4 +39,20 @@ def read_replies(turns: Path, metrics: Path) -> list[dict[str, Any]]:
 def _with_fed_reply(rows: pl.DataFrame) -> list[dict[str, Any]]:
     # A judge sees as history what entered the cache.
     fed_column = pl.when(pl.col("replies") == "own").then("reply").otherwise("reference")
-    return rows.sort("turn").with_columns(fed_reply=fed_column).to_dicts()
+    overflowed = (_not_finite().cast(pl.Int8).cum_max() > 0).fill_null(False)
+    return (
+        rows.sort("turn")
+        .with_columns(fed_reply=fed_column)
+        .with_columns(
+            reply=pl.when(~overflowed).then("reply"),
+            finish_reason=pl.when(overflowed).then(pl.lit(NOT_FINITE)).otherwise("finish_reason"),
+        )
+        .to_dicts()
+    )
+
+
+def _not_finite() -> pl.Expr:
+    """Whether a likelihood of a turn is NaN or infinite."""
+    finite = [pl.col(name).is_finite() for name in LIKELIHOODS]
+    finite.append(pl.col("reference_token_nll").list.eval(pl.element().is_finite()).list.all())
+    return ~pl.all_horizontal(each.fill_null(True) for each in finite)

@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-STATUS = ("ok", "failed", "refused", "truncated", "unparsable", "no_reply", "not_measured")
+STATUS = (
+    "ok",
+    "failed",
+    "refused",
+    "truncated",
+    "unparsable",
+    "no_reply",
+    "not_measured",
+    "not_finite",
+)
+#: The finish reason of a reply that is withheld, and the status of its verdict.
+NOT_FINITE = "not_finite"
+
+
+def status_without_reply(finish_reason: str) -> str:
+    """The status of a turn that has no reply to judge."""
+    return NOT_FINITE if finish_reason == NOT_FINITE else "no_reply"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ class Integrity:
     phase_distortion: mean over slots and rotary frequencies k of
         1 - cos(theta_k (effective - true offset)), in [0, 2].
     phase_distortion_weighted: the same, slots weighted by the attention they received in the
-        latest forward; None without scores.
+        latest forward; None without scores, or if they are not finite or all 0.
     sinks_kept: how many of the conversation's first four tokens are cached.
     """
 
@@ -78,7 +79,8 @@ def integrity(
     weighted = None
     if weights is not None:
         share = weights / weights.sum(-1, keepdim=True)
-        weighted = float((distortion * share.double().cpu()).sum(-1).mean())
+        mean = float((distortion * share.double().cpu()).sum(-1).mean())
+        weighted = mean if math.isfinite(mean) else None
     rows = position.reshape(-1, count).numpy()
     return Integrity(
         retained_share=count / slots.tokens_seen,

@@ -37,11 +37,12 @@ class AttentionTop(Policy):
     """Keeps the slots that received the most attention (AttentionTop of arXiv 2511.04686).
 
     Defaults are the paper's: scores are the mean over layers and heads of the attention summed
-    over the queries of the latest forward only; nothing is protected; without scores (before the
-    first scored forward of a run under `trigger: paper`) it does nothing. Departures on request:
+    over the queries of the latest forward only; nothing is protected; without scores (before a turn
+    under `trigger: paper`) it does nothing. Departures on request:
     other aggregates (its "next check 1"), accumulated scores (H2O, arXiv 2306.14048), division by
     the number of queries that could see a slot, protected sinks and recent slots, and one keep set
-    per layer or kv head.
+    per layer or kv head. Where the budget is less than sinks and recent slots together, the sinks
+    go first and the oldest of the recent slots are evicted.
     """
 
     kind: ClassVar[str] = "attention_top"
@@ -71,7 +72,7 @@ class AttentionTop(Policy):
             rank = rank / (
                 ages[0, 0] if rank.dim() == 1 else ages[:, 0] if rank.dim() == 2 else ages
             )
-        return pin_ends(rank, self.sinks, self.recent)
+        return pin_ends(rank, self.sinks, self.recent, view.budget)
 
 
 @dataclass(frozen=True)

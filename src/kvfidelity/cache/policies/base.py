@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvfidelity.cache.overflow import first_overflow, overflow_error
+from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 from kvfidelity.options import check_option, option, option_fields
@@ -20,7 +23,7 @@ def parameter(default: Any = MISSING, *, doc: str, **allowed: Any) -> Any:
     Args:
         default: its value if the config does not set it; without one it is required.
         doc: what it means, for the documentation.
-        allowed: `low`, `high`, `above` and `choices` of `options.option`.
+        allowed: `low`, `high`, `above`, `choices` and `odd` of `options.option`.
     """
     return option(default, doc=doc, **allowed)
 
@@ -51,13 +54,15 @@ class Policy(ABC):
     needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
         for item in option_fields(self):
-            if wrong := check_option(item, getattr(self, item.name)):
+            value = getattr(self, item.name)
+            if wrong := check_option(item, hints[item.name], value):
                 raise UserError(f"policy {self.kind}: {wrong}")
 
     @property
     def query_window(self) -> int:
-        """How many of the latest queries the policy uses; the cache keeps this many."""
+        """How many of the latest queries the policy looks through; it never sees more."""
         return 0
 
     def default_size(self, slots: int) -> int | None:
@@ -65,7 +70,11 @@ class Policy(ABC):
         return None
 
     def should_evict(self, view: CacheView) -> bool:
-        """Whether the policy can rank now; if not, nothing is evicted."""
+        """Whether the policy can rank now; if not, nothing is evicted.
+
+        A policy that waits for scores waits before a turn under `trigger: paper` only, where the
+        paper's code has none; anywhere else a cache without them is refused.
+        """
         return self.evicts
 
     @abstractmethod
@@ -74,15 +83,25 @@ class Policy(ABC):
 
         Returns:
             Any real dtype: [n] for one keep set, [L, n] for one per layer, [L, G, n] for one per kv
-            head.
+            head. Infinity pins a slot; NaN is refused.
         """
 
     def keep(self, view: CacheView) -> Tensor:
         """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots.
 
         A shared one is on the CPU, as the slot table is; others stay on the device of the ranking.
+
+        Raises:
+            UserError: a ranking of another shape or type, or with NaN, or of something that the
+                policy does not declare.
+            ModelOverflowError: NaN, because keys, values or scores are not finite.
         """
-        rank = self.priority(view)
+        view = view.limited_to(scores=self.needs_scores, query_window=self.query_window)
+        try:
+            rank = self.priority(view)
+        except NotCollectedError as error:
+            raise UserError(f"policy {self.kind} cannot rank: {error}") from None
+        _check_rank(self.kind, rank, view)
         rank = rank if rank.is_floating_point() else rank.double()
         # A policy may pin slots with infinity; protected slots still rank above them.
         highest = torch.finfo(rank.dtype).max
@@ -101,9 +120,32 @@ def slot_indices(view: CacheView) -> Tensor:
     return torch.arange(view.slots, dtype=torch.float64)
 
 
-def pin_ends(rank: Tensor, first: int, last: int) -> Tensor:
-    """A copy of `rank` whose first `first` and last `last` slots are infinite."""
+def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
+    """A copy of `rank` whose first `first` and last `last` slots are infinite.
+
+    Where the budget is less than both, the first ones go before the last, and of the last the
+    latest stay.
+    """
     rank = rank.clone()
+    first = min(first, budget)
+    last = min(last, budget - first)
     rank[..., :first] = torch.inf
     rank[..., max(rank.shape[-1] - last, 0) :] = torch.inf
     return rank
+
+
+def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
+    layers, groups, slots = len(view.layers), view.layers[0].keys.shape[0], view.slots
+    allowed = ((slots,), (layers, slots), (layers, groups, slots))
+    if not isinstance(rank, Tensor) or rank.is_complex():
+        found = rank.dtype if isinstance(rank, Tensor) else type(rank).__name__
+        raise UserError(f"policy {kind} ranks by {found}; it must return a tensor of real numbers")
+    if tuple(rank.shape) not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise UserError(f"policy {kind}: its ranking is {list(rank.shape)}; it must be {shapes}")
+    if rank.is_floating_point() and bool(rank.isnan().any()):
+        layer = first_overflow((layer.keys, layer.values) for layer in view.layers)
+        scores = None if view.scores is None or not view.has_scores else view.attention("latest")
+        if layer is not None or (scores is not None and not scores.isfinite().all()):
+            raise overflow_error(view.layers[0].keys.dtype, layer)
+        raise UserError(f"policy {kind}: its ranking holds NaN, which orders nothing")

@@ -70,7 +70,7 @@ class SlidingWindowGist(Policy):
         return min(slots, self.gist_tokens + self.recent_tokens)
 
     def priority(self, view: CacheView) -> Tensor:
-        return pin_ends(-slot_indices(view), 0, min(self.recent_tokens, view.budget))
+        return pin_ends(-slot_indices(view), 0, self.recent_tokens, view.budget)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SlidingWindowGistAttentive(Policy):
             rank = torch.from_numpy(view.rng.random(view.slots))
         gist = slot_indices(view)[: self.gist_tokens]
         rank[: gist.numel()] = PINNED / 2 * (1 - gist / view.slots)
-        return pin_ends(rank, 0, min(self.recent_tokens, view.budget))
+        return pin_ends(rank, 0, self.recent_tokens, view.budget)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class StreamingLLM(Policy):
         return min(slots, self.sinks + self.recent)
 
     def priority(self, view: CacheView) -> Tensor:
-        return pin_ends(slot_indices(view), self.sinks, 0)
+        return pin_ends(slot_indices(view), self.sinks, 0, view.budget)
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,6 @@ class H2O(Policy):
     )
     granularity: str = parameter("head", doc="one keep set per what", choices=GRANULARITIES)
 
-    def should_evict(self, view: CacheView) -> bool:
-        return view.has_scores
-
     def priority(self, view: CacheView) -> Tensor:
         rank = attention_rank(view, "accumulated", self.granularity)
-        return pin_ends(rank, 0, int(view.budget * self.recent_share))
+        return pin_ends(rank, 0, int(view.budget * self.recent_share), view.budget)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
+from torch.nn.functional import avg_pool1d, pad
 
 from kvfidelity.cache.policies.base import Policy, parameter, pin_ends
 from kvfidelity.cache.view import CacheView
@@ -17,21 +17,19 @@ class SnapKV(Policy):
     (SnapKV, arXiv 2404.14469).
 
     The observation window itself is always kept. As in the paper, the window's attention is
-    averaged over its queries and pooled with a kernel; departure: the mean over a kv head's query
-    heads ranks the slots of that kv head, because the cache stores one copy per kv head.
+    averaged over its queries and pooled with a kernel; window, kernel and average pooling are the
+    defaults of the paper's code (kvpress has a window of 64). Departure: the mean over a kv head's
+    query heads ranks the slots of that kv head, because the cache stores one copy per kv head.
     """
 
     kind: ClassVar[str] = "snapkv"
 
     window: int = parameter(32, doc="latest queries looked through", low=1)
-    kernel: int = parameter(5, doc="width of the average pooling, odd", low=1)
+    kernel: int = parameter(5, doc="width of the average pooling", low=1, odd=True)
 
     @property
     def query_window(self) -> int:
         return self.window
-
-    def should_evict(self, view: CacheView) -> bool:
-        return view.layers[0].queries is not None
 
     def priority(self, view: CacheView) -> Tensor:
         return torch.stack([self._layer(view, index) for index in range(len(view.layers))])
@@ -44,21 +42,21 @@ class SnapKV(Policy):
         votes[:, slots - rows :] = 0  # the window's own slots cast no votes on their neighbours
         pooled = avg_pool1d(votes, self.kernel, stride=1, padding=self.kernel // 2)[:, :slots]
         rank = pooled.view(groups, heads // groups, slots).mean(1)
-        return pin_ends(rank, 0, min(self.window, view.budget))
+        return pin_ends(rank, 0, self.window, view.budget)
 
 
 @dataclass(frozen=True)
 class TOVA(Policy):
-    """Keeps what the latest query attends to, one keep set per layer (TOVA, arXiv 2401.06104)."""
+    """Keeps what the latest query attends to, one keep set per layer (TOVA, arXiv 2401.06104).
+
+    As in the paper, the latest slot is ranked like any other; kvpress always keeps it.
+    """
 
     kind: ClassVar[str] = "tova"
 
     @property
     def query_window(self) -> int:
         return 1
-
-    def should_evict(self, view: CacheView) -> bool:
-        return view.layers[0].queries is not None
 
     def priority(self, view: CacheView) -> Tensor:
         layers = range(len(view.layers))
@@ -71,33 +69,30 @@ class ExpectedAttention(Policy):
     head (Expected Attention, arXiv 2510.00636).
 
     Queries are assumed Gaussian with the mean and covariance of the latest `window` ones before
-    rotation, and rotated by the average rotation over the next `horizon` positions. Departure: the
-    statistics come from the latest queries of the chat rather than from one prompt's.
+    rotation, and rotated by the average rotation over the next `horizon` positions. The sinks take
+    no part in the softmax, and the queries of the first `sinks` tokens none in the statistics.
+    Defaults are those of kvpress 0.5.5. Departure: the statistics come from the latest queries of
+    the chat rather than from one prompt's.
     """
 
     kind: ClassVar[str] = "expected_attention"
 
     window: int = parameter(128, doc="latest queries whose statistics are used", low=2)
     horizon: int = parameter(512, doc="future positions averaged over", low=1)
-    epsilon: float = parameter(0.02, doc="added to the expected attention before weighting", low=0)
+    epsilon: float = parameter(0.0, doc="added to the expected attention before weighting", low=0)
     sinks: int = parameter(4, doc="first slots always kept", low=0)
 
     @property
     def query_window(self) -> int:
         return self.window
 
-    def should_evict(self, view: CacheView) -> bool:
-        queries = view.layers[0].queries
-        return queries is not None and queries.shape[1] > 1
-
     def priority(self, view: CacheView) -> Tensor:
         rank = torch.stack([self._layer(view, index) for index in range(len(view.layers))])
-        return pin_ends(rank, min(self.sinks, view.budget), 0)
+        return pin_ends(rank, self.sinks, 0, view.budget)
 
     def _layer(self, view: CacheView, index: int) -> Tensor:
         layer = view.layers[index]
-        assert layer.queries is not None
-        queries = layer.queries.float()
+        queries = self._queries(view, index)
         mean = queries.mean(1)
         centred = queries - mean[:, None]
         covariance = centred.transpose(1, 2) @ centred / queries.shape[1]
@@ -105,13 +100,21 @@ class ExpectedAttention(Policy):
         mean, covariance = mean @ turn.T, turn @ covariance @ turn.T
 
         groups, slots, _ = layer.keys.shape
-        ratio = queries.shape[0] // groups
-        keys = layer.rotated_keys.float().repeat_interleave(ratio, dim=0)
+        ratio, ranked = queries.shape[0] // groups, max(slots - self.sinks, 0)
+        keys = layer.rotated_keys[:, slots - ranked :].float().repeat_interleave(ratio, dim=0)
         logits = torch.einsum("hnd,hd->hn", keys, mean) * view.scaling
         logits += torch.einsum("hnd,hde,hne->hn", keys, covariance, keys) * view.scaling**2 / 2
-        expected = torch.softmax(logits, dim=-1).view(groups, ratio, slots).mean(1)
-        weight: Tensor = layer.values.float().norm(dim=-1)
-        return (expected + self.epsilon) * weight
+        expected = torch.softmax(logits, dim=-1).view(groups, ratio, ranked).mean(1)
+        weight = layer.values[:, slots - ranked :].float().norm(dim=-1)
+        return pad((expected + self.epsilon) * weight, (slots - ranked, 0))
+
+    def _queries(self, view: CacheView, index: int) -> Tensor:
+        """The latest queries, fp32 [H, w, d], without those of the first `sinks` tokens, which are
+        outliers."""
+        queries = view.recent_queries(index).float()
+        first = view.tokens_seen - queries.shape[1]
+        outliers = min(max(self.sinks - first, 0), queries.shape[1] - 1)
+        return queries[:, outliers:]
 
     def _average_rotation(self, view: CacheView, queries: Tensor) -> Tensor:
         """The mean rotation matrix [d, d] over the next `horizon` positions."""

@@ -15,12 +15,13 @@ missing answer; overlap with the reference. It cannot see whether a fluent, like
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvfidelity.judges.base import Judge
-from kvfidelity.judges.verdict import Verdict
+from kvfidelity.judges.verdict import NOT_FINITE, Verdict, status_without_reply
 
 MODEL = "formula, version 2"
 
@@ -52,7 +53,12 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     }
     if row["reply"] is None:
         reason = f"no own reply ({row['finish_reason']})"
-        return Verdict(**identity, score=None, status="no_reply", reason=reason)
+        status = status_without_reply(row["finish_reason"])
+        return Verdict(**identity, score=None, status=status, reason=reason)
+    for name in ("reply_nll_baseline", "rep_3", "echo_share", "chrf"):
+        if row[name] is not None and not math.isfinite(row[name]):
+            reason = f"its {name} is {row[name]}"
+            return Verdict(**identity, score=None, status=NOT_FINITE, reason=reason)
     if not row["reply"].strip():
         return Verdict(**identity, score=1, status="ok", reason="an empty reply")
     if row["reply_nll_baseline"] is None:
