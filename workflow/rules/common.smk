@@ -35,6 +35,7 @@ from kvfidelity.records.grid import (
 )
 from kvfidelity.pipeline.merge import merge_sources
 from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.sources import refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,
@@ -86,6 +87,8 @@ if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
 
 
 if workflow.is_main_process:
+    for line in [] if MERGED else refresh(SETTINGS):
+        print(line, file=sys.stderr)
     results = Path("results")
     if adopted := adopt(Expectations(SETTINGS, results), results):
         print(adopted, file=sys.stderr)

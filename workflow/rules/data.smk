@@ -1,7 +1,12 @@
 rule fetch_dataset:
+    input:
+        # Written when the workflow starts: what the configuration points to, with the content of
+        # local files.
+        configured="resources/sources/datasets/{dataset}.json",
     output:
         folder=directory("resources/datasets/{dataset}"),
         record="resources/provenance/datasets/{dataset}.json",
+        source="resources/provenance/sources/datasets/{dataset}.json",
     log:
         "logs/fetch_dataset/{dataset}.log",
     conda:
@@ -10,7 +15,8 @@ rule fetch_dataset:
         spec=dataset_spec,
     shell:
         "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} "
-        "--out {output.folder} --record {output.record} > {log} 2>&1"
+        "--out {output.folder} --record {output.record} --configured {input.configured} "
+        "--source {output.source} > {log} 2>&1"
 
 
 rule extract_dialogues:
