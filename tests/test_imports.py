@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src/kvfidelity"
 #: groups of one level, which may not.
 ORDER = (
     "errors",
-    "cli, options, sizes, suggestions, user_files",
+    "cli, options, sizes, strict_yaml, suggestions, user_files",
     "cache",
     "metrics",
     "records, wheels",

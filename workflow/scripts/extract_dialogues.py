@@ -27,7 +27,8 @@ def main() -> None:
     segmenter = ChatSegmenter(AutoTokenizer.from_pretrained(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)
     copy_without_weights(options.model, options.tokenizer)
-    write_json(options.manifest, manifest)
+    # What a larger `count` is compared with, as long as these stay the same.
+    write_json(options.manifest, manifest | notes_of("dialogues", options.spec))
     model, dataset = options.model / PROVENANCE, options.data / PROVENANCE
     notes = notes_of("dialogues", options.spec, model=model, dataset=dataset)
     write_parquet(pool, options.pool, kind="dialogues", metadata=notes)

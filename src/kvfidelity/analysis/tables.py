@@ -224,7 +224,7 @@ def _scan(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
         raise UserError(f"{missing} does not exist: run the workflow to make it")
     start = len(str(folder)) + 1
     run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
-    return pl.scan_parquet(files, include_file_paths="run").with_columns(run)
+    return pl.scan_parquet(files, include_file_paths="run", glob=False).with_columns(run)
 
 
 def _read(rows: pl.LazyFrame) -> pl.DataFrame:

@@ -88,7 +88,7 @@ def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
             f"{SCHEMA_VERSION}: delete it and run again"
         )
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _corrupt_file(path, error) from None
 

@@ -122,7 +122,7 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
     files = [folder / key / "turns.parquet" for key in keys]
     columns = ["turn", "prompt", "reply", "reference"]
     scans = [
-        pl.scan_parquet(file).select(pl.lit(key).alias("run"), *columns)
+        pl.scan_parquet(file, glob=False).select(pl.lit(key).alias("run"), *columns)
         for file, key in zip(files, keys, strict=True)
     ]
     return pl.concat(scans).collect()
@@ -130,7 +130,8 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
 
 def _probe_answers(results: Path, key: str) -> list[dict[str, Any]]:
     columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
-    rows = pl.read_parquet(results / "generate" / key / "recall.parquet", columns=list(columns))
+    file = results / "generate" / key / "recall.parquet"
+    rows = pl.read_parquet(file, columns=list(columns), glob=False)
     return missing_if_not_finite(rows).with_columns(pl.col("margin").round(2)).to_dicts()
 
 

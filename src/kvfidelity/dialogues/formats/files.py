@@ -150,7 +150,7 @@ def _parquet(path: Path, counts: SourceCounts) -> Iterator[Any]:
     import polars as pl
 
     try:
-        for batch in pl.scan_parquet(path).collect_batches(chunk_size=BATCH_ROWS):
+        for batch in pl.scan_parquet(path, glob=False).collect_batches(chunk_size=BATCH_ROWS):
             yield from batch.iter_rows(named=True)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).split("\n")[0]
