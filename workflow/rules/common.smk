@@ -45,6 +45,7 @@ from kvfidelity.pipeline.preflight import (
     refuse_faulty_inputs,
     same_but_for_their_names,
 )
+from kvfidelity.pipeline.reach import reach_settings
 from kvfidelity.pipeline.settings import check_files, load_settings
 from kvfidelity.pipeline.sources import refresh
 from kvfidelity.pipeline.staleness import Expectations
@@ -138,6 +139,12 @@ def dataset_spec(wildcards):
 
 def selection_spec(wildcards):
     return as_parameters(selection_params(SETTINGS, wildcards.dataset), "dialogues")
+
+
+def extraction_reach(wildcards):
+    """What the runs ask of the dialogues, as a resource: no dialogue depends on it."""
+    wanted = reach_settings(SETTINGS, wildcards.model, wildcards.dataset)
+    return json.dumps(wanted, sort_keys=True)
 
 
 def generation_spec(wildcards):

@@ -40,11 +40,13 @@ rule extract_dialogues:
         serial=one_on_a_scheduler,
         runtime=by_attempt(60),
         mem_mb=by_attempt(8000),
+        # Said in the log and the manifest; a change of it extracts nothing again.
+        reach=extraction_reach,
     params:
         spec=selection_spec,
     shell:
         "python workflow/scripts/extract_dialogues.py --data {input.data} "
-        "--model {input.model} --spec {params.spec:q} "
+        "--model {input.model} --spec {params.spec:q} --reach {resources.reach:q} "
         "--pool {output.pool} --manifest {output.manifest} --tokenizer {output.tokenizer} "
         "> {log} 2>&1"
 
