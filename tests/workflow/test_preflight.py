@@ -107,7 +107,9 @@ def test_keys_given_twice_name_both_lines(new: Project) -> None:
 
 
 def test_policies_that_differ_in_name_only_are_named(new: Project) -> None:
-    new.configure({"policies": {"again": {"kind": "streaming_llm"}, "more": {"kind": "knorm"}}})
+    new.configure(
+        {"policies": {"again": {"kind": "streaming_llm", "sinks": 5}, "more": {"kind": "knorm"}}}
+    )
     settings = read_settings([new.folder / "config/config.yaml"])
     assert same_but_for_their_names(settings) == []
     new.configure({"policies": {"again": {"kind": "streaming_llm", "sinks": 4, "recent": 2000}}})
@@ -151,6 +153,19 @@ def test_a_policy_that_no_file_defines_is_named(new: Project) -> None:
     assert found_in(new, policy) == ["policies.x: unknown kind 'mien'; did you mean 'mine'?"]
     (new.folder / "mine.py").write_text("class Mine:\n    kind = 'mi' + 'en'\n")
     assert found_in(new, policy) == []
+
+
+def test_a_policy_file_that_fails_is_named_once(project: Project) -> None:
+    (project.folder / "mine.py").write_text("import nowhere\n\n\nclass Mine:\n    kind = 'mine'\n")
+    project.configure(
+        {"policy_files": ["mine.py"], "policies": {"x": {"kind": "mine"}, "y": {"kind": "mine"}}}
+    )
+    done = project.snakemake("--keep-going")
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    fails = "policy file mine.py fails: ModuleNotFoundError: No module named 'nowhere'"
+    assert output.count(f"policies.x: {fails}") == 1
+    assert "rule generate:" not in output
 
 
 def test_a_variable_that_changes_float32_is_named(

@@ -109,11 +109,11 @@ def test_a_failing_job_leaves_the_others_and_names_the_cause(project: Project) -
     [
         (
             {"datasets": {"own": {"path": "nowhere.jsonl"}}},
-            "error: dataset file nowhere.jsonl does not exist",
+            "error: datasets.own.path: dataset 'nowhere.jsonl' does not exist",
         ),
         (
             {"models": {"tiny": {"path": "nowhere"}}},
-            "error: model directory nowhere does not exist",
+            "error: models.tiny.path: model 'nowhere' does not exist",
         ),
         ({"datasets": {"own": {"select": {"min_turns": 500}}}}, "relax `select`"),
     ],

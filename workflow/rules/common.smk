@@ -57,6 +57,7 @@ from kvfidelity.pipeline.rule_params import (
     grid_settings,
     active_judges,
     merge_settings,
+    own_policies,
     needs_likelihood,
     report_settings,
     run_spec,
@@ -145,6 +146,12 @@ def extraction_reach(wildcards):
     """What the runs ask of the dialogues, as a resource: no dialogue depends on it."""
     wanted = reach_settings(SETTINGS, wildcards.model, wildcards.dataset)
     return json.dumps(wanted, sort_keys=True)
+
+
+def checked_policies(wildcards):
+    """What says that the file of a user-defined policy can be used."""
+    own = wildcards.policy in own_policies(SETTINGS)["policies"]
+    return ancient("results/checks/policies.json") if own else []
 
 
 def generation_spec(wildcards):

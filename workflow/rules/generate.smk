@@ -1,8 +1,29 @@
+# Files with user-defined policies import PyTorch, so they are run in a job: a fault in one is named
+# once, not by each run.
+rule check_policies:
+    output:
+        "results/checks/policies.json",
+    log:
+        "logs/check_policies.log",
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
+        mem_mb=by_attempt(2000),
+    params:
+        spec=json.dumps(own_policies(SETTINGS), sort_keys=True),
+    shell:
+        "python workflow/scripts/check_policies.py --spec {params.spec:q} --out {output} "
+        "> {log} 2>&1"
+
+
 rule generate:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
+        policies=checked_policies,
     output:
         turns=f"results/generate/{RUN}/turns.parquet",
         evictions=f"results/generate/{RUN}/evictions.parquet",

@@ -112,10 +112,17 @@ def run_spec(
         digest = {} if settings["merge"] else {"policy_digest": policy_digest(known["module"])}
         return spec | digest
     files = settings["policy_files"]
-    content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
-    return spec | {
-        "policy_files": list(files),
-        "policy_digest": hashlib.sha256(content).hexdigest()[:12],
+    return spec | {"policy_files": list(files), "policy_digest": files_digest(files)}
+
+
+def own_policies(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies of user-defined kinds, and the files that define them."""
+    files, built_in = settings["policy_files"], policy_schemas()
+    entries = settings["policies"].items()
+    return {
+        "files": list(files),
+        "digest": files_digest(files),
+        "policies": {name: entry for name, entry in entries if entry["kind"] not in built_in},
     }
 
 
