@@ -169,7 +169,7 @@ def test_a_second_configuration_is_laid_over_the_default(
     )
     settings = load_settings(merged(default, second))
     plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} dialogue runs"
-    done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
+    done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
     (project.folder / "mine.yaml").write_text("policies: {attention_top: {keep_ratio: 1.5}}\n")

@@ -57,7 +57,7 @@ from kvfidelity.pipeline.rule_params import (
     grid_settings,
     active_judges,
     merge_settings,
-    own_policies,
+    own_policy,
     needs_likelihood,
     report_settings,
     run_spec,
@@ -91,9 +91,13 @@ def check_inputs():
     # With --jobs jobs may run elsewhere; a dry run does not say where they would run.
     here = not workflow.non_local_exec and workflow.resource_settings.nodes is None
     try:
+        changed = [] if MERGED else refresh(SETTINGS)
         refuse_faulty_inputs(SETTINGS, computes_here=here)
     except UserError as error:
         raise refused(error) from None
+    warnings = [f"warning: {line}" for line in same_but_for_their_names(SETTINGS)]
+    for line in changed + warnings:
+        print(line, file=sys.stderr)
 
 
 def merged_files():
@@ -117,11 +121,7 @@ if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
 
 
 if workflow.is_main_process:
-    for line in [] if MERGED else refresh(SETTINGS):
-        print(line, file=sys.stderr)
     check_inputs()
-    for line in same_but_for_their_names(SETTINGS):
-        print(f"warning: {line}", file=sys.stderr)
     results = Path("results")
     if adopted := adopt(Expectations(SETTINGS, results), results):
         print(adopted, file=sys.stderr)
@@ -148,10 +148,14 @@ def extraction_reach(wildcards):
     return json.dumps(wanted, sort_keys=True)
 
 
-def checked_policies(wildcards):
-    """What says that the file of a user-defined policy can be used."""
-    own = wildcards.policy in own_policies(SETTINGS)["policies"]
-    return ancient("results/checks/policies.json") if own else []
+def own_policy_spec(wildcards):
+    return json.dumps(own_policy(SETTINGS, wildcards.policy), sort_keys=True)
+
+
+def policy_check(wildcards):
+    """What says that a user-defined policy can be built. It changes only with the policy's runs."""
+    own = own_policy(SETTINGS, wildcards.policy)
+    return [f"results/checks/policies/{wildcards.policy}.json"] if own else []
 
 
 def generation_spec(wildcards):

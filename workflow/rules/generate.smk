@@ -1,10 +1,10 @@
-# Files with user-defined policies import PyTorch, so they are run in a job: a fault in one is named
-# once, not by each run.
-rule check_policies:
+# A file with user-defined policies imports PyTorch, so it is run in a job: a fault in it is named once
+# for a policy, not by each run.
+rule check_policy:
     output:
-        "results/checks/policies.json",
+        "results/checks/policies/{policy}.json",
     log:
-        "logs/check_policies.log",
+        "logs/check_policy/{policy}.log",
     conda:
         "../../envs/model.yaml"
     resources:
@@ -12,10 +12,9 @@ rule check_policies:
         runtime=by_attempt(10),
         mem_mb=by_attempt(2000),
     params:
-        spec=json.dumps(own_policies(SETTINGS), sort_keys=True),
+        spec=own_policy_spec,
     shell:
-        "python workflow/scripts/check_policies.py --spec {params.spec:q} --out {output} "
-        "> {log} 2>&1"
+        "python workflow/scripts/check_policy.py --spec {params.spec:q} --out {output} > {log} 2>&1"
 
 
 rule generate:
@@ -23,7 +22,7 @@ rule generate:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
-        policies=checked_policies,
+        policy_check=policy_check,
     output:
         turns=f"results/generate/{RUN}/turns.parquet",
         evictions=f"results/generate/{RUN}/evictions.parquet",

@@ -28,6 +28,7 @@ RECORDS = Path(".snakemake/metadata")
 STAGES = (
     "dialogues",
     "corruptions",
+    "checks",
     "generate",
     "metrics",
     "judge_batches",

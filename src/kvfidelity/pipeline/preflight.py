@@ -193,7 +193,10 @@ def _device(model: str, entry: Mapping[str, Any]) -> Iterator[str]:
     if device.startswith("cuda"):
         number = int(device.partition(":")[2] or 0)
         if not gpus:
-            yield f"{key}: {device}, but there is no NVIDIA GPU here; write `auto` or `cpu`"
+            yield (
+                f"{key}: {device}, but there is no NVIDIA GPU here; write `auto` or `cpu`, "
+                "or plan for another machine with `snakemake -n --jobs 1`"
+            )
         elif number >= len(gpus):
             yield f"{key}: {device}, but the GPUs here are 0 to {len(gpus) - 1}; correct it"
     if gpus and device != "cpu" and entry["dtype"] == "float32":

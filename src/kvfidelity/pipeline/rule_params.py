@@ -115,15 +115,12 @@ def run_spec(
     return spec | {"policy_files": list(files), "policy_digest": files_digest(files)}
 
 
-def own_policies(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The policies of user-defined kinds, and the files that define them."""
-    files, built_in = settings["policy_files"], policy_schemas()
-    entries = settings["policies"].items()
-    return {
-        "files": list(files),
-        "digest": files_digest(files),
-        "policies": {name: entry for name, entry in entries if entry["kind"] not in built_in},
-    }
+def own_policy(settings: Mapping[str, Any], policy: str) -> dict[str, Any] | None:
+    """A policy of a user-defined kind, with the files that may define it; None if built in."""
+    entry, files = settings["policies"][policy], settings["policy_files"]
+    if entry["kind"] in policy_schemas():
+        return None
+    return {"name": policy, "entry": entry, "files": list(files), "digest": files_digest(files)}
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:

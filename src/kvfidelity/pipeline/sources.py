@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.errors import UserError
 from kvfidelity.models.revision import model_revision
 from kvfidelity.pipeline.rule_params import source_entry
 from kvfidelity.pipeline.timestamps import LONG_AGO
@@ -98,11 +99,19 @@ def refresh(settings: Mapping[str, Any], root: Path = Path()) -> list[str]:
 
     Returns:
         One line for each that is fetched again, and why.
+
+    Raises:
+        UserError: a local file cannot be read.
     """
     ledger = _Ledger(root / LEDGER)
     found = []
     for item in fetched_of(settings, root):
-        content = _source(item, ledger)
+        try:
+            content = _source(item, ledger)
+        except PermissionError as error:
+            raise UserError(
+                f"{item}.path: {error.filename} cannot be read; give yourself access to it"
+            ) from None
         reason = _difference(item, content)
         if reason:
             # So that the content differs from what Snakemake recorded, whoever changed it.
