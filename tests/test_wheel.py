@@ -161,7 +161,7 @@ def test_the_installed_library_finds_its_schemas_and_templates(
 ) -> None:
     (tmp_path / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
     code = """
-import kvfidelity.analysis.claims as claims
+import kvfidelity.analysis.claims_file as claims
 import kvfidelity.report.page as page
 from pathlib import Path
 from kvfidelity.pipeline.config_docs import config_docs

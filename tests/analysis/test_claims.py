@@ -181,8 +181,9 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("C1: {statement: a", "is no YAML"),
+        ("C1: {statement: a", "cannot be read as YAML: line 2"),
         ("C1: {statement: a}", "required property"),
+        ("C1: {}\nC1: {}", "C1 is given twice, in lines 1 and 2"),
         (
             "C1: {statement: a, quantity: kl_baseline, of: {}, direction: up, margin: 0, "
             "min_dialogues: 2}",

@@ -15,9 +15,15 @@ import yaml
 from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
-from kvfidelity.pipeline.settings import load_settings, policy_schemas
+from kvfidelity.pipeline.settings import (
+    check_files,
+    load_settings,
+    policy_schemas,
+    read_settings,
+)
 from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
+from kvfidelity.strict_yaml import read_yaml
 from tests.workflow.project import merged
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +83,7 @@ def test_generated_files_are_current() -> None:
         (("policies", "mixed", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
         (("policies", "mixed", "kind"), "randm", "did you mean 'random'?"),
         (("polices",), {}, "did you mean 'policies'?"),
-        (("models", "a/b"), {}, "the name 'a/b' may have"),
+        (("models", "a/b"), {"source": "hub", "id": "x"}, "the name 'a/b' may have"),
         (("models", "smollm2-135m", "sha256"), "x", "64 digits"),
         (("models", "smollm2-135m", "source"), "weel", "did you mean 'wheel'?"),
         (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
@@ -199,3 +205,82 @@ def test_a_cells_path() -> None:
     assert (key.cell, key.dialogue, key.path()) == (cell, "007", path)
     with pytest.raises(TypeError):
         RunKey.from_path("m/d")
+
+
+def faults(config: dict[str, Any]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_settings(config, "my.yaml")
+    return str(caught.value).splitlines()
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    config = default()
+    config["session"] = {"replies": "both", "max_turn": 3}
+    config["title"] = 7
+    assert len(faults(config)) == 3
+    config = default()
+    config["policies"]["a"] = {"kind": "randm"}
+    config["policies"]["b"] = {"kind": "random", "keep_ratio": 2}
+    config["datasets"]["sharegpt"]["count"] = 65
+    config["judging"] = ["formual"]
+    found = faults(config)
+    assert [line.split(":")[1].strip() for line in found] == [
+        "datasets.sharegpt.count",
+        "policies.a",
+        "policies.b.keep_ratio",
+        "judging",
+    ]
+    assert "65 is more than the 64 dialogues of datasets.sharegpt.select.pool" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policies: {on: {kind: random}}", "policies: a name is read as True; put it in quotes"),
+        ("models: {007: {source: hub, id: x}}", "models: a name is read as 7"),
+        ("thresholds: {1.5: {at: 9tok, trigger: turn}}", "thresholds: a name is read as 1.5"),
+        ("grid: {policies: [no]}", "grid.policies.0: False must be of type string; put it in"),
+        ("grid: {policies: [1.0e+3]}", "1000.0 must be of type string; put it in quotes"),
+        ("judges:", "judges: it is empty; give it a value or remove its line"),
+        ("policies: {x: }", "policies.x: it is empty"),
+        ("policies: {Mixed: {kind: knorm}}", "'mixed' and 'Mixed' differ in case only"),
+        ("datasets: {..: {}}", "the name '..' may have"),
+        ("models: {a/b: {}}", "the name 'a/b' may have"),
+        ("models: {smollm2-135m: {device: gpu}}", "models.smollm2-135m.device: 'gpu'"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_written_is_named(text: str, message: str) -> None:
+    assert any(message in line for line in faults(merged(default(), yaml.safe_load(text))))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a is given twice, in lines 1 and 3"),
+        ("policies:\n  x: {kind: random}\n  x: {kind: knorm}\n", "policies.x is given twice, in"),
+        ("l:\n- {k: 1, k: 2}\n", "l.0.k is given twice, in lines 2 and 2"),
+        ("7: a\n007: b\n", "007 is given twice, in lines 1 and 2"),
+        ("'on': a\n\"on\": b\n", "on is given twice"),
+        ('{"a": {"b": 1,\n"b": 1}}', "a.b is given twice, in lines 1 and 2"),
+        ("a:\n\tb: 1\n", "line 2, column 1"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_settings([tmp_path / "my.yaml"])
+
+
+def test_a_key_laid_over_an_anchors_is_no_duplicate(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("a: &a {k: 1}\nb: {<<: *a, k: 2}\nc: *a\n")
+    assert read_yaml(tmp_path / "my.yaml")["b"] == {"k": 2}
+
+
+def test_every_shipped_yaml_file_has_each_key_once() -> None:
+    files = [
+        file
+        for folder in ("config", "profiles", "envs")
+        for file in (ROOT / folder).rglob("*.y*ml")
+    ]
+    assert len(files) > 8
+    check_files(files)

@@ -114,11 +114,11 @@ def test_a_failing_job_leaves_the_others_and_names_the_cause(project: Project) -
     [
         (
             {"datasets": {"own": {"path": "nowhere.jsonl"}}},
-            "error: dataset file nowhere.jsonl does not exist",
+            "error: datasets.own.path: dataset 'nowhere.jsonl' does not exist",
         ),
         (
             {"models": {"tiny": {"path": "nowhere"}}},
-            "error: model directory nowhere does not exist",
+            "error: models.tiny.path: model 'nowhere' does not exist",
         ),
         ({"datasets": {"own": {"select": {"min_turns": 500}}}}, "relax `select`"),
     ],
@@ -174,7 +174,7 @@ def test_a_second_configuration_is_laid_over_the_default(
     )
     settings = load_settings(merged(default, second))
     plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} dialogue runs"
-    done = project.snakemake("-n", "--quiet", "--configfile", f"config/{file}")
+    done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
     (project.folder / "mine.yaml").write_text("policies: {attention_top: {keep_ratio: 1.5}}\n")

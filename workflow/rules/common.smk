@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 import sys
@@ -9,6 +10,12 @@ from snakemake.exceptions import WorkflowError
 # The library of this checkout, here and in the scripts that rules start.
 LIBRARY = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, LIBRARY)
+for folder in (workflow.basedir, os.getcwd()):
+    if set("{}").intersection(str(folder)):
+        raise WorkflowError(
+            f"error: the folder {folder} has braces in its name, which Snakemake takes for wildcards: "
+            "rename it"
+        )
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
     "${{PYTHONPATH:+:$PYTHONPATH}}; "
@@ -35,7 +42,13 @@ from kvfidelity.records.grid import (
     run_keys,
 )
 from kvfidelity.pipeline.merge import merge_sources
-from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.preflight import (
+    refuse_faulty_inputs,
+    same_but_for_their_names,
+)
+from kvfidelity.pipeline.reach import reach_settings
+from kvfidelity.pipeline.settings import check_files, load_settings
+from kvfidelity.pipeline.sources import refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,
@@ -45,6 +58,7 @@ from kvfidelity.pipeline.rule_params import (
     grid_settings,
     active_judges,
     merge_settings,
+    own_policy,
     needs_likelihood,
     report_settings,
     generation_parameters,
@@ -57,14 +71,35 @@ from kvfidelity.pipeline.termination import announce_sigterm
 from kvfidelity.worker.gpus import visible_gpus
 
 
+def refused(error):
+    """What is wrong with the configuration or an input, one line each, as Snakemake shows it."""
+    lines = str(error).splitlines()
+    return WorkflowError("\n".join(f"error: {line}" for line in lines))
+
+
 def checked_settings():
-    """The configuration with its defaults, or one line that says what is wrong with it."""
+    """The configuration with its defaults."""
+    files = [Path(file) for file in workflow.configfiles]
     try:
-        return load_settings(
-            config, " + ".join(map(str, workflow.configfiles)) or "config"
-        )
+        if workflow.is_main_process:
+            check_files(files)
+        return load_settings(config, " + ".join(map(str, files)) or "config")
     except UserError as error:
-        raise WorkflowError(f"error: {error}") from None
+        raise refused(error) from None
+
+
+def check_inputs():
+    """Checks before anything is planned. Other machines' jobs may have a GPU that is not here."""
+    # With --jobs jobs may run elsewhere; a dry run does not say where they would run.
+    here = not workflow.non_local_exec and workflow.resource_settings.nodes is None
+    try:
+        changed = [] if MERGED else refresh(SETTINGS)
+        refuse_faulty_inputs(SETTINGS, computes_here=here)
+    except UserError as error:
+        raise refused(error) from None
+    warnings = [f"warning: {line}" for line in same_but_for_their_names(SETTINGS)]
+    for line in changed + warnings:
+        print(line, file=sys.stderr)
 
 
 def merged_files():
@@ -72,7 +107,7 @@ def merged_files():
     try:
         return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
     except UserError as error:
-        raise WorkflowError(f"error: {error}") from None
+        raise refused(error) from None
 
 
 SETTINGS = checked_settings()
@@ -109,6 +144,7 @@ if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
 
 
 if workflow.is_main_process:
+    check_inputs()
     results = Path("results")
     if adopted := adopt(Expectations(SETTINGS, results), results):
         print(adopted, file=sys.stderr)
@@ -127,6 +163,22 @@ def dataset_spec(wildcards):
 
 def selection_spec(wildcards):
     return as_parameters(selection_params(SETTINGS, wildcards.dataset), "dialogues")
+
+
+def extraction_reach(wildcards):
+    """What the runs ask of the dialogues, as a resource: no dialogue depends on it."""
+    wanted = reach_settings(SETTINGS, wildcards.model, wildcards.dataset)
+    return json.dumps(wanted, sort_keys=True)
+
+
+def own_policy_spec(wildcards):
+    return json.dumps(own_policy(SETTINGS, wildcards.policy), sort_keys=True)
+
+
+def policy_check(wildcards):
+    """What says that a user-defined policy can be built. It changes only with the policy's runs."""
+    own = own_policy(SETTINGS, wildcards.policy)
+    return [f"results/checks/policies/{wildcards.policy}.json"] if own else []
 
 
 def generation_spec(wildcards):

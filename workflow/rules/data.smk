@@ -1,7 +1,12 @@
 rule fetch_dataset:
+    input:
+        # Written when the workflow starts: what the configuration points to, with the content of
+        # local files.
+        configured="resources/sources/datasets/{dataset}.json",
     output:
         folder=directory("resources/datasets/{dataset}"),
         record="resources/provenance/datasets/{dataset}.json",
+        source="resources/provenance/sources/datasets/{dataset}.json",
     log:
         "logs/fetch_dataset/{dataset}.log",
     conda:
@@ -10,7 +15,8 @@ rule fetch_dataset:
         spec=dataset_spec,
     shell:
         "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} "
-        "--out {output.folder} --record {output.record} > {log} 2>&1"
+        "--out {output.folder} --record {output.record} --configured {input.configured} "
+        "--source {output.source} > {log} 2>&1"
 
 
 rule extract_dialogues:
@@ -34,11 +40,13 @@ rule extract_dialogues:
         serial=one_on_a_scheduler,
         runtime=by_attempt(60),
         mem_mb=by_attempt(8000),
+        # Said in the log and the manifest; a change of it extracts nothing again.
+        reach=extraction_reach,
     params:
         spec=selection_spec,
     shell:
         "python workflow/scripts/extract_dialogues.py --data {input.data} "
-        "--model {input.model} --spec {params.spec:q} "
+        "--model {input.model} --spec {params.spec:q} --reach {resources.reach:q} "
         "--pool {output.pool} --manifest {output.manifest} --tokenizer {output.tokenizer} "
         "> {log} 2>&1"
 

@@ -1,8 +1,28 @@
+# A file with user-defined policies imports PyTorch, so it is run in a job: a fault in it is named once
+# for a policy, not by each run.
+rule check_policy:
+    output:
+        "results/checks/policies/{policy}.json",
+    log:
+        "logs/check_policy/{policy}.log",
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
+        mem_mb=by_attempt(2000),
+    params:
+        spec=own_policy_spec,
+    shell:
+        "python workflow/scripts/check_policy.py --spec {params.spec:q} --out {output} > {log} 2>&1"
+
+
 rule generate:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
         pool="results/dialogues/{model}/{dataset}/pool.parquet",
+        policy_check=policy_check,
     output:
         turns=f"results/generate/{RUN}/turns.parquet",
         evictions=f"results/generate/{RUN}/evictions.parquet",

@@ -1,9 +1,14 @@
 rule fetch_model:
+    input:
+        # Written when the workflow starts: what the configuration points to, with the content of
+        # local files.
+        configured="resources/sources/models/{model}.json",
     output:
         folder=directory("resources/models/{model}"),
         # The digests of all files in the folder: what depends on the model reruns when one of
         # them changes, not when the folder is copied.
         record="resources/provenance/models/{model}.json",
+        source="resources/provenance/sources/models/{model}.json",
     log:
         "logs/fetch_model/{model}.log",
     benchmark:
@@ -14,4 +19,5 @@ rule fetch_model:
         spec=model_spec,
     shell:
         "python workflow/scripts/fetch_model.py --spec {params.spec:q} --out {output.folder} "
-        "--record {output.record} > {log} 2>&1"
+        "--record {output.record} --configured {input.configured} --source {output.source} "
+        "> {log} 2>&1"

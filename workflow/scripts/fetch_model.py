@@ -12,13 +12,18 @@ def main() -> None:
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
+    parser.add_argument("--configured", type=Path, help="the source, as JSON")
+    parser.add_argument("--source", type=Path, help="file for a copy of that")
     options = parser.parse_args()
     from kvfidelity.atomic_files import copy_file
     from kvfidelity.models.checksums import PROVENANCE
     from kvfidelity.models.fetch import fetch_model
+    from kvfidelity.pipeline.sources import note_fetched
 
     fetch_model(options.spec, options.out)
     copy_file(options.out / PROVENANCE, options.record)
+    if options.configured:
+        note_fetched(options.configured, options.record, options.source)
 
 
 if __name__ == "__main__":

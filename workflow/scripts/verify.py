@@ -40,10 +40,11 @@ def main() -> None:
     for (package, made, here), artifacts in sorted(other_versions(options.results).items()):
         print(f"note: {artifacts} artifacts were made with {package} {made}; here it is {here}")
     counts = Counter(finding.state for finding in found)
-    kept = {State.STALE, State.MISSING}
+    kept = {State.STALE, State.MISSING, State.CHANGED}
     wrong = sum(number for state, number in counts.items() if state not in kept)
     print(f"{count} files, {wrong} wrong, {counts[State.STALE]} stale", end="")
-    print(f", {counts[State.MISSING]} missing" if counts[State.MISSING] else "")
+    named = [state for state in (State.MISSING, State.CHANGED) if counts[state]]
+    print("".join(f", {counts[state]} {state}" for state in named))
     if any(counts[state] for state in MOVED) and options.remove:
         moved, folder = move_aside(found, options.results, files=count, force=options.force)
         print(f"moved {moved} files to {folder}; make run writes those that are missing")

@@ -7,19 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import polars as pl
-import yaml
 
+from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.errors import UserError
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
-SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
 #: What says which turn of which run a row is, and how much it weighs.
 IDENTITY = (
     *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
@@ -62,26 +60,8 @@ class Claim:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Claims from a YAML file.
-
-    Raises:
-        UserError: no such file, no YAML, or not what src/kvfidelity/analysis/claims.schema.yaml
-        describes.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: copy config/claims.yaml there") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    schema = yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
-    schema["$defs"]["position_mode"] = {"enum": list(POSITIONS)}
-    wrong = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema).iter_errors(content)
-    )
-    if wrong is not None:
-        raise UserError(f"{path}: {'.'.join(map(str, wrong.path)) or 'file'}: {wrong.message}")
-    return [Claim(claim=name, **entry) for name, entry in content.items()]
+    """Claims from a YAML file; see `claims_file.read_claims_file` for what it refuses."""
+    return [Claim(claim=name, **entry) for name, entry in read_claims_file(path).items()]
 
 
 def evaluate_claims(

@@ -18,17 +18,17 @@ from pathlib import Path
 
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.staleness import Expectations
+from kvfidelity.pipeline.timestamps import LONG_AGO
 from kvfidelity.records.grid import TOKENIZER
 
 #: Which files were dated, and to which time; next to Snakemake's records.
 DATES_FILE = Path(".snakemake/kvfidelity-adopted.json")
 RECORDS = Path(".snakemake/metadata")
-#: Before any file of the workflow.
-LONG_AGO = 946_684_800 * 10**9
 #: Stages in the order in which they are made; files of other stages are not dated.
 STAGES = (
     "dialogues",
     "corruptions",
+    "checks",
     "generate",
     "metrics",
     "judge_batches",

@@ -185,12 +185,14 @@ def _same_dialogues(settings: Mapping[str, Any]) -> None:
 
 
 def _manifest(file: Path) -> dict[str, Any]:
-    """A manifest without the path of the data on that machine."""
+    """A manifest without the path of the data on that machine, and what its runs asked of it."""
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"merge: {file} cannot be read ({error}): make it again there") from None
     content.get("provenance", {}).pop("path", None)
+    for name in ("not_reached", "code", "settings"):
+        content.pop(name, None)
     return content
 
 

@@ -12,8 +12,8 @@ import polars as pl
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.verify import Finding, State
 
-#: A missing file cannot be moved.
-MOVED = frozenset(State) - {State.MISSING}
+#: A missing file cannot be moved, and what was fetched is replaced by the next run.
+MOVED = frozenset(State) - {State.MISSING, State.CHANGED}
 #: A few such files are expected; many mean that the reader is wrong, not the files.
 SUSPECT = frozenset({State.DAMAGED, State.MISPLACED})
 #: Without `force` at most this share of all files is moved, or this number if that is more.

@@ -113,11 +113,15 @@ def run_spec(
         digest = {} if settings["merge"] else {"policy_digest": policy_digest(known["module"])}
         return spec | digest
     files = settings["policy_files"]
-    content = b"".join(Path(file).read_bytes() for file in files if Path(file).is_file())
-    return spec | {
-        "policy_files": list(files),
-        "policy_digest": hashlib.sha256(content).hexdigest()[:12],
-    }
+    return spec | {"policy_files": list(files), "policy_digest": files_digest(files)}
+
+
+def own_policy(settings: Mapping[str, Any], policy: str) -> dict[str, Any] | None:
+    """A policy of a user-defined kind, with the files that may define it; None if built in."""
+    entry, files = settings["policies"][policy], settings["policy_files"]
+    if entry["kind"] in policy_schemas():
+        return None
+    return {"name": policy, "entry": entry, "files": list(files), "digest": files_digest(files)}
 
 
 def generation_parameters(settings: Mapping[str, Any], results: Path, run: RunKey) -> str:

@@ -1,10 +1,10 @@
-"""The configuration: checked against its schema, defaults filled in, errors in one line."""
+"""The configuration: checked against its schema, defaults filled in, each error one line."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import yaml
 
 from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
+from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.report.position_modes import position_mode_schema
 from kvfidelity.sizes import parse_size
+from kvfidelity.strict_yaml import read_yaml
 from kvfidelity.suggestions import did_you_mean, nearest
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
@@ -33,40 +35,61 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
         where: its name in messages, such as the file's name.
 
     Raises:
-        UserError: the first thing that is wrong, its path, and the remedy.
+        UserError: everything that is wrong, one line each, with its path and the remedy.
     """
     settings = _as_json_types(config, where)
     schema = config_schema()
     validator = jsonschema.Draft202012Validator(schema, format_checker=_formats())
     errors = sorted(validator.iter_errors(settings), key=lambda error: list(map(str, error.path)))
-    if errors:
-        raise UserError(f"{where}: {_explain_error(_most_specific(errors[0]))}")
+    _raise([_explain_error(_most_specific(error)) for error in errors], where)
     _fill_defaults(settings, schema, schema)
-    for policy, entry in settings["policies"].items():
-        _check_policy(policy, entry, bool(settings["policy_files"]), where)
-    _check_thresholds(settings, where)
-    _check_names(settings, where)
-    _check_dialogue_formats(settings, where)
-    _check_judges(settings, where)
-    _check_grid(settings, where)
+    checks = (
+        _check_dialogue_formats,
+        _check_datasets,
+        _check_policies,
+        _check_thresholds,
+        _check_names,
+        _check_judges,
+        _check_cases,
+    )
+    _raise([fault for check in checks for fault in check(settings)], where)
+    _raise(list(_check_grid(settings)), where)
     return settings
+
+
+def _raise(faults: Sequence[str], where: str) -> None:
+    if faults:
+        # Alternatives of a schema name one fault more than once.
+        raise UserError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults)))
 
 
 def read_settings(files: Sequence[Path]) -> dict[str, Any]:
     """Configuration files merged in order, as Snakemake merges them, and checked.
 
     Raises:
-        UserError: a file cannot be read, or what is wrong with the configuration.
+        UserError: a file cannot be read, a key is given twice, or what is wrong with the
+            configuration.
     """
     config: dict[str, Any] = {}
     for file in files:
-        try:
-            read = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{file} cannot be read as YAML: {reason}") from None
-        config = _merged(config, read or {})
+        config = _merged(config, read_yaml(file) or {})
     return load_settings(config, " + ".join(map(str, files)))
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Check files that Snakemake has read itself: it takes the last of two equal keys.
+
+    Raises:
+        UserError: every key that is given twice in one file, one line each, with both lines.
+    """
+    faults = []
+    for file in files:
+        try:
+            read_yaml(file)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +122,8 @@ def policy_schemas() -> dict[str, Any]:
 
 
 def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy in JSON's types; YAML also has dates, and numbers that are not finite."""
+    """A copy in JSON's types; YAML also has dates, .nan, and keys that are not text."""
+    _raise(list(_other_keys(config, ())), where)
     try:
         plain: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
     except TypeError as error:
@@ -108,6 +132,19 @@ def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{where}: .nan and .inf are not allowed; write a finite number") from None
     return plain
+
+
+def _other_keys(value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Keys that YAML does not read as text, such as `007` (7), `on` (True) and an empty one."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                section = ".".join(path) or "the top level"
+                yield f"{section}: a name is read as {key!r}; put it in quotes"
+            yield from _other_keys(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _other_keys(inner, (*path, str(number)))
 
 
 def _formats() -> jsonschema.FormatChecker:
@@ -152,6 +189,8 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
             return f"{path}: {error.cause}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return f"{path}: the name {value!r} may have {NAMES} only"
+        case "pattern" if path.endswith(".device"):
+            return f"{path}: {value!r} is unknown; write auto, cpu, cuda or cuda:1"
         case "pattern":
             return f"{path}: {value!r} is not a SHA-256 in lower-case hex (64 digits)"
         case "minimum":
@@ -164,7 +203,11 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
             return f"{path}: {value} must be above {rule}"
         case "type":
             kinds = rule if isinstance(rule, list) else [rule]
-            return f"{path}: {value!r} must be of type {' or '.join(kinds)}"
+            if value is None:
+                return f"{path}: it is empty; give it a value or remove its line"
+            quotes = "string" in kinds and isinstance(value, bool | int | float)
+            hint = "; put it in quotes" if quotes else ""
+            return f"{path}: {value!r} must be of type {' or '.join(kinds)}{hint}"
         case _:
             return f"{path}: {error.message}"
 
@@ -211,108 +254,141 @@ def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def _check_policy(name: str, entry: Mapping[str, Any], has_policy_files: bool, where: str) -> None:
+def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
     schemas = policy_schemas()
-    kind = entry["kind"]
-    if kind not in schemas:
-        if has_policy_files:
-            return  # user-defined; checked where the files are imported
-        raise UserError(
-            f"{where}: policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
+    for name, entry in settings["policies"].items():
+        kind = entry["kind"]
+        if kind in schemas:
+            validator = jsonschema.Draft202012Validator(schemas[kind])
+            for error in validator.iter_errors(dict(entry)):
+                error.path.extendleft((name, "policies"))
+                yield _explain_error(error)
+        elif not settings["policy_files"]:  # otherwise checked where those files are read
+            yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
+    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
+        yield (
+            f"policies: one of kind {BASELINE} is needed, all others are compared with it; add "
+            f"`{BASELINE}: {{kind: {BASELINE}}}`"
         )
-    validator = jsonschema.Draft202012Validator(schemas[kind])
-    for error in validator.iter_errors(dict(entry)):
-        error.path.extendleft((name, "policies"))
-        raise UserError(f"{where}: {_explain_error(error)}")
 
 
-def _check_thresholds(settings: Mapping[str, Any], where: str) -> None:
-    if NO_THRESHOLD in settings["thresholds"]:
-        raise UserError(
-            f"{where}: thresholds.{NO_THRESHOLD}: the name means no eviction; choose another"
-        )
-    for name, entry in settings["thresholds"].items():
-        if entry["trigger"] == "paper" and "target" in entry:
-            raise UserError(
-                f"{where}: thresholds.{name}: trigger paper takes no target, its policies keep "
-                "their own size"
+def _check_datasets(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in settings["datasets"].items():
+        pool = entry["select"]["pool"]
+        if entry["count"] > pool:
+            yield (
+                f"datasets.{name}.count: {entry['count']} is more than the {pool} dialogues of "
+                f"datasets.{name}.select.pool; raise that too, or lower `count`"
             )
-        if entry["trigger"] != "paper" and "target" in entry:
-            at, target = parse_size(entry["at"]), parse_size(entry["target"])
-            if at[1] == target[1] and target[0] >= at[0]:
-                raise UserError(f"{where}: thresholds.{name}: target must be below `at`")
 
 
-def _check_names(settings: Mapping[str, Any], where: str) -> None:
-    lists = {name: settings["grid"][name] for name in ("models", "datasets", "policies")}
-    lists |= {"thresholds": settings["grid"]["thresholds"]}
-    for section, names in lists.items():
+def _check_thresholds(settings: Mapping[str, Any]) -> Iterator[str]:
+    if NO_THRESHOLD in settings["thresholds"]:
+        yield f"thresholds.{NO_THRESHOLD}: this name means no eviction; choose another"
+    for name, entry in settings["thresholds"].items():
+        if "target" not in entry:
+            continue
+        if entry["trigger"] == "paper":
+            yield (
+                f"thresholds.{name}: trigger paper takes no target, its policies keep their own "
+                "size; remove `target`"
+            )
+            continue
+        at, target = parse_size(entry["at"]), parse_size(entry["target"])
+        if at[1] == target[1] and target[0] >= at[0]:
+            yield f"thresholds.{name}: target must be below `at`"
+
+
+def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
+    for section in ("models", "datasets", "policies", "thresholds"):
+        names, known = settings["grid"][section], settings[section]
         for name in [] if names == "all" else names:
-            if name not in settings[section]:
-                known = settings[section]
-                raise UserError(f"{where}: grid.{section}: no {name!r}{did_you_mean(name, known)}")
+            if name not in known:
+                yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
+    known = settings.get("judges", {})
     for name in settings["judging"]:
-        if name not in settings.get("judges", {}):
-            known = settings.get("judges", {})
-            raise UserError(f"{where}: judging: no judge {name!r}{did_you_mean(name, known)}")
+        if name not in known:
+            yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
 
 
-def _check_dialogue_formats(settings: Mapping[str, Any], where: str) -> None:
-    known = list(known_formats(settings["format_files"]))
+def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names are folders, and some disks take `A` and `a` for one folder."""
+    for section in ("models", "datasets", "policies", "thresholds", "judges"):
+        first: dict[str, str] = {}
+        for name in settings.get(section, {}):
+            other = first.setdefault(name.lower(), name)
+            if other != name:
+                yield f"{section}: {other!r} and {name!r} differ in case only; rename one"
+
+
+def _check_dialogue_formats(settings: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        known = list(known_formats(settings["format_files"]))
+    except UserError as error:
+        yield f"format_files: {error}"
+        return
     for name, entry in settings["datasets"].items():
         if entry["format"] not in known:
-            raise UserError(
-                f"{where}: datasets.{name}.format: {entry['format']!r} is not one of "
-                f"{', '.join(known)}{nearest(entry['format'], known)}"
+            yield (
+                f"datasets.{name}.format: {entry['format']!r} is not one of {', '.join(known)}"
+                f"{nearest(entry['format'], known)}"
             )
 
 
-def _check_judges(settings: Mapping[str, Any], where: str) -> None:
-    known = known_judges(settings["judge_files"])
+def _check_judges(settings: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        known = known_judges(settings["judge_files"])
+    except UserError as error:
+        yield f"judge_files: {error}"
+        return
     for name, entry in settings.get("judges", {}).items():
         kind = entry["kind"]
         unknown: dict[str, Any] = {"properties": {"kind": {"enum": [*known]}}}
         schema = judge_schema(known[kind]) if kind in known else unknown
-        for error in jsonschema.Draft202012Validator(schema).iter_errors(entry):
-            error.path.extendleft((name, "judges"))
-            raise UserError(f"{where}: {_explain_error(error)}")
+        wrong = list(jsonschema.Draft202012Validator(schema).iter_errors(entry))
+        for fault in wrong:
+            fault.path.extendleft((name, "judges"))
+            yield _explain_error(fault)
+        if wrong:
+            continue
         _fill_defaults(entry, schema, schema)
-        if entry["rubric"] == "pairwise" and not known[kind].compares:
-            others = ", ".join(other for other in known if known[other].compares)
-            raise UserError(
-                f"{where}: judges.{name}: kind {kind} compares nothing; use another rubric, or a "
-                f"judge of a kind that compares ({others})"
-            )
-        if entry["rubric"] != "pairwise" and not known[kind].scores:
-            raise UserError(
-                f"{where}: judges.{name}: kind {kind} gives no scores; use rubric pairwise"
-            )
-        if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
-            raise UserError(
-                f"{where}: judges.{name}: max_usd needs the model's price, dollars per million "
-                f"tokens: add `prices: {{{entry.get('model')}: {{input: ..., output: ...}}}}`"
-            )
+        yield from (f"judges.{name}: {fault}" for fault in _faults_of_judge(settings, entry, known))
 
 
-def _check_grid(settings: Mapping[str, Any], where: str) -> None:
+def _faults_of_judge(
+    settings: Mapping[str, Any], entry: Mapping[str, Any], known: Mapping[str, type[Judge]]
+) -> Iterator[str]:
+    kind = entry["kind"]
+    if entry["rubric"] == "pairwise" and not known[kind].compares:
+        others = ", ".join(other for other in known if known[other].compares)
+        yield (
+            f"kind {kind} compares nothing; use another rubric, or a judge of a kind that compares "
+            f"({others})"
+        )
+    if entry["rubric"] != "pairwise" and not known[kind].scores:
+        yield f"kind {kind} gives no scores; use rubric pairwise"
+    if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
+        yield (
+            "max_usd needs the model's price, dollars per million tokens: add `prices: "
+            f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`"
+        )
+
+
+def _check_grid(settings: Mapping[str, Any]) -> Iterator[str]:
     sections = {"model": "models", "dataset": "datasets", "policy": "policies"}
     sections |= {"threshold": "thresholds"}
+    faults = []
     for field in ("include", "exclude"):
         for number, pattern in enumerate(settings["grid"][field]):
             for key, section in sections.items():
                 known = [*settings[section], *([NO_THRESHOLD] if key == "threshold" else [])]
                 if key in pattern and pattern[key] not in known:
                     path, name = f"grid.{field}.{number}.{key}", pattern[key]
-                    raise UserError(f"{where}: {path}: no {name!r}{did_you_mean(name, known)}")
+                    faults.append(f"{path}: no {name!r}{did_you_mean(name, known)}")
             if field == "include" and pattern.get("threshold") == NO_THRESHOLD:
-                raise UserError(
-                    f"{where}: grid.include.{number}.threshold: {NO_THRESHOLD!r} is added "
-                    "automatically"
+                faults.append(
+                    f"grid.include.{number}.threshold: {NO_THRESHOLD!r} is added automatically"
                 )
-    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
-        raise UserError(
-            f"{where}: policies: one of kind {BASELINE} is needed, all others are compared with "
-            f"it; add `{BASELINE}: {{kind: {BASELINE}}}`"
-        )
-    if not cells(settings):
-        raise UserError(f"{where}: grid: nothing is left to run; check its lists and `exclude`")
+    if not faults and not cells(settings):
+        faults.append("grid: nothing is left to run; check its lists and `exclude`")
+    yield from faults

@@ -16,6 +16,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+#: Nanoseconds; before any file of the workflow.
+LONG_AGO = 946_684_800 * 10**9
+
 
 def redate_future_files(folders: Iterable[Path]) -> int:
     """Date files that are from the future just before now, and keep their order.

@@ -18,6 +18,7 @@ from typing import Any
 from kvfidelity.atomic_files import TEMPORARY
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.sources import changed_sources
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 from kvfidelity.records.grid import CELL_FIELDS, cells
@@ -51,6 +52,8 @@ class State(StrEnum):
     """Not what this configuration and this code would make."""
     MISSING = "missing"
     """Others were made from it and exist, so Snakemake does not make it again by itself."""
+    CHANGED = "changed"
+    """A fetched model or dataset that is not what the configuration points to today."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[in
     files = sorted(path for path in results.rglob("*") if path.is_file())
     expected = Expectations(settings, results) if settings else None
     found = [finding for path in files for finding in _check_file(path, results, expected)]
-    return len(files), [*found, *_missing(settings, results)]
+    return len(files), [*found, *_missing(settings, results), *_changed(settings)]
 
 
 def other_versions(results: Path) -> Counter[tuple[str, str, str]]:
@@ -125,6 +128,14 @@ def _missing(settings: Mapping[str, Any] | None, results: Path) -> Iterator[Find
         if not pool.is_file() and any((results / "generate" / model / dataset).rglob("*.parquet")):
             reason = f"runs were made from it; `snakemake {pool}` makes it again"
             yield Finding(pool, State.MISSING, reason)
+
+
+def _changed(settings: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Models and datasets whose source has changed since they were fetched."""
+    if settings is None or settings["merge"]:
+        return
+    for record, reason in changed_sources(settings):
+        yield Finding(record, State.CHANGED, f"{reason}; `snakemake` fetches it again")
 
 
 def _check_file(path: Path, results: Path, expected: Expectations | None) -> Iterator[Finding]:

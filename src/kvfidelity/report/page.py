@@ -13,6 +13,7 @@ import polars as pl
 from markupsafe import Markup
 
 from kvfidelity.analysis.attribution import attribute_losses
+from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
 from kvfidelity.analysis.window import CHANGES
@@ -98,6 +99,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         setups=run_summaries(settings, turns, results),
         environments=tables["environments"].to_dicts(),
         mixed=mixed(tables["environments"]),
+        not_evicted=cells_without_evictions(turns),
         attribution=attribute_losses(tables),
         claims=tables["claims"].to_dicts(),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),

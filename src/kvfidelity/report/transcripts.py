@@ -130,9 +130,8 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
 
 def _probe_answers(results: Path, key: str) -> list[dict[str, Any]]:
     columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
-    rows = pl.read_parquet(
-        results / "generate" / key / "recall.parquet", columns=list(columns), glob=False
-    )
+    file = results / "generate" / key / "recall.parquet"
+    rows = pl.read_parquet(file, columns=list(columns), glob=False)
     return missing_if_not_finite(rows).with_columns(pl.col("margin").round(2)).to_dicts()
 
 

@@ -1,0 +1,90 @@
+"""YAML as it was meant: a key that is given twice is an error that names both lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvfidelity.errors import UserError
+
+# The same grammar in C, where PyYAML was built with it.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(file: Path) -> Any:
+    """A file's content; None for an empty file.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or has a key twice in one mapping.
+    """
+    text = ""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = list(duplicate_keys(text))
+        content = yaml.load(text, LOADER)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; correct its name") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as YAML: {_reason(error, text)}") from None
+    if found:
+        raise UserError("\n".join(f"{file}: {message}" for message in found))
+    return content
+
+
+def duplicate_keys(text: str) -> Iterator[str]:
+    """One message for each key that stands twice in one mapping, at any level.
+
+    YAML parsers take the last of them and say nothing.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    loader = LOADER(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None:
+            yield from _duplicates(node, (), loader, set())
+    finally:
+        loader.dispose()
+
+
+def _duplicates(
+    node: yaml.Node, path: tuple[str, ...], loader: Any, seen: set[int]
+) -> Iterator[str]:
+    if id(node) in seen:
+        return  # an alias of what was looked at
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _duplicates(item, (*path, str(number)), loader, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[Any, int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        # `7` and `007` are one number, and one key.
+        merge = key.tag == "tag:yaml.org,2002:merge"
+        name = "<<" if merge else loader.construct_object(key)
+        line = key.start_mark.line + 1
+        if name in lines:
+            where = ".".join((*path, key.value))
+            yield f"{where} is given twice, in lines {lines[name]} and {line}; remove or rename one"
+        lines.setdefault(name, line)
+        yield from _duplicates(value, (*path, key.value), loader, seen)
+
+
+def _reason(error: Exception, text: str) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        hint = " (indent with spaces, not with tabs)" if _has_tab(text, mark.line) else ""
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}"
+    return " ".join(str(error).split())
+
+
+def _has_tab(text: str, line: int) -> bool:
+    lines = text.splitlines()
+    return line < len(lines) and "\t" in lines[line][: -len(lines[line].lstrip()) or None]
