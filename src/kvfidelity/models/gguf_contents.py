@@ -8,6 +8,7 @@ is restored, found to agree, known to change no token and no logit, or refused b
 from __future__ import annotations
 
 import fnmatch
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +169,11 @@ def _lost_split(stated: dict[str, Any]) -> list[str]:
     if stated.get("tokenizer.ggml.model") != "gpt2":
         return []
     try:
-        from transformers.integrations.gguf import gguf_tokenizer_mapping
-    except ImportError:  # releases before 5.24 keep no such table
+        mapping = importlib.import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    except ImportError:
         restored: Any = ()
-    else:
-        restored = gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS
+    else:  # releases before 5.24 keep no such table
+        restored = getattr(mapping, "GGUF_PRE_TOKENIZER_SPLITS", ())
     pre = stated.get("tokenizer.ggml.pre")
     known = pre in restored or pre in DIGITS_FIRST or pre in ("gpt-2", "gpt2")
     return [] if known else [f"tokenizer.ggml.pre = {pre}"]
