@@ -18,6 +18,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.scheduler import run_batch
+from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.generation.run import run_dialogue
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.prefix.disk_cache import DiskPrefixCache
@@ -96,7 +97,9 @@ def test_graph_steps_of_every_architecture(name: str, mode: str) -> None:
     """60 tokens with evictions and scores: tokens, nats, scores, recent queries, positions."""
     found = []
     for index in ("cpu", "cuda"):
-        engine = Engine.from_model(tiny(name).to(index), tiny_tokenizer())
+        tokenizer = tiny_tokenizer()  # only its stop tokens are used: it has more ids than the model
+        segmenter = ChatSegmenter(tokenizer)
+        engine = Engine.from_parts(tiny(name).to(index), segmenter, tokenizer)
         engine.segmenter.stop_ids = frozenset()
         cache = engine.new_cache(mode, collect_scores=True, query_window=8)
         evictor = Evictor(build_policy("h2o", {}), EvictionSchedule(Trigger.STEP, 70, 50))
