@@ -97,7 +97,7 @@ def test_graph_steps_of_every_architecture(name: str, mode: str) -> None:
     """60 tokens with evictions and scores: tokens, nats, scores, recent queries, positions."""
     found = []
     for index in ("cpu", "cuda"):
-        tokenizer = tiny_tokenizer()  # only its stop tokens are used: it has more ids than the model
+        tokenizer = tiny_tokenizer()  # it has more ids than the model; only its stop ids matter
         segmenter = ChatSegmenter(tokenizer)
         engine = Engine.from_parts(tiny(name).to(index), segmenter, tokenizer)
         engine.segmenter.stop_ids = frozenset()
