@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, new_cache
+from kvfidelity.cache.hooks import cache_argument
 
 TOKENS, DECODED = 4000, 256
 TURNS = [180, 420] * 6 + [400]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, new_cache
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.dialogues.pool import read_dialogue

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.attach import new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.cache.positions import PositionMode
 from tests.cache.conftest import tiny

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.attach import new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.errors import UserError

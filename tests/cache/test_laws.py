@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, new_cache
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 

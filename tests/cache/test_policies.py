@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfidelity.cache.attach import cache_argument, new_cache
+from kvfidelity.cache.attach import new_cache
 from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import Policy, build_policy, known_policies
 from kvfidelity.cache.rotary import rotate

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache, output_logits
+from kvfidelity.cache.attach import attach, new_cache
+from kvfidelity.cache.hooks import cache_argument, output_logits
 from kvfidelity.cache.proof import LAWS, TOLERANCE, prove
 from kvfidelity.cache.replica import replica, replica_config
 from kvfidelity.errors import UserError

@@ -67,7 +67,8 @@ def test_window_scores_are_the_last_rows_of_eager_attention() -> None:
 
 def test_scores_equal_the_eager_attention_of_the_model(model: Any) -> None:
     """Law 7 against Hugging Face: the same model with eager attention, every layer and head."""
-    from kvfidelity.cache.attach import cache_argument, new_cache
+    from kvfidelity.cache.attach import new_cache
+    from kvfidelity.cache.hooks import cache_argument
 
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     model.set_attn_implementation("eager")

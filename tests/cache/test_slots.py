@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache
+from kvfidelity.cache.attach import attach, new_cache
 from kvfidelity.cache.eviction_log import Eviction, groups, replay, spans
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.positions import PositionMode

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvfidelity.cache.attach import cache_argument
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import Sampling

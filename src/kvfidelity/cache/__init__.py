@@ -3,10 +3,13 @@
 Where to look:
 
 - `attach`        makes a Hugging Face model use managed caches; `new_cache`
+- `hooks`         how: the attention function, the rotary module, the output logits
+- `architectures` what rules a model out by its config; `proof` runs the exactness laws on a `replica`
 - `managed`       the cache of one sequence: `update` appends, `attend` attends, `keep` evicts
-- `batch`         several of them in one forward
+- `packed`        several of them in one forward
+- `tree`          alternative continuations of one of them in one forward
 - `slots`         token index and position of every slot
-- `positions`     the position modes: what each does, how it looks in figures
+- `positions`     the position modes: what each does
 - `layers`        keys and values of one layer
 - `rotary`        angles and `rotate`
 - `attention`     attention in plain torch, with score sums
@@ -15,6 +18,7 @@ Where to look:
 - `policies`      one file per policy, or per family
 - `evictor`       when a policy evicts, and down to which size
 - `eviction_log`  what evictions did
+- `overflow`      numbers that are not finite
 - `triton`        the same computations as kernels on a GPU
 
 Where a key is rotated: on a CPU, `SlotLayer.append` rotates a new key once, and

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.architectures import check_architecture
-from kvfidelity.cache.attach import cache_argument, hook, output_logits
+from kvfidelity.cache.hooks import cache_argument, hook, output_logits
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.replica import replica, replica_config

@@ -11,7 +11,8 @@ How a reply is produced:
    the reference). `steps.steps_of` chooses between them.
 
 With batch_size 1, `generate` runs the Decoder itself. Otherwise `scheduler.BatchScheduler` runs
-several dialogues, each in its own thread, and decodes their replies together.
+several dialogues, each in its own thread: what they feed goes through the model together
+(`feeding`), and their replies are decoded together.
 
 `engine` is the loaded model: it feeds tokens into caches and computes logits and NLL. `sampling`
 chooses tokens. What a dialogue consists of is in `generation`, what is cached in `cache`.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.attach import attach, cache_argument, new_cache, output_logits
+from kvfidelity.cache.attach import attach, new_cache
+from kvfidelity.cache.hooks import cache_argument, output_logits
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.overflow import first_overflow, overflow_error

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.packed import PackedCache
 from kvfidelity.cache.tree import TokenTree, TreeCache
-
-if TYPE_CHECKING:
-    from kvfidelity.decoding.engine import Engine
 
 # On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
 # planned again for every new length.
@@ -52,21 +49,36 @@ class Feed:
         return sizes
 
 
+class Model(Protocol):
+    """What feeding needs of `decoding.engine.Engine`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens must be."""
+
+    @property
+    def chunk(self) -> int:
+        """Most tokens fed in one forward."""
+
+    def forward(self, tokens: Tensor, cache: AttentionCache) -> Tensor:
+        """One forward of tokens int64 [B, q]; hidden states [B, q, hidden]."""
+
+
 @torch.inference_mode()
-def feed_together(engine: Engine, feeds: Sequence[Feed]) -> list[Tensor]:
+def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
     """Feed tokens into several caches; each as one forward of its own, as far as it can tell.
 
-    At most `engine.chunk` tokens are in one forward, of all caches together.
+    At most `model.chunk` tokens are in one forward, of all caches together.
 
     Returns:
         For each feed its hidden states before the output layer [len(ids), hidden]; row j predicts
         token j + 1.
     """
-    tokens = [torch.tensor(list(feed.ids), device=engine.device) for feed in feeds]
-    sizes = [feed.chunk_sizes(engine.chunk, engine.device.type) for feed in feeds]
+    tokens = [torch.tensor(list(feed.ids), device=model.device) for feed in feeds]
+    sizes = [feed.chunk_sizes(model.chunk, model.device.type) for feed in feeds]
     done = [0] * len(feeds)
     parts: list[list[Tensor]] = [[] for _ in feeds]
-    for forward in plan_forwards(sizes, engine.chunk):
+    for forward in plan_forwards(sizes, model.chunk):
         with ExitStack() as stack:
             for index, _ in forward:
                 if done[index]:
@@ -75,7 +87,7 @@ def feed_together(engine: Engine, feeds: Sequence[Feed]) -> list[Tensor]:
             caches = [feeds[index].part() for index, _ in forward]
             counts = [count for _, count in forward]
             cache = caches[0] if len(caches) == 1 else PackedCache(caches, counts)
-            hidden = engine.forward(row[None], cache)[0]
+            hidden = model.forward(row[None], cache)[0]
         for (index, count), part in zip(forward, torch.split(hidden, counts), strict=True):
             parts[index].append(part)
             done[index] += count

@@ -24,15 +24,16 @@ a client needs another model, device  it exits; that client starts a new  `serve
 or code (another `job.WorkerConfig`)  worker                              `batch_server.BatchServer`
 the client dies in a request          it gives the request up at the next `liveness.Liveness`
                                       event, or exits after 5 s
-all clients of a batch die            it exits                            `BatchServer._all_gone`
+all clients of a batch die            it exits                            `BatchServer._deserted`
 a request fails unexpectedly          the client gets the traceback; the  `requests.RequestHandler`
                                       worker exits
 it crashes, or is killed              the client starts another; after 3  `client.request`
                                       losses the job fails
 ====================================  ==================================  =========================
 
-Where the rest is: `server` serves one request at a time, `batch_server` several in one batch,
-`requests` what both have in common, `protocol` the messages, `job` the work itself. `command` is
-the command line of jobs, `gpus` assigns GPUs, `usage` measures a job, and `salvage` keeps finished
-runs of a cluster job that is killed.
+Where the rest is: `server` serves one request at a time; `batch_server` computes several runs in
+one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in
+common, `protocol` the messages, `job` the work itself. `command` is the command line of jobs,
+`gpus` assigns GPUs, `usage` measures a job, and `salvage` keeps finished runs of a cluster job that
+is killed.
 """
