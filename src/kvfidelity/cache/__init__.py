@@ -4,7 +4,7 @@ Where to look:
 
 - `attach`        makes a Hugging Face model use managed caches; `new_cache`
 - `hooks`         how: the attention function, the rotary module, the output logits
-- `architectures` what rules a model out by its config; `proof` runs the exactness laws on a `replica`
+- `architectures` what rules a model out by its config; `proof` runs the laws on a `replica`
 - `managed`       the cache of one sequence: `update` appends, `attend` attends, `keep` evicts
 - `packed`        several of them in one forward
 - `tree`          alternative continuations of one of them in one forward
