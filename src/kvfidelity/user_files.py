@@ -22,7 +22,7 @@ def load_module(file: str | Path, key: str) -> ModuleType:
     Raises:
         UserError: a missing file, another ending than .py, or an error in the file.
     """
-    return _load(Path(file).resolve(), key)
+    return _load(Path(file).resolve(), str(file), key)
 
 
 def files_digest(files: Iterable[str | Path]) -> str:
@@ -32,17 +32,17 @@ def files_digest(files: Iterable[str | Path]) -> str:
 
 
 @cache
-def _load(file: Path, key: str) -> ModuleType:
+def _load(file: Path, shown: str, key: str) -> ModuleType:
     if not file.is_file():
-        raise UserError(f"{file} does not exist; correct `{key}` in the config")
+        raise UserError(f"{shown} does not exist; correct `{key}` in the config")
     name = f"kvfidelity_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"{file} is not a Python file; a file of `{key}` must end in .py")
+        raise UserError(f"{shown} is not a Python file; a file of `{key}` must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module by name
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{file} fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"{shown} fails: {type(error).__name__}: {error}") from error
     return module

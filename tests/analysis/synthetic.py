@@ -185,6 +185,7 @@ def turn_rows(
                 "eviction_s": 0.01 * cut,
                 "scoring_s": 0.02 * cut,
                 "prefill_s": 0.3,
+                "concurrency": 1,
                 "ttft_s": 0.35,
                 "tpot_s": 0.02,
                 "decode_tokens_per_s": 50.0,

@@ -164,7 +164,7 @@ def test_a_policy_file_that_fails_is_named_once(project: Project) -> None:
     done = project.snakemake("--keep-going")
     output = done.stdout + done.stderr
     assert done.returncode != 0
-    fails = "policy file mine.py fails: ModuleNotFoundError: No module named 'nowhere'"
+    fails = "mine.py fails: ModuleNotFoundError: No module named 'nowhere'"
     assert output.count(f"policies.x: {fails}") == output.count(f"policies.y: {fails}") == 1
     assert "rule generate:" not in output
 

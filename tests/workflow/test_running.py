@@ -159,7 +159,7 @@ def test_a_mistaken_configuration_is_one_line(
 @pytest.mark.parametrize("option", ["-n", "-np", "--dry-run"])
 def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
     done = fresh.snakemake(option)
-    assert (done.stdout + done.stderr).count("5 cells, 5 dialogue runs") == 1
+    assert (done.stdout + done.stderr).count("5 cells, 5 runs of one dialogue each") == 1
 
 
 @pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])
@@ -173,7 +173,7 @@ def test_a_second_configuration_is_laid_over_the_default(
         yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", file)
     )
     settings = load_settings(merged(default, second))
-    plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} dialogue runs"
+    plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} runs of one dialogue each"
     done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr

@@ -36,6 +36,9 @@ ROOTS: dict[str, tuple[str, ...]] = {
 #: Modules that are not followed. The workflow's own decide what is run with which parameters, and
 #: those are compared themselves; the others only word what goes wrong.
 NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
+#: Modules that a stage does not follow. The proof decides whether a model may be used. It is run
+#: again when a model is loaded, so a change of the cache needs no model fetched again.
+NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {"model": ("kvfidelity.cache.proof",)}
 #: Counted by its number, and only for stages that write artifacts.
 VERSION_MODULE = "kvfidelity.records.schema_version"
 #: Stages that write no artifact: a new schema version does not rerun them.
@@ -53,7 +56,8 @@ def stage_digest(stage: str) -> str:
         FileNotFoundError: neither an entry of ROOTS nor a script has this name.
     """
     version = "" if stage in WITHOUT_ARTIFACTS else f"schema version {SCHEMA_VERSION}"
-    return _digest(closure(ROOTS.get(stage, (f"{stage}.py",))), version)
+    roots = ROOTS.get(stage, (f"{stage}.py",))
+    return _digest(closure(roots, NOT_FOLLOWED_BY.get(stage, ())), version)
 
 
 @cache
@@ -68,12 +72,16 @@ def policies_digest() -> str:
     return _digest(_beyond_generate(_modules().modules_in(POLICIES)))
 
 
-def closure(roots: Sequence[str]) -> list[str]:
-    """The roots and all modules of this package that they import, directly or not; sorted."""
+def closure(roots: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """The roots and all modules of this package that they import, directly or not; sorted.
+
+    Args:
+        without: modules that are not followed, besides NOT_FOLLOWED.
+    """
     modules, found, waiting = _modules(), set(), list(roots)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name in without:
             continue
         found.add(name)
         waiting += [other for other in _followed(modules, name) if other not in found]

@@ -30,13 +30,16 @@ class ModelSize(NamedTuple):
 
 
 def model_size(entry: Mapping[str, Any], folder: Path) -> ModelSize:
-    """From a fetched model's folder; before it is there, the parameters that its name states.
+    """From a fetched model's folder; before it is there, from the configuration.
+
+    That names a local folder, or the model's name states the number of its parameters.
 
     Args:
         entry: the model's entry in the configuration.
     """
-    if (folder / "config.json").is_file():
-        return _read_model(folder)
+    for place in (folder, Path(entry.get("path") or folder)):
+        if (place / "config.json").is_file():
+            return _read_model(place)
     names = " ".join(str(entry.get(key, "")) for key in ("id", "member", "path", "package"))
     found = IN_NAME.search(names)
     if found is None:

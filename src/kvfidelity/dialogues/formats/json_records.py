@@ -162,10 +162,7 @@ class _Text:
             try:
                 found, end = self._json.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
-                # These two are what the decoder says where the text ends too early.
-                unfinished = error.msg.startswith("Unterminated string") or (
-                    error.pos >= len(self._buffer) - len("-Infinity")
-                )
+                unfinished = _may_go_on(error.msg, self._buffer[error.pos :])
                 if unfinished and self._more():
                     continue
                 if unfinished:
@@ -228,6 +225,17 @@ class _Text:
             ) from None
         self._buffer, self._at = rest + text, 0
         return bool(data)
+
+
+def _may_go_on(error: str, rest: str) -> bool:
+    """Whether what the decoder stopped at may be the beginning of something that is right."""
+    literals = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+    return (
+        error.startswith("Unterminated string")
+        or ("escape" in error and len(rest) < len("\\u0000"))
+        or any(literal.startswith(rest) for literal in literals)
+        or set(rest) <= set(".eE+-")
+    )
 
 
 class _CopyError(Exception):
