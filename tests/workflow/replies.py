@@ -11,6 +11,7 @@ from kvfidelity.atomic_files import write_json
 from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.pipeline.rule_params import run_settings, selection_params
 from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.sources import fetched_of, note_fetched, refresh
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, TURNS
@@ -32,10 +33,13 @@ def with_replies(
     } | more
     project.configure(changes)
     folder = project.folder
-    for name in ("models/tiny", "datasets/own"):
-        (folder / "resources" / name).mkdir(parents=True)
-        (folder / "resources" / name / "x").touch()
-        write_json(folder / f"resources/provenance/{name}.json", {})
+    settings = load_settings(merged(CONFIG, changes))
+    refresh(settings, folder)
+    for item in fetched_of(settings, folder):
+        item.folder.mkdir(parents=True)
+        (item.folder / "x").touch()
+        write_json(item.record, {})
+        note_fetched(item.configured, item.record, item.source)
     rows: list[dict[str, object]] = [
         {
             "dialogue_id": str(number),
@@ -48,7 +52,6 @@ def with_replies(
         }
         for number in range(dialogues)
     ]
-    settings = load_settings(merged(CONFIG, changes))
     results = folder / "results"
     dialogue_folder = results / "dialogues/tiny/own"
     notes = notes_of("dialogues", selection_params(settings, "own"))

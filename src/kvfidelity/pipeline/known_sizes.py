@@ -74,7 +74,10 @@ def _read_model(folder: Path) -> ModelSize:
 def _element_count(file: Path) -> int:
     """Numbers in a safetensors file, from its header alone."""
     with file.open("rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        length = int.from_bytes(handle.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is no safetensors file")
+        header = json.loads(handle.read(length))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name[0] != "_")
 
 
