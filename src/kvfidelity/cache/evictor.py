@@ -204,7 +204,7 @@ class Evictor:
 
 
 def _check_size(policy: Policy, size: int | None) -> int:
-    """The policy's own size, refused if there is none or it is not even one slot."""
+    """The policy's own size; a policy without one, or with less than one slot, is refused."""
     if size is None:
         raise UserError(f"policy {policy.kind} needs a target: set one for the threshold")
     if size < 1:

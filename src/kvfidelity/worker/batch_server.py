@@ -7,6 +7,7 @@ such a run, its artifact is written from what was computed. What no job asks for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -166,7 +167,13 @@ class BatchServer:
         return 0.0 if self._computing() or self._startable() else POLL_S
 
     def _take_plan(self, client: Client) -> None:
-        message, client.inbox, self._asked = json.loads(client.inbox), b"", None
+        text, client.inbox, self._asked = client.inbox, b"", None
+        try:
+            message = json.loads(text)
+        except ValueError as error:
+            log_dropped_client(error)
+            client.gone = True
+            return
         known = {run.content for run in self._runs} | set(self._planned) | self._refused
         for entry in message.get("next", []):
             try:
@@ -178,7 +185,8 @@ class BatchServer:
 
     def _startable(self) -> Run | None:
         """The next run to start: a requested one first."""
-        return next((run for run in self._runs if run.thread is None and run.outcome is None), None)
+        waiting = [run for run in self._runs if run.thread is None and run.outcome is None]
+        return min(waiting, key=lambda run: not run.requested, default=None)
 
     def _start_runs(self) -> None:
         self._plan_ahead()
@@ -206,8 +214,13 @@ class BatchServer:
 
     def _load(self, run: Run) -> bool:
         """Load the model; if that fails, all requests get the error."""
-        run.send(started_event())
-        outcome, healthy = self._handler.run(lambda: self._handler.generator(run.send))
+        try:
+            run.send(started_event())
+            outcome, healthy = self._handler.run(lambda: self._handler.generator(run.send))
+        except ClientGoneError as error:
+            log_dropped_client(error)
+            run.end({"event": "dropped"}, healthy=True)
+            return False
         if outcome["event"] == "error":
             for waiting in self._runs:
                 waiting.end(outcome, healthy=healthy)
@@ -222,7 +235,8 @@ class BatchServer:
             run.send(started_event())
             outcome, healthy = self._handler.run(lambda: self._work(run, engine))
         except RetryAloneError:
-            run.send({"event": "retry_alone"})
+            with contextlib.suppress(ClientGoneError):
+                run.send({"event": "retry_alone"})
             raise
         except ClientGoneError as error:
             log_dropped_client(error)
