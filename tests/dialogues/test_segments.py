@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvfidelity.dialogues.pool import Turn
@@ -57,6 +57,8 @@ def fed(segmenter: ChatSegmenter, turns: list[Turn]) -> list[int]:
 
 @settings(max_examples=150, deadline=None)
 @given(TURNS)
+@example([Turn("a", " \n")])
+@example([Turn("\n \n", "\n a \n")])
 def test_segments_put_together_are_the_template_over_the_whole(
     tokenizer: Any, turns: list[Turn]
 ) -> None:

@@ -277,19 +277,14 @@ def _kept(text: str, whole: str, start: int, literal: str) -> str | None:
 
     whole[start:] begins with it, and `literal` follows. None if the template did something else.
     """
-    core = text.strip()
-    stripped = len(text.lstrip()) if core else 0
-    before = text[: len(text) - stripped]
-    after = text[len(before) + len(core) :]
-    for cut in range(len(before) + 1):
-        if not whole.startswith(before[cut:], start) or not whole.startswith(
-            core, start + len(before) - cut
-        ):
-            continue
-        end = start + len(before) - cut + len(core)
-        for size in range(len(after), -1, -1):
-            if whole.startswith(after[:size], end) and whole.startswith(literal, end + size):
-                return before[cut:] + core + after[:size]
+    # In whitespace alone each end may be taken off up to the other.
+    first = len(text) - len(text.lstrip())
+    last = len(text.rstrip()) if text.strip() else 0
+    for begin in range(first + 1):
+        for end in range(len(text), max(begin, last) - 1, -1):
+            kept = text[begin:end]
+            if whole.startswith(kept, start) and whole.startswith(literal, start + len(kept)):
+                return kept
     return None
 
 
