@@ -185,7 +185,8 @@ def test_every_policy_evicts_from_the_cache_of_a_model(kind: str, llama: Any) ->
 
 def window_weights(cache: ManagedCache, layer: int, window: int) -> torch.Tensor:
     """Attention of the last `window` queries, fp64 [H, window, n], written out."""
-    recent = cache.recent_queries[layer]
+    assert cache.recent_queries is not None
+    recent = cache.recent_queries.of_layer(layer)
     assert recent is not None
     n, ratio = cache.size, recent.shape[0] // cache.rotated_keys(layer).shape[0]
     cos, sin = cache.rotary.angles(torch.arange(n - window, n), recent.device)
@@ -215,7 +216,8 @@ def tova_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
 
 
 def expected_attention_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
-    recent = cache.recent_queries[layer]
+    assert cache.recent_queries is not None
+    recent = cache.recent_queries.of_layer(layer)
     assert recent is not None and recent.shape == (6, 16 + 7, 8)
     recent = recent[:, -16:]
     cos, sin = cache.rotary.angles(torch.arange(60, 60 + 32), recent.device)

@@ -103,8 +103,8 @@ def test_every_bit_of_a_baseline_is_loaded(dtype: torch.dtype, kind: str, tmp_pa
         found.cache.query_window,
     )
     assert_same_checkpoint(
-        Checkpoint(0, 0, None, tuple(run.cache.recent_queries)),
-        Checkpoint(0, 0, None, tuple(found.cache.recent_queries)),
+        Checkpoint(0, 0, None, run.cache.recent_queries),
+        Checkpoint(0, 0, None, found.cache.recent_queries),
     )
     assert run.end is not None and found.end is not None
     for checkpoint, other in zip([*run.starts, run.end], [*found.starts, found.end], strict=True):
@@ -137,11 +137,16 @@ def assert_same_scores(one: AttentionScores | None, other: AttentionScores | Non
 def assert_same_checkpoint(one: Checkpoint, other: Checkpoint) -> None:
     assert (one.slots, one.step) == (other.slots, other.step)
     assert_same_scores(one.scores, other.scores)
-    for queries, again in zip(one.recent_queries, other.recent_queries, strict=True):
-        if queries is None or again is None:
-            assert queries is again
-        else:
-            assert_same_bits(queries, again)
+    recent, again = one.recent_queries, other.recent_queries
+    if recent is None or again is None:
+        assert recent is again
+        return
+    assert (len(recent), recent.window) == (len(again), again.window)
+    queries, same = recent.latest(), again.latest()
+    if queries is None or same is None:
+        assert queries is same
+    else:
+        assert_same_bits(queries, same)
 
 
 def test_the_file_is_read_by_safetensors_too(engine: Engine, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvfidelity.cache.capacity import GRANULE, grown_capacity
 from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.triton import kernels_run_on
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no types
@@ -28,7 +29,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         self.device, self.dtype = key_states.device, key_states.dtype
         self._keys = _empty(key_states, 0)
         self._values = _empty(value_states, 0)
-        if not key_states.is_cuda:
+        if not kernels_run_on(key_states.device):
             self._buffers = ("_keys", "_values", "_rotated")
             self._rotated = _empty(key_states, 0)
         self.is_initialized = True

@@ -14,9 +14,11 @@ from kvfidelity.cache.device_positions import DevicePositions
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
+from kvfidelity.cache.triton import kernels_run_on
 
 
 class ManagedCache(AttentionCache):
@@ -49,9 +51,8 @@ class ManagedCache(AttentionCache):
         self.rotary = rotary
         self.slot_table = SlotTable(PositionMode(positions))
         self.scores = AttentionScores(layers) if collect_scores else None
-        self.query_window = query_window
+        self.recent_queries = RecentQueries(layers, query_window) if query_window else None
         self.before_forward = before_forward
-        self.recent_queries: list[Tensor | None] = [None] * layers
         self.scaling = 1.0
         self._continues = False
         self._fed_positions: Tensor | None = None
@@ -62,6 +63,11 @@ class ManagedCache(AttentionCache):
     def size(self) -> int:
         """Slots in use, the same in every layer."""
         return len(self.slot_table)
+
+    @property
+    def query_window(self) -> int:
+        """How many of the latest queries are kept."""
+        return self.recent_queries.window if self.recent_queries is not None else 0
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +93,11 @@ class ManagedCache(AttentionCache):
             All rotated keys and all values of the layer, [1, G, n, d].
         """
         if layer_idx == 0:
-            self._append_tokens(key_states)
+            if key_states.shape[0] != 1:
+                raise ValueError(
+                    f"a managed cache holds one sequence, not a batch of {key_states.shape[0]}"
+                )
+            self._append_tokens(key_states.shape[2], key_states.device)
         layer = self.layers[layer_idx]
         layer.append(key_states, value_states, self._angles)
         return self.rotated_keys(layer_idx)[None], layer.live_values[None]
@@ -97,8 +107,9 @@ class ManagedCache(AttentionCache):
     ) -> Tensor:
         """One layer's attention output [1, q, H, d] for un-rotated queries [1, H, q, d]."""
         layer_idx: int = module.layer_idx
-        if self.query_window:
-            self._store_queries(layer_idx, query[0])
+        if self.recent_queries is not None:
+            first = self.slot_table.tokens_seen - query.shape[2]
+            self.recent_queries.add(layer_idx, query[0], first)
         self.scaling = scaling
         rotated = self._rotated_query(query[0])
         attention = _attention_backend(query)
@@ -145,6 +156,8 @@ class ManagedCache(AttentionCache):
             layer.slots = self.size
         if self.scores is not None:
             self.scores.note_decoded(self.size)
+        if self.recent_queries is not None:
+            self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
 
     @contextmanager
     def continuing(self) -> Iterator[None]:
@@ -164,7 +177,7 @@ class ManagedCache(AttentionCache):
         """
         self.slot_table.keep(kept)
         grid = as_grid(kept).to(self.device)
-        if self.device.type == "cuda":
+        if kernels_run_on(self.device):
             self._compact(grid)
         else:
             for index, layer in enumerate(self.layers):
@@ -199,7 +212,6 @@ class ManagedCache(AttentionCache):
             self.rotary,
             len(self.layers),
             self.slot_table.mode,
-            query_window=self.query_window,
             before_forward=self.before_forward,
         )
         copy.slot_table = self.slot_table.fork(slots)
@@ -208,7 +220,12 @@ class ManagedCache(AttentionCache):
         copy.layers = [layer.fork(copy.size) for layer in self.layers]
         forked_scores = scores or (self.scores if slots in (None, self.size) else None)
         copy.scores = forked_scores.fork() if forked_scores is not None else None
-        copy.recent_queries = list(self.recent_queries)
+        if self.recent_queries is not None:
+            copy.recent_queries = (
+                self.recent_queries.fork()
+                if copy.slot_table.tokens_seen == self.slot_table.tokens_seen
+                else RecentQueries(len(self.layers), self.query_window)
+            )
         copy.scaling = self.scaling
         return copy
 
@@ -219,40 +236,62 @@ class ManagedCache(AttentionCache):
         Raises:
             RuntimeError: slots were evicted inside; their content is lost.
         """
-        slot_table, scores, query_window_before = (
-            self.slot_table.fork(),
-            self.scores,
-            self.query_window,
-        )
-        self.scores, self.query_window = None, 0
+        before = (self.slot_table.fork(), self.scores, self.recent_queries)
+        evictions = self.slot_table.evictions
+        self.scores = self.recent_queries = None
         try:
             yield
-            if self.slot_table.evictions != slot_table.evictions:
+            if self.slot_table.evictions != evictions:
                 raise RuntimeError("an eviction cannot be rolled back")
         finally:
-            self.slot_table, self.scores, self.query_window = (
-                slot_table,
-                scores,
-                query_window_before,
-            )
+            self.slot_table, self.scores, self.recent_queries = before
             for layer in self.layers:
-                layer.slots = len(slot_table)
+                layer.slots = self.size
 
-    def _append_tokens(self, key: Tensor) -> None:
-        if key.shape[0] != 1:
-            raise ValueError(f"a managed cache holds one sequence, not a batch of {key.shape[0]}")
+    def append_unfilled(self, count: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Append `count` slots in all layers, for kernels that fill them during a forward.
+
+        On a GPU. Keys, values, score sums and recent queries of the new slots are undefined until
+        the forward has ended; no buffer moves until then.
+
+        Args:
+            query: [1, H, *, d], key, value: [1, G, *, d]: their shapes and dtype are those of the
+                buffers.
+        """
+        self._append_tokens(count, key.device)
+        for layer in self.layers:
+            if not layer.is_initialized:
+                layer.lazy_initialization(key, value)
+            layer.reserve(self.size)
+            layer.slots = self.size
+        _, heads, _, size = query.shape
+        if self.scores is not None:
+            self.scores.reserve(self.size, heads, key.device)
+            self.scores.note_decoded(self.size)
+        if self.recent_queries is not None:
+            self.recent_queries.reserve(heads, size, query.dtype, query.device)
+            self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
+
+    @property
+    def continues(self) -> bool:
+        """Whether a forward now counts as a further chunk of the latest one."""
+        return self._continues
+
+    def _append_tokens(self, count: int, device: torch.device) -> None:
         if self.before_forward is not None and not self._continues:
             self.before_forward(self)
-        start, first, count = self.size, self.slot_table.next_position, key.shape[2]
+        start, first = self.size, self.slot_table.next_position
         positions = self.slot_table.append(count)
         self._angles = None
-        if key.is_cuda:
+        if kernels_run_on(device):
             if self._device_positions is None:
-                self._device_positions = DevicePositions(self.slot_table.position, key.device)
+                self._device_positions = DevicePositions(
+                    self.slot_table.position[..., :start], device
+                )
             self._device_positions.append(start, first, count)
             self._fed_positions = self._device_positions.positions[0, :1, start : start + count]
         else:
-            self._angles = self.rotary.angles(positions, key.device)
+            self._angles = self.rotary.angles(positions, device)
 
     def _compact(self, kept: Tensor) -> None:
         from kvfidelity.cache.triton.compact import compact
@@ -274,17 +313,10 @@ class ManagedCache(AttentionCache):
         cos, sin = self.rotary.table(self.slot_table.tokens_seen, x.device)
         return rotate_by(x, position, cos, sin)
 
-    def _store_queries(self, layer_idx: int, query: Tensor) -> None:
-        latest = query[:, -self.query_window :]
-        earlier = self.recent_queries[layer_idx]
-        if earlier is not None and latest.shape[1] < self.query_window:
-            latest = torch.cat([earlier, latest], dim=1)[:, -self.query_window :]
-        self.recent_queries[layer_idx] = latest.clone()
-
 
 def _attention_backend(query: Tensor) -> Any:
     """The module with `attend` and `attend_with_scores` for the query's device."""
-    if query.is_cuda:
+    if kernels_run_on(query.device):
         from kvfidelity.cache.triton import prefill
 
         return prefill

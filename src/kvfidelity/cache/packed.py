@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.triton import kernels_run_on
+
+
+def packed(caches: Sequence[AttentionCache], counts: Sequence[int]) -> AttentionCache:
+    """The cache argument of one forward of several caches' tokens, `counts[i]` of cache i.
+
+    On a GPU, managed caches at the beginning share their kernels' launches.
+    """
+    if len(caches) == 1:
+        return caches[0]
+    together = list(takewhile(_has_kernels, caches))
+    if len(together) > 1:
+        from kvfidelity.cache.triton.fed_caches import FedCaches
+
+        number = len(together)
+        first: AttentionCache = FedCaches(together, counts[:number])
+        if number == len(caches):
+            return first
+        caches = [first, *caches[number:]]
+        counts = [sum(counts[:number]), *counts[number:]]
+    return PackedCache(caches, counts)
+
+
+def _has_kernels(cache: AttentionCache) -> TypeGuard[ManagedCache]:
+    return isinstance(cache, ManagedCache) and kernels_run_on(cache.rotary.device)
 
 
 class PackedCache(AttentionCache):

@@ -5,6 +5,8 @@ On a CPU only `rotate` rotates queries and keys.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,13 @@ class IdentityRotary(nn.Module):
         cos, _sin = self.rotary(x[:1, :1], first)
         shape = (x.shape[0], x.shape[1], cos.shape[-1])
         return cos.new_ones(shape), cos.new_zeros(shape)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's rotary module."""
+        rotary: Any = self.rotary
+        device: torch.device = rotary.inv_freq.device
+        return device
 
     def angles(self, position: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of the given positions.

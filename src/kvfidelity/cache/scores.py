@@ -142,13 +142,13 @@ class AttentionScores:
                 grown[..., :used] = old[..., :used]
             setattr(self, name, grown)
 
-    def addresses(self) -> tuple[list[int], list[int]]:
-        """Memory addresses of each layer's latest and accumulated rows."""
-        assert self._latest is not None and self._accumulated is not None
-        return (
-            [rows.data_ptr() for rows in self._latest],
-            [rows.data_ptr() for rows in self._accumulated],
-        )
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor] | None:
+        """Latest and accumulated rows with free slots at the end, fp32 [L, H, capacity] each;
+        None before the first `reserve`."""
+        if self._latest is None or self._accumulated is None:
+            return None
+        return self._latest, self._accumulated
 
     def note_decoded(self, slots: int) -> None:
         """Note that decode steps filled the rows up to `slots`."""

@@ -156,11 +156,15 @@ def view_of(
     scores: bool = True,
 ) -> CacheView:
     """The view of a managed cache; as before its first scored forward if `scores` is false."""
+    recent = cache.recent_queries
     layers = [
-        LayerView(layer.live_keys, partial(cache.rotated_keys, index), layer.live_values, queries)
-        for index, (layer, queries) in enumerate(
-            zip(cache.layers, cache.recent_queries, strict=True)
+        LayerView(
+            layer.live_keys,
+            partial(cache.rotated_keys, index),
+            layer.live_values,
+            recent.of_layer(index) if recent is not None else None,
         )
+        for index, layer in enumerate(cache.layers)
     ]
     return CacheView(
         budget=max(budget, sum(stop - start for start, stop in protected)),

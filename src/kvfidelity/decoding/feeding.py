@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.packed import PackedCache
+from kvfidelity.cache.packed import packed
 from kvfidelity.cache.tree import TokenTree, TreeCache
 
 # On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
@@ -79,6 +79,7 @@ def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
     done = [0] * len(feeds)
     parts: list[list[Tensor]] = [[] for _ in feeds]
     for forward in plan_forwards(sizes, model.chunk):
+        forward.sort(key=lambda chunk: feeds[chunk[0]].tree is not None)  # see `packed`
         with ExitStack() as stack:
             for index, _ in forward:
                 if done[index]:
@@ -86,8 +87,7 @@ def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
             row = torch.cat([tokens[i][done[i] : done[i] + count] for i, count in forward])
             caches = [feeds[index].part() for index, _ in forward]
             counts = [count for _, count in forward]
-            cache = caches[0] if len(caches) == 1 else PackedCache(caches, counts)
-            hidden = model.forward(row[None], cache)[0]
+            hidden = model.forward(row[None], packed(caches, counts))[0]
         for (index, count), part in zip(forward, torch.split(hidden, counts), strict=True):
             parts[index].append(part)
             done[index] += count

@@ -14,9 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triton.step_table import StepTable
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import sample_tokens
@@ -51,7 +49,6 @@ class GraphSteps:
     ) -> None:
         self._engine = engine
         self._sequences: dict[int, SequenceState] = {}
-        self._rings: dict[int, Tensor] = {}
         self._sampled = sampled
         device = engine.device
         decoder = engine.model.get_decoder()
@@ -86,14 +83,11 @@ class GraphSteps:
             self._uniform[index, : sequence.max_new_tokens] = sequence.uniform.to(
                 self._uniform.device
             )
-            if cache.query_window:
-                self._rings[index] = _query_ring(cache)
-        self._table.admit(index, cache, self._rings.get(index), alive=True, max_new_tokens=left)
+        self._table.admit(index, cache, alive=True, max_new_tokens=left)
         self._copied = None  # the copy under way may be of the index's last sequence
 
     def release(self, index: int) -> None:
         self._table.deactivate(index)
-        self._rings.pop(index, None)
         self._sequences.pop(index, None)
 
     def step(self) -> torch.cuda.Event:
@@ -117,8 +111,6 @@ class GraphSteps:
         sequence = self._sequences[index]
         if fed > sequence.fed:
             sequence.cache.note_decoded(fed - sequence.fed)
-            if index in self._rings:
-                _restore_queries(sequence.cache, self._rings[index], fed - sequence.fed)
         return fed, bool(alive)
 
     def chosen(self, index: int, count: int) -> tuple[list[int], list[float]]:
@@ -193,23 +185,3 @@ def _compiled(layers: Any) -> Iterator[None]:
 
 def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
-
-
-def _query_ring(cache: ManagedCache) -> Tensor:
-    """The latest queries [L, H, w, d]; that of token t is at index t % w."""
-    queries = torch.stack([query for query in cache.recent_queries if query is not None])
-    layers, heads, count, size = queries.shape
-    ring = queries.new_zeros(layers, heads, cache.query_window, size)
-    first = cache.slot_table.tokens_seen - count
-    slots = torch.arange(first, first + count, device=queries.device) % cache.query_window
-    ring[:, :, slots] = queries
-    return ring
-
-
-def _restore_queries(cache: ManagedCache, ring: Tensor, fed: int) -> None:
-    """Copy the ring's queries back into `cache.recent_queries`, oldest first."""
-    first = cache.recent_queries[0]
-    count = min(ring.shape[2], fed + (0 if first is None else first.shape[1]))
-    seen = cache.slot_table.tokens_seen
-    slots = torch.arange(seen - count, seen, device=ring.device) % ring.shape[2]
-    cache.recent_queries = list(ring[:, :, slots].unbind(0))

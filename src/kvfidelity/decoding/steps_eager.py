@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvfidelity.cache.packed import PackedCache
+from kvfidelity.cache.packed import packed
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import sample_tokens
 from kvfidelity.decoding.sequence import SequenceState
@@ -44,8 +44,7 @@ class EagerSteps:
         engine, device = self._engine, self._engine.device
         tokens = torch.tensor([[entry.token for entry in entries]], device=device)
         caches = [entry.sequence.cache for entry in entries]
-        cache = caches[0] if len(caches) == 1 else PackedCache(caches, [1] * len(caches))
-        logits = engine.logits(engine.forward(tokens, cache)[0])
+        logits = engine.logits(engine.forward(tokens, packed(caches, [1] * len(caches)))[0])
         settings = torch.tensor(
             [
                 (

@@ -15,6 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.decoding.engine import Scheduler
 from kvfidelity.generation.turns import TurnOutcome
@@ -25,13 +26,13 @@ class Checkpoint:
     """A moment of the baseline that a run can be forked from.
 
     slots: cached slots then. step: forwards until then. scores: attention scores then, None if not
-    collected. recent_queries: per layer, the latest queries [H, w, d].
+    collected. recent_queries: the latest queries then, None if not kept.
     """
 
     slots: int
     step: int
     scores: AttentionScores | None
-    recent_queries: tuple[Tensor | None, ...]
+    recent_queries: RecentQueries | None
 
 
 @dataclass
@@ -60,16 +61,17 @@ class BaselineRun:
     def checkpoint(self, step: int) -> Checkpoint:
         """A checkpoint of the present state; `step`: forwards so far."""
         scores = self.cache.scores.fork() if self.cache.scores is not None else None
-        return Checkpoint(self.cache.size, step, scores, tuple(self.cache.recent_queries))
+        recent = self.cache.recent_queries
+        queries = recent.fork() if recent is not None else None
+        return Checkpoint(self.cache.size, step, scores, queries)
 
     def fork(self, checkpoint: Checkpoint, positions: str, query_window: int) -> ManagedCache:
         """A copy of the cache as it was at `checkpoint`, under another position mode."""
         copy = self.cache.fork(checkpoint.slots, checkpoint.scores, positions)
-        copy.query_window = query_window
-        copy.recent_queries = [
-            None if queries is None or not query_window else queries[:, -query_window:]
-            for queries in checkpoint.recent_queries
-        ]
+        recent = checkpoint.recent_queries
+        copy.recent_queries = (
+            recent.fork(query_window) if recent is not None and query_window else None
+        )
         return copy
 
     def fork_at(self, slots: int) -> ManagedCache:
@@ -85,9 +87,8 @@ class BaselineRun:
         )
         for checkpoint in [*self.starts, *([self.end] if self.end else [])]:
             total += checkpoint.scores.nbytes if checkpoint.scores is not None else 0
-            total += sum(
-                _bytes(queries) for queries in checkpoint.recent_queries if queries is not None
-            )
+            recent = checkpoint.recent_queries
+            total += recent.nbytes if recent is not None else 0
         return total + sum(_bytes(outcome.predicted) for outcome in self.outcomes)
 
 

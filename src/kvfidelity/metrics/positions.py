@@ -23,6 +23,8 @@ from torch import Tensor
 from kvfidelity.cache.slots import SlotTable
 
 SINKS = 4
+#: Slots whose earlier slots are compared at once on a GPU.
+PAIRS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def integrity(
         trained_window: in tokens.
         weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
     """
-    token, position = slots.token_index.cpu(), slots.position.cpu()
+    token, position = slots.token_index, slots.position
     count = token.shape[-1]
     if count == 0:
         weighted = None if weights is None else 0.0
@@ -76,23 +78,30 @@ def integrity(
     effective = slots.next_position - position
     error = effective - (slots.tokens_seen - token)
     distortion = phase_distortion(error, frequencies)
-    weighted = None
+    rows = position.reshape(-1, count)
+    means = {
+        "kept_spans": (1 + (token.diff(dim=-1) != 1).sum(-1)),
+        "future_share": effective <= 0,
+        "collisions": (rows.sort(-1).values.diff(dim=-1) == 0).sum(-1),
+        "order_inversions": _inversions(rows),
+        "out_of_window_share": effective.abs() >= trained_window,
+        "mean_offset_error": error.abs(),
+        "phase_distortion": distortion,
+        "sinks_kept": (token < SINKS).sum(-1),
+    }
     if weights is not None:
-        share = weights / weights.sum(-1, keepdim=True)
-        mean = float((distortion * share.double().cpu()).sum(-1).mean())
-        weighted = mean if math.isfinite(mean) else None
-    rows = position.reshape(-1, count).numpy()
+        share = (weights / weights.sum(-1, keepdim=True)).double().to(distortion.device)
+        means["phase_distortion_weighted"] = (distortion * share).sum(-1)
+    # One transfer for all of them: each would wait for the device.
+    found = torch.stack([values.double().mean() for values in means.values()]).tolist()
+    values = dict(zip(means, found, strict=True))
+    weighted = values.pop("phase_distortion_weighted", None)
     return Integrity(
         retained_share=count / slots.tokens_seen,
-        kept_spans=float((1 + (token.diff(dim=-1) != 1).sum(-1)).double().mean()),
-        future_share=float((effective <= 0).double().mean()),
-        collisions=_mean([int((np.diff(np.sort(row)) == 0).sum()) for row in rows]),
-        order_inversions=_mean([_inversions(row) for row in rows]),
-        out_of_window_share=float((effective.abs() >= trained_window).double().mean()),
-        mean_offset_error=float(error.abs().double().mean()),
-        phase_distortion=float(distortion.mean()),
-        phase_distortion_weighted=weighted,
-        sinks_kept=float((token < SINKS).sum(-1).double().mean()),
+        phase_distortion_weighted=(
+            weighted if weighted is not None and math.isfinite(weighted) else None
+        ),
+        **values,
     )
 
 
@@ -103,17 +112,32 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
         error: int64, effective minus true offsets.
         frequencies: theta_k, [r / 2].
     """
-    values = error.numpy()
-    low, high = int(values.min()), int(values.max())
-    if high - low < values.size:  # cheaper than finding the distinct values
-        distinct, inverse = np.arange(low, high + 1), values - low
+    low, high = torch.stack(error.aminmax()).tolist()
+    if high - low < error.numel():  # cheaper than finding the distinct values
+        distinct, inverse = torch.arange(low, high + 1, device=error.device), error - low
     else:
-        distinct, inverse = np.unique(values, return_inverse=True)
-    angles = distinct[:, None] * frequencies.double().cpu().numpy()
-    return torch.from_numpy((1 - np.cos(angles)).mean(-1)[inverse.reshape(error.shape)])
+        distinct, inverse = torch.unique(error, return_inverse=True)
+    angles = distinct[:, None] * frequencies.double().to(error.device)
+    return (1 - angles.cos()).mean(-1)[inverse]
 
 
-def _inversions(position: np.ndarray) -> int:
+def _inversions(rows: Tensor) -> Tensor:
+    """For each row of positions [R, n], pairs i < j with position_i > position_j: int64 [R]."""
+    if not bool((rows.diff(dim=-1) < 0).any()):
+        return rows.new_zeros(rows.shape[0])
+    if rows.is_cuda:
+        counts = torch.zeros_like(rows[:, 0])
+        for start in range(0, rows.shape[1], PAIRS_AT_ONCE):
+            part = rows[:, start : start + PAIRS_AT_ONCE, None]
+            earlier = rows[:, None, : start + PAIRS_AT_ONCE]
+            before = torch.arange(earlier.shape[2], device=rows.device)
+            own = torch.arange(start, start + part.shape[1], device=rows.device)
+            counts += ((earlier > part) & (before < own[:, None])).sum((1, 2))
+        return counts
+    return torch.tensor([_row_inversions(row) for row in rows.numpy()])
+
+
+def _row_inversions(position: np.ndarray) -> int:
     """Pairs i < j with position_i > position_j, counted by ascending stretches."""
     cuts = np.flatnonzero(np.diff(position) < 0) + 1
     first, *rest = np.split(position, cuts)
@@ -122,7 +146,3 @@ def _inversions(position: np.ndarray) -> int:
         count += int((earlier.size - np.searchsorted(earlier, ascending, side="right")).sum())
         earlier = np.sort(np.concatenate([earlier, ascending]), kind="stable")
     return count
-
-
-def _mean(counts: list[int]) -> float:
-    return sum(counts) / len(counts)

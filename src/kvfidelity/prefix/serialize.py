@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.scores import AttentionScores, ScoreHistory
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sequence import Reply
@@ -68,11 +70,12 @@ def from_tensors(stored: TensorFile, engine: Engine) -> BaselineRun:
         keys, values = (stored[f"{name}.{number}"].to(device) for name in ("keys", "values"))
         cache.update(keys[None], values[None], number)
     *starts, end = [
-        _checkpoint(stored, f"checkpoint.{number}", entry, device)
+        _checkpoint(stored, f"checkpoint.{number}", entry, cache)
         for number, entry in enumerate(header["checkpoints"])
     ]
     cache.scores = end.scores.fork() if end.scores is not None else None
-    cache.recent_queries, cache.scaling = list(end.recent_queries), header["scaling"]
+    cache.recent_queries = end.recent_queries.fork() if end.recent_queries is not None else None
+    cache.scaling = header["scaling"]
     outcomes = [
         _outcome(stored, turn, entry, device) for turn, entry in enumerate(header["outcomes"])
     ]
@@ -85,35 +88,34 @@ def _checkpoint_fields(checkpoint: Checkpoint) -> dict[str, Any]:
         "slots": checkpoint.slots,
         "step": checkpoint.step,
         "scores": None if checkpoint.scores is None else checkpoint.scores.available,
-        "recent_queries": [queries is not None for queries in checkpoint.recent_queries],
     }
 
 
 def _checkpoint_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-    found = {
-        f"{name}.queries.{layer}": queries
-        for layer, queries in enumerate(checkpoint.recent_queries)
-        if queries is not None
-    }
+    recent = checkpoint.recent_queries
+    queries = recent.latest() if recent is not None else None
+    found = {} if queries is None else {f"{name}.queries": queries}
     if checkpoint.scores is not None and checkpoint.scores.available:
         found |= {f"{name}.{history}": checkpoint.scores.rows(history) for history in ScoreHistory}
     return found
 
 
 def _checkpoint(
-    stored: TensorFile, name: str, entry: Mapping[str, Any], device: torch.device
+    stored: TensorFile, name: str, entry: Mapping[str, Any], cache: ManagedCache
 ) -> Checkpoint:
-    recent_queries = tuple(
-        stored[f"{name}.queries.{layer}"].to(device) if present else None
-        for layer, present in enumerate(entry["recent_queries"])
-    )
-    scores = None
+    device, layers, slots = cache.device, len(cache.layers), entry["slots"]
+    recent, scores = None, None
+    if cache.query_window and slots:  # nothing was evicted: as many tokens as slots
+        queries = stored[f"{name}.queries"].to(device)
+        recent = RecentQueries.from_latest(queries, cache.query_window, slots)
+    elif cache.query_window:
+        recent = RecentQueries(layers, cache.query_window)
     if entry["scores"]:
         latest, accumulated = (stored[f"{name}.{history}"].to(device) for history in ScoreHistory)
         scores = AttentionScores.from_rows(latest, accumulated)
     elif entry["scores"] is not None:
-        scores = AttentionScores(len(recent_queries))
-    return Checkpoint(entry["slots"], entry["step"], scores, recent_queries)
+        scores = AttentionScores(layers)
+    return Checkpoint(slots, entry["step"], scores, recent)
 
 
 def _outcome_fields(outcome: TurnOutcome) -> dict[str, Any]:

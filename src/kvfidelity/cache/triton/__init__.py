@@ -1,9 +1,22 @@
-"""Triton kernels for CUDA devices, and the state of a captured decode step on the device.
+"""Triton kernels for CUDA devices, and what they need to know about caches as device data.
 
-- `prefill`     rotates, attends and sums scores for many queries
-- `decode`      does all three for one query per sequence; rotates keys as it reads them
+- `prefill`     rotates, attends and sums scores for many queries of one cache
+- `feed`        the same for several caches in one forward, and appends; `feed_table`, `fed_caches`
+- `decode`      all of it for one query per sequence in a captured step; `step_table`
 - `compact`     moves the survivors of an eviction to the front of every buffer
-- `step_table`  what `decode` needs to know about its caches; `layout` names its numbers
+- `layout`      names the numbers of both tables; `addresses` finds a cache's buffers
 
 A CPU uses `cache.attention` and `cache.rotary` instead, which are also the reference in tests.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether caches on this device use the kernels."""
+    return device.type == "cuda"

@@ -1,8 +1,9 @@
-"""What each number of the step table means: `step_table` writes it, kernels of `decode` read it.
+"""What each number of a table means that kernels read instead of a cache.
 
-The table is two int64 tensors: a row of `SequenceField` for each sequence of the batch, and a row
-of `LayerField` for each layer and sequence. Addresses are those of device memory; 0 means that the
-buffer is missing.
+A table is two int64 tensors: a row for each sequence of the batch, of `SequenceField` in a decode
+step (`step_table`, `decode`) or of `FeedField` in a forward that feeds several caches
+(`feed_table`, `feed`), and a row of `LayerField` for each layer and sequence. Addresses are those
+of device memory; 0 means that the buffer is missing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,31 @@ class SequenceField(IntEnum):
     #: Addresses of the fp32 tables of cosines and sines, [P, r / 2].
     COS = 8
     SIN = 9
+
+
+class FeedField(IntEnum):
+    """What is the same for all layers of a sequence while its tokens are fed with others'."""
+
+    #: Slots before this forward, and tokens that it adds.
+    SLOTS = 0
+    COUNT = 1
+    #: Row of its first new token among those of all sequences.
+    FIRST_ROW = 2
+    #: Slots of the sequences before it: where its rotated keys start.
+    FIRST_SLOT = 3
+    #: Token index and position of its first new token; those of the others follow.
+    FIRST_TOKEN = 4
+    FIRST_POSITION = 5
+    #: Slots that the buffers of keys and values have room for, per kv head.
+    CAPACITY = 6
+    #: Elements from one kv head's positions to the next one's; 0 if all heads share them.
+    POSITIONS_STRIDE = 7
+    #: Slots that a row of attention scores has room for.
+    SCORES_CAPACITY = 8
+    #: 1 if this is a further chunk of the sequence's latest forward.
+    CONTINUES = 9
+    #: Queries that the ring of latest queries holds.
+    RING_SIZE = 10
 
 
 class LayerField(IntEnum):

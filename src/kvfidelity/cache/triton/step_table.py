@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.triton.addresses import layer_rows, positions_stride, ring_size_of
 from kvfidelity.cache.triton.layout import GROWING, LayerField, SequenceField, row
 
 
@@ -34,7 +35,6 @@ class StepTable(AttentionCache):
         self,
         index: int,
         cache: ManagedCache,
-        ring: Tensor | None,
         *,
         alive: bool,
         max_new_tokens: int,
@@ -43,13 +43,10 @@ class StepTable(AttentionCache):
 
         Args:
             index: which row, 0..B-1.
-            ring: [L, H, w, d], the latest queries, the one of token t at index t % w; None: none
-                are kept.
             alive: whether it decodes.
         """
-        layers = self.layer_rows.shape[0]
-        scores, positions = cache.scores, cache.device_positions.positions
-        ring_size = 0 if ring is None else ring.shape[2]
+        scores = cache.scores
+        ring_size = ring_size_of(cache)
         seen = cache.slot_table.tokens_seen
         cos, sin = cache.rotary.table(seen + max_new_tokens, cache.device)
         self.sequences[index] = torch.tensor(
@@ -60,9 +57,7 @@ class StepTable(AttentionCache):
                     SequenceField.NEXT_POSITION: cache.slot_table.next_position,
                     SequenceField.ALIVE: int(alive),
                     SequenceField.CAPACITY: cache.layers[0].capacity,
-                    SequenceField.POSITIONS_STRIDE: (
-                        positions.stride(1) if positions.shape[1] > 1 else 0
-                    ),
+                    SequenceField.POSITIONS_STRIDE: positions_stride(cache),
                     SequenceField.SCORES_CAPACITY: 0 if scores is None else scores.capacity,
                     SequenceField.RING_SIZE: ring_size,
                     SequenceField.RING_INDEX: seen % ring_size if ring_size else 0,
@@ -71,29 +66,7 @@ class StepTable(AttentionCache):
                 },
             )
         )
-        latest, accumulated = [0] * layers, [0] * layers
-        if scores is not None:
-            latest, accumulated = scores.addresses()
-        self.layer_rows[:, index] = torch.tensor(
-            [
-                row(
-                    LayerField,
-                    {
-                        LayerField.KEYS: layer.key_buffer.data_ptr(),
-                        LayerField.VALUES: layer.value_buffer.data_ptr(),
-                        LayerField.LATEST_SCORES: latest[layer_index],
-                        LayerField.ACCUMULATED_SCORES: accumulated[layer_index],
-                        LayerField.QUERY_RING: (
-                            0 if ring is None else ring[layer_index].data_ptr()
-                        ),
-                        LayerField.POSITIONS: positions[
-                            layer_index if positions.shape[0] > 1 else 0
-                        ].data_ptr(),
-                    },
-                )
-                for layer_index, layer in enumerate(cache.layers)
-            ]
-        )
+        self.layer_rows[:, index] = torch.from_numpy(layer_rows(cache))
 
     def deactivate(self, index: int) -> None:
         """Mark the row of a sequence as unused: the kernels skip it."""

@@ -1,0 +1,471 @@
+"""Several caches fed in one forward: append, rotate, attend, sum scores; four launches a layer.
+
+Each program finds its cache's buffers, lengths and positions in a table (`feed_table`), so that
+caches may differ in all of them. Results equal those of `cache.attention` for each cache alone.
+
+Letters: B caches, R new tokens of all caches, H query heads, G kv heads, d head size; of one cache
+q new queries and n slots, the new ones included. The new queries are the last q slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
+from kvfidelity.cache.triton.feed_table import FeedTable
+from kvfidelity.cache.triton.layout import FeedField, LayerField
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# Triton takes module-level integers as compile-time constants only in this form.
+SLOTS = tl.constexpr(FeedField.SLOTS.value)
+COUNT = tl.constexpr(FeedField.COUNT.value)
+FIRST_ROW = tl.constexpr(FeedField.FIRST_ROW.value)
+FIRST_SLOT = tl.constexpr(FeedField.FIRST_SLOT.value)
+FIRST_TOKEN = tl.constexpr(FeedField.FIRST_TOKEN.value)
+FIRST_POSITION = tl.constexpr(FeedField.FIRST_POSITION.value)
+CAPACITY = tl.constexpr(FeedField.CAPACITY.value)
+POSITIONS_STRIDE = tl.constexpr(FeedField.POSITIONS_STRIDE.value)
+SCORES_CAPACITY = tl.constexpr(FeedField.SCORES_CAPACITY.value)
+CONTINUES = tl.constexpr(FeedField.CONTINUES.value)
+RING_SIZE = tl.constexpr(FeedField.RING_SIZE.value)
+KEYS = tl.constexpr(LayerField.KEYS.value)
+VALUES = tl.constexpr(LayerField.VALUES.value)
+LATEST_SCORES = tl.constexpr(LayerField.LATEST_SCORES.value)
+ACCUMULATED_SCORES = tl.constexpr(LayerField.ACCUMULATED_SCORES.value)
+QUERY_RING = tl.constexpr(LayerField.QUERY_RING.value)
+POSITIONS = tl.constexpr(LayerField.POSITIONS.value)
+#: Rows of a block in the kernels that only move data.
+BLOCK = 32
+
+
+class Workspace:
+    """Buffers that all layers of a forward share.
+
+    rotated_keys: each cache's rotated keys [G, n, d], one cache after another. rotated_queries:
+    [H, R, d]. lse: fp32 [H, R], natural logarithms of the softmax denominators.
+    """
+
+    def __init__(self, table: FeedTable, query: Tensor, groups: int) -> None:
+        heads, size = query.shape[1], query.shape[3]
+        self.rotated_keys = query.new_empty(table.slots * groups * size)
+        self.rotated_queries = query.new_empty(heads, table.rows, size)
+        self.lse = query.new_empty(heads, table.rows, dtype=torch.float32)
+
+
+def feed_layer(
+    table: FeedTable,
+    layer: int,
+    workspace: Workspace,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Append one layer's new keys and values to each cache, and attend.
+
+    Args:
+        query: [1, H, R, d], key, value: [1, G, R, d], all un-rotated, the last dimension
+            contiguous.
+        scaling: factor on the dot products.
+
+    Returns:
+        [1, R, H, d] in the dtype of `query`.
+    """
+    _, heads, rows, size = query.shape
+    groups, batch, half = key.shape[1], table.sequences.shape[0], table.cos.shape[1]
+    out = torch.empty(1, rows, heads, size, dtype=query.dtype, device=query.device)
+    layer_rows = table.layers[layer]
+    exact = query.dtype is torch.float32
+    shape = {
+        "HEADS": heads,
+        "GROUPS": groups,
+        "RATIO": heads // groups,
+        "D": size,
+        "DP": max(16, triton.next_power_of_2(size)),
+        "DTYPE": TRITON_DTYPES[query.dtype],
+        "SEQUENCE_WIDTH": len(FeedField),
+        "LAYER_WIDTH": len(LayerField),
+    }
+    rotation = {
+        "HALF": half,
+        "HALFP": triton.next_power_of_2(half),
+        "RESTP": triton.next_power_of_2(max(size - 2 * half, 1)),
+        "ROWS": BLOCK,
+    }
+    precision = "ieee" if exact else "tf32"
+    _append_kernel[(triton.cdiv(table.most_rows, BLOCK), heads, batch)](
+        query,
+        key,
+        value,
+        workspace.rotated_queries,
+        table.sequences,
+        layer_rows,
+        table.cos,
+        table.sin,
+        query.stride(1),
+        query.stride(2),
+        key.stride(1),
+        key.stride(2),
+        value.stride(1),
+        value.stride(2),
+        rows,
+        **shape,
+        **rotation,
+    )
+    _rotate_keys_kernel[(triton.cdiv(table.most_slots, BLOCK), groups, batch)](
+        workspace.rotated_keys,
+        table.sequences,
+        layer_rows,
+        table.cos,
+        table.sin,
+        **shape,
+        **rotation,
+    )
+    tile_rows, tile_keys, warps, stages = _attention_tile(table.most_rows, size, exact)
+    _attention_kernel[(triton.cdiv(table.most_rows, tile_rows), heads, batch)](
+        workspace.rotated_queries,
+        workspace.rotated_keys,
+        out,
+        workspace.lse,
+        table.sequences,
+        layer_rows,
+        rows,
+        scaling,
+        **shape,
+        ROWS=tile_rows,
+        KEYS_AT_ONCE=tile_keys,
+        PRECISION=precision,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    if table.scored:
+        tile_keys, tile_rows, stages = (64, 32, 2) if exact else (128, 64, 3)
+        _score_kernel[(heads, triton.cdiv(table.most_slots, tile_keys), batch)](
+            workspace.rotated_queries,
+            workspace.rotated_keys,
+            workspace.lse,
+            table.sequences,
+            layer_rows,
+            rows,
+            scaling,
+            **shape,
+            ROWS=tile_rows,
+            KEYS_AT_ONCE=tile_keys,
+            PRECISION=precision,
+            num_warps=4,
+            num_stages=stages,
+        )
+    return out
+
+
+def _attention_tile(most_rows: int, size: int, exact: bool) -> tuple[int, int, int, int]:
+    """Queries and keys of a block, warps and stages."""
+    if exact:
+        return 32, 32, 4, 2
+    if most_rows <= 32:
+        return 32, 64, 4, 3
+    return (128, 64, 8, 3) if most_rows > 64 and size <= 128 else (64, 64, 4, 3)
+
+
+@triton.jit
+def _pointer(address, dtype: tl.constexpr):
+    """The pointer stored at `address`; allocations are aligned, which lets loads be wide."""
+    return tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype), bitcast=False), 16)
+
+
+@triton.jit
+def _rotated(one, two, cos, sin, position, mask, HALF: tl.constexpr, HALFP: tl.constexpr):
+    """Both rotated halves [rows, half] of rows at `position`."""
+    feature = tl.arange(0, HALFP)[None, :]
+    both = mask[:, None] & (feature < HALF)
+    angle = position[:, None] * HALF + feature
+    c = tl.load(cos + angle, mask=both, other=0.0)
+    s = tl.load(sin + angle, mask=both, other=0.0)
+    return one * c - two * s, two * c + one * s
+
+
+@triton.jit(do_not_specialize=["query_row", "key_row", "value_row", "rows"])
+def _append_kernel(
+    query,
+    key,
+    value,
+    rotated_queries,
+    sequences,
+    layer_rows,
+    cos,
+    sin,
+    query_head,
+    query_row,
+    key_group,
+    key_row,
+    value_group,
+    value_row,
+    rows,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RATIO: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SEQUENCE_WIDTH: tl.constexpr,
+    LAYER_WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    HALFP: tl.constexpr,
+    RESTP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Queries rotated, and written to the ring; keys and values written to the cache."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    sequences += sequence * SEQUENCE_WIDTH
+    layer_rows += sequence * LAYER_WIDTH
+    count = tl.load(sequences + COUNT).to(tl.int32)
+    if tl.program_id(0) * ROWS >= count:
+        return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mask = row < count
+    packed_row = tl.load(sequences + FIRST_ROW) + row
+    position = tl.load(sequences + FIRST_POSITION) + row
+    low = tl.arange(0, HALFP)[None, :]
+    low_in = mask[:, None] & (low < HALF)
+    feature = tl.arange(0, DP)[None, :]
+    whole_in = mask[:, None] & (feature < D)
+
+    source = query + head.to(tl.int64) * query_head + packed_row[:, None] * query_row
+    one = tl.load(source + low, mask=low_in, other=0.0).to(tl.float32)
+    two = tl.load(source + HALF + low, mask=low_in, other=0.0).to(tl.float32)
+    one, two = _rotated(one, two, cos, sin, position, mask, HALF, HALFP)
+    target = rotated_queries + (head.to(tl.int64) * rows + packed_row[:, None]) * D
+    tl.store(target + low, one.to(DTYPE), mask=low_in)
+    tl.store(target + HALF + low, two.to(DTYPE), mask=low_in)
+    if D > 2 * HALF:
+        rest = 2 * HALF + tl.arange(0, RESTP)[None, :]
+        rest_in = mask[:, None] & (rest < D)
+        tl.store(target + rest, tl.load(source + rest, mask=rest_in, other=0.0), mask=rest_in)
+    ring_size = tl.load(sequences + RING_SIZE)
+    if ring_size != 0:
+        ring = _pointer(layer_rows + QUERY_RING, DTYPE)
+        index = (tl.load(sequences + FIRST_TOKEN) + row) % ring_size
+        latest = whole_in & (row >= count - ring_size)[:, None]
+        tl.store(
+            ring + (head * ring_size + index[:, None]) * D + feature,
+            tl.load(source + feature, mask=latest, other=0.0),
+            mask=latest,
+        )
+
+    if head < GROUPS:
+        slot = tl.load(sequences + SLOTS) + row
+        offset = (head * tl.load(sequences + CAPACITY) + slot[:, None]) * D + feature
+        source = key + head.to(tl.int64) * key_group + packed_row[:, None] * key_row
+        keys = _pointer(layer_rows + KEYS, DTYPE)
+        tl.store(keys + offset, tl.load(source + feature, whole_in, 0.0), mask=whole_in)
+        source = value + head.to(tl.int64) * value_group + packed_row[:, None] * value_row
+        values = _pointer(layer_rows + VALUES, DTYPE)
+        tl.store(values + offset, tl.load(source + feature, whole_in, 0.0), mask=whole_in)
+
+
+@triton.jit
+def _rotate_keys_kernel(
+    rotated_keys,
+    sequences,
+    layer_rows,
+    cos,
+    sin,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RATIO: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SEQUENCE_WIDTH: tl.constexpr,
+    LAYER_WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    HALFP: tl.constexpr,
+    RESTP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """All keys of each cache, rotated by their slots' positions."""
+    group, sequence = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    sequences += sequence * SEQUENCE_WIDTH
+    layer_rows += sequence * LAYER_WIDTH
+    slots = (tl.load(sequences + SLOTS) + tl.load(sequences + COUNT)).to(tl.int32)
+    if tl.program_id(0) * ROWS >= slots:
+        return
+    slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mask = slot < slots
+    positions = _pointer(layer_rows + POSITIONS, tl.int32)
+    positions += group * tl.load(sequences + POSITIONS_STRIDE)
+    position = tl.load(positions + slot, mask=mask, other=0)
+    low = tl.arange(0, HALFP)[None, :]
+    low_in = mask[:, None] & (low < HALF)
+    source = _pointer(layer_rows + KEYS, DTYPE)
+    source += (group * tl.load(sequences + CAPACITY) + slot[:, None]) * D
+    target = rotated_keys + tl.load(sequences + FIRST_SLOT) * GROUPS * D
+    target += (group * slots + slot[:, None]) * D
+    one = tl.load(source + low, mask=low_in, other=0.0).to(tl.float32)
+    two = tl.load(source + HALF + low, mask=low_in, other=0.0).to(tl.float32)
+    one, two = _rotated(one, two, cos, sin, position, mask, HALF, HALFP)
+    tl.store(target + low, one.to(DTYPE), mask=low_in)
+    tl.store(target + HALF + low, two.to(DTYPE), mask=low_in)
+    if D > 2 * HALF:
+        rest = 2 * HALF + tl.arange(0, RESTP)[None, :]
+        rest_in = mask[:, None] & (rest < D)
+        tl.store(target + rest, tl.load(source + rest, mask=rest_in, other=0.0), mask=rest_in)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _attention_kernel(
+    rotated_queries,
+    rotated_keys,
+    out,
+    lse,
+    sequences,
+    layer_rows,
+    rows,
+    scaling,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RATIO: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SEQUENCE_WIDTH: tl.constexpr,
+    LAYER_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS_AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    sequences += sequence * SEQUENCE_WIDTH
+    layer_rows += sequence * LAYER_WIDTH
+    count = tl.load(sequences + COUNT).to(tl.int32)
+    # The last queries see the most keys: they go first.
+    first = (tl.cdiv(count, ROWS) - 1 - tl.program_id(0)) * ROWS
+    if first < 0:
+        return
+    cached = tl.load(sequences + SLOTS).to(tl.int32)
+    slots = cached + count
+    group = (head // RATIO).to(tl.int64)
+    row = first + tl.arange(0, ROWS)
+    feature = tl.arange(0, DP)
+    inside = feature[None, :] < D
+    packed_row = tl.load(sequences + FIRST_ROW) + row
+    q = tl.load(
+        rotated_queries + (head.to(tl.int64) * rows + packed_row[:, None]) * D + feature[None, :],
+        mask=(row[:, None] < count) & inside,
+        other=0.0,
+    )
+    keys = rotated_keys + (tl.load(sequences + FIRST_SLOT) * GROUPS + group * slots) * D
+    values = _pointer(layer_rows + VALUES, DTYPE) + group * tl.load(sequences + CAPACITY) * D
+    factor = scaling * LOG2E
+    top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    norm = tl.zeros((ROWS,), dtype=tl.float32)
+    mixed = tl.zeros((ROWS, DP), dtype=tl.float32)
+    for begin in range(0, tl.minimum(cached + first + ROWS, slots), KEYS_AT_ONCE):
+        slot = begin + tl.arange(0, KEYS_AT_ONCE)
+        mask = (slot[:, None] < slots) & inside
+        offset = slot[:, None].to(tl.int64) * D + feature[None, :]
+        k = tl.load(keys + offset, mask, 0.0)
+        v = tl.load(values + offset, mask, 0.0)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * factor
+        logits = tl.where(slot[None, :] <= cached + row[:, None], logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        weight = tl.exp2(logits - higher[:, None])
+        fade = tl.exp2(top - higher)
+        norm = norm * fade + tl.sum(weight, 1)
+        mixed = mixed * fade[:, None]
+        mixed += tl.dot(weight.to(DTYPE), v, input_precision=PRECISION)
+        top = higher
+    tl.store(
+        out + (packed_row[:, None] * HEADS + head) * D + feature[None, :],
+        (mixed / norm[:, None]).to(DTYPE),
+        mask=(row[:, None] < count) & inside,
+    )
+    logarithm = (top + tl.log2(norm)) / LOG2E
+    tl.store(lse + head.to(tl.int64) * rows + packed_row, logarithm, mask=row < count)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _score_kernel(
+    rotated_queries,
+    rotated_keys,
+    lse,
+    sequences,
+    layer_rows,
+    rows,
+    scaling,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RATIO: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SEQUENCE_WIDTH: tl.constexpr,
+    LAYER_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS_AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What each slot received from the new queries, written to the caches' rows of scores.
+
+    Each program holds a block of keys and loops over the queries that see it: no atomics, so sums
+    do not depend on the order in which blocks run.
+    """
+    head, sequence = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    sequences += sequence * SEQUENCE_WIDTH
+    layer_rows += sequence * LAYER_WIDTH
+    count = tl.load(sequences + COUNT).to(tl.int32)
+    cached = tl.load(sequences + SLOTS).to(tl.int32)
+    slots = cached + count
+    first = tl.program_id(1) * KEYS_AT_ONCE  # earlier keys are seen by more queries: they go first
+    if first >= slots or tl.load(layer_rows + LATEST_SCORES) == 0:
+        return
+    slot = first + tl.arange(0, KEYS_AT_ONCE)
+    feature = tl.arange(0, DP)
+    keys = rotated_keys
+    keys += (tl.load(sequences + FIRST_SLOT) * GROUPS + (head // RATIO) * slots) * D
+    k = tl.load(
+        keys + slot[:, None].to(tl.int64) * D + feature[None, :],
+        mask=(slot[:, None] < slots) & (feature[None, :] < D),
+        other=0.0,
+    )
+    at = head * rows + tl.load(sequences + FIRST_ROW)
+    query = rotated_queries + at * D
+    lse += at
+    # Query row r stands in slot cached + r and sees the slots up to that one.
+    start = tl.maximum(first - cached, 0) // ROWS * ROWS
+    clear = tl.maximum(first + KEYS_AT_ONCE - 1 - cached, 0)
+    clear = tl.minimum((clear + ROWS - 1) // ROWS * ROWS, count)
+    factor = scaling * LOG2E
+    total = tl.zeros((KEYS_AT_ONCE, ROWS), dtype=tl.float32)
+    for begin in range(start, clear, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        weight = _weights(query, lse, k, row, feature, count, factor, D, PRECISION)
+        total += tl.where(slot[:, None] <= cached + row[None, :], weight, 0.0)
+    for begin in range(clear, count, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        total += _weights(query, lse, k, row, feature, count, factor, D, PRECISION)
+    sums = tl.sum(total, 1)
+    inside, old = slot < slots, slot < cached
+    offset = head * tl.load(sequences + SCORES_CAPACITY) + slot
+    latest = _pointer(layer_rows + LATEST_SCORES, tl.float32) + offset
+    accumulated = _pointer(layer_rows + ACCUMULATED_SCORES, tl.float32) + offset
+    continues = old & (tl.load(sequences + CONTINUES) != 0)
+    tl.store(latest, sums + tl.load(latest, mask=continues, other=0.0), mask=inside)
+    tl.store(accumulated, sums + tl.load(accumulated, mask=old, other=0.0), mask=inside)
+
+
+@triton.jit
+def _weights(query, lse, k, row, feature, count, factor, D: tl.constexpr, PRECISION: tl.constexpr):
+    """softmax weights [keys, queries] of a block of keys under a block of queries."""
+    mask = row < count
+    q = tl.load(
+        query + row[None, :].to(tl.int64) * D + feature[:, None],
+        mask=mask[None, :] & (feature[:, None] < D),
+        other=0.0,
+    )
+    level = tl.load(lse + row, mask=mask, other=float("inf")) * LOG2E
+    logits = tl.dot(k, q, input_precision=PRECISION)
+    return tl.exp2(logits * factor - level[None, :])
