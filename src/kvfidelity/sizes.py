@@ -13,6 +13,9 @@ ACCEPTED_FORMS = (
 PATTERN = re.compile(r"(\d+(?:\.\d+)?)(tok|win|" + "|".join(UNITS) + ")")
 
 
+SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+
+
 def parse_size(text: str) -> tuple[float, str]:
     """ "600MiB" -> (600.0, "MiB").
 
@@ -48,6 +51,12 @@ def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
     if tokens < 1:
         raise UserError(f"size {text!r} holds no token ({token_bytes} bytes each); raise it")
     return tokens
+
+
+def parse_share(text: str) -> float | None:
+    """ "50%" -> 0.5; None if it is not a percentage."""
+    match = SHARE.fullmatch(str(text).strip())
+    return float(match[1]) / 100 if match else None
 
 
 def size_in_bytes(text: str) -> int:

@@ -125,35 +125,69 @@ def test_out_of_memory_of_a_run_alone_is_its_result(
         assert thread.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
-def test_after_a_run_alone_the_others_share_a_batch_again(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_halves_the_batch_and_costs_no_run(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No run starts while it is alone; afterwards out-of-memory among others restarts again."""
+    """Memory for three: of four runs none fails; two at a time go on, also those that follow."""
     from kvfidelity.decoding.steps_eager import EagerSteps
 
-    real, calls, shortages = EagerSteps.step, [0], []
+    real, sizes = EagerSteps.step, []
 
     def scarce(self: EagerSteps) -> float:
-        calls.append(len(self._entries))
-        if calls[-1] == 2 and calls[-2] < 2 and len(shortages) < 2:
-            shortages.append(len(calls))
+        sizes.append(len(self._entries))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(EagerSteps, "step", scarce)
+    together: BatchScheduler[Any] = BatchScheduler(engine, 4)
+    threads = []
+    while len(threads) < 7 or together.running:
+        if len(threads) < 7 and not together.full:
+            threads.append(together.start(lambda at: run_dialogue(at, talk(3), spec())))
+        else:
+            together.advance()
+    assert sizes[0] == 4 and max(sizes[1:]) == 2
+    assert capsys.readouterr().err.count("memory ran out") == 1
+    alone = run_dialogue(engine, talk(3), spec())
+    for thread in threads:
+        assert thread.error is None
+        assert thread.outcome.turns["reply"].to_list() == alone.turns["reply"].to_list()
+
+
+def test_a_run_too_large_for_the_memory_does_not_keep_the_batch_small(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvfidelity.decoding.steps_eager import EagerSteps
+
+    real, sizes, large = EagerSteps.step, [], talk(3)
+
+    def scarce(self: EagerSteps) -> float:
+        sizes.append(len(self._entries))
+        if any(entry.sequence.max_new_tokens == 7 for entry in self._entries.values()):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self)
 
     monkeypatch.setattr(EagerSteps, "step", scarce)
     together: BatchScheduler[Any] = BatchScheduler(engine, 2)
-    threads = []
-    while len(threads) < 6 or together.running:
-        if len(threads) < 6 and not together.full:
-            threads.append(together.start(lambda at: run_dialogue(at, talk(3), spec())))
-        else:
-            together.advance()
-    assert len(shortages) == 2
-    between = calls[shortages[0] : shortages[1] - 1]
-    assert set(between) == {1}, "two were alone, one after the other"
-    for thread in threads:
-        assert thread.error is None
-        assert set(thread.outcome.turns["finish_reason"]) <= {"length", "eos"}
+    first = [
+        together.start(
+            lambda at, size=size: run_dialogue(
+                at, large, dataclasses.replace(spec(), max_new_tokens=size)
+            )
+        )
+        for size in (7, 8)
+    ]
+    while together.running:
+        together.advance()
+    assert "out_of_memory" in first[0].outcome.turns["finish_reason"].to_list()
+    assert "out_of_memory" not in first[1].outcome.turns["finish_reason"].to_list()
+    sizes.clear()
+    for _ in range(2):
+        together.start(lambda at: run_dialogue(at, large, spec()))
+    while together.running:
+        together.advance()
+    assert max(sizes) == 2
 
 
 def test_an_error_in_one_eviction_leaves_the_other_runs(engine: Engine) -> None:

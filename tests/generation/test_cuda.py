@@ -185,7 +185,7 @@ def test_a_run_from_the_disk_equals_the_run_that_computed(
         records = []
         for _ in range(2):
             prefix_cache = PrefixCache(
-                1 << 30, DiskPrefixCache(tmp_path / kind, 1 << 30, engine, {})
+                1 << 30, DiskPrefixCache(tmp_path / kind, 1 << 30, engine, {}), store_all=True
             )
             records.append(run_dialogue(engine, talk(5), cell, prefix_cache))
             monkeypatch.setattr(

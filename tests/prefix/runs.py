@@ -43,7 +43,7 @@ def run_in_new_process(
     with pytest.MonkeyPatch.context() as patch:
         if not computes:
             patch.setattr(COMPUTE_BASELINE, lambda *args: pytest.fail("the baseline is computed"))
-        prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, folder))
+        prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, folder), store_all=True)
         return run_dialogue(engine, dialogue_with_evidence(), spec, prefix_cache)
 
 

@@ -223,7 +223,7 @@ def test_the_memory_cache_is_tried_before_the_disk(engine: Engine, tmp_path: Pat
         computed.append(1)
         return run
 
-    prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, tmp_path))
+    prefix_cache = PrefixCache(MAX_BYTES, disk_cache(engine, tmp_path), store_all=True)
     assert prefix_cache.get("key", compute) is run
     the_file(tmp_path).write_bytes(b"")
     assert prefix_cache.get("key", compute) is run

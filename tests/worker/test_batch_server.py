@@ -64,7 +64,7 @@ def test_a_run_that_is_out_of_memory_among_others_is_restarted_alone(workdir: Wo
     jobs = {name: workdir.start(name, *BATCH, **OWN, **fault) for name in ("one", "two")}
     ended = ends(workdir, jobs)
     assert [code for code, _ in ended.values()] == [0, 0], ended
-    assert sum(stderr.count("restarting this run alone") for _, stderr in ended.values()) == 1
+    assert sum(stderr.count("this run starts again") for _, stderr in ended.values()) == 1
     assert workdir.run("alone", *BATCH, **OWN, **fault)[0] == 0
     for name in jobs:
         same_runs(workdir, name, "alone")

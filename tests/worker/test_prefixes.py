@@ -9,7 +9,7 @@ from tests.waiting import wait_until
 from tests.worker.conftest import Workdir
 from tests.worker.test_worker import artifact_digests
 
-KEPT = ("--prefix-disk", "1GB")
+KEPT = ("--prefix-disk", "1GB", "--store-prefixes", "all")
 BASELINE: dict[str, Any] = {
     "policy": "baseline",
     "kind": "baseline",

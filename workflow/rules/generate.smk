@@ -43,6 +43,7 @@ rule generate:
         batch_size=str(SETTINGS["session"]["batch_size"]),
         prefix_memory=SETTINGS["session"]["prefix_memory"],
         prefix_disk=SETTINGS["session"]["prefix_disk"],
+        store_prefixes=SETTINGS["session"]["store_prefixes"],
         serial=one_on_a_scheduler,
         # No MPI. If this is set, Slurm's plugin starts a group's runs in the job itself. Otherwise each
         # run is a Slurm step, and the worker that has loaded the model ends with that step.
@@ -56,6 +57,6 @@ rule generate:
         "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
         "--dtype {params.dtype} --device {params.device} --code-digest {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
-        "--prefix-disk {resources.prefix_disk} "
+        "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
         "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} 2>&1 | tee {log}"

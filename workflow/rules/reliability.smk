@@ -43,6 +43,7 @@ rule score_corruptions:
         # This job shares no prefixes, but a worker with other settings would be replaced.
         prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
         prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
+        store_prefixes=lookup("session/store_prefixes", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
         device=lookup("models/{model}/device", within=SETTINGS),
@@ -51,7 +52,7 @@ rule score_corruptions:
         "python workflow/scripts/score_corruptions.py --model-dir {input.model} --dtype {params.dtype} "
         "--device {params.device} --code-digest {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
-        "--prefix-disk {resources.prefix_disk} "
+        "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
         "--gpus {resources.worker_gpus} --batch-size {resources.batch_size} --out {output} 2>&1 | tee {log}"
 
 

@@ -6,12 +6,13 @@ goes through it together. When none has anything to feed, their replies are deco
 by step, until one of them ends. Each run has its own cache, length, positions, policy and
 evictions; they share only the weights.
 
-If a run hits out-of-memory while others share the GPU, that is not its result; it is restarted
-alone when they finish.
+If a run hits out-of-memory while others share the GPU, that is not its result. When the others have
+finished it is restarted, and from then on half as many runs share the GPU.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -79,8 +80,8 @@ class BatchScheduler(Generic[T]):
     """Runs several dialogues in one batch (`decoding.engine.Scheduler`).
 
     Args:
-        batch_size: most runs active at the same time.
-        free_memory: called before a run is restarted alone because memory ran out.
+        batch_size: most runs active at the same time; halved when memory runs out.
+        free_memory: called before runs are restarted because memory ran out.
     """
 
     def __init__(
@@ -95,24 +96,28 @@ class BatchScheduler(Generic[T]):
         self._thread_of: dict[int, RunThread[Any]] = {}
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
-        self._retry_alone: deque[RunThread[Any]] = deque()
+        #: The most runs that compute at once, after memory ran out.
+        self._limit = batch_size
+        self._retries: deque[RunThread[Any]] = deque()
+        self._start_alone: deque[RunThread[Any]] = deque()
         self._active: list[RunThread[Any]] = []
         self._alone = False
 
     @property
     def running(self) -> int:
         """Number of runs that have started and not finished."""
-        return len(self._active) + len(self._retry_alone)
+        return len(self._active) + len(self._retries) + len(self._start_alone)
 
     @property
     def full(self) -> bool:
         """Whether no further run can start now."""
         crowded = len(self._active) >= MOST_WAITING * self._batch_size
-        return self._alone or crowded or not self._room() or bool(self._retry_alone)
+        restarting = bool(self._retries or self._start_alone)
+        return self._alone or crowded or not self._room() or restarting
 
     def _room(self) -> bool:
         """Whether one more run may compute; those that wait for a condition do not count."""
-        return self._computing() < (1 if self._alone else self._batch_size)
+        return self._computing() < (1 if self._alone else self._limit)
 
     def start(self, run: Callable[[Engine], T], *, alone: bool = False) -> RunThread[T]:
         """Start a run and let it continue until it needs the model or has finished.
@@ -122,17 +127,15 @@ class BatchScheduler(Generic[T]):
         """
         thread = RunThread(run)
         if alone:
-            self._retry_alone.append(thread)
+            self._start_alone.append(thread)
         else:
             self._start_thread(thread)
         return thread
 
     def advance(self) -> None:
         """Feed what runs have to feed, or decode until a reply ends; continue the runs that can."""
-        if self._retry_alone and not self._active:
-            self._alone = True
-            self._free_memory()
-            self._start_thread(self._retry_alone.popleft())
+        if not self._active:
+            self._restart()
         for thread, condition in list(self._waiting):
             if condition() and self._room():
                 self._waiting.remove((thread, condition))
@@ -141,6 +144,19 @@ class BatchScheduler(Generic[T]):
         answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
         for thread, answer in answers:
             self._resume(thread, answer)
+
+    def _restart(self) -> None:
+        """Start runs that memory ran out for, or one that must be alone."""
+        if self._retries:
+            self._free_memory()
+            number = min(len(self._retries), self._limit)
+            self._alone = number == 1
+            for _ in range(number):
+                self._start_thread(self._retries.popleft())
+        elif self._start_alone:
+            self._alone = True
+            self._free_memory()
+            self._start_thread(self._start_alone.popleft())
 
     def feed(self, feed: Feed) -> Tensor:
         hidden: Tensor = self._wait_for(feed)
@@ -163,6 +179,7 @@ class BatchScheduler(Generic[T]):
     def on_out_of_memory(self) -> None:
         if not self._alone:
             raise RetryAloneError
+        self._limit = self._batch_size  # it needs more than there is: not the others' fault
 
     @property
     def _calling_thread(self) -> RunThread[Any]:
@@ -225,7 +242,18 @@ class BatchScheduler(Generic[T]):
             self._alone = self._alone and bool(self._active)
             if isinstance(thread.error, RetryAloneError):
                 thread.error = None
-                self._retry_alone.append(thread)
+                self._shrink()
+                self._retries.append(thread)
+
+    def _shrink(self) -> None:
+        """Let half as many runs share the memory; once for all that failed together."""
+        if not self._retries:
+            self._limit = max(1, self._limit // 2)
+            print(
+                f"memory ran out with several runs at once: from now on at most {self._limit}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _decoder_for(self, sequence: SequenceState) -> Decoder:
         key = (sequence.sampling.greedy, capacity_for(sequence.max_new_tokens))

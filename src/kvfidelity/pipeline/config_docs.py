@@ -119,7 +119,10 @@ def _values_text(entry: Mapping[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
         if key in entry
     ]
-    return f"size ({text})" if entry.get("format") == "size" else " ".join([text, *bounds])
+    formats = {"size": "size", "size_or_share": "size or share"}
+    if entry.get("format") in formats:
+        return f"{formats[entry['format']]} ({text})"
+    return " ".join([text, *bounds])
 
 
 def _default_text(entry: Mapping[str, Any]) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.models.geometry import BYTES
 from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
+from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import NO_THRESHOLD
-from kvfidelity.sizes import size_in_bytes, size_in_tokens
+from kvfidelity.sizes import size_in_tokens
 
 #: Tokens per second through a whole job, and the number of weights for which they hold. The first
 #: is the default run's on two CPU cores; the second, on one large GPU, is a guess. On a GPU a small
@@ -115,7 +116,7 @@ def estimate_run(
     # Runs in one batch share these; each asks for its part.
     shared_bytes = (
         size.parameters * BYTES[entry["dtype"]]
-        + size_in_bytes(session["prefix_memory"])
+        + most_host_bytes(session["prefix_memory"])
         + BASE_BYTES
     )
     return JobEstimate(

@@ -16,6 +16,7 @@ from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
+from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.report.position_modes import position_mode_schema
@@ -154,6 +155,12 @@ def _formats() -> jsonschema.FormatChecker:
     def is_size(value: object) -> bool:
         if isinstance(value, str):
             parse_size(value)
+        return True
+
+    @checker.checks("size_or_share", raises=UserError)
+    def is_size_or_share(value: object) -> bool:
+        if isinstance(value, str):
+            most_host_bytes(value)
         return True
 
     return checker

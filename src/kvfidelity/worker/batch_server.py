@@ -236,7 +236,7 @@ class BatchServer:
             outcome, healthy = self._handler.run(lambda: self._work(run, engine))
         except RetryAloneError:
             with contextlib.suppress(ClientGoneError):
-                run.send({"event": "retry_alone"})
+                run.send({"event": "restarted"})
             raise
         except ClientGoneError as error:
             log_dropped_client(error)

@@ -18,8 +18,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-dir", required=True, type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--prefix-memory", default="2GiB")
-    parser.add_argument("--prefix-disk", default="0GB", help="0GB stores nothing on disk")
+    parser.add_argument("--prefix-memory", default="50%", help="a size or a share of what is free")
+    parser.add_argument("--prefix-disk", default="20GB", help="0GB stores nothing on disk")
+    parser.add_argument("--store-prefixes", choices=["overflow", "all"], default="overflow")
     parser.add_argument("--code-digest", default="")
     parser.add_argument("--policies-digest", default="")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -68,9 +69,9 @@ def print_event(event: dict[str, Any]) -> None:
                     " ({concurrency} runs computed together, {batch_tokens_per_s} tokens/s in all)"
                 )
             print(line.format(**event), file=sys.stderr, flush=True)
-        case "retry_alone":
+        case "restarted":
             print(
-                "out of memory in a batch: restarting this run alone",
+                "memory ran out with several runs at once: this run starts again",
                 file=sys.stderr,
                 flush=True,
             )
@@ -100,6 +101,7 @@ def worker_config(options: argparse.Namespace) -> WorkerConfig:
         code_digest=options.code_digest,
         prefix_memory=options.prefix_memory,
         prefix_disk=options.prefix_disk,
+        store_prefixes=options.store_prefixes,
         threads=min(options.threads * options.batch_size, len(os.sched_getaffinity(0))),
         batch_size=options.batch_size,
         policies_digest=options.policies_digest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,6 +41,7 @@ class WorkerConfig:
     code_digest: str
     prefix_memory: str
     prefix_disk: str
+    store_prefixes: str
     threads: int
     batch_size: int
     policies_digest: str = ""
@@ -101,12 +103,15 @@ class Generator:
 
         from kvfidelity.decoding.engine import Engine
         from kvfidelity.prefix.cache import PrefixCache
+        from kvfidelity.prefix.memory import prefix_bytes
 
         torch.set_num_threads(config.threads)
         self._config = config
         self.engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
         self._prefix_cache = PrefixCache(
-            size_in_bytes(config.prefix_memory), _disk_prefix_cache(config, self.engine)
+            prefix_bytes(config.prefix_memory, self.engine.device),
+            _disk_prefix_cache(config, self.engine),
+            store_all=config.store_prefixes == "all",
         )
 
     def free_memory(self) -> None:
@@ -151,6 +156,7 @@ class Generator:
             self._prefix_cache,
             progress,
         )
+        print(self._prefix_cache.summary, file=sys.stderr, flush=True)
         notes = self._notes() | {"spec": spec, "dtype": self._config.dtype}
         record = Path(self._config.model_dir) / PROVENANCE
         notes |= input_notes(pool=Path(pool), model=record)
