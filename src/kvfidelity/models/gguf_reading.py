@@ -1,8 +1,9 @@
 """Parses a GGUF file once for everything that reads it during a conversion.
 
 transformers parses the file for the configuration, for the tokenizer and for the weights, and makes
-the table of tensor names once for each module of the model: for a model of 135M parameters that was
-three quarters of a conversion's time. Both come from the package `gguf` and depend on the file alone.
+the table of tensor names once for each module of the model: for a model of 135M parameters that
+was three quarters of a conversion's time. Both come from the package `gguf` and depend on the file
+alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import gguf
 import numpy as np
 
 
-class PlainReader(gguf.GGUFReader):
+class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf has no types
     """A reader whose arrays are plain views of the mapped file.
 
     Each of the hundred thousands of slices that parsing takes is ten times as expensive from a
