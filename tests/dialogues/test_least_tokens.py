@@ -85,7 +85,12 @@ def test_the_same_dialogues_are_chosen_and_the_same_reasons_counted(
     assert manifest["dropped"]["too_many_tokens"] == len(long)
     encoded: list[Any] = []
     count = segmenter.count
-    monkeypatch.setattr(segmenter, "count", lambda turns: (encoded.append(turns), count(turns))[1])
+
+    def counting(turns: Any) -> int:
+        encoded.append(turns)
+        return count(turns)
+
+    monkeypatch.setattr(segmenter, "count", counting)
     extract(tmp_path, entry, segmenter)
     assert len(encoded) == len(long), "the words of a long one are enough"
     monkeypatch.setattr(segmenter, "least_count", lambda turns: 0)
