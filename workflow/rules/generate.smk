@@ -58,4 +58,4 @@ rule generate:
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--prefix-disk {resources.prefix_disk} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} 2>&1 | tee {log}"
+        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} > {log} 2>&1"
