@@ -37,6 +37,7 @@ NOISE = (
     "Exiting because a job execution failed",
     "Group jobs: inactive",
     "Reasons:",
+    "RuleException:\nCalledProcessError",
     "Rules with provenance triggered jobs",
     "Removing output files of failed job",
     "Select jobs to execute",
@@ -93,7 +94,7 @@ class Console(logging.Handler):
         """Handle one record."""
         try:
             self._emit(record)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a message must not end a run
             self.handleError(record)
 
     def _emit(self, record: logging.LogRecord) -> None:
