@@ -126,7 +126,7 @@ class Project:
 
     def planned(self, *arguments: str) -> set[Job]:
         """Jobs of a dry run: (rule, wildcards joined by slashes)."""
-        done = self.snakemake("-n", *arguments)
+        done = self.snakemake("-n", "--verbose", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         jobs, rule = set(), None
         lines = (done.stdout + done.stderr).splitlines()

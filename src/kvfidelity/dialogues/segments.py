@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from kvfidelity.dialogues.encoding import Encoder
+from kvfidelity.dialogues.least_tokens import least_tokens, tokens_keep_words_apart
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.prompt_cut import cut_to_tokens
 from kvfidelity.dialogues.templates import (
@@ -70,6 +71,7 @@ class ChatSegmenter:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._encoder = Encoder(tokenizer, self._template.control_tokens)
+        self._words_apart: bool | None = None
         self._opening: tuple[int, ...] = ()
         self._opening = self._opening_ids()
         self.segments(SAMPLE * 2)
@@ -122,6 +124,14 @@ class ChatSegmenter:
     def count(self, turns: Sequence[Turn]) -> int:
         """Tokens of all segments of a conversation."""
         return sum(map(len, self._cut_tokens(self._template.render(turns))))
+
+    def least_count(self, turns: Sequence[Turn]) -> int:
+        """A bound of `count` from below that costs no encoding; 0 if this tokenizer gives none."""
+        if self._words_apart is None:
+            self._words_apart = tokens_keep_words_apart(self._tokenizer.backend_tokenizer)
+        if not self._words_apart:
+            return 0
+        return least_tokens(text for turn in turns for text in (turn.user, turn.assistant))
 
     def _cut_tokens(self, rendered: Rendered) -> list[tuple[int, ...]]:
         """Token ids of each prompt and each reply.
