@@ -67,10 +67,10 @@ def test_a_user_defined_policy_runs_alone(project: Project) -> None:
 
 @pytest.mark.parametrize("cores", ["1", "3"])
 def test_runs_in_a_batch_give_the_artifacts_of_runs_one_by_one(
-    fresh: Project, finished: Project, tmp_path: Path, cores: str
+    prepared: Project, finished: Project, tmp_path: Path, cores: str
 ) -> None:
     """Nothing but timings and rounding differs; with one core the worker looks ahead."""
-    project = fresh.copy(tmp_path / "project")
+    project = prepared.copy(tmp_path / "project")
     project.configure({"session": {"batch_size": 3}})
     done = project.snakemake("--cores", cores, "only_generate")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 from tests.workflow.project import Project
 
 
-def test_a_threshold_out_of_reach_is_said_first(fresh: Project, tmp_path: Path) -> None:
-    project = fresh.copy(tmp_path / "project")
+def test_a_threshold_out_of_reach_is_said_first(prepared: Project, tmp_path: Path) -> None:
+    project = prepared.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "results")
     large = {"at": "4MB", "trigger": "turn", "target": "200tok"}
     project.configure({"thresholds": {"large": large}, "grid": {"positions": ["stale"]}})
     done = project.snakemake()
