@@ -14,12 +14,8 @@ from typing import Any
 
 from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.models.geometry import BYTES
-<<<<<<< HEAD
-from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
-from kvfidelity.prefix.memory import most_host_bytes
-=======
 from kvfidelity.pipeline.known_sizes import ModelSize, dialogue_tokens, model_size
->>>>>>> s29-f
+from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import NO_THRESHOLD
 from kvfidelity.sizes import size_in_tokens
 

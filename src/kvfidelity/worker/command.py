@@ -82,14 +82,9 @@ def print_event(event: dict[str, Any], run: str = "") -> None:
                 line += (
                     " ({concurrency} runs computed together, {batch_tokens_per_s} tokens/s in all)"
                 )
-<<<<<<< HEAD
-            print(line.format(**event), file=sys.stderr, flush=True)
-        case "restarted":
-=======
             named = f"{run}: " if run else ""
             print(named + line.format(**event), file=sys.stderr, flush=True)
-        case "retry_alone":
->>>>>>> s29-f
+        case "restarted":
             print(
                 "memory ran out with several runs at once: this run starts again",
                 file=sys.stderr,
