@@ -60,7 +60,15 @@ def planned(project: Project, name: str, *arguments: str) -> str:
         file.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
-    command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{name}", "-n"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--profile",
+        f"profiles/{name}",
+        "-n",
+        "--verbose",
+    ]
     done = subprocess.run(
         [*command, *arguments],
         cwd=project.folder,
