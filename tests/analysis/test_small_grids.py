@@ -46,9 +46,7 @@ def covering(factors: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]
     while missing.any():
         best = missing[pairs].sum(axis=1).argmax()
         missing[pairs[best]] = False
-        yield {
-            name: factors[name][index] for name, index in zip(factors, rows[best], strict=True)
-        }
+        yield {name: factors[name][index] for name, index in zip(factors, rows[best], strict=True)}
 
 
 @pytest.mark.parametrize(
