@@ -32,6 +32,7 @@ def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
     assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
 
 
+@pytest.mark.long(50)
 def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     fresh: Project, finished: Project, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
+@pytest.mark.long(35)
 def test_a_user_defined_policy_runs_alone(project: Project) -> None:
     (project.folder / "mine.py").write_text(OWN_POLICY)
     project.configure(

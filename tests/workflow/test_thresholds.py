@@ -8,9 +8,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.workflow.project import Project
 
 
+@pytest.mark.long(45)
 def test_a_threshold_out_of_reach_is_said_first(prepared: Project, tmp_path: Path) -> None:
     project = prepared.copy(tmp_path / "project")
     shutil.rmtree(project.folder / "results")
