@@ -47,8 +47,19 @@ class BaselineComparer:
         own = plan.spec.replies == "own"
         self._cache = baseline.fork_at(baseline.starts[first].slots) if own else None
 
+    def predicted(self, turn: int) -> torch.Tensor | None:
+        """Hidden states of the baseline that a turn's reference reply is compared with; None with
+        own replies, and where memory ran out for the baseline."""
+        outcomes = self._baseline.outcomes
+        known = self._cache is None and turn < len(outcomes)
+        return outcomes[turn].predicted if known else None
+
     def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
-        """Compare a turn; with own replies every turn from `first` on must be given."""
+        """Compare a turn; with own replies every turn from `first` on must be given.
+
+        Args:
+            outcome: of a turn that was run with `predicted(turn)`.
+        """
         engine, reply = self._engine, outcome.reply
         opening = self._plan.segments[turn].opening_ids
         if self._cache is not None:
@@ -57,10 +68,10 @@ class BaselineComparer:
                 hidden = torch.cat([hidden, engine.feed(self._cache, outcome.fed)])
             hidden = hidden[len(opening) :]
             return Comparison(_mean_nll(engine, hidden, reply.ids if reply else ()), None)
-        if turn >= len(self._baseline.outcomes):
+        predicted = self.predicted(turn)
+        if predicted is None or outcome.kl_baseline is None:
             return Comparison(None, None)
-        predicted = self._baseline.outcomes[turn].predicted
-        kl = float(engine.kl_divergence(predicted, outcome.predicted).double().mean())
+        kl = float(outcome.kl_baseline.double().mean())
         if reply is None or not reply.ids:
             return Comparison(None, kl)
         after_prompt = self._baseline.fork_at(self._baseline.prompts[turn])
