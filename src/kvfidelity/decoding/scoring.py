@@ -82,7 +82,9 @@ def _likelihoods(model: Model, requests: Sequence[Scoring]) -> Iterator[Tensor]:
     """NLL of each request's tokens, fp32 [m]; the rows of all requests in blocks."""
     hidden = torch.cat([request.hidden for request in requests])
     ids = torch.tensor([token for request in requests for token in request.ids])
-    blocks = zip(hidden.split(LOGIT_ROWS), ids.to(model.device).split(LOGIT_ROWS), strict=True)
+    blocks = zip(
+        torch.split(hidden, LOGIT_ROWS), torch.split(ids.to(model.device), LOGIT_ROWS), strict=True
+    )
     nll = [_nll(_log_probabilities(model, rows), targets) for rows, targets in blocks]
     yield from torch.split(torch.cat(nll), [len(request.ids) for request in requests])
 
@@ -95,7 +97,9 @@ def _comparisons(model: Model, requests: Sequence[Scoring]) -> Iterator[Tensor]:
     targets = torch.tensor([list(request.ids) for request in requests], device=model.device)
     rows = max(1, LOGIT_ROWS // len(stacked))
     parts = []
-    for hidden, ids in zip(stacked.split(rows, 1), targets.split(rows, 1), strict=True):
+    for hidden, ids in zip(
+        torch.split(stacked, rows, 1), torch.split(targets, rows, 1), strict=True
+    ):
         log = _log_probabilities(model, hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
         parts.append(torch.stack([_nll(log[1:], ids), kl_divergence(log[:1], log[1:])], 1))
     yield from torch.cat(parts, -1)
