@@ -193,8 +193,10 @@ def test_failing_jobs_leave_the_others_and_the_last_line_says_how_to_go_on(
     assert not (made / "mine/stale/small/0/000/turns.parquet").exists()
 
 
-def test_each_finished_run_is_a_line_and_its_log_names_it(fresh: Project, tmp_path: Path) -> None:
-    project = fresh.copy(tmp_path / "project")
+def test_each_finished_run_is_a_line_and_its_log_names_it(
+    prepared: Project, tmp_path: Path
+) -> None:
+    project = prepared.copy(tmp_path / "project")
     done = project.snakemake("only_generate")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
