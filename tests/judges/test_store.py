@@ -201,8 +201,13 @@ def test_an_ended_batch_is_closed_whichever_machine_wrote_it_down(tmp_path: Path
     first = Batch("one", "judge", "model", ("a", "b"), None)
     store.note_batch(first)
     store.note_batch(Batch("two", "judge", "model", ("c",), None, "batch_2"))
-    assert [batch.name for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == ["one", "two"]
+    assert [batch.name for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == [
+        "one",
+        "two",
+    ]
     [file] = tmp_path.glob("*.jsonl")
     (tmp_path / "00000000.jsonl").write_text('{"batch_ended": "one"}\n')
-    assert [batch.id for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == ["batch_2"]
+    assert [batch.id for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == [
+        "batch_2"
+    ]
     assert file.exists()

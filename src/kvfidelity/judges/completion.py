@@ -65,13 +65,15 @@ def shortened(text: str | None) -> str | None:
 def _text(message: Any) -> str | None:
     """The message's text: as it is, in parts, or as the arguments of a tool."""
     texts = list(_texts(message.get("content")))
-    if not any(text.strip() for text in texts):
+    text = "".join(texts)
+    if not text.strip():
         calls = message.get("tool_calls")
         functions = [call.get("function") for call in calls] if isinstance(calls, list) else []
         functions.append(message.get("function_call"))
         arguments = [call.get("arguments") for call in functions if isinstance(call, dict)]
-        texts += [text for text in arguments if isinstance(text, str)]
-    return "\n".join(texts) if texts else None
+        texts = [given for given in arguments if isinstance(given, str)]
+        text = "\n".join(texts) or text
+    return text if texts else None
 
 
 def _texts(content: Any) -> Iterator[str]:
