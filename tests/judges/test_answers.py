@@ -1,4 +1,4 @@
-"""What models answer, over real HTTP: the score that is said, or a missing verdict with its reason."""
+"""What models answer, over real HTTP: the score that is said, or a missing verdict."""
 
 from __future__ import annotations
 

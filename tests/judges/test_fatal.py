@@ -10,8 +10,8 @@ import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.judges.store import AnswerStore
 from tests.judges.server import Reply, Server, completion, good
-from tests.judges.test_llm import error, judge, row
 from tests.judges.test_llm import _key as _key
+from tests.judges.test_llm import error, judge, row
 
 PRICED = {"price": {"input": 1000.0, "output": 1000.0}}
 PAGE = (b"<!DOCTYPE html><html><body>Log in</body></html>", {"Content-Type": "text/html"})

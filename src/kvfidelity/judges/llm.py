@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kvfidelity.judges.answers import says_nothing, score_in
+from kvfidelity.judges.history import TOKEN_BYTES, messages_cut
 from kvfidelity.judges.kinds.openai import endpoint_name
 from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
-from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts
+from kvfidelity.judges.rubric import WITH_HISTORY, AnswerFormat, Rubric, rubric_parts
 from kvfidelity.judges.verdict import Verdict, status_without_reply
 
+#: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
+FRAME_TOKENS = 400
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -66,7 +69,11 @@ class LLMJudge:
         pairs = zip(replies, variants or [{}] * len(replies), strict=True)
         requests = [self.request(row, history, variant) for (row, history), variant in pairs]
         read = ask_with_retries(self._client, requests, self.entry["attempts"], self._score)
-        return [self._verdict(row, *found) for (row, _), found in zip(replies, read, strict=True)]
+        cuts = [history_cut(self.rubric, *reply, self.entry) for reply in replies]
+        return [
+            self._verdict(row, stop - first, *found)
+            for (row, _), (first, stop), found in zip(replies, cuts, read, strict=True)
+        ]
 
     def request(
         self,
@@ -75,7 +82,8 @@ class LLMJudge:
         variant: Mapping[str, int] | None = None,
     ) -> Request:
         """The request for one reply."""
-        parts = [*rubric_parts(self.rubric, row, history), ("reply", str(row["reply"]))]
+        cut = history_cut(self.rubric, row, history, self.entry)
+        parts = [*rubric_parts(self.rubric, row, history, cut), ("reply", str(row["reply"]))]
         return judge_request(self.rubric, parts, self.entry, variant)
 
     def _score(self, answer: Answer) -> tuple[int, str]:
@@ -89,6 +97,7 @@ class LLMJudge:
     def _verdict(
         self,
         row: Mapping[str, Any],
+        cut: int,
         request: Request,
         outcomes: Sequence[Outcome],
         read: tuple[int, str] | Missing,
@@ -98,7 +107,7 @@ class LLMJudge:
             status, reason = read.status, read.reason
         else:
             score, reason = read
-        identity = self._about(row) | {"request": request.key}
+        identity = self._about(row) | {"request": request.key, "messages_cut": cut}
         identity |= usage(outcomes)
         return Verdict(**identity, score=score, status=status, reason=reason)
 
@@ -114,6 +123,23 @@ class LLMJudge:
 
 def _with_replies(rows: Sequence[Mapping[str, Any]]) -> list[ReplyWithHistory]:
     return [(row, rows[:index]) for index, row in enumerate(rows) if row["reply"] is not None]
+
+
+def history_cut(
+    rubric: Rubric,
+    row: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    entry: Mapping[str, Any],
+) -> tuple[int, int]:
+    """Which messages of the history a judge's context does not hold; the same for every policy."""
+    if entry["context_tokens"] is None or rubric.name not in WITH_HISTORY:
+        return 0, 0
+    # A reply counts as long as the dataset's, for those of two policies differ.
+    reference = str(row["reference"] or row["reply"] or "")
+    texts = (rubric.text, str(row["prompt"]), reference, reference)
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts) // TOKEN_BYTES
+    left = entry["context_tokens"] - answer_tokens_of(entry) - size - FRAME_TOKENS
+    return messages_cut(history, max(0, left))
 
 
 def judge_request(

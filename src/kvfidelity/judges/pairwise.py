@@ -7,7 +7,13 @@ from typing import Any
 
 from kvfidelity.judges.answers import choice_in
 from kvfidelity.judges.comparison import BETTER, TIE, WORSE, Comparison, Pair
-from kvfidelity.judges.llm import Missing, ask_with_retries, judge_request, usage
+from kvfidelity.judges.llm import (
+    Missing,
+    ask_with_retries,
+    history_cut,
+    judge_request,
+    usage,
+)
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, rubric_parts
 from kvfidelity.judges.verdict import NOT_FINITE
@@ -79,7 +85,9 @@ class PairwiseJudge:
     def _request(
         self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]], one: str, two: str
     ) -> Request:
-        parts = [*rubric_parts(self.rubric, row, history), ("first", one), ("second", two)]
+        cut = history_cut(self.rubric, row, history, self.entry)
+        shown = rubric_parts(self.rubric, row, history, cut)
+        parts = [*shown, ("first", one), ("second", two)]
         return judge_request(self.rubric, parts, self.entry)
 
     def _comparison(self, row: Mapping[str, Any], one: Side, two: Side) -> Comparison:

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.judges.history import conversation
+
 SCORES = {"grounded": ("coherence", "faithfulness", "relevance", "overall")}
 PAIRWISE = "pairwise"
 CHOICES = ("first", "second", "tie")
@@ -97,20 +99,21 @@ class Rubric:
 
 
 def rubric_parts(
-    rubric: Rubric, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    rubric: Rubric,
+    row: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    cut: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
     """What a rubric shows before the reply: conversation, message and reference.
 
     Args:
         row: `prompt` and `reference`; a reference of None is not shown.
         history: earlier turns with `prompt` and `fed_reply`, what entered the cache.
+        cut: messages of the history that are left out, see `history.messages_cut`.
     """
     parts = [("message", str(row["prompt"]))]
     if rubric.name in WITH_HISTORY:
-        conversation = "\n\n".join(
-            f"user: {h['prompt']}\n\nassistant: {h['fed_reply']}" for h in history
-        )
-        parts.insert(0, ("conversation", conversation))
+        parts.insert(0, ("conversation", conversation(history, cut)))
         if row["reference"] is not None and rubric.name != PAIRWISE:
             parts.append(("reference", str(row["reference"])))
     return parts

@@ -40,7 +40,8 @@ class Verdict:
     answers: number of answers, unusable ones included. completion_tokens: with reasoning_tokens.
     cost_usd: of all answers, when they were requested; None if nothing was paid or no price is
     known. possible_usd: the most that may have been charged on top, for tries that were lost and
-    answers that do not say their tokens; None if there are none.
+    answers that do not say their tokens; None if there are none. messages_cut: messages of the
+    history that the judge was not shown.
     """
 
     turn: int
@@ -58,6 +59,7 @@ class Verdict:
     answers: int | None = None
     reasoning_tokens: int | None = None
     possible_usd: float | None = None
+    messages_cut: int | None = None
 
     def __post_init__(self) -> None:
         if self.reason is not None:

@@ -313,9 +313,11 @@ def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
             if name not in known:
                 yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
     known = settings.get("judges", {})
-    for name in settings["judging"]:
+    for number, name in enumerate(settings["judging"]):
         if name not in known:
             yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
+        if name in settings["judging"][:number]:
+            yield f"judging: {name!r} is listed twice; its verdicts would count twice"
 
 
 def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:

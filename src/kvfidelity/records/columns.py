@@ -294,6 +294,9 @@ class Verdicts:
         "highest price of tries that were lost and of answers without a count of tokens, which may "
         "have been charged on top of cost_usd; missing if there are none",
     ] = pl.Float64
+    messages_cut: Annotated[
+        Dtype, "messages", "messages of the history left out to fit the judge's context"
+    ] = pl.Int32
 
 
 class CorruptedReply:

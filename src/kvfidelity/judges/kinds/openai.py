@@ -86,6 +86,12 @@ class OpenAIJudge(Judge):
         f"{REASONING_TOKENS} for models that reason, else 0",
         low=0,
     )
+    context_tokens: int | None = option(
+        None,
+        doc="tokens of the model's context; the history shown is cut to fit, whole messages from "
+        "the middle, at the same place for every policy; null cuts nothing",
+        low=1,
+    )
     attempts: int = option(
         1,
         doc="maximum tries per verdict; raise it and rerun to retry only the verdicts that failed, "
