@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import openai
 from pydantic import BaseModel
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.address import url_fault, variable_fault
+from kvfidelity.judges.connection_errors import client_fault, connection_remedy
 from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.requests import Answer, Limits
 
@@ -33,6 +35,8 @@ class Endpoint:
         entry = with_defaults(entry)
         self.judge, self.model = judge, str(entry["model"])
         self.url = entry["base_url"]
+        for key, fault in _address_faults(entry):
+            raise UserError(f"judge {judge}: {key}: {fault}")
         azure = entry["api"] == "azure"
         #: The path in a batch's requests; Azure's has no version.
         self.batch_path = "/chat/completions" if azure else "/v1/chat/completions"
@@ -43,13 +47,16 @@ class Endpoint:
             "timeout": limits.timeout_s,
         }
         self.client: openai.OpenAI
-        if azure:
-            version = entry["api_version"]
-            self.client = openai.AzureOpenAI(
-                azure_endpoint=str(self.url), api_version=version, **options
-            )
-        else:
-            self.client = openai.OpenAI(base_url=self.url, **options)
+        try:
+            if azure:
+                version = entry["api_version"]
+                self.client = openai.AzureOpenAI(
+                    azure_endpoint=str(self.url), api_version=version, **options
+                )
+            else:
+                self.client = openai.OpenAI(base_url=self.url, **options)
+        except Exception as error:  # noqa: BLE001 - the HTTP library's own, on odd variables
+            raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
     def without_key(self, text: str) -> str:
         """A text from the endpoint with the key replaced, if it contains the key."""
@@ -57,7 +64,7 @@ class Endpoint:
 
     def fatal_error(self, error: Exception) -> UserError | None:
         """The user's error if every request would fail like this; None if only this one fails."""
-        remedy = _remedy(error, self.model)
+        remedy = connection_remedy(error, self.url) or _remedy(error, self.model)
         if remedy is None:
             return None
         reason = self.without_key(" ".join(str(error).split()))[:300]
@@ -115,6 +122,13 @@ def retry_after(error: openai.APIStatusError) -> float | None:
         return None
 
 
+def _address_faults(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    checks = {"base_url": url_fault, "api_key_env": variable_fault}
+    for key, check in checks.items():
+        if fault := check(entry[key]):
+            yield key, fault
+
+
 def _api_key(judge: str, variable: str | None) -> str:
     if variable is None:
         return ""
@@ -139,6 +153,4 @@ def _remedy(error: Exception, model: str) -> str | None:
             return "its rate limit persists; lower `concurrency`, or set `tokens_per_minute`"
         case openai.APITimeoutError():
             return None
-        case openai.APIConnectionError() if "ConnectError" in type(error.__cause__).__name__:
-            return "no server answers there; start it or correct `base_url`, and run again"
     return None

@@ -54,7 +54,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         check_kernels_compile()
         torch.cuda.set_device(torch_device.index or 0)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         model = load_weights(Path(directory), DTYPES[dtype])
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt_file(Path(directory), error) from None

@@ -41,6 +41,7 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
             dtype=dtype,
             device_map=device if device == "meta" else None,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
