@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import write_json
+from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import PROVENANCE, file_digests
@@ -159,7 +159,7 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> dict[str, float]:
         missing_names = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
         raise UserError(f"model {model_revision(entry)} lacks {missing_names}: it cannot be loaded")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except ValueError as error:
         raise UserError(
             f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or "
