@@ -23,8 +23,8 @@ def main_guard(function: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except MemoryError:
         print(
-            "error: out of memory (or of address space, see `ulimit -v`): give the job more, or run "
-            "fewer at once, and run the same command again; nothing computed so far is lost",
+            "error: out of memory (or of address space, see `ulimit -v`): give the job more, or "
+            "run fewer at once, and run the same command again; nothing computed so far is lost",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

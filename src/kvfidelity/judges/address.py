@@ -1,4 +1,4 @@
-"""What a judge's `base_url` and `api_key_env` may be. A value that may be a secret is never shown."""
+"""What a judge's `base_url` and `api_key_env` may be. Possible secrets are never shown."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def url_fault(url: str | None) -> str | None:
         )
     if parts.query or parts.fragment:
         return (
-            "the address has a part after `?` or `#`, which is not sent and may be a key; remove it "
-            "(`api_key_env` names the environment variable with the key)"
+            "the address has a part after `?` or `#`, which is not sent and may be a key; remove "
+            "it (`api_key_env` names the environment variable with the key)"
         )
     if parts.scheme not in ("http", "https"):
         return "the address must begin with https:// or http://"
@@ -48,6 +48,6 @@ def variable_fault(name: str | None) -> str | None:
         return None
     return (
         "the value is not the name of an environment variable (capital letters, digits and "
-        "underscores, such as OPENAI_API_KEY); if it is the key itself, put the key into a variable, "
-        "write the variable's name here, and replace the key if this file was shared"
+        "underscores, such as OPENAI_API_KEY); if it is the key itself, put the key into a "
+        "variable, write the variable's name here, and replace the key if this file was shared"
     )

@@ -21,8 +21,8 @@ BLOCK = 1 << 20
 MANY_OBJECTS = 64
 #: Digits from which on an integer is no id and no text that anybody wrote.
 LONGEST_INTEGER = 4_000
-#: Characters of one record. The longest of a published data set has 7 million; a parsed record takes
-#: up to 25 bytes for each.
+#: Characters of one record. The longest of a published data set has 7 million; a parsed record
+#: takes up to 25 bytes for each.
 LONGEST_RECORD = 32 << 20
 SPACE = " \t\r\n"
 ARRAY, KEYED, LINES = "a JSON array", "a JSON object of records by id", "JSON Lines"
