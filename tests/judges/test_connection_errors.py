@@ -15,7 +15,7 @@ from kvfidelity.judges.requests import Limits
 def message(url: str) -> str:
     endpoint = Endpoint("mine", {"model": "m", "base_url": url, "api_key_env": None}, Limits())
     client = endpoint.client.with_options(max_retries=0, timeout=5)
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - of the client's HTTP library
+    with pytest.raises(Exception) as caught:
         client.chat.completions.create(model="m", messages=[])
     return str(endpoint.fatal_error(caught.value))
 

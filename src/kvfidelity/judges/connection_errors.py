@@ -34,7 +34,7 @@ def connection_remedy(error: BaseException, url: str | None) -> str | None:
     remedy = f"correct {proxy}, or exempt the host with NO_PROXY" if proxy else "correct `base_url`"
     root = chain[-1]
     if "ConnectTimeout" in names:
-        return f"{where} does not answer within `timeout_s`: a firewall may drop what is sent; {remedy}"
+        return f"{where} does not answer within `timeout_s`, perhaps for a firewall; {remedy}"
     match root:
         case ssl.SSLCertVerificationError():
             return (
