@@ -21,7 +21,7 @@ def loads() -> list[tuple[str, ast.Call]]:
 
 
 def test_every_loader_refuses_a_models_own_code() -> None:
-    assert len(loads()) > 4
+    assert loads()
     for place, call in loads():
         given = {item.arg: ast.unparse(item.value) for item in call.keywords}
         assert given.get("trust_remote_code") == "False", place
