@@ -191,7 +191,7 @@ def test_a_missing_server_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("kvfidelity.judges.endpoint.RETRIES", 0)
     with Server(lambda *_: good()) as server:
         pass
-    with pytest.raises(UserError, match="no server answers there"):
+    with pytest.raises(UserError, match="nothing listens at the endpoint; start it"):
         judge(server, tmp_path).judge([row(0)])
 
 

@@ -100,7 +100,9 @@ READ: dict[str, bytes] = {
     "Windows line ends": kept_line().encode() + b"\r\n",
     "blank lines": b"\n\n" + kept_line().encode() + b"\n\n",
     "a later version's fields": kept_line(answer={"content": "x", "new": [1]}, more=2).encode(),
-    "an earlier version's fields": b'{"key": "a", "at": 1, "judge": "j", "answer": {"content": "x"}}',
+    "an earlier version's fields": (
+        b'{"key": "a", "at": 1, "judge": "j", "answer": {"content": "x"}}'
+    ),
     "odd numbers": kept_line(
         at="yesterday", answer={"content": "x", "usd": "1", "prompt_tokens": -1}
     ).encode(),

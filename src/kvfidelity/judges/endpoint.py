@@ -11,7 +11,9 @@ from typing import Any
 import openai
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.address import url_fault, variable_fault
 from kvfidelity.judges.completion import Usd, read_completion, unreadable_completion
+from kvfidelity.judges.connection_errors import client_fault, connection_remedy
 from kvfidelity.judges.failures import HttpError, error_in, is_web_page
 from kvfidelity.judges.json_text import parse_json
 from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
@@ -43,6 +45,8 @@ class Endpoint:
         entry = with_defaults(entry)
         self.judge, self.model = judge, str(entry["model"])
         self.url = entry["base_url"]
+        for key, fault in _address_faults(entry):
+            raise UserError(f"judge {judge}: {key}: {fault}")
         self.name = endpoint_name(entry)
         if self.url is None and os.environ.get(REDIRECTING, OPENAI_URL).rstrip("/") != OPENAI_URL:
             raise UserError(
@@ -57,18 +61,21 @@ class Endpoint:
             "api_key": self._key or "none",
             "max_retries": RETRIES,
             "timeout": limits.timeout_s,
-            # A redirect is said, not followed: with the key, to wherever it leads.
-            "http_client": openai.DefaultHttpxClient(follow_redirects=False),
         }
         self._timeout_s = limits.timeout_s
         self.client: openai.OpenAI
-        if azure:
-            version = entry["api_version"]
-            self.client = openai.AzureOpenAI(
-                azure_endpoint=str(self.url), api_version=version, **options
-            )
-        else:
-            self.client = openai.OpenAI(base_url=self.url or OPENAI_URL, **options)
+        try:
+            # A redirect is said, not followed: with the key, to wherever it leads.
+            options["http_client"] = openai.DefaultHttpxClient(follow_redirects=False)
+            if azure:
+                version = entry["api_version"]
+                self.client = openai.AzureOpenAI(
+                    azure_endpoint=str(self.url), api_version=version, **options
+                )
+            else:
+                self.client = openai.OpenAI(base_url=self.url or OPENAI_URL, **options)
+        except Exception as error:  # noqa: BLE001 - the HTTP library's own, on odd variables
+            raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
     def without_key(self, text: str) -> str:
         """A text from the endpoint with the key replaced, if it contains the key."""
@@ -76,7 +83,7 @@ class Endpoint:
 
     def fatal_error(self, error: Exception) -> UserError | None:
         """The user's error if every request would fail like this; None if only this one fails."""
-        remedy = _remedy(error, self.model)
+        remedy = connection_remedy(error, self.url) or _remedy(error, self.model)
         if remedy is None:
             return None
         reason = self.without_key(" ".join(str(error).split()))[:300]
@@ -210,6 +217,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
+def _address_faults(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    checks = {"base_url": url_fault, "api_key_env": variable_fault}
+    for key, check in checks.items():
+        if fault := check(entry[key]):
+            yield key, fault
+
+
 def _api_key(judge: str, variable: str | None) -> str:
     if variable is None:
         return ""
@@ -228,12 +242,6 @@ def _api_key(judge: str, variable: str | None) -> str:
 
 
 def _remedy(error: Exception, model: str) -> str | None:
-    match error:
-        case openai.APIStatusError():
-            text = error.response.text
-            return HttpError(error.status_code, error.response.headers, text).remedy(model)
-        case openai.APITimeoutError():
-            return None
-        case openai.APIConnectionError() if "ConnectError" in type(error.__cause__).__name__:
-            return "no server answers there; start it or correct `base_url`, and run again"
-    return None
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    return HttpError(error.status_code, error.response.headers, error.response.text).remedy(model)

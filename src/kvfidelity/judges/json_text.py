@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from kvfidelity.bounded_json import refuse_excess
+
+#: Digits of a number. An absurd one loses no answer; Python itself refuses more than 4,300.
+MAX_DIGITS = 4000
+
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
@@ -13,10 +18,8 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, is nested too deeply, has a number of thousands of digits, or an
             object that gives two values to one key.
     """
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    refuse_excess(text, MAX_DIGITS)
+    return json.loads(text, object_pairs_hook=_object)
 
 
 def leading_json(text: str, start: int) -> tuple[Any, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvfidelity.judges.address import url_fault, variable_fault
 from kvfidelity.judges.base import Judge, Row
 from kvfidelity.judges.presets import PRESET, REASONING_TOKENS
 from kvfidelity.judges.requests import TOKENS_PARAMETERS
@@ -51,11 +52,14 @@ class OpenAIJudge(Judge):
     )
     api_version: str | None = option(None, doc="with `api: azure`, such as 2024-10-21")
     base_url: str | None = option(
-        None, doc="endpoint, with `api: azure` the resource's address; null is OpenAI's own"
+        None,
+        doc="endpoint, with `api: azure` the resource's address; null is OpenAI's own",
+        check=url_fault,
     )
     api_key_env: str | None = option(
         "OPENAI_API_KEY",
         doc="environment variable that holds the key; null for an endpoint that needs no key",
+        check=variable_fault,
     )
     answer_format: str = option(
         "schema",
