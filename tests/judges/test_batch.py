@@ -213,5 +213,5 @@ def test_a_crash_at_any_step_sends_nothing_twice(tmp_path: Path, path: str, batc
     assert len(server.batches) == batches
     assert len(sent(server)) == len(set(sent(server))) == 6
     store = AnswerStore(tmp_path)
-    assert store.open_batches("mine") == []
+    assert store.open_batches("mine", f"openai {server.url}") == []
     assert store.spent("mine") == pytest.approx(0.36)

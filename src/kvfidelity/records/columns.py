@@ -285,6 +285,18 @@ class Verdicts:
         pl.String
     )
     answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int32
+    reasoning_tokens: Annotated[
+        Dtype, "tokens", "of reasoning, part of completion_tokens, by the endpoint's count"
+    ] = pl.Int32
+    possible_usd: Annotated[
+        Dtype,
+        "USD",
+        "highest price of tries that were lost and of answers without a count of tokens, which may "
+        "have been charged on top of cost_usd; missing if there are none",
+    ] = pl.Float64
+    messages_cut: Annotated[
+        Dtype, "messages", "messages of the history left out to fit the judge's context"
+    ] = pl.Int32
 
 
 class CorruptedReply:

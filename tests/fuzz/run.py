@@ -1,0 +1,120 @@
+"""Feeds random and damaged texts to what reads texts from outside; stops at the first crash.
+
+python tests/fuzz/run.py --seconds 1800
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from kvfidelity.bounded_json import parse_json  # noqa: E402
+from kvfidelity.dialogues.formats import SourceCounts, read_conversations  # noqa: E402
+from kvfidelity.dialogues.formats.registry import known_formats  # noqa: E402
+from kvfidelity.errors import UserError  # noqa: E402
+from kvfidelity.judges.rubric import Rubric, choice_in, score_in  # noqa: E402
+from kvfidelity.judges.store import AnswerStore  # noqa: E402
+from kvfidelity.worker.job import job_from  # noqa: E402
+
+CORPUS = ROOT / "tests/fuzz/corpus"
+RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
+
+
+def answers(content: bytes) -> None:
+    text = content.decode("utf-8", "surrogatepass" if b"\xed" in content else "replace")
+    with contextlib.suppress(ValueError):
+        assert 1 <= score_in(text, RUBRIC)[0] <= 10
+    with contextlib.suppress(ValueError):
+        choice_in(text)
+
+
+def store_lines(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "other.jsonl").write_bytes(content)
+        AnswerStore(Path(folder)).missing(["key"])
+
+
+def records(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.json"
+        file.write_bytes(content)
+        for name in known_formats():
+            with contextlib.suppress(UserError):
+                list(read_conversations(file, name, SourceCounts()))
+
+
+def messages(content: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        job_from(parse_json(content))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "answers": answers,
+    "store_lines": store_lines,
+    "records": records,
+    "messages": messages,
+}
+
+
+def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """A text of the corpus with one stretch replaced."""
+    piece = st.binary(max_size=8) | st.sampled_from([b"[" * 3000, b"9" * 4301, b'{"a":', b"null"])
+    return st.builds(
+        lambda seed, at, length, new: (
+            seed[: at % (len(seed) + 1)] + new + seed[at % (len(seed) + 1) + length :]
+        ),
+        st.sampled_from(seeds),
+        st.integers(0, 4096),
+        st.integers(0, 16),
+        piece,
+    )
+
+
+def fuzz(name: str, seconds: float) -> int:
+    """Run one target; the number of texts."""
+    seeds = [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
+    for seed in seeds:
+        TARGETS[name](seed)
+    tried, deadline = len(seeds), time.monotonic() + seconds
+
+    @settings(
+        max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(damaged(seeds) | st.binary(max_size=200))
+    def one_round(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            TARGETS[name](content)
+        except BaseException:
+            print(f"{name}: a crash on {content[:300]!r}", file=sys.stderr)
+            raise
+
+    while time.monotonic() < deadline:
+        one_round()
+    return tried
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("targets", nargs="*", default=list(TARGETS))
+    options = parser.parse_args()
+    for name in options.targets:
+        tried = fuzz(name, options.seconds / len(options.targets))
+        print(f"{name}: {tried} texts, no crash", flush=True)
+
+
+if __name__ == "__main__":
+    main()
