@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.endpoint import Endpoint
+from kvfidelity.judges.kinds.openai import with_defaults
+from kvfidelity.judges.locks import Locks
+from kvfidelity.judges.online import OnlineClient
+from kvfidelity.judges.requests import Limits, Request
 from kvfidelity.judges.store import AnswerStore
 from tests.judges.server import Reply, Server, completion, good
 from tests.judges.test_llm import _key as _key
 from tests.judges.test_llm import error, judge, row
+from tests.waiting import LIMIT_S
 
 PRICED = {"price": {"input": 1000.0, "output": 1000.0}}
 PAGE = (b"<!DOCTYPE html><html><body>Log in</body></html>", {"Content-Type": "text/html"})
@@ -93,6 +101,43 @@ def test_one_request_is_enough(tmp_path: Path, answer: Reply, remedy: str) -> No
     assert remedy in text and text.startswith("judge mine: ") and "\n" not in text
     assert len(server.requests) == 1
     assert AnswerStore(tmp_path).spent("mine") == 0
+
+
+def test_jobs_at_the_same_time_send_one_request_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is first; the others wait for its answer, and stop with what stopped it."""
+    asking = threading.Barrier(4)
+    acquire = Locks.acquire
+
+    def wait_for_all(self: Locks, name: str, *, wait: bool = True) -> bool:
+        if name.startswith("first of "):
+            asking.wait(LIMIT_S)
+        return acquire(self, name, wait=wait)
+
+    monkeypatch.setattr(Locks, "acquire", wait_for_all)
+    # Threads of one process are told apart by one store, processes by the kernel.
+    store, limits = AnswerStore(tmp_path), Limits()
+
+    def stopped_jobs(server: Server) -> list[str]:
+        entry = with_defaults({"model": "m", "base_url": server.url, "api_key_env": "TEST_KEY"})
+
+        def job(number: int) -> str:
+            client = OnlineClient(lambda: Endpoint("mine", entry, limits), store, limits)
+            body = {"model": "m", "messages": [], "max_tokens": 9, "seed": number}
+            with pytest.raises(UserError) as caught:
+                client.complete([Request(body)])
+            return str(caught.value)
+
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(job, range(4)))
+
+    with Server(lambda *_: error(401, "Incorrect API key")) as server:
+        told = stopped_jobs(server)
+        assert len(set(told)) == 1 and "api_key_env" in told[0]
+        assert len(server.requests) == 1
+        stopped_jobs(server)  # a later run asks again
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

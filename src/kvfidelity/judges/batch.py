@@ -18,7 +18,9 @@ from typing import Any
 import openai
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.completion import refused_by_filter
 from kvfidelity.judges.endpoint import Endpoint
+from kvfidelity.judges.failures import HttpError
 from kvfidelity.judges.json_text import parse_json, without_surrogates
 from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
@@ -171,6 +173,7 @@ class BatchClient:
 
     def _store_answers(self, endpoint: Endpoint, batch: Batch, state: Any) -> None:
         open_keys, prices, unread = set(batch.keys), batch.prices, 0
+        answered, errors = False, dict[str, HttpError]()
         for file in (state.output_file_id, state.error_file_id):
             for line in _lines(endpoint, file):
                 key = line.get("custom_id") if line else None
@@ -178,7 +181,15 @@ class BatchClient:
                     unread += 1
                 elif isinstance(key, str) and key in open_keys:
                     open_keys.discard(key)
+                    if error := _error(line):
+                        errors[key] = error
+                        continue
+                    answered = True
                     self._store_answer(endpoint, batch, key, line, prices.get(key, 0.0))
+        if errors and not answered and not unread:
+            self._stop_at_what_all_got(endpoint, batch, list(errors.values()))
+        for key, error in errors.items():
+            self._store_error(endpoint, batch, key, error)
         for key in sorted(open_keys):
             if self._store.get(key) is None:
                 reason = f"not answered: the batch is {state.status}"
@@ -186,6 +197,30 @@ class BatchClient:
                 price = prices.get(key, 0.0) if unread else 0.0
                 self._store.put_failure(key, Failure(reason), batch.judge, price)
         self._end(batch)
+
+    def _stop_at_what_all_got(
+        self, endpoint: Endpoint, batch: Batch, errors: Sequence[HttpError]
+    ) -> None:
+        """Stop if no request was answered and what they met needs another configuration.
+
+        Nothing is kept of them then, so they are asked for again once it is corrected.
+        """
+        remedies = {error.remedy(endpoint.model) for error in errors}
+        if len(remedies) == 1 and (remedy := remedies.pop()):
+            self._end(batch)
+            reason = endpoint.without_key(errors[0].reason)[:300]
+            raise UserError(
+                f"judge {endpoint.judge}: every request of a batch got: {reason}: {remedy}"
+            )
+
+    def _store_error(self, endpoint: Endpoint, batch: Batch, key: str, error: HttpError) -> None:
+        if isinstance(self._store.get(key), Answer):
+            return  # kept before a crash
+        reason = endpoint.without_key(error.reason)[:300]
+        if error.refused:
+            self._store.put(key, refused_by_filter(reason), batch.judge, batch.model)
+        else:
+            self._store.put_failure(key, Failure(reason))
 
     def _store_answer(
         self,
@@ -197,15 +232,9 @@ class BatchClient:
     ) -> None:
         if isinstance(self._store.get(key), Answer):
             return  # kept before a crash
-        response = line.get("response")
-        response = response if isinstance(response, dict) else {}
-        if line.get("error") or response.get("status_code") != 200:
-            failure = Failure(endpoint.without_key(_reason(line, response))[:300])
-            self._store.put_failure(key, failure)
-            return
         price = self._limits.price
         usd = None if price is None else _at_batch_price(price.usd)
-        answer = endpoint.answer(response.get("body"), usd)
+        answer = endpoint.answer(line["response"].get("body"), usd)
         self._store.put(key, answer, batch.judge, batch.model, max_usd=max_usd)
 
     def _end(self, batch: Batch) -> None:
@@ -269,11 +298,19 @@ def _lines(endpoint: Endpoint, file: str | None) -> Iterator[dict[str, Any] | No
             yield entry if isinstance(entry, dict) else None
 
 
-def _reason(line: Mapping[str, Any], response: Mapping[str, Any]) -> str:
-    body = response.get("body")
-    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
-    text = error.get("message") if isinstance(error, dict) else error
-    return without_surrogates(str(text or f"status {response.get('status_code')}"))
+def _error(line: Mapping[str, Any]) -> HttpError | None:
+    """The error of a line; None if it holds an answer. Without a status it is taken for a fault of
+    the request, 400."""
+    response = line.get("response")
+    response = response if isinstance(response, dict) else {}
+    status, error = response.get("status_code"), line.get("error")
+    if status == 200 and not error:
+        return None
+    body = {"error": error} if error else response.get("body")
+    text = without_surrogates(json.dumps(body, ensure_ascii=False))
+    if not isinstance(status, int) or not 300 <= status < 600:
+        status = 400
+    return HttpError(status, {}, text)
 
 
 def _at_batch_price(usd: Callable[..., float]) -> Callable[[int, int], float]:

@@ -55,6 +55,11 @@ def unreadable_completion(problem: str) -> Answer:
     return Answer(None, None, None, None, None, problem=problem)
 
 
+def refused_by_filter(reason: str) -> Answer:
+    """The answer that an endpoint's filter gives, which costs nothing."""
+    return Answer(None, f"the endpoint's filter: {reason}", "content_filter", 0, 0, 0.0)
+
+
 def shortened(text: str | None) -> str | None:
     """A text without its middle, if it is too long to keep."""
     if text is None or len(text) <= HEAD + TAIL:

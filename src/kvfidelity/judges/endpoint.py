@@ -12,7 +12,12 @@ import openai
 
 from kvfidelity.errors import UserError
 from kvfidelity.judges.address import url_fault, variable_fault
-from kvfidelity.judges.completion import Usd, read_completion, unreadable_completion
+from kvfidelity.judges.completion import (
+    Usd,
+    read_completion,
+    refused_by_filter,
+    unreadable_completion,
+)
 from kvfidelity.judges.connection_errors import client_fault, connection_remedy
 from kvfidelity.judges.failures import HttpError, error_in, is_web_page
 from kvfidelity.judges.json_text import parse_json
@@ -120,8 +125,7 @@ class Endpoint:
                 return self.answer(body, usd, request)
             found = HttpError(status, headers, text)
         if found.refused:
-            reason = self.without_key(found.reason)[:300]
-            return Answer(None, f"the endpoint's filter: {reason}", "content_filter", 0, 0, 0.0)
+            return refused_by_filter(self.without_key(found.reason)[:300])
         return self._http_trouble(found)
 
     def answer(self, body: Any, usd: Usd | None, request: Request | None = None) -> Answer:

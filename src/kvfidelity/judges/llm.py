@@ -11,7 +11,7 @@ from kvfidelity.judges.history import TOKEN_BYTES, messages_cut
 from kvfidelity.judges.kinds.openai import endpoint_name
 from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
-from kvfidelity.judges.rubric import WITH_HISTORY, AnswerFormat, Rubric, rubric_parts
+from kvfidelity.judges.rubric import WITH_HISTORY, AnswerFormat, Rubric, message_of, rubric_parts
 from kvfidelity.judges.verdict import Verdict, status_without_reply
 
 #: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
@@ -136,7 +136,7 @@ def history_cut(
         return 0, 0
     # A reply counts as long as the dataset's, for those of two policies differ.
     reference = str(row["reference"] or row["reply"] or "")
-    texts = (rubric.text, str(row["prompt"]), reference, reference)
+    texts = (rubric.text, message_of(row), reference, reference)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts) // TOKEN_BYTES
     left = entry["context_tokens"] - answer_tokens_of(entry) - size - FRAME_TOKENS
     return messages_cut(history, max(0, left))

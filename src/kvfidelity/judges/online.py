@@ -46,12 +46,15 @@ class OnlineClient:
         outcomes: dict[str, Outcome] = {k: o for k, o in kept.items() if isinstance(o, Answer)}
         missing = [request for key, request in unique.items() if key not in outcomes]
         if missing:
-            outcomes |= self._answers(self._connect(), missing)
+            earlier = len(self._store.stops())
+            outcomes |= self._answers(self._connect(), missing, earlier)
         return [outcomes[request.key] for request in requests]
 
-    def _answers(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
+    def _answers(
+        self, endpoint: Endpoint, requests: list[Request], earlier: int
+    ) -> dict[str, Outcome]:
         try:
-            found = self._first_answers(endpoint, requests)
+            found = self._first_answers(endpoint, requests, earlier)
             with ThreadPoolExecutor(self._limits.concurrency) as pool:
                 jobs = {
                     request.key: pool.submit(self._answer, endpoint, request)
@@ -66,11 +69,31 @@ class OnlineClient:
             raise self._cap_error(error, endpoint, requests) from None
         return found | {key: job.result() for key, job in jobs.items()}
 
-    def _first_answers(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
+    def _first_answers(
+        self, endpoint: Endpoint, requests: list[Request], earlier: int
+    ) -> dict[str, Outcome]:
         """Outcomes of requests that are sent alone, until one of them is answered.
 
-        What every request would meet is so met once.
+        What every request would meet is so met once: by the first job. Others of the judge wait for
+        it, unless the model answered lately, and stop with what stopped it.
+
+        Args:
+            earlier: stops that were recorded before this job asked.
         """
+        asked = f"{endpoint.judge} {endpoint.model} {endpoint.name}"
+        if self._store.answered_lately(endpoint.model):
+            return self._alone(endpoint, requests)
+        with self._store.locks.hold(f"first of {asked}"):
+            for other, why in self._store.stops()[earlier:]:
+                if other == asked:
+                    raise UserError(why)
+            try:
+                return self._alone(endpoint, requests)
+            except UserError as error:
+                self._store.note_stop(asked, str(error))
+                raise
+
+    def _alone(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
         found: dict[str, Outcome] = {}
         reasons: list[str] = []
         for request in requests:

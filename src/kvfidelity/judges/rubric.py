@@ -107,16 +107,22 @@ def rubric_parts(
     """What a rubric shows before the reply: conversation, message and reference.
 
     Args:
-        row: `prompt` and `reference`; a reference of None is not shown.
+        row: `prompt` and `reference`; a reference of None is not shown. If needles were put into
+            the prompt, `message` is the text without them.
         history: earlier turns with `prompt` and `fed_reply`, what entered the cache.
         cut: messages of the history that are left out, see `history.messages_cut`.
     """
-    parts = [("message", str(row["prompt"]))]
+    parts = [("message", message_of(row))]
     if rubric.name in WITH_HISTORY:
         parts.insert(0, ("conversation", conversation(history, cut)))
         if row["reference"] is not None and rubric.name != PAIRWISE:
             parts.append(("reference", str(row["reference"])))
     return parts
+
+
+def message_of(row: Mapping[str, Any]) -> str:
+    """The message that a reply is judged against: without needles, which ask for no answer."""
+    return str(row.get("message") or row["prompt"])
 
 
 def delimited(parts: Sequence[tuple[str, str]]) -> str:

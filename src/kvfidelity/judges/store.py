@@ -13,6 +13,7 @@ where clusters keep this folder.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -110,6 +111,7 @@ class AnswerStore:
         self._started: dict[str, float] = {}
         self._batches: dict[str, Batch] = {}
         self._ended: set[str] = set()
+        self._stops: list[tuple[str, str]] = []
 
     def get(self, key: str) -> Outcome | None:
         """What any process kept under a key; the first answer if there are two."""
@@ -208,6 +210,23 @@ class AnswerStore:
             self._refresh()
             return self._possible_usd(key)
 
+    def answered_lately(self, model: str) -> bool:
+        """Whether any process had an answer of a model within the last minute."""
+        with self._read_lock:
+            self._refresh()
+            last = max((moment for moment, _ in self._used.get(model, ())), default=-math.inf)
+        return last > time.monotonic() - MINUTE_S
+
+    def stops(self) -> list[tuple[str, str]]:
+        """What stopped the jobs of all processes, as pairs of what they asked and why."""
+        with self._read_lock:
+            self._refresh()
+            return list(self._stops)
+
+    def note_stop(self, asked: str, why: str) -> None:
+        """Record what stops a job, for those that wait to ask the same."""
+        self._journal.append({"stop": asked, "why": why}, durable=False)
+
     def note_batch(self, batch: Batch) -> None:
         """Record a batch, before it is sent and again once it has an id."""
         self._journal.append({"batch": asdict(batch)})
@@ -299,6 +318,8 @@ class AnswerStore:
                 batch = Batch(**_known(Batch, values))
                 batch = replace(batch, keys=tuple(batch.keys), usd=tuple(batch.usd))
                 self._batches[batch.name] = batch
+            case {"stop": str(asked), "why": str(why)}:
+                self._stops.append((asked, why))
             case {"batch_ended": str(name)}:
                 self._ended.add(name)  # possibly before its batch is read, from another file
             case _:

@@ -96,7 +96,10 @@ class TurnMeasures:
     batch_tokens_per_s: Annotated[Dtype, "tokens / s", "of all sequences decoded together"] = (
         pl.Float64
     )
-    prompt: Annotated[Dtype, "", "what the user says"] = pl.String
+    prompt: Annotated[Dtype, "", "what the user says, with needles"] = pl.String
+    message: Annotated[
+        Dtype, "", "what the user says in the dataset; missing where no needle changes it"
+    ] = pl.String
     reply: Annotated[Dtype, "", "the model's own reply; missing if none was generated"] = pl.String
     reference: Annotated[Dtype, "", "the dataset's reply"] = pl.String
     finish_reason: Annotated[
