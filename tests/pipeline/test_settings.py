@@ -94,6 +94,11 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"include": [{"threshold": "none"}]}, "added automatically"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
+        (
+            ("policies", "again"),
+            {"kind": "baseline"},
+            "baseline and again are all of kind baseline",
+        ),
         (("policies", "mixed", "keep_ratio"), float("nan"), "write a finite number"),
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["formual"], "did you mean 'formula'?"),
