@@ -289,13 +289,17 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
     if first["positions"] == "stale" and first["kind"] != "sliding_window_gist":
         known = ()
     shared = {name: first[name] for name in RECALL if name in first}
+    name = f"{first['policy']} {first['positions']}"
     rows = []
     for number in range(3 * probes):
         depth = depths[number // probes]
         rng = np.random.default_rng([int(first["dialogue"]), number])
         # One draw for all runs: who knows the answer answers alike.
         luck = float(rng.uniform()) < (0.8 if depth in known else 0.25)
-        margin = 1.0 if luck else -0.5
+        margin = (1.0 if luck else -0.5) + float(rng.normal(0, 0.1))
+        # A little of its own in every run, so that what is kept is not the same to the last bit.
+        own = np.random.default_rng([int(first["dialogue"]), number, *name.encode()])
+        margin += float(own.normal(0, 0.01))
         rows.append(
             dict.fromkeys(RECALL)
             | shared
@@ -332,14 +336,17 @@ def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
 
 
 def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
-    """Scores that fall with the cost that was put in; every fifth verdict failed."""
+    """Scores that fall with the cost that was put in, up to a point; every fifth verdict failed."""
     failed = pl.col("turn") % 5 == 4
+    first = turns.row(0, named=True)
+    rng = np.random.default_rng([int(first["dialogue"]), *first["positions"].encode()])
+    scores = np.clip(round(8 - 2 * cost) + rng.integers(-1, 2, turns.height), 1, 10)
     columns = {
         "judge": pl.lit(judge),
         "judge_kind": pl.lit("formula"),
         "judge_model": pl.lit("formula"),
         "rubric": pl.lit("formula"),
-        "score": pl.when(~failed).then(max(1, round(8 - 2 * cost))),
+        "score": pl.when(~failed).then(pl.Series(scores)),
         "status": pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok")),
     }
     frame = turns.select("turn", **columns)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.claims import Claim, decide, evaluate_claims, read_claims
+from kvfidelity.analysis.claims import Claim, evaluate_claims, read_claims
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
 from tests.analysis.empty import empty_tables
@@ -41,7 +41,7 @@ def claim(**changes: Any) -> Claim:
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
     results = tmp_path_factory.mktemp("expected")
-    chosen = settings(12)
+    chosen = settings(24)
     write(results, chosen, EFFECTS, edge=0.3, noise=0.1, probes=3)
     return build_tables(chosen, results)
 
@@ -60,22 +60,64 @@ def test_the_projects_claims_on_synthetic_effects(tables: dict[str, pl.DataFrame
         "C4a": "supported",
         "C4b": "contradicted",
     }
-    expected |= {"C3": "contradicted", "P3": "not decided", "P6": "supported", "P7": "supported"}
+    expected |= {"C3": "not decided", "P3": "not decided", "P6": "supported", "P7": "supported"}
     expected |= {"P1": "supported", "P2": "supported", "P4": "supported", "P5": "supported"}
     assert {name: found[name] for name in expected} == expected
     by_name = {row["claim"]: row for row in rows}
     assert by_name["C2"]["estimate"] == pytest.approx(2, abs=0.15)
     assert by_name["C1a"]["estimate"] == pytest.approx(0.3, abs=0.06)
     assert by_name["C1b"]["estimate"] == pytest.approx(0.3, abs=0.06)
-    assert by_name["C2"]["n_dialogues"] == 12
+    assert by_name["C2"]["n_dialogues"] == 24
 
 
 def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> None:
-    [row] = judged(tables, min_dialogues=13)
+    [row] = judged(tables, min_dialogues=25)
     assert (row["decision"], row["reason"]) == (
         "not decided",
-        "12 of the 13 dialogues that the claim needs",
+        "24 of the 25 dialogues that it takes",
     )
+
+
+def test_no_claim_is_decided_by_fewer_than_ten(tables: dict[str, pl.DataFrame]) -> None:
+    few = {name: tables[name] for name in ("verdicts", "window", "baselines")}
+    for name in ("turns", "recall"):
+        few[name] = tables[name].filter(pl.col("dialogue") < "009")
+    rows = evaluate_claims(read_claims(ROOT / "config/claims.yaml"), few, OPTIONS)
+    decided = rows.filter(pl.col("decision") != "not decided")
+    assert set(decided["claim"]) <= {"C1a", "C1b"}  # the window's table was not cut
+
+
+def test_what_the_baseline_guesses_is_not_forgotten(tables: dict[str, pl.DataFrame]) -> None:
+    """The same losses, but the baseline is right in one of four, as guessing is."""
+    of = {"kind": "sliding_window_gist", "positions": "stale", "depth": "middle"}
+    asked = {"quantity": "margin_lost", "of": of, "turns": "after_eviction", "margin": 0.1}
+    [row] = judged(tables, **asked)
+    assert row["decision"] == "supported"
+    guessed = (pl.col("probe") + pl.col("dialogue").cast(pl.Int32)) % 4 == 0
+    recall = tables["recall"].with_columns(
+        recall_lost=guessed.cast(pl.Float64) - pl.col("recalled")
+    )
+    [row] = judged(tables | {"recall": recall}, **asked)
+    assert (row["decision"], row["reason"]) == (
+        "not decided",
+        "the baseline itself may be guessing",
+    )
+
+
+def test_a_model_that_knows_nothing_decides_nothing(tables: dict[str, pl.DataFrame]) -> None:
+    silent = tables["baselines"].with_columns(knows_nothing=pl.lit(True))
+    [row] = judged(tables | {"baselines": silent})
+    assert row["decision"] == "not decided" and "knows nothing" in row["reason"]
+
+
+def test_nothing_lost_in_few_dialogues_rules_nothing_out(tables: dict[str, pl.DataFrame]) -> None:
+    """All answers of twelve dialogues as before: a share of up to 26% can still be lost."""
+    recall = tables["recall"].filter(pl.col("dialogue") < "012").with_columns(recall_lost=0.0)
+    of = {"kind": "streaming_llm", "positions": "rerotated", "depth": "recent"}
+    asked = {"quantity": "recall_lost", "of": of, "turns": "after_eviction", "margin": 0.1}
+    [row] = judged(tables | {"recall": recall}, **asked)
+    assert row["decision"] == "not decided"
+    assert row["high"] == pytest.approx(1 - 0.025 ** (1 / 12))
 
 
 def test_an_effect_that_is_none_contradicts(tables: dict[str, pl.DataFrame]) -> None:
@@ -101,7 +143,7 @@ def test_scores_of_a_judge_are_a_quantity(tables: dict[str, pl.DataFrame]) -> No
         tables, quantity="score.formula", direction="below", margin=1, turns="all", **positions
     )
     assert row["decision"] == "supported"
-    assert row["estimate"] == pytest.approx(-4)
+    assert row["estimate"] == pytest.approx(-4, abs=0.3)
 
 
 def test_a_claim_about_a_policy_that_was_not_run_is_not_decided(
@@ -116,31 +158,13 @@ def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(
     tables: dict[str, pl.DataFrame],
 ) -> None:
     [row] = judged(tables, of={}, quantity="sinks_kept", correlated_with="excess_nll")
-    assert (row["decision"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 12)
+    assert (row["decision"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 24)
     assert "does not vary" in row["reason"]
 
 
 def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:
     with pytest.raises(UserError, match="no table holds a column 'exces_nll'"):
         judged(tables, quantity="exces_nll")
-
-
-@pytest.mark.parametrize(
-    ("direction", "interval", "expected"),
-    [
-        ("above", (0.2, 0.3), "supported"),
-        ("above", (-0.1, 0.05), "contradicted"),
-        ("above", (0.05, 0.2), "not decided"),
-        ("below", (-0.3, -0.2), "supported"),
-        ("below", (0.0, 0.1), "contradicted"),
-        ("within", (-0.1, 0.1), "supported"),
-        ("within", (0.2, 0.3), "contradicted"),
-        ("within", (0.0, 0.2), "not decided"),
-    ],
-)
-def test_verdicts_by_hand(direction: str, interval: tuple[float, float], expected: str) -> None:
-    decided, _ = decide(claim(direction=direction, margin=0.1), *interval, 5)
-    assert decided == expected
 
 
 def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.baselines import know_nothing
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.decisions import UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
-from kvfidelity.analysis.statistics import column_mean
+from kvfidelity.analysis.recall import at_chance, estimate
+from kvfidelity.analysis.statistics import column_mean, column_share
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.errors import UserError
 from kvfidelity.records.grid import CELL_COLUMNS
@@ -34,6 +37,9 @@ RECALL_QUANTITIES = (
     "evidence_retained_share",
 )
 UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
+#: Losses of recall against the baseline.
+LOSSES = ("recall_lost", "margin_lost")
+ESTIMATED = ("low", "high", "strict_low", "strict_high", "n_dialogues", "n_turns")
 NO_PROBE = pl.lit(-1, pl.Int32)
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
@@ -70,7 +76,7 @@ def evaluate_claims(
     """One row per claim and cell that it is about; a claim without data has one row that says so.
 
     Args:
-        tables: `turns`, `verdicts`, `window`, `recall`.
+        tables: `turns`, `verdicts`, `window`, `recall`, `baselines`.
         options: confidence, resamples, seed.
 
     Raises:
@@ -78,7 +84,11 @@ def evaluate_claims(
     """
     named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
     observed = observations(tables, named)
+    silent = know_nothing(tables["baselines"])
     rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
+    for row in rows:
+        if (row["model"], row["dataset"]) in silent and row["estimate"] is not None:
+            row |= {"decision": UNDECIDED, "reason": "the model knows nothing, so it loses nothing"}
     return pl.DataFrame(rows, SCHEMA)
 
 
@@ -113,45 +123,13 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     ]
     questions = tables["recall"].select(
         *[name for name in IDENTITY if name in tables["recall"].columns],
-        *("probe", "origin", "depth"),
+        *("probe", "origin", "depth", "chance"),
         *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
     )
     return pl.concat(
         [turns.with_columns(probe=NO_PROBE), *changes, questions],
         how="diagonal_relaxed",
     )
-
-
-def decide(claim: Claim, low: float | None, high: float | None, dialogues: int) -> tuple[str, str]:
-    """ "supported", "contradicted" or "not decided", and why.
-
-    A margin of 0.1 and direction "above": an interval of 0.2 to 0.3 supports, -0.1 to 0.05
-    contradicts, 0.05 to 0.2 leaves it open. For "within" all of the interval must lie between the
-    margins to support, and all of it outside to contradict.
-    """
-    if dialogues < claim.min_dialogues:
-        return (
-            "not decided",
-            f"{dialogues} of the {claim.min_dialogues} dialogues that the claim needs",
-        )
-    if low is None or high is None:
-        return "not decided", "no interval"
-    margin = claim.margin
-    match claim.direction:
-        case "above":
-            supported, contradicted = low > margin, high < margin
-        case "below":
-            supported, contradicted = high < -margin, low > -margin
-        case _:
-            supported, contradicted = (
-                -margin <= low and high <= margin,
-                low > margin or high < -margin,
-            )
-    if supported:
-        return "supported", "the whole interval is on the claimed side"
-    if contradicted:
-        return "contradicted", "the whole interval is on the other side"
-    return "not decided", "the interval holds the margin"
 
 
 def _evaluate(
@@ -169,9 +147,12 @@ def _evaluate(
         rows = _turns(claim, observed.filter(pl.col(claim.quantity).is_not_null()))
         for row in _estimates(claim, rows, options):
             found = True
-            decision, reason = decide(claim, row["low"], row["high"], row["n_dialogues"])
+            guessing = row.pop("baseline_at_chance", False)
+            decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
             if row["estimate"] is None:
                 reason = UNDEFINED
+            elif guessing:
+                decision, reason = UNDECIDED, "the baseline itself may be guessing"
             yield _claim_columns(claim) | row | {"decision": decision, "reason": reason}
     if not found:
         blank = dict.fromkeys(SCHEMA)
@@ -237,11 +218,20 @@ def _mean(
     identity: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
-    found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
+    if claim.quantity in RECALL_QUANTITIES:
+        found = asdict(estimate(rows, claim.quantity, value, options))
+    else:
+        weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
+        found = asdict(column_mean(rows, value, weight, options))
+    kept = {name: found[name] for name in ESTIMATED}
     if found["mean"] is None:
         return
+    if claim.quantity in LOSSES:
+        # What the baseline does not know cannot be forgotten.
+        right = column_share(rows, pl.col("recalled") + pl.col("recall_lost"), options)
+        kept["baseline_at_chance"] = at_chance(
+            right.low, rows.select(pl.col("chance").mean()).item()
+        )
     yield {
         "against": None,
         "against_budget_tokens": None,
@@ -259,14 +249,14 @@ def _correlation(
         known[claim.quantity].cast(pl.Float64).to_numpy(),
         known[str(claim.correlated_with)].cast(pl.Float64).to_numpy(),
         known["dialogue"].to_numpy().astype(str),
-        **options,
+        confidence=options["confidence"],
     )
     if known.is_empty():
         return
     blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
     blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
     if found is None:
-        found = {"correlation": None, "low": None, "high": None, "n_turns": known.height}
+        found = dict.fromkeys(("correlation", *ESTIMATED)) | {"n_turns": known.height}
         found["n_dialogues"] = known["dialogue"].n_unique()
     yield blank | dict(identity) | found | {"estimate": found.pop("correlation")}
 

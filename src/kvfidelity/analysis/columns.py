@@ -118,6 +118,16 @@ class Interval:
     high: Annotated[Dtype, "as the mean", "upper end of the interval"] = pl.Float64
 
 
+class StrictInterval:
+    """The interval that a conclusion beyond a margin needs."""
+
+    stage = "aggregate"
+    strict_low: Annotated[
+        Dtype, "as the mean", "lower end at the level of conclusions: 99% where low is of 95%"
+    ] = pl.Float64
+    strict_high: Annotated[Dtype, "as the mean", "upper end at that level"] = pl.Float64
+
+
 class Counts:
     """What an estimate is over."""
 
@@ -126,16 +136,22 @@ class Counts:
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
 
 
-class SignedRank:
+class Unpaired:
+    """What a comparison leaves out."""
+
+    stage = "aggregate"
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns that only one of the two compared runs has: not in the estimate"
+    ] = pl.Int64
+
+
+class ZeroTest:
     """The test of an estimate against 0."""
 
     stage = "aggregate"
-    p: Annotated[Dtype, "0 to 1", "Wilcoxon's signed-rank over the dialogues' means, two-sided"] = (
-        pl.Float64
-    )
-    effect: Annotated[Dtype, "-1 to 1", "matched-pairs rank-biserial correlation of the same"] = (
-        pl.Float64
-    )
+    p: Annotated[
+        Dtype, "0 to 1", "two-sided, as the interval; missing with fewer than ten dialogues"
+    ] = pl.Float64
 
 
 class Policies:
@@ -156,6 +172,12 @@ class ContrastSides:
     """What a contrast compares."""
 
     stage = "aggregate"
+    family: Annotated[
+        Dtype,
+        "",
+        "what p is adjusted over: positions (stale minus rerotated), correction (rerotated minus "
+        "original), or policies under one position mode (each minus attention_top)",
+    ] = pl.String
     factor: Annotated[Dtype, "", "what differs: positions or policy"] = pl.String
     first: Annotated[Dtype, "", "value of the factor that is subtracted from"] = pl.String
     second: Annotated[Dtype, "", "value of the factor that is subtracted"] = pl.String
@@ -171,12 +193,60 @@ class ContrastMean:
 
 
 class Holm:
-    """p over the table."""
+    """p over the family."""
 
     stage = "aggregate"
-    p_holm: Annotated[Dtype, "0 to 1", "p, adjusted over the whole table by Holm's method"] = (
+    p_holm: Annotated[
+        Dtype,
+        "0 to 1",
+        "p, adjusted over its family, model, data set and threshold by Holm's method",
+    ] = pl.Float64
+
+
+class Attribution:
+    """What a policy's loss is made of, at the same kept tokens; see `analysis.attribution`."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
+    cause: Annotated[Dtype, "", "none, positions, tokens, both or undecided"] = pl.String
+    reason: Annotated[Dtype, "", "reason of the cause"] = pl.String
+    stale: Annotated[Dtype, "nats / token", "excess NLL with stale positions"] = pl.Float64
+    stale_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    stale_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    rest: Annotated[Dtype, "nats / token", "the same with rerotated ones: lost with the tokens"] = (
         pl.Float64
     )
+    rest_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    rest_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    difference: Annotated[Dtype, "nats / token", "stale minus rest: what positions cost"] = (
+        pl.Float64
+    )
+    difference_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    difference_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    kept_spans: Annotated[Dtype, "", "contiguous stretches of kept tokens, mean"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimates are over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns that the estimates are over"] = pl.Int64
+
+
+class Baselines:
+    """NLL of the baseline's reference replies, against guessing among the model's tokens."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    mean: Annotated[Dtype, "nats / token", "token-weighted mean of reference_nll"] = pl.Float64
+    vocabulary: Annotated[Dtype, "tokens", "tokens that the model chooses among, if known"] = (
+        pl.Int64
+    )
+    guessing: Annotated[Dtype, "nats / token", "NLL of guessing: log of the vocabulary"] = (
+        pl.Float64
+    )
+    knows_nothing: Annotated[
+        Dtype, "", "the mean is at least nine tenths of guessing: nothing can be lost"
+    ] = pl.Boolean
 
 
 class Predictors:
@@ -190,16 +260,11 @@ class Predictors:
         Dtype, "-1 to 1", "Spearman's, over turns after an eviction and inside the window"
     ] = pl.Float64
     low: Annotated[
-        Dtype, "-1 to 1", "lower end; missing if over a tenth of the resamples leave it undefined"
+        Dtype, "-1 to 1", "lower end; missing if without one dialogue it would be undefined"
     ] = pl.Float64
     high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
-    gap_to_best: Annotated[
-        Dtype, "0 to 1", "by how much the strongest metric's correlation is stronger, signs aside"
-    ] = pl.Float64
-    gap_to_best_low: Annotated[Dtype, "-1 to 1", "lower end of its interval"] = pl.Float64
-    gap_to_best_high: Annotated[Dtype, "-1 to 1", "upper end of its interval"] = pl.Float64
 
 
 class Window:
@@ -321,8 +386,13 @@ class RecallEstimates:
     )
     margin_lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     margin_lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
-    p: Annotated[Dtype, "0 to 1", "signed-rank test of margin_lost, as in contrasts"] = pl.Float64
-    effect: Annotated[Dtype, "-1 to 1", "effect of margin_lost, as in contrasts"] = pl.Float64
+    margin_lost_strict_low: Annotated[
+        Dtype, "nats / token", "lower end at the level of conclusions: 99% where the other is 95%"
+    ] = pl.Float64
+    margin_lost_strict_high: Annotated[Dtype, "nats / token", "upper end at that level"] = (
+        pl.Float64
+    )
+    n_compared: Annotated[Dtype, "dialogues", "dialogues that margin_lost is over"] = pl.Int64
     recalled_baseline: Annotated[Dtype, "share", "the baseline's share of the same questions"] = (
         pl.Float64
     )
@@ -396,6 +466,8 @@ class OwnReplies:
     n: Annotated[Dtype, "replies", "replies that the row is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
     complete: Annotated[Dtype, "share", "replies that ended on their own"] = pl.Float64
+    complete_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    complete_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     rep_3: Annotated[Dtype, "share", "mean of turns.rep_3"] = pl.Float64
     echo_share: Annotated[Dtype, "share", "mean of turns.echo_share"] = pl.Float64
     chrf: Annotated[Dtype, "0 to 100", "mean of turns.chrf"] = pl.Float64
@@ -443,6 +515,12 @@ class Claims:
     estimate: Annotated[Dtype, "the quantity's", "estimate of the claim's quantity"] = pl.Float64
     low: Annotated[Dtype, "as the estimate", "lower end of the interval"] = pl.Float64
     high: Annotated[Dtype, "as the estimate", "upper end of the interval"] = pl.Float64
+    strict_low: Annotated[
+        Dtype,
+        "as the estimate",
+        "lower end at 99% where low is of 95%: what decides if the margin is not 0",
+    ] = pl.Float64
+    strict_high: Annotated[Dtype, "as the estimate", "upper end at that level"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns, or questions, that the estimate is over"] = pl.Int64
     reason: Annotated[Dtype, "", "reason of the decision"] = pl.String
@@ -476,6 +554,8 @@ class Reliability:
         "share",
         "repeats, agreement: equal scores; injection: replies that gain; pairs: the order decided",
     ] = pl.Float64
+    share_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    share_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     n: Annotated[Dtype, "replies", "replies or pairs that the value is over"] = pl.Int64
     n_good: Annotated[Dtype, "replies", "good replies that auc is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
@@ -563,8 +643,30 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *columns(Run, RunColumns),
     ],
     "verdicts": columns(*ARTIFACTS["verdicts"], Run, RunColumns),
-    "policies": columns(Cell, PolicyMean, Interval, Counts, SignedRank, Policies, Integrity),
-    "contrasts": columns(ContrastSides, Cell, ContrastMean, Interval, Counts, SignedRank, Holm),
+    "baselines": columns(Baselines, Interval, Counts),
+    "policies": columns(
+        Cell,
+        PolicyMean,
+        Interval,
+        StrictInterval,
+        Counts,
+        Unpaired,
+        ZeroTest,
+        Policies,
+        Integrity,
+    ),
+    "contrasts": columns(
+        ContrastSides,
+        Cell,
+        ContrastMean,
+        Interval,
+        StrictInterval,
+        Counts,
+        Unpaired,
+        ZeroTest,
+        Holm,
+    ),
+    "attribution": columns(Attribution),
     "predictors": columns(Predictors),
     "window": columns(Window),
     "window_changes": columns(WindowChanges),
@@ -573,7 +675,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *_without(columns(*ARTIFACTS["recall"]), RECALL_TEXTS),
         *columns(Run, RecallPairs),
     ],
-    "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates, Holm),
+    "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
     "own_replies": columns(Cell, OwnReplies),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis import recall
+from kvfidelity.analysis.attribution import attribution
+from kvfidelity.analysis.baselines import baselines, know_nothing
 from kvfidelity.analysis.columns import (
     RECALL_TEXTS,
     SLOT_COLUMNS,
     TURN_TEXTS,
     table_schema,
 )
+from kvfidelity.analysis.contrasts import contrasts
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
 from kvfidelity.analysis.overshoot import prefill_overshoot
@@ -24,17 +26,15 @@ from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.statistics import (
     INTERVAL_OPTIONS,
-    Estimate,
     Floats,
     column_mean,
-    holm,
     weighted_mean,
 )
 from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS, RunKey, run_keys
+from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, RunKey, run_keys
 
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
 
@@ -48,7 +48,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
-    contrasts: paired differences between position modes, and between policies of one budget.
+    contrasts, attribution, baselines: see their functions.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
@@ -97,13 +97,17 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
+    scored = scored_turns(turns)
+    beginnings = baselines(turns, results / "dialogues", options)
     return {
         "turns": turns,
         "dialogues": dialogues(turns),
         "evictions": _with_run_columns(measured["evictions"], turns),
         "verdicts": named_verdicts,
+        "baselines": beginnings,
         "policies": policies(turns, options),
-        "contrasts": contrasts(turns, options),
+        "contrasts": contrasts(scored, settings["policies"], options),
+        "attribution": attribution(scored, know_nothing(beginnings), options),
         "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
         "window_changes": window_changes(window, options),
@@ -163,14 +167,20 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """One row per cell that evicted, over its turns after an eviction."""
+    """One row per cell that evicted, over its turns after an eviction.
+
+    n_unpaired: turns that could not be compared because memory ran out, in this cell or in the
+    baseline.
+    """
     rows = []
-    for key, part in _scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
-        estimate = _estimate(part, pl.col("excess_nll"), options)
+    unpaired = _unpaired(turns)
+    for key, part in scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
+        estimate = column_mean(part, pl.col("excess_nll"), pl.col("reference_tokens"), options)
         tokens = part["reference_tokens"]
         rows.append(
             dict(zip(CELL_COLUMNS, map(str, key), strict=True))
             | asdict(estimate)
+            | {"n_unpaired": unpaired.get(key, 0)}
             | {"kl_baseline": weighted_mean(_floats(part["kl_baseline"]), _floats(tokens))}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single_value(part["target_tokens"])}
             | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
@@ -179,52 +189,28 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, table_schema("policies")).sort(CELL_COLUMNS)
 
 
-def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """Differences in excess NLL on the same (dialogue, turn), p adjusted over the whole table.
-
-    Between position modes of one policy and threshold, and between policies of one position mode
-    and one target: budgets are equal in both.
-    """
-    measured = _scored_turns(turns)
-    rows = []
-    for key, part in measured.group_by(["model", "dataset", "policy", "threshold"]):
-        identity = dict(zip(("model", "dataset", "policy", "threshold"), key, strict=True))
-        for first, second in itertools.combinations(POSITIONS, 2):
-            rows += _difference(part, "positions", first, second, identity, options)
-    equal = measured.filter(pl.col("target_tokens").is_not_null())
-    for key, part in equal.group_by(["model", "dataset", "positions", "threshold"]):
-        identity = dict(zip(("model", "dataset", "positions", "threshold"), key, strict=True))
-        for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
-            rows += _difference(part, "policy", first, second, identity, options)
-    frame = pl.DataFrame(rows, table_schema("contrasts")).drop("p_holm")
-    frame = frame.sort("factor", *CELL_COLUMNS, "first", "second")
-    return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
+def _unpaired(turns: pl.DataFrame) -> dict[tuple[Any, ...], int]:
+    """Turns of each cell, after an eviction and inside the window, that one of the two has scored:
+    the cell or the baseline, memory having run out in the other."""
+    inside = turns.lazy().filter("inside_window", pl.col("reference_nll").is_not_null())
+    baseline = inside.filter(pl.col("kind") == BASELINE).select(PAIRED)
+    keys = ["dialogue", "seed", *CELL_COLUMNS]
+    without_baseline = inside.filter("after_eviction", pl.col("excess_nll").is_null())
+    failed = turns.lazy().filter(
+        pl.col("kind") != BASELINE, pl.col("finish_reason") == "out_of_memory"
+    )
+    not_reached = (
+        failed.select(*keys, "replies", failed_turn="turn")
+        .join(baseline, on=["model", "dataset", "dialogue", "seed", "replies"])
+        .filter(pl.col("turn") >= pl.col("failed_turn"))
+    )
+    both = pl.concat([part.select(CELL_COLUMNS) for part in (without_baseline, not_reached)])
+    counts = both.group_by(CELL_COLUMNS).len().collect()
+    return {row[:-1]: row[-1] for row in counts.rows()}
 
 
-def _difference(
-    part: pl.DataFrame,
-    factor: str,
-    first: str,
-    second: str,
-    identity: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    keys = ["dialogue", "seed", "turn"]
-    one = part.filter(pl.col(factor) == first)
-    other = part.filter(pl.col(factor) == second).select(*keys, other="excess_nll")
-    pairs = one.join(other, on=keys)
-    if pairs.is_empty():
-        return []
-    estimate = _estimate(pairs, pl.col("excess_nll") - pl.col("other"), options)
-    return [{"factor": factor, "first": first, "second": second, **identity} | asdict(estimate)]
-
-
-def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
-    return column_mean(part, value, pl.col("reference_tokens"), options)
-
-
-def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
-    """Past its window the baseline is no measure of quality."""
+def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
+    """Turns that excess NLL is over: past its window the baseline is no measure of quality."""
     measured = turns.lazy().filter(
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )

@@ -12,10 +12,10 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
-from kvfidelity.analysis.attribution import attribute_losses
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
+from kvfidelity.analysis.statistics import MIN_DIALOGUES
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
@@ -43,8 +43,10 @@ TABLES = (
     "missing_verdicts",
     "own_replies",
     "prefill_overshoot",
+    "baselines",
     "policies",
     "contrasts",
+    "attribution",
     "predictors",
     "window",
     "window_changes",
@@ -100,11 +102,14 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         environments=tables["environments"].to_dicts(),
         mixed=mixed(tables["environments"]),
         not_evicted=cells_without_evictions(turns),
-        attribution=attribute_losses(tables),
+        attribution=tables["attribution"].to_dicts(),
+        silent=tables["baselines"].filter("knows_nothing").to_dicts(),
         claims=tables["claims"].to_dicts(),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),
         budgets_differ=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
+        contrasts_tested=tables["contrasts"]["p_holm"].is_not_null().any(),
+        min_dialogues=MIN_DIALOGUES,
         predictors=[
             row | {"setting": f"{row['model']}, {row['dataset']}"}
             for row in tables["predictors"].to_dicts()

@@ -54,9 +54,10 @@ def policy_table(policies: pl.DataFrame) -> Content:
 
 
 def contrast_table(contrasts: pl.DataFrame) -> Content:
-    """Paired differences with interval, effect size, adjusted p and n."""
-    head = ["model", "dataset", "within", "contrast", "difference", "interval", "effect"]
-    head += ["p (Holm)", "dialogues"]
+    """Paired differences with interval and n, and adjusted p where there are enough dialogues."""
+    tested = contrasts["p_holm"].is_not_null().any()
+    head = ["model", "dataset", "within", "contrast", "difference", "interval"]
+    head += [*(["p (Holm)"] if tested else []), "dialogues"]
     return head, [
         [
             str(row["model"]),
@@ -65,8 +66,7 @@ def contrast_table(contrasts: pl.DataFrame) -> Content:
             f"{row['first']} - {row['second']}",
             signed(row["mean"]),
             interval(row),
-            signed(row["effect"], 2),
-            p_value(row["p_holm"]),
+            *([p_value(row["p_holm"])] if tested else []),
             str(row["n_dialogues"]),
         ]
         for row in contrasts.to_dicts()
