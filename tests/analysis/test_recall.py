@@ -99,7 +99,7 @@ def test_no_question_asked_gives_empty_tables(tmp_path: Path) -> None:
     found = build_tables(settings(1), tmp_path)
     assert found["recall"].height == found["recall_by_depth"].height == 0
     assert recall_statements(found["recall_by_depth"]) == []
-    assert with_theme(recall_figure(found["recall_by_depth"]))
+    assert with_theme(recall_figure(found["recall_by_depth"], found["recall"]))
 
 
 def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFrame]) -> None:
@@ -117,11 +117,11 @@ def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFr
 
 
 def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) -> None:
-    chart = recall_figure(tables["recall_by_depth"])
+    chart = recall_figure(tables["recall_by_depth"], tables["recall"])
     assert isinstance(chart, alt.FacetChart)
     spec = with_theme(chart)
     marks = [layer["mark"]["type"] for layer in spec["spec"]["layer"]]
-    assert marks == ["rule", "rule", "point"]
+    assert marks == ["rule", "rule", "point", "point"]
     assert spec["facet"]["sort"] == ["gist (n = 72)", "middle (n = 72)", "recent (n = 72)"]
 
 

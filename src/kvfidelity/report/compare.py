@@ -133,7 +133,8 @@ def _row(
         found = clustered_share(difference, *arrays, paired=True, **options)
     else:
         found = clustered_mean(difference, *arrays, **options)
-    interval_text = interval({"low": found.low, "high": found.high})
+    ends = {"low": found.low, "high": found.high, "n_dialogues": found.n_dialogues}
+    interval_text = interval(ends) if difference.any() else "equal in every turn"
     return [*cells, signed(found.mean), interval_text, str(found.n_dialogues)]
 
 

@@ -210,7 +210,7 @@ def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, lis
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for figure in FIGURES:
         svg = inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"))
-        caption = figure.caption_with(report["confidence"], report["resamples"])
+        caption = figure.caption_with(report["confidence"])
         sections[figure.section].append(
             {"svg": svg, "alt_text": figure.alt_text, "caption": caption}
         )
