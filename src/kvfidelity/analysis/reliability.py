@@ -140,7 +140,9 @@ def auc(
         pairs = above.sum(1) * below.sum(1)
         return np.where(pairs > 0, (above * worse).sum(1) / np.maximum(pairs, 1), np.nan)
 
-    values = min(good.height, bad.height)
+    # Good replies are paired with all bad ones, and their scores go together in a dialogue: the
+    # error may be smaller than that of as many independent values.
+    values = good.height * bad.height
 
     def interval(value: float, error: float) -> Interval:
         return share_interval(value, error, len(names), values, options["confidence"])
