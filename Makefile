@@ -12,6 +12,8 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 help: ## lists the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
+# What Snakemake says to type in order to go on.
+run: export KVFIDELITY_COMMAND = make run$(if $(ARGS), ARGS="$(ARGS)")
 run: .venv/installed ## the default run: results/report.html
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
 	@$(if $(DRY),,test ! -e results/report.html || echo "report: results/report.html")
@@ -20,6 +22,7 @@ test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
 
 chaos: .venv/installed ## 50 rounds of kills, full disks and damage (about an hour); ROUNDS=10 for fewer
+	@test "$(ROUNDS)" -gt 0 2>/dev/null || { echo "usage: make chaos ROUNDS=10, a number above 0" >&2; exit 2; }
 	@$(IN_VENV) KVFIDELITY_CHAOS_ROUNDS=$(ROUNDS) python -m pytest tests/workflow/test_chaos.py tests/worker/test_chaos.py $(ARGS)
 
 lint: .venv/installed ## style, types, workflow rules
@@ -32,12 +35,15 @@ format: .venv/installed ## format the code
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
 report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
+	@test -e results/report.html || { echo "usage: make report, after make run: there is no results/report.html yet" >&2; exit 2; }
 	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
 
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
+	@test -d results || { echo "usage: make verify, after make run: there is no folder results yet" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
 
-compare: ## compare two finished runs: make compare A=results B=other/results
+compare: .venv/installed ## compare two finished runs: make compare A=results B=other/results
+	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=FOLDER B=FOLDER, two folders of results" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
 lock: ## write requirements.lock from what .venv holds
@@ -49,3 +55,7 @@ clean: ## remove results, keep downloads and paid verdicts
 
 .venv/installed: requirements.lock pyproject.toml
 	@sha256sum --check --quiet --status .venv/installed 2>/dev/null && touch .venv/installed || envs/install.sh
+
+# A name that is no target, such as `make tests`.
+.DEFAULT:
+	@echo "usage: make TARGET; there is no target $@, make help lists them" >&2; exit 2

@@ -86,7 +86,6 @@ rule only_generate:
 onstart:
     refuse_batches_on_a_scheduler()
     announce_sigterm(lambda: len(workflow.scheduler.running))
-    print(expected_effort(), file=sys.stderr)
     if SETTINGS["session"]["batch_size"] > 1:
         write_planned_runs(SETTINGS, planned_runs())
     if moved := redate_future_files([Path("results"), Path("resources")]):

@@ -6,29 +6,54 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny import save_tiny
+from tests.shared import made_once
 from tests.workflow.project import Project
+
+#: What a model is fetched and dialogues are extracted for.
+POOL = "results/dialogues/tiny/own/pool.parquet"
 
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow before its first run."""
-    model = save_tiny(tmp_path_factory.mktemp("model"))
-    # The bundled dialogues are long in byte-sized tokens; losses count inside the window only.
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}))
-    return Project.make(tmp_path_factory.mktemp("fresh") / "project", model)
+
+    def make(folder: Path) -> None:
+        model = save_tiny(folder / "model")
+        # The bundled dialogues are long in byte-sized tokens; losses count inside the window only.
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}))
+        Project.make(folder / "project", model)
+
+    made = Project(made_once(tmp_path_factory, "fresh", make) / "project")
+    return made.copy(tmp_path_factory.mktemp("fresh") / "project")
 
 
 @pytest.fixture(scope="session")
-def finished(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def prepared(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The workflow with its model fetched and its dialogues extracted."""
+    return _after_run(fresh, tmp_path_factory, "prepared", POOL)
+
+
+@pytest.fixture(scope="session")
+def finished(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow after a whole run."""
-    project = fresh.copy(tmp_path_factory.mktemp("finished") / "project")
-    done = project.snakemake()
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    return _after_run(prepared, tmp_path_factory, "finished")
 
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     """A copy of a finished run, to edit."""
     return finished.copy(tmp_path / "project")
+
+
+def _after_run(
+    before: Project, factory: pytest.TempPathFactory, name: str, *targets: str
+) -> Project:
+    """A copy of a project in which Snakemake has made the targets."""
+
+    def make(folder: Path) -> None:
+        done = before.copy(folder).snakemake(*targets)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    made = Project(made_once(factory, name, make))
+    return made.copy(factory.mktemp(name) / "project")

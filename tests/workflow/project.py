@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from tests.waiting import LIMIT_S
+from tests.workflow import forked
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
@@ -70,6 +72,8 @@ class Project:
                 shutil.copytree(ROOT / part, target, ignore=ignore)
             else:
                 shutil.copy2(ROOT / part, target)
+        # Each copy would compile the library in its first job.
+        compileall.compile_dir(folder / "src", quiet=1)
         shutil.copytree(model, folder / "tiny")
         project = cls(folder)
         project.configure({})
@@ -104,15 +108,7 @@ class Project:
     def snakemake(
         self, *arguments: str, timeout: float = 3 * LIMIT_S
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            cwd=self.folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return forked.run(("--cores", "2", *arguments), self.folder, environment(), timeout)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -126,7 +122,7 @@ class Project:
 
     def planned(self, *arguments: str) -> set[Job]:
         """Jobs of a dry run: (rule, wildcards joined by slashes)."""
-        done = self.snakemake("-n", *arguments)
+        done = self.snakemake("-n", "--verbose", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         jobs, rule = set(), None
         lines = (done.stdout + done.stderr).splitlines()

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from tests.dialogues.formats.test_files import OWN_FORMAT
 from tests.judges.own_kind import WORDS_JUDGE
 from tests.workflow.project import Project
 
 
+@pytest.mark.long(45)
 def test_own_files_add_a_judge_and_a_format_whose_results_are_in_the_tables(
-    fresh: Project, tmp_path: Path
+    prepared: Project, tmp_path: Path
 ) -> None:
-    project = fresh.copy(tmp_path / "project")
+    project = prepared.copy(tmp_path / "project")
     (project.folder / "my_judge.py").write_text(WORDS_JUDGE)
     (project.folder / "my_format.py").write_text(OWN_FORMAT)
     texts = [f"This is message number {n} of a short dialogue." for n in range(12)]

@@ -28,6 +28,7 @@ from tests.workflow.slurm import Cluster, cluster, missing
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
+    pytest.mark.long(250),
     pytest.mark.timeout(3000),  # four minutes where nothing else runs
 ]
 #: What these tests set otherwise in the profile: as many threads as locally, Slurm asked every

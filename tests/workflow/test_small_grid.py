@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.workflow.project import Project
 
 
+@pytest.mark.long(60)
 def test_one_dialogue_one_policy_one_position_mode_and_then_no_policy(
-    fresh: Project, tmp_path: Path
+    prepared: Project, tmp_path: Path
 ) -> None:
-    project = fresh.copy(tmp_path / "project")
+    project = prepared.copy(tmp_path / "project")
     grid = {"policies": ["baseline", "streaming"], "positions": ["stale"]}
     project.configure({"grid": grid, "session": {"recall": {"needles_per_depth": 2}}})
     done = project.snakemake()

@@ -36,9 +36,9 @@ GENEROUS_S = 120
 
 
 @pytest.fixture
-def waiting(fresh: Project, tmp_path: Path) -> Project:
+def waiting(prepared: Project, tmp_path: Path) -> Project:
     """A project whose runs wait for a file."""
-    project = fresh.copy(tmp_path / "project")
+    project = prepared.copy(tmp_path / "project")
     (project.folder / "patient.py").write_text(f"FOLDER = {str(project.folder)!r}\n{PATIENT}")
     project.configure(
         {"policy_files": ["patient.py"], "policies": {"mine": {"kind": "every_other"}}}

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -30,7 +29,9 @@ from kvfidelity.pipeline.resources import (
     estimate_scoring,
 )
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.plan_message import plan_message
+from kvfidelity.pipeline.console import attach
+from kvfidelity.pipeline.plan_message import Place, plan_message, run_seconds
+from kvfidelity.pipeline.planned_jobs import planned_jobs
 from kvfidelity.pipeline.planned_runs import write_planned_runs
 from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.records.grid import (
@@ -126,21 +127,30 @@ def planned_runs():
     ]
 
 
-def expected_effort():
-    """Runs, hours and dollars that the configuration will take."""
-    return plan_message(
-        SETTINGS,
+def place():
+    """What computes, as far as is known here."""
+    return Place(
         Path("resources/models"),
         Path("results/dialogues"),
-        gpus_visible=len(visible_gpus()),
+        gpus=len(visible_gpus()),
+        jobs=gpus(),
+        cores=workflow.global_resources.get("_cores").value,
     )
 
 
-# Snakemake runs no `onstart` in a dry run, and does not say here whether this is one.
-# Short options may be joined, as in `-np`.
-DRY = re.compile("-[a-zA-Z]*n[a-zA-Z]*|--dry-?run")
-if workflow.is_main_process and any(map(DRY.fullmatch, sys.argv)):
-    print(expected_effort(), file=sys.stderr)
+def plan():
+    """What is to be done, on what, how long it takes, what it costs, what is done again and why."""
+    planned = planned_jobs(workflow.dag, Expectations(SETTINGS, Path("results")))
+    return plan_message(SETTINGS, planned, place())
+
+
+def expected_seconds():
+    """What each planned run should take."""
+    return {run: run_seconds(SETTINGS, run, place()) for run in planned_runs()}
+
+
+if workflow.is_main_process:
+    attach(workflow, plan, expected_seconds)
 
 
 if workflow.is_main_process:

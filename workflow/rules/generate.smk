@@ -59,4 +59,4 @@ rule generate:
         "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
         "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
         "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} 2>&1 | tee {log}"
+        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} > {log} 2>&1"

@@ -53,7 +53,7 @@ rule score_corruptions:
         "--device {params.device} --code-digest {params.code} "
         "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
         "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
-        "--gpus {resources.worker_gpus} --batch-size {resources.batch_size} --out {output} 2>&1 | tee {log}"
+        "--gpus {resources.worker_gpus} --batch-size {resources.batch_size} --out {output} > {log} 2>&1"
 
 
 rule test_judge:

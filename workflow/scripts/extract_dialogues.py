@@ -17,18 +17,17 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, type=Path)
     parser.add_argument("--tokenizer", required=True, type=Path, help="folder for a copy of it")
     options = parser.parse_args()
-    from transformers import AutoTokenizer
-
     from kvfidelity.atomic_files import write_json
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
+    from kvfidelity.dialogues.tokenizer import load_tokenizer
     from kvfidelity.models.checksums import PROVENANCE, copy_without_weights
     from kvfidelity.models.end_tokens import end_token_ids
     from kvfidelity.pipeline.reach import longest_of, not_reached, refuse_too_few, sentence
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import write_parquet
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     segmenter = ChatSegmenter(tokenizer, end_token_ids(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)
     if options.reach:

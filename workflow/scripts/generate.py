@@ -34,6 +34,7 @@ def main() -> None:
         evictions=str(options.evictions.resolve()),
         recall=str(options.recall.resolve()),
     )
+    run = options.run = "/".join(options.turns.parent.parts[-len(RUN_FIELDS) :])
     config = worker_config(options)
     salvaged = SalvagedRuns(FOLDER) if scheduler_job() else None
     if salvaged and salvaged.restore(config, job):
@@ -41,7 +42,6 @@ def main() -> None:
             f"restored {options.turns.parent} from an earlier job that was killed", file=sys.stderr
         )
         return
-    run = "/".join(options.turns.parent.parts[-len(RUN_FIELDS) :])
     submit(options, job, next_runs(run) if PLANNED_RUNS.is_file() else None)
     if salvaged:
         salvaged.store(config, job)

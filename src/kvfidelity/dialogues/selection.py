@@ -150,9 +150,11 @@ class Selector:
         return chosen
 
     def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
-        """Tokens of a conversation, or of its first turns if these alone exceed the maximum."""
+        """Tokens of a conversation; if it exceeds the maximum, a lower number above the maximum."""
         limit = self.selection.max_tokens
         if limit is not None:
+            if (least := segmenter.least_count(turns)) > limit:
+                return least
             read = 0
             for end, turn in enumerate(turns[:-1], 1):
                 read += len(turn.user) + len(turn.assistant)

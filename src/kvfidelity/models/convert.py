@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -10,6 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from kvfidelity.errors import UserError
 from kvfidelity.models.gguf_contents import check_conversion
+from kvfidelity.models.gguf_reading import parsed_once
 from kvfidelity.models.gguf_tokenizer import restore_digit_split
 
 
@@ -24,13 +27,21 @@ def convert_gguf(file: Path, directory: Path) -> None:
             what the model would not represent.
     """
     hf_logging.disable_progress_bar()
+    with parsed_once():
+        model, tokenizer = _read(file)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    """The model, with all weights as fp32, and the tokenizer."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model, found = AutoModelForCausalLM.from_pretrained(
             **source, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{file.name} cannot be converted ({reason}): use another model") from None
     lost = sorted({*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]})
@@ -46,5 +57,4 @@ def convert_gguf(file: Path, directory: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     restore_digit_split(tokenizer, file)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    return model, tokenizer

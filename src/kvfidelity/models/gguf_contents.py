@@ -12,8 +12,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
-from gguf import GGUFReader
 
 from kvfidelity.errors import UserError
 from kvfidelity.models.gguf_tokenizer import DIGITS_FIRST
@@ -46,12 +46,12 @@ NEUTRAL = (
     "tokenizer.ggml.*_token_ids",
     "tokenizer.ggml.add_bos_token",  # text is encoded without it; the template writes it
     "tokenizer.ggml.add_eos_token",
-    "tokenizer.ggml.merges",
     "tokenizer.ggml.model",
     "tokenizer.ggml.pre",
-    "tokenizer.ggml.scores",
-    "tokenizer.ggml.token_type",
-    "tokenizer.ggml.tokens",
+)
+#: Arrays as long as the vocabulary, which the tokenizer is made of.
+VOCABULARY = frozenset(
+    f"tokenizer.ggml.{name}" for name in ("merges", "scores", "token_type", "tokens")
 )
 DEFAULT_THETA = 10000.0
 
@@ -65,8 +65,10 @@ def check_conversion(file: Path, model: Any) -> None:
     Raises:
         UserError: names the keys and tensors.
     """
-    reader = GGUFReader(file)
-    stated = {key: field.contents() for key, field in reader.fields.items()}
+    reader = gguf.GGUFReader(file)
+    stated = {
+        key: field.contents() for key, field in reader.fields.items() if key not in VOCABULARY
+    }
     architecture = str(stated.get("general.architecture"))
     own = f"{architecture}."
     lost = _lost_rope(reader, model, stated.get(own + "rope.freq_base", DEFAULT_THETA))
@@ -127,7 +129,7 @@ def _head_size(config: Any) -> int:
     return int(size or config.hidden_size // config.num_attention_heads)
 
 
-def _lost_rope(reader: GGUFReader, model: Any, theta: float) -> list[str]:
+def _lost_rope(reader: gguf.GGUFReader, model: Any, theta: float) -> list[str]:
     rope = dict(model.config.rope_parameters)
     found = float(rope.get("rope_theta") or 0.0)
     if abs(found - theta) > 1e-6 * theta:
@@ -179,7 +181,7 @@ def _lost_split(stated: dict[str, Any]) -> list[str]:
     return [] if known else [f"tokenizer.ggml.pre = {pre}"]
 
 
-def _lost_tensors(reader: GGUFReader, model: Any) -> list[str]:
+def _lost_tensors(reader: gguf.GGUFReader, model: Any) -> list[str]:
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,

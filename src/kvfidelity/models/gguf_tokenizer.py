@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
+import gguf
 from tokenizers import pre_tokenizers
 
 #: Names under which llama.cpp splits at every digit, then as GPT-2 does.
@@ -24,7 +24,7 @@ def restore_digit_split(tokenizer: Any, file: Path) -> None:
 
     Changes `tokenizer` in place; other kinds of split are left as transformers made them.
     """
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
     if field is None or field.contents() not in DIGITS_FIRST:
         return
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,57 +1,162 @@
-"""What a dry run says before its list of jobs: runs, hours, dollars."""
+"""What a run says before it starts, and a dry run in place of a list of jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvfidelity.pipeline.judging_cost import judging_estimate
-from kvfidelity.pipeline.known_sizes import dialogue_tokens
-from kvfidelity.pipeline.resources import computes_on_gpu, estimate_run
+from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
+from kvfidelity.pipeline.planned_jobs import FOLLOWS, PlannedJob
+from kvfidelity.pipeline.resources import (
+    LOAD_S,
+    OVERHEAD_PER_RUN_S,
+    TABLES_S,
+    computes_on_gpu,
+    estimate_run,
+)
 from kvfidelity.pipeline.rule_params import judge_kind
 from kvfidelity.records.grid import MANIFEST, RunKey, cells, run_keys
 
+GENERATE = "generate"
+#: Reasons for which jobs are done again that are written out; the others are counted.
+MOST_REASONS = 3
+LABEL = 12
 
-def plan_message(
-    settings: Mapping[str, Any], models: Path, dialogues: Path, *, gpus_visible: int
-) -> str:
-    """A few lines for a person who is about to start a run.
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan looks for models and dialogues, and what computes.
+
+    models: folder of the fetched models. dialogues: folder of the extracted dialogues. gpus: GPUs
+    that this machine has. jobs: generate jobs that run at once, each on its own GPU. cores: of the
+    processor, for jobs.
+    """
+
+    models: Path
+    dialogues: Path
+    gpus: int
+    jobs: int = 1
+    cores: int | None = None
+
+    def has_gpu_for(self, model: Mapping[str, Any]) -> bool:
+        """Whether a model of the configuration will be on a GPU."""
+        return computes_on_gpu(model["device"], self.gpus)
+
+
+def run_seconds(settings: Mapping[str, Any], run: str, place: Place) -> float:
+    """What a run takes that finds its prefix computed, in seconds of its device."""
+    key = RunKey.from_path(run)
+    return estimate_run(
+        settings,
+        key._asdict(),
+        place.models / key.model,
+        place.dialogues / key.model / key.dataset / MANIFEST,
+        on_gpu=place.has_gpu_for(settings["models"][key.model]),
+        prefix_is_shared=True,
+    ).seconds
+
+
+def plan_message(settings: Mapping[str, Any], planned: Sequence[PlannedJob], place: Place) -> str:
+    """About ten lines for a person who is about to start a run.
 
     Args:
         settings: the checked configuration.
-        models: folder of the fetched models. dialogues: folder of the extracted dialogues.
-        gpus_visible: GPUs of this machine; decides for models with `device: auto`.
+        planned: the jobs to do.
     """
-    runs = [RunKey.from_path(path) for path in run_keys(settings)]
-    seconds = {"GPU": 0.0, "CPU": 0.0}
-    lengths = []
-    for run in runs:
-        manifest = dialogues / run.model / run.dataset / MANIFEST
-        on_gpu = computes_on_gpu(settings["models"][run.model]["device"], gpus_visible)
-        estimate = estimate_run(
-            settings,
-            run._asdict(),
-            models / run.model,
-            manifest,
-            on_gpu=on_gpu,
-            prefix_is_shared=True,
-        )
-        seconds["GPU" if on_gpu else "CPU"] += estimate.seconds
-        lengths.append(
-            dialogue_tokens(settings["datasets"][run.dataset], manifest, int(run.dialogue))
-        )
-    times = [f"{_duration(total)} on {unit}" for unit, total in seconds.items() if total]
-    lines = [
-        f"{len(cells(settings))} cells, {len(runs)} runs of one dialogue each: very roughly "
-        f"{' and '.join(times) or 'no time'} to generate"
-    ]
-    for name in settings["judging"]:
-        if judge_kind(settings, name).needs_network:
-            lines.append(judging_estimate(settings, name, lengths))
+    runs = [job.name for job in planned if job.rule == GENERATE]
+    everything = run_keys(settings)
+    grid = f"{len(cells(settings))} cells, {len(everything)} runs of one dialogue each"
+    lines = [_line("what", f"{grid}: {len(runs)} to do, {_small_jobs(planned)}")]
+    if runs:
+        lines.append(_line("on what", _machine(settings, runs, place)))
+        lines.append(_line("how long", _how_long(settings, runs, place)))
+    if any("judge" in job.rule or job.rule == "compare_replies" for job in planned):
+        lines += [_line("what it costs", text) for text in _costs(settings, everything, place)]
+    lines += [_line("again", text) for text in _again(planned)]
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whole."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label + ':':<{LABEL + 3}}{text}"
+
+
+def _small_jobs(planned: Sequence[PlannedJob]) -> str:
+    others = Counter(job.rule for job in planned if job.rule != GENERATE)
+    several = [f"{number} {rule}" for rule, number in others.most_common() if number > 1]
+    single = sum(number == 1 for number in others.values())
+    if single:
+        several.append(f"{single} more" if several else str(single))
+    return f"and {sum(others.values())} smaller jobs ({', '.join(several) or 'none'})"
+
+
+def _machine(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> str:
+    keys = [RunKey.from_path(run) for run in runs]
+    models = []
+    for name in sorted({key.model for key in keys}):
+        entry = settings["models"][name]
+        size = model_size(entry, place.models / name).parameters
+        unit = f"{place.cores} CPU cores" if place.cores else "the CPU"
+        if place.has_gpu_for(entry):
+            batch = settings["session"]["batch_size"]
+            unit = "a GPU" if place.jobs == 1 else f"{place.jobs} GPUs"
+            unit += f", {batch} runs at once" if batch > 1 else ", runs one by one"
+        models.append(f"{name} ({size / 1e6:,.0f}M weights, {entry['dtype']}) on {unit}")
+    sets = []
+    for name in sorted({key.dataset for key in keys}):
+        number = len({key.dialogue for key in keys if key.dataset == name})
+        sets.append(f"{name} ({number} dialogue{'s' * (number != 1)})")
+    return f"{'; '.join(models)}; {', '.join(sets)}"
+
+
+def _how_long(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> str:
+    seconds = {"GPU": 0.0, "CPU": 0.0}
+    for run in runs:
+        entry = settings["models"][RunKey.from_path(run).model]
+        unit = "GPU" if place.has_gpu_for(entry) else "CPU"
+        seconds[unit] += run_seconds(settings, run, place)
+    seconds["GPU"] /= place.jobs
+    times = [f"{duration(total + LOAD_S)} on {unit}" for unit, total in seconds.items() if total]
+    rest = TABLES_S + OVERHEAD_PER_RUN_S * len(runs)
+    return f"very roughly {' and '.join(times)} to generate, {duration(rest)} for the rest"
+
+
+def _costs(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> list[str]:
+    keys = [RunKey.from_path(run) for run in runs]
+    lengths = [
+        dialogue_tokens(
+            settings["datasets"][key.dataset],
+            place.dialogues / key.model / key.dataset / MANIFEST,
+            int(key.dialogue),
+        )
+        for key in keys
+    ]
+    paid = [name for name in settings["judging"] if judge_kind(settings, name).needs_network]
+    return [judging_estimate(settings, name, lengths) for name in paid] or [
+        "nothing: no judge asks a paid model"
+    ]
+
+
+def _again(planned: Sequence[PlannedJob]) -> list[str]:
+    reasons = Counter((job.rule, job.again) for job in planned if job.again not in ("", FOLLOWS))
+    example = {(job.rule, job.again): job.name for job in reversed(planned)}
+    lines = []
+    for (rule, why), number in reasons.most_common(MOST_REASONS):
+        name = f" {example[rule, why]}" if example[rule, why] else ""
+        such = f"{number} {rule}, such as{name}" if number > 1 else f"{rule}{name}"
+        lines.append(f"{such}: {why}")
+    left_out = sum(number for _, number in reasons.most_common()[MOST_REASONS:])
+    follow = sum(job.again == FOLLOWS for job in planned)
+    more = [f"{left_out} more for other reasons"] if left_out else []
+    more += [f"{follow} because {FOLLOWS}"] if follow else []
+    return [*lines, *([", ".join(more)] if more else [])]

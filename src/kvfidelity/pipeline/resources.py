@@ -14,22 +14,35 @@ from typing import Any
 
 from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.models.geometry import BYTES
-from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
+from kvfidelity.pipeline.known_sizes import ModelSize, dialogue_tokens, model_size
 from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import NO_THRESHOLD
 from kvfidelity.sizes import size_in_tokens
 
-#: Tokens per second through a whole job, and the number of weights for which they hold. The first
-#: is the default run's on two CPU cores; the second, on one large GPU, is a guess. On a GPU a small
-#: model is not faster than a large one: starting kernels takes the time.
-CPU_TOKENS_PER_S, CPU_PARAMETERS = 100.0, 135e6
-GPU_TOKENS_PER_S, GPU_PARAMETERS = 2000.0, 8e9
-#: Cost of a decoded token and of a recall question with its candidates, in prefill tokens.
+# How fast a run is. Each number says where it was measured, so that it can be measured again:
+# benchmarks/README.md names the commands.
+#: CPU: tokens per second through a whole job, and the number of weights for which they hold; the
+#: default run on two cores.
+CPU_TOKENS_PER_S, CPU_PARAMETERS = 160.0, 135e6
+#: CPU: cost of a decoded token and of a recall question with its candidates, in prefill tokens.
 DECODE_COST, PROBE_COST = 20, 60
-#: Cost of collecting attention scores; benchmarks/README.md has 1.23.
+#: Cost of collecting attention scores; benchmarks/cache.py has 1.23.
 SCORING_COST = 1.3
-#: Turns of a dialogue of unknown length, and depths at which needles are inserted.
-DEFAULT_TURNS, NEEDLE_DEPTHS = 12, 3
+#: GPU: seconds of a forward of a segment (a prompt, a reply, a candidate answer). Starting kernels
+#: takes nearly all of it, so neither the segment's length nor the model's size counts, and runs in
+#: one batch share it. benchmarks/grid_h100.yaml on one H100, run by run, gave 0.07 to 0.1.
+GPU_SEGMENT_S = 0.07
+#: GPU: seconds of a decoded token at least, and bytes of weights read per second above that; one
+#: sequence in benchmarks/gpu.py and gpu_real.py on an H100.
+GPU_STEP_S, GPU_BYTES_PER_S = 0.004, 2.5e12
+#: GPU: arithmetic per second; a prefill of 8,192 tokens through Llama-3-8B in benchmarks/gpu.py on
+#: an H100. float32 is the card's nominal rate, halved.
+GPU_FLOPS = {"bfloat16": 4.4e14, "float16": 4.4e14, "float32": 3e13}
+#: Loading the model once, then each run's share of Snakemake, its client and its small jobs, then
+#: tables, figures and page; benchmarks/startup.py on the default run.
+LOAD_S, OVERHEAD_PER_RUN_S, TABLES_S = 5.0, 0.3, 25.0
+#: Turns of a dialogue of unknown length, depths at which needles are inserted, candidate answers.
+DEFAULT_TURNS, NEEDLE_DEPTHS, CANDIDATES = 12, 3, 4
 #: Factor by which an estimate may be too low, for a scheduler.
 SAFETY_FACTOR = 2.0
 MEMORY_MARGIN = 1.2
@@ -59,6 +72,31 @@ class JobEstimate:
     def mem_mb(self) -> int:
         """Memory to ask a scheduler for, in units of 10^6 bytes."""
         return math.ceil(MEMORY_MARGIN * self.nbytes / 1e6)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job computes: fed tokens, forwards of segments, decoded tokens, recall questions."""
+
+    tokens: float
+    segments: float
+    steps: float
+    questions: int
+
+    def seconds(self, size: ModelSize, dtype: str, *, on_gpu: bool, batch: int) -> float:
+        """Time on one device.
+
+        Args:
+            batch: runs that are computed at once, on a GPU.
+        """
+        if not on_gpu:
+            tokens = self.tokens + self.steps * DECODE_COST + self.questions * PROBE_COST
+            return tokens / CPU_TOKENS_PER_S * size.parameters / CPU_PARAMETERS
+        segments = self.segments + self.questions * (1 + CANDIDATES)
+        read_s = size.parameters * BYTES[dtype] / GPU_BYTES_PER_S
+        launched = segments * max(GPU_SEGMENT_S, read_s) + self.steps * max(GPU_STEP_S, read_s)
+        arithmetic = 2 * size.parameters * self.tokens / GPU_FLOPS[dtype]
+        return launched / batch + arithmetic
 
 
 def computes_on_gpu(device: str, gpus: int) -> bool:
@@ -103,11 +141,16 @@ def estimate_run(
             token_bytes=token_bytes,
             window=size.geometry.window,
         )
-    scoring_cost = SCORING_COST if session["score_every_run"] or threshold is not None else 1.0
-    tokens = prompt * scoring_cost + generated * DECODE_COST
+    scored = session["score_every_run"] or threshold is not None
+    fed = 1.0  # share of the dialogue that is fed
     if prefix_is_shared and session["share_prefix"] and threshold is not None:
-        tokens *= max(0.0, 1 - threshold / prompt)
-    tokens += _questions(session) * PROBE_COST
+        fed = max(0.0, 1 - threshold / prompt)
+    work = Work(
+        tokens=prompt * fed * (SCORING_COST if scored else 1.0),
+        segments=2 * (session["max_turns"] or DEFAULT_TURNS) * fed,
+        steps=generated * (fed if session["replies"] == "own" else 1.0),
+        questions=_questions(session),
+    )
     # Two caches: the run without evictions and a copy of it for a reply of the model's own; an
     # evicting run has two more, as long as its threshold and the turn that passes it.
     cached = 2 * (prompt + generated)
@@ -120,7 +163,7 @@ def estimate_run(
         + BASE_BYTES
     )
     return JobEstimate(
-        tokens / _tokens_per_s(size.parameters, on_gpu),
+        work.seconds(size, entry["dtype"], on_gpu=on_gpu, batch=session["batch_size"]),
         shared_bytes / session["batch_size"] + cached * token_bytes,
     )
 
@@ -133,9 +176,9 @@ def estimate_scoring(
     size = model_size(entry, model_dir)
     read = WORD_TOKENS * (test["max_context_words"] + len(SINGLE) * test["max_words"])
     weights = size.parameters * BYTES[entry["dtype"]]
-    seconds = test["replies"] * read / _tokens_per_s(size.parameters, on_gpu)
+    work = Work(test["replies"] * read, test["replies"] * (1 + len(SINGLE)), 0, 0)
     return JobEstimate(
-        seconds + weights / LOADED_BYTES_PER_S,
+        work.seconds(size, entry["dtype"], on_gpu=on_gpu, batch=1) + weights / LOADED_BYTES_PER_S,
         weights + BASE_BYTES + read * size.geometry.token_bytes(entry["dtype"]),
     )
 
@@ -161,9 +204,3 @@ def _questions(session: Mapping[str, Any]) -> int:
     per_moment = NEEDLE_DEPTHS * recall.get("needles_per_depth", 0)
     per_moment += recall.get("dataset_questions", 0)
     return int(per_moment * max(1, len(recall.get("after_turns") or ())))
-
-
-def _tokens_per_s(weights: float, on_gpu: bool) -> float:
-    if on_gpu:
-        return GPU_TOKENS_PER_S * min(1.0, GPU_PARAMETERS / weights)
-    return CPU_TOKENS_PER_S * CPU_PARAMETERS / weights

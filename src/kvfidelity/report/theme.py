@@ -63,7 +63,7 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     write_text(folder / f"{name}.svg", svg(spec, name))
     on_white = as_json(spec | {"background": "white"}, name)
     with replacing(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(vl_convert.vegalite_to_png(on_white, scale=2, ppi=200))
+        temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
     write_text(
         folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
     )

@@ -16,6 +16,7 @@ from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.dialogues.templates import MessageError
+from kvfidelity.dialogues.tokenizer import load_tokenizer
 from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
 from kvfidelity.report.figures import cached_spans
 from kvfidelity.report.formatting import count
@@ -112,9 +113,7 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
 def _tokenizer(directory: Path) -> Any:
     if not (directory / "tokenizer_config.json").is_file():
         return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory)
+    return load_tokenizer(directory)
 
 
 def _texts(results: Path, keys: list[str]) -> pl.DataFrame:

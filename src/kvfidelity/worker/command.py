@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.worker.client import THREAD_ENVIRONMENT, JobFailedError, NextRuns, request
+from kvfidelity.worker.client import (
+    THREAD_ENVIRONMENT,
+    JobFailedError,
+    NextRuns,
+    Progress,
+    request,
+)
 from kvfidelity.worker.gpus import gpu_share
 from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
 
@@ -43,24 +50,31 @@ def submit(options: argparse.Namespace, job: Job, next_runs: NextRuns | None = N
     """
     with gpu_share(options.gpus, options.batch_size, options.device) as environment:
         os.environ |= environment
-        _submit(worker_config(options), job, options.no_worker, next_runs)
+        progress = partial(print_event, run=getattr(options, "run", ""))
+        _submit(worker_config(options), job, options.no_worker, progress, next_runs)
 
 
-def _submit(config: WorkerConfig, job: Job, no_worker: bool, next_runs: NextRuns | None) -> None:
+def _submit(
+    config: WorkerConfig,
+    job: Job,
+    no_worker: bool,
+    progress: Progress,
+    next_runs: NextRuns | None,
+) -> None:
     if no_worker:
         os.environ |= THREAD_ENVIRONMENT | os.environ
-        execute(Generator(config), job, print_event)
+        execute(Generator(config), job, progress)
         return
     try:
-        request(config, job, print_event, next_runs)
+        request(config, job, progress, next_runs)
     except JobFailedError as error:
         # The worker's traceback shows the cause; ours would only show this call.
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def print_event(event: dict[str, Any]) -> None:
-    """Print one line per event to standard error."""
+def print_event(event: dict[str, Any], run: str = "") -> None:
+    """Print one line per event to standard error; lines of progress begin with the run's name."""
     match event.get("event"):
         case "turn":
             line = "turn {turn} of {turns}: {slots} cached tokens, {tokens_per_s} tokens/s"
@@ -68,7 +82,8 @@ def print_event(event: dict[str, Any]) -> None:
                 line += (
                     " ({concurrency} runs computed together, {batch_tokens_per_s} tokens/s in all)"
                 )
-            print(line.format(**event), file=sys.stderr, flush=True)
+            named = f"{run}: " if run else ""
+            print(named + line.format(**event), file=sys.stderr, flush=True)
         case "restarted":
             print(
                 "memory ran out with several runs at once: this run starts again",

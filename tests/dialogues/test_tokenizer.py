@@ -1,0 +1,43 @@
+"""A tokenizer is the one that transformers chooses, and needs no PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from kvfidelity.dialogues.tokenizer import GENERIC, load_tokenizer
+
+LOADED = (
+    "import sys; from kvfidelity.dialogues.tokenizer import load_tokenizer; "
+    "load_tokenizer(sys.argv[1]); print('torch' in sys.modules)"
+)
+
+
+def test_it_is_the_tokenizer_that_transformers_chooses(model_folder: Path, tmp_path: Path) -> None:
+    text = "Two  words,\n\n2. <|im_start|>user"
+    for named in (GENERIC, "GPT2Tokenizer", None):
+        folder = tmp_path / str(named)
+        folder.mkdir()
+        for file in model_folder.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config | {"tokenizer_class": named})
+        )
+        ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        assert type(ours) is type(theirs)
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+        assert ours.chat_template == theirs.chat_template
+        assert ours.init_kwargs.get("model_max_length") == theirs.init_kwargs.get(
+            "model_max_length"
+        )
+
+
+def test_a_saved_one_needs_no_pytorch(model_folder: Path) -> None:
+    command = [sys.executable, "-c", LOADED, str(model_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
