@@ -13,6 +13,9 @@ __all__ = ["default_inputs"]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under `make test`, a make that a test runs would be a sub-make, which prints other lines.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
