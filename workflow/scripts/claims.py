@@ -21,7 +21,7 @@ def main() -> None:
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
-    tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
+    tables = {name: table(name) for name in ("turns", "dialogues", "verdicts", "window", "recall")}
     claims = evaluate_claims(read_claims(options.claims), tables, options.settings)
     write_table(options.tables, "claims", claims, notes_of("claims", options.settings))
 

@@ -48,6 +48,11 @@ class Excess:
         "share",
         "how far the prompt alone took the cache past the threshold, as a share of it",
     ] = pl.Float64
+    turn_overshoot_share: Annotated[
+        Dtype,
+        "share",
+        "how far prompt and reply took the cache past the threshold, as a share of it",
+    ] = pl.Float64
     excess_nll: Annotated[Dtype, "nats / token", "reference_nll minus baseline_nll: the loss"] = (
         pl.Float64
     )
@@ -81,6 +86,9 @@ class Dialogues:
         Dtype, "nats / token", "token-weighted mean over turns after an eviction, inside the window"
     ] = pl.Float64
     out_of_memory: Annotated[Dtype, "turns", "turns that ran out of memory"] = pl.UInt32
+    keep_sets: Annotated[Dtype, "", "equal for runs whose evictions kept the same tokens"] = (
+        pl.String
+    )
     prefill_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     scoring_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     eviction_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
@@ -168,6 +176,9 @@ class ContrastMean:
     mean: Annotated[
         Dtype, "nats / token", "excess NLL of first minus second on the same dialogue and turn"
     ] = pl.Float64
+    same_kept: Annotated[
+        Dtype, "", "the evictions of first and second kept the same tokens in every dialogue"
+    ] = pl.Boolean
 
 
 class Holm:
@@ -203,7 +214,7 @@ class Predictors:
 
 
 class Window:
-    """NLL of the baseline's reference replies by token index."""
+    """NLL of reference replies by token index."""
 
     stage = "aggregate"
     run: Annotated[
@@ -211,6 +222,7 @@ class Window:
     ] = pl.String
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
     dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
     seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
     trained_window: Annotated[Dtype, "tokens", "context length that the model was trained for"] = (
@@ -436,10 +448,14 @@ class Claims:
     ] = pl.Int64
     against_budget_tokens: Annotated[Dtype, "tokens", "the same of the subtracted cell"] = pl.Int64
     direction: Annotated[Dtype, "", "above, below or within"] = pl.String
-    decision: Annotated[Dtype, "", "supported, contradicted or not decided"] = pl.String
+    decision: Annotated[Dtype, "", "supported, contradicted, not decided or not tested here"] = pl.String
     margin: Annotated[Dtype, "as the estimate", "how far beyond 0 the interval has to lie"] = (
         pl.Float64
     )
+    margin_of: Annotated[
+        Dtype, "", "what estimate and margin are shares of: of, minus, baseline_nll; or missing"
+    ] = pl.String
+    tested_in: Annotated[Dtype, "", "configuration that has the claim's setting"] = pl.String
     estimate: Annotated[Dtype, "the quantity's", "estimate of the claim's quantity"] = pl.Float64
     low: Annotated[Dtype, "as the estimate", "lower end of the interval"] = pl.Float64
     high: Annotated[Dtype, "as the estimate", "upper end of the interval"] = pl.Float64

@@ -13,6 +13,7 @@ import polars as pl
 from markupsafe import Markup
 
 from kvfidelity.analysis.attribution import attribute_losses
+from kvfidelity.analysis.claims import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
@@ -101,7 +102,8 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         mixed=mixed(tables["environments"]),
         not_evicted=cells_without_evictions(turns),
         attribution=attribute_losses(tables),
-        claims=tables["claims"].to_dicts(),
+        claims=tables["claims"].filter(pl.col("decision") != NOT_TESTED).to_dicts(),
+        claims_not_tested=tables["claims"].filter(decision=NOT_TESTED).to_dicts(),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),
         budgets_differ=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
@@ -117,7 +119,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         .filter(change="nll_change_at_window")["n_runs"]
         .sum(),
         window_changes=changes_by_setting(tables["window_changes"]),
-        window_known=tables["window"].height > 0,
+        window_known=tables["window"].filter(kind="baseline").height > 0,
         verdicts=tables["verdict_means"].to_dicts(),
         own_replies=tables["own_replies"].to_dicts(),
         missing_verdicts=tables["missing_verdicts"].to_dicts(),
