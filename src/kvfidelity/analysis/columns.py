@@ -191,14 +191,14 @@ class Holm:
 
 
 class Predictors:
-    """How well an integrity metric orders turns by their loss."""
+    """How well an integrity metric orders the cells of a turn by their loss."""
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
     metric: Annotated[Dtype, "", "column of turns that is correlated with excess_nll"] = pl.String
     correlation: Annotated[
-        Dtype, "-1 to 1", "Spearman's, over turns after an eviction and inside the window"
+        Dtype, "-1 to 1", "Spearman's among the cells of a dialogue and turn, mean over dialogues"
     ] = pl.Float64
     low: Annotated[
         Dtype, "-1 to 1", "lower end; missing if over a tenth of the resamples leave it undefined"
@@ -206,11 +206,6 @@ class Predictors:
     high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
-    gap_to_best: Annotated[
-        Dtype, "0 to 1", "by how much the strongest metric's correlation is stronger, signs aside"
-    ] = pl.Float64
-    gap_to_best_low: Annotated[Dtype, "-1 to 1", "lower end of its interval"] = pl.Float64
-    gap_to_best_high: Annotated[Dtype, "-1 to 1", "upper end of its interval"] = pl.Float64
 
 
 class Window:

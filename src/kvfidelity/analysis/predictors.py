@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,45 +13,41 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.statistics import Floats, dialogue_draws, percentile_interval
+from kvfidelity.analysis.statistics import (
+    Floats,
+    column_mean,
+    dialogue_draws,
+    percentile_interval,
+)
+from kvfidelity.analysis.within_turns import fisher_by_dialogue
 
 
 def predictors(
     turns: pl.DataFrame, metrics: tuple[str, ...], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Spearman's correlation of each metric with excess NLL over turns after an eviction.
+    """Rank correlation of each metric with excess NLL among the cells of one dialogue and turn.
 
-    One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike. `gap_to_best` is by how much the
-    strongest metric's correlation is stronger, whatever its sign, with the interval of that
-    difference over the same resamples of dialogues.
+    One row per model, data set and metric, the strongest first; metrics that do not vary within
+    turns are left out. Correlations are averaged over dialogues on Fisher's scale, see
+    `within_turns`; turns after an eviction and inside the window count.
     """
     has_excess = pl.col("excess_nll").is_not_null()
-    columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
+    columns = ("model", "dataset", "dialogue", "seed", "turn", "excess_nll", *metrics)
     chosen = turns.lazy().filter("after_eviction", "inside_window", has_excess).select(columns)
-    evicted = chosen.collect()
     rows = []
-    for (model, dataset), part in evicted.group_by("model", "dataset", maintain_order=True):
-        found = []
+    for (model, dataset), part in chosen.collect().group_by(
+        "model", "dataset", maintain_order=True
+    ):
         for metric in metrics:
-            measured = part.filter(pl.col(metric).is_not_null())
-            correlation = bootstrap_correlation(
-                measured[metric].cast(pl.Float64).to_numpy(),
-                measured["excess_nll"].to_numpy(),
-                measured["dialogue"].to_numpy().astype(str),
-                resamples=options["resamples"],
-                seed=options["seed"],
-            )
-            if correlation is not None:
-                found.append(({"model": model, "dataset": dataset, "metric": metric}, correlation))
-        best = max(
-            (correlation for _, correlation in found),
-            key=lambda correlation: abs(correlation.value),
-            default=None,
-        )
-        for identity, correlation in found:
-            row = identity | correlation.summary(options["confidence"])
-            rows.append(row | _gap_to_best(best, correlation, options["confidence"]))
+            by_dialogue = fisher_by_dialogue(part, metric, "excess_nll")
+            found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
+            if found.mean is None:
+                continue
+            ends = {"correlation": found.mean, "low": found.low, "high": found.high}
+            scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
+            about = {"model": model, "dataset": dataset, "metric": metric}
+            counts = {"n_dialogues": by_dialogue.height, "n_turns": by_dialogue["n_turns"].sum()}
+            rows.append(about | scaled | counts)
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
     return pl.DataFrame(rows, table_schema("predictors")).sort(order)
 
@@ -115,23 +112,6 @@ def rank_correlation(
     """`bootstrap_correlation` summed up: correlation, low, high, n_dialogues, n_turns."""
     found = bootstrap_correlation(one, other, dialogues, resamples=resamples, seed=seed)
     return None if found is None else found.summary(confidence)
-
-
-def _gap_to_best(
-    best: Correlation | None, one: Correlation, confidence: float
-) -> dict[str, float | None]:
-    if best is None or best is one:
-        return dict.fromkeys(("gap_to_best", "gap_to_best_low", "gap_to_best_high"))
-    low = high = None
-    # Metrics that are missing in some dialogues were not drawn alike.
-    if best.n_dialogues == one.n_dialogues:
-        gaps = np.abs(best.resampled) - np.abs(one.resampled)
-        low, high = percentile_interval(gaps, one.n_dialogues, confidence)
-    return {
-        "gap_to_best": abs(best.value) - abs(one.value),
-        "gap_to_best_low": low,
-        "gap_to_best_high": high,
-    }
 
 
 def _varies(values: Floats, dialogues: NDArray[np.intp], counts: Floats) -> NDArray[np.bool_]:
