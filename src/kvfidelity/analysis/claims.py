@@ -266,5 +266,13 @@ def _budget(rows: pl.DataFrame) -> int | None:
 def _claim_columns(claim: Claim) -> dict[str, Any]:
     return {
         name: getattr(claim, name)
-        for name in ("claim", "statement", "source", "direction", "margin", "margin_of", "tested_in")
+        for name in (
+            "claim",
+            "statement",
+            "source",
+            "direction",
+            "margin",
+            "margin_of",
+            "tested_in",
+        )
     }

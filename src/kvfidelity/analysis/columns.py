@@ -443,7 +443,9 @@ class Claims:
     ] = pl.Int64
     against_budget_tokens: Annotated[Dtype, "tokens", "the same of the subtracted cell"] = pl.Int64
     direction: Annotated[Dtype, "", "above, below or within"] = pl.String
-    decision: Annotated[Dtype, "", "supported, contradicted, not decided or not tested here"] = pl.String
+    decision: Annotated[Dtype, "", "supported, contradicted, not decided or not tested here"] = (
+        pl.String
+    )
     margin: Annotated[Dtype, "as the estimate", "how far beyond 0 the interval has to lie"] = (
         pl.Float64
     )

@@ -156,7 +156,9 @@ class Integrity:
         Dtype, "0 to 2", "mean of 1 - cos(theta_k * offset error) over slots and frequencies k"
     ] = pl.Float64
     phase_distortion_weighted: Annotated[
-        Dtype, "0 to 2", "phase_distortion at the reply's end, slots weighted by the attention of its last token"
+        Dtype,
+        "0 to 2",
+        "phase_distortion at the reply's end, slots weighted by the attention of its last token",
     ] = pl.Float64
     sinks_kept: Annotated[Dtype, "tokens", "how many of the first four tokens are cached"] = (
         pl.Float64
