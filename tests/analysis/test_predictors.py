@@ -56,26 +56,66 @@ def test_ranking_once_is_as_good_as_ranking_without_each_dialogue() -> None:
     assert found["high"] == pytest.approx(np.tanh(scaled + half), abs=0.02)
 
 
+def cells(loss: np.ndarray, **measures: np.ndarray) -> pl.DataFrame:
+    """Turns of cells, each array being [dialogues, turns, cells]."""
+    dialogue, turn, _ = (part.ravel() for part in np.indices(loss.shape))
+    return pl.DataFrame(
+        {
+            "model": "m",
+            "dataset": "d",
+            "dialogue": [f"{number:03d}" for number in dialogue],
+            "seed": 0,
+            "turn": turn,
+            "excess_nll": loss.ravel(),
+            "after_eviction": True,
+            "inside_window": True,
+        }
+        | {name: values.ravel() for name, values in measures.items()}
+    )
+
+
+def test_what_differs_between_dialogues_and_turns_predicts_nothing() -> None:
+    """A measure that grows with a turn's loss, but is alike for its cells, orders none of them; one
+    that orders them is found although turns differ by far more."""
+    rng = np.random.default_rng(6)
+    own, level = rng.normal(0, 1, (20, 5, 6)), rng.normal(0, 50, (20, 5, 1))
+    length = np.broadcast_to(level, own.shape)
+    found = predictors(
+        cells(own + level, length=length, own=own - level), ("length", "own"), OPTIONS
+    )
+    assert found["metric"].to_list() == ["own"]
+    assert found["correlation"].item() > 0.99
+
+
+def test_chance_is_found_at_its_rate() -> None:
+    """Of 200 measures that know nothing of the loss, about 5% have an interval without 0."""
+    rng = np.random.default_rng(8)
+    shape = (12, 4, 6)
+    names = tuple(f"m{number:03d}" for number in range(200))
+    turns = cells(rng.normal(0, 1, shape), **{name: rng.normal(0, 1, shape) for name in names})
+    found = predictors(turns, names, OPTIONS | {"resamples": 200})
+    wrong = found.filter((pl.col("low") > 0) | (pl.col("high") < 0)).height
+    assert wrong <= 20
+
+
 def test_the_strongest_measure_comes_first_and_is_not_compared() -> None:
     """The loss itself with little noise, with much: to choose the best and to test the others
     against it on the same data would favour it."""
     rng = np.random.default_rng(5)
-    _, loss, names = correlated_sample(rng, 30)
-    turns = pl.DataFrame(
-        {
-            "model": "m",
-            "dataset": "d",
-            "dialogue": names,
-            "excess_nll": loss,
-            "after_eviction": True,
-            "inside_window": True,
-            "far": loss + rng.normal(0, 3, loss.size),
-            "near": -loss + rng.normal(0, 0.5, loss.size),
-        }
+    loss = rng.normal(0, 1, (30, 6, 8))
+    found = predictors(
+        cells(
+            loss,
+            far=loss + rng.normal(0, 3, loss.shape),
+            near=-loss + rng.normal(0, 0.5, loss.shape),
+        ),
+        ("far", "near"),
+        OPTIONS,
     )
-    found = predictors(turns, ("far", "near"), OPTIONS)
     assert found["metric"].to_list() == ["near", "far"]
     assert found["correlation"][0] < 0
+    assert found["n_dialogues"].to_list() == [30, 30]
+    assert found["n_turns"].to_list() == [180, 180]
     assert not [name for name in found.columns if "best" in name]
 
 
@@ -108,6 +148,8 @@ def test_no_correlation_of_finite_columns_is_not_finite(
 def test_no_predictor_of_finite_turns_is_not_finite(rows: list[tuple[float, float, str]]) -> None:
     turns = pl.DataFrame(
         {
+            "seed": [0 for _ in rows],
+            "turn": [0 for _ in rows],
             "dialogue": [row[2] for row in rows],
             "excess_nll": [row[0] for row in rows],
             "one": [row[1] for row in rows],
@@ -115,7 +157,7 @@ def test_no_predictor_of_finite_turns_is_not_finite(rows: list[tuple[float, floa
             "constant": [1.0 for _ in rows],
             "missing": [None for _ in rows],
         },
-        {"dialogue": pl.String}
+        {"seed": pl.Int32, "turn": pl.Int32, "dialogue": pl.String}
         | dict.fromkeys(("excess_nll", "one", "other", "constant", "missing"), pl.Float64),
     ).with_columns(model=pl.lit("m"), dataset=pl.lit("d"), after_eviction=True, inside_window=True)
     metrics = ("one", "other", "constant", "missing")

@@ -27,7 +27,8 @@ PAIRED = ("dialogue", "seed", "turn")
 def attribution(
     scored: pl.DataFrame, silent: frozenset[tuple[str, str]], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """One row per policy and threshold: its loss split in two, at the same kept tokens and turns.
+    """One row per policy and threshold: its loss split in two, over the same turns. `same_kept`,
+    whether the two also kept the same tokens, is left to `kept_alike.with_same_kept`.
 
     stale: excess NLL with stale positions; rest: rerotated, what is lost with the tokens;
     difference: stale minus rerotated, what positions cost. `cause` follows from `decide`:
@@ -56,7 +57,12 @@ def attribution(
         cause, reason = _cause(found)
         if (identity["model"], identity["dataset"]) in silent:
             cause, reason = "undecided", "the model knows nothing"
-        row = {"kept_spans": part["kept_spans"].mean(), "cause": cause, "reason": reason}
+        row = {
+            "kept_spans": part["kept_spans"].mean(),
+            "same_kept": None,
+            "cause": cause,
+            "reason": reason,
+        }
         row |= {"n_dialogues": found["stale"].n_dialogues, "n_turns": found["stale"].n_turns}
         for name in ("stale", "rest", "difference"):
             one = found[name]

@@ -48,6 +48,11 @@ class Excess:
         "share",
         "how far the prompt alone took the cache past the threshold, as a share of it",
     ] = pl.Float64
+    turn_overshoot_share: Annotated[
+        Dtype,
+        "share",
+        "how far prompt and reply took the cache past the threshold, as a share of it",
+    ] = pl.Float64
     excess_nll: Annotated[Dtype, "nats / token", "reference_nll minus baseline_nll: the loss"] = (
         pl.Float64
     )
@@ -81,6 +86,9 @@ class Dialogues:
         Dtype, "nats / token", "token-weighted mean over turns after an eviction, inside the window"
     ] = pl.Float64
     out_of_memory: Annotated[Dtype, "turns", "turns that ran out of memory"] = pl.UInt32
+    keep_sets: Annotated[Dtype, "", "equal for runs whose evictions kept the same tokens"] = (
+        pl.String
+    )
     prefill_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     scoring_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     eviction_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
@@ -190,6 +198,9 @@ class ContrastMean:
     mean: Annotated[
         Dtype, "nats / token", "excess NLL of first minus second on the same dialogue and turn"
     ] = pl.Float64
+    same_kept: Annotated[
+        Dtype, "", "the evictions of first and second kept the same tokens in every dialogue"
+    ] = pl.Boolean
 
 
 class Holm:
@@ -204,7 +215,7 @@ class Holm:
 
 
 class Attribution:
-    """What a policy's loss is made of, at the same kept tokens; see `analysis.attribution`."""
+    """What a policy's loss is made of: tokens or positions; see `analysis.attribution`."""
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
@@ -226,6 +237,9 @@ class Attribution:
     )
     difference_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     difference_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    same_kept: Annotated[
+        Dtype, "", "in every dialogue the evictions of both kept the same tokens"
+    ] = pl.Boolean
     kept_spans: Annotated[Dtype, "", "contiguous stretches of kept tokens, mean"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimates are over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimates are over"] = pl.Int64
@@ -250,14 +264,14 @@ class Baselines:
 
 
 class Predictors:
-    """How well an integrity metric orders turns by their loss."""
+    """How well an integrity metric orders the cells of a turn by their loss."""
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
     metric: Annotated[Dtype, "", "column of turns that is correlated with excess_nll"] = pl.String
     correlation: Annotated[
-        Dtype, "-1 to 1", "Spearman's, over turns after an eviction and inside the window"
+        Dtype, "-1 to 1", "Spearman's among the cells of a dialogue and turn, mean over dialogues"
     ] = pl.Float64
     low: Annotated[
         Dtype, "-1 to 1", "lower end; missing if without one dialogue it would be undefined"
@@ -268,7 +282,7 @@ class Predictors:
 
 
 class Window:
-    """NLL of the baseline's reference replies by token index."""
+    """NLL of reference replies by token index."""
 
     stage = "aggregate"
     run: Annotated[
@@ -276,6 +290,7 @@ class Window:
     ] = pl.String
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
     dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
     seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
     trained_window: Annotated[Dtype, "tokens", "context length that the model was trained for"] = (
@@ -508,10 +523,16 @@ class Claims:
     ] = pl.Int64
     against_budget_tokens: Annotated[Dtype, "tokens", "the same of the subtracted cell"] = pl.Int64
     direction: Annotated[Dtype, "", "above, below or within"] = pl.String
-    decision: Annotated[Dtype, "", "supported, contradicted or not decided"] = pl.String
+    decision: Annotated[Dtype, "", "supported, contradicted, not decided or not tested here"] = (
+        pl.String
+    )
     margin: Annotated[Dtype, "as the estimate", "how far beyond 0 the interval has to lie"] = (
         pl.Float64
     )
+    margin_of: Annotated[
+        Dtype, "", "what estimate and margin are shares of: of, minus, baseline_nll; or missing"
+    ] = pl.String
+    tested_in: Annotated[Dtype, "", "configuration that has the claim's setting"] = pl.String
     estimate: Annotated[Dtype, "the quantity's", "estimate of the claim's quantity"] = pl.Float64
     low: Annotated[Dtype, "as the estimate", "lower end of the interval"] = pl.Float64
     high: Annotated[Dtype, "as the estimate", "upper end of the interval"] = pl.Float64

@@ -11,6 +11,8 @@ from typing import Any
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not decided"
+#: Of a claim whose setting no run has.
+NOT_TESTED = "not tested here"
 
 
 def decide(

@@ -15,43 +15,42 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.statistics import (
     Floats,
     Interval,
+    column_mean,
     jackknife_error,
     strict_confidence,
     t_interval,
 )
+from kvfidelity.analysis.within_turns import fisher_by_dialogue
 
 
 def predictors(
     turns: pl.DataFrame, metrics: tuple[str, ...], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Spearman's correlation of each metric with excess NLL over turns after an eviction.
+    """Rank correlation of each metric with excess NLL among the cells of one dialogue and turn.
 
-    One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike.
+    One row per model, data set and metric, the strongest first; metrics that do not vary within
+    turns are left out. Correlations are averaged over dialogues on Fisher's scale, see
+    `within_turns`; turns after an eviction and inside the window count.
     """
     has_excess = pl.col("excess_nll").is_not_null()
-    columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
+    columns = ("model", "dataset", "dialogue", "seed", "turn", "excess_nll", *metrics)
     chosen = turns.lazy().filter("after_eviction", "inside_window", has_excess).select(columns)
     rows = []
     for (model, dataset), part in chosen.collect().group_by(
         "model", "dataset", maintain_order=True
     ):
         for metric in metrics:
-            measured = part.filter(pl.col(metric).is_not_null())
-            correlation = rank_correlation(
-                measured[metric].cast(pl.Float64).to_numpy(),
-                measured["excess_nll"].to_numpy(),
-                measured["dialogue"].to_numpy().astype(str),
-                confidence=options["confidence"],
-            )
-            if correlation is not None:
-                identity = {"model": model, "dataset": dataset, "metric": metric}
-                rows.append(identity | {k: v for k, v in correlation.items() if k in SHOWN})
+            by_dialogue = fisher_by_dialogue(part, metric, "excess_nll")
+            found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
+            if found.mean is None:
+                continue
+            ends = {"correlation": found.mean, "low": found.low, "high": found.high}
+            scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
+            about = {"model": model, "dataset": dataset, "metric": metric}
+            counts = {"n_dialogues": by_dialogue.height, "n_turns": by_dialogue["n_turns"].sum()}
+            rows.append(about | scaled | counts)
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
     return pl.DataFrame(rows, table_schema("predictors")).sort(order)
-
-
-SHOWN = ("correlation", "low", "high", "n_dialogues", "n_turns")
 
 
 def rank_correlation(

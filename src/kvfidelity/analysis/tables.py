@@ -18,9 +18,10 @@ from kvfidelity.analysis.columns import (
     TURN_TEXTS,
     table_schema,
 )
-from kvfidelity.analysis.contrasts import contrasts
+from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
+from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
@@ -63,6 +64,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     """
     keys = run_keys(settings)
     logged = _scan(results / "generate", keys, "turns.parquet")
+    log = _scan(results / "generate", keys, "evictions.parquet")
     window = _read(by_token_index(logged))
     metrics = _read(_scan(results / "metrics", keys, "metrics.parquet"))
     asked = _scan(results / "generate", keys, "recall.parquet")
@@ -79,9 +81,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     ]
     measured = {
         "turns": _read(logged.drop(TURN_TEXTS)).join(metrics, on=["run", "turn"], how="left"),
-        "evictions": _read(
-            _scan(results / "generate", keys, "evictions.parquet").drop(SLOT_COLUMNS)
-        ),
+        "evictions": _read(log.drop(SLOT_COLUMNS)),
         "recall": _read(recall_rows.drop(RECALL_TEXTS)),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
@@ -94,6 +94,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     )
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
     turns = with_excess(measured["turns"])
+    runs = dialogues(turns, keep_sets(_read(log)))
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
@@ -101,13 +102,23 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     beginnings = baselines(turns, results / "dialogues", options)
     return {
         "turns": turns,
-        "dialogues": dialogues(turns),
+        "dialogues": runs,
         "evictions": _with_run_columns(measured["evictions"], turns),
         "verdicts": named_verdicts,
         "baselines": beginnings,
         "policies": policies(turns, options),
-        "contrasts": contrasts(scored, settings["policies"], options),
-        "attribution": attribution(scored, know_nothing(beginnings), options),
+        "contrasts": with_same_kept(
+            contrasts(scored, settings["policies"], options),
+            runs,
+            pl.col("first"),
+            pl.col("second"),
+        ),
+        "attribution": with_same_kept(
+            attribution(scored, know_nothing(beginnings), options),
+            runs,
+            pl.lit(STALE),
+            pl.lit(REROTATED),
+        ),
         "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
         "window_changes": window_changes(window, options),
@@ -117,7 +128,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
-        "verdict_means": verdict_means(named_verdicts, options),
+        "verdict_means": verdict_means(_after_eviction(named_verdicts, turns), options),
         "missing_verdicts": missing_verdicts(named_verdicts),
         "own_replies": own_replies(turns, options),
         "prefill_overshoot": prefill_overshoot(turns),
@@ -126,11 +137,12 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
 
 
 def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
-    """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
+    """Add `after_eviction`, `inside_window`, the two overshoot shares and `excess_nll`.
 
     excess_nll: nats per token more than the baseline.
     prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
         of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
+    turn_overshoot_share: the same for prompt and reply.
     """
     baseline = turns.filter(pl.col("kind") == "baseline").select(
         *PAIRED, baseline_nll=pl.col("reference_nll")
@@ -139,17 +151,22 @@ def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     return turns.join(baseline, on=list(PAIRED), how="left").with_columns(
         after_eviction=evicted,
         inside_window=pl.col("tokens_seen_end") <= pl.col("trained_window"),
-        prefill_overshoot_share=_overshoot(),
+        prefill_overshoot_share=_overshoot(pl.col("slots_after_prefill")),
+        turn_overshoot_share=_overshoot(pl.max_horizontal("slots_after_prefill", "slots_end")),
         excess_nll=pl.col("reference_nll") - pl.col("baseline_nll"),
     )
 
 
-def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
-    """One row per run: sizes, evictions, seconds, quality after the first eviction."""
+def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
+    """One row per run: sizes, evictions, seconds, quality after the first eviction.
+
+    Args:
+        kept: what `kept_alike.keep_sets` gives.
+    """
     scored = pl.col("after_eviction") & pl.col("inside_window") & pl.col("excess_nll").is_not_null()
     weight = pl.col("reference_tokens").filter(scored)
     seconds = ("prefill_s", "scoring_s", "eviction_s")
-    return turns.group_by(
+    runs = turns.group_by(
         "run", *CELL_COLUMNS, "dialogue", "seed", "replies", maintain_order=True
     ).agg(
         turns=pl.len(),
@@ -164,6 +181,9 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
         out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
         **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
     )
+    # Where columns stand is declared; `keep_sets` stands before the seconds.
+    joined = runs.join(kept, on="run", how="left", maintain_order="left")
+    return joined.select(*[name for name in joined.columns if name not in seconds], *seconds)
 
 
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
@@ -239,10 +259,10 @@ def _read(rows: pl.LazyFrame) -> pl.DataFrame:
         raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None
 
 
-def _overshoot() -> pl.Expr:
+def _overshoot(top: pl.Expr) -> pl.Expr:
     before = pl.col("slots_after_prefill") - pl.col("prompt_tokens")
     least = pl.max_horizontal(before, "threshold_tokens")
-    past = (pl.col("slots_after_prefill") - least).clip(lower_bound=0)
+    past = (top - least).clip(lower_bound=0)
     # max_horizontal skips nulls, so a run without a threshold must be named.
     threshold = pl.col("threshold_tokens")
     return pl.when(threshold.is_not_null()).then(past / threshold)
@@ -251,6 +271,14 @@ def _overshoot() -> pl.Expr:
 def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
+
+
+def _after_eviction(verdicts: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on turns after an eviction; of the baseline, on all turns."""
+    if verdicts.is_empty():
+        return verdicts
+    chosen = turns.filter(pl.col("after_eviction") | (pl.col("kind") == "baseline"))
+    return verdicts.join(chosen.select("run", "turn"), on=["run", "turn"], how="semi")
 
 
 def _floats(column: pl.Series) -> Floats:

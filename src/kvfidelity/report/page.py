@@ -12,6 +12,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
@@ -104,7 +105,8 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         not_evicted=cells_without_evictions(turns),
         attribution=tables["attribution"].to_dicts(),
         silent=tables["baselines"].filter("knows_nothing").to_dicts(),
-        claims=tables["claims"].to_dicts(),
+        claims=tables["claims"].filter(pl.col("decision") != NOT_TESTED).to_dicts(),
+        claims_not_tested=tables["claims"].filter(decision=NOT_TESTED).to_dicts(),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),
         budgets_differ=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
@@ -122,7 +124,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         .filter(change="nll_change_at_window")["n_runs"]
         .sum(),
         window_changes=changes_by_setting(tables["window_changes"]),
-        window_known=tables["window"].height > 0,
+        window_known=tables["window"].filter(kind="baseline").height > 0,
         verdicts=tables["verdict_means"].to_dicts(),
         own_replies=tables["own_replies"].to_dicts(),
         missing_verdicts=tables["missing_verdicts"].to_dicts(),

@@ -34,6 +34,7 @@ def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
     """NLL of the baseline's reference replies by token index, mean over dialogues with 95%
     t-intervals, and a dot per dialogue if they are few; a dashed line where the trained window
     ends, if a dialogue gets there."""
+    window = window.filter(kind="baseline")
     if window.is_empty():
         return nothing("no reference reply was scored with nothing evicted")
     keys = ["model", "trained_window", "start", "stop"]
