@@ -22,6 +22,13 @@ def main_guard(function: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except MemoryError:
+        print(
+            "error: out of memory (or of address space, see `ulimit -v`): give the job more, or "
+            "run fewer at once, and run the same command again; nothing computed so far is lost",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except OSError as error:
         message = disk_error(error)
         if message is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +40,8 @@ TIMINGS = frozenset(
     }
 )
 PREFIX = "kvfidelity."
+#: Free bytes below which a table that could not be written has met a full disk.
+NEARLY_FULL = 1 << 20
 
 
 def write_parquet(
@@ -50,12 +54,16 @@ def write_parquet(
     with replacing(path) as temporary:
         try:
             frame.write_parquet(temporary, metadata=prefixed)
-        except pl.exceptions.ComputeError as error:
-            # polars wraps the system's error in its own
+        except (pl.exceptions.PolarsError, OSError) as error:
+            # polars wraps the system's error in its own, or loses its number
+            number = getattr(error, "errno", None)
             if found := re.search(r"os error (\d+)", str(error)):
                 number = int(found[1])
-                raise OSError(number, os.strerror(number), str(path)) from None
-            raise
+            elif number is None and shutil.disk_usage(path.parent).free < NEARLY_FULL:
+                number = errno.ENOSPC
+            if number is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Generator, WorkerConfig
 from kvfidelity.worker.liveness import Liveness
-from kvfidelity.worker.protocol import Message, messages, send
+from kvfidelity.worker.protocol import Message, first_message, send
 
 #: Seconds for a client to send its request, and to read an event.
 CLIENT_TIMEOUT_S = 10.0
@@ -51,8 +51,8 @@ class RequestHandler:
         Raises:
             OSError, ValueError: it is gone, too slow, or sent garbage.
         """
+        message = first_message(client, CLIENT_TIMEOUT_S)
         client.settimeout(CLIENT_TIMEOUT_S)
-        message = next(messages(client), {})
         if message.get("do") == "serve" and message.get("config") != dataclasses.asdict(
             self._config
         ):

@@ -21,6 +21,9 @@ BLOCK = 1 << 20
 MANY_OBJECTS = 64
 #: Digits from which on an integer is no id and no text that anybody wrote.
 LONGEST_INTEGER = 4_000
+#: Characters of one record. The longest of a published data set has 7 million; a parsed record
+#: takes up to 25 bytes for each.
+LONGEST_RECORD = 32 << 20
 SPACE = " \t\r\n"
 ARRAY, KEYED, LINES = "a JSON array", "a JSON object of records by id", "JSON Lines"
 
@@ -212,6 +215,9 @@ class _Text:
         self._lines_before += used.count("\n")
         self._bytes_before += len(used.encode("utf-8", "surrogatepass"))
         rest = self._buffer[self._at :]
+        self._buffer, self._at = rest, 0
+        if len(rest) > LONGEST_RECORD:
+            self.refuse(f"a value is longer than {LONGEST_RECORD >> 20} million characters")
         data = self._handle.read(max(BLOCK, len(rest)))
         self._ended = not data
         try:
@@ -245,8 +251,8 @@ class _CopyError(Exception):
 def _without_copies(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _CopyError(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        raise _CopyError(next(name for name, _ in pairs if name in seen or seen.add(name)))
     return found
 
 
