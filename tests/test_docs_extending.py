@@ -125,11 +125,11 @@ assert results_docs().count("`largest_offset_error`") >= 3  # turns, and two tab
 
 
 def test_a_metric_of_positions(tmp_path: Path) -> None:
-    computed = "        sinks_kept=float((token < SINKS).sum(-1).double().mean()),\n"
+    computed = '        "sinks_kept": (token < SINKS).sum(-1),\n'
     library = changed_library(
         tmp_path,
         ("metrics/positions.py", "    sinks_kept: float\n", "field of Integrity"),
-        ("metrics/positions.py", computed, "argument of Integrity in integrity()"),
+        ("metrics/positions.py", computed, "entry of means in integrity()"),
         (
             "records/columns.py",
             '    mean_offset_error: Annotated[\n        Dtype, "positions", "mean distance between '

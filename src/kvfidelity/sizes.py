@@ -13,6 +13,8 @@ ACCEPTED_FORMS = (
 PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(tok|win|" + "|".join(UNITS) + ")")
 
 
+#: Most that a share of the memory means on a CPU: a job tells its scheduler how much it needs.
+MOST_SHARED_ON_CPU = 2 * 2**30
 SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -69,3 +71,12 @@ def size_in_bytes(text: str) -> int:
     if unit not in UNITS:
         raise UserError(f"{text!r} must be in bytes here: {', '.join(UNITS)}")
     return int(number * UNITS[unit])
+
+
+def most_host_bytes(text: str) -> int:
+    """Most bytes of the host's memory that `session.prefix_memory` may mean.
+
+    Raises:
+        UserError: neither a share nor a size in bytes.
+    """
+    return MOST_SHARED_ON_CPU if parse_share(text) is not None else size_in_bytes(text)

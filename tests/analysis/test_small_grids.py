@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -34,20 +35,18 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def covering(factors: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Few combinations that hold every two values of every two factors together."""
-    indices = [range(len(values)) for values in factors.values()]
-    pairs = {
-        ((one, a), (other, b))
-        for one, other in itertools.combinations(range(len(indices)), 2)
-        for a in indices[one]
-        for b in indices[other]
-    }
-    while pairs:
-        best = max(
-            itertools.product(*indices),
-            key=lambda row: len(pairs & set(itertools.combinations(enumerate(row), 2))),
-        )
-        pairs -= set(itertools.combinations(enumerate(best), 2))
-        yield {name: factors[name][index] for name, index in zip(factors, best, strict=True)}
+    rows = np.array(list(itertools.product(*(range(len(values)) for values in factors.values()))))
+    most = rows.max() + 1
+    two = np.array(list(itertools.combinations(range(len(factors)), 2)))
+    # A pair of values as a number, for each combination and two factors.
+    values = rows[:, two[:, 0]] * most + rows[:, two[:, 1]]
+    pairs = values + np.arange(len(two)) * most**2
+    missing = np.zeros(len(two) * most**2, dtype=bool)
+    missing[pairs] = True
+    while missing.any():
+        best = missing[pairs].sum(axis=1).argmax()
+        missing[pairs[best]] = False
+        yield {name: factors[name][index] for name, index in zip(factors, rows[best], strict=True)}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def test_an_interrupted_run_ends_with_what_to_type(alone: bool) -> None:
     handler.handle(record("Building DAG of jobs..."))
     handler.handle(record("Job stats: ...", event="run_info"))
     handler.handle(
-        record("", event="job_info", jobid=3, rule_name="generate", wildcards={"a": "m", "b": "000"})
+        record(
+            "", event="job_info", jobid=3, rule_name="generate", wildcards={"a": "m", "b": "000"}
+        )
     )
     handler.handle(record("", event="job_finished", job_id=3))
     handler.handle(record("Terminating processes on user request, this might take some time."))

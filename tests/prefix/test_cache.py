@@ -13,7 +13,8 @@ from kvfidelity.decoding.scheduler import run_batch
 from kvfidelity.errors import UserError
 from kvfidelity.generation.run import run_dialogue
 from kvfidelity.prefix.cache import PrefixCache
-from kvfidelity.prefix.memory import MOST_SHARED_ON_CPU, most_host_bytes, prefix_bytes
+from kvfidelity.prefix.memory import prefix_bytes
+from kvfidelity.sizes import MOST_SHARED_ON_CPU, most_host_bytes
 from tests.generation.test_run import BASE, talk
 from tests.prefix.runs import baseline_run, disk_cache
 

@@ -71,7 +71,7 @@ def test_a_figure_in_two_files_is_planned_drawn_and_shown(tmp_path: Path) -> Non
     )
     registry.write_text(registry.read_text("utf-8").replace("FIGURES = (\n", ENTRY), "utf-8")
     drawing.write_text(drawing.read_text("utf-8") + FUNCTION, "utf-8")
-    plan = run(tmp_path, "-m", "snakemake", "-n", "--cores", "1")
+    plan = run(tmp_path, "-m", "snakemake", "-n", "--verbose", "--cores", "1")
     for ending in ("svg", "png", "html"):
         assert f"results/figures/turn_count.{ending}" in plan
     run(tmp_path, "-c", USE, str(tmp_path))

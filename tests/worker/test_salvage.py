@@ -14,7 +14,18 @@ from tests.waiting import wait_until
 from tests.worker.conftest import Workdir, write_pool
 from tests.worker.test_worker import artifact_digests
 
-CONFIG = WorkerConfig("model", "revision", "float32", "cpu", "code", "1GiB", "0GB", 1, 1)
+CONFIG = WorkerConfig(
+    "model",
+    "revision",
+    "float32",
+    "cpu",
+    "code",
+    "1GiB",
+    "0GB",
+    "overflow",
+    threads=1,
+    batch_size=1,
+)
 
 
 @pytest.fixture

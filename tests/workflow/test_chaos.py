@@ -54,6 +54,7 @@ def setup(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield ChaosSetup(before, whole, whole.digests(), seconds, server, len(server.requests))
 
 
+@pytest.mark.long(30)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_rerun_recovers(setup: ChaosSetup, tmp_path: Path, seed: int) -> None:

@@ -41,6 +41,7 @@ def test_a_finished_run_is_whole(finished: Project) -> None:
     assert ", 0 wrong, 0 stale" in done.stdout
 
 
+@pytest.mark.long(40)
 def test_a_truncated_artifact_is_named_and_only_its_run_is_made_again(
     project: Project, finished: Project
 ) -> None:

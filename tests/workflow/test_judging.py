@@ -181,6 +181,7 @@ class Telltale:
         return completion(json.dumps(output | {"reason": f"{KEY} is your key"}))
 
 
+@pytest.mark.long(45)
 def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project: Project) -> None:
     """A whole run with three paid judges, from generation to the page."""
     endpoint = Telltale()

@@ -32,6 +32,7 @@ def halves(fresh: Project, finished: Project, tmp_path: Path) -> Project:
     return project
 
 
+@pytest.mark.long(30)
 def test_halves_give_the_tables_of_the_whole(halves: Project, finished: Project) -> None:
     planned = {rule for rule, _ in halves.planned()}
     assert {"merge", "lengths", "aggregate", "report"} <= planned

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from tests.dialogues.formats.test_files import OWN_FORMAT
 from tests.judges.own_kind import WORDS_JUDGE
 from tests.workflow.project import Project
 
 
+@pytest.mark.long(45)
 def test_own_files_add_a_judge_and_a_format_whose_results_are_in_the_tables(
     prepared: Project, tmp_path: Path
 ) -> None:

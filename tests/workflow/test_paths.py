@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from tests.workflow.project import Project
 
@@ -30,6 +31,7 @@ def named(fresh: Project, folder: Path) -> Project:
     return project
 
 
+@pytest.mark.long(50)
 def test_a_run_in_a_folder_with_brackets_reads_its_own_files(
     fresh: Project, finished: Project, tmp_path: Path
 ) -> None:

@@ -60,7 +60,15 @@ def planned(project: Project, name: str, *arguments: str) -> str:
         file.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
-    command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{name}", "-n"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--profile",
+        f"profiles/{name}",
+        "-n",
+        "--verbose",
+    ]
     done = subprocess.run(
         [*command, *arguments],
         cwd=project.folder,
@@ -174,7 +182,7 @@ def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(
     gpu, fast = asked(0)
     cpu, slow = asked(1, "--set-resources", f"{rule}:gpu=0")
     assert (gpu, cpu) == ("1", "0")
-    assert slow > 40 * fast, "8B weights"
+    assert slow > 20 * fast, "8B weights, of which reading takes both the same time"
     assert asked(2, device="cpu") == ("0", slow)
     assert asked(3, "--resources", "gpu=0") == ("0", slow)
     assert asked(4, "--set-resources", f"{rule}:gpu=0", device="cuda") == ("0", fast)

@@ -32,6 +32,7 @@ def test_tables_and_page_tell_what_was_run(finished: Project) -> None:
     assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
 
 
+@pytest.mark.long(50)
 def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     fresh: Project, finished: Project, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
+@pytest.mark.long(35)
 def test_a_user_defined_policy_runs_alone(project: Project) -> None:
     (project.folder / "mine.py").write_text(OWN_POLICY)
     project.configure(
@@ -159,7 +161,52 @@ def test_a_mistaken_configuration_is_one_line(
 @pytest.mark.parametrize("option", ["-n", "-np", "--dry-run"])
 def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
     done = fresh.snakemake(option)
-    assert (done.stdout + done.stderr).count("5 cells, 5 runs of one dialogue each") == 1
+    output = done.stdout + done.stderr
+    assert output.count("5 cells, 5 runs of one dialogue each") == 1
+    if option != "-np":  # which asks for the commands
+        assert len(output) < 3000 and "rule generate:" not in output
+    else:
+        assert "rule generate:" in output
+
+
+def test_a_dry_run_says_what_is_done_again_and_why(project: Project) -> None:
+    project.reconfigure({"policies": {"streaming": {"sinks": 64}}})
+    done = project.snakemake("-n")
+    output = done.stdout + done.stderr
+    assert "it was made with sinks 4, this configuration says 64" in output
+    assert "because what it is made from is made again" in output
+    assert len(output) < 3000
+
+
+def test_a_fault_of_several_jobs_is_said_once_and_the_last_line_says_how_to_go_on(
+    project: Project,
+) -> None:
+    broken = OWN_POLICY.replace("return -(", "raise ValueError('out of ideas')\n        return -(")
+    (project.folder / "mine.py").write_text(broken)
+    project.configure({"policy_files": ["mine.py"], "policies": {"mine": {"kind": "every_other"}}})
+    done = project.snakemake()
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert output.count("out of ideas") == 2, "when it is met, and in the summary"
+    assert "2 jobs failed alike: ValueError: out of ideas" in output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("to go on, type: snakemake --cores 2")
+    assert "logs/generate/tiny/own/mine/" in last
+    assert len(output) < 6000
+
+
+def test_each_finished_run_is_a_line_and_its_log_names_it(fresh: Project, tmp_path: Path) -> None:
+    project = fresh.copy(tmp_path / "project")
+    done = project.snakemake("only_generate")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    run = "tiny/own/random/stale/small/0/000"
+    [line] = [line for line in output.splitlines() if run in line]
+    assert " of 5 runs] " in line
+    assert " of 5 runs] " in output and "steps" not in output and "rule generate" not in output
+    log = (project.folder / f"logs/generate/{run}.log").read_text()
+    turns = [line for line in log.splitlines() if "cached tokens" in line]
+    assert turns and all(line.startswith(f"{run}: turn ") for line in turns)
 
 
 @pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from tests.workflow.slurm import Cluster, cluster, missing
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
+    pytest.mark.long(250),
     pytest.mark.timeout(3000),  # four minutes where nothing else runs
 ]
 #: What these tests set otherwise in the profile: as many threads as locally, Slurm asked every
@@ -193,7 +195,7 @@ def test_a_group_that_fits_no_node_fails_and_a_line_says_where_to_look(
     with started(project, slurm, log, "--set-resources", "measure:mem_mb=64001") as process:
         assert process.wait(LIMIT_S) != 0
     output = log.read_text()
-    assert "Error in group texts_tiny_own_000" in output
+    assert re.search(r"failed: \w+ tiny/own/", output)
     assert "failed without a log of its job was refused by the scheduler: docs/cluster.md" in output
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.workflow.project import Project
 
 
+@pytest.mark.long(60)
 def test_one_dialogue_one_policy_one_position_mode_and_then_no_policy(
     prepared: Project, tmp_path: Path
 ) -> None:

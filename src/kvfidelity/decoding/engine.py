@@ -56,7 +56,7 @@ class Scheduler(Protocol):
         """Report that memory ran out.
 
         Raises:
-            RetryAloneError: other runs share the memory, so the run must be repeated alone.
+            RestartError: other runs share the memory, so the run must be repeated.
         """
 
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 MOST_WAITING = 4
 
 
-class RetryAloneError(Exception):
+class RestartError(Exception):
     """Memory ran out while other runs were active. Do not catch this: the run is restarted."""
 
 
@@ -80,7 +80,7 @@ class BatchScheduler(Generic[T]):
     """Runs several dialogues in one batch (`decoding.engine.Scheduler`).
 
     Args:
-        batch_size: most runs active at the same time; halved when memory runs out.
+        batch_size: most runs active at the same time, as long as memory does not run out.
         free_memory: called before runs are restarted because memory ran out.
     """
 
@@ -96,7 +96,7 @@ class BatchScheduler(Generic[T]):
         self._thread_of: dict[int, RunThread[Any]] = {}
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
-        #: The most runs that compute at once, after memory ran out.
+        # Most runs that compute at once: fewer than batch_size after memory ran out.
         self._limit = batch_size
         self._retries: deque[RunThread[Any]] = deque()
         self._start_alone: deque[RunThread[Any]] = deque()
@@ -178,7 +178,7 @@ class BatchScheduler(Generic[T]):
 
     def on_out_of_memory(self) -> None:
         if not self._alone:
-            raise RetryAloneError
+            raise RestartError
         self._limit = self._batch_size  # it needs more than there is: not the others' fault
 
     @property
@@ -240,7 +240,7 @@ class BatchScheduler(Generic[T]):
         else:
             self._active.remove(thread)
             self._alone = self._alone and bool(self._active)
-            if isinstance(thread.error, RetryAloneError):
+            if isinstance(thread.error, RestartError):
                 thread.error = None
                 self._shrink()
                 self._retries.append(thread)
@@ -271,8 +271,8 @@ class BatchScheduler(Generic[T]):
             torch.cuda.set_device(self._engine.device)  # a setting of each thread
         try:
             thread.outcome = thread.run(self._engine)
-        except RetryAloneError:
-            thread.error = RetryAloneError()  # a new one: the old one's frames hold the caches
+        except RestartError:
+            thread.error = RestartError()  # a new one: the old one's frames hold the caches
         except BaseException as error:  # noqa: BLE001 - raised by the caller of `start`
             thread.error = error
         self._requests.put((thread, None))

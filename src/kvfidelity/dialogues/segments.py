@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,8 @@ from kvfidelity.errors import UserError
 
 # Two turns with whitespace at their ends; the second reply is the last.
 SAMPLE = (Turn("Hello there", "Good day"), Turn("And you?", "  Fine.\n"))
+#: Conversations whose segments are remembered; one of 8,000 tokens takes 0.3 MB.
+MOST_REMEMBERED = 512
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class ChatSegmenter:
         self._template = ChatTemplate(tokenizer)
         self._encoder = Encoder(tokenizer, self._template.control_tokens)
         self._words_apart: bool | None = None
+        # All cells of a dialogue ask for the same, and for the same questions.
+        self._segments = lru_cache(maxsize=MOST_REMEMBERED)(self._segment)
         self._opening: tuple[int, ...] = ()
         self._opening = self._opening_ids()
+        self._segments.cache_clear()  # what is remembered has no opening
         self.segments(SAMPLE * 2)
         ends = [turn.end for turn in self._template.layout(2)]
         ids = tokenizer.convert_tokens_to_ids([end for end in ends if end])
@@ -100,6 +106,14 @@ class ChatSegmenter:
             UserError: the template does not extend a conversation turn by turn.
             MessageError: it changes the text of a message.
         """
+        return list(self._segments(tuple(turns), max_prompt_tokens, max_first_prompt_tokens))
+
+    def _segment(
+        self,
+        turns: Sequence[Turn],
+        max_prompt_tokens: int | None,
+        max_first_prompt_tokens: int | None,
+    ) -> tuple[Segment, ...]:
         if max_prompt_tokens is not None:
             turns = [
                 Turn(self._cut(turn.user, max_prompt_tokens), turn.assistant) for turn in turns
@@ -109,7 +123,7 @@ class ChatSegmenter:
         if max_first_prompt_tokens is not None and len(parts[0]) > max_first_prompt_tokens:
             bos = parts[0][:1] if parts[0][0] == self._tokenizer.bos_token_id else ()
             parts[0] = (*bos, *parts[0][len(bos) - max_first_prompt_tokens :])
-        return [
+        return tuple(
             Segment(
                 prompt,
                 self._reply(reply),
@@ -119,7 +133,7 @@ class ChatSegmenter:
             for prompt, reply, turn in zip(
                 parts[::2], parts[1::2], self._template.layout(len(turns)), strict=True
             )
-        ]
+        )
 
     def count(self, turns: Sequence[Turn]) -> int:
         """Tokens of all segments of a conversation."""

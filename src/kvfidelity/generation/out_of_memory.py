@@ -14,7 +14,7 @@ def ran_out_of_memory(engine: Engine, error: RuntimeError) -> bool:
     """Whether `error` says that memory ran out.
 
     Raises:
-        RetryAloneError: it does, but other runs held part of the memory (`decoding.scheduler`).
+        RestartError: it does, but other runs held part of the memory (`decoding.scheduler`).
     """
     message = str(error)
     found = isinstance(error, torch.OutOfMemoryError) or any(text in message for text in MESSAGES)

@@ -15,9 +15,8 @@ from typing import Any
 from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.models.geometry import BYTES
 from kvfidelity.pipeline.known_sizes import ModelSize, dialogue_tokens, model_size
-from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import NO_THRESHOLD
-from kvfidelity.sizes import size_in_tokens
+from kvfidelity.sizes import most_host_bytes, size_in_tokens
 
 # How fast a run is. Each number says where it was measured, so that it can be measured again:
 # benchmarks/README.md names the commands.

@@ -18,11 +18,10 @@ from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
-from kvfidelity.prefix.memory import most_host_bytes
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.report.position_modes import position_mode_schema
-from kvfidelity.sizes import parse_size
+from kvfidelity.sizes import most_host_bytes, parse_size
 from kvfidelity.strict_yaml import read_yaml
 from kvfidelity.suggestions import did_you_mean, nearest
 

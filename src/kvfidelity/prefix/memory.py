@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvfidelity.sizes import parse_share, size_in_bytes
+from kvfidelity.sizes import MOST_SHARED_ON_CPU, parse_share, size_in_bytes
 
 if TYPE_CHECKING:
     import torch
-
-#: Most that a share means on a CPU: a job tells its scheduler how much memory it needs.
-MOST_SHARED_ON_CPU = 2 * 2**30
 
 
 def prefix_bytes(text: str, device: torch.device) -> int:
@@ -30,12 +27,3 @@ def prefix_bytes(text: str, device: torch.device) -> int:
     import psutil
 
     return min(int(share * psutil.virtual_memory().available), MOST_SHARED_ON_CPU)
-
-
-def most_host_bytes(text: str) -> int:
-    """Most bytes of the host's memory that `session.prefix_memory` may mean.
-
-    Raises:
-        UserError: see `prefix_bytes`.
-    """
-    return MOST_SHARED_ON_CPU if parse_share(text) is not None else size_in_bytes(text)

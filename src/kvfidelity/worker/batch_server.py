@@ -17,7 +17,7 @@ from typing import Any
 
 from kvfidelity.bounded_json import parse_json
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.decoding.scheduler import BatchScheduler, RetryAloneError
+from kvfidelity.decoding.scheduler import BatchScheduler, RestartError
 from kvfidelity.worker.job import GenerateJob, WorkerConfig, execute, job_from
 from kvfidelity.worker.listener import Listener
 from kvfidelity.worker.protocol import MAX_MESSAGE_BYTES, Message, send
@@ -47,7 +47,7 @@ class BatchServer:
 
     def __init__(self, listener: Listener, config: WorkerConfig) -> None:
         self._listener = listener
-        self._handler = RequestHandler(config, reraised=(RetryAloneError,))
+        self._handler = RequestHandler(config, reraised=(RestartError,))
         self._batch_size = config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
         self._runs: list[Run] = []
@@ -240,7 +240,7 @@ class BatchServer:
         try:
             run.send(started_event())
             outcome, healthy = self._handler.run(lambda: self._work(run, engine))
-        except RetryAloneError:
+        except RestartError:
             with contextlib.suppress(ClientGoneError):
                 run.send({"event": "restarted"})
             raise
