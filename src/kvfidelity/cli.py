@@ -39,6 +39,11 @@ def main_guard(function: Callable[[], None]) -> None:
 def disk_error(error: OSError) -> UserError | None:
     """The one-line form of an error that the owner of the disk can fix; None for other errors."""
     path = error.filename or "the output folder"
+    if error.errno == errno.EFBIG:
+        return OutOfSpaceError(
+            f"{path} would be larger than this process may write: raise the limit (`ulimit -f`) "
+            "and run the same command again; nothing computed so far is lost"
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpaceError(
             f"no space left on the disk that holds {path}: free some and run the same command "

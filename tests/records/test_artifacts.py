@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kvfidelity.atomic_files import write_text
+from kvfidelity.atomic_files import replacing, write_text
+from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet, write_parquet
 
@@ -37,6 +39,69 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_text(file, "\ud800")
     assert file.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+FILLED = """
+import resource, sys
+from pathlib import Path
+import polars as pl
+from kvfidelity.cli import main_guard
+from kvfidelity.records.artifacts import write_parquet
+
+frame = pl.DataFrame({"text": [f"{n * 7919 % 10007}" * 9 for n in range(5000)]})
+
+def write():
+    write_parquet(frame, Path(sys.argv[1]), kind="turns")
+
+if sys.argv[2] != "whole":
+    limit = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+main_guard(write)
+"""
+
+
+def filled(file: Path, limit: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", FILLED, str(file), limit]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_disk_that_fills_up_anywhere_is_one_line(tmp_path: Path) -> None:
+    """A real short write at each ninth of the file; the file that was there stays."""
+    file = tmp_path / "turns.parquet"
+    assert filled(file, "whole").returncode == 0
+    content = file.read_bytes()
+    for ninth in range(9):
+        done = filled(file, str(len(content) * ninth // 9))
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert line.startswith(f"error: {file} would be larger than this process may write")
+        assert file.read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(tmp_path: Path, number: int) -> None:
+    file = tmp_path / "turns.parquet"
+    with pytest.raises(OSError) as caught, replacing(file):
+        raise OSError(number, os.strerror(number))
+    assert str(disk_error(caught.value)).startswith(
+        f"no space left on the disk that holds {file}: free some"
+    )
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    script = """
+import resource
+from kvfidelity.cli import main_guard
+def fill():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    bytearray(2 << 30)
+main_guard(fill)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: out of memory (or of address space, see `ulimit -v`)")
 
 
 @pytest.mark.parametrize("size", [0, 10, 300])
