@@ -12,7 +12,7 @@ LONGEST_RECORD = 32 << 20
 #: messages has 40,000.
 MOST_VALUES = 1_000_000
 #: Characters below which a record's values are not counted; each takes up to 25 bytes when parsed.
-COUNTED_FROM = 4 << 20
+COUNTED_FROM = 1 << 20
 SEPARATORS = ",:[{"
 # Strings are matched first, so that separators in them are skipped.
 TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
