@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -94,6 +95,16 @@ def kept_line(**changes: Any) -> str:
     )
 
 
+def odd_call(**changes: Any) -> bytes:
+    call = {"name": "c", "judge": "k", "model": "m", "at": 1.0, "tokens": 3, "usd": 0.0}
+    return json.dumps({"begin": call | changes}).encode() + b"\n"
+
+
+def odd_batch(**changes: Any) -> bytes:
+    batch = {"name": "b", "judge": "k", "model": "m", "keys": ["b"], "call": None}
+    return json.dumps({"batch": batch | changes}).encode() + b"\n"
+
+
 #: Files of a store with the answer to "a", in forms that are read.
 READ: dict[str, bytes] = {
     "as written": kept_line().encode() + b"\n",
@@ -117,6 +128,25 @@ READ: dict[str, bytes] = {
     "an odd call before": b'{"begin": {"name": 1}}\n' + kept_line().encode() + b"\n",
     "an odd batch before": b'{"batch": {"keys": 7}}\n' + kept_line().encode() + b"\n",
     "a list before": b"[]\n" + kept_line().encode() + b"\n",
+    "NUL bytes before": bytes(512) + b"\n" + kept_line().encode() + b"\n",
+    "an answer that is a list before": b'{"key": "a", "answer": [1]}\n' + kept_line().encode(),
+    "a number as key before": b'{"key": 7, "answer": {}}\n' + kept_line().encode(),
+    "a call of a list before": odd_call(key=["a"]) + kept_line().encode(),
+    "a call of nobody before": odd_call(judge=None) + kept_line().encode(),
+    "a batch of lists before": odd_batch(keys=[["b"]]) + kept_line().encode(),
+    "a batch with a number as id before": odd_batch(id=7) + kept_line().encode(),
+    "a call of infinite size": odd_call(tokens=math.inf, usd=math.inf) + kept_line().encode(),
+    "a call that cost less than nothing": odd_call(usd=-5, judge="j") + kept_line().encode(),
+    "a batch of odd prices": odd_batch(usd=["x", -1], at="yesterday") + kept_line().encode(),
+    "an answer that cost less than nothing": kept_line(
+        answer={"content": "x", "usd": -5}, max_usd=-5
+    ).encode(),
+    "an answer of the future": kept_line(at=4e9).encode(),
+    "a failure of the same request": (
+        b'{"key": "a", "at": 0, "judge": "j", "failure": "x"}\n' + kept_line().encode()
+    ),
+    "another job's stop": b'{"stop": "k m here", "why": "judge k: no"}\n' + kept_line().encode(),
+    "a line that is being written": kept_line().encode() + b'\n{"key": "c", "answ',
 }
 
 
@@ -129,6 +159,8 @@ def test_a_store_file_is_read_whatever_stands_in_it(
     found = store.get("a")
     assert isinstance(found, Answer) and found.content == "x"
     assert store.spent("j") in (0.0, 0.5)
+    assert 0 <= store.spent("k") < math.inf
+    store.open_batches("k", "here")
     told = capsys.readouterr().err
     assert ("other.jsonl: a line is skipped" in told) == name.endswith("before")
     store.put("b", Answer("y", None, "stop", 1, 1), "j", "m")
