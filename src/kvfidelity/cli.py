@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def main_guard(function: Callable[[], None]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        # The last collection, at exit, would look at all that was imported: a second for torch.
+        gc.freeze()
 
 
 def disk_error(error: OSError) -> UserError | None:

@@ -37,8 +37,11 @@ TABLE_ROWS = {
     "evictions": "One row per eviction and keep set of every run.",
     "verdicts": "One row per verdict on a run's replies.",
     "policies": "One row per cell: excess NLL, and integrity as the mean over the same turns.",
+    "baselines": "One row per model and dataset: whether the model knows anything.",
     "contrasts": "Paired differences in excess NLL between position modes, and between policies "
-    "of one budget.",
+    "of one budget, in families that are named beforehand.",
+    "attribution": "One row per policy and threshold: whether its loss is one of tokens or of "
+    "positions, at the same kept tokens.",
     "predictors": "One row per integrity metric: how well it orders turns by their loss.",
     "window": "NLL of the baseline's reference replies by token index.",
     "window_changes": "How the baseline's NLL changes along the trained window.",

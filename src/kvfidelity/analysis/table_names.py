@@ -13,8 +13,10 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
     "aggregate": (
         *LARGE_TABLES,
         "dialogues",
+        "baselines",
         "policies",
         "contrasts",
+        "attribution",
         "predictors",
         "window",
         "window_changes",

@@ -35,7 +35,7 @@ def turn_row(
     """
     row = _unmeasured(plan, turn, shared=shared)
     row |= _sizes(engine, outcome) | _timings(outcome) | _quality(engine, outcome)
-    row |= comparison._asdict() | integrity_values(outcome.integrity, log)
+    row |= comparison._asdict() | integrity_values(outcome.integrity, log, outcome.integrity_at_end)
     return row | {
         "peak_device_bytes": outcome.peak_bytes,
         "trained_window": engine.window,

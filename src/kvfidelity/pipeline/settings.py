@@ -275,7 +275,13 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
                 yield _explain_error(error)
         elif not settings["policy_files"]:  # otherwise checked where those files are read
             yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
-    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
+    baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
+    if len(baselines) > 1:
+        yield (
+            f"policies: {' and '.join(baselines)} are all of kind {BASELINE}; every run is paired "
+            "with each of them, so that turns count more than once: keep one"
+        )
+    if not baselines:
         yield (
             f"policies: one of kind {BASELINE} is needed, all others are compared with it; add "
             f"`{BASELINE}: {{kind: {BASELINE}}}`"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import polars as pl
 
-from kvfidelity.records.declaration import Dtype, schema
+from kvfidelity.records.declaration import Dtype, at_end, schema
 
 SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
 POSITION_SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))
@@ -122,12 +122,20 @@ class TurnMeasures:
         pl.Float64
     )
     reply_nll_baseline: Annotated[
-        Dtype, "nats / token", "mean NLL of the own reply under the baseline's cache"
+        Dtype,
+        "nats / token",
+        "mean NLL of the own reply where nothing is evicted of the run's own history",
+    ] = pl.Float64
+    reply_nll_baseline_history: Annotated[
+        Dtype,
+        "nats / token",
+        "mean NLL of the own reply where nothing is evicted and the history is the baseline's",
     ] = pl.Float64
 
 
 class Integrity:
-    """Positional integrity of the cache when a reply starts; formulas in `metrics.positions`."""
+    """Positional integrity of the cache that a reply's tokens met, each token counting alike;
+    formulas in `metrics.positions`."""
 
     stage = "generate"
     retained_share: Annotated[Dtype, "share", "cached slots per token seen"] = pl.Float64
@@ -151,7 +159,9 @@ class Integrity:
         Dtype, "0 to 2", "mean of 1 - cos(theta_k * offset error) over slots and frequencies k"
     ] = pl.Float64
     phase_distortion_weighted: Annotated[
-        Dtype, "0 to 2", "phase_distortion, slots weighted by the attention they receive"
+        Dtype,
+        "0 to 2",
+        "phase_distortion at the reply's end, slots weighted by the attention of its last token",
     ] = pl.Float64
     sinks_kept: Annotated[Dtype, "tokens", "how many of the first four tokens are cached"] = (
         pl.Float64
@@ -159,6 +169,11 @@ class Integrity:
     evicted_attention_share: Annotated[
         Dtype, "share", "attention that the run's evictions removed, compounded"
     ] = pl.Float64
+
+
+#: The last two are of one moment only.
+NOT_AT_END = ("phase_distortion_weighted", "evicted_attention_share")
+IntegrityAtEnd = at_end(Integrity, without=NOT_AT_END)
 
 
 class TurnSetting:
@@ -313,7 +328,8 @@ class CorruptedReply:
 
 
 INTEGRITY = schema(Integrity)
-TURNS = schema(RunIdentity, TurnMeasures, Integrity, TurnSetting)
+INTEGRITY_AT_END = schema(IntegrityAtEnd)
+TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting)
 EVICTIONS = schema(Evictions)
 RECALL = schema(Recall)
 METRICS = schema(TurnNumber, TextMetrics)
@@ -321,7 +337,7 @@ VERDICTS = schema(Verdicts)
 CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
 #: What each artifact's columns are declared by.
 ARTIFACTS: dict[str, tuple[type, ...]] = {
-    "turns": (RunIdentity, TurnMeasures, Integrity, TurnSetting),
+    "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting),
     "evictions": (Evictions,),
     "recall": (Recall,),
     "metrics": (TurnNumber, TextMetrics),
