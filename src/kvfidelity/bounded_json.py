@@ -29,7 +29,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     """
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8-sig")
-    _refuse_excess(text)
+    refuse_excess(text)
     return json.loads(text)
 
 
@@ -47,7 +47,12 @@ def read_json(file: Path) -> Any:
     return parse_json(content)
 
 
-def _refuse_excess(text: str) -> None:
+def refuse_excess(text: str, max_digits: int = MAX_DIGITS) -> None:
+    """Refuse what a parser could not read in bounded time and stack, before it is parsed.
+
+    Raises:
+        ValueError: values are nested too deeply, or a number is too long.
+    """
     depth = 0
     for match in TOKENS.finditer(text):
         first = text[match.start()]
@@ -57,5 +62,5 @@ def _refuse_excess(text: str) -> None:
                 raise ValueError(f"its values are nested more than {MAX_DEPTH} levels deep")
         elif first in "]}":
             depth -= 1
-        elif first != '"' and match.end() - match.start() > MAX_DIGITS:
-            raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+        elif first != '"' and match.end() - match.start() > max_digits:
+            raise ValueError(f"a number has more than {max_digits} digits")

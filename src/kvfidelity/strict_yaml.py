@@ -62,8 +62,9 @@ def _refuse_excess(text: str) -> None:
     Raises:
         ValueError: what is too much.
     """
-    depth, sizes, open_anchors = 0, {}, []
-    total = 0
+    depth, total = 0, 0
+    sizes: dict[str, int] = {}
+    open_anchors: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
@@ -83,7 +84,8 @@ def _refuse_excess(text: str) -> None:
         elif isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             open_anchors.append((event.anchor, total))
-            sizes.pop(event.anchor, None)
+            if event.anchor:
+                sizes.pop(event.anchor, None)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
             anchor, before = open_anchors.pop()

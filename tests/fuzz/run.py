@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,11 @@ from kvfidelity.bounded_json import parse_json  # noqa: E402
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations  # noqa: E402
 from kvfidelity.dialogues.formats.registry import known_formats  # noqa: E402
 from kvfidelity.errors import UserError  # noqa: E402
-from kvfidelity.judges.rubric import Rubric, choice_in, score_in  # noqa: E402
+from kvfidelity.judges.answers import choice_in, score_in  # noqa: E402
+from kvfidelity.judges.completion import MOST_TOKENS, read_completion  # noqa: E402
+from kvfidelity.judges.failures import HttpError  # noqa: E402
+from kvfidelity.judges.json_text import parse_json as parse_foreign_json  # noqa: E402
+from kvfidelity.judges.rubric import Rubric  # noqa: E402
 from kvfidelity.judges.store import AnswerStore  # noqa: E402
 from kvfidelity.worker.job import job_from  # noqa: E402
 
@@ -32,11 +38,26 @@ RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
 
 
 def answers(content: bytes) -> None:
-    text = content.decode("utf-8", "surrogatepass" if b"\xed" in content else "replace")
+    text = content.decode("utf-8", "surrogateescape")  # lone surrogates too
     with contextlib.suppress(ValueError):
-        assert 1 <= score_in(text, RUBRIC)[0] <= 10
+        score, reason = score_in(text, RUBRIC)
+        assert 1 <= score <= 10
+        reason.encode()
     with contextlib.suppress(ValueError):
         choice_in(text)
+
+
+def completions(content: bytes) -> None:
+    """A body of an endpoint, from its bytes to a verdict."""
+    text = content.decode("utf-8", "replace")
+    HttpError(400, {}, text).remedy("model")
+    try:
+        body = parse_foreign_json(text)
+    except ValueError:
+        return
+    answer = read_completion(body, lambda prompt, answered: prompt + answered)
+    assert answer.usd is None or 0 <= answer.usd <= 2 * MOST_TOKENS
+    json.dumps(asdict(answer)).encode()
 
 
 def store_lines(content: bytes) -> None:
@@ -61,6 +82,7 @@ def messages(content: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "answers": answers,
+    "completions": completions,
     "store_lines": store_lines,
     "records": records,
     "messages": messages,

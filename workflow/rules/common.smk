@@ -296,7 +296,7 @@ def verdicts(wildcards):
 def figure_for_report(figure):
     """A figure's SVG with its place and caption in Snakemake's own report."""
     settings = SETTINGS["report"]
-    caption = figure.caption_with(settings["confidence"], settings["resamples"])
+    caption = figure.caption_with(settings["confidence"])
     return report(
         f"results/figures/{figure.name}.svg",
         category=figure.category,

@@ -17,7 +17,7 @@ from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.sequence import Reply
 from kvfidelity.dialogues.segments import Segment
-from kvfidelity.metrics.positions import Integrity, integrity
+from kvfidelity.metrics.positions import Integrity, integrity, integrity_over_reply
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class TurnOutcome:
     slots_*: cached slots at the turn's start, after the prompt, after the last eviction (None
     without one), at the end, and the most during the turn. predicted: hidden states [m, hidden]
     that predict the fed reply's tokens. fed: those tokens, with the end of turn and, in front of an
-    own reply, the segment's opening.
+    own reply, the segment's opening. integrity: what the tokens of the reply met;
+    integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
     it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
     share the memory. concurrency: most runs that were active at once during the turn, this one
@@ -50,6 +51,7 @@ class TurnOutcome:
     reply: Reply | None
     reference_nll: Tensor | None
     integrity: Integrity
+    integrity_at_end: Integrity
     evictions: tuple[Eviction, ...]
     slots_start: int
     slots_after_prompt: int
@@ -95,7 +97,7 @@ def run_turn(
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
     prompt_s = engine.now() - start_s
     last = hidden[-1:].clone()
-    integrity_now = measure_integrity(engine, cache)
+    before_reply, prompt_evictions = cache.slot_table.fork(), len(evictor.log)
     next_position = cache.slot_table.next_position
     on_prompt(cache)
 
@@ -115,12 +117,20 @@ def run_turn(
         predicted = torch.cat([last, rest[:-1]])
         nll = engine.nll(predicted, fed)
     evictions = tuple(evictor.log[evictions_before:])
+    lived = integrity_over_reply(
+        before_reply,
+        evictor.log[prompt_evictions:],
+        cache.slot_table.tokens_seen,
+        engine.frequencies,
+        engine.window,
+    )
     return TurnOutcome(
         fed=fed,
         predicted=predicted,
         reply=reply,
         reference_nll=nll,
-        integrity=integrity_now,
+        integrity=lived,
+        integrity_at_end=measure_integrity(engine, cache),
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
@@ -194,6 +204,8 @@ def _feed_reply(
             and evictor.policy.needs_scores
         ):
             stop -= 1  # the policy is asked next: the latest forward must be a decode step
+        elif cache.scores is not None and stop == len(ids) and stop - start > 1:
+            stop -= 1  # whoever asks after the reply sees its last token, as after decoding
         parts.append(engine.feed(cache, ids[start:stop]))
         evictor.step += stop - start
         start = stop

@@ -17,7 +17,7 @@ def _pattern(
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
+#: `extend` has no types in types-jsonschema.
+_extend: Any = jsonschema.validators.extend
 #: Draft 2020-12.
-SchemaValidator: Any = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator, {"pattern": _pattern}
-)
+SchemaValidator: Any = _extend(jsonschema.Draft202012Validator, {"pattern": _pattern})

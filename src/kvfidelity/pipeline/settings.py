@@ -275,7 +275,13 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
                 yield _explain_error(error)
         elif not settings["policy_files"]:  # otherwise checked where those files are read
             yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
-    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
+    baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
+    if len(baselines) > 1:
+        yield (
+            f"policies: {' and '.join(baselines)} are all of kind {BASELINE}; every run is paired "
+            "with each of them, so that turns count more than once: keep one"
+        )
+    if not baselines:
         yield (
             f"policies: one of kind {BASELINE} is needed, all others are compared with it; add "
             f"`{BASELINE}: {{kind: {BASELINE}}}`"
@@ -316,9 +322,11 @@ def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
             if name not in known:
                 yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
     known = settings.get("judges", {})
-    for name in settings["judging"]:
+    for number, name in enumerate(settings["judging"]):
         if name not in known:
             yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
+        if name in settings["judging"][:number]:
+            yield f"judging: {name!r} is listed twice; its verdicts would count twice"
 
 
 def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
