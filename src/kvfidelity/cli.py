@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ def main_guard(function: Callable[[], None]) -> None:
             raise
         print(f"error: {message or NO_MEMORY}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        # The last collection, at exit, would look at all that was imported: a second for torch.
+        gc.freeze()
 
 
 def says_out_of_memory(error: BaseException) -> bool:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import math
+import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
@@ -63,7 +67,16 @@ def completions(content: bytes) -> None:
 def store_lines(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "other.jsonl").write_bytes(content)
-        AnswerStore(Path(folder)).missing(["key"])
+        store = AnswerStore(Path(folder))
+        with contextlib.redirect_stderr(io.StringIO()):  # it names what it skips
+            store.missing(["key"])
+        assert 0 <= store.spent("j") < math.inf
+        store.answered_lately("m")
+        for batch in store.open_batches("j", "openai http://x/v1"):
+            assert sum(batch.prices[key] for key in batch.keys[: len(batch.usd)]) >= 0
+            assert (batch.at or 0) - 1 < math.inf
+        for key, outcome in store.answers():
+            assert store.get(key) == replace(outcome, possible_usd=store.possible_usd(key))
 
 
 def records(content: bytes) -> None:
@@ -103,6 +116,45 @@ def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
     )
 
 
+#: Values that stand where another is expected.
+ODD = (None, True, -1, 3.5, 1e308, 10**30, -(10**30), "", "1", "\ud800", [], {}, [None], {"a": 1})
+
+
+def reshaped(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Lines of the corpus that are JSON, with some of their values replaced or left out."""
+    lines = [line for seed in seeds for line in seed.splitlines() if is_json(line)]
+
+    def changed(chosen: list[bytes], seed: int) -> bytes:
+        rng = random.Random(seed)
+        return b"\n".join(
+            json.dumps(_with_odd_values(json.loads(line), rng)).encode() for line in chosen
+        )
+
+    if not lines:
+        return st.nothing()
+    chosen = st.lists(st.sampled_from(lines), min_size=1, max_size=6)
+    return st.builds(changed, chosen, st.integers(0, 2**32))
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _with_odd_values(value: Any, rng: random.Random) -> Any:
+    if rng.random() < 0.1:
+        return rng.choice(ODD)
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if rng.random() > 0.05}
+        return {key: _with_odd_values(item, rng) for key, item in kept.items()}
+    if isinstance(value, list):
+        return [_with_odd_values(item, rng) for item in value]
+    return value
+
+
 def fuzz(name: str, seconds: float) -> int:
     """Run one target; the number of texts."""
     seeds = [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
@@ -113,7 +165,7 @@ def fuzz(name: str, seconds: float) -> int:
     @settings(
         max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(damaged(seeds) | st.binary(max_size=200))
+    @given(damaged(seeds) | reshaped(seeds) | st.binary(max_size=200))
     def one_round(content: bytes) -> None:
         nonlocal tried
         tried += 1

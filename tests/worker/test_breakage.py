@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from kvfidelity.worker.job import job_from
 from kvfidelity.worker.protocol import first_message
+from kvfidelity.worker.socket_path import socket_folder
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import LIBRARY, Workdir
 from tests.worker.test_worker import artifact_digests
@@ -242,8 +244,8 @@ class TestStrangers:
     def test_another_user_is_refused_even_with_access_to_the_socket(self, workdir: Workdir) -> None:
         workdir.run("job")
         path = one_socket(workdir)
-        for socket_folder in (workdir.runtime, path.parent, path):
-            socket_folder.chmod(0o777)
+        for folder in (workdir.runtime, path.parent, path):
+            folder.chmod(0o777)
         ask = (
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
             's.sendall(b\'{"do": "stop"}\\n\'); print(s.recv(100))'
@@ -271,20 +273,15 @@ class TestStrangers:
         assert "is not a folder of yours alone" in stderr
         link.unlink()
 
-    def test_a_missing_runtime_folder_is_not_used(self, workdir: Workdir) -> None:
-        workdir.environment |= {
-            "XDG_RUNTIME_DIR": "/run/user/nobody",
-            "TMPDIR": str(workdir.runtime),
-        }
-        assert workdir.run("job")[0] == 0
-        assert workdir.worker().is_running()
-
-    def test_a_runtime_folder_with_too_long_a_path_is_not_used(self, workdir: Workdir) -> None:
-        long = workdir.folder / ("long" * 30)
-        long.mkdir()
-        workdir.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(workdir.runtime)}
-        assert workdir.run("job")[0] == 0
-        assert workdir.worker().is_running()
+    @pytest.mark.parametrize("unusable", ["nobody's", "long" * 30])
+    def test_a_runtime_folder_that_is_missing_or_has_too_long_a_path_is_not_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unusable: str
+    ) -> None:
+        (tmp_path / ("long" * 30)).mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / unusable))
+        with tempfile.TemporaryDirectory(prefix="kvf-") as short:
+            monkeypatch.setattr(tempfile, "tempdir", short)
+            assert socket_folder() == Path(short) / f"kvfidelity-{os.getuid()}"
 
 
 def _queued(workdir: Workdir) -> int:

@@ -27,20 +27,21 @@ def decide(
 
     "above" is more than margin, "below" less than minus margin, "within" between the two. It is
     supported if all of the interval is on the claimed side, contradicted if none of it is. The
-    interval is `low` to `high` at margin 0, where no difference between two runs means that
-    differences of either sign are alike; at other margins it is `strict_low` to `strict_high`,
-    because losses may be skewed.
+    interval is `strict_low` to `strict_high`, because losses may be skewed. At margin 0 it is `low`
+    to `high` from MIN_DIALOGUES_WITHIN dialogues on, which show on which side a long tail is.
 
     Args:
         estimate: low, high, strict_low, strict_high, n_dialogues.
         least: dialogues that it takes; at least MIN_DIALOGUES, and MIN_DIALOGUES_WITHIN to support
             "within".
-        strict: which interval decides; by default the strict one unless the margin is 0.
+        strict: which interval decides; by default as above.
     """
     dialogues, least = estimate["n_dialogues"], max(least, MIN_DIALOGUES)
     if dialogues < least:
         return UNDECIDED, f"{dialogues} of the {least} dialogues that it takes"
-    kind = "strict_" if (margin != 0 if strict is None else strict) else ""
+    if strict is None:
+        strict = margin != 0 or dialogues < MIN_DIALOGUES_WITHIN
+    kind = "strict_" if strict else ""
     low, high = estimate[f"{kind}low"], estimate[f"{kind}high"]
     if low is None or high is None:
         return UNDECIDED, "no interval: too few dialogues differ from the others"

@@ -32,6 +32,9 @@ MIN_DIALOGUES_WITHIN = 20
 #: Dialogues that decide although all have the same value: if one dialogue in twenty had another,
 #: that many would all miss it in less than 5% of samples.
 MIN_DIALOGUES_ALIKE = 59
+#: Skewness of dialogues, in its standard errors, from which an interval reaches further on the side
+#: of the long tail, and by how much more rarely the mean may lie beyond that end.
+SKEWED, RARER = 0.4, 10
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
 #: Elements of the largest array that resampling holds.
@@ -45,10 +48,10 @@ class Estimate:
     """A weighted mean with its interval. What is not defined is None and never NaN: the mean of
     nothing, an interval of one dialogue or of dialogues that (nearly) all have the same value.
 
-    low, high: the interval at the confidence that was asked for. strict_low, strict_high: at
-    `strict_confidence` of it, which conclusions beyond a margin need. p: two-sided, of the mean
-    being 0; it is below 1 - confidence where the interval leaves 0 out, up to the resamples'
-    resolution. None for shares and below MIN_DIALOGUES.
+    low, high: the interval at the confidence that was asked for, or wider on the side of a long
+    tail. strict_low, strict_high: at `strict_confidence` of it, which conclusions beyond a margin
+    need. p: two-sided, of the mean being 0; it is below 1 - confidence where low to high leaves 0
+    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES.
     """
 
     mean: float | None
@@ -85,7 +88,10 @@ def clustered_mean(
     """Weighted mean over turns with an interval over dialogues.
 
     Each end is the outer one of the jackknife's and the studentised bootstrap's. Below
-    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. There is no interval
+    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From there on the end
+    towards which the dialogues are skewed is that of a higher level (SKEWED, RARER): a sample
+    seldom has the large values of a long tail, and its mean and its spread are then both too small,
+    so that a mean of 0 would be found below it in up to 10% of samples. There is no interval
     where all dialogues have the same mean, or so many that the bootstrap has no bound: how far rare
     other values would move the mean cannot be seen.
 
@@ -104,18 +110,28 @@ def clustered_mean(
         if _all_alike(sums / totals):
             end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
             return Estimate(mean, end, end, end, end, len(sums), turns, None)
-        error = jackknife_error(mean, _left_out(sums, totals))
+        left_out = _left_out(sums, totals)
+        error = jackknife_error(mean, left_out)
         if error is None:
             return Estimate(mean, None, None, None, None, len(sums), turns, None)
         studentised = None
         if len(sums) >= MIN_DIALOGUES:
             studentised = _studentised(sums, totals, mean, error, resamples, seed)
-        ends = [
-            _mean_interval(mean, error, len(sums), studentised, level)
-            for level in (confidence, strict_confidence(confidence))
-        ]
-        p = None if studentised is None else _p_value(mean / error, len(sums), studentised)
-    return Estimate(mean, *ends[0], *ends[1], len(sums), turns, p)
+        levels = (confidence, strict_confidence(confidence), 1 - (1 - confidence) / RARER)
+        (low, high), strict, wider = (
+            _mean_interval(mean, error, len(sums), studentised, level) for level in levels
+        )
+        p = None
+        if studentised is not None:
+            tail = _long_tail(left_out)
+            # The wider interval may have no bound where the other one has.
+            low, high = wider[0] if tail < 0 else low, wider[1] if tail > 0 else high
+            if low is None or high is None:
+                low = high = None
+            p = _p_value(mean / error, len(sums), studentised)
+            if p is not None and tail * mean < 0:
+                p = min(1.0, p * RARER)
+    return Estimate(mean, low, high, *strict, len(sums), turns, p)
 
 
 def clustered_share(
@@ -314,6 +330,15 @@ def _left_out(sums: Floats, totals: Floats) -> Floats:
 
 def _all_alike(means: Floats) -> bool:
     return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())
+
+
+def _long_tail(left_out: Floats) -> int:
+    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one."""
+    influence = left_out.mean() - left_out
+    influence = influence / np.abs(influence).max()  # so that no cube overflows
+    skewness = (influence**3).mean() / (influence**2).mean() ** 1.5
+    clear = SKEWED * math.sqrt(6 / left_out.size)
+    return int(skewness > clear) - int(skewness < -clear)
 
 
 def _mean_interval(

@@ -305,18 +305,16 @@ class AnswerStore:
                     self._settle(key, entry, None)
                 self._keep(key, _number(entry.get("at")), Failure(reason))
             case {"begin": dict(values)}:
-                call = Call(**_known(Call, values))
-                call = replace(call, usd=_number(call.usd), tokens=int(call.tokens))
+                call = _call_of(values)
                 if call.name not in self._closed:
                     self._calls[call.name] = call
                     if call.key is not None:
                         self._open[call.key][call.name] = call.usd
-                    self._started.setdefault(call.name, self._moment(_number(call.at)))
+                    self._started.setdefault(call.name, self._moment(call.at))
             case {"end": str(name)}:
                 self._close(name)
             case {"batch": dict(values)}:
-                batch = Batch(**_known(Batch, values))
-                batch = replace(batch, keys=tuple(batch.keys), usd=tuple(batch.usd))
+                batch = _batch_of(values)
                 self._batches[batch.name] = batch
             case {"stop": str(asked), "why": str(why)}:
                 self._stops.append((asked, why))
@@ -380,6 +378,39 @@ def answer_of(values: Mapping[str, Any]) -> Answer:
         reasoning_tokens=count("reasoning_tokens"),
         problem=text("problem") or unread,
     )
+
+
+def _call_of(values: Mapping[str, Any]) -> Call:
+    """A call as the store holds it.
+
+    Raises:
+        TypeError, ValueError: the values are not those of a call.
+    """
+    call = Call(**_known(Call, values))
+    _require_texts(call.name, call.judge, call.model)
+    _require_texts(*(text for text in (call.key,) if text is not None))
+    tokens, usd = _number(call.tokens), max(0.0, _number(call.usd))
+    return replace(call, at=_number(call.at), usd=usd, tokens=max(0, int(tokens)))
+
+
+def _batch_of(values: Mapping[str, Any]) -> Batch:
+    """A batch as the store holds it; raises as `_call_of` does."""
+    batch = Batch(**_known(Batch, values))
+    batch = replace(
+        batch,
+        keys=tuple(batch.keys),
+        usd=tuple(max(0.0, _number(price)) for price in batch.usd),
+        at=None if batch.at is None else _number(batch.at),
+    )
+    _require_texts(batch.name, batch.judge, batch.model, *batch.keys)
+    optional = (batch.call, batch.id, batch.endpoint, batch.file)
+    _require_texts(*(text for text in optional if text is not None))
+    return batch
+
+
+def _require_texts(*values: Any) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("not a text")
 
 
 def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
