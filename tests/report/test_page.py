@@ -98,7 +98,14 @@ def test_it_says_what_each_policy_forgets(text: str) -> None:
 
 
 def test_missing_verdicts_are_counted(text: str) -> None:
-    assert re.search(r"formula: \d+ verdicts missing, failed", text)
+    found = re.search(r"formula: (\d+) verdicts missing, failed. By turn: (.+)\.</p>", text)
+    assert found
+    turns = re.findall(r"turn (\d+): (\d+) of (\d+)", found[2])
+    assert [int(turn) for turn, _, _ in turns] == [4, 9, 14]
+    assert all(missing == replies for _, missing, replies in turns)
+    assert sum(int(missing) for _, missing, _ in turns) == int(found[1])
+    # Every cell misses the same turns, so there is nothing to warn of.
+    assert "Missing verdicts of" not in text
 
 
 def test_the_reliability_of_judges_is_shown(text: str) -> None:

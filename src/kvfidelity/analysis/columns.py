@@ -15,7 +15,7 @@ from kvfidelity.records.columns import ARTIFACTS, Integrity
 from kvfidelity.records.declaration import ColumnInfo, Dtype, columns
 
 #: Texts and lists of the artifacts; tables leave them out, for they must fit in memory.
-TURN_TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
+TURN_TEXTS = ("prompt", "message", "reply", "reference", "reference_token_nll")
 RECALL_TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
 #: The log's slots; tables say which tokens.
 SLOT_COLUMNS = ("slot_spans", "position_spans")
@@ -454,17 +454,46 @@ class VerdictMeans:
     n: Annotated[Dtype, "verdicts", "verdicts that the mean is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the mean is over"] = pl.Int64
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+    history_cut: Annotated[
+        Dtype, "replies", "replies whose judge was not shown the whole history"
+    ] = pl.Int64
+    messages_cut: Annotated[Dtype, "messages", "messages that were left out for them"] = pl.Int64
 
 
 class MissingVerdicts:
-    """How many verdicts are missing, by judge and reason."""
+    """How many verdicts are missing, by judge, reason and turn."""
 
     stage = "aggregate"
     judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
     status: Annotated[
         Dtype, "", "why: failed, refused, truncated, unparsable, not_measured, not_finite"
     ] = pl.String
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+    replies: Annotated[Dtype, "replies", "replies of that turn, with and without a verdict"] = (
+        pl.Int64
+    )
+
+
+class MissingByCell:
+    """Whether the share of missing verdicts depends on the cell."""
+
+    stage = "aggregate"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    fewest: Annotated[Dtype, "", "cell that misses the smallest share"] = pl.String
+    fewest_share: Annotated[Dtype, "share", "verdicts that it misses"] = pl.Float64
+    most: Annotated[Dtype, "", "cell that misses the largest share"] = pl.String
+    most_share: Annotated[Dtype, "share", "verdicts that it misses"] = pl.Float64
+    turns: Annotated[Dtype, "turns", "turns that every cell has a reply to; p is over them"] = (
+        pl.Int64
+    )
+    p: Annotated[
+        Dtype,
+        "",
+        "of Cochran's Q, by permutation within turns; missing if every cell misses the same turns",
+    ] = pl.Float64
 
 
 class OwnReplies:
@@ -621,8 +650,17 @@ class Costs:
     answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int64
     prompt_tokens: Annotated[Dtype, "tokens", "of requests, by the endpoint's count"] = pl.Int64
     completion_tokens: Annotated[Dtype, "tokens", "of answers, by the endpoint's count"] = pl.Int64
+    reasoning_tokens: Annotated[
+        Dtype, "tokens", "of reasoning, part of completion_tokens, by the endpoint's count"
+    ] = pl.Int64
     usd: Annotated[Dtype, "USD", "price of the answers when they came"] = pl.Float64
-    unpriced: Annotated[Dtype, "requests", "requests without a known price"] = pl.Int64
+    possible_usd: Annotated[
+        Dtype,
+        "USD",
+        "the most that may have been charged on top, for tries that were lost and for answers "
+        "without a count of tokens",
+    ] = pl.Float64
+    unpriced: Annotated[Dtype, "requests", "answered requests without a known price"] = pl.Int64
 
 
 class Jobs:
@@ -699,6 +737,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
     "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
+    "missing_by_cell": columns(MissingByCell),
     "own_replies": columns(Cell, OwnReplies),
     "prefill_overshoot": columns(PrefillOvershoot),
     "not_finite": columns(NotFinite),

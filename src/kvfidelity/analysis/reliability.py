@@ -104,7 +104,10 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
             continue
         for key, part in frame.group_by(keys, maintain_order=True):
             requests = part.drop_nulls("request").unique("request")
-            answered = requests.filter(pl.col("prompt_tokens").is_not_null())
+            answered = requests.filter(pl.col("answers") > 0)
+            unpriced = answered.filter(
+                pl.col("cost_usd").is_null() & pl.col("possible_usd").is_null()
+            )
             given = pl.col("status").is_in(["ok", "same"])
             rows.append(
                 dict(zip(keys, key, strict=True))
@@ -115,8 +118,10 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
                     "answers": answered["answers"].sum(),
                     "prompt_tokens": answered["prompt_tokens"].sum(),
                     "completion_tokens": answered["completion_tokens"].sum(),
+                    "reasoning_tokens": answered["reasoning_tokens"].sum(),
                     "usd": answered["cost_usd"].sum(),
-                    "unpriced": answered["cost_usd"].null_count(),
+                    "possible_usd": requests["possible_usd"].sum(),
+                    "unpriced": unpriced.height,
                 }
             )
     return pl.DataFrame(rows, table_schema("costs"))

@@ -49,7 +49,9 @@ TABLE_ROWS = {
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
     "verdict_means": "One row per judge and cell.",
-    "missing_verdicts": "One row per judge and reason.",
+    "missing_verdicts": "One row per judge, reason and turn.",
+    "missing_by_cell": "One row per judge and setting: whether missing verdicts depend on the "
+    "cell.",
     "own_replies": "One row per cell: the model's own replies after an eviction; of the baseline, "
     "all.",
     "prefill_overshoot": "One row per model, policy and threshold.",

@@ -24,6 +24,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "recall_by_depth",
         "verdict_means",
         "missing_verdicts",
+        "missing_by_cell",
         "own_replies",
         "prefill_overshoot",
         "not_finite",

@@ -31,7 +31,7 @@ from kvfidelity.analysis.statistics import (
     column_mean,
     weighted_mean,
 )
-from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
+from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
@@ -55,8 +55,8 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
-    window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
-        functions.
+    window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
+        prefill_overshoot: see their functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
 
     Raises:
@@ -130,6 +130,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "recall_by_depth": recall.by_depth(questions, options),
         "verdict_means": verdict_means(_after_eviction(named_verdicts, turns), options),
         "missing_verdicts": missing_verdicts(named_verdicts),
+        "missing_by_cell": missing_by_cell(named_verdicts, options),
         "own_replies": own_replies(turns, options),
         "prefill_overshoot": prefill_overshoot(turns),
         "not_finite": not_finite,

@@ -22,7 +22,7 @@ def load_tokenizer(directory: Path) -> Any:
     if stated.get("tokenizer_class") == GENERIC and "auto_map" not in stated:
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

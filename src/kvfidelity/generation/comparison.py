@@ -52,8 +52,19 @@ class BaselineComparer:
         own = plan.spec.replies == "own"
         self._cache = baseline.fork_at(baseline.starts[first].slots) if own else None
 
+    def predicted(self, turn: int) -> torch.Tensor | None:
+        """Hidden states of the baseline that a turn's reference reply is compared with; None with
+        own replies, and where memory ran out for the baseline."""
+        outcomes = self._baseline.outcomes
+        known = self._cache is None and turn < len(outcomes)
+        return outcomes[turn].predicted if known else None
+
     def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
-        """Compare a turn; with own replies every turn from `first` on must be given."""
+        """Compare a turn; with own replies every turn from `first` on must be given.
+
+        Args:
+            outcome: of a turn that was run with `predicted(turn)`.
+        """
         engine, reply = self._engine, outcome.reply
         opening = self._plan.segments[turn].opening_ids
         if self._cache is not None:
@@ -63,10 +74,9 @@ class BaselineComparer:
             hidden = hidden[len(opening) :]
             own = _mean_nll(engine, hidden, reply.ids if reply else ())
             return Comparison(own, self._after_baseline_history(turn, opening, reply), None)
-        if turn >= len(self._baseline.outcomes):
+        if turn >= len(self._baseline.outcomes) or outcome.kl_baseline is None:
             return Comparison(None, None, None)
-        predicted = self._baseline.outcomes[turn].predicted
-        kl = float(engine.kl_divergence(predicted, outcome.predicted).double().mean())
+        kl = float(outcome.kl_baseline.double().mean())
         nll = self._after_baseline_history(turn, opening, reply)
         return Comparison(nll, nll, kl)
 

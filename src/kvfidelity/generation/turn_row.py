@@ -78,7 +78,9 @@ def identity_columns(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any
 def _unmeasured(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
     text = plan.turns[turn]
     row = dict.fromkeys(TURNS) | identity_columns(plan, turn, shared=shared)
-    return row | {"prompt": text.user, "reference": text.assistant}
+    own = plan.dialogue.turns[turn].user
+    texts = {"prompt": text.user, "message": None if own == text.user else own}
+    return row | texts | {"reference": text.assistant}
 
 
 def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.metrics.positions import Integrity
 from kvfidelity.prefix.tensor_file import TensorFile
 
-#: Fields of an outcome that are not in the JSON: tensors, and evictions (a baseline has none).
-TENSOR_FIELDS = ("predicted", "reference_nll", "evictions")
+#: Fields of an outcome that are not in the JSON: tensors, and what a baseline does not have.
+TENSOR_FIELDS = ("predicted", "reference_nll", "kl_baseline", "evictions")
 
 
 def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
@@ -146,6 +146,7 @@ def _outcome(
         "reference_nll": stored[f"reference_nll.{turn}"]
         if entry.pop("has_reference_nll")
         else None,
+        "kl_baseline": None,
         "evictions": (),
     }
     return TurnOutcome(**entry | parsed)

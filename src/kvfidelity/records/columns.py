@@ -96,7 +96,10 @@ class TurnMeasures:
     batch_tokens_per_s: Annotated[Dtype, "tokens / s", "of all sequences decoded together"] = (
         pl.Float64
     )
-    prompt: Annotated[Dtype, "", "what the user says"] = pl.String
+    prompt: Annotated[Dtype, "", "what the user says, with needles"] = pl.String
+    message: Annotated[
+        Dtype, "", "what the user says in the dataset; missing where no needle changes it"
+    ] = pl.String
     reply: Annotated[Dtype, "", "the model's own reply; missing if none was generated"] = pl.String
     reference: Annotated[Dtype, "", "the dataset's reply"] = pl.String
     finish_reason: Annotated[
@@ -300,6 +303,18 @@ class Verdicts:
         pl.String
     )
     answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int32
+    reasoning_tokens: Annotated[
+        Dtype, "tokens", "of reasoning, part of completion_tokens, by the endpoint's count"
+    ] = pl.Int32
+    possible_usd: Annotated[
+        Dtype,
+        "USD",
+        "highest price of tries that were lost and of answers without a count of tokens, which may "
+        "have been charged on top of cost_usd; missing if there are none",
+    ] = pl.Float64
+    messages_cut: Annotated[
+        Dtype, "messages", "messages of the history left out to fit the judge's context"
+    ] = pl.Int32
 
 
 class CorruptedReply:

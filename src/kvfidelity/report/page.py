@@ -42,6 +42,7 @@ TABLES = (
     "evictions",
     "verdict_means",
     "missing_verdicts",
+    "missing_by_cell",
     "own_replies",
     "prefill_overshoot",
     "baselines",
@@ -127,7 +128,8 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         window_known=tables["window"].filter(kind="baseline").height > 0,
         verdicts=tables["verdict_means"].to_dicts(),
         own_replies=tables["own_replies"].to_dicts(),
-        missing_verdicts=tables["missing_verdicts"].to_dicts(),
+        missing_verdicts=missing_by_reason(tables["missing_verdicts"]),
+        missing_by_cell=tables["missing_by_cell"].to_dicts(),
         judge_tests=rows_by_measure(tables["reliability"]),
         comparisons=in_cell_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
@@ -150,6 +152,16 @@ def as_json(cells: Mapping[str, Any]) -> str:
 def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page's script finds a run by."""
     return {name: row[name] for name in CELL_COLUMNS}
+
+
+def missing_by_reason(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Missing verdicts by judge and reason, with the turns that they are of as text."""
+    of_turn = pl.format("turn {}: {} of {}", "turn", "missing", "replies")
+    return (
+        table.group_by("judge", "status", maintain_order=True)
+        .agg(pl.col("missing").sum(), turns=of_turn.str.join(", "))
+        .to_dicts()
+    )
 
 
 def inline_svg(svg: str) -> Markup:
