@@ -341,9 +341,9 @@ def _long_tail(left_out: Floats) -> int:
 
 def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
     """The interval with the end of a wider one on the side of the tail."""
-    low, high = wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
-    # The wider one may have no bound where the other one has.
-    return (None, None) if low is None or high is None else (low, high)
+    if None in wider:  # it may have no bound where the other one has
+        return ends
+    return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
 
 
 def _mean_interval(
