@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 from tests.worker.conftest import Workdir, write_pool
 from tests.worker.test_batch_server import same_runs
 
-ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "2"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
 FILES = ("turns", "evictions", "recall")
 

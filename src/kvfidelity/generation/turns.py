@@ -17,7 +17,7 @@ from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.sequence import Reply
 from kvfidelity.dialogues.segments import Segment
-from kvfidelity.metrics.positions import Integrity, integrity
+from kvfidelity.metrics.positions import Integrity, integrity, integrity_over_reply
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TurnOutcome:
     reference_nll, kl_baseline: of these tokens, in nats, fp32 [m] on the CPU; None for own replies,
     and the second also where there is no baseline.
     fed: those tokens, with the end of turn and, in front of an own reply, the segment's opening.
+    integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
     it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
     share the memory. concurrency: most runs that were active at once during the turn, this one
@@ -53,6 +54,7 @@ class TurnOutcome:
     reference_nll: Tensor | None
     kl_baseline: Tensor | None
     integrity: Integrity
+    integrity_at_end: Integrity
     evictions: tuple[Eviction, ...]
     slots_start: int
     slots_after_prompt: int
@@ -100,7 +102,7 @@ def run_turn(
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
     prompt_s = engine.now() - start_s
     last = hidden[-1:].clone()
-    integrity_now = measure_integrity(engine, cache)
+    before_reply, prompt_evictions = cache.slot_table.fork(), len(evictor.log)
     next_position = cache.slot_table.next_position
     on_prompt(cache)
 
@@ -120,13 +122,21 @@ def run_turn(
         predicted = torch.cat([last, rest[:-1]])
         nll, kl = engine.score(predicted, fed, baseline)
     evictions = tuple(evictor.log[evictions_before:])
+    lived = integrity_over_reply(
+        before_reply,
+        evictor.log[prompt_evictions:],
+        cache.slot_table.tokens_seen,
+        engine.frequencies,
+        engine.window,
+    )
     return TurnOutcome(
         fed=fed,
         predicted=predicted,
         reply=reply,
         reference_nll=nll,
         kl_baseline=kl,
-        integrity=integrity_now,
+        integrity=lived,
+        integrity_at_end=measure_integrity(engine, cache),
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
@@ -199,6 +209,8 @@ def _feed_reply(
             and evictor.policy.needs_scores
         ):
             stop -= 1  # the policy is asked next: the latest forward must be a decode step
+        elif cache.scores is not None and stop == len(ids) and stop - start > 1:
+            stop -= 1  # whoever asks after the reply sees its last token, as after decoding
         parts.append(engine.feed(cache, ids[start:stop]))
         evictor.step += stop - start
         start = stop

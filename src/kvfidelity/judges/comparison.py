@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.judges.json_text import without_surrogates
+
 BETTER, WORSE, TIE = "better", "worse", "tie"
 SCHEMA: dict[str, Any] = {
     "turn": pl.Int32,
@@ -25,6 +27,8 @@ SCHEMA: dict[str, Any] = {
     "cost_usd": pl.Float64,
     "request": pl.String,
     "answers": pl.Int32,
+    "reasoning_tokens": pl.Int32,
+    "possible_usd": pl.Float64,
 }
 #: Columns of comparisons of a good reply with its corruption of one `kind`.
 CORRUPTION_COMPARISONS: dict[str, Any] = {
@@ -62,6 +66,12 @@ class Comparison:
     cost_usd: float | None = None
     request: str | None = None
     answers: int | None = None
+    reasoning_tokens: int | None = None
+    possible_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason is not None:
+            object.__setattr__(self, "reason", without_surrogates(self.reason))
 
 
 def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:

@@ -37,9 +37,9 @@ def _read(file: Path) -> tuple[Any, Any]:
     """The model, with all weights as fp32, and the tokenizer."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.float32, output_loading_info=True
+            **source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
         reason = str(error).split("\n")[0]

@@ -126,6 +126,7 @@ def _outcome_fields(outcome: TurnOutcome) -> dict[str, Any]:
     return plain | {
         "reply": None if outcome.reply is None else asdict(outcome.reply),
         "integrity": asdict(outcome.integrity),
+        "integrity_at_end": asdict(outcome.integrity_at_end),
         "has_reference_nll": outcome.reference_nll is not None,
     }
 
@@ -140,6 +141,7 @@ def _outcome(
         "fed": tuple(entry["fed"]),
         "reply": reply,
         "integrity": Integrity(**entry["integrity"]),
+        "integrity_at_end": Integrity(**entry["integrity_at_end"]),
         "predicted": stored[f"predicted.{turn}"].to(device),
         "reference_nll": stored[f"reference_nll.{turn}"]
         if entry.pop("has_reference_nll")
