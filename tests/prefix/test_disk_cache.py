@@ -153,9 +153,8 @@ def test_a_disk_that_fills_up_in_the_middle_costs_a_line(
         disk_cache(engine, tmp_path).store("key", run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert capsys.readouterr().err.splitlines() == [
-        f"the baseline is not stored in {tmp_path}: [Errno 27] File too large"
-    ]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the baseline is not stored in {tmp_path}: [Errno 27] File too large")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""A judge kind and a dialogue format from files next to the configuration, in the smallest grids."""
+"""A judge kind and a dialogue format from files next to the configuration, in small grids."""
 
 from __future__ import annotations
 

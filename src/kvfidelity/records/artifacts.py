@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import re
-import shutil
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,8 +37,6 @@ TIMINGS = frozenset(
     }
 )
 PREFIX = "kvfidelity."
-#: Free bytes below which a table that could not be written has met a full disk.
-NEARLY_FULL = 1 << 20
 
 
 def write_parquet(
@@ -51,19 +46,11 @@ def write_parquet(
     entries = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
     entries |= metadata or {}
     prefixed = {PREFIX + key: entries[key] for key in sorted(entries)}
+    # Written by Python: polars loses the number of the system's error, such as that of a full disk.
+    content = io.BytesIO()
+    frame.write_parquet(content, metadata=prefixed)
     with replacing(path) as temporary:
-        try:
-            frame.write_parquet(temporary, metadata=prefixed)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            # polars wraps the system's error in its own, or loses its number
-            number = getattr(error, "errno", None)
-            if found := re.search(r"os error (\d+)", str(error)):
-                number = int(found[1])
-            elif number is None and shutil.disk_usage(path.parent).free < NEARLY_FULL:
-                number = errno.ENOSPC
-            if number is None:
-                raise
-            raise OSError(number, os.strerror(number), str(path)) from None
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
@@ -92,9 +79,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path} does not exist: run the workflow to make it")
     try:
         notes = pq.read_metadata(path).metadata or {}
-    except (pyarrow.ArrowException, OSError) as error:
+        texts = {key.decode(): value.decode() for key, value in notes.items()}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _corrupt_file(path, error) from None
-    texts = {key.decode(): value.decode() for key, value in notes.items()}
     return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
 
 
