@@ -62,6 +62,7 @@ from kvfidelity.pipeline.rule_params import (
     own_policy,
     needs_likelihood,
     report_settings,
+    shows_own_history,
     generation_parameters,
     source_entry,
     table_settings,
@@ -249,6 +250,12 @@ def comparisons():
 def baseline_turns(wildcards):
     key = RUN.format(**dict(wildcards.items()))
     return f"results/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
+
+
+def baseline_history(wildcards):
+    """The turns whose replies a judge is shown, where runs have histories of their own."""
+    shown = shows_own_history(SETTINGS, wildcards.judge)
+    return [baseline_turns(wildcards)] if shown else []
 
 
 def table_parameters(wildcards):

@@ -2,6 +2,7 @@ rule judge:
     input:
         turns=f"results/generate/{RUN}/turns.parquet",
         metrics=f"results/metrics/{RUN}/metrics.parquet",
+        baseline=baseline_history,
         rubric=rubric,
         batch_record=batch_record,
     output:
@@ -17,6 +18,7 @@ rule judge:
         spec=judge_spec,
     shell:
         "python workflow/scripts/judge.py --turns {input.turns:q} --metrics {input.metrics:q} "
+        "--baseline {input.baseline:q} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
         "--out {output.verdicts:q} > {log:q} 2>&1"

@@ -88,10 +88,11 @@ def clustered_mean(
     """Weighted mean over turns with an interval over dialogues.
 
     Each end is the outer one of the jackknife's and the studentised bootstrap's. Below
-    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From there on the end
-    towards which the dialogues are skewed is that of a higher level (SKEWED, RARER): a sample
-    seldom has the large values of a long tail, and its mean and its spread are then both too small,
-    so that a mean of 0 would be found below it in up to 10% of samples. There is no interval
+    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From
+    MIN_DIALOGUES_WITHIN on, which decide at 0 by this interval, the end towards which the dialogues
+    are skewed is that of a higher level (SKEWED, RARER): a sample seldom has the large values of a
+    long tail, and its mean and its spread are then both too small, so that a mean of 0 would be
+    found below it in up to 10% of samples. There is no interval
     where all dialogues have the same mean, or so many that the bootstrap has no bound: how far rare
     other values would move the mean cannot be seen.
 
@@ -123,11 +124,8 @@ def clustered_mean(
         )
         p = None
         if studentised is not None:
-            tail = _long_tail(left_out)
-            # The wider interval may have no bound where the other one has.
-            low, high = wider[0] if tail < 0 else low, wider[1] if tail > 0 else high
-            if low is None or high is None:
-                low = high = None
+            tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
+            (low, high), strict = (_reaching(ends, wider, tail) for ends in ((low, high), strict))
             p = _p_value(mean / error, len(sums), studentised)
             if p is not None and tail * mean < 0:
                 p = min(1.0, p * RARER)
@@ -339,6 +337,13 @@ def _long_tail(left_out: Floats) -> int:
     skewness = (influence**3).mean() / (influence**2).mean() ** 1.5
     clear = SKEWED * math.sqrt(6 / left_out.size)
     return int(skewness > clear) - int(skewness < -clear)
+
+
+def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
+    """The interval with the end of a wider one on the side of the tail."""
+    if None in wider:  # it may have no bound where the other one has
+        return ends
+    return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
 
 
 def _mean_interval(

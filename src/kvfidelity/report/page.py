@@ -16,7 +16,7 @@ from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
-from kvfidelity.analysis.statistics import MIN_DIALOGUES
+from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
@@ -113,6 +113,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         contrasts=tables["contrasts"].to_dicts(),
         contrasts_tested=tables["contrasts"]["p_holm"].is_not_null().any(),
         min_dialogues=MIN_DIALOGUES,
+        min_dialogues_within=MIN_DIALOGUES_WITHIN,
         predictors=[
             row | {"setting": f"{row['model']}, {row['dataset']}"}
             for row in tables["predictors"].to_dicts()
