@@ -28,6 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
+    # What is there already may be a link to somewhere else.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         with temporary.open("rb") as written:

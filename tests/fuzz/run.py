@@ -11,6 +11,7 @@ import io
 import json
 import math
 import random
+import socket
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from kvfidelity.bounded_json import parse_json  # noqa: E402
+from kvfidelity.dialogues.cleaning import other_roles, questions_of, turns_of  # noqa: E402
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations  # noqa: E402
 from kvfidelity.dialogues.formats.registry import known_formats  # noqa: E402
 from kvfidelity.errors import UserError  # noqa: E402
@@ -36,6 +37,7 @@ from kvfidelity.judges.json_text import parse_json as parse_foreign_json  # noqa
 from kvfidelity.judges.rubric import Rubric  # noqa: E402
 from kvfidelity.judges.store import AnswerStore  # noqa: E402
 from kvfidelity.worker.job import job_from  # noqa: E402
+from kvfidelity.worker.protocol import first_message  # noqa: E402
 
 CORPUS = ROOT / "tests/fuzz/corpus"
 RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
@@ -84,13 +86,30 @@ def records(content: bytes) -> None:
         file = Path(folder) / "data.json"
         file.write_bytes(content)
         for name in known_formats():
+            counts = SourceCounts()
             with contextlib.suppress(UserError):
-                list(read_conversations(file, name, SourceCounts()))
+                for conversation in read_conversations(file, name, counts):
+                    turns, _ = turns_of(conversation, counts.notes)
+                    json.dumps([asdict(turn) for turn in turns], ensure_ascii=False).encode()
+                    questions_of(conversation, turns)
+                    json.dumps(other_roles(conversation), ensure_ascii=False).encode()
+
+
+def parquet(content: bytes) -> None:
+    """A process for each, so few are tried: what is looked for is another error than a refusal."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.parquet"
+        file.write_bytes(content)
+        with contextlib.suppress(UserError):
+            list(read_conversations(file, "sharegpt", SourceCounts()))
 
 
 def messages(content: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        job_from(parse_json(content))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(content[:10_000] + b"\n")
+        with contextlib.suppress(ValueError):
+            job_from(first_message(theirs, 10).get("job"))
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -98,6 +117,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "completions": completions,
     "store_lines": store_lines,
     "records": records,
+    "parquet": parquet,
     "messages": messages,
 }
 
@@ -168,6 +188,8 @@ def fuzz(name: str, seconds: float) -> int:
     @given(damaged(seeds) | reshaped(seeds) | st.binary(max_size=200))
     def one_round(content: bytes) -> None:
         nonlocal tried
+        if time.monotonic() > deadline:
+            return
         tried += 1
         try:
             TARGETS[name](content)

@@ -154,6 +154,78 @@ def test_a_key_that_no_endpoint_takes_is_refused_unsent_and_unseen(
     assert key not in str(caught.value) and server.requests == []
 
 
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_an_empty_key_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("os.environ", {"TEST_KEY": key})
+    with Server(lambda *_: good()) as server, pytest.raises(UserError, match="needs its key"):
+        judge(server, tmp_path).judge([row(0)])
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("key", [" sk-1\n", "sk-1\r\n", "sk-1"])
+def test_what_a_shell_or_a_file_puts_around_a_key_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("os.environ", {"TEST_KEY": key})
+    with Server(lambda *_: good()) as server:
+        assert judge(server, tmp_path).judge([row(0)])[0].status == "ok"
+    assert server.keys == ["Bearer sk-1"]
+
+
+SECRET = "s3cr3t-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "must begin with https://"),
+        ("host:8000/v1", "must begin with https://"),
+        ("host/v1", "must begin with https://"),
+        ("//host/v1", "must begin with https://"),
+        ("ftp://host/v1", "must begin with https://"),
+        ("file:///etc/passwd", "must begin with https://"),
+        ("javascript:alert(1)", "must begin with https://"),
+        ("https://", "names no host"),
+        ("http:///v1", "names no host"),
+        ("https://host:99999/v1", "its port is not valid"),
+        ("https://host:x/v1", "its port is not valid"),
+        ("https://[::1/v1", "its host is not valid"),
+        ("https://ex..ample/v1", "no valid host name"),
+        (f"https://{'a' * 64}.example/v1", "no valid host name"),
+        ("https://host/v1\n", "line break"),
+        ("https://ho st/v1", "a space"),
+        ("https://host/v1\u2028", "line break"),
+        ("https://host/\x00v1", "such character"),
+        (f"https://user:{SECRET}@host/v1", "a user name or a password"),
+        (f"https://{SECRET}@host/v1", "a user name or a password"),
+        (f"https://host/v1?key={SECRET}", "a part after `?` or `#`"),
+        (f"https://host/v1#{SECRET}", "a part after `?` or `#`"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line(tmp_path: Path, url: str, message: str) -> None:
+    with Server(lambda *_: good()) as server, pytest.raises(UserError) as caught:
+        judge(server, tmp_path, base_url=url).judge([row(0)])
+    text = str(caught.value)
+    assert text.startswith("judge mine: base_url: ") and message in text and "\n" not in text
+    assert SECRET not in text and server.requests == []
+    assert AnswerStore(tmp_path).spent("mine") == 0
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "HTTP{}", "localhost"])
+def test_forms_of_an_address_reach_the_endpoint(tmp_path: Path, form: str) -> None:
+    with Server(lambda *_: good()) as server:
+        url = {
+            "{}": server.url,
+            "{}/": f"{server.url}/",
+            "HTTP{}": server.url.replace("http", "HTTP", 1),
+            "localhost": server.url.replace("127.0.0.1", "localhost"),
+        }[form]
+        assert judge(server, tmp_path, base_url=url).judge([row(0)])[0].status == "ok"
+    assert server.paths == ["/v1/chat/completions"]
+
+
 def test_a_variable_does_not_send_requests_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import subprocess
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,16 @@ def kept_line(**changes: Any) -> str:
     )
 
 
+def odd_call(**changes: Any) -> bytes:
+    call = {"name": "c", "judge": "k", "model": "m", "at": 1.0, "tokens": 3, "usd": 0.0}
+    return json.dumps({"begin": call | changes}).encode() + b"\n"
+
+
+def odd_batch(**changes: Any) -> bytes:
+    batch = {"name": "b", "judge": "k", "model": "m", "keys": ["b"], "call": None}
+    return json.dumps({"batch": batch | changes}).encode() + b"\n"
+
+
 #: Files of a store with the answer to "a", in forms that are read.
 READ: dict[str, bytes] = {
     "as written": kept_line().encode() + b"\n",
@@ -117,6 +129,25 @@ READ: dict[str, bytes] = {
     "an odd call before": b'{"begin": {"name": 1}}\n' + kept_line().encode() + b"\n",
     "an odd batch before": b'{"batch": {"keys": 7}}\n' + kept_line().encode() + b"\n",
     "a list before": b"[]\n" + kept_line().encode() + b"\n",
+    "NUL bytes before": bytes(512) + b"\n" + kept_line().encode() + b"\n",
+    "an answer that is a list before": b'{"key": "a", "answer": [1]}\n' + kept_line().encode(),
+    "a number as key before": b'{"key": 7, "answer": {}}\n' + kept_line().encode(),
+    "a call of a list before": odd_call(key=["a"]) + kept_line().encode(),
+    "a call of nobody before": odd_call(judge=None) + kept_line().encode(),
+    "a batch of lists before": odd_batch(keys=[["b"]]) + kept_line().encode(),
+    "a batch with a number as id before": odd_batch(id=7) + kept_line().encode(),
+    "a call of infinite size": odd_call(tokens=math.inf, usd=math.inf) + kept_line().encode(),
+    "a call that cost less than nothing": odd_call(usd=-5, judge="j") + kept_line().encode(),
+    "a batch of odd prices": odd_batch(usd=["x", -1], at="yesterday") + kept_line().encode(),
+    "an answer that cost less than nothing": kept_line(
+        answer={"content": "x", "usd": -5}, max_usd=-5
+    ).encode(),
+    "an answer of the future": kept_line(at=4e9).encode(),
+    "a failure of the same request": (
+        b'{"key": "a", "at": 0, "judge": "j", "failure": "x"}\n' + kept_line().encode()
+    ),
+    "another job's stop": b'{"stop": "k m here", "why": "judge k: no"}\n' + kept_line().encode(),
+    "a line that is being written": kept_line().encode() + b'\n{"key": "c", "answ',
 }
 
 
@@ -129,6 +160,8 @@ def test_a_store_file_is_read_whatever_stands_in_it(
     found = store.get("a")
     assert isinstance(found, Answer) and found.content == "x"
     assert store.spent("j") in (0.0, 0.5)
+    assert 0 <= store.spent("k") < math.inf
+    store.open_batches("k", "here")
     told = capsys.readouterr().err
     assert ("other.jsonl: a line is skipped" in told) == name.endswith("before")
     store.put("b", Answer("y", None, "stop", 1, 1), "j", "m")
@@ -143,52 +176,35 @@ def test_an_answer_in_a_form_of_another_version_is_not_paid_for_again(tmp_path: 
     assert isinstance(found, Answer) and "not read any more" in (found.problem or "")
 
 
-READ_ONLY = """
-import sys
-from pathlib import Path
-from kvfidelity.errors import UserError
-from kvfidelity.judges.requests import Limits
-from kvfidelity.judges.store import AnswerStore
-store = AnswerStore(Path(sys.argv[1]))
-print(store.get("a").content)
-try:
-    store.make_room("j", 1)
-except UserError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_a_read_only_store_gives_its_answers_and_nothing_is_asked(tmp_path: Path) -> None:
-    import sys
-
-    (tmp_path / "other.jsonl").write_text(kept_line() + "\n")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    try:
-        told = subprocess.run(
-            [sys.executable, "-B", "-c", READ_ONLY, str(tmp_path)],
-            user=65534,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except PermissionError:
-        pytest.skip("another user cannot run this Python")
-    assert told.stdout.startswith("x\n"), told.stderr
-    assert "cannot be written" in told.stdout and "nothing is asked" in told.stdout
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_that_fills_up_meanwhile_loses_no_answer(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of 4 MB at a folder; skips the test where none can be mounted."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_read_only_store_gives_its_answers_and_nothing_is_asked(tmp_path: Path) -> None:
+    with small_disk(tmp_path), Server(lambda *_: good(5)) as server:
+        key = judge(server, tmp_path).request(row(0), []).key
+        content = json.dumps({"reason": "x", "score": 5})
+        line = kept_line(key=key, answer={"content": content, "finish_reason": "stop"})
+        (tmp_path / "other.jsonl").write_text(line + "\n")
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        assert judge(server, tmp_path).judge([row(0)])[0].score == 5
+        with pytest.raises(UserError, match=r"cannot be written .*nothing is asked"):
+            judge(server, tmp_path).judge([row(0), row(1)])
+        assert server.requests == []
+
+
+def test_a_disk_that_fills_up_meanwhile_loses_no_answer(tmp_path: Path) -> None:
     filler = tmp_path / "filler"
 
     def behave(number: int, _: Any) -> Reply:
@@ -197,17 +213,14 @@ def test_a_disk_that_fills_up_meanwhile_loses_no_answer(tmp_path: Path) -> None:
                 pass
         return good()
 
-    try:
-        with Server(behave) as server:
-            pace = {"concurrency": 1}
-            with pytest.raises(UserError, match="has no room for answers"):
-                judge(server, tmp_path, pace=pace).judge([row(turn) for turn in range(40)])
-            paid = len(server.requests)
-            filler.unlink()
-            kept = [outcome for _, outcome in AnswerStore(tmp_path).answers()]
-            assert 1 <= paid == len(kept) < 40
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    with small_disk(tmp_path), Server(behave) as server:
+        pace = {"concurrency": 1}
+        with pytest.raises(UserError, match="has no room for answers"):
+            judge(server, tmp_path, pace=pace).judge([row(turn) for turn in range(40)])
+        paid = len(server.requests)
+        filler.unlink()
+        kept = [outcome for _, outcome in AnswerStore(tmp_path).answers()]
+        assert 1 <= paid == len(kept) < 40
 
 
 @pytest.mark.parametrize("jump", [-1e9, -100.0, 100.0, 1e9])

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kvfidelity.atomic_files import replacing, write_text
+from kvfidelity.atomic_files import replacing, temporary_path, write_text
 from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet, write_parquet
@@ -108,6 +108,16 @@ main_guard(fill)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("error: out of memory (or of address space, see `ulimit -v`)")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    file = tmp_path / "a.txt"
+    file.symlink_to(other)
+    temporary_path(file).symlink_to(other)
+    write_text(file, "new")
+    assert (file.is_symlink(), file.read_text(), other.read_text()) == (False, "new", "kept")
 
 
 @pytest.mark.parametrize("size", [0, 10, 300])

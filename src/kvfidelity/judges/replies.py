@@ -37,8 +37,8 @@ def read_replies(turns: Path, metrics: Path, baseline: Path | None = None) -> li
     Raises:
         UserError: an artifact is missing or damaged.
     """
-    rows = read_parquet(turns, kind="turns")
-    rows = _with_fed_reply(rows.join(read_parquet(metrics, kind="metrics"), on="turn"))
+    texts = read_parquet(metrics, kind="metrics")
+    rows = _with_fed_reply(read_parquet(turns, kind="turns").join(texts, on="turn"))
     if baseline is not None:
         history = {row["turn"]: row["fed_reply"] for row in read_turns(baseline)}
         # Where memory ran out for the baseline, there is nothing to compare a later reply with.
