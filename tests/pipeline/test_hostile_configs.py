@@ -74,6 +74,7 @@ def judge(**entry: Any) -> dict[str, Any]:
         (judge(api_key_env=[SECRET]), "judges.j.api_key_env: the value must be a text"),
         (judge(api_key=SECRET), "unknown key 'api_key'"),
         ({"verdict_store": ""}, "verdict_store"),
+        ({"judging": ["formula", "formula"]}, "judging: 'formula' is listed twice"),
     ],
 )
 def test_a_hostile_value_is_one_line(change: dict[str, Any], message: str) -> None:
