@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvfidelity.judges.dispatch import build_client
 from kvfidelity.judges.history import conversation, messages_cut, messages_of
+from kvfidelity.judges.kinds.openai import with_defaults
+from kvfidelity.judges.pairwise import PairwiseJudge
 from kvfidelity.judges.requests import Request
 from kvfidelity.judges.rubric import Rubric, rubric_parts
 from tests.judges.server import Server, completion, good
@@ -36,6 +39,7 @@ HISTORIES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(HISTORIES, st.integers(0, 3000))
 def test_whole_messages_are_cut_from_the_middle_and_the_text_says_so(
     history: list[dict[str, Any]], tokens: int
@@ -108,6 +112,27 @@ def test_a_request_fits_the_judges_context(tmp_path: Path, rubric: str) -> None:
     else:
         assert counts[0] == 0 and counts == sorted(counts) and counts[-1] > 0
         assert "prompt0 " in request_text(sent[11]) and "reply10 " in request_text(sent[11])
+
+
+def test_a_comparison_counts_what_was_cut(tmp_path: Path) -> None:
+    """The baseline's conversation is cut, at the same place for both orders."""
+    rows = [turn(number, 40) for number in range(12)]
+    own = [row | {"reply": f"own {row['reply']}"} for row in rows]
+    answer = completion(json.dumps({"reason": "x", "better": "tie"}))
+    entry = with_defaults({"model": "m", "api_key_env": None, "context_tokens": 2000})
+    with Server(lambda *_: answer) as server:
+        entry["base_url"] = server.url
+        rubric = Rubric.read(ROOT / "resources/rubrics/pairwise.md")
+        client = build_client("mine", entry, {}, tmp_path)
+        [found] = PairwiseJudge("mine", entry, rubric, client).compare([(own, rows)])
+    marks = [
+        int(told[1])
+        for request in server.requests
+        if (told := re.search(r"\[(\d+) messages are left out here\]", request_text(request)))
+    ]
+    assert [one.outcome for one in found] == ["tie"] * 12
+    assert found[0].messages_cut == 0 and found[-1].messages_cut
+    assert sorted(marks) == sorted(2 * [one.messages_cut for one in found if one.messages_cut])
 
 
 def test_without_a_limit_nothing_is_cut(tmp_path: Path) -> None:

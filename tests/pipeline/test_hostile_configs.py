@@ -82,6 +82,7 @@ def judge(**entry: Any) -> dict[str, Any]:
         ({"grid": {"seeds": [10**30]}}, "grid.seeds.0: the number has more than 64 bits"),
         ({"grid": {"seeds": list(range(100_000))}}, "grid.seeds: it has 100000 entries"),
         (dataset(count=float("inf")), ".nan and .inf are not allowed"),
+        ({"judging": ["formula", "formula"]}, "judging: 'formula' is listed twice"),
     ],
 )
 def test_a_hostile_value_is_one_line(change: dict[str, Any], message: str) -> None:

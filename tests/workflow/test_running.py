@@ -224,7 +224,8 @@ def test_a_second_configuration_is_laid_over_the_default(
     done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
-    (project.folder / "mine.yaml").write_text("policies: {attention_top: {keep_ratio: 1.5}}\n")
+    (project.folder / "mine.yaml").write_text("policies: {attention_top_99: {keep_ratio: 1.5}}\n")
     wrong = project.snakemake("-n", "--configfile", "mine.yaml")
-    message = "mine.yaml + config/config.yaml: policies.attention_top.keep_ratio: 1.5 is too large"
+    name = "policies.attention_top_99.keep_ratio"
+    message = f"mine.yaml + config/config.yaml: {name}: 1.5 is too large"
     assert message in wrong.stdout + wrong.stderr

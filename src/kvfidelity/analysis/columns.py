@@ -634,6 +634,10 @@ class Comparisons:
     tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
     order_decided: Annotated[Dtype, "pairs", "ties in which the order decided"] = pl.Int64
     missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
+    history_cut: Annotated[Dtype, "pairs", "pairs whose judge was not shown the whole history"] = (
+        pl.Int64
+    )
+    messages_cut: Annotated[Dtype, "messages", "messages that were left out for them"] = pl.Int64
 
 
 class Costs:

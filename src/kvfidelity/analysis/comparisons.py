@@ -54,6 +54,8 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
         row = dict(zip(keys, key, strict=True)) | counts
         row |= {"order_decided": int(given.select(_order_decided().sum()).item() or 0)}
         row |= {"missing": part.height - given.height, "n": given.height}
+        cut = part.filter(pl.col("messages_cut") > 0)
+        row |= {"history_cut": cut.height, "messages_cut": cut["messages_cut"].sum()}
         rows.append(row | _columns(column_share(given, _preference_value(), options, paired=True)))
     return pl.DataFrame(rows, table_schema("comparisons")).sort(keys)
 

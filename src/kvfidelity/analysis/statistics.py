@@ -34,7 +34,7 @@ MIN_DIALOGUES_WITHIN = 20
 MIN_DIALOGUES_ALIKE = 59
 #: Skewness of dialogues, in its standard errors, from which an interval reaches further on the side
 #: of the long tail, and by how much more rarely the mean may lie beyond that end.
-SKEWED, RARER = 0.4, 10
+SKEWED, RARER = 0.2, 20
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
 #: Elements of the largest array that resampling holds.

@@ -79,7 +79,8 @@ class PairwiseJudge:
         read = ask_with_retries(self._client, requests, self.entry["attempts"], _choice)
         sides = zip(read[::2], read[1::2], strict=True)
         return [
-            self._comparison(row, *both) for (row, _, _), both in zip(pairs, sides, strict=True)
+            self._comparison(row, history, *both)
+            for (row, _, history), both in zip(pairs, sides, strict=True)
         ]
 
     def _request(
@@ -90,8 +91,12 @@ class PairwiseJudge:
         parts = [*shown, ("first", one), ("second", two)]
         return judge_request(self.rubric, parts, self.entry)
 
-    def _comparison(self, row: Mapping[str, Any], one: Side, two: Side) -> Comparison:
-        usage_fields = usage([*one[1], *two[1]]) | {"request": f"{one[0].key} {two[0].key}"}
+    def _comparison(
+        self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]], one: Side, two: Side
+    ) -> Comparison:
+        first_cut, stop = history_cut(self.rubric, row, history, self.entry)
+        usage_fields = usage([*one[1], *two[1]]) | {"messages_cut": stop - first_cut}
+        usage_fields |= {"request": f"{one[0].key} {two[0].key}"}
         for _, _, choice in (one, two):
             if isinstance(choice, Missing):
                 return self._comparison_of(row, None, choice.status, choice.reason, **usage_fields)
