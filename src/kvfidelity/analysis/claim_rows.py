@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.own_replies import came_to_an_end
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS
 
@@ -42,10 +43,9 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere. Each row
     says its run's setting, see `run_settings`.
     """
-    complete = pl.when(finish_reason="eos").then(1.0).when(finish_reason="length").then(0.0)
     known = tables["turns"]
     if "finish_reason" in known.columns:
-        known = known.with_columns(complete=complete)
+        known = known.with_columns(complete=came_to_an_end().cast(pl.Float64))
     names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
     turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)))
     verdicts = tables["verdicts"]

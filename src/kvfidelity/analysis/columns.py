@@ -507,9 +507,14 @@ class OwnReplies:
         Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
     ] = pl.Float64
     high: Annotated[Dtype, "nats / token", "upper end of the interval"] = pl.Float64
-    n: Annotated[Dtype, "replies", "replies that the row is over"] = pl.Int64
+    n: Annotated[Dtype, "replies", "replies that the row is over, empty ones included"] = pl.Int64
+    empty: Annotated[Dtype, "replies", "replies without a token: they have no NLL and no words"] = (
+        pl.Int64
+    )
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
-    complete: Annotated[Dtype, "share", "replies that ended on their own"] = pl.Float64
+    complete: Annotated[Dtype, "share", "replies that ended on their own; an empty one did not"] = (
+        pl.Float64
+    )
     complete_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
     complete_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     rep_3: Annotated[Dtype, "share", "mean of turns.rep_3"] = pl.Float64

@@ -130,13 +130,14 @@ def verdict_table(means: pl.DataFrame) -> Content:
 def own_reply_table(replies: pl.DataFrame) -> Content:
     """The model's own replies per cell: NLL under the baseline's cache, repetition, overlap."""
     head = [*CELL_COLUMNS, "NLL", "interval", "rep-3", "echo", "chrF", "ended"]
-    head += ["replies", "dialogues"]
+    head += ["empty", "replies", "dialogues"]
     return head, [
         [
             *(str(row[name]) for name in CELL_COLUMNS),
             decimal(row["mean"]),
             interval(row, 2),
             *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf", "complete")),
+            str(row["empty"]),
             str(row["n"]),
             str(row["n_dialogues"]),
         ]
