@@ -626,7 +626,7 @@ class ComparisonJudge:
 
 
 class Comparisons:
-    """A cell's replies against those of the baseline on the same turn."""
+    """A cell's replies after an eviction against those of the baseline on the same turn."""
 
     stage = "judge_reliability"
     value: Annotated[Dtype, "-1 to 1", "share of better minus share of worse replies"] = pl.Float64
@@ -639,6 +639,9 @@ class Comparisons:
     tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
     order_decided: Annotated[Dtype, "pairs", "ties in which the order decided"] = pl.Int64
     missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns on which only one of the two has a reply: memory ran out"
+    ] = pl.Int64
     history_cut: Annotated[Dtype, "pairs", "pairs whose judge was not shown the whole history"] = (
         pl.Int64
     )

@@ -58,7 +58,7 @@ TABLE_ROWS = {
     "not_finite": "Measured values that are NaN or infinite. They count as missing in all tables.",
     "claims": "One row per claim and cell that it is about.",
     "reliability": "How far judges can be trusted: one row per measure.",
-    "comparisons": "One row per judge that compares and cell.",
+    "comparisons": "One row per judge that compares and cell: replies after an eviction.",
     "costs": "What judging cost.",
     "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }

@@ -31,13 +31,12 @@ from kvfidelity.analysis.statistics import (
     column_mean,
     weighted_mean,
 )
+from kvfidelity.analysis.unpaired import PAIRED, unpaired_turns
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, RunKey, run_keys
-
-PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
+from kvfidelity.records.grid import CELL_COLUMNS, RunKey, run_keys
 
 
 def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
@@ -190,11 +189,12 @@ def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     """One row per cell that evicted, over its turns after an eviction.
 
-    n_unpaired: turns that could not be compared because memory ran out, in this cell or in the
-    baseline.
+    n_unpaired: turns that could not be compared because memory ran out, or a value is not finite,
+    in this cell or in the baseline.
     """
     rows = []
-    unpaired = _unpaired(turns)
+    measured = pl.col("inside_window") & pl.col("reference_nll").is_not_null()
+    unpaired = unpaired_turns(turns, measured)
     for key, part in scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
         estimate = column_mean(part, pl.col("excess_nll"), pl.col("reference_tokens"), options)
         tokens = part["reference_tokens"]
@@ -208,26 +208,6 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
             | {name: part[name].mean() for name in INTEGRITY}
         )
     return pl.DataFrame(rows, table_schema("policies")).sort(CELL_COLUMNS)
-
-
-def _unpaired(turns: pl.DataFrame) -> dict[tuple[Any, ...], int]:
-    """Turns of each cell, after an eviction and inside the window, that one of the two has scored:
-    the cell or the baseline, memory having run out in the other."""
-    inside = turns.lazy().filter("inside_window", pl.col("reference_nll").is_not_null())
-    baseline = inside.filter(pl.col("kind") == BASELINE).select(PAIRED)
-    keys = ["dialogue", "seed", *CELL_COLUMNS]
-    without_baseline = inside.filter("after_eviction", pl.col("excess_nll").is_null())
-    failed = turns.lazy().filter(
-        pl.col("kind") != BASELINE, pl.col("finish_reason") == "out_of_memory"
-    )
-    not_reached = (
-        failed.select(*keys, "replies", failed_turn="turn")
-        .join(baseline, on=["model", "dataset", "dialogue", "seed", "replies"])
-        .filter(pl.col("turn") >= pl.col("failed_turn"))
-    )
-    both = pl.concat([part.select(CELL_COLUMNS) for part in (without_baseline, not_reached)])
-    counts = both.group_by(CELL_COLUMNS).len().collect()
-    return {row[:-1]: row[-1] for row in counts.rows()}
 
 
 def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
