@@ -53,3 +53,40 @@ def test_claims_and_the_table_agree_on_what_came_to_an_end() -> None:
     )
     ended = rows.select(came_to_an_end()).to_series().to_list()
     assert ended == [True, False, False, None, None]
+
+
+def test_the_ruined_history_of_a_run_does_not_make_its_replies_good() -> None:
+    """After its own ruined history a reply is as likely as the baseline's, 1 nat per token; after
+    the baseline's history it costs 3. The baseline's easier first turn is of no turn with an
+    eviction, and plays no part."""
+    rows = []
+    for dialogue in range(12):
+        own = 1 + dialogue / 100
+        rows += [turn(BASELINE, dialogue, 0, reply_nll_baseline_history=0.1)]
+        rows += [turn(BASELINE, dialogue, 1, reply_nll_baseline_history=own)]
+        rows += [turn(EVICTED, dialogue, 0, reply_nll_baseline_history=0.1)]
+        rows += [turn(EVICTED, dialogue, 1, reply_nll_baseline_history=own + 2 + dialogue / 50)]
+    base, evicted = own_replies(frame(rows), OPTIONS).sort("policy").to_dicts()
+    assert base["n"] == evicted["n"] == 12
+    assert base["history_nll"] == pytest.approx(1.055)
+    assert evicted["mean"] == pytest.approx(1)
+    assert evicted["history_nll"] == pytest.approx(3.165)
+    assert evicted["lost"] == pytest.approx(2.11) and evicted["lost_low"] > 2
+    assert (evicted["n_pairs"], evicted["n_unpaired"]) == (12, 0)
+    assert base["lost"] is None
+
+
+def test_replies_without_a_pair_are_counted() -> None:
+    """One reply is empty, memory runs out for one run, and for the baseline of another."""
+    none = {"reply_token_count": None, "reply_nll_baseline_history": None}
+    failed = none | {"finish_reason": "out_of_memory"}
+    rows = [turn(BASELINE, dialogue, number) for dialogue in range(3) for number in range(1, 4)]
+    rows = [row for row in rows if (row["dialogue"], row["turn"]) != ("002", 3)]
+    rows[-1] |= failed
+    rows += [turn(EVICTED, 0, number) for number in range(1, 4)]
+    rows[-1] |= {"reply_token_count": 0, "reply_nll_baseline_history": None}
+    rows += [turn(EVICTED, 1, 1), turn(EVICTED, 1, 2, **failed)]
+    rows += [turn(EVICTED, 2, number) for number in range(1, 4)]
+    found = own_replies(frame(rows), OPTIONS).filter(policy="gist").to_dicts()[0]
+    # 0: the empty one; 1: turns 2 and 3; 2: turns 2 and 3.
+    assert (found["n_pairs"], found["n_unpaired"], found["empty"]) == (4, 5, 1)

@@ -443,7 +443,7 @@ class VerdictJudge:
 
 
 class VerdictMeans:
-    """Mean verdict on the own replies of a cell, over all turns."""
+    """Mean verdict on own replies after an eviction, and on the baseline's of the same turns."""
 
     stage = "aggregate"
     mean: Annotated[Dtype, "1 to 10", "mean score"] = pl.Float64
@@ -453,6 +453,15 @@ class VerdictMeans:
     high: Annotated[Dtype, "1 to 10", "upper end of the interval"] = pl.Float64
     n: Annotated[Dtype, "verdicts", "verdicts that the mean is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the mean is over"] = pl.Int64
+    difference: Annotated[
+        Dtype, "points", "mean score minus the baseline's, over turns that have both"
+    ] = pl.Float64
+    difference_low: Annotated[Dtype, "points", "lower end of its interval"] = pl.Float64
+    difference_high: Annotated[Dtype, "points", "upper end of its interval"] = pl.Float64
+    n_pairs: Annotated[Dtype, "replies", "pairs of verdicts that difference is over"] = pl.Int64
+    n_unpaired: Annotated[Dtype, "turns", "turns on which only one of the two has a verdict"] = (
+        pl.Int64
+    )
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
     history_cut: Annotated[
         Dtype, "replies", "replies whose judge was not shown the whole history"
@@ -497,16 +506,36 @@ class MissingByCell:
 
 
 class OwnReplies:
-    """The model's own replies after an eviction, and all of the baseline."""
+    """The model's own replies after an eviction, and the baseline's of the same turns."""
 
     stage = "aggregate"
     mean: Annotated[
-        Dtype, "nats / token", "reply_nll_baseline: token-weighted mean; high if a reply is lost"
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline: token-weighted mean; with own replies a ruined history hides ruin",
     ] = pl.Float64
     low: Annotated[
         Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
     ] = pl.Float64
     high: Annotated[Dtype, "nats / token", "upper end of the interval"] = pl.Float64
+    history_nll: Annotated[
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline_history: token-weighted mean; high if a reply is lost",
+    ] = pl.Float64
+    history_nll_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    history_nll_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    lost: Annotated[
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline_history minus the baseline's of the same turn; turns count alike",
+    ] = pl.Float64
+    lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    n_pairs: Annotated[Dtype, "replies", "pairs of replies that lost is over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns on which only one of the two has such an NLL: empty, or no memory"
+    ] = pl.Int64
     n: Annotated[Dtype, "replies", "replies that the row is over, empty ones included"] = pl.Int64
     empty: Annotated[Dtype, "replies", "replies without a token: they have no NLL and no words"] = (
         pl.Int64

@@ -24,6 +24,7 @@ from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
+from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.statistics import (
     INTERVAL_OPTIONS,
@@ -31,7 +32,6 @@ from kvfidelity.analysis.statistics import (
     column_mean,
     weighted_mean,
 )
-from kvfidelity.analysis.unpaired import PAIRED, unpaired_turns
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
@@ -127,7 +127,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
-        "verdict_means": verdict_means(_after_eviction(named_verdicts, turns), options),
+        "verdict_means": verdict_means(named_verdicts, turns, options),
         "missing_verdicts": missing_verdicts(named_verdicts),
         "missing_by_cell": missing_by_cell(named_verdicts, options),
         "own_replies": own_replies(turns, options),
@@ -252,14 +252,6 @@ def _overshoot(top: pl.Expr) -> pl.Expr:
 def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
-
-
-def _after_eviction(verdicts: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts on turns after an eviction; of the baseline, on all turns."""
-    if verdicts.is_empty():
-        return verdicts
-    chosen = turns.filter(pl.col("after_eviction") | (pl.col("kind") == "baseline"))
-    return verdicts.join(chosen.select("run", "turn"), on=["run", "turn"], how="semi")
 
 
 def _floats(column: pl.Series) -> Floats:

@@ -1,4 +1,4 @@
-"""Turns that a cell cannot be compared on, because only one of cell and baseline has a value."""
+"""Turns of a cell and the same turns of its baseline, and those that only one of the two has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from kvfidelity.records.grid import BASELINE, CELL_COLUMNS
 
 #: What two rows share that are compared with each other.
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
+
+
+def compared_turns(turns: pl.DataFrame) -> pl.DataFrame:
+    """Turns after an eviction, and of the baseline those that some cell has after an eviction.
+
+    A mean over the baseline's other turns would be over an earlier part of the conversation. If
+    nothing evicts, all turns.
+    """
+    baseline = pl.col("kind") == BASELINE
+    evicted = turns.filter(~baseline, "after_eviction")
+    if evicted.is_empty():
+        return turns
+    same = turns.filter(baseline).join(evicted.select(PAIRED).unique(), on=PAIRED, how="semi")
+    return pl.concat([same, evicted])
+
+
+def with_baseline(turns: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The turns that have `column`, where the baseline has it too, as `baseline_value`."""
+    known = turns.filter(pl.col(column).is_not_null())
+    baseline = known.filter(kind=BASELINE).select(*PAIRED, baseline_value=column)
+    return known.join(baseline, on=PAIRED)
 
 
 def unpaired_turns(turns: pl.DataFrame, has_value: pl.Expr) -> dict[tuple[str, ...], int]:
