@@ -10,6 +10,7 @@ import torch
 from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
+from kvfidelity.metrics import reply_positions
 from kvfidelity.metrics.positions import Integrity, integrity
 from kvfidelity.metrics.reply_positions import NAMES, integrity_over_reply
 
@@ -68,6 +69,18 @@ def test_a_reply_is_the_mean_over_its_tokens(
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), abs=1e-9), name
 
 
+def test_what_has_no_closed_form_is_summed_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = SlotTable(PositionMode.STALE)
+    slots.append(60)
+    slots.keep(keep_set(60, 30, (1, 1), seed=0))
+    sums = reply_positions._sums
+    without = lambda *args: {k: v for k, v in sums(*args).items() if k != "collisions"}  # noqa: E731
+    wanted = integrity_over_reply(slots, [], 80, THETA, 40)
+    monkeypatch.setattr(reply_positions, "_sums", without)
+    found = integrity_over_reply(slots, [], 80, THETA, 40)
+    assert found.collisions == pytest.approx(wanted.collisions) and found.collisions > 0
+
+
 def test_the_first_tokens_of_a_conversation_are_sinks() -> None:
     for seen in range(6):
         slots = SlotTable(PositionMode.STALE)
@@ -104,6 +117,7 @@ def test_a_reply_without_tokens_is_measured_after_its_evictions() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
 def test_keep_sets_on_a_gpu_give_the_same() -> None:
     slots = SlotTable(PositionMode.STALE)
     slots.append(300)

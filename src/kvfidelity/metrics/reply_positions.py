@@ -1,7 +1,8 @@
 """Positional integrity over a whole reply: the mean of what each of its tokens meets.
 
 Between two evictions every token adds one slot, and everything else stays: the sums over the tokens
-have closed forms, so a stretch of any length costs about as much as one moment. With n slots,
+have closed forms, so a stretch of any length costs about as much as one moment. A field of
+`Integrity` that has none here is summed token by token. With n slots,
 T tokens seen and the next position q at its start, its token j (0-based) meets n + j slots, and
 
 - slot i of the n: effective offset e_i + j, and the same error as at the start (position and token
@@ -15,7 +16,7 @@ slots with d_i at or above an integer: one sort gives them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import torch
@@ -57,8 +58,14 @@ def integrity_over_reply(
     for until, eviction in moments:
         tokens = until - slots.tokens_seen
         if tokens:
-            for name, value in _sums(slots, tokens, frequencies, trained_window).items():
+            known = _sums(slots, tokens, frequencies, trained_window)
+            for name, value in known.items():
                 sums[name] += value
+            others = [name for name in NAMES if name not in known]
+            at_each = _one_by_one(slots, tokens, frequencies, trained_window) if others else ()
+            for moment in at_each:
+                for name in others:
+                    sums[name] += getattr(moment, name)
             slots.append(tokens)
         if eviction is not None:
             slots.keep(eviction.kept)
@@ -66,6 +73,15 @@ def integrity_over_reply(
         return integrity(slots, frequencies, trained_window)
     means = {name: value / total for name, value in sums.items()}
     return Integrity(**means, phase_distortion_weighted=None)
+
+
+def _one_by_one(
+    slots: SlotTable, tokens: int, frequencies: Tensor, window: int
+) -> Iterator[Integrity]:
+    slots = slots.fork()
+    for _ in range(tokens):
+        yield integrity(slots, frequencies, window)
+        slots.append(1)
 
 
 def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> dict[str, float]:
