@@ -475,7 +475,9 @@ class MissingVerdicts:
     stage = "aggregate"
     judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
     status: Annotated[
-        Dtype, "", "why: failed, refused, truncated, unparsable, not_measured, not_finite"
+        Dtype,
+        "",
+        "why: failed, refused, truncated, unparsable, not_measured, not_finite, no_history",
     ] = pl.String
     turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
