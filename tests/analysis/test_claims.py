@@ -237,6 +237,20 @@ def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(
     assert "does not vary" in row["reason"]
 
 
+def test_a_correlation_is_within_turns(tables: dict[str, pl.DataFrame]) -> None:
+    """A column that is the loss of a turn's mean cell orders no cells; pooled over turns it would
+    correlate. The loss with a sign turned is found."""
+    turn = ("dialogue", "seed", "turn")
+    turns = tables["turns"].with_columns(
+        chrf=pl.col("excess_nll").mean().over(turn), rouge_l=-pl.col("excess_nll")
+    )
+    about = {"of": {}, "direction": "below", "margin": 0.9, "correlated_with": "excess_nll"}
+    [row] = judged(tables | {"turns": turns}, quantity="chrf", **about)
+    assert (row["decision"], row["estimate"]) == ("not decided", None)
+    [row] = judged(tables | {"turns": turns}, quantity="rouge_l", **about)
+    assert row["estimate"] < -0.99 and row["n_dialogues"] == 24
+
+
 def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:
     with pytest.raises(UserError, match="no table holds a column 'exces_nll'"):
         judged(tables, quantity="exces_nll")

@@ -28,7 +28,7 @@ from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
 PAIRED = ("dialogue", "seed", "turn", "probe")
-UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
+UNDEFINED = "undefined: one of the two does not vary within turns, or no turn has three cells"
 NOTHING_LOST = "the quantity that the margin is a share of is not above 0"
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
@@ -246,20 +246,15 @@ def _mean(
 def _correlation(
     claim: Claim, rows: pl.DataFrame, identity: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    known = rows.filter(pl.col(str(claim.correlated_with)).is_not_null())
-    found = rank_correlation(
-        known[claim.quantity].cast(pl.Float64).to_numpy(),
-        known[str(claim.correlated_with)].cast(pl.Float64).to_numpy(),
-        known["dialogue"].to_numpy().astype(str),
-        confidence=options["confidence"],
-    )
+    other = str(claim.correlated_with)
+    known = rows.filter(pl.col(other).is_not_null())
     if known.is_empty():
         return
+    found = rank_correlation(known, claim.quantity, other, options)
+    if found["correlation"] is None:
+        found["n_dialogues"] = known["dialogue"].n_unique()
     blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
     blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
-    if found is None:
-        found = dict.fromkeys(("correlation", *ESTIMATED)) | {"n_turns": known.height}
-        found["n_dialogues"] = known["dialogue"].n_unique()
     yield blank | dict(identity) | found | {"estimate": found.pop("correlation")}
 
 
