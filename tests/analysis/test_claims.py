@@ -12,6 +12,7 @@ import pytest
 from kvfidelity.analysis.claims import Claim, evaluate_claims, read_claims
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
+from kvfidelity.report.paper_tables import cell_name
 from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
@@ -227,6 +228,34 @@ def test_a_claim_about_a_policy_that_was_not_run_is_not_decided(
     [row] = judged(tables, of={"kind": "h2o"})
     assert row["decision"] == "not tested here"
     assert row["n_dialogues"] == 0
+
+
+def test_a_claim_without_data_says_whether_runs_or_values_are_missing(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    about = {"tested_in": "config/paper.yaml"}
+    [row] = judged(tables, of={"kind": "h2o"}, **about)
+    missing_runs = "no run of this grid is at the claim's setting; config/paper.yaml tests it"
+    assert row["reason"] == missing_runs
+    [row] = judged(tables, minus={"kind": "h2o"}, **about)
+    assert row["reason"] == missing_runs
+    [row] = judged(tables, quantity="score.unknown", turns="all", **about)
+    assert (row["decision"], row["policy"]) == ("not tested here", None)
+    assert row["reason"] == (
+        "runs are at the claim's setting, but judge unknown gave no score on its turns"
+    )
+    [row] = judged(tables, quantity="reply_nll", turns="past_window", of={"kind": "h2o"})
+    assert row["reason"] == "no run of this grid is at the claim's setting"
+    unmeasured = tables["turns"].with_columns(chrf=pl.lit(None, pl.Float64))
+    [row] = judged(tables | {"turns": unmeasured}, quantity="chrf")
+    assert row["reason"] == "runs are at the claim's setting, but none has chrf on its turns"
+
+
+def test_a_claim_over_all_cells_of_a_mode_says_which(tables: dict[str, pl.DataFrame]) -> None:
+    [row] = judged(tables, of={"positions": "stale"}, pooled=True)
+    assert cell_name(row) == "all cells, stale"
+    [row] = judged(tables, of={}, pooled=True)
+    assert cell_name(row) == "all cells"
 
 
 def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(

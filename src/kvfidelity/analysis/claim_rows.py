@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -139,6 +139,28 @@ def matching(rows: pl.DataFrame, values: Mapping[str, Any]) -> pl.DataFrame:
         for name, value in values.items()
     ]
     return rows.filter(*chosen)
+
+
+def why_not_tested(
+    rows: pl.DataFrame,
+    asked: Sequence[Mapping[str, Any]],
+    quantity: str,
+    tested_in: str | None,
+) -> str:
+    """Why a claim has nothing to be decided from.
+
+    Args:
+        rows: of all runs.
+        asked: what the claim asks of its rows, and of those that it subtracts.
+        tested_in: the configuration that tests it.
+    """
+    if not all(matching(rows, values).height for values in asked):
+        where = f"; {tested_in} tests it" if tested_in else ""
+        return f"no run of this grid is at the claim's setting{where}"
+    if quantity.startswith("score."):
+        judge = quantity.removeprefix("score.")
+        return f"runs are at the claim's setting, but judge {judge} gave no score on its turns"
+    return f"runs are at the claim's setting, but none has {quantity} on its turns"
 
 
 def turns_of(turns: str, quantity: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from kvfidelity.analysis.claim_rows import (
     matching,
     observations,
     turns_of,
+    why_not_tested,
 )
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
@@ -132,8 +133,8 @@ def _evaluate(
     if not found:
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
-        where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
-        reason = f"no run of this grid is at the claim's setting{where}"
+        asked = [claim.rows_of(), *([claim.rows_of_minus()] if claim.minus else [])]
+        reason = why_not_tested(observed, asked, claim.quantity, claim.tested_in)
         yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 
@@ -156,6 +157,8 @@ def _estimates(
     columns = CELL_COLUMNS[:2] if claim.pooled else CELL_COLUMNS
     for key, part in chosen.sort(CELL_COLUMNS).group_by(columns, maintain_order=True):
         cell = dict.fromkeys(CELL_COLUMNS) | dict(zip(columns, key, strict=True))
+        if claim.pooled:
+            cell["positions"] = claim.of.get("positions")
         identity = cell | {"budget_tokens": _budget(part)}
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)

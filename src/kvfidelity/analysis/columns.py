@@ -580,7 +580,9 @@ class Claims:
     policy: Annotated[Dtype, "", "name of the policy; missing for a claim over all cells"] = (
         pl.String
     )
-    positions: Annotated[Dtype, "", "position mode; missing for a claim over all cells"] = pl.String
+    positions: Annotated[Dtype, "", "position mode; missing for a claim over all of them"] = (
+        pl.String
+    )
     threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
     against: Annotated[Dtype, "", "the cell that is subtracted"] = pl.String
     budget_tokens: Annotated[

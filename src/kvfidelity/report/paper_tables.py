@@ -239,9 +239,11 @@ def _share_of(row: Mapping[str, Any]) -> str:
 
 
 def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:
-    """ "gist, stale (half) minus attention_top, stale"; empty for a claim over all cells."""
+    """ "gist, stale (half) minus attention_top, stale", or "all cells, stale"; empty for a claim
+    without an estimate."""
     if row["policy"] is None:
-        return "all cells" if row["estimate"] is not None else ""
+        mode = f", {row['positions']}" if row["positions"] else ""
+        return f"all cells{mode}" if row["estimate"] is not None else ""
     shown = with_threshold and row["threshold"] != "none"
     threshold = f" ({row['threshold']})" if shown else ""
     positions = "" if row["threshold"] == "none" else f", {row['positions']}"
