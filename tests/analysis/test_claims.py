@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.claims import Claim, evaluate_claims, read_claims
+from kvfidelity.analysis.ratios import clustered_ratio
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
 from tests.analysis.empty import empty_tables
@@ -125,6 +126,41 @@ def test_prompts_as_long_as_half_of_the_threshold_test_c3(
     [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
     assert row["decision"] == decision
     assert (row["policy"], row["n_dialogues"]) == (None, 16)
+
+
+def test_the_interval_of_a_share_is_that_of_the_share(tables: dict[str, pl.DataFrame]) -> None:
+    """What positions cost is one nat and half of the loss: the share differs by dialogue."""
+    cost = pl.col("dialogue").cast(pl.Float64) / 8 + 0.5
+    loss = pl.when(positions="stale").then(cost).otherwise(cost / 2 - 1)
+    turns = tables["turns"].with_columns(excess_nll=loss)
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"], "margin_of": "of", "margin": 0.9}
+    [row] = judged(tables | {"turns": turns}, **asked)
+    kept = turns.filter(policy="attention_top", threshold="half", positions="stale")
+    kept = kept.filter("after_eviction", "inside_window")
+    weights = kept["reference_tokens"].to_numpy()
+    whole = np.average(kept["excess_nll"].to_numpy(), weights=weights)
+    assert row["estimate"] == pytest.approx(1 / whole + 0.5)
+    expected = clustered_ratio(
+        kept["excess_nll"].to_numpy() / 2 + 1,
+        kept["excess_nll"].to_numpy(),
+        weights,
+        kept["dialogue"].to_numpy().astype(str),
+        **OPTIONS,
+    )
+    for end in ("low", "high", "strict_low", "strict_high"):
+        assert row[end] == pytest.approx(getattr(expected, end))
+
+
+def test_nothing_is_a_share_of_a_loss_that_is_not_sure(tables: dict[str, pl.DataFrame]) -> None:
+    spread = (pl.col("dialogue").cast(pl.Float64) % 5 - 2) / 200
+    loss = pl.when(positions="stale").then(0.003 + spread).otherwise(spread - 0.05)
+    turns = tables["turns"].with_columns(excess_nll=loss)
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"], "margin_of": "of", "margin": 0.5}
+    [row] = judged(tables | {"turns": turns}, **asked)
+    assert (row["decision"], row["estimate"], row["low"]) == ("not decided", None, None)
+    assert row["reason"] == "the quantity that the margin is a share of is not surely above 0"
 
 
 def test_positions_are_compared_only_on_the_same_kept_tokens(

@@ -21,6 +21,7 @@ from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
+from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.statistics import column_mean, column_share
 from kvfidelity.errors import UserError
@@ -29,13 +30,12 @@ from kvfidelity.records.renamed import RENAMED_COLUMNS
 
 PAIRED = ("dialogue", "seed", "turn", "probe")
 UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
-NOTHING_LOST = "the quantity that the margin is a share of is not above 0"
+NOTHING_LOST = "the quantity that the margin is a share of is not surely above 0"
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
 #: Losses of recall against the baseline.
 LOSSES = ("recall_lost", "margin_lost")
-ENDS = ("low", "high", "strict_low", "strict_high")
-ESTIMATED = (*ENDS, "n_dialogues", "n_turns")
+ESTIMATED = ("low", "high", "strict_low", "strict_high", "n_dialogues", "n_turns")
 #: Share of own replies that came to an end.
 COMPLETE = "complete"
 #: `turns` that lie after an eviction.
@@ -205,42 +205,25 @@ def _mean(
 ) -> Iterator[dict[str, Any]]:
     weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
     blank = {"against": None, "against_budget_tokens": None}
-    reference = None
     if claim.margin_of:
-        # How far the value is beyond the margin's share of the reference, in units of the
-        # reference: the interval has what is uncertain about both.
         base = {"of": pl.col(claim.quantity), "minus": pl.col("other")}
-        share = base.get(claim.margin_of, pl.col(claim.margin_of))
-        reference = column_mean(rows, share, weight, options).mean
-        sign = -1 if claim.direction == "below" else 1
-        value = value - sign * claim.margin * share
-    if claim.quantity in RECALL_QUANTITIES and not claim.margin_of:
+        whole = base.get(claim.margin_of, pl.col(claim.margin_of))
+        found = asdict(column_ratio(rows, value, whole, weight, options))
+    elif claim.quantity in RECALL_QUANTITIES:
         found = asdict(estimate(rows, claim.quantity, value, options))
-    elif claim.quantity == COMPLETE and not claim.margin_of:
+    elif claim.quantity == COMPLETE:
         found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
     else:
         found = asdict(column_mean(rows, value, weight, options))
     kept = {name: found[name] for name in ESTIMATED}
-    if found["mean"] is None:
+    if not found["n_turns"] or (found["mean"] is None and not claim.margin_of):
         return
-    mean = found["mean"]
-    if claim.margin_of and (reference is None or reference <= 0):
-        yield {**blank, **identity, "estimate": None, **kept, **dict.fromkeys(ENDS)}
-        return
-    if reference is not None:
-        ends = {name: kept[name] for name in ENDS}
-        moved = {
-            name: None if end is None else end / reference + sign * claim.margin
-            for name, end in ({"mean": mean} | ends).items()
-        }
-        mean = moved.pop("mean")
-        kept |= moved
     if claim.quantity in LOSSES:
         # What the baseline does not know cannot be forgotten.
         chance = rows.select(pl.col("chance").mean()).item()
         right = column_share(rows, pl.col("recalled") + pl.col("recall_lost"), options)
         kept["baseline_at_chance"] = at_chance(right.low, chance)
-    yield {**blank, **identity, "estimate": mean, **kept}
+    yield {**blank, **identity, "estimate": found["mean"], **kept}
 
 
 def _correlation(

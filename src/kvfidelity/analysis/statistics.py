@@ -187,15 +187,15 @@ def column_mean(
     Args:
         options: confidence, resamples and seed, among others.
     """
-    return clustered_mean(*_columns(rows, value, weight), **_interval_options(options))
+    return clustered_mean(*column_arrays(rows, value, weight), **interval_options(options))
 
 
 def column_share(
     rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any], *, paired: bool = False
 ) -> Estimate:
     """`clustered_share` of an expression over a table's rows, which count alike."""
-    arrays = _columns(rows, value, pl.lit(1))
-    return clustered_share(*arrays, paired=paired, **_interval_options(options))
+    arrays = column_arrays(rows, value, pl.lit(1))
+    return clustered_share(*arrays, paired=paired, **interval_options(options))
 
 
 def share_interval(
@@ -411,7 +411,8 @@ def _p_value(statistic: float, clusters: int, studentised: Floats) -> float | No
     return finite(min(1.0, max(student, 2 * min(above, below))))
 
 
-def _columns(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
+def column_arrays(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
+    """Values, weights and dialogues of a table's rows, for `clustered_mean`."""
     chosen = rows.select(
         value=value.cast(pl.Float64), weight=weight.cast(pl.Float64), dialogue=pl.col("dialogue")
     )
@@ -419,5 +420,6 @@ def _columns(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, 
     return *arrays, chosen["dialogue"].to_numpy().astype(str)
 
 
-def _interval_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def interval_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the report's options those that an interval depends on."""
     return {name: options[name] for name in INTERVAL_OPTIONS}
