@@ -59,7 +59,7 @@ def own_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFra
     """The same losses in the model's own replies; past the window the baseline loses a nat."""
     results = tmp_path_factory.mktemp("own")
     chosen = settings(
-        16,
+        20,
         thresholds={"paper": THRESHOLDS["paper"]},
         grid={"positions": ["stale"]},
         session={"replies": "own"},
@@ -125,7 +125,7 @@ def test_prompts_as_long_as_half_of_the_threshold_test_c3(
     )
     [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
     assert row["decision"] == decision
-    assert (row["policy"], row["n_dialogues"]) == (None, 16)
+    assert (row["policy"], row["n_dialogues"]) == (None, 20)
 
 
 def test_the_interval_of_a_share_is_that_of_the_share(tables: dict[str, pl.DataFrame]) -> None:
@@ -161,6 +161,21 @@ def test_nothing_is_a_share_of_a_loss_that_is_not_sure(tables: dict[str, pl.Data
     [row] = judged(tables | {"turns": turns}, **asked)
     assert (row["decision"], row["estimate"], row["low"]) == ("not decided", None, None)
     assert row["reason"] == "the quantity that the margin is a share of is not surely above 0"
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-9])
+def test_equal_results_are_found_to_be_equal(
+    tables: dict[str, pl.DataFrame], difference: float
+) -> None:
+    [p3] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "P3"]
+    rounding = pl.col("dialogue").cast(pl.Float64) * difference
+    loss = pl.when(positions="stale").then(0.5 + rounding).otherwise(0.5)
+    changed = tables | {"turns": tables["turns"].with_columns(excess_nll=loss)}
+    [row] = evaluate_claims([p3], changed, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_dialogues"]) == ("supported", 24)
+    few = changed["turns"].filter(pl.col("dialogue") < "019")
+    [row] = evaluate_claims([p3], changed | {"turns": few}, OPTIONS).to_dicts()
+    assert row["decision"] == "not decided"
 
 
 def test_positions_are_compared_only_on_the_same_kept_tokens(

@@ -162,6 +162,18 @@ def test_one_dialogue_that_differs_gives_no_upper_bound() -> None:
     assert found.mean is not None and (found.low, found.high) == (None, None)
 
 
+def test_an_end_that_is_unbounded_is_not_replaced_by_a_nearer_one() -> None:
+    """Five of twenty dialogues differ: 95% has a bound, the level towards their long tail has
+    none."""
+    values, _, names = alike(0.0, 20)
+    values[:5] = [1, 2, 3, 4, 20]
+    found = clustered_mean(values, np.ones(20), names)
+    drawn = 0.75**20
+    assert (1 - 0.95) / 40 < drawn < 0.05 / 2
+    assert (found.low, found.high, found.strict_high) == (None, None, None)
+    assert found.largest == 20
+
+
 def test_a_large_dialogue_weighs_as_much_as_it_has_tokens() -> None:
     """Nineteen short dialogues without a loss cannot outvote a long one."""
     rng = np.random.default_rng(0)

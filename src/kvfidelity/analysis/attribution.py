@@ -97,11 +97,13 @@ def _cause(found: Mapping[str, Estimate]) -> tuple[str, str]:
         return decide(direction, margin, asdict(found[name]), strict=True)[0]
 
     lost = decided("stale", "above", MARGIN)
-    if lost == CONTRADICTED and dialogues >= MIN_DIALOGUES_WITHIN:
-        return "none", "the loss is surely small"
     if lost == CONTRADICTED:
-        least = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
-        return "undecided", f"{least} to say that a loss is small"
+        return "none", "the loss is surely small"
+    if lost != SUPPORTED and dialogues < MIN_DIALOGUES_WITHIN:
+        return "undecided", (
+            "the loss is not surely more than the margin; that it is small takes "
+            f"{MIN_DIALOGUES_WITHIN} dialogues"
+        )
     if lost != SUPPORTED:
         return "undecided", "the loss is not surely more than the margin"
     positions = decided("difference", "above", MARGIN) == SUPPORTED

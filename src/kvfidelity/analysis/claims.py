@@ -124,6 +124,7 @@ def _evaluate(
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
+            row.pop("largest", None)
             if row["estimate"] is None:
                 decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
             elif guessing:
@@ -215,7 +216,7 @@ def _mean(
         found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
     else:
         found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in ESTIMATED}
+    kept = {name: found[name] for name in (*ESTIMATED, "largest")}
     if not found["n_turns"] or (found["mean"] is None and not claim.margin_of):
         return
     if claim.quantity in LOSSES:
