@@ -130,9 +130,8 @@ def clustered_mean(
         if studentised is not None:
             tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
             shown, strict = (_reaching(ends, wider, tail) for ends in (shown, strict))
-            p = _p_value(mean / error, len(sums), studentised)
-            if p is not None and tail * mean < 0:
-                p = min(1.0, p * RARER)
+            rarer = RARER if tail * mean < 0 else 1
+            p = _p_value(mean / error, len(sums), studentised, rarer)
     (low, high), (strict_low, strict_high) = _bounded(shown), _bounded(strict)
     return replace(without, low=low, high=high, strict_low=strict_low, strict_high=strict_high, p=p)
 
@@ -408,14 +407,20 @@ def _draws(clusters: int, resamples: int, seed: int) -> Floats:
     return counts
 
 
-def _p_value(statistic: float, clusters: int, studentised: Floats) -> float | None:
-    """The larger of the two p that go with the two intervals of a mean."""
-    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1))
-    above, below = (
-        (1 + np.count_nonzero(beyond)) / (1 + studentised.size)
-        for beyond in (studentised >= statistic, studentised <= statistic)
+def _p_value(statistic: float, clusters: int, studentised: Floats, rarer: int) -> float | None:
+    """The larger of the two p that go with the two intervals of a mean.
+
+    Args:
+        rarer: by how much more rarely the mean may lie beyond the end of the interval at 0. Where
+            no resample lies beyond it, the bootstrap says only that p is below its resolution,
+            which no factor makes larger.
+    """
+    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1)) * rarer
+    beyond = min(
+        np.count_nonzero(studentised >= statistic), np.count_nonzero(studentised <= statistic)
     )
-    return finite(min(1.0, max(student, 2 * min(above, below))))
+    resampled = 2 * (1 + beyond) / (1 + studentised.size) * (rarer if beyond else 1)
+    return finite(min(1.0, max(student, resampled)))
 
 
 def column_arrays(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
