@@ -109,8 +109,8 @@ def test_the_projects_claims_on_planted_effects_in_own_replies(
     others = set(decided(rows, tested=False))
     assert others >= {"C1a", "C2", "C3", "C4a", "P1", "P2", "P6"}
     by_name = {row["claim"]: row for row in rows}
-    # Half of the turns are past the window: the baseline is at 1.5 nats, the run at 3.
-    assert by_name["C2-likelihood"]["estimate"] == pytest.approx(1, abs=0.05)
+    # The baseline is at 1 nat and the run at 3; past the window, at 2 nats, it is no measure.
+    assert by_name["C2-likelihood"]["estimate"] == pytest.approx(2, abs=0.1)
     assert "config/config.yaml tests it" in by_name["C2"]["reason"]
 
 
@@ -126,6 +126,22 @@ def test_prompts_as_long_as_half_of_the_threshold_test_c3(
     [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
     assert row["decision"] == decision
     assert (row["policy"], row["n_dialogues"]) == (None, 20)
+
+
+def test_a_long_prompt_and_a_high_cache_are_of_one_turn(
+    own_tables: dict[str, pl.DataFrame],
+) -> None:
+    """Only the first turn has a long prompt; the cache is highest in another."""
+    [c3] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "C3"]
+    own = np.linspace(0.9, 1.1, own_tables["turns"].height)
+    first = pl.col("turn") == 0
+    turns = own_tables["turns"].with_columns(
+        prompt_tokens=pl.when(first).then(260).otherwise(20).cast(pl.Int32),
+        turn_overshoot_share=pl.when(first).then(0.01).otherwise(0.3) * pl.Series(own),
+    )
+    [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_dialogues"]) == ("contradicted", 20)
+    assert row["estimate"] == pytest.approx(0.01, rel=0.1)
 
 
 def test_the_interval_of_a_share_is_that_of_the_share(tables: dict[str, pl.DataFrame]) -> None:
@@ -194,6 +210,32 @@ def test_positions_are_compared_only_on_the_same_kept_tokens(
     assert row["n_dialogues"] == 10
     [row] = judged(tables | {"dialogues": runs.with_columns(keep_sets=pl.col("run"))}, **asked)
     assert row["decision"] == "not tested here"
+
+
+def test_turns_that_one_side_lacks_are_counted(
+    tables: dict[str, pl.DataFrame], own_tables: dict[str, pl.DataFrame]
+) -> None:
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"]}
+    [whole] = judged(tables, **asked)
+    cell = (pl.col("policy") == "attention_top") & (pl.col("threshold") == "half")
+    last = pl.col("turn") == tables["turns"].filter("inside_window")["turn"].max()
+    stale = cell & last & (pl.col("positions") == "stale") & (pl.col("dialogue") < "003")
+    other = cell & last & (pl.col("positions") == "rerotated") & (pl.col("dialogue") == "003")
+    turns = tables["turns"].filter(~(stale | other))
+    [row] = judged(tables | {"turns": turns}, **asked)
+    assert (whole["n_unpaired"], row["n_unpaired"]) == (0, 4)
+    assert row["n_turns"] == whole["n_turns"] - 4
+    assert judged(tables)[0]["n_unpaired"] is None
+    [c2] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "C2-judge"]
+    [judged_whole] = evaluate_claims([c2], own_tables, OPTIONS).to_dicts()
+    ran = (pl.col("policy") == "attention_top") & (pl.col("dialogue") == "001")
+    last = own_tables["verdicts"].filter(ran, status="ok")["turn"].max()
+    lacking = own_tables["verdicts"].filter(~(ran & (pl.col("turn") == last)))
+    [row] = evaluate_claims([c2], own_tables | {"verdicts": lacking}, OPTIONS).to_dicts()
+    # The baseline has the turns before the first eviction too: they are no pairs that are missing.
+    assert (judged_whole["n_unpaired"], row["n_unpaired"]) == (0, 1)
+    assert row["n_turns"] == judged_whole["n_turns"] - 1
 
 
 def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> None:

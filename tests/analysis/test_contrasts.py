@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.attribution import attribution
+from kvfidelity.analysis.attribution import MOST, attribution
+from kvfidelity.analysis.claims import read_claims
 from kvfidelity.analysis.contrasts import contrasts
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.atomic_files import write_json
 from tests.analysis.synthetic import settings, write
 
+ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 400, "seed": 0}
 POLICIES = {"a": {"kind": "h2o"}, "top": {"kind": "attention_top"}, "z": {"kind": "streaming_llm"}}
 MODES = ("stale", "original", "rerotated")
@@ -132,6 +134,24 @@ def test_planted_losses_have_their_causes(cause: str) -> None:
     [row] = attribution(rows, frozenset(), OPTIONS).to_dicts()
     assert row["cause"] == cause, row["reason"]
     assert row["difference"] == pytest.approx(stale - rest, abs=0.06)
+
+
+def test_a_cause_is_named_by_one_cutoff_that_the_claims_share() -> None:
+    claims = {one.claim: one for one in read_claims(ROOT / "config/claims.yaml")}
+    assert {claims["P1"].margin, claims["P2"].margin} == {MOST}
+    most = scored({("z", "stale"): 2.0, ("z", "rerotated"): 2.0 * (0.97 - MOST)}, 24, noise=0.03)
+    less = scored({("z", "stale"): 2.0, ("z", "rerotated"): 2.0 * (1.05 - MOST)}, 24, noise=0.03)
+    assert attribution(most, frozenset(), OPTIONS)["cause"].item() == "positions"
+    assert attribution(less, frozenset(), OPTIONS)["cause"].item() == "both"
+
+
+def test_turns_of_one_position_mode_alone_are_counted_in_causes() -> None:
+    rows = scored({("z", "stale"): 2.0, ("z", "rerotated"): 0.0}, 12)
+    stale = (pl.col("positions") == "stale") & (pl.col("turn") > 1) & (pl.col("dialogue") < "003")
+    other = (pl.col("positions") == "rerotated") & (pl.col("turn") == 0)
+    kept = rows.filter(~stale & ~(other & (pl.col("dialogue") == "005")))
+    [row] = attribution(kept, frozenset(), OPTIONS).to_dicts()
+    assert (row["n_unpaired"], row["n_turns"]) == (7, 41)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,6 @@ def test_beyond_a_margin_the_strict_interval_decides() -> None:
     assert decided("above", 0, (0.1, 0.3), strict_ends=(-0.1, 0.5)) == "supported"
     few = MIN_DIALOGUES_WITHIN - 1
     assert decided("above", 0, (0.1, 0.3), few, strict_ends=(-0.1, 0.5)) == "not decided"
-    assert decided("above", 0, (0.1, 0.3), strict_ends=(-0.1, 0.5), strict=True) == "not decided"
 
 
 @pytest.mark.parametrize("direction", ["above", "below", "within"])

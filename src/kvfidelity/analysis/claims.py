@@ -118,9 +118,7 @@ def _evaluate(
             )
     found = False
     if claim.quantity in observed.columns:
-        known = observed.filter(pl.col(claim.quantity).is_not_null())
-        rows = turns_of(claim.turns, claim.quantity, known)
-        for row in _estimates(claim, rows, options):
+        for row in _estimates(claim, observed, options):
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
@@ -143,10 +141,11 @@ def _renamed(name: str) -> str:
 
 
 def _estimates(
-    claim: Claim, rows: pl.DataFrame, options: Mapping[str, Any]
+    claim: Claim, observed: pl.DataFrame, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    chosen = matching(rows, claim.rows_of())
-    if claim.turns in AFTER_EVICTION and claim.quantity not in WINDOW_CHANGES:
+    rows = observed.filter(pl.col(claim.quantity).is_not_null())
+    chosen = turns_of(claim.turns, claim.quantity, matching(rows, claim.rows_of()))
+    if _is_of_evicted_turns(claim):
         # What `turns_of` leaves of the baseline is there to be subtracted.
         chosen = chosen.filter("after_eviction")
     if claim.correlated_with:
@@ -161,23 +160,39 @@ def _estimates(
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
             continue
-        for against, pairs in _pairs(claim, part, rows, identity):
+        reached = matching(observed.filter("after_eviction"), claim.rows_of() | cell)
+        for against, pairs in _pairs(claim, part, rows, identity, reached):
             value = pl.col(claim.quantity) - pl.col("other")
             yield from _mean(claim, pairs, value, identity | against, options)
 
 
+def _is_of_evicted_turns(claim: Claim) -> bool:
+    return claim.turns in AFTER_EVICTION and claim.quantity not in WINDOW_CHANGES
+
+
 def _pairs(
-    claim: Claim, part: pl.DataFrame, rows: pl.DataFrame, identity: Mapping[str, Any]
+    claim: Claim,
+    part: pl.DataFrame,
+    rows: pl.DataFrame,
+    identity: Mapping[str, Any],
+    reached: pl.DataFrame,
 ) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
     """Rows of `part` with the quantity of each cell that is subtracted as `other`.
 
     The baseline has no threshold, so against it, or of it, cells pair whatever their threshold.
+
+    Args:
+        reached: turns of the cell after an eviction, with the quantity or without. Turns of the
+            baseline without such a partner are of no pair that is missing.
     """
     minus = claim.rows_of_minus()
     shared = ["model", "dataset", *claim.same]
     if BASELINE not in (minus.get("kind"), claim.of.get("kind")):
         shared.append("threshold")
     others = matching(rows, minus | {name: identity[name] for name in shared})
+    others = turns_of(claim.turns, claim.quantity, others)
+    if minus.get("kind") == BASELINE and _is_of_evicted_turns(claim):
+        others = others.join(reached, on=PAIRED, how="semi")
     for (policy, positions, threshold), other in others.group_by(
         "policy", "positions", "threshold", maintain_order=True
     ):
@@ -190,11 +205,13 @@ def _pairs(
             ),
             on=PAIRED,
         )
+        unpaired = part.height + other.height - 2 * pairs.height
         if claim.same_kept:
             pairs = pairs.filter(pl.col("keep_sets") == pl.col("other_keep_sets"))
         if pairs.height:
             name = policy if threshold == NO_THRESHOLD else f"{policy}, {positions}"
-            yield {"against": name, "against_budget_tokens": _budget(other)}, pairs
+            against = {"against": name, "against_budget_tokens": _budget(other)}
+            yield against | {"n_unpaired": unpaired}, pairs
 
 
 def _mean(
@@ -205,7 +222,7 @@ def _mean(
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
-    blank = {"against": None, "against_budget_tokens": None}
+    blank = {"against": None, "against_budget_tokens": None, "n_unpaired": None}
     if claim.margin_of:
         base = {"of": pl.col(claim.quantity), "minus": pl.col("other")}
         whole = base.get(claim.margin_of, pl.col(claim.margin_of))
@@ -239,7 +256,7 @@ def _correlation(
     )
     if known.is_empty():
         return
-    blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
+    blank = dict.fromkeys(("policy", "positions", "threshold", "against", "n_unpaired"))
     blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
     if found is None:
         found = dict.fromkeys(("correlation", *ESTIMATED)) | {"n_turns": known.height}

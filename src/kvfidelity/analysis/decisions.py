@@ -23,7 +23,6 @@ def decide(
     estimate: Mapping[str, Any],
     *,
     least: int = MIN_DIALOGUES,
-    strict: bool | None = None,
 ) -> tuple[str, str]:
     """ "supported", "contradicted" or "not decided", and why.
 
@@ -40,13 +39,11 @@ def decide(
     Args:
         estimate: low, high, strict_low, strict_high, n_dialogues and, of a mean, largest.
         least: dialogues that it takes; at least MIN_DIALOGUES.
-        strict: which interval decides; by default as above.
     """
     dialogues, least = estimate["n_dialogues"], max(least, MIN_DIALOGUES)
     if dialogues < least:
         return UNDECIDED, f"{dialogues} of the {least} dialogues that it takes"
-    if strict is None:
-        strict = margin != 0 or dialogues < MIN_DIALOGUES_WITHIN
+    strict = margin != 0 or dialogues < MIN_DIALOGUES_WITHIN
     kind = "strict_" if strict else ""
     low, high = estimate[f"{kind}low"], estimate[f"{kind}high"]
     largest = estimate.get("largest")
