@@ -25,6 +25,10 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     "lognormal": lambda rng, n: rng.lognormal(0, 1, n) / np.exp(0.5),
     "bimodal": lambda rng, n: 1 + rng.choice([-2.0, 2.0], n) + rng.normal(0, 0.5, n),
     "spike at zero": lambda rng, n: np.where(rng.random(n) < 0.8, 0.0, rng.exponential(5, n)),
+    # Losses are hardly ever exactly equal: then a spike has an interval.
+    "spike near zero": lambda rng, n: (
+        np.where(rng.random(n) < 0.8, 0.0, rng.exponential(5, n)) + rng.normal(0, 0.01, n)
+    ),
 }
 #: Shares: what a dialogue's questions have in common is normal on the logit scale, or all of it.
 SHARES: dict[str, Callable[[np.random.Generator, int], Floats]] = {

@@ -41,13 +41,17 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
     Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere. Each row
-    says its run's setting, see `run_settings`.
+    says its run's setting, see `run_settings`, and a turn its prompt per threshold as
+    `prompt_share`.
     """
     known = tables["turns"]
     if "finish_reason" in known.columns:
         known = known.with_columns(complete=came_to_an_end().cast(pl.Float64))
     names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
-    turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)))
+    prompt_share = pl.lit(None, pl.Float64)
+    if {"prompt_tokens", "threshold_tokens"} <= set(known.columns):
+        prompt_share = pl.col("prompt_tokens") / pl.col("threshold_tokens")
+    turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)), prompt_share=prompt_share)
     verdicts = tables["verdicts"]
     if verdicts.height and any(name.startswith("score.") for name in quantities):
         scores = verdicts.filter(pl.col("status") == "ok").with_columns(
@@ -87,8 +91,8 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
 
     trigger, replies. history: which queries the scores of an attention policy count. protected:
     whether it always keeps sinks or recent slots. retention: share of the cache that an eviction
-    keeps; missing where the policy keeps a number of tokens of its own. prompt_share: the longest
-    prompt per threshold. keep_sets: a digest of which tokens its evictions kept.
+    keeps; missing where the policy keeps a number of tokens of its own. keep_sets: a digest of
+    which tokens its evictions kept.
     """
     parameter = pl.col("parameters").str.json_path_match
     kind = pl.col("kind")
@@ -98,7 +102,7 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
         pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(DEFAULT_KEEP_RATIO),
     )
     pinned = [parameter(f"$.{name}").cast(pl.Float64).fill_null(0) for name in ("sinks", "recent")]
-    needed = ("parameters", "replies", "threshold_tokens", "prompt_tokens")
+    needed = ("parameters", "replies", "threshold_tokens")
     turns = turns.with_columns(
         pl.lit(None, pl.Float64 if name.endswith("tokens") else pl.String).alias(name)
         for name in needed
@@ -112,10 +116,9 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
                 for name in ("kind", "parameters", "trigger", "replies", "target_tokens")
             ],
             pl.col("threshold_tokens").first(),
-            prompt_share=pl.col("prompt_tokens").max() / pl.col("threshold_tokens").first(),
         )
         .select(
-            *("run", "trigger", "replies", "prompt_share"),
+            *("run", "trigger", "replies"),
             history=pl.coalesce(parameter("$.history"), latest),
             protected=pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(pinned[0] + pinned[1] > 0),
             retention=pl.when(pl.col("target_tokens").is_not_null())

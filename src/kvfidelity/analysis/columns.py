@@ -243,6 +243,9 @@ class Attribution:
     kept_spans: Annotated[Dtype, "", "contiguous stretches of kept tokens, mean"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimates are over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimates are over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns that only one of the two position modes has: not in the estimates"
+    ] = pl.Int64
 
 
 class Baselines:
@@ -611,6 +614,11 @@ class Claims:
     strict_high: Annotated[Dtype, "as the estimate", "upper end at that level"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns, or questions, that the estimate is over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype,
+        "turns",
+        "the same that only one of the two compared cells has; missing if one cell is not compared",
+    ] = pl.Int64
     reason: Annotated[Dtype, "", "reason of the decision"] = pl.String
 
 
