@@ -64,6 +64,7 @@ class Claim:
     pooled: bool = False
     correlated_with: str | None = None
     turns: str = "inside_window"
+    min_questions: int = 0
 
     def rows_of(self) -> dict[str, Any]:
         """What `of` and the setting together ask of a row."""
@@ -116,9 +117,12 @@ def _evaluate(
                 f"claim {claim.claim}: no table holds a column {name!r}"
                 f"{_renamed(name)}; see config/claims.yaml"
             )
-    found = False
+    found, lacking = False, "no run of this grid is at the claim's setting"
     if claim.quantity in observed.columns:
         for row in _estimates(claim, observed, options):
+            if row["n_turns"] < claim.min_questions:
+                lacking = f"{row['n_turns']} of the {claim.min_questions} questions that it takes"
+                continue
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
@@ -132,8 +136,7 @@ def _evaluate(
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
         where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
-        reason = f"no run of this grid is at the claim's setting{where}"
-        yield blank | _claim_columns(claim) | empty | {"reason": reason}
+        yield blank | _claim_columns(claim) | empty | {"reason": f"{lacking}{where}"}
 
 
 def _renamed(name: str) -> str:
