@@ -16,7 +16,7 @@ import numpy as np
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
 from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, clustered_share
 
-SIZES = (3, 6, 10, 20, 40, 64)
+SIZES = (3, 6, 10, 15, 20, 40, 64)
 TURNS = 4
 #: Every mean is 1, so that a margin of 1 is the truth.
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Floats]] = {

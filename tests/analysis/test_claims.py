@@ -14,6 +14,7 @@ from kvfidelity.analysis.ratios import clustered_ratio
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
 from kvfidelity.report.paper_tables import cell_name
+from kvfidelity.strict_yaml import read_yaml
 from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
@@ -271,6 +272,31 @@ def test_what_the_baseline_guesses_is_not_forgotten(tables: dict[str, pl.DataFra
         "not decided",
         "the baseline itself may be guessing",
     )
+
+
+def test_questions_that_are_too_few_do_not_test_a_claim(tables: dict[str, pl.DataFrame]) -> None:
+    of = {"kind": "sliding_window_gist", "positions": "stale", "depth": "middle"}
+    asked = {"quantity": "margin_lost", "of": of, "turns": "after_eviction", "margin": 0.1}
+    [row] = judged(tables, **asked)
+    number = row["n_turns"]
+    [enough] = judged(tables, min_questions=number, **asked)
+    assert enough == row and row["decision"] == "supported"
+    [few] = judged(tables, min_questions=number + 1, tested_in="elsewhere.yaml", **asked)
+    assert (few["decision"], few["estimate"]) == ("not tested here", None)
+    assert few["reason"] == (
+        f"{number} of the {number + 1} questions that it takes; elsewhere.yaml tests it"
+    )
+
+
+def test_the_default_run_asks_too_few_questions_for_p6_and_its_experiment_enough() -> None:
+    [p6] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "P6"]
+    default = read_yaml(ROOT / "config/config.yaml")
+    per_depth = default["session"]["recall"]["needles_per_depth"]
+    [dialogues] = default["datasets"].values()
+    assert dialogues["count"] * per_depth < p6.min_questions
+    small = read_yaml(ROOT / str(p6.tested_in))
+    assert "session" not in small
+    assert small["datasets"]["sharegpt-2k"]["count"] * per_depth >= p6.min_questions
 
 
 def test_a_model_that_knows_nothing_decides_nothing(tables: dict[str, pl.DataFrame]) -> None:

@@ -89,15 +89,27 @@ def test_verdicts_that_are_missing_everywhere_or_by_chance_are_no_sign() -> None
     assert missing_by_cell(verdicts(lambda *_: "ok"), OPTIONS).is_empty()
 
 
+def test_one_dialogue_is_one_observation() -> None:
+    """Ten turns of one policy in one dialogue: by chance one of three policies has them all."""
+
+    def one_dialogue(policy: str, dialogue: int, turn: int) -> str:
+        return "failed" if policy == "gist" and dialogue == 2 else "ok"
+
+    [found] = missing_by_cell(verdicts(one_dialogue), OPTIONS).to_dicts()
+    assert (found["most_share"], found["p"]) == (pytest.approx(1 / DIALOGUES), 1)
+
+
 def test_p_is_that_of_cochrans_q() -> None:
-    """Against chi-squared with two degrees of freedom, which Q tends to."""
+    """Of dialogues of one turn, against chi-squared with two degrees of freedom, which Q tends
+    to."""
     drawn = random.Random(1)
 
     def status(policy: str, dialogue: int, turn: int) -> str:
         return "failed" if drawn.random() < (0.4 if policy == "gist" else 0.25) else "ok"
 
     frame = verdicts(status)
-    [found] = missing_by_cell(frame, OPTIONS | {"resamples": 4000}).to_dicts()
+    alone = frame.with_columns(dialogue=pl.concat_str("dialogue", "turn", separator="-"))
+    [found] = missing_by_cell(alone, OPTIONS | {"resamples": 4000}).to_dicts()
     absent = frame.with_columns(absent=(pl.col("status") != "ok").cast(pl.Int64))
     table = absent.pivot("policy", index=["dialogue", "turn"], values="absent")
     rows = table.drop("dialogue", "turn").to_numpy()

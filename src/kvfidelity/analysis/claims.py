@@ -65,6 +65,7 @@ class Claim:
     pooled: bool = False
     correlated_with: str | None = None
     turns: str = "inside_window"
+    min_questions: int = 0
 
     def rows_of(self) -> dict[str, Any]:
         """What `of` and the setting together ask of a row."""
@@ -117,9 +118,14 @@ def _evaluate(
                 f"claim {claim.claim}: no table holds a column {name!r}"
                 f"{_renamed(name)}; see config/claims.yaml"
             )
-    found = False
+    found, too_few = False, ""
     if claim.quantity in observed.columns:
         for row in _estimates(claim, observed, options):
+            if row["n_turns"] < claim.min_questions:
+                where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
+                questions = f"{row['n_turns']} of the {claim.min_questions} questions"
+                too_few = f"{questions} that it takes{where}"
+                continue
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
@@ -133,7 +139,7 @@ def _evaluate(
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
         asked = [claim.rows_of(), *([claim.rows_of_minus()] if claim.minus else [])]
-        reason = why_not_tested(observed, asked, claim.quantity, claim.tested_in)
+        reason = too_few or why_not_tested(observed, asked, claim.quantity, claim.tested_in)
         yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 

@@ -506,7 +506,7 @@ class MissingByCell:
     p: Annotated[
         Dtype,
         "",
-        "of Cochran's Q, by permutation within turns; missing if every cell misses the same turns",
+        "of Cochran's Q, by permutation within dialogues; missing if no dialogue tells cells apart",
     ] = pl.Float64
 
 

@@ -85,8 +85,8 @@ def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.Da
 
     A mean over the verdicts that are there can then differ between cells without any difference
     between replies. `p` is that of Cochran's Q (Biometrika 1950) over the turns that every cell has
-    a reply to, by permutation of the cells within each turn. Without a missing verdict there is no
-    row.
+    a reply to, by permutation of the cells within each dialogue: its turns are not independent.
+    Without a missing verdict there is no row.
 
     Args:
         verdicts: the table of that name; without a column if no judge was run.
@@ -96,7 +96,7 @@ def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.Da
     if verdicts.is_empty():
         return pl.DataFrame(schema=schema)
     judged = verdicts.filter(pl.col("status") != "no_reply").with_columns(
-        absent=(pl.col("status") != "ok").cast(pl.Int8),
+        absent=(pl.col("status") != "ok").cast(pl.Int64),
         cell=pl.concat_str("policy", "positions", "threshold", separator=" "),
     )
     keys = ("judge", "model", "dataset")
@@ -106,7 +106,9 @@ def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.Da
             continue
         of_cell = part.group_by("cell").agg(share=pl.col("absent").mean()).sort("share", "cell")
         blocks = part.pivot("cell", index=["dialogue", "seed", "turn"], values="absent")
-        paired = blocks.drop("dialogue", "seed", "turn").drop_nulls().to_numpy()
+        blocks = blocks.drop_nulls()
+        # Seeds of one dialogue are one observation too.
+        sums = blocks.drop("seed", "turn").group_by("dialogue", maintain_order=True).sum()
         rows.append(
             dict(zip(keys, key, strict=True))
             | {
@@ -114,8 +116,8 @@ def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.Da
                 "fewest_share": of_cell["share"][0],
                 "most": of_cell["cell"][-1],
                 "most_share": of_cell["share"][-1],
-                "turns": len(paired),
-                "p": _p_of_equal_columns(paired, options),
+                "turns": blocks.height,
+                "p": _p_of_equal_columns(sums.drop("dialogue").to_numpy(), options),
             }
         )
     return pl.DataFrame(rows, schema).sort(keys)
@@ -125,9 +127,9 @@ def _p_of_equal_columns(blocks: np.ndarray[Any, Any], options: Mapping[str, Any]
     """P of Cochran's Q by permutation; None if no block tells the columns apart.
 
     Args:
-        blocks: 0 or 1, [turns, cells].
+        blocks: how many verdicts are missing, [dialogues, cells].
     """
-    mixed = blocks[(blocks.sum(1) > 0) & (blocks.sum(1) < blocks.shape[1])].astype(np.float64)
+    mixed = blocks[np.ptp(blocks, axis=1) > 0].astype(np.float64)
     if not len(mixed):
         return None
     rng = np.random.default_rng(options["seed"])

@@ -178,8 +178,8 @@ FIGURES = (
         section="cost",
         category="Cost",
         alt_text="Seconds per turn by policy, split into prefill, scoring, eviction and decoding",
-        caption="Mean seconds per turn on this machine with 95% t-intervals over turns, each part "
-        "on its own axis. Turns computed once for all policies, and those whose replies were "
+        caption="Mean seconds per turn on this machine with 95% t-intervals over dialogues, each "
+        "part on its own axis. Turns computed once for all policies, and those whose replies were "
         "decoded together with others (session.batch_size), are left out. Decoding is over turns "
         "with an own reply.",
     ),
