@@ -16,7 +16,7 @@ import numpy as np
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
 from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, clustered_share
 
-SIZES = (3, 6, 10, 20, 40, 64)
+SIZES = (3, 6, 10, 15, 20, 40, 64)
 TURNS = 4
 #: Every mean is 1, so that a margin of 1 is the truth.
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
@@ -25,6 +25,10 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     "lognormal": lambda rng, n: rng.lognormal(0, 1, n) / np.exp(0.5),
     "bimodal": lambda rng, n: 1 + rng.choice([-2.0, 2.0], n) + rng.normal(0, 0.5, n),
     "spike at zero": lambda rng, n: np.where(rng.random(n) < 0.8, 0.0, rng.exponential(5, n)),
+    # Losses are hardly ever exactly equal: then a spike has an interval.
+    "spike near zero": lambda rng, n: (
+        np.where(rng.random(n) < 0.8, 0.0, rng.exponential(5, n)) + rng.normal(0, 0.01, n)
+    ),
 }
 #: Shares: what a dialogue's questions have in common is normal on the logit scale, or all of it.
 SHARES: dict[str, Callable[[np.random.Generator, int], Floats]] = {

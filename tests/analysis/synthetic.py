@@ -209,6 +209,7 @@ def turn_rows(
                 "kl_baseline": max(0.0, extra),
                 "reply_nll": 1.0,
                 "reply_nll_baseline": 1.0 + cost,
+                "reply_nll_baseline_history": 1.0 + cost,
                 "retained_share": after / (seen + PROMPT),
                 "kept_spans": 2.0 if evicted else 1.0,
                 "future_share": min(1.0, distortion),

@@ -10,8 +10,11 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.claims import Claim, evaluate_claims, read_claims
+from kvfidelity.analysis.ratios import clustered_ratio
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.errors import UserError
+from kvfidelity.report.paper_tables import cell_name
+from kvfidelity.strict_yaml import read_yaml
 from tests.analysis.empty import empty_tables
 from tests.analysis.synthetic import settings, write
 
@@ -58,7 +61,7 @@ def own_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFra
     """The same losses in the model's own replies; past the window the baseline loses a nat."""
     results = tmp_path_factory.mktemp("own")
     chosen = settings(
-        16,
+        20,
         thresholds={"paper": THRESHOLDS["paper"]},
         grid={"positions": ["stale"]},
         session={"replies": "own"},
@@ -108,8 +111,8 @@ def test_the_projects_claims_on_planted_effects_in_own_replies(
     others = set(decided(rows, tested=False))
     assert others >= {"C1a", "C2", "C3", "C4a", "P1", "P2", "P6"}
     by_name = {row["claim"]: row for row in rows}
-    # Half of the turns are past the window: the baseline is at 1.5 nats, the run at 3.
-    assert by_name["C2-likelihood"]["estimate"] == pytest.approx(1, abs=0.05)
+    # The baseline is at 1 nat and the run at 3; past the window, at 2 nats, it is no measure.
+    assert by_name["C2-likelihood"]["estimate"] == pytest.approx(2, abs=0.1)
     assert "config/config.yaml tests it" in by_name["C2"]["reason"]
 
 
@@ -124,7 +127,73 @@ def test_prompts_as_long_as_half_of_the_threshold_test_c3(
     )
     [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
     assert row["decision"] == decision
-    assert (row["policy"], row["n_dialogues"]) == (None, 16)
+    assert (row["policy"], row["n_dialogues"]) == (None, 20)
+
+
+def test_a_long_prompt_and_a_high_cache_are_of_one_turn(
+    own_tables: dict[str, pl.DataFrame],
+) -> None:
+    """Only the first turn has a long prompt; the cache is highest in another."""
+    [c3] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "C3"]
+    own = np.linspace(0.9, 1.1, own_tables["turns"].height)
+    first = pl.col("turn") == 0
+    turns = own_tables["turns"].with_columns(
+        prompt_tokens=pl.when(first).then(260).otherwise(20).cast(pl.Int32),
+        turn_overshoot_share=pl.when(first).then(0.01).otherwise(0.3) * pl.Series(own),
+    )
+    [row] = evaluate_claims([c3], own_tables | {"turns": turns}, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_dialogues"]) == ("contradicted", 20)
+    assert row["estimate"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_the_interval_of_a_share_is_that_of_the_share(tables: dict[str, pl.DataFrame]) -> None:
+    """What positions cost is one nat and half of the loss: the share differs by dialogue."""
+    cost = pl.col("dialogue").cast(pl.Float64) / 8 + 0.5
+    loss = pl.when(positions="stale").then(cost).otherwise(cost / 2 - 1)
+    turns = tables["turns"].with_columns(excess_nll=loss)
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"], "margin_of": "of", "margin": 0.9}
+    [row] = judged(tables | {"turns": turns}, **asked)
+    kept = turns.filter(policy="attention_top", threshold="half", positions="stale")
+    kept = kept.filter("after_eviction", "inside_window")
+    weights = kept["reference_tokens"].to_numpy()
+    whole = np.average(kept["excess_nll"].to_numpy(), weights=weights)
+    assert row["estimate"] == pytest.approx(1 / whole + 0.5)
+    expected = clustered_ratio(
+        kept["excess_nll"].to_numpy() / 2 + 1,
+        kept["excess_nll"].to_numpy(),
+        weights,
+        kept["dialogue"].to_numpy().astype(str),
+        **OPTIONS,
+    )
+    for end in ("low", "high", "strict_low", "strict_high"):
+        assert row[end] == pytest.approx(getattr(expected, end))
+
+
+def test_nothing_is_a_share_of_a_loss_that_is_not_sure(tables: dict[str, pl.DataFrame]) -> None:
+    spread = (pl.col("dialogue").cast(pl.Float64) % 5 - 2) / 200
+    loss = pl.when(positions="stale").then(0.003 + spread).otherwise(spread - 0.05)
+    turns = tables["turns"].with_columns(excess_nll=loss)
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"], "margin_of": "of", "margin": 0.5}
+    [row] = judged(tables | {"turns": turns}, **asked)
+    assert (row["decision"], row["estimate"], row["low"]) == ("not decided", None, None)
+    assert row["reason"] == "the quantity that the margin is a share of is not surely above 0"
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-9])
+def test_equal_results_are_found_to_be_equal(
+    tables: dict[str, pl.DataFrame], difference: float
+) -> None:
+    [p3] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "P3"]
+    rounding = pl.col("dialogue").cast(pl.Float64) * difference
+    loss = pl.when(positions="stale").then(0.5 + rounding).otherwise(0.5)
+    changed = tables | {"turns": tables["turns"].with_columns(excess_nll=loss)}
+    [row] = evaluate_claims([p3], changed, OPTIONS).to_dicts()
+    assert (row["decision"], row["n_dialogues"]) == ("supported", 24)
+    few = changed["turns"].filter(pl.col("dialogue") < "019")
+    [row] = evaluate_claims([p3], changed | {"turns": few}, OPTIONS).to_dicts()
+    assert row["decision"] == "not decided"
 
 
 def test_positions_are_compared_only_on_the_same_kept_tokens(
@@ -143,6 +212,32 @@ def test_positions_are_compared_only_on_the_same_kept_tokens(
     assert row["n_dialogues"] == 10
     [row] = judged(tables | {"dialogues": runs.with_columns(keep_sets=pl.col("run"))}, **asked)
     assert row["decision"] == "not tested here"
+
+
+def test_turns_that_one_side_lacks_are_counted(
+    tables: dict[str, pl.DataFrame], own_tables: dict[str, pl.DataFrame]
+) -> None:
+    minus = {"kind": "attention_top", "positions": "rerotated"}
+    asked = {"minus": minus, "same": ["policy"]}
+    [whole] = judged(tables, **asked)
+    cell = (pl.col("policy") == "attention_top") & (pl.col("threshold") == "half")
+    last = pl.col("turn") == tables["turns"].filter("inside_window")["turn"].max()
+    stale = cell & last & (pl.col("positions") == "stale") & (pl.col("dialogue") < "003")
+    other = cell & last & (pl.col("positions") == "rerotated") & (pl.col("dialogue") == "003")
+    turns = tables["turns"].filter(~(stale | other))
+    [row] = judged(tables | {"turns": turns}, **asked)
+    assert (whole["n_unpaired"], row["n_unpaired"]) == (0, 4)
+    assert row["n_turns"] == whole["n_turns"] - 4
+    assert judged(tables)[0]["n_unpaired"] is None
+    [c2] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "C2-judge"]
+    [judged_whole] = evaluate_claims([c2], own_tables, OPTIONS).to_dicts()
+    ran = (pl.col("policy") == "attention_top") & (pl.col("dialogue") == "001")
+    last = own_tables["verdicts"].filter(ran, status="ok")["turn"].max()
+    lacking = own_tables["verdicts"].filter(~(ran & (pl.col("turn") == last)))
+    [row] = evaluate_claims([c2], own_tables | {"verdicts": lacking}, OPTIONS).to_dicts()
+    # The baseline has the turns before the first eviction too: they are no pairs that are missing.
+    assert (judged_whole["n_unpaired"], row["n_unpaired"]) == (0, 1)
+    assert row["n_turns"] == judged_whole["n_turns"] - 1
 
 
 def test_too_few_dialogues_decide_nothing(tables: dict[str, pl.DataFrame]) -> None:
@@ -177,6 +272,31 @@ def test_what_the_baseline_guesses_is_not_forgotten(tables: dict[str, pl.DataFra
         "not decided",
         "the baseline itself may be guessing",
     )
+
+
+def test_questions_that_are_too_few_do_not_test_a_claim(tables: dict[str, pl.DataFrame]) -> None:
+    of = {"kind": "sliding_window_gist", "positions": "stale", "depth": "middle"}
+    asked = {"quantity": "margin_lost", "of": of, "turns": "after_eviction", "margin": 0.1}
+    [row] = judged(tables, **asked)
+    number = row["n_turns"]
+    [enough] = judged(tables, min_questions=number, **asked)
+    assert enough == row and row["decision"] == "supported"
+    [few] = judged(tables, min_questions=number + 1, tested_in="elsewhere.yaml", **asked)
+    assert (few["decision"], few["estimate"]) == ("not tested here", None)
+    assert few["reason"] == (
+        f"{number} of the {number + 1} questions that it takes; elsewhere.yaml tests it"
+    )
+
+
+def test_the_default_run_asks_too_few_questions_for_p6_and_its_experiment_enough() -> None:
+    [p6] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == "P6"]
+    default = read_yaml(ROOT / "config/config.yaml")
+    per_depth = default["session"]["recall"]["needles_per_depth"]
+    [dialogues] = default["datasets"].values()
+    assert dialogues["count"] * per_depth < p6.min_questions
+    small = read_yaml(ROOT / str(p6.tested_in))
+    assert "session" not in small
+    assert small["datasets"]["sharegpt-2k"]["count"] * per_depth >= p6.min_questions
 
 
 def test_a_model_that_knows_nothing_decides_nothing(tables: dict[str, pl.DataFrame]) -> None:
@@ -229,12 +349,54 @@ def test_a_claim_about_a_policy_that_was_not_run_is_not_decided(
     assert row["n_dialogues"] == 0
 
 
+def test_a_claim_without_data_says_whether_runs_or_values_are_missing(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    about = {"tested_in": "config/paper.yaml"}
+    [row] = judged(tables, of={"kind": "h2o"}, **about)
+    missing_runs = "no run of this grid is at the claim's setting; config/paper.yaml tests it"
+    assert row["reason"] == missing_runs
+    [row] = judged(tables, minus={"kind": "h2o"}, **about)
+    assert row["reason"] == missing_runs
+    [row] = judged(tables, quantity="score.unknown", turns="all", **about)
+    assert (row["decision"], row["policy"]) == ("not tested here", None)
+    assert row["reason"] == (
+        "runs are at the claim's setting, but judge unknown gave no score on its turns"
+    )
+    [row] = judged(tables, quantity="reply_nll", turns="past_window", of={"kind": "h2o"})
+    assert row["reason"] == "no run of this grid is at the claim's setting"
+    unmeasured = tables["turns"].with_columns(chrf=pl.lit(None, pl.Float64))
+    [row] = judged(tables | {"turns": unmeasured}, quantity="chrf")
+    assert row["reason"] == "runs are at the claim's setting, but none has chrf on its turns"
+
+
+def test_a_claim_over_all_cells_of_a_mode_says_which(tables: dict[str, pl.DataFrame]) -> None:
+    [row] = judged(tables, of={"positions": "stale"}, pooled=True)
+    assert cell_name(row) == "all cells, stale"
+    [row] = judged(tables, of={}, pooled=True)
+    assert cell_name(row) == "all cells"
+
+
 def test_a_correlation_of_what_does_not_vary_is_undefined_and_says_so(
     tables: dict[str, pl.DataFrame],
 ) -> None:
     [row] = judged(tables, of={}, quantity="sinks_kept", correlated_with="excess_nll")
     assert (row["decision"], row["estimate"], row["n_dialogues"]) == ("not decided", None, 24)
     assert "does not vary" in row["reason"]
+
+
+def test_a_correlation_is_within_turns(tables: dict[str, pl.DataFrame]) -> None:
+    """A column that is the loss of a turn's mean cell orders no cells; pooled over turns it would
+    correlate. The loss with a sign turned is found."""
+    turn = ("dialogue", "seed", "turn")
+    turns = tables["turns"].with_columns(
+        chrf=pl.col("excess_nll").mean().over(turn), rouge_l=-pl.col("excess_nll")
+    )
+    about = {"of": {}, "direction": "below", "margin": 0.9, "correlated_with": "excess_nll"}
+    [row] = judged(tables | {"turns": turns}, quantity="chrf", **about)
+    assert (row["decision"], row["estimate"]) == ("not decided", None)
+    [row] = judged(tables | {"turns": turns}, quantity="rouge_l", **about)
+    assert row["estimate"] < -0.99 and row["n_dialogues"] == 24
 
 
 def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> None:

@@ -18,7 +18,7 @@ from kvfidelity.analysis.reliability import costs
 from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
 from kvfidelity.records.artifacts import write_parquet
-from kvfidelity.records.grid import compared_run_keys
+from kvfidelity.records.grid import RunKey, compared_run_keys
 from tests.analysis.synthetic import settings
 
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
@@ -32,6 +32,22 @@ def comparison(turn: int, outcome: str | None, *choices: str) -> dict[str, Any]:
         about |= {"choice": choices[0], "choice_swapped": choices[1]}
     about |= {"status": "ok" if choices else "failed", "request": f"{turn} {outcome} {choices}"}
     return about | {"prompt_tokens": 10, "completion_tokens": 2, "cost_usd": 0.5, "answers": 2}
+
+
+def turns_of(runs: list[str], evicted: int = 0, count: int = 6) -> pl.DataFrame:
+    """Turns of these runs and of their baselines; a run evicts before turn `evicted`."""
+    keys = {RunKey.from_path(run) for run in runs}
+    baselines = {
+        key._replace(policy="baseline", positions="original", threshold="none") for key in keys
+    }
+    rows = [
+        {**key._asdict(), "kind": key.policy, "replies": "own", "turn": turn}
+        | {"after_eviction": key.policy != "baseline" and turn >= evicted}
+        | {"finish_reason": "eos", "reply_token_count": 5}
+        for key in sorted(keys | baselines)
+        for turn in range(count)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None).cast({"turn": pl.Int32, "seed": pl.Int64})
 
 
 ROWS = [
@@ -55,7 +71,7 @@ def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None
         write_parquet(pl.DataFrame(ROWS, SCHEMA), file, kind="comparisons")
     gathered = gather_comparisons(reliability_rows, tmp_path)
     assert gathered.height == 6 * len(runs)
-    table = comparison_table(gathered, OPTIONS)
+    table = comparison_table(gathered, turns_of(runs), OPTIONS)
     assert table.height == len(runs) / 2
     for row in table.to_dicts():
         assert row["value"] == pytest.approx(-1 / 5)
@@ -67,9 +83,42 @@ def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None
 
 def test_no_comparing_judge_gives_an_empty_table(tmp_path: Path) -> None:
     reliability_rows = grid_settings(settings(2))
-    assert comparison_table(
-        gather_comparisons(reliability_rows, tmp_path), OPTIONS
-    ).schema == pl.Schema(table_schema("comparisons"))
+    gathered = gather_comparisons(reliability_rows, tmp_path)
+    nothing = turns_of(compared_run_keys(settings(2)))
+    found = comparison_table(gathered, nothing, OPTIONS)
+    assert found.schema == pl.Schema(table_schema("comparisons"))
+
+
+def test_turns_before_an_eviction_are_no_ties_and_what_has_no_pair_is_counted(
+    tmp_path: Path,
+) -> None:
+    """Every evicted turn is worse and the turns before are the same text: -1, not -0.5."""
+    chosen = settings(2, judges={"pairs": JUDGE}, judging=["pairs"])
+    runs = compared_run_keys(chosen)
+    same = [comparison(turn, "tie") | {"status": "same"} for turn in range(3)]
+    rows = same + [comparison(turn, "worse", "second", "first") for turn in range(3, 6)]
+    for run in runs:
+        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
+        write_parquet(pl.DataFrame(rows, SCHEMA), file, kind="comparisons")
+    gathered = gather_comparisons(grid_settings(chosen), tmp_path)
+    turns = turns_of(runs, evicted=3)
+    table = comparison_table(gathered, turns, OPTIONS)
+    assert table["value"].to_list() == [-1] * table.height
+    assert table["n"].to_list() == [6] * table.height  # three turns of two dialogues
+    assert table["n_unpaired"].to_list() == [0] * table.height
+    # Memory runs out for one dialogue's baseline at its last turn, for another's runs at turn 4.
+    first, last = sorted(turns["dialogue"].unique())
+    gone = pl.col("kind") == "baseline"
+    failed = (gone & (pl.col("dialogue") == first) & (pl.col("turn") == 5)) | (
+        ~gone & (pl.col("dialogue") == last) & (pl.col("turn") == 4)
+    )
+    after = ~gone & (pl.col("dialogue") == last) & (pl.col("turn") > 4)
+    cut = turns.filter(~after).with_columns(
+        finish_reason=pl.when(failed).then(pl.lit("out_of_memory")).otherwise("finish_reason"),
+        reply_token_count=pl.when(~failed).then("reply_token_count"),
+    )
+    table = comparison_table(gathered, cut, OPTIONS)
+    assert table["n_unpaired"].to_list() == [3] * table.height
 
 
 def test_position_bias_and_preference_for_good_replies() -> None:

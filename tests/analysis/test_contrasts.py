@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.attribution import attribution
+from kvfidelity.analysis.attribution import MOST, attribution
+from kvfidelity.analysis.claims import read_claims
 from kvfidelity.analysis.contrasts import contrasts
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.atomic_files import write_json
 from tests.analysis.synthetic import settings, write
 
+ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 400, "seed": 0}
 POLICIES = {"a": {"kind": "h2o"}, "top": {"kind": "attention_top"}, "z": {"kind": "streaming_llm"}}
 MODES = ("stale", "original", "rerotated")
@@ -134,6 +136,24 @@ def test_planted_losses_have_their_causes(cause: str) -> None:
     assert row["difference"] == pytest.approx(stale - rest, abs=0.06)
 
 
+def test_a_cause_is_named_by_one_cutoff_that_the_claims_share() -> None:
+    claims = {one.claim: one for one in read_claims(ROOT / "config/claims.yaml")}
+    assert {claims["P1"].margin, claims["P2"].margin} == {MOST}
+    most = scored({("z", "stale"): 2.0, ("z", "rerotated"): 2.0 * (0.97 - MOST)}, 24, noise=0.03)
+    less = scored({("z", "stale"): 2.0, ("z", "rerotated"): 2.0 * (1.05 - MOST)}, 24, noise=0.03)
+    assert attribution(most, frozenset(), OPTIONS)["cause"].item() == "positions"
+    assert attribution(less, frozenset(), OPTIONS)["cause"].item() == "both"
+
+
+def test_turns_of_one_position_mode_alone_are_counted_in_causes() -> None:
+    rows = scored({("z", "stale"): 2.0, ("z", "rerotated"): 0.0}, 12)
+    stale = (pl.col("positions") == "stale") & (pl.col("turn") > 1) & (pl.col("dialogue") < "003")
+    other = (pl.col("positions") == "rerotated") & (pl.col("turn") == 0)
+    kept = rows.filter(~stale & ~(other & (pl.col("dialogue") == "005")))
+    [row] = attribution(kept, frozenset(), OPTIONS).to_dicts()
+    assert (row["n_unpaired"], row["n_turns"]) == (7, 41)
+
+
 @pytest.mark.parametrize(
     ("dialogues", "cause"), [(6, "undecided"), (9, "undecided"), (10, "positions")]
 )
@@ -145,7 +165,7 @@ def test_a_cause_takes_as_many_dialogues_as_a_claim(dialogues: int, cause: str) 
 def test_that_nothing_is_lost_takes_twenty() -> None:
     cells = {("z", "stale"): 0.0, ("z", "rerotated"): 0.0}
     [few] = attribution(scored(cells, 19, noise=0.02), frozenset(), OPTIONS).to_dicts()
-    assert few["cause"] == "undecided" and "19 of the 20" in few["reason"]
+    assert few["cause"] == "undecided" and "takes 20 dialogues" in few["reason"]
     [enough] = attribution(scored(cells, 20, noise=0.02), frozenset(), OPTIONS).to_dicts()
     assert enough["cause"] == "none"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvfidelity.analysis.decisions import decide
@@ -16,11 +18,13 @@ def decided(
     ends: Ends,
     dialogues: int = 40,
     strict_ends: Ends | None = None,
+    largest: float | None = None,
     **options: object,
 ) -> str:
     low, high = ends
     strict_low, strict_high = ends if strict_ends is None else strict_ends
     row = {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
+    row |= {"largest": largest}
     return decide(direction, margin, row | {"n_dialogues": dialogues}, **options)[0]  # type: ignore[arg-type]
 
 
@@ -47,7 +51,6 @@ def test_beyond_a_margin_the_strict_interval_decides() -> None:
     assert decided("above", 0, (0.1, 0.3), strict_ends=(-0.1, 0.5)) == "supported"
     few = MIN_DIALOGUES_WITHIN - 1
     assert decided("above", 0, (0.1, 0.3), few, strict_ends=(-0.1, 0.5)) == "not decided"
-    assert decided("above", 0, (0.1, 0.3), strict_ends=(-0.1, 0.5), strict=True) == "not decided"
 
 
 @pytest.mark.parametrize("direction", ["above", "below", "within"])
@@ -62,6 +65,31 @@ def test_that_something_is_small_takes_more_dialogues() -> None:
     assert decided("within", 0.1, small, MIN_DIALOGUES_WITHIN - 1) == "not decided"
     assert decided("within", 0.1, small, MIN_DIALOGUES_WITHIN) == "supported"
     assert decided("within", 0.1, (0.2, 0.3), MIN_DIALOGUES) == "contradicted"
+
+
+@pytest.mark.parametrize(("direction", "side"), [("above", 1), ("below", -1)])
+def test_what_contradicts_by_being_small_takes_more_dialogues(direction: str, side: int) -> None:
+    """ "Loses more than 0.1", where surely less is lost, says the same as "loses little"."""
+    few = MIN_DIALOGUES_WITHIN - 1
+    small, opposite = ((-0.02, 0.05), (-3.0, -2.0)) if side > 0 else ((-0.05, 0.02), (2.0, 3.0))
+    assert decided(direction, 0.1, small, few) == "not decided"
+    assert decided(direction, 0.1, small, MIN_DIALOGUES_WITHIN) == "contradicted"
+    assert decided(direction, 0.1, opposite, MIN_DIALOGUES) == "contradicted"
+    assert decided(direction, 0, opposite, MIN_DIALOGUES) == "contradicted"
+
+
+def test_rounding_does_not_decide_whether_equal_results_are_equal() -> None:
+    """Exactly 0 has no interval, 0 and a rounding error has a narrow one."""
+    exact: dict[str, Any] = {"ends": (None, None), "largest": 0.0}
+    rounded: dict[str, Any] = {"ends": (-1e-9, 1e-8), "largest": 2e-8}
+    for found in (exact, rounded):
+        assert decided("within", 0.001, dialogues=MIN_DIALOGUES_WITHIN, **found) == "supported"
+        assert decided("above", 0.001, dialogues=MIN_DIALOGUES_WITHIN, **found) == "contradicted"
+        few = MIN_DIALOGUES_WITHIN - 1
+        assert decided("within", 0.001, dialogues=few, **found) == "not decided"
+    # One dialogue with half of the margin is not equal, and how many others have it is unknown.
+    assert decided("within", 0.001, (None, None), largest=0.0005) == "not decided"
+    assert decided("above", 0, (None, None), largest=0.0) == "not decided"
 
 
 def test_the_reason_names_what_is_missing() -> None:

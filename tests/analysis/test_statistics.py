@@ -15,6 +15,7 @@ from benchmarks.intervals import DISTRIBUTIONS, of_means, of_shares
 from kvfidelity.analysis.statistics import (
     MIN_DIALOGUES,
     MIN_DIALOGUES_ALIKE,
+    MIN_DIALOGUES_WITHIN,
     clustered_mean,
     clustered_share,
     holm,
@@ -83,16 +84,24 @@ def test_one_dialogue_gives_no_interval() -> None:
     assert (found.low, found.high, found.p) == (None, None, None)
 
 
+@pytest.mark.parametrize("dialogues", [10, 15, 20])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_intervals_hold_what_they_promise(name: str) -> None:
-    """150 samples; benchmarks/intervals.py has thousands. A rate of 5% is found above 9.5% in one
-    of 200 tests of this size, one of 92% below 86%."""
-    for dialogues in (10, 20):
-        found = of_means(name, dialogues, samples=150, resamples=400)
-        assert found.covered >= (0.83 if name == "lognormal" else 0.88)
-        false = (found.false_above, found.false_below, found.false_within, found.null)
-        assert max(false) <= 0.095
-        assert dialogues >= 20 or found.false_within == 0
+def test_intervals_hold_what_they_promise(name: str, dialogues: int) -> None:
+    """500 samples; benchmarks/intervals.py has thousands. A rate of 8% is found below 6.5% in one
+    test of ten of this size. Without an effect differences are found at 5% from 20 dialogues on,
+    which the interval of 95% decides, at 1% before."""
+    found = of_means(name, dialogues, samples=500, resamples=250)
+    # Mostly losses of hardly anything: few dialogues miss the others, see docs/metrics.md.
+    missed = name == "spike near zero" and dialogues < MIN_DIALOGUES_WITHIN
+    least = 0.8 if missed else 0.88 if name == "lognormal" else 0.92
+    assert found.covered >= least
+    assert max(found.false_above, found.false_below, found.false_within) <= 0.05
+    assert found.null <= (0.2 if missed else 0.065)
+    if dialogues < MIN_DIALOGUES_WITHIN:
+        assert found.false_below == found.false_within == 0
+    if name == "normal":
+        low, high = (0.002, 0.03) if dialogues < MIN_DIALOGUES_WITHIN else (0.03, 0.07)
+        assert low <= found.null <= high
 
 
 def test_with_few_dialogues_nothing_is_decided() -> None:
@@ -141,6 +150,16 @@ def test_p_goes_with_the_interval() -> None:
     assert 0.02 <= small / 300 <= 0.08
 
 
+def test_a_sure_difference_against_a_long_tail_has_a_small_p() -> None:
+    """-1.93, of which 0.2 is uncertain: twenty times the resolution of 2000 resamples is 0.02,
+    which Holm's method makes 0.06 in a family of three."""
+    values = -1.95 + np.append(np.zeros(17), [0.1, 0.15, 0.2]) + np.linspace(-0.02, 0.02, 20)
+    found = clustered_mean(values, np.ones(20), np.arange(20).astype(str))
+    assert found.high is not None and found.high < -1.7
+    assert found.p == pytest.approx(2 / 2001)
+    assert holm([found.p, 0.5, 0.9])[0] == pytest.approx(6 / 2001)
+
+
 def test_of_dialogues_that_are_alike_the_spread_is_unknown() -> None:
     for dialogues in (2, MIN_DIALOGUES, MIN_DIALOGUES_ALIKE - 1):
         found = clustered_mean(*alike(0.1, dialogues))
@@ -160,6 +179,18 @@ def test_one_dialogue_that_differs_gives_no_upper_bound() -> None:
     values[7] = 3
     found = clustered_mean(values, weights, names)
     assert found.mean is not None and (found.low, found.high) == (None, None)
+
+
+def test_an_end_that_is_unbounded_is_not_replaced_by_a_nearer_one() -> None:
+    """Five of twenty dialogues differ: 95% has a bound, the level towards their long tail has
+    none."""
+    values, _, names = alike(0.0, 20)
+    values[:5] = [1, 2, 3, 4, 20]
+    found = clustered_mean(values, np.ones(20), names)
+    drawn = 0.75**20
+    assert (1 - 0.95) / 40 < drawn < 0.05 / 2
+    assert (found.low, found.high, found.strict_high) == (None, None, None)
+    assert found.largest == 20
 
 
 def test_a_large_dialogue_weighs_as_much_as_it_has_tokens() -> None:

@@ -37,6 +37,19 @@ def verdicts(status: Callable[[str, int, int], str], **more: Any) -> pl.DataFram
     return frame.with_columns(pl.lit(None).alias(name) for name in missing).cast(dict(schema))
 
 
+def turns_of(verdicts: pl.DataFrame, evicted: int = 0) -> pl.DataFrame:
+    """The turns that verdicts are on; all but the baseline evict before turn `evicted`."""
+    baseline = pl.col("policy") == "baseline"
+    return verdicts.select(
+        *("run", "turn", "model", "dataset", "dialogue", "policy", "positions", "threshold"),
+        "seed",
+        kind="policy",
+        replies=pl.lit("own"),
+        after_eviction=~baseline & (pl.col("turn") >= evicted),
+        finish_reason=pl.lit("eos"),
+    )
+
+
 def test_missing_verdicts_are_counted_by_reason_and_turn() -> None:
     def status(policy: str, dialogue: int, turn: int) -> str:
         if turn == 9:
@@ -76,15 +89,27 @@ def test_verdicts_that_are_missing_everywhere_or_by_chance_are_no_sign() -> None
     assert missing_by_cell(verdicts(lambda *_: "ok"), OPTIONS).is_empty()
 
 
+def test_one_dialogue_is_one_observation() -> None:
+    """Ten turns of one policy in one dialogue: by chance one of three policies has them all."""
+
+    def one_dialogue(policy: str, dialogue: int, turn: int) -> str:
+        return "failed" if policy == "gist" and dialogue == 2 else "ok"
+
+    [found] = missing_by_cell(verdicts(one_dialogue), OPTIONS).to_dicts()
+    assert (found["most_share"], found["p"]) == (pytest.approx(1 / DIALOGUES), 1)
+
+
 def test_p_is_that_of_cochrans_q() -> None:
-    """Against chi-squared with two degrees of freedom, which Q tends to."""
+    """Of dialogues of one turn, against chi-squared with two degrees of freedom, which Q tends
+    to."""
     drawn = random.Random(1)
 
     def status(policy: str, dialogue: int, turn: int) -> str:
         return "failed" if drawn.random() < (0.4 if policy == "gist" else 0.25) else "ok"
 
     frame = verdicts(status)
-    [found] = missing_by_cell(frame, OPTIONS | {"resamples": 4000}).to_dicts()
+    alone = frame.with_columns(dialogue=pl.concat_str("dialogue", "turn", separator="-"))
+    [found] = missing_by_cell(alone, OPTIONS | {"resamples": 4000}).to_dicts()
     absent = frame.with_columns(absent=(pl.col("status") != "ok").cast(pl.Int64))
     table = absent.pivot("policy", index=["dialogue", "turn"], values="absent")
     rows = table.drop("dialogue", "turn").to_numpy()
@@ -96,6 +121,25 @@ def test_p_is_that_of_cochrans_q() -> None:
 
 def test_replies_whose_history_was_cut_are_counted() -> None:
     frame = verdicts(lambda *_: "ok", messages_cut=lambda turn: max(0, turn - 7))
-    found = verdict_means(frame, OPTIONS)
+    found = verdict_means(frame, turns_of(frame), OPTIONS)
     assert found["history_cut"].to_list() == [2 * DIALOGUES] * 3
     assert found["messages_cut"].to_list() == [3 * DIALOGUES] * 3
+
+
+def test_means_and_differences_are_over_the_same_turns_after_an_eviction() -> None:
+    """The baseline's score falls by a point a turn; others have two less. Only the last five turns
+    are after an eviction; the baseline misses its verdict on turn 9."""
+    frame = verdicts(
+        lambda policy, _, turn: "failed" if policy == CELLS[0][0] and turn == 9 else "ok"
+    )
+    score = 10 - pl.col("turn").cast(pl.Int64) - pl.when(policy="baseline").then(0).otherwise(2)
+    frame = frame.with_columns(score=pl.when(status="ok").then(score).cast(frame.schema["score"]))
+    found = {
+        row["policy"]: row for row in verdict_means(frame, turns_of(frame, 5), OPTIONS).to_dicts()
+    }
+    assert found["baseline"]["mean"] == 3.5 and found["baseline"]["missing"] == DIALOGUES
+    assert found["gist"]["mean"] == 1
+    assert found["gist"]["difference"] == -2
+    assert found["gist"]["n_pairs"] == 4 * DIALOGUES
+    assert found["gist"]["n_unpaired"] == DIALOGUES
+    assert found["baseline"]["difference"] is None

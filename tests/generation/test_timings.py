@@ -64,6 +64,16 @@ def test_the_latency_figure_shows_the_columns_as_they_are(turns: pl.DataFrame) -
     assert drawn["prefill"] > 0
 
 
+def test_latency_is_over_dialogues(turns: pl.DataFrame) -> None:
+    """One turn of a second dialogue weighs as much as all turns of the first."""
+    single = turns.filter(~pl.col("shared_prefix"))
+    seconds = pl.col("prefill_s") + 10
+    other = single.head(1).with_columns(dialogue=pl.lit("another"), prefill_s=seconds)
+    drawn = _means(latency(pl.concat([turns, other])).to_dict())
+    expected = (single["prefill_s"].mean() + other["prefill_s"].item()) / 2
+    assert drawn["prefill"] == pytest.approx(expected)
+
+
 def _means(chart: Any) -> dict[str, float]:
     """The figure's means by part of a turn, wherever its specification holds its rows."""
     if isinstance(chart, dict):

@@ -75,3 +75,22 @@ def test_all_runs_are_judged_after_the_baselines_history(engine: Engine, tmp_pat
     assert [row["reply"] for row in shown] == ["la 0", "la 1", "la 2"]
     assert "assistant: la 1" in conversation(alone[:2])
     assert conversation(shown[:2]) == conversation(read_turns(files[2])[:2])
+
+    # Memory runs out for the baseline at turn 1: there is no conversation before turn 2, and the
+    # run's own, ruined one is not shown in its place.
+    cut = baseline.head(2).with_columns(
+        pl.when(pl.col("turn") < 1).then(name).alias(name) for name in ("reply", "reply_nll")
+    )
+    write_parquet(cut, files[2], kind="turns")
+    shown = read_replies(*files)
+    assert [row["reply"] for row in shown] == ["la 0", "la 1", None]
+    assert [row["finish_reason"] == "no_history" for row in shown] == [False, False, True]
+    assert "la 0" not in conversation(shown[:1])
+    verdicts = FormulaJudge("formula", Path("formula.md"), None).judge(shown)
+    assert verdicts[2].status == "no_history" and verdicts[2].score is None
+    # Replies of the dataset are the history of all runs alike, also where the baseline has no turn.
+    reference = ruined.with_columns(replies=pl.lit("reference"))
+    write_parquet(reference, files[0], kind="turns")
+    shown = read_replies(*files)
+    assert [row["reply"] for row in shown] == ["la 0", "la 1", "la 2"]
+    assert [row["fed_reply"] for row in shown] == reference["reference"].to_list()

@@ -51,7 +51,7 @@ def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:
     assert "| 0.000 | equal in every turn | 10 |" in row
     [row] = [line for line in text.splitlines() if line.startswith("| X |")]
     assert "attention_top, stale" in row
-    assert "contradicted (+0.2" in row
+    assert "not decided (+0.2" in row
     assert "supported (+1.5" in row
     assert "2 of 3 shared decisions are the same." in text
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from kvfidelity.analysis.predictors import predictors
 from kvfidelity.report.dots import FEW_DIALOGUES, ONE, with_dots
 from kvfidelity.report.figures import excess
 from kvfidelity.report.theme import with_theme
+from kvfidelity.report.tradeoffs import best_predictor, predictor_ranking
 from tests.analysis.empty import empty_tables
 
 CELL = {"model": "m", "dataset": "d", "policy": "p", "positions": "stale", "threshold": "t"}
@@ -41,3 +43,27 @@ def test_a_dialogue_without_a_mean_is_not_drawn() -> None:
     means = pl.DataFrame({"policy": ["a"], "mean": [1.0], "low": [None], "high": [None]})
     each = pl.DataFrame({"policy": ["a", "b"], ONE: [0.5, 7.0]})
     assert with_dots(means, each, ["policy"])[ONE].to_list() == [None, 0.5]
+
+
+@pytest.mark.parametrize(("dialogues", "dots"), [(6, 6), (21, 0)])
+def test_a_correlation_of_few_dialogues_shows_each(dialogues: int, dots: int) -> None:
+    """A metric that orders the cells of every dialogue but the first as their loss does, and that
+    one in reverse."""
+    rows = [
+        CELL
+        | {"dialogue": f"{number:03d}", "seed": 0, "turn": turn, "excess_nll": float(cell)}
+        | {"after_eviction": True, "inside_window": True, "policy": f"p{cell}"}
+        | {"future_share": float(cell if number else -cell), "sinks_kept": 4.0}
+        for number in range(dialogues)
+        for turn in range(2)
+        for cell in range(4)
+    ]
+    turns = pl.DataFrame(rows)
+    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
+    found = predictors(turns, ("future_share", "sinks_kept"), options)
+    spec = with_theme(predictor_ranking(found, turns))
+    [data] = [part for part in spec["datasets"].values() if "metric" in part[0]]
+    each = [row[ONE] for row in data if row.get(ONE) is not None]
+    assert {row["metric"] for row in data} == {"future_share"}
+    assert sorted(round(one, 2) for one in each) == ([-1] + [1] * (dots - 1) if dots else [])
+    with_theme(best_predictor(turns.with_columns(pl.lit(1.0).alias("other")), found))

@@ -101,6 +101,7 @@ rule test_pairwise_judge:
 
 rule judge_reliability:
     input:
+        turns="results/tables/turns.parquet",
         verdicts="results/tables/verdicts.parquet",
         judge_tests=judge_tests(False, "judge_test.parquet"),
         pairs=judge_tests(True, "pairs.parquet"),

@@ -28,6 +28,7 @@ def main() -> None:
     from kvfidelity.records.columns import CORRUPTION_VERDICTS
 
     folder = options.results / "tables"
+    turns = read_parquet(folder / "turns.parquet", kind="turns")
     verdicts = read_parquet(folder / "verdicts.parquet", kind="verdicts")
     judge_tests = gather_judge_tests(options.judge_tests, "judge_test", CORRUPTION_VERDICTS)
     pairs = gather_judge_tests(options.pairs, "pairs", CORRUPTION_COMPARISONS)
@@ -36,7 +37,7 @@ def main() -> None:
     table = reliability(judge_tests, verdicts, chosen)
     tables = {
         "reliability": table.vstack(pairwise_reliability(pairs, chosen)),
-        "comparisons": comparison_table(comparisons, chosen),
+        "comparisons": comparison_table(comparisons, turns, chosen),
         "costs": costs(
             {
                 "replies of the run": verdicts,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.own_replies import came_to_an_end
 from kvfidelity.analysis.window import change_at_edge
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS
 
@@ -40,14 +41,17 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
 
     Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
     Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere. Each row
-    says its run's setting, see `run_settings`.
+    says its run's setting, see `run_settings`, and a turn its prompt per threshold as
+    `prompt_share`.
     """
-    complete = pl.when(finish_reason="eos").then(1.0).when(finish_reason="length").then(0.0)
     known = tables["turns"]
     if "finish_reason" in known.columns:
-        known = known.with_columns(complete=complete)
+        known = known.with_columns(complete=came_to_an_end().cast(pl.Float64))
     names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
-    turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)))
+    prompt_share = pl.lit(None, pl.Float64)
+    if {"prompt_tokens", "threshold_tokens"} <= set(known.columns):
+        prompt_share = pl.col("prompt_tokens") / pl.col("threshold_tokens")
+    turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)), prompt_share=prompt_share)
     verdicts = tables["verdicts"]
     if verdicts.height and any(name.startswith("score.") for name in quantities):
         scores = verdicts.filter(pl.col("status") == "ok").with_columns(
@@ -87,8 +91,8 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
 
     trigger, replies. history: which queries the scores of an attention policy count. protected:
     whether it always keeps sinks or recent slots. retention: share of the cache that an eviction
-    keeps; missing where the policy keeps a number of tokens of its own. prompt_share: the longest
-    prompt per threshold. keep_sets: a digest of which tokens its evictions kept.
+    keeps; missing where the policy keeps a number of tokens of its own. keep_sets: a digest of
+    which tokens its evictions kept.
     """
     parameter = pl.col("parameters").str.json_path_match
     kind = pl.col("kind")
@@ -98,7 +102,7 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
         pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(DEFAULT_KEEP_RATIO),
     )
     pinned = [parameter(f"$.{name}").cast(pl.Float64).fill_null(0) for name in ("sinks", "recent")]
-    needed = ("parameters", "replies", "threshold_tokens", "prompt_tokens")
+    needed = ("parameters", "replies", "threshold_tokens")
     turns = turns.with_columns(
         pl.lit(None, pl.Float64 if name.endswith("tokens") else pl.String).alias(name)
         for name in needed
@@ -112,10 +116,9 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
                 for name in ("kind", "parameters", "trigger", "replies", "target_tokens")
             ],
             pl.col("threshold_tokens").first(),
-            prompt_share=pl.col("prompt_tokens").max() / pl.col("threshold_tokens").first(),
         )
         .select(
-            *("run", "trigger", "replies", "prompt_share"),
+            *("run", "trigger", "replies"),
             history=pl.coalesce(parameter("$.history"), latest),
             protected=pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(pinned[0] + pinned[1] > 0),
             retention=pl.when(pl.col("target_tokens").is_not_null())
@@ -139,6 +142,28 @@ def matching(rows: pl.DataFrame, values: Mapping[str, Any]) -> pl.DataFrame:
         for name, value in values.items()
     ]
     return rows.filter(*chosen)
+
+
+def why_not_tested(
+    rows: pl.DataFrame,
+    asked: Sequence[Mapping[str, Any]],
+    quantity: str,
+    tested_in: str | None,
+) -> str:
+    """Why a claim has nothing to be decided from.
+
+    Args:
+        rows: of all runs.
+        asked: what the claim asks of its rows, and of those that it subtracts.
+        tested_in: the configuration that tests it.
+    """
+    if not all(matching(rows, values).height for values in asked):
+        where = f"; {tested_in} tests it" if tested_in else ""
+        return f"no run of this grid is at the claim's setting{where}"
+    if quantity.startswith("score."):
+        judge = quantity.removeprefix("score.")
+        return f"runs are at the claim's setting, but judge {judge} gave no score on its turns"
+    return f"runs are at the claim's setting, but none has {quantity} on its turns"
 
 
 def turns_of(turns: str, quantity: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -16,11 +16,13 @@ from kvfidelity.analysis.claim_rows import (
     matching,
     observations,
     turns_of,
+    why_not_tested,
 )
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
+from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.statistics import column_mean, column_share
 from kvfidelity.errors import UserError
@@ -28,14 +30,13 @@ from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
 PAIRED = ("dialogue", "seed", "turn", "probe")
-UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
-NOTHING_LOST = "the quantity that the margin is a share of is not above 0"
+UNDEFINED = "undefined: one of the two does not vary within turns, or no turn has three cells"
+NOTHING_LOST = "the quantity that the margin is a share of is not surely above 0"
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
 #: Losses of recall against the baseline.
 LOSSES = ("recall_lost", "margin_lost")
-ENDS = ("low", "high", "strict_low", "strict_high")
-ESTIMATED = (*ENDS, "n_dialogues", "n_turns")
+ESTIMATED = ("low", "high", "strict_low", "strict_high", "n_dialogues", "n_turns")
 #: Share of own replies that came to an end.
 COMPLETE = "complete"
 #: `turns` that lie after an eviction.
@@ -64,6 +65,7 @@ class Claim:
     pooled: bool = False
     correlated_with: str | None = None
     turns: str = "inside_window"
+    min_questions: int = 0
 
     def rows_of(self) -> dict[str, Any]:
         """What `of` and the setting together ask of a row."""
@@ -116,14 +118,18 @@ def _evaluate(
                 f"claim {claim.claim}: no table holds a column {name!r}"
                 f"{_renamed(name)}; see config/claims.yaml"
             )
-    found = False
+    found, too_few = False, ""
     if claim.quantity in observed.columns:
-        known = observed.filter(pl.col(claim.quantity).is_not_null())
-        rows = turns_of(claim.turns, claim.quantity, known)
-        for row in _estimates(claim, rows, options):
+        for row in _estimates(claim, observed, options):
+            if row["n_turns"] < claim.min_questions:
+                where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
+                questions = f"{row['n_turns']} of the {claim.min_questions} questions"
+                too_few = f"{questions} that it takes{where}"
+                continue
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
+            row.pop("largest", None)
             if row["estimate"] is None:
                 decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
             elif guessing:
@@ -132,8 +138,8 @@ def _evaluate(
     if not found:
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
-        where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
-        reason = f"no run of this grid is at the claim's setting{where}"
+        asked = [claim.rows_of(), *([claim.rows_of_minus()] if claim.minus else [])]
+        reason = too_few or why_not_tested(observed, asked, claim.quantity, claim.tested_in)
         yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 
@@ -142,10 +148,11 @@ def _renamed(name: str) -> str:
 
 
 def _estimates(
-    claim: Claim, rows: pl.DataFrame, options: Mapping[str, Any]
+    claim: Claim, observed: pl.DataFrame, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    chosen = matching(rows, claim.rows_of())
-    if claim.turns in AFTER_EVICTION and claim.quantity not in WINDOW_CHANGES:
+    rows = observed.filter(pl.col(claim.quantity).is_not_null())
+    chosen = turns_of(claim.turns, claim.quantity, matching(rows, claim.rows_of()))
+    if _is_of_evicted_turns(claim):
         # What `turns_of` leaves of the baseline is there to be subtracted.
         chosen = chosen.filter("after_eviction")
     if claim.correlated_with:
@@ -156,27 +163,45 @@ def _estimates(
     columns = CELL_COLUMNS[:2] if claim.pooled else CELL_COLUMNS
     for key, part in chosen.sort(CELL_COLUMNS).group_by(columns, maintain_order=True):
         cell = dict.fromkeys(CELL_COLUMNS) | dict(zip(columns, key, strict=True))
+        if claim.pooled:
+            cell["positions"] = claim.of.get("positions")
         identity = cell | {"budget_tokens": _budget(part)}
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
             continue
-        for against, pairs in _pairs(claim, part, rows, identity):
+        reached = matching(observed.filter("after_eviction"), claim.rows_of() | cell)
+        for against, pairs in _pairs(claim, part, rows, identity, reached):
             value = pl.col(claim.quantity) - pl.col("other")
             yield from _mean(claim, pairs, value, identity | against, options)
 
 
+def _is_of_evicted_turns(claim: Claim) -> bool:
+    return claim.turns in AFTER_EVICTION and claim.quantity not in WINDOW_CHANGES
+
+
 def _pairs(
-    claim: Claim, part: pl.DataFrame, rows: pl.DataFrame, identity: Mapping[str, Any]
+    claim: Claim,
+    part: pl.DataFrame,
+    rows: pl.DataFrame,
+    identity: Mapping[str, Any],
+    reached: pl.DataFrame,
 ) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
     """Rows of `part` with the quantity of each cell that is subtracted as `other`.
 
     The baseline has no threshold, so against it, or of it, cells pair whatever their threshold.
+
+    Args:
+        reached: turns of the cell after an eviction, with the quantity or without. Turns of the
+            baseline without such a partner are of no pair that is missing.
     """
     minus = claim.rows_of_minus()
     shared = ["model", "dataset", *claim.same]
     if BASELINE not in (minus.get("kind"), claim.of.get("kind")):
         shared.append("threshold")
     others = matching(rows, minus | {name: identity[name] for name in shared})
+    others = turns_of(claim.turns, claim.quantity, others)
+    if minus.get("kind") == BASELINE and _is_of_evicted_turns(claim):
+        others = others.join(reached, on=PAIRED, how="semi")
     for (policy, positions, threshold), other in others.group_by(
         "policy", "positions", "threshold", maintain_order=True
     ):
@@ -189,11 +214,13 @@ def _pairs(
             ),
             on=PAIRED,
         )
+        unpaired = part.height + other.height - 2 * pairs.height
         if claim.same_kept:
             pairs = pairs.filter(pl.col("keep_sets") == pl.col("other_keep_sets"))
         if pairs.height:
             name = policy if threshold == NO_THRESHOLD else f"{policy}, {positions}"
-            yield {"against": name, "against_budget_tokens": _budget(other)}, pairs
+            against = {"against": name, "against_budget_tokens": _budget(other)}
+            yield against | {"n_unpaired": unpaired}, pairs
 
 
 def _mean(
@@ -204,62 +231,40 @@ def _mean(
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
-    blank = {"against": None, "against_budget_tokens": None}
-    reference = None
+    blank = {"against": None, "against_budget_tokens": None, "n_unpaired": None}
     if claim.margin_of:
-        # How far the value is beyond the margin's share of the reference, in units of the
-        # reference: the interval has what is uncertain about both.
         base = {"of": pl.col(claim.quantity), "minus": pl.col("other")}
-        share = base.get(claim.margin_of, pl.col(claim.margin_of))
-        reference = column_mean(rows, share, weight, options).mean
-        sign = -1 if claim.direction == "below" else 1
-        value = value - sign * claim.margin * share
-    if claim.quantity in RECALL_QUANTITIES and not claim.margin_of:
+        whole = base.get(claim.margin_of, pl.col(claim.margin_of))
+        found = asdict(column_ratio(rows, value, whole, weight, options))
+    elif claim.quantity in RECALL_QUANTITIES:
         found = asdict(estimate(rows, claim.quantity, value, options))
-    elif claim.quantity == COMPLETE and not claim.margin_of:
+    elif claim.quantity == COMPLETE:
         found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
     else:
         found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in ESTIMATED}
-    if found["mean"] is None:
+    kept = {name: found[name] for name in (*ESTIMATED, "largest")}
+    if not found["n_turns"] or (found["mean"] is None and not claim.margin_of):
         return
-    mean = found["mean"]
-    if claim.margin_of and (reference is None or reference <= 0):
-        yield {**blank, **identity, "estimate": None, **kept, **dict.fromkeys(ENDS)}
-        return
-    if reference is not None:
-        ends = {name: kept[name] for name in ENDS}
-        moved = {
-            name: None if end is None else end / reference + sign * claim.margin
-            for name, end in ({"mean": mean} | ends).items()
-        }
-        mean = moved.pop("mean")
-        kept |= moved
     if claim.quantity in LOSSES:
         # What the baseline does not know cannot be forgotten.
         chance = rows.select(pl.col("chance").mean()).item()
         right = column_share(rows, pl.col("recalled") + pl.col("recall_lost"), options)
         kept["baseline_at_chance"] = at_chance(right.low, chance)
-    yield {**blank, **identity, "estimate": mean, **kept}
+    yield {**blank, **identity, "estimate": found["mean"], **kept}
 
 
 def _correlation(
     claim: Claim, rows: pl.DataFrame, identity: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    known = rows.filter(pl.col(str(claim.correlated_with)).is_not_null())
-    found = rank_correlation(
-        known[claim.quantity].cast(pl.Float64).to_numpy(),
-        known[str(claim.correlated_with)].cast(pl.Float64).to_numpy(),
-        known["dialogue"].to_numpy().astype(str),
-        confidence=options["confidence"],
-    )
+    other = str(claim.correlated_with)
+    known = rows.filter(pl.col(other).is_not_null())
     if known.is_empty():
         return
-    blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
-    blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
-    if found is None:
-        found = dict.fromkeys(("correlation", *ESTIMATED)) | {"n_turns": known.height}
+    found = rank_correlation(known, claim.quantity, other, options)
+    if found["correlation"] is None:
         found["n_dialogues"] = known["dialogue"].n_unique()
+    blank = dict.fromkeys(("policy", "positions", "threshold", "against", "n_unpaired"))
+    blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
     yield blank | dict(identity) | found | {"estimate": found.pop("correlation")}
 
 

@@ -243,6 +243,9 @@ class Attribution:
     kept_spans: Annotated[Dtype, "", "contiguous stretches of kept tokens, mean"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimates are over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimates are over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns that only one of the two position modes has: not in the estimates"
+    ] = pl.Int64
 
 
 class Baselines:
@@ -443,7 +446,7 @@ class VerdictJudge:
 
 
 class VerdictMeans:
-    """Mean verdict on the own replies of a cell, over all turns."""
+    """Mean verdict on own replies after an eviction, and on the baseline's of the same turns."""
 
     stage = "aggregate"
     mean: Annotated[Dtype, "1 to 10", "mean score"] = pl.Float64
@@ -453,6 +456,15 @@ class VerdictMeans:
     high: Annotated[Dtype, "1 to 10", "upper end of the interval"] = pl.Float64
     n: Annotated[Dtype, "verdicts", "verdicts that the mean is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the mean is over"] = pl.Int64
+    difference: Annotated[
+        Dtype, "points", "mean score minus the baseline's, over turns that have both"
+    ] = pl.Float64
+    difference_low: Annotated[Dtype, "points", "lower end of its interval"] = pl.Float64
+    difference_high: Annotated[Dtype, "points", "upper end of its interval"] = pl.Float64
+    n_pairs: Annotated[Dtype, "replies", "pairs of verdicts that difference is over"] = pl.Int64
+    n_unpaired: Annotated[Dtype, "turns", "turns on which only one of the two has a verdict"] = (
+        pl.Int64
+    )
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
     history_cut: Annotated[
         Dtype, "replies", "replies whose judge was not shown the whole history"
@@ -466,7 +478,9 @@ class MissingVerdicts:
     stage = "aggregate"
     judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
     status: Annotated[
-        Dtype, "", "why: failed, refused, truncated, unparsable, not_measured, not_finite"
+        Dtype,
+        "",
+        "why: failed, refused, truncated, unparsable, not_measured, not_finite, no_history",
     ] = pl.String
     turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
@@ -492,24 +506,49 @@ class MissingByCell:
     p: Annotated[
         Dtype,
         "",
-        "of Cochran's Q, by permutation within turns; missing if every cell misses the same turns",
+        "of Cochran's Q, by permutation within dialogues; missing if no dialogue tells cells apart",
     ] = pl.Float64
 
 
 class OwnReplies:
-    """The model's own replies after an eviction, and all of the baseline."""
+    """The model's own replies after an eviction, and the baseline's of the same turns."""
 
     stage = "aggregate"
     mean: Annotated[
-        Dtype, "nats / token", "reply_nll_baseline: token-weighted mean; high if a reply is lost"
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline: token-weighted mean; with own replies a ruined history hides ruin",
     ] = pl.Float64
     low: Annotated[
         Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
     ] = pl.Float64
     high: Annotated[Dtype, "nats / token", "upper end of the interval"] = pl.Float64
-    n: Annotated[Dtype, "replies", "replies that the row is over"] = pl.Int64
+    history_nll: Annotated[
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline_history: token-weighted mean; high if a reply is lost",
+    ] = pl.Float64
+    history_nll_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    history_nll_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    lost: Annotated[
+        Dtype,
+        "nats / token",
+        "reply_nll_baseline_history minus the baseline's of the same turn; turns count alike",
+    ] = pl.Float64
+    lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    n_pairs: Annotated[Dtype, "replies", "pairs of replies that lost is over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns on which only one of the two has such an NLL: empty, or no memory"
+    ] = pl.Int64
+    n: Annotated[Dtype, "replies", "replies that the row is over, empty ones included"] = pl.Int64
+    empty: Annotated[Dtype, "replies", "replies without a token: they have no NLL and no words"] = (
+        pl.Int64
+    )
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
-    complete: Annotated[Dtype, "share", "replies that ended on their own"] = pl.Float64
+    complete: Annotated[Dtype, "share", "replies that ended on their own; an empty one did not"] = (
+        pl.Float64
+    )
     complete_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
     complete_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     rep_3: Annotated[Dtype, "share", "mean of turns.rep_3"] = pl.Float64
@@ -544,7 +583,9 @@ class Claims:
     policy: Annotated[Dtype, "", "name of the policy; missing for a claim over all cells"] = (
         pl.String
     )
-    positions: Annotated[Dtype, "", "position mode; missing for a claim over all cells"] = pl.String
+    positions: Annotated[Dtype, "", "position mode; missing for a claim over all of them"] = (
+        pl.String
+    )
     threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
     against: Annotated[Dtype, "", "the cell that is subtracted"] = pl.String
     budget_tokens: Annotated[
@@ -573,6 +614,11 @@ class Claims:
     strict_high: Annotated[Dtype, "as the estimate", "upper end at that level"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns, or questions, that the estimate is over"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype,
+        "turns",
+        "the same that only one of the two compared cells has; missing if one cell is not compared",
+    ] = pl.Int64
     reason: Annotated[Dtype, "", "reason of the decision"] = pl.String
 
 
@@ -621,7 +667,7 @@ class ComparisonJudge:
 
 
 class Comparisons:
-    """A cell's replies against those of the baseline on the same turn."""
+    """A cell's replies after an eviction against those of the baseline on the same turn."""
 
     stage = "judge_reliability"
     value: Annotated[Dtype, "-1 to 1", "share of better minus share of worse replies"] = pl.Float64
@@ -634,6 +680,9 @@ class Comparisons:
     tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
     order_decided: Annotated[Dtype, "pairs", "ties in which the order decided"] = pl.Int64
     missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns on which only one of the two has a reply: memory ran out"
+    ] = pl.Int64
     history_cut: Annotated[Dtype, "pairs", "pairs whose judge was not shown the whole history"] = (
         pl.Int64
     )

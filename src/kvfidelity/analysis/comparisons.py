@@ -10,6 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
+from kvfidelity.analysis.pairs import unpaired_turns
 from kvfidelity.analysis.statistics import Estimate, column_share
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
@@ -38,22 +39,36 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
     return pl.concat(frames)
 
 
-def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """One row per judge and cell: its replies against the baseline's.
+def comparison_table(
+    comparisons: pl.DataFrame, turns: pl.DataFrame, options: Mapping[str, Any]
+) -> pl.DataFrame:
+    """One row per judge and cell: its replies after an eviction against the baseline's.
+
+    Before its first eviction a run is the baseline: the same text twice says nothing of a cell.
 
     value: share of better minus share of worse replies, in [-1, 1], with its interval over
         dialogues. tie: neither, or not the same in both orders. order_decided: ties in which
-        both orders chose the reply at the same position.
+        both orders chose the reply at the same position. n_unpaired: turns on which only one of
+        the two has a reply.
+
+    Args:
+        comparisons: what `gather_comparisons` gives.
+        turns: the table of that name.
     """
     rows = []
     keys = ["judge", "judge_model", *CELL_COLUMNS]
-    with_reply = comparisons.filter(pl.col("status") != "no_reply")
+    turn = ["model", "dataset", "policy", "positions", "threshold", "seed", "dialogue", "turn"]
+    evicted = turns.filter("after_eviction").select(turn).cast(dict.fromkeys(turn[:-1], pl.String))
+    after_eviction = comparisons.join(evicted, on=turn, how="semi")
+    with_reply = after_eviction.filter(pl.col("status") != "no_reply")
+    unpaired = unpaired_turns(turns, pl.col("reply_token_count").is_not_null())
     for key, part in with_reply.group_by(keys, maintain_order=True):
         given = part.drop_nulls("outcome")
         counts = {name: given.filter(outcome=name).height for name in (BETTER, WORSE, TIE)}
         row = dict(zip(keys, key, strict=True)) | counts
         row |= {"order_decided": int(given.select(_order_decided().sum()).item() or 0)}
         row |= {"missing": part.height - given.height, "n": given.height}
+        row |= {"n_unpaired": unpaired.get(key[2:], 0)}
         cut = part.filter(pl.col("messages_cut") > 0)
         row |= {"history_cut": cut.height, "messages_cut": cut["messages_cut"].sum()}
         rows.append(row | _columns(column_share(given, _preference_value(), options, paired=True)))

@@ -13,6 +13,8 @@ from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not decided"
 #: Of a claim whose setting no run has.
 NOT_TESTED = "not tested here"
+#: Share of a margin that is negligible against it, in every single dialogue.
+NEGLIGIBLE = 0.1
 
 
 def decide(
@@ -21,7 +23,6 @@ def decide(
     estimate: Mapping[str, Any],
     *,
     least: int = MIN_DIALOGUES,
-    strict: bool | None = None,
 ) -> tuple[str, str]:
     """ "supported", "contradicted" or "not decided", and why.
 
@@ -30,31 +31,37 @@ def decide(
     interval is `strict_low` to `strict_high`, because losses may be skewed. At margin 0 it is `low`
     to `high` from MIN_DIALOGUES_WITHIN dialogues on, which show on which side a long tail is.
 
+    That something is small takes MIN_DIALOGUES_WITHIN dialogues, in whatever words: "within" that
+    is supported, and "above" or "below" that is contradicted by what is not beyond the margin on
+    the other side. From that number on, values that are all negligible decide by themselves,
+    because only rounding says whether equal results have an interval.
+
     Args:
-        estimate: low, high, strict_low, strict_high, n_dialogues.
-        least: dialogues that it takes; at least MIN_DIALOGUES, and MIN_DIALOGUES_WITHIN to support
-            "within".
-        strict: which interval decides; by default as above.
+        estimate: low, high, strict_low, strict_high, n_dialogues and, of a mean, largest.
+        least: dialogues that it takes; at least MIN_DIALOGUES.
     """
     dialogues, least = estimate["n_dialogues"], max(least, MIN_DIALOGUES)
     if dialogues < least:
         return UNDECIDED, f"{dialogues} of the {least} dialogues that it takes"
-    if strict is None:
-        strict = margin != 0 or dialogues < MIN_DIALOGUES_WITHIN
+    strict = margin != 0 or dialogues < MIN_DIALOGUES_WITHIN
     kind = "strict_" if strict else ""
     low, high = estimate[f"{kind}low"], estimate[f"{kind}high"]
+    largest = estimate.get("largest")
+    if largest is not None and largest <= NEGLIGIBLE * margin:
+        low, high = -largest, largest
     if low is None or high is None:
         return UNDECIDED, "no interval: too few dialogues differ from the others"
     match direction:
         case "above":
-            supported, contradicted = low > margin, high < margin
+            supported, contradicted, small = low > margin, high < margin, high >= -margin
         case "below":
-            supported, contradicted = high < -margin, low > -margin
+            supported, contradicted, small = high < -margin, low > -margin, low <= margin
         case _:
             supported = -margin <= low and high <= margin
-            contradicted = low > margin or high < -margin
-    if supported and direction == "within" and dialogues < MIN_DIALOGUES_WITHIN:
-        return UNDECIDED, f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
+            contradicted, small = low > margin or high < -margin, supported
+    if (contradicted or direction == "within") and small and dialogues < MIN_DIALOGUES_WITHIN:
+        few = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
+        return UNDECIDED, f"{few} to say that something is small"
     if supported:
         return SUPPORTED, "the whole interval is on the claimed side"
     if contradicted:

@@ -6,21 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from scipy import stats
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.statistics import (
-    Floats,
-    Interval,
-    column_mean,
-    jackknife_error,
-    strict_confidence,
-    t_interval,
-)
+from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.analysis.within_turns import fisher_by_dialogue
+
+ENDS = ("low", "high", "strict_low", "strict_high")
 
 
 def predictors(
@@ -29,101 +21,47 @@ def predictors(
     """Rank correlation of each metric with excess NLL among the cells of one dialogue and turn.
 
     One row per model, data set and metric, the strongest first; metrics that do not vary within
-    turns are left out. Correlations are averaged over dialogues on Fisher's scale, see
-    `within_turns`; turns after an eviction and inside the window count.
+    turns are left out. Turns after an eviction and inside the window count.
     """
-    has_excess = pl.col("excess_nll").is_not_null()
-    columns = ("model", "dataset", "dialogue", "seed", "turn", "excess_nll", *metrics)
-    chosen = turns.lazy().filter("after_eviction", "inside_window", has_excess).select(columns)
     rows = []
-    for (model, dataset), part in chosen.collect().group_by(
+    for (model, dataset), part in counted_turns(turns, metrics).group_by(
         "model", "dataset", maintain_order=True
     ):
         for metric in metrics:
-            by_dialogue = fisher_by_dialogue(part, metric, "excess_nll")
-            found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
-            if found.mean is None:
-                continue
-            ends = {"correlation": found.mean, "low": found.low, "high": found.high}
-            scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
-            about = {"model": model, "dataset": dataset, "metric": metric}
-            counts = {"n_dialogues": by_dialogue.height, "n_turns": by_dialogue["n_turns"].sum()}
-            rows.append(about | scaled | counts)
+            found = rank_correlation(part, metric, "excess_nll", options)
+            if found["correlation"] is not None:
+                about = {"model": model, "dataset": dataset, "metric": metric}
+                rows.append(about | {name: found[name] for name in found if name not in ENDS[2:]})
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
     return pl.DataFrame(rows, table_schema("predictors")).sort(order)
 
 
-def rank_correlation(
-    one: Floats, other: Floats, dialogues: NDArray[np.str_], *, confidence: float
-) -> dict[str, float | int | None] | None:
-    """Spearman's correlation over the turns in which both are finite; None if these are fewer than
-    three or one of the two is constant.
+def counted_turns(turns: pl.DataFrame, metrics: tuple[str, ...]) -> pl.DataFrame:
+    """The turns that `predictors` is over, with these columns."""
+    has_excess = pl.col("excess_nll").is_not_null()
+    columns = ("model", "dataset", "dialogue", "seed", "turn", "excess_nll", *metrics)
+    chosen = turns.lazy().filter("after_eviction", "inside_window", has_excess)
+    return chosen.select(columns).collect()
 
-    Ranks are taken once, over all turns, and not again without each dialogue: a dialogue then
-    counts by six sums, and a million turns cost no more than their ranking. The interval is
-    Student's on Fisher's scale, with the jackknife's error over dialogues. There is none where a
-    column does not vary without one of the dialogues, or the correlation is 1.
+
+def rank_correlation(
+    rows: pl.DataFrame, one: str, other: str, options: Mapping[str, Any]
+) -> dict[str, float | int | None]:
+    """Spearman's correlation among the cells of one dialogue and turn, see `within_turns`.
+
+    Averaged over dialogues on Fisher's scale, with the interval of that mean.
+
+    Args:
+        rows: one model's and data set's, with `dialogue`, `seed`, `turn` and both columns.
+        options: confidence, resamples and seed.
 
     Returns:
-        correlation, low, high, strict_low, strict_high, n_dialogues, n_turns.
+        correlation, low, high, strict_low, strict_high: None where they are not defined, as where
+        one of the two does not vary within turns; n_dialogues, n_turns.
     """
-    known = np.isfinite(one) & np.isfinite(other)
-    one, other, dialogues = one[known], other[known], dialogues[known]
-    if one.size < 3 or one.min() == one.max() or other.min() == other.max():
-        return None
-    x, y = stats.rankdata(one), stats.rankdata(other)
-    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-    names, groups = np.unique(dialogues, return_inverse=True)
-    kinds = (np.ones_like(x), x, y, x * x, y * y, x * y)
-    sums = np.stack([np.bincount(groups, kind) for kind in kinds])
-    total = sums.sum(axis=1)
-    value = float(np.clip(_pearson(total), -1, 1))
-    ends: list[Interval] = [(None, None), (None, None)]
-    if len(names) > 1:
-        varied = _varies_without_each(x, groups) & _varies_without_each(y, groups)
-        without = np.where(varied, _pearson(total[:, None] - sums), np.nan)
-        levels = (confidence, strict_confidence(confidence))
-        ends = [_interval(value, without, level) for level in levels]
-    return {
-        "correlation": value,
-        "low": ends[0][0],
-        "high": ends[0][1],
-        "strict_low": ends[1][0],
-        "strict_high": ends[1][1],
-        "n_dialogues": len(names),
-        "n_turns": one.size,
-    }
-
-
-def _interval(value: float, without: Floats, confidence: float) -> Interval:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.arctanh(np.append(without, value))
-    error = jackknife_error(float(scaled[-1]), scaled[:-1])
-    if error is None:
-        return None, None
-    low, high = t_interval(float(scaled[-1]), error, without.size, confidence)
-    return (None, None) if low is None or high is None else (math.tanh(low), math.tanh(high))
-
-
-def _varies_without_each(values: Floats, dialogues: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Whether values differ when one dialogue is left out, for each.
-
-    The sums that `_pearson` is made of cannot tell: what should be a variance of 0 is rounding.
-    """
-    lowest = np.full(dialogues.max() + 1, np.inf)
-    highest = -lowest
-    np.minimum.at(lowest, dialogues, values)
-    np.maximum.at(highest, dialogues, values)
-    others = ~np.eye(lowest.size, dtype=bool)
-    varies: NDArray[np.bool_] = np.where(others, lowest, np.inf).min(axis=1) < np.where(
-        others, highest, -np.inf
-    ).max(axis=1)
-    return varies
-
-
-def _pearson(sums: Floats) -> Floats:
-    """From the six sums along the first axis."""
-    n, x, y, xx, yy, xy = sums
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value: Floats = (xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n))
-    return value
+    by_dialogue = fisher_by_dialogue(rows, one, other)
+    found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
+    ends = {"correlation": found.mean} | {name: getattr(found, name) for name in ENDS}
+    scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
+    counts = {"n_dialogues": by_dialogue.height, "n_turns": int(by_dialogue["n_turns"].sum())}
+    return scaled | counts

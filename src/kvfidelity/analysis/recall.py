@@ -14,7 +14,6 @@ import polars as pl
 from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
 from kvfidelity.analysis.statistics import (
-    MIN_DIALOGUES_WITHIN,
     Estimate,
     column_mean,
     column_share,
@@ -202,7 +201,7 @@ def recall_state(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> 
     lost, _ = decide("above", MARGIN, ends)
     if lost == SUPPORTED:
         return "forgotten"
-    if lost == CONTRADICTED and ends["n_dialogues"] >= MIN_DIALOGUES_WITHIN:
+    if lost == CONTRADICTED:
         return "kept"
     return "unchanged" if row["changed"] == 0 else "undecided"
 

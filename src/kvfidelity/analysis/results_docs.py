@@ -48,17 +48,18 @@ TABLE_ROWS = {
     "environments": "One row per set of versions, hardware and code that made a model's runs.",
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
-    "verdict_means": "One row per judge and cell.",
+    "verdict_means": "One row per judge and cell: replies after an eviction, and the baseline's "
+    "of the same turns.",
     "missing_verdicts": "One row per judge, reason and turn.",
     "missing_by_cell": "One row per judge and setting: whether missing verdicts depend on the "
     "cell.",
-    "own_replies": "One row per cell: the model's own replies after an eviction; of the baseline, "
-    "all.",
+    "own_replies": "One row per cell: the model's own replies after an eviction, and the "
+    "baseline's of the same turns.",
     "prefill_overshoot": "One row per model, policy and threshold.",
     "not_finite": "Measured values that are NaN or infinite. They count as missing in all tables.",
     "claims": "One row per claim and cell that it is about.",
     "reliability": "How far judges can be trusted: one row per measure.",
-    "comparisons": "One row per judge that compares and cell.",
+    "comparisons": "One row per judge that compares and cell: replies after an eviction.",
     "costs": "What judging cost.",
     "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +51,8 @@ class Estimate:
     low, high: the interval at the confidence that was asked for, or wider on the side of a long
     tail. strict_low, strict_high: at `strict_confidence` of it, which conclusions beyond a margin
     need. p: two-sided, of the mean being 0; it is below 1 - confidence where low to high leaves 0
-    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES.
+    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES. largest: the
+    largest absolute mean of a dialogue; None for shares.
     """
 
     mean: float | None
@@ -62,6 +63,7 @@ class Estimate:
     n_dialogues: int
     n_turns: int
     p: float | None
+    largest: float | None = None
 
 
 NOTHING = Estimate(None, None, None, None, None, 0, 0, None)
@@ -106,30 +108,32 @@ def clustered_mean(
     # Finite numbers can still be too large for their sum.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean = finite(sums.sum() / totals.sum())
+        largest = finite(np.abs(sums / totals).max())
+        without = Estimate(mean, None, None, None, None, len(sums), turns, None, largest)
         if mean is None or len(sums) < 2:
-            return Estimate(mean, None, None, None, None, len(sums), turns, None)
+            return without
         if _all_alike(sums / totals):
             end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
-            return Estimate(mean, end, end, end, end, len(sums), turns, None)
+            return replace(without, low=end, high=end, strict_low=end, strict_high=end)
         left_out = _left_out(sums, totals)
         error = jackknife_error(mean, left_out)
         if error is None:
-            return Estimate(mean, None, None, None, None, len(sums), turns, None)
+            return without
         studentised = None
         if len(sums) >= MIN_DIALOGUES:
             studentised = _studentised(sums, totals, mean, error, resamples, seed)
         levels = (confidence, strict_confidence(confidence), 1 - (1 - confidence) / RARER)
-        (low, high), strict, wider = (
+        shown, strict, wider = (
             _mean_interval(mean, error, len(sums), studentised, level) for level in levels
         )
         p = None
         if studentised is not None:
             tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
-            (low, high), strict = (_reaching(ends, wider, tail) for ends in ((low, high), strict))
-            p = _p_value(mean / error, len(sums), studentised)
-            if p is not None and tail * mean < 0:
-                p = min(1.0, p * RARER)
-    return Estimate(mean, low, high, *strict, len(sums), turns, p)
+            shown, strict = (_reaching(ends, wider, tail) for ends in (shown, strict))
+            rarer = RARER if tail * mean < 0 else 1
+            p = _p_value(mean / error, len(sums), studentised, rarer)
+    (low, high), (strict_low, strict_high) = _bounded(shown), _bounded(strict)
+    return replace(without, low=low, high=high, strict_low=strict_low, strict_high=strict_high, p=p)
 
 
 def clustered_share(
@@ -187,15 +191,15 @@ def column_mean(
     Args:
         options: confidence, resamples and seed, among others.
     """
-    return clustered_mean(*_columns(rows, value, weight), **_interval_options(options))
+    return clustered_mean(*column_arrays(rows, value, weight), **interval_options(options))
 
 
 def column_share(
     rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any], *, paired: bool = False
 ) -> Estimate:
     """`clustered_share` of an expression over a table's rows, which count alike."""
-    arrays = _columns(rows, value, pl.lit(1))
-    return clustered_share(*arrays, paired=paired, **_interval_options(options))
+    arrays = column_arrays(rows, value, pl.lit(1))
+    return clustered_share(*arrays, paired=paired, **interval_options(options))
 
 
 def share_interval(
@@ -340,16 +344,19 @@ def _long_tail(left_out: Floats) -> int:
 
 
 def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
-    """The interval with the end of a wider one on the side of the tail."""
-    if None in wider:  # it may have no bound where the other one has
-        return ends
+    """The interval with the end of a wider one on the side of the tail, bounded or not."""
     return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
+
+
+def _bounded(ends: Interval) -> Interval:
+    """The interval, or none if one of its ends is unbounded."""
+    return (None, None) if None in ends else ends
 
 
 def _mean_interval(
     mean: float, error: float, clusters: int, studentised: Floats | None, confidence: float
 ) -> Interval:
-    """The outer ends of both intervals; (None, None) if one of them is unbounded."""
+    """The outer ends of both intervals; None for an end that is unbounded."""
     low, high = t_interval(mean, error, clusters, confidence)
     if studentised is None or low is None or high is None:
         return low, high
@@ -357,11 +364,10 @@ def _mean_interval(
     # Interpolation between an infinite value and a finite one is not defined.
     below, above = np.quantile(studentised, [tail, 1 - tail], method="nearest")
     # np.minimum passes on what is not a number, min does not.
-    ends = (
+    return (
         finite(np.minimum(low, mean - above * error)),
         finite(np.maximum(high, mean - below * error)),
     )
-    return ends if None not in ends else (None, None)
 
 
 def _studentised(
@@ -401,17 +407,24 @@ def _draws(clusters: int, resamples: int, seed: int) -> Floats:
     return counts
 
 
-def _p_value(statistic: float, clusters: int, studentised: Floats) -> float | None:
-    """The larger of the two p that go with the two intervals of a mean."""
-    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1))
-    above, below = (
-        (1 + np.count_nonzero(beyond)) / (1 + studentised.size)
-        for beyond in (studentised >= statistic, studentised <= statistic)
+def _p_value(statistic: float, clusters: int, studentised: Floats, rarer: int) -> float | None:
+    """The larger of the two p that go with the two intervals of a mean.
+
+    Args:
+        rarer: by how much more rarely the mean may lie beyond the end of the interval at 0. Where
+            no resample lies beyond it, the bootstrap says only that p is below its resolution,
+            which no factor makes larger.
+    """
+    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1)) * rarer
+    beyond = min(
+        np.count_nonzero(studentised >= statistic), np.count_nonzero(studentised <= statistic)
     )
-    return finite(min(1.0, max(student, 2 * min(above, below))))
+    resampled = 2 * (1 + beyond) / (1 + studentised.size) * (rarer if beyond else 1)
+    return finite(min(1.0, max(student, resampled)))
 
 
-def _columns(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
+def column_arrays(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
+    """Values, weights and dialogues of a table's rows, for `clustered_mean`."""
     chosen = rows.select(
         value=value.cast(pl.Float64), weight=weight.cast(pl.Float64), dialogue=pl.col("dialogue")
     )
@@ -419,5 +432,6 @@ def _columns(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, 
     return *arrays, chosen["dialogue"].to_numpy().astype(str)
 
 
-def _interval_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def interval_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the report's options those that an interval depends on."""
     return {name: options[name] for name in INTERVAL_OPTIONS}

@@ -24,6 +24,7 @@ from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
+from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.statistics import (
     INTERVAL_OPTIONS,
@@ -35,9 +36,7 @@ from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verd
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, RunKey, run_keys
-
-PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
+from kvfidelity.records.grid import CELL_COLUMNS, RunKey, run_keys
 
 
 def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
@@ -128,7 +127,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
-        "verdict_means": verdict_means(_after_eviction(named_verdicts, turns), options),
+        "verdict_means": verdict_means(named_verdicts, turns, options),
         "missing_verdicts": missing_verdicts(named_verdicts),
         "missing_by_cell": missing_by_cell(named_verdicts, options),
         "own_replies": own_replies(turns, options),
@@ -190,11 +189,12 @@ def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     """One row per cell that evicted, over its turns after an eviction.
 
-    n_unpaired: turns that could not be compared because memory ran out, in this cell or in the
-    baseline.
+    n_unpaired: turns that could not be compared because memory ran out, or a value is not finite,
+    in this cell or in the baseline.
     """
     rows = []
-    unpaired = _unpaired(turns)
+    measured = pl.col("inside_window") & pl.col("reference_nll").is_not_null()
+    unpaired = unpaired_turns(turns, measured)
     for key, part in scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
         estimate = column_mean(part, pl.col("excess_nll"), pl.col("reference_tokens"), options)
         tokens = part["reference_tokens"]
@@ -208,26 +208,6 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
             | {name: part[name].mean() for name in INTEGRITY}
         )
     return pl.DataFrame(rows, table_schema("policies")).sort(CELL_COLUMNS)
-
-
-def _unpaired(turns: pl.DataFrame) -> dict[tuple[Any, ...], int]:
-    """Turns of each cell, after an eviction and inside the window, that one of the two has scored:
-    the cell or the baseline, memory having run out in the other."""
-    inside = turns.lazy().filter("inside_window", pl.col("reference_nll").is_not_null())
-    baseline = inside.filter(pl.col("kind") == BASELINE).select(PAIRED)
-    keys = ["dialogue", "seed", *CELL_COLUMNS]
-    without_baseline = inside.filter("after_eviction", pl.col("excess_nll").is_null())
-    failed = turns.lazy().filter(
-        pl.col("kind") != BASELINE, pl.col("finish_reason") == "out_of_memory"
-    )
-    not_reached = (
-        failed.select(*keys, "replies", failed_turn="turn")
-        .join(baseline, on=["model", "dataset", "dialogue", "seed", "replies"])
-        .filter(pl.col("turn") >= pl.col("failed_turn"))
-    )
-    both = pl.concat([part.select(CELL_COLUMNS) for part in (without_baseline, not_reached)])
-    counts = both.group_by(CELL_COLUMNS).len().collect()
-    return {row[:-1]: row[-1] for row in counts.rows()}
 
 
 def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
@@ -272,14 +252,6 @@ def _overshoot(top: pl.Expr) -> pl.Expr:
 def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
-
-
-def _after_eviction(verdicts: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts on turns after an eviction; of the baseline, on all turns."""
-    if verdicts.is_empty():
-        return verdicts
-    chosen = turns.filter(pl.col("after_eviction") | (pl.col("kind") == "baseline"))
-    return verdicts.join(chosen.select("run", "turn"), on=["run", "turn"], how="semi")
 
 
 def _floats(column: pl.Series) -> Floats:

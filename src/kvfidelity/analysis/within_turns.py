@@ -13,7 +13,8 @@ LARGEST = 0.999
 def fisher_by_dialogue(rows: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
     """One row per dialogue: Spearman's correlation within its turns on Fisher's scale.
 
-    Both columns are ranked among the cells of one dialogue, seed and turn, the ranks are taken from
+    Both columns are ranked among the cells of one dialogue, seed and turn (and recall question, if
+    rows have a `probe`), the ranks are taken from
     their mean there, and correlated over the turns of a dialogue. What differs between dialogues
     and turns, such as their length, plays no part. Turns with fewer than three cells, and dialogues
     in which a column does not vary within turns, are left out.
@@ -21,7 +22,7 @@ def fisher_by_dialogue(rows: pl.DataFrame, one: str, other: str) -> pl.DataFrame
     Returns:
         dialogue, z, n_turns.
     """
-    turn = ["dialogue", "seed", "turn"]
+    turn = ["dialogue", "seed", "turn", *({"probe"} & set(rows.columns))]
     known = rows.select(*turn, pl.col(one, other).cast(pl.Float64)).filter(
         pl.col(one).is_finite(), pl.col(other).is_finite()
     )

@@ -17,7 +17,8 @@ from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.sequence import Reply
 from kvfidelity.dialogues.segments import Segment
-from kvfidelity.metrics.positions import Integrity, integrity, integrity_over_reply
+from kvfidelity.metrics.positions import Integrity, integrity
+from kvfidelity.metrics.reply_positions import integrity_over_reply
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.judges.verdict import NOT_FINITE
+from kvfidelity.judges.verdict import NO_HISTORY, NOT_FINITE
 from kvfidelity.records.artifacts import read_parquet
 
 LIKELIHOODS = ("reply_nll", "reply_nll_baseline", "reference_nll", "kl_baseline")
@@ -32,18 +32,27 @@ def read_replies(turns: Path, metrics: Path, baseline: Path | None = None) -> li
     Args:
         baseline: turns of the baseline. Its replies are then the history that a judge is shown, so
             that the replies of all runs of a dialogue are judged after the same conversation: a
-            reply that follows well from a ruined history is not a good one.
+            reply that follows well from a ruined history is not a good one. Where memory ran out
+            for the baseline, the conversation ends: own replies of later turns are withheld, with
+            the finish reason "no_history".
 
     Raises:
         UserError: an artifact is missing or damaged.
     """
     texts = read_parquet(metrics, kind="metrics")
     rows = _with_fed_reply(read_parquet(turns, kind="turns").join(texts, on="turn"))
-    if baseline is not None:
-        history = {row["turn"]: row["fed_reply"] for row in read_turns(baseline)}
-        # Where memory ran out for the baseline, there is nothing to compare a later reply with.
-        rows = [row | {"fed_reply": history.get(row["turn"], row["fed_reply"])} for row in rows]
-    return rows
+    if baseline is None:
+        return rows
+    history = {row["turn"]: row["fed_reply"] for row in read_turns(baseline)}
+    shown, known = [], True
+    for row in rows:
+        if not known and row["reply"] is not None:
+            row = row | {"reply": None, "finish_reason": NO_HISTORY}
+        if row["replies"] == "own":
+            row = row | {"fed_reply": history.get(row["turn"])}
+            known = known and row["fed_reply"] is not None
+        shown.append(row)
+    return shown
 
 
 def _with_fed_reply(rows: pl.DataFrame) -> list[dict[str, Any]]:

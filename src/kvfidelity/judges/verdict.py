@@ -20,14 +20,15 @@ STATUS = (
     "no_reply",
     "not_measured",
     "not_finite",
+    "no_history",
 )
-#: The finish reason of a reply that is withheld, and the status of its verdict.
-NOT_FINITE = "not_finite"
+#: Finish reasons of replies that are withheld, and the status of their verdicts.
+NOT_FINITE, NO_HISTORY = "not_finite", "no_history"
 
 
 def status_without_reply(finish_reason: str) -> str:
     """The status of a turn that has no reply to judge."""
-    return NOT_FINITE if finish_reason == NOT_FINITE else "no_reply"
+    return finish_reason if finish_reason in (NOT_FINITE, NO_HISTORY) else "no_reply"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How far a cache's positions are from the conversation's: exact, and computed without a model.
 
-`integrity` looks at one query, `integrity_over_reply` at all queries of a reply, between which a
-cache may evict. All are functions of the slot table at the moment of a query. The query gets
+`integrity` looks at one query; `reply_positions` at all queries of a reply, between which a cache
+may evict. All are functions of the slot table at the moment of a query. The query gets
 `next_position`, and its token index is `tokens_seen`. For slot i with token index t_i and position
 p_i:
 
@@ -16,14 +16,12 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.slots import SlotTable
 
 SINKS = 4
@@ -87,7 +85,7 @@ def integrity(
         "kept_spans": (1 + (token.diff(dim=-1) != 1).sum(-1)),
         "future_share": effective <= 0,
         "collisions": (rows.sort(-1).values.diff(dim=-1) == 0).sum(-1),
-        "order_inversions": _inversions(rows),
+        "order_inversions": inversions(rows),
         "out_of_window_share": effective.abs() >= trained_window,
         "mean_offset_error": error.abs(),
         "phase_distortion": distortion,
@@ -109,51 +107,6 @@ def integrity(
     )
 
 
-def integrity_over_reply(
-    slots: SlotTable,
-    evictions: Sequence[Eviction],
-    tokens_seen: int,
-    frequencies: Tensor,
-    trained_window: int,
-) -> Integrity:
-    """Integrity that the tokens of a reply met, each token counting alike.
-
-    Between two evictions it is taken at the first and at the last token, and the mean of the two
-    counts for all tokens between them.
-
-    Args:
-        slots: slots and positions before the reply's first token; left as they are.
-        evictions: those that happened while the reply was fed.
-        tokens_seen: by the end of the reply.
-        frequencies, trained_window: as for `integrity`.
-
-    Returns:
-        Without `phase_distortion_weighted`: no scores are kept for each token. Of a reply without
-        tokens, the integrity after its evictions.
-    """
-    slots = slots.fork()
-    first = slots.tokens_seen
-    parts: list[tuple[float, Integrity]] = []
-    moments = [*((eviction.tokens_seen, eviction) for eviction in evictions), (tokens_seen, None)]
-    for until, eviction in moments:
-        tokens = until - slots.tokens_seen
-        if tokens:
-            parts.append((tokens / 2, integrity(slots, frequencies, trained_window)))
-            slots.append(tokens - 1)
-            parts.append((tokens / 2, integrity(slots, frequencies, trained_window)))
-            slots.append(1)
-        if eviction is not None:
-            slots.keep(eviction.kept)
-    if tokens_seen == first:
-        return integrity(slots, frequencies, trained_window)
-    means = {
-        name: sum(weight * getattr(part, name) for weight, part in parts) / (tokens_seen - first)
-        for name in (field.name for field in fields(Integrity))
-        if name != "phase_distortion_weighted"
-    }
-    return Integrity(**means, phase_distortion_weighted=None)
-
-
 def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
     """RoPE phase distortion of each slot, fp64 of the shape of `error`.
 
@@ -170,7 +123,7 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
     return (1 - angles.cos()).mean(-1)[inverse]
 
 
-def _inversions(rows: Tensor) -> Tensor:
+def inversions(rows: Tensor) -> Tensor:
     """For each row of positions [R, n], pairs i < j with position_i > position_j: int64 [R]."""
     if not bool((rows.diff(dim=-1) < 0).any()):
         return rows.new_zeros(rows.shape[0])

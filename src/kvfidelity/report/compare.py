@@ -59,7 +59,12 @@ class Summary(NamedTuple):
 
 SUMMARIES = (
     Summary("Mean verdict, 1 to 10", "verdict_means", ("judge", *CELL_COLUMNS), "mean"),
-    Summary("Own replies, nats per token under the baseline", "own_replies", CELL_COLUMNS, "mean"),
+    Summary(
+        "Own replies, nats per token after the baseline's history",
+        "own_replies",
+        CELL_COLUMNS,
+        "history_nll",
+    ),
     Summary(
         "Change along the window, nats per token",
         "window_changes",

@@ -127,26 +127,27 @@ FIGURES = (
     Figure(
         "predictor_ranking",
         function="tradeoffs.predictor_ranking",
-        tables=("predictors",),
+        tables=("predictors", "turns"),
         section="positions",
         category="Positions",
-        alt_text="Rank correlation of each integrity metric with excess NLL, with intervals",
-        caption="Spearman’s correlation with excess NLL over turns after an eviction, all policies "
-        "and position modes. Bars are {level}% intervals over dialogues; a bar is missing where "
-        "the correlation is not defined without one of them. Turns of one dialogue share their "
-        "kept tokens across modes, so this is association, not cause.",
+        alt_text="Rank correlation of each integrity metric with excess NLL within turns, with "
+        "intervals",
+        caption="Spearman’s correlation with excess NLL among the cells of one dialogue and turn, "
+        "averaged over dialogues on Fisher’s scale; turns after an eviction and inside the window. "
+        "Bars are {level}% intervals over dialogues, small dots are dialogues. Cells of a turn "
+        "share kept tokens across modes, so this is association, not cause.",
     ),
     Figure(
-        "distortion",
-        function="tradeoffs.distortion",
+        "best_predictor",
+        function="tradeoffs.best_predictor",
         tables=("turns", "predictors"),
         section="positions",
         category="Positions",
-        alt_text="Excess NLL of every turn against phase distortion and against the metric that "
-        "orders turns best, with rank correlations",
-        caption="Excess NLL of every turn after an eviction against phase distortion and against "
-        "the metric that orders turns best; of many turns an even share is drawn. ρ: Spearman’s "
-        "correlation.",
+        alt_text="Excess NLL of every turn against the metric that orders the cells of a turn most "
+        "like their loss, with its rank correlation",
+        caption="Excess NLL of every turn after an eviction against the metric that orders the "
+        "cells of a turn most like their loss, which was chosen on these data; of many turns an "
+        "even share is drawn. ρ: Spearman’s correlation within turns, mean over n dialogues.",
     ),
     Figure(
         "through_window",
@@ -177,8 +178,8 @@ FIGURES = (
         section="cost",
         category="Cost",
         alt_text="Seconds per turn by policy, split into prefill, scoring, eviction and decoding",
-        caption="Mean seconds per turn on this machine with 95% t-intervals over turns, each part "
-        "on its own axis. Turns computed once for all policies, and those whose replies were "
+        caption="Mean seconds per turn on this machine with 95% t-intervals over dialogues, each "
+        "part on its own axis. Turns computed once for all policies, and those whose replies were "
         "decoded together with others (session.batch_size), are left out. Decoding is over turns "
         "with an own reply.",
     ),

@@ -23,6 +23,14 @@ def interval(row: Mapping[str, Any], digits: int = 3) -> str:
     return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
 
 
+def interval_of(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
+    """The interval of the column `name`, whose ends are `name_low` and `name_high`."""
+    if row[name] is None:
+        return "\N{EN DASH}"
+    ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
+    return interval(ends | {"n_dialogues": row["n_dialogues"]}, digits)
+
+
 def percent(value: float | None) -> str:
     """ "83%"; a dash for a missing value."""
     return "\N{EN DASH}" if value is None else f"{100 * value:.0f}%".replace("-", "\N{MINUS SIGN}")

@@ -27,6 +27,7 @@ from kvfidelity.report.formatting import (
     decimal,
     extent,
     interval,
+    interval_of,
     p_value,
     percent,
     percent_range,
@@ -81,6 +82,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
     environment.filters |= {
         "signed": signed,
         "interval": interval,
+        "interval_of": interval_of,
         "p": p_value,
         "claim_question": claim_question,
     }

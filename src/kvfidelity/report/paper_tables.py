@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvfidelity.records.grid import CELL_COLUMNS
-from kvfidelity.report.formatting import decimal, interval, p_value, percent, signed
+from kvfidelity.report.formatting import decimal, interval, interval_of, p_value, percent, signed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -111,14 +111,18 @@ def claim_table(claims: pl.DataFrame) -> Content:
 
 
 def verdict_table(means: pl.DataFrame) -> Content:
-    """Mean verdict per judge and cell with interval and n."""
+    """Mean verdict per judge and cell with interval and n, and the difference from the baseline."""
     names = ("judge", *CELL_COLUMNS)
-    head = [*names, "mean", "interval", "verdicts", "missing", "dialogues"]
+    head = [*names, "mean", "interval", "difference", "interval", "pairs"]
+    head += ["verdicts", "missing", "dialogues"]
     return head, [
         [
             *(str(row[name]) for name in names),
             decimal(row["mean"]),
             interval(row, 2),
+            signed(row["difference"], 2),
+            interval_of(row, "difference"),
+            "" if row["n_pairs"] is None else str(row["n_pairs"]),
             str(row["n"]),
             str(row["missing"]),
             str(row["n_dialogues"]),
@@ -128,15 +132,20 @@ def verdict_table(means: pl.DataFrame) -> Content:
 
 
 def own_reply_table(replies: pl.DataFrame) -> Content:
-    """The model's own replies per cell: NLL under the baseline's cache, repetition, overlap."""
-    head = [*CELL_COLUMNS, "NLL", "interval", "rep-3", "echo", "chrF", "ended"]
-    head += ["replies", "dialogues"]
+    """The model's own replies per cell: NLL with nothing evicted, after the baseline's history and
+    after their own, repetition, overlap."""
+    head = [*CELL_COLUMNS, "NLL", "interval", "lost", "interval", "own history"]
+    head += ["rep-3", "echo", "chrF", "ended", "empty", "replies", "dialogues"]
     return head, [
         [
             *(str(row[name]) for name in CELL_COLUMNS),
+            decimal(row["history_nll"]),
+            interval_of(row, "history_nll"),
+            signed(row["lost"], 2),
+            interval_of(row, "lost"),
             decimal(row["mean"]),
-            interval(row, 2),
             *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf", "complete")),
+            str(row["empty"]),
             str(row["n"]),
             str(row["n_dialogues"]),
         ]
@@ -191,7 +200,9 @@ PAPER_TABLES = {
     ),
     "verdict_means": PaperTable(verdict_table, "Mean verdict (1 to 10) on the own replies"),
     "own_replies": PaperTable(
-        own_reply_table, "Own replies: NLL (nats per token) under the baseline's cache, and text"
+        own_reply_table,
+        "Own replies: NLL (nats per token) with nothing evicted after the baseline's history, what "
+        "is lost against the baseline on the same turns, NLL after their own history, and text",
     ),
     "window_changes": PaperTable(
         window_table, "Changes of the baseline's NLL along the trained window"
@@ -228,9 +239,11 @@ def _share_of(row: Mapping[str, Any]) -> str:
 
 
 def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:
-    """ "gist, stale (half) minus attention_top, stale"; empty for a claim over all cells."""
+    """ "gist, stale (half) minus attention_top, stale", or "all cells, stale"; empty for a claim
+    without an estimate."""
     if row["policy"] is None:
-        return "all cells" if row["estimate"] is not None else ""
+        mode = f", {row['positions']}" if row["positions"] else ""
+        return f"all cells{mode}" if row["estimate"] is not None else ""
     shown = with_threshold and row["threshold"] != "none"
     threshold = f" ({row['threshold']})" if shown else ""
     positions = "" if row["threshold"] == "none" else f", {row['positions']}"

@@ -115,17 +115,20 @@ def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
 
 
 def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
-    """Mean seconds of each part of a turn with 95% t-intervals over turns, each on its own axis.
+    """Mean seconds of each part of a turn with 95% t-intervals over dialogues, each on its own
+    axis: the turns of a dialogue are no independent measurements.
 
     Turns computed once for all policies, and those decoded together with others, are left out;
     decoding is of those with a reply of their own.
     """
     single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency") == 1))
     single = single.with_columns(decode_s=pl.col("tpot_s") * pl.col("reply_token_count"))
+    # Each dialogue weighs alike, however many of its turns were timed.
+    each = single.group_by("policy", "model", "dataset", "dialogue", maintain_order=True).agg(
+        pl.col(*SECONDS.values()).mean()
+    )
     data = pl.concat(
-        t_intervals(single, ["policy"], column).with_columns(
-            pl.col("low").clip(0), part=pl.lit(part)
-        )
+        t_intervals(each, ["policy"], column).with_columns(pl.col("low").clip(0), part=pl.lit(part))
         for part, column in SECONDS.items()
     )
     if data.is_empty():

@@ -9,6 +9,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvfidelity.analysis.predictors import counted_turns
+from kvfidelity.analysis.within_turns import fisher_by_dialogue
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.figures import (
@@ -23,8 +25,6 @@ from kvfidelity.report.figures import (
 )
 from kvfidelity.report.formatting import interval, signed
 
-#: The measure that this project proposes.
-PROPOSED_METRIC = "phase_distortion"
 NO_ORDER = "no measure of positions varies over the turns that were scored"
 #: Marks of one figure at most.
 MAX_POINTS = 1500
@@ -116,30 +116,33 @@ def pareto_front(policies: pl.DataFrame) -> pl.DataFrame:
     return ordered.with_columns(on_front=(pl.col("mean") < before).fill_null(True))
 
 
-def predictor_ranking(predictors: pl.DataFrame) -> alt.TopLevelMixin:
-    """Rank correlation of each integrity metric with excess NLL, with intervals."""
+def predictor_ranking(predictors: pl.DataFrame, turns: pl.DataFrame) -> alt.TopLevelMixin:
+    """Rank correlation of each integrity metric with excess NLL within turns, with intervals; a dot
+    per dialogue if they are few."""
     if predictors.is_empty():
         return nothing(NO_ORDER)
-    data = predictors.with_columns(
+    keys = ("model", "dataset", "metric")
+    ranked = predictors.rename({"correlation": "mean"}).with_columns(
         measure=pl.col("metric").str.replace_all("_", " "),
         setting=pl.concat_str("model", "dataset", separator=", "),
         n=pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns"),
-        size=pl.col("correlation").abs(),
+        size=pl.col("mean").abs(),
     )
+    data = with_dots(ranked, correlation_by_dialogue(predictors, turns), keys)
     scale = alt.Scale(domain=[-1, 1])
-    title = "rank correlation with excess NLL"
-    base = alt.Chart(data).encode(
-        y=alt.Y("measure:N", title=None, sort=alt.SortField("size", order="descending"))
+    title = "rank correlation with excess NLL within turns"
+    order = alt.EncodingSortField("size", op="max", order="descending")
+    base = alt.Chart(data).encode(y=alt.Y("measure:N", title=None, sort=order))
+    bars = with_interval(base).mark_rule(strokeWidth=2, color="#0072B2")
+    bars = bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    points = of_means(base).mark_point(filled=True, size=70, color="#0072B2")
+    points = points.encode(
+        x=alt.X("mean:Q", scale=scale, title=[title, count_label(data)]),
+        tooltip=["metric", "model", "mean", "low", "high", "n"],
     )
-    bars = base.mark_rule(strokeWidth=2, color="#0072B2").encode(
-        x=alt.X("low:Q", scale=scale), x2="high:Q"
-    )
-    points = base.mark_point(filled=True, size=70, color="#0072B2").encode(
-        x=alt.X("correlation:Q", scale=scale, title=[title, count_label(data)]),
-        tooltip=["metric", "model", "correlation", "low", "high", "n"],
-    )
+    each = dots(base, alt.X(f"{ONE}:Q", scale=scale, title=""))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    layers = alt.layer(zero, bars, points, data=data)
+    layers = alt.layer(zero, bars, each, points, data=data)
     height = 24 * max(1, data["measure"].n_unique())
     layers = layers.properties(width=WIDTH * 0.75, height=height)
     if data["setting"].n_unique() < 2:
@@ -147,18 +150,35 @@ def predictor_ranking(predictors: pl.DataFrame) -> alt.TopLevelMixin:
     return layers.facet(row=alt.Row("setting:N", title=None))
 
 
-def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLevelMixin:
-    """Excess NLL of every turn against phase distortion and against the measure that orders turns
-    best, with their rank correlations; of each model and data set at most POINTS turns are drawn,
-    evenly spread."""
+def correlation_by_dialogue(predictors: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """Each dialogue's rank correlation within its turns: model, dataset, metric, ONE."""
+    metrics = tuple(predictors["metric"].unique(maintain_order=True))
+    counted = counted_turns(turns, metrics)
+    parts = [
+        fisher_by_dialogue(
+            counted.filter(model=model, dataset=dataset), metric, "excess_nll"
+        ).select(
+            model=pl.lit(model),
+            dataset=pl.lit(dataset),
+            metric=pl.lit(metric),
+            **{ONE: pl.col("z").tanh()},
+        )
+        for model, dataset, metric in predictors.select("model", "dataset", "metric").rows()
+    ]
+    return pl.concat(parts)
+
+
+def best_predictor(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLevelMixin:
+    """Excess NLL of every turn against the measure that orders the cells of a turn best, one panel
+    per model and data set with its correlation; of each at most MAX_POINTS turns are drawn, evenly
+    spread."""
     shown = ["policy", "positions", "turn", "dialogue", "excess_nll"]
     evicted = turns.filter("after_eviction", "inside_window", pl.col("excess_nll").is_not_null())
     several = evicted.select(pl.struct("model", "dataset").n_unique()).item() > 1
     empty = pl.DataFrame(schema={name: turns.schema[name] for name in shown})
     parts = [empty.with_columns(value=pl.lit(0.0), panel=pl.lit(""))]
     for (model, dataset), part in evicted.group_by("model", "dataset", maintain_order=True):
-        ranked = predictors.filter(model=model, dataset=dataset).to_dicts()
-        best = [row for row in ranked if row["metric"] != PROPOSED_METRIC][:1]
+        ranked = predictors.filter(model=model, dataset=dataset).head(1).to_dicts()
         sampled = part.gather_every(max(1, math.ceil(part.height / MAX_POINTS)))
         setting = f"{model}, {dataset}: " if several else ""
         parts += [
@@ -167,7 +187,7 @@ def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLevelMix
                 value=pl.col(row["metric"]).cast(pl.Float64),
                 panel=pl.lit(setting + _panel_title(row)),
             )
-            for row in [*(row for row in ranked if row["metric"] == PROPOSED_METRIC), *best]
+            for row in ranked
         ]
     data = pl.concat(parts).drop_nulls("value")
     if data.is_empty():
@@ -195,6 +215,6 @@ def distortion(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLevelMix
 
 
 def _panel_title(row: Mapping[str, Any]) -> str:
-    """ "future share", and on a line of its own "ρ = +0.75 [+0.70, +0.91], n = 72" turns."""
+    """ "future share", and on a line of its own "ρ = +0.75 [+0.70, +0.91], n = 12" dialogues."""
     value = f"ρ = {signed(row['correlation'], 2)} {interval(row, 2)}"
-    return f"{row['metric'].replace('_', ' ')}\n{value}, n = {row['n_turns']}"
+    return f"{row['metric'].replace('_', ' ')}\n{value}, n = {row['n_dialogues']}"
