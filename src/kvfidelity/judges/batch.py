@@ -18,6 +18,7 @@ from typing import Any
 import openai
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.batch_api import NAME, UnreadableError, find_batch
 from kvfidelity.judges.completion import refused_by_filter
 from kvfidelity.judges.endpoint import Endpoint
 from kvfidelity.judges.failures import HttpError
@@ -27,15 +28,9 @@ from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 
 #: Limits of one batch.
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
-#: The batch's metadata that holds our name for it.
-NAME = "kvfidelity"
 FINISHED = ("completed", "expired", "cancelled", "failed")
-#: Batches that the endpoint lists at once.
-PAGE = 100
 #: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
 LOOKS = 3
-#: Seconds by which the clocks of this machine and of the endpoint may differ.
-CLOCKS_S = 86_400
 
 
 class BatchClient:
@@ -141,12 +136,26 @@ class BatchClient:
         return known
 
     def _look_up(self, endpoint: Endpoint, batch: Batch) -> str | None:
-        """The id of a batch by its name; None if the endpoint does not list it after some time."""
+        """The id of a batch by its name; None if the endpoint does not list it after some time.
+
+        Raises:
+            UserError: the endpoint's list does not tell.
+        """
+        problem: Exception | None = None
         for look in range(LOOKS):
             if look:
                 time.sleep(self._limits.poll_s)
-            if found := _find_id(endpoint, batch):
-                return found
+            try:
+                if found := find_batch(endpoint.client, batch.name, batch.file):
+                    return found
+            except UnreadableError as error:
+                problem = error
+        if problem is not None:
+            raise UserError(
+                f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: a batch was sent, and "
+                f"whether it was taken is not known: {problem}; run again to look for it, or set "
+                "`batch: false` to ask one by one"
+            )
         return None
 
     def _finish_open(self, endpoint: Endpoint) -> None:
@@ -270,18 +279,6 @@ def _parts(requests: Sequence[Request]) -> Iterator[list[Request]]:
         size += length
     if part:
         yield part
-
-
-def _find_id(endpoint: Endpoint, batch: Batch) -> str | None:
-    """The endpoint's id of our batch, found by name among those that are not older."""
-    for state in endpoint.client.batches.list(limit=PAGE):
-        if (state.metadata or {}).get(NAME) == batch.name:
-            return state.id
-        if batch.file is not None and state.input_file_id == batch.file:
-            return state.id
-        if batch.at is not None and state.created_at < batch.at - CLOCKS_S:
-            break
-    return None
 
 
 def _lines(endpoint: Endpoint, file: str | None) -> Iterator[dict[str, Any] | None]:
