@@ -49,8 +49,8 @@ class BatchServer:
     """Finishes a batch after `looks` looks.
 
     behave: gives the line of a request from the text of its user message. end: the state in which
-    batches end. answer: gives the answer to a call from its STEP and its right body; None as body
-    closes the connection. before_reply: called with a request's path after its effect and before its answer,
+    batches end. answer: what a call gets, from its step and its right body; None closes the
+    connection. before_reply: called with a request's path after its effect and before its answer,
     so that a client can be killed in between.
     """
 

@@ -55,9 +55,12 @@ def unreadable_completion(problem: str) -> Answer:
     return Answer(None, None, None, None, None, problem=problem)
 
 
-def refused_by_filter(reason: str) -> Answer:
-    """The answer that an endpoint's filter gives, which costs nothing."""
-    return Answer(None, f"the endpoint's filter: {reason}", "content_filter", 0, 0, 0.0)
+def refused_by_filter(reason: str, *, charged: bool = False) -> Answer:
+    """The answer that an endpoint's filter gives, which costs nothing unless it was charged."""
+    said = f"the endpoint's filter: {reason}"
+    if charged:
+        return Answer(None, said, "content_filter", None, None)
+    return Answer(None, said, "content_filter", 0, 0, 0.0)
 
 
 def shortened(text: str | None) -> str | None:

@@ -98,8 +98,8 @@ class HttpError:
 
     @property
     def lost(self) -> bool:
-        """Whether it may have been charged."""
-        return self.status in LOST
+        """Whether it may have been charged: an answer was lost, or the error says its tokens."""
+        return self.status in LOST or _has_tokens(self.text)
 
     @property
     def passing(self) -> bool:
@@ -184,6 +184,24 @@ def error_in(body: Any) -> int | None:
     if isinstance(code, str) and code.isdecimal() and len(code) == 3:
         code = int(code)
     return code if isinstance(code, int) and 400 <= code < 600 else 400
+
+
+def _has_tokens(text: str) -> bool:
+    """Whether a body says that tokens were used, in whatever form."""
+    try:
+        body = parse_json(text)
+    except ValueError:
+        return False
+    usage = body.get("usage") if isinstance(body, dict) else None
+    return _is_not_zero(usage)
+
+
+def _is_not_zero(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_not_zero, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_not_zero, value))
+    return bool(value) and value != "0"
 
 
 def _errors(text: str) -> Iterator[dict[str, Any]]:
