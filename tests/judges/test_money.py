@@ -295,3 +295,29 @@ class CuttingServer(BatchServer):
             send(this, body, kind, status)
 
         handler.do_POST, handler._send_body = do_post, send_body
+
+
+TOKENS = {"prompt_tokens": 90, "completion_tokens": 0, "total_tokens": 90}
+#: Errors, and whether they say that they were charged.
+ERRORS: dict[str, tuple[Reply, bool]] = {
+    "200, no choices": ((200, {}, b'{"error": {"message": "x"}, "choices": [], "usage": U}'), True),
+    "200, code 503": ((200, {}, b'{"error": {"message": "x", "code": 503}, "usage": U}'), True),
+    "400": ((400, {}, b'{"error": {"message": "x"}, "usage": U}'), True),
+    "a filter": ((400, {}, b'{"error": {"code": "content_filter"}, "usage": U}'), True),
+    "fatal": ((401, {}, b'{"error": {"message": "x"}, "usage": U}'), True),
+    "odd counts": ((400, {}, b'{"error": {"message": "x"}, "usage": ["many"]}'), True),
+    "no tokens": ((400, {}, b'{"error": {"message": "x"}, "usage": {"total_tokens": 0}}'), False),
+    "usage is null": ((400, {}, b'{"error": {"message": "x"}, "usage": null}'), False),
+    "no usage": ((200, {}, b'{"error": {"message": "x"}, "choices": []}'), False),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_that_says_its_tokens_counts_at_its_highest_price(
+    tmp_path: Path, name: str
+) -> None:
+    (status, headers, content), charged = ERRORS[name]
+    body = (content or b"").replace(b": U}", f": {json.dumps(TOKENS)}}}".encode())
+    with Server(lambda *_: (status, headers, body)) as server, contextlib.suppress(UserError):
+        judge(server, tmp_path, pace=PRICED).judge([row(0)])
+    assert (AnswerStore(tmp_path).spent("mine") > 0.099) == charged

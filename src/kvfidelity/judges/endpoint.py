@@ -125,7 +125,7 @@ class Endpoint:
                 return self.answer(body, usd, request)
             found = HttpError(status, headers, text)
         if found.refused:
-            return refused_by_filter(self.without_key(found.reason)[:300])
+            return refused_by_filter(self.without_key(found.reason)[:300], charged=found.lost)
         return self._http_trouble(found)
 
     def answer(self, body: Any, usd: Usd | None, request: Request | None = None) -> Answer:
@@ -176,7 +176,7 @@ class Endpoint:
                 limited=limited,
                 retry_after=found.retry_after,
             )
-        return Trouble(reason, fatal=self._fatal(reason, remedy))
+        return Trouble(reason, lost=found.lost, fatal=self._fatal(reason, remedy))
 
     def _connection_trouble(self, error: openai.APIConnectionError) -> Trouble:
         names = {type(link).__name__ for link in causes(error)}
