@@ -13,12 +13,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import openai
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges.batch_api import NAME, UnreadableError, find_batch
+from kvfidelity.judges.batch_api import (
+    FINISHED,
+    BatchState,
+    UnreadableError,
+    batch_state,
+    create_batch,
+    file_content,
+    find_batch,
+    upload_file,
+)
 from kvfidelity.judges.batch_lines import Line, Lines
 from kvfidelity.judges.completion import refused_by_filter
 from kvfidelity.judges.endpoint import Endpoint
@@ -27,7 +35,6 @@ from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 
 #: Limits of one batch.
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
-FINISHED = ("completed", "expired", "cancelled", "failed")
 #: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
 LOOKS = 3
 
@@ -55,7 +62,7 @@ class BatchClient:
                     missing = self._store.missing(list(unique))
                     self._send(endpoint, [unique[key] for key in missing])
                     self._finish_open(endpoint)
-                except openai.OpenAIError as error:
+                except (openai.OpenAIError, UnreadableError) as error:
                     raise self._user_error(endpoint, error) from None
         outcomes = {key: self._store.get(key) for key in unique}
         unanswered = Failure("the batch gave neither answer nor error")
@@ -98,8 +105,7 @@ class BatchClient:
         path = endpoint.batch_path
         lines = [{"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        file = (f"{batch.name}.jsonl", text.encode())
-        return endpoint.client.files.create(file=file, purpose="batch").id
+        return upload_file(endpoint.client, f"{batch.name}.jsonl", text.encode())
 
     def _create(self, endpoint: Endpoint, batch: Batch) -> str:
         """The id of the batch; the request that creates it is never repeated.
@@ -107,24 +113,15 @@ class BatchClient:
         Raises:
             openai.OpenAIError: it is not created, or nobody knows.
         """
-        path: Any = endpoint.batch_path
-        client = endpoint.client.with_options(max_retries=0)
+        error: Exception
         try:
-            found = client.batches.create(
-                completion_window="24h",
-                endpoint=path,
-                input_file_id=str(batch.file),
-                metadata={NAME: batch.name},
-            ).id
-            if found and isinstance(found, str):
-                return found
-            error: Exception = openai.OpenAIError("the endpoint gave a batch no id")
+            return create_batch(endpoint.client, endpoint.batch_path, batch.name, str(batch.file))
         except openai.APIStatusError as refused:
             if refused.status_code < 500 and refused.status_code != 408:
                 self._end(batch)  # refused: there is no such batch
                 raise
             error = refused
-        except (openai.APIConnectionError, ValueError) as broken:
+        except (openai.APIConnectionError, UnreadableError) as broken:
             error = broken
         known = self._look_up(endpoint, batch)
         if known is None:
@@ -166,25 +163,37 @@ class BatchClient:
                 continue
             self._store_lines(endpoint, batch, found)
 
-    def _wait(self, endpoint: Endpoint, batch: Batch, found: str) -> Any:
+    def _wait(self, endpoint: Endpoint, batch: Batch, found: str) -> BatchState:
         """The state of a batch, once it ended.
 
         Raises:
             UserError: it failed.
+            UnreadableError: what the endpoint says of it cannot be read, several times in a row.
         """
-        while (state := endpoint.client.batches.retrieve(found)).status not in FINISHED:
+        unreadable = 0
+        while True:
+            try:
+                state = batch_state(endpoint.client, found)
+                unreadable = 0
+                if state.status in FINISHED:
+                    break
+            except UnreadableError:
+                unreadable += 1
+                if unreadable == LOOKS:
+                    raise
             time.sleep(self._limits.poll_s)
         if state.status == "failed":
             self._end(batch)
-            problems = (state.errors.data or []) if state.errors else []
-            reason = "; ".join(str(problem.message) for problem in problems) or "no reason given"
             raise UserError(
                 f"judge {endpoint.judge}: the endpoint refused a batch: "
-                f"{endpoint.without_key(reason)}; correct the judge's entry, or set `batch: false`"
+                f"{endpoint.without_key(state.problems)[:300]}; correct the judge's entry, or set "
+                "`batch: false`"
             )
         return state
 
-    def _fetch(self, endpoint: Endpoint, batch: Batch, found: str) -> tuple[Any, Lines, bool]:
+    def _fetch(
+        self, endpoint: Endpoint, batch: Batch, found: str
+    ) -> tuple[BatchState, Lines, bool]:
         """The state and the lines of a batch that ended, and whether answers are lacking.
 
         An endpoint may name the files, or fill them, later than it ends the batch, and a download
@@ -198,9 +207,8 @@ class BatchClient:
                 time.sleep(self._limits.poll_s)
             state = self._wait(endpoint, batch, found)
             lines = Lines()
-            for file in (state.output_file_id, state.error_file_id):
-                if file is not None:
-                    lines.add(endpoint.client.files.content(file).content, batch.keys)
+            for file in state.files:
+                lines.add(file_content(endpoint.client, file), batch.keys)
             if not (lacking := _lacks_answers(batch, state, lines)):
                 break
         if lacking and not lines.by_key:
@@ -277,8 +285,10 @@ class BatchClient:
                 f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'} has no Batch API, or no "
                 "such batch any more; set `batch: false`"
             )
+        reason = str(error) if isinstance(error, UnreadableError) else endpoint.reason(error)
         return endpoint.fatal_error(error) or UserError(
-            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is recorded: run "
+            f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: "
+            f"{endpoint.without_key(reason)}; what was sent is recorded: run "
             "again to continue"
         )
 
@@ -297,16 +307,11 @@ def _parts(requests: Sequence[Request]) -> Iterator[list[Request]]:
         yield part
 
 
-def _lacks_answers(batch: Batch, state: Any, lines: Lines) -> bool:
+def _lacks_answers(batch: Batch, state: BatchState, lines: Lines) -> bool:
     """Whether requests without a line may have been answered, and charged."""
     if len(lines.by_key) == len(batch.keys):
         return False
-    counts = state.request_counts
-    return (
-        state.status == "completed"
-        or lines.unread > 0
-        or (counts is not None and counts.completed > lines.answers)
-    )
+    return state.status == "completed" or lines.unread > 0 or state.completed > lines.answers
 
 
 def _at_batch_price(usd: Callable[..., float]) -> Callable[[int, int], float]:

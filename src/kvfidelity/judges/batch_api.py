@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,9 @@ from kvfidelity.judges.json_text import parse_json
 NAME = "kvfidelity"
 #: Batches that the endpoint lists at once, and lists that are read in one look at most.
 PAGE, MAX_PAGES = 100, 200
+#: The states of a batch.
+FINISHED = ("completed", "expired", "cancelled", "failed")
+UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 class UnreadableError(ValueError):
@@ -25,13 +27,54 @@ class BatchState:
     """A batch as the endpoint describes it; None for what is missing or of another type.
 
     name: ours, from its metadata. file: the id of its requests. told: whether name and file say
-    that a batch is another one.
+    that a batch is another one. files: ids of its answers and of its errors. completed: how many
+    requests were answered, 0 if that is not known. problems: why it failed.
     """
 
     id: str
     name: str | None
     file: str | None
     told: bool
+    status: str | None
+    files: tuple[str, ...]
+    completed: int
+    problems: str
+
+
+def upload_file(client: openai.OpenAI, name: str, content: bytes) -> str:
+    """The id of a file of requests; raises as `batch_state` does."""
+    response = client.files.with_raw_response.create(file=(name, content), purpose="batch")
+    return _id(_object(response, "an upload"), "an upload")
+
+
+def create_batch(client: openai.OpenAI, path: str, name: str, file: str) -> str:
+    """The id of a batch, created by one request; raises as `batch_state` does."""
+    kind: Any = path
+    response = client.with_options(max_retries=0).batches.with_raw_response.create(
+        completion_window="24h", endpoint=kind, input_file_id=file, metadata={NAME: name}
+    )
+    return _id(_object(response, "the creation of a batch"), "the creation of a batch")
+
+
+def batch_state(client: openai.OpenAI, found: str) -> BatchState:
+    """What the endpoint says of a batch.
+
+    Raises:
+        openai.OpenAIError: it says nothing. UnreadableError: what it says is no batch.
+    """
+    state = _state(_object(client.batches.with_raw_response.retrieve(found), "a batch"))
+    if state is None:
+        raise UnreadableError("a batch of the Batch API has no id")
+    if state.status not in (*FINISHED, *UNFINISHED):
+        raise UnreadableError(
+            f"a batch has the status {str(state.status)[:50]!r}, which is unknown"
+        )
+    return state
+
+
+def file_content(client: openai.OpenAI, file: str) -> bytes:
+    """The bytes of a file; raises openai.OpenAIError."""
+    return client.files.content(file).content
 
 
 def find_batch(client: openai.OpenAI, name: str, file: str | None) -> str | None:
@@ -81,13 +124,38 @@ def _object(response: Any, what: str) -> dict[str, Any]:
     return found
 
 
+def _id(body: dict[str, Any], what: str) -> str:
+    if (found := _text(body.get("id"))) is None:
+        raise UnreadableError(f"{what} of the Batch API gives no id")
+    return found
+
+
 def _state(entry: Any) -> BatchState | None:
     """A batch in JSON types; None if it has no id."""
     if not isinstance(entry, dict) or (found := _text(entry.get("id"))) is None:
         return None
     metadata, file = entry.get("metadata"), _text(entry.get("input_file_id"))
-    name = _text(metadata.get(NAME)) if isinstance(metadata, Mapping) else None
-    return BatchState(found, name, file, isinstance(metadata, Mapping) or file is not None)
+    files = (_text(entry.get("output_file_id")), _text(entry.get("error_file_id")))
+    counts = entry.get("request_counts")
+    completed = counts.get("completed") if isinstance(counts, dict) else None
+    return BatchState(
+        id=found,
+        name=_text(metadata.get(NAME)) if isinstance(metadata, dict) else None,
+        file=file,
+        told=isinstance(metadata, dict) or file is not None,
+        status=_text(entry.get("status")),
+        files=tuple(name for name in files if name is not None),
+        completed=completed if isinstance(completed, int) else 0,
+        problems=_problems(entry.get("errors")),
+    )
+
+
+def _problems(errors: Any) -> str:
+    """The words of what is wrong with a batch."""
+    data = errors.get("data") if isinstance(errors, dict) else errors
+    found = data if isinstance(data, list) else [data]
+    texts = [_text(item.get("message") if isinstance(item, dict) else item) for item in found]
+    return "; ".join(text for text in texts if text) or "no reason given"
 
 
 def _text(value: Any) -> str | None:
