@@ -114,7 +114,7 @@ OTHERS: dict[str, tuple[Line, bool, str]] = {
     "an error with status 200": (failed(200, None, {"message": "lost"}), True, "lost"),
     "an odd status": (failed(999, {"error": {"message": "x"}}), True, "status 999"),
     "a status that is a list": (failed([500], None), True, "status [500]"),
-    "a status without an end": (failed(float("inf"), None), True, "status inf"),
+    "a status without an end": (failed(float("inf"), None), True, "status Infinity"),
     "neither": (("output", {}), True, "neither an answer nor an error"),
     "a response that is a list": (("output", {"response": [1]}), True, "neither an answer"),
     "a response that is a text": (("output", {"response": "x"}), True, "neither an answer"),

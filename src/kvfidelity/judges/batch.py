@@ -250,7 +250,8 @@ class BatchClient:
             self._end(batch)
             reason = endpoint.without_key(errors[0].reason)[:300]
             raise UserError(
-                f"judge {endpoint.judge}: every request of a batch got: {reason}: {remedy}"
+                f"judge {endpoint.judge}: every request of a batch got: {reason}: "
+                f"{endpoint.without_key(remedy)[:1000]}"
             )
 
     def _store_error(
@@ -288,7 +289,7 @@ class BatchClient:
         reason = str(error) if isinstance(error, UnreadableError) else endpoint.reason(error)
         return endpoint.fatal_error(error) or UserError(
             f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: "
-            f"{endpoint.without_key(reason)}; what was sent is recorded: run "
+            f"{endpoint.without_key(reason)[:300]}; what was sent is recorded: run "
             "again to continue"
         )
 

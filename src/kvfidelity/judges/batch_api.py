@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ def batch_state(client: openai.OpenAI, found: str) -> BatchState:
         raise UnreadableError("a batch of the Batch API has no id")
     if state.status not in (*FINISHED, *UNFINISHED):
         raise UnreadableError(
-            f"a batch has the status {str(state.status)[:50]!r}, which is unknown"
+            f"a batch has the status {json.dumps(state.status)}, which is unknown"
         )
     return state
 

@@ -86,7 +86,7 @@ def read_line(entry: Mapping[str, Any]) -> Line:
     found = HttpError(400, {}, text)
     if response is None and _says_something(error):
         return Line(error=found, reason=found.reason, charged=found.lost)
-    given = repr(about.get("status_code"))[:50]
+    given = json.dumps(about.get("status_code"))
     reason = f"neither an answer nor an error that is known (status {given}): {text}"
     return Line(error=found, reason=reason, charged=True)
 

@@ -65,7 +65,13 @@ def client_fault(error: BaseException) -> str:
         )
     if isinstance(error, OSError):
         return f"SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error.strerror}); correct it"
-    return f"its address or a proxy variable cannot be used ({_last([error])}); correct it"
+    # The error's words may hold a part of a proxy's password.
+    variables = [f"{scheme.upper()}_PROXY" for scheme in getproxies() if scheme != "no"]
+    where = " or ".join(variables) or "its address"
+    return (
+        f"{where} cannot be used ({type(error).__name__}); correct it (in a user name or password, "
+        "write `/`, `@` and `:` as %2F, %40 and %3A)"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import openai
 
@@ -83,8 +85,21 @@ class Endpoint:
             raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
     def without_key(self, text: str) -> str:
-        """A text from the endpoint with the key replaced, if it contains the key."""
-        return text.replace(self._key, HIDDEN) if self._key else text
+        """A text from the endpoint with the key replaced, as it is, in an URL and in JSON."""
+        forms = {self._key, quote(self._key, safe=""), json.dumps(self._key)[1:-1]}
+        for form in filter(None, forms):
+            text = text.replace(form, HIDDEN)
+        return text
+
+    def _all_without_key(self, value: Any) -> Any:
+        """A value in JSON types with the key replaced in each text, before any text is cut."""
+        if isinstance(value, str):
+            return self.without_key(value)
+        if isinstance(value, list):
+            return [self._all_without_key(item) for item in value]
+        if isinstance(value, dict):
+            return {self.without_key(k): self._all_without_key(v) for k, v in value.items()}
+        return value
 
     def fatal_error(self, error: Exception) -> UserError | None:
         """The user's error if every request would fail like this; None if only this one fails."""
@@ -92,8 +107,7 @@ class Endpoint:
         if remedy is None:
             return None
         reason = self.without_key(" ".join(str(error).split()))[:300]
-        where = self.url or "the endpoint"
-        return UserError(f"judge {self.judge}: {where}: {reason}: {remedy}")
+        return self._fatal(reason, remedy)
 
     def reason(self, error: Exception) -> str:
         """Why one request failed."""
@@ -119,7 +133,8 @@ class Endpoint:
             try:
                 body = parse_json(text)
             except ValueError as error:
-                return unreadable_completion(f"no chat completion came back: {error}"[:300])
+                told = self.without_key(f"no chat completion came back: {error}")
+                return unreadable_completion(told[:300])
             status = error_in(body)
             if status is None:
                 return self.answer(body, usd, request)
@@ -130,12 +145,7 @@ class Endpoint:
 
     def answer(self, body: Any, usd: Usd | None, request: Request | None = None) -> Answer:
         """An answer from a chat completion in JSON types, see `completion.read_completion`."""
-        answer = read_completion(body, usd, request)
-        return replace(
-            answer,
-            content=answer.content and self.without_key(answer.content),
-            refusal=answer.refusal and self.without_key(answer.refusal),
-        )
+        return read_completion(self._all_without_key(body), usd, request)
 
     def _receive(self, request: Request) -> tuple[Mapping[str, str], str]:
         """Headers and text of a completion's body.
@@ -189,7 +199,8 @@ class Endpoint:
         return Trouble(reason, lost=not names & UNSENT, passing=True, fatal=self.fatal_error(error))
 
     def _fatal(self, reason: str, remedy: str) -> UserError:
-        return UserError(f"judge {self.judge}: {self.url or 'the endpoint'}: {reason}: {remedy}")
+        where, told = self.url or "the endpoint", self.without_key(remedy)[:1000]
+        return UserError(f"judge {self.judge}: {where}: {reason}: {told}")
 
 
 @dataclass(frozen=True)

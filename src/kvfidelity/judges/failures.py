@@ -150,7 +150,8 @@ class HttpError:
         if self.refused:
             return None
         if 300 <= self.status < 400:
-            target = str(self.headers.get("location", ""))[:200]
+            # What follows `?` or `#` may be a key; `base_url` may not have such a part.
+            target = re.split("[?#]", str(self.headers.get("location", "")))[0]
             return f"it redirects to {target or 'nowhere'}; write in `base_url` where it leads"
         if self.status == 402 or (self.status in (400, 403, 429) and NO_CREDIT.search(words)):
             return CREDIT
