@@ -79,17 +79,29 @@ class BatchServer:
                 if self._route() == "/files":
                     self._send_json(outer.take_file(body))
                 elif self._route() == "/batches":
-                    self._send_json(outer.take_batch(json.loads(body)))
+                    request = json.loads(body)
+                    if request["input_file_id"] in outer.files:
+                        self._send_json(outer.take_batch(request))
+                    else:
+                        self._send_json({"error": {"message": "no such file"}}, 400)
                 else:
-                    self._send_json({"error": {"message": "no such thing"}}, 404)
+                    self._send_missing()
 
             def do_GET(self) -> None:
-                if found := re.fullmatch(r"/files/(\w+)/content", self._route()):
-                    self._send_body(outer.files[found[1]], "application/octet-stream")
+                if found := re.fullmatch(r"/files/(.+)/content", self._route()):
+                    if found[1] in outer.files:
+                        self._send_body(outer.files[found[1]], "application/octet-stream")
+                    else:
+                        self._send_missing()
                 elif self._route() == "/batches":
                     self._send_json(outer.page(self._query("after"), int(self._query("limit"))))
+                elif (name := self._route().rsplit("/", 1)[1]) in [b["id"] for b in outer.batches]:
+                    self._send_json(outer.look(name))
                 else:
-                    self._send_json(outer.look(self._route().rsplit("/", 1)[1]))
+                    self._send_missing()
+
+            def _send_missing(self) -> None:
+                self._send_json({"error": {"message": "no such thing"}}, 404)
 
             def _route(self) -> str:
                 """The path without the prefix of OpenAI or Azure and without the query."""

@@ -285,7 +285,7 @@ ODD: tuple[Reply, ...] = (
 
 
 def odd_answers(drawn: random.Random) -> Callable[[str, bytes], Reply]:
-    """A few calls get an odd body or half of theirs; lists are in any order, with others' batches."""
+    """A few calls get an odd body or half of theirs; lists are in any order, with more batches."""
     left = drawn.randint(0, 4)
     others = [
         {"id": f"other{n}", "input_file_id": f"of{n}", "metadata": None, "created_at": n}
