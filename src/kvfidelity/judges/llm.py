@@ -16,6 +16,8 @@ from kvfidelity.judges.verdict import Verdict, status_without_reply
 
 #: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
 FRAME_TOKENS = 400
+#: Finish reasons of an answer that is cut off, also in the words of endpoints that pass on others'.
+CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length")
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -87,7 +89,7 @@ class LLMJudge:
         return judge_request(self.rubric, parts, self.entry, variant)
 
     def _score(self, answer: Answer) -> tuple[int, str]:
-        return score_in(answer.content or "", self.rubric)
+        return score_in(answer.content or "", self.rubric, cut=is_cut(answer))
 
     def _no_reply(self, row: Mapping[str, Any]) -> Verdict:
         reason = f"no own reply ({row['finish_reason']})"
@@ -196,6 +198,11 @@ def ask_with_retries(
     return [(found[n][0], outcomes[n], found[n][1]) for n in range(len(requests))]
 
 
+def is_cut(answer: Answer) -> bool:
+    """Whether an answer ended because it reached its most tokens."""
+    return answer.finish_reason in CUT
+
+
 def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if isinstance(outcome, Failure):
         return Missing("failed", outcome.reason)
@@ -206,7 +213,7 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if outcome.finish_reason == "content_filter":
         return Missing("refused", "the endpoint's content filter")
     text = outcome.content or ""
-    cut = outcome.finish_reason == "length"
+    cut = is_cut(outcome)
     if cut and says_nothing(text):
         return Missing("truncated", text[-500:] or "no text within the tokens of an answer")
     try:

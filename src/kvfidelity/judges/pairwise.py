@@ -11,6 +11,7 @@ from kvfidelity.judges.llm import (
     Missing,
     ask_with_retries,
     history_cut,
+    is_cut,
     judge_request,
     usage,
 )
@@ -125,4 +126,4 @@ class PairwiseJudge:
 
 
 def _choice(answer: Answer) -> tuple[str, str]:
-    return choice_in(answer.content or "")
+    return choice_in(answer.content or "", cut=is_cut(answer))
