@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kvfidelity.judges.answers import says_nothing, score_in
-from kvfidelity.judges.history import TOKEN_BYTES, messages_cut
+from kvfidelity.judges.history import messages_cut, size_of
 from kvfidelity.judges.kinds.openai import endpoint_name
 from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
@@ -16,6 +16,8 @@ from kvfidelity.judges.verdict import Verdict, status_without_reply
 
 #: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
 FRAME_TOKENS = 400
+#: Tokens of the judge's, by the estimate of `history`, for one token of a judged model.
+MODEL_TOKEN_SIZE = 2
 #: Finish reasons of an answer that is cut off, also in the words of endpoints that pass on others'.
 CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length")
 Read = TypeVar("Read")
@@ -136,10 +138,10 @@ def history_cut(
     """Which messages of the history a judge's context does not hold; the same for every policy."""
     if entry["context_tokens"] is None or rubric.name not in WITH_HISTORY:
         return 0, 0
-    # A reply counts as long as the dataset's, for those of two policies differ.
-    reference = str(row["reference"] or row["reply"] or "")
-    texts = (rubric.text, message_of(row), reference, reference)
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts) // TOKEN_BYTES
+    # The judged replies of two policies differ in length, so each counts at one bound for all.
+    most = MODEL_TOKEN_SIZE * (entry["reply_tokens"] or 0)
+    reply = max(size_of(row["reference"], row.get("fed_reply")), most)
+    size = size_of(rubric.text) + size_of(message_of(row)) + 2 * reply
     left = entry["context_tokens"] - answer_tokens_of(entry) - size - FRAME_TOKENS
     return messages_cut(history, max(0, left))
 

@@ -62,7 +62,9 @@ class PairwiseJudge:
                     given.append(self._comparison_of(row, TIE, "same", "the same text"))
                 else:
                     given.append(None)
-                    pairs.append((row, other["reply"], baseline[:index]))
+                    # The baseline's bounds the room for a reply, the same for every policy.
+                    bounded = {**row, "fed_reply": other["fed_reply"]}
+                    pairs.append((bounded, other["reply"], baseline[:index]))
             found.append(given)
         compared = iter(self.compare_each(pairs))
         return [[one if one else next(compared) for one in given] for given in found]

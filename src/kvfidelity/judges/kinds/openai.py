@@ -96,6 +96,12 @@ class OpenAIJudge(Judge):
         "the middle, at the same place for every policy; null cuts nothing",
         low=1,
     )
+    reply_tokens: int | None = option(
+        None,
+        doc="tokens of a judged reply at most, for which `context_tokens` keeps room; null is "
+        "`session.max_new_tokens`",
+        low=0,
+    )
     attempts: int = option(
         1,
         doc="maximum tries per verdict; raise it and rerun to retry only the verdicts that failed, "
