@@ -185,7 +185,7 @@ def test_a_key_that_the_envelope_gives_twice_loses_no_answer(
     assert twice[1] in text
     with Server(lambda *_: (200, {}, text.encode())) as server:
         [verdict] = judge(server, tmp_path, pace=PRICED).judge([row(0)])
-    assert (verdict.score, verdict.cost_usd) == (8, pytest.approx(0.12))
+    assert verdict.score == 8 and verdict.cost_usd == pytest.approx(0.12)
 
 
 def test_exchanges_work_where_an_event_loop_runs() -> None:
