@@ -77,7 +77,7 @@ def _refuse_excess(text: str) -> None:
             # PyYAML makes numbers, dates and more of a tagged text, and crashes where it is none.
             tag = getattr(event, "tag", None)
             if tag not in TAGS:
-                name = tag.replace("tag:yaml.org,2002:", "!!")[:60]
+                name = str(tag).replace("tag:yaml.org,2002:", "!!")[:60]
                 line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
                 raise ValueError(f"{line}the tag {name!r} is not read; remove it")
         if isinstance(event, yaml.ScalarEvent):
