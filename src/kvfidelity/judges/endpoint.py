@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from kvfidelity.judges.completion import (
     unreadable_completion,
 )
 from kvfidelity.judges.connection_errors import client_fault, connection_remedy
-from kvfidelity.judges.exchange import MAX_BODY_BYTES, causes, exchange
+from kvfidelity.judges.exchange import MAX_BODY_BYTES, Exchanges, causes
 from kvfidelity.judges.failures import HttpError, error_in, is_web_page
 from kvfidelity.judges.json_text import parse_json
 from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
@@ -67,7 +67,6 @@ class Endpoint:
             "max_retries": RETRIES,
             "timeout": limits.timeout_s,
         }
-        self._timeout_s = limits.timeout_s
         if azure:
             options |= {"azure_endpoint": str(self.url), "api_version": entry["api_version"]}
         else:
@@ -77,11 +76,14 @@ class Endpoint:
             if azure
             else (openai.OpenAI, openai.AsyncOpenAI)
         )
-        self._connect: Callable[[Any], openai.AsyncOpenAI] = lambda http: kinds[1](
-            http_client=http, **{**options, "max_retries": 0, "timeout": http.timeout}
-        )
+
+        def connect(http: Any) -> openai.AsyncOpenAI:
+            own = {"http_client": http, "max_retries": 0, "timeout": http.timeout}
+            return kinds[1](**options | own)
+
         self.client: openai.OpenAI
         try:
+            self._exchanges = Exchanges(connect, limits.timeout_s)
             # A redirect is said, not followed: with the key, to wherever it leads.
             http = openai.DefaultHttpxClient(follow_redirects=False)
             self.client = kinds[0](http_client=http, **options)
@@ -112,7 +114,7 @@ class Endpoint:
             usd: dollars for prompt and answer tokens; None if prices are unknown.
         """
         try:
-            got = exchange(self._connect, request.body, self._timeout_s)
+            got = self._exchanges.ask(request.body)
         except openai.APIConnectionError as error:
             return self._connection_trouble(error)
         except TimeoutError:

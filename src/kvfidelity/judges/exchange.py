@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,35 +38,41 @@ class Received:
     too_large: bool = False
 
 
-def exchange(
-    connect: Callable[[Any], openai.AsyncOpenAI], body: Mapping[str, Any], timeout_s: float
-) -> Received:
-    """Ask for a chat completion once.
+class Exchanges:
+    """Asks an endpoint for chat completions; threads may share it.
 
     Args:
         connect: makes the client around one of the HTTP library.
-        timeout_s: for the whole exchange.
-
-    Raises:
-        openai.APIConnectionError: no answer began. TimeoutError: it did not end in time.
+        timeout_s: for a whole exchange.
     """
-    future = asyncio.run_coroutine_threadsafe(_exchange(connect, body, timeout_s), _loop())
-    try:
-        return future.result()
-    finally:
-        future.cancel()
+
+    def __init__(self, connect: Callable[[Any], openai.AsyncOpenAI], timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        # A redirect is said, not followed: with the key, to wherever it leads.
+        http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            timeout=openai.Timeout(timeout_s, connect=CONNECT_SHARE * timeout_s),
+            event_hooks={"response": [_read_error]},
+        )
+        self._client = connect(http)
+        weakref.finalize(self, _close, http).atexit = False
+
+    def ask(self, body: Mapping[str, Any]) -> Received:
+        """The answer to one request.
+
+        Raises:
+            openai.APIConnectionError: no answer began. TimeoutError: it did not end in time.
+        """
+        sent = _ask(self._client, body, self._timeout_s)
+        future = asyncio.run_coroutine_threadsafe(sent, _loop())
+        try:
+            return future.result()
+        finally:
+            future.cancel()
 
 
-async def _exchange(
-    connect: Callable[[Any], openai.AsyncOpenAI], body: Mapping[str, Any], timeout_s: float
-) -> Received:
-    # A redirect is said, not followed: with the key, to wherever it leads.
-    http = openai.DefaultAsyncHttpxClient(
-        follow_redirects=False,
-        timeout=openai.Timeout(timeout_s, connect=CONNECT_SHARE * timeout_s),
-        event_hooks={"response": [_read_error]},
-    )
-    async with asyncio.timeout(timeout_s), connect(http) as client:
+async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: float) -> Received:
+    async with asyncio.timeout(timeout_s):
         try:
             completions = client.chat.completions.with_streaming_response
             async with completions.create(**body) as response:
@@ -75,6 +82,10 @@ async def _exchange(
                 if isinstance(link, _StatusError):
                     return link.received
             raise
+
+
+def _close(http: Any) -> None:
+    asyncio.run_coroutine_threadsafe(http.aclose(), _loop())
 
 
 async def _read_error(response: Any) -> None:
