@@ -52,12 +52,14 @@ RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
 
 def answers(content: bytes) -> None:
     text = content.decode("utf-8", "surrogateescape")  # lone surrogates too
-    with contextlib.suppress(ValueError):
-        score, reason = score_in(text, RUBRIC)
-        assert 1 <= score <= 10
-        reason.encode()
-    with contextlib.suppress(ValueError):
-        choice_in(text)
+    for cut in (False, True):
+        with contextlib.suppress(ValueError):
+            score, reason = score_in(text, RUBRIC, cut=cut)
+            assert 1 <= score <= 10
+            assert not cut or score_in(text, RUBRIC) == (score, reason)
+            reason.encode()
+        with contextlib.suppress(ValueError):
+            choice_in(text, cut=cut)
 
 
 def completions(content: bytes) -> None:

@@ -32,7 +32,6 @@ BODIES: dict[str, bytes] = {
     "an empty id": b'{"id": "", "status": "completed"}',
     "nested without an end": b'{"id":' + b"[" * 100_000,
     "no text": b"\xff\xfe\x00",
-    "two statuses": b'{"id": "x", "id": "y", "status": "completed"}',
 }
 #: States of a batch that say neither that it goes on nor that it ended.
 STATUSES: tuple[Any, ...] = (None, "", "COMPLETED", "done", ["completed"], {}, 7, True)

@@ -264,6 +264,18 @@ def test_of_two_lines_the_first_counts_and_an_answer_before_an_error(tmp_path: P
     assert [verdict.score for verdict in found] == [7, 7]
 
 
+def test_an_envelope_that_gives_a_key_twice_loses_no_answer(tmp_path: Path) -> None:
+    def answer(step: str, body: bytes) -> Reply:
+        if step == "download":
+            body = body.replace(b'"usage": ', b'"usage": null, "usage": ')
+            body = body.replace(b'"status_code": ', b'"status_code": 500, "status_code": ')
+        return 200, {}, body
+
+    with BatchServer(looks=1, answer=answer) as server:
+        [found] = judge(server.url, tmp_path, PACE).judge([row(0)])
+    assert (found.score, found.cost_usd) == (7, pytest.approx(COST))
+
+
 def test_what_all_got_stops_nothing_if_it_was_charged(tmp_path: Path) -> None:
     body = {"error": {"message": "unsupported temperature", "param": "temperature"}}
     line = failed(400, body | {"usage": USAGE})

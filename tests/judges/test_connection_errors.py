@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges.endpoint import Endpoint
-from kvfidelity.judges.requests import Limits
+from kvfidelity.judges.endpoint import Endpoint, Trouble
+from kvfidelity.judges.requests import Limits, Request
 
 
 def message(url: str) -> str:
@@ -17,7 +17,11 @@ def message(url: str) -> str:
     client = endpoint.client.with_options(max_retries=0, timeout=5)
     with pytest.raises(Exception) as caught:
         client.chat.completions.create(model="m", messages=[])
-    return str(endpoint.fatal_error(caught.value))
+    found = endpoint.ask(Request({"model": "m", "messages": [], "max_tokens": 9}), None)
+    assert isinstance(found, Trouble) and found.passing and not found.lost
+    # Batches and single requests say the same.
+    assert str(endpoint.fatal_error(caught.value)) == str(found.fatal)
+    return str(found.fatal)
 
 
 @pytest.fixture(autouse=True)

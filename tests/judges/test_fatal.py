@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -346,13 +347,45 @@ def test_a_text_that_is_too_long_is_one_failure_with_what_to_do(tmp_path: Path) 
     assert "context_tokens" in (found[0].reason or "")
 
 
-def test_failures_of_one_kind_and_no_answer_stop_a_job(tmp_path: Path) -> None:
+def numbered(text: str, status: int = 400) -> Callable[[int], Reply]:
+    """Answers with the request's number, and an identifier, in their words."""
+    return lambda n: error(status, text.format(n=n, hex=f"{n * 7919:08x}", words="ab" * (n + 1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent"),
+    [
+        (numbered("something odd"), 3),
+        (numbered("something odd (request id: req_{hex})"), 3),
+        (numbered("something odd, Request ID {words}"), 3),
+        (numbered("at 2026-01-01T10:00:0{n} 9f{hex}-4a1b-{n}: something odd"), 3),
+        (numbered("cannot read your text: {words}"), 6),
+        (lambda n: error(400, "something odd") if n % 2 else (200, {}, b"{}"), 6),
+        (lambda n: (200, {}, b"{}"), 3),
+        (lambda n: (200, {}, b"[]"), 3),
+        (lambda n: (200, {}, b"null"), 3),
+        (lambda n: (200, {}, b""), 3),
+        (lambda n: (200, {}, b'{"id": "%d", "choices": []}' % n), 3),
+        (lambda n: (200, {}, b'data: {"choices": [%d]}\n\ndata: [DONE]\n\n' % n), 3),
+        (lambda n: (200, {}, b"x" * (n + 1)), 3),
+    ],
+)
+def test_failures_and_no_answer_stop_a_job(
+    tmp_path: Path, answer: Callable[[int], Reply], sent: int
+) -> None:
     with (
-        Server(lambda *_: error(400, "something odd")) as server,
-        pytest.raises(UserError, match="3 requests got this and none was answered"),
+        Server(lambda number, _: answer(number)) as server,
+        pytest.raises(UserError, match=f"{sent} requests (got|failed).* none was answered"),
     ):
-        judge(server, tmp_path).judge([row(turn) for turn in range(9)])
-    assert len(server.requests) == 3
+        judge(server, tmp_path).judge([row(turn) for turn in range(20)])
+    assert len(server.requests) == sent
+
+
+def test_a_job_goes_on_after_failures_that_differ(tmp_path: Path) -> None:
+    bad = [(200, {}, b"{}"), error(400, "odd"), (200, {}, b"{}"), error(400, "odd")]
+    with Server(lambda number, _: bad[number] if number < 4 else good()) as server:
+        found = judge(server, tmp_path).judge([row(turn) for turn in range(9)])
+    assert sorted(verdict.status for verdict in found) == ["failed"] * 4 + ["ok"] * 5
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from kvfidelity.judges.exchange import causes
 
 UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -23,7 +24,7 @@ def connection_remedy(error: BaseException, url: str | None) -> str | None:
     Args:
         url: the endpoint's address; None for the client's own.
     """
-    chain = list(_causes(error))
+    chain = causes(error)
     names = {type(link).__name__ for link in chain}
     proxy = _proxy(url)
     if "ProxyError" in names or _status(error) == 407:
@@ -72,13 +73,6 @@ def client_fault(error: BaseException) -> str:
         f"{where} cannot be used ({type(error).__name__}); correct it (in a user name or password, "
         "write `/`, `@` and `:` as %2F, %40 and %3A)"
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 def _last(chain: list[BaseException]) -> str:
