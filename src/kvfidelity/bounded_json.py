@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ MAX_DEPTH = 64
 MAX_DIGITS = 400
 #: Bytes of a file that is read at once, such as a model's config.json.
 MAX_BYTES = 64 << 20
+#: What transformers reads in a model's folder.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+    "processor_config.json",
+    "adapter_config.json",
+)
 # Strings are matched first, so that what looks like a bracket or a number in one is skipped.
 TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]|[0-9][0-9.eE+-]*+', re.DOTALL)
 
@@ -45,6 +60,20 @@ def read_json(file: Path) -> Any:
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
     return parse_json(content)
+
+
+def broken_model_files(directory: Path) -> Iterator[tuple[Path, ValueError]]:
+    """The JSON files of a model's folder that `read_json` refuses, before a library reads them.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for file in map(directory.joinpath, MODEL_FILES):
+        try:
+            if file.is_file():
+                read_json(file)
+        except ValueError as error:
+            yield file, error
 
 
 def refuse_excess(text: str, max_digits: int = MAX_DIGITS) -> None:

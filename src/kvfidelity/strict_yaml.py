@@ -11,10 +11,12 @@ import yaml
 
 from kvfidelity.errors import UserError
 
-# The same grammar in C, where PyYAML was built with it.
 #: Levels, digits of a number, and values of a file; the largest configuration here has 600 values.
 MAX_DEPTH, MAX_NUMBER, MAX_VALUES = 50, 100, 100_000
 NUMBER = re.compile("[0-9a-fA-FxXo_:.eE+-]+")
+#: Tags that a value may have, for they do not change how its text is read.
+TAGS = {None, "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+# The same grammar in C, where PyYAML was built with it.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -57,7 +59,7 @@ def duplicate_keys(text: str) -> Iterator[str]:
 
 
 def _refuse_excess(text: str) -> None:
-    """Bound depth, numbers and what aliases stand for, before values are made of them.
+    """Bound depth, numbers, tags and what aliases stand for, before values are made of them.
 
     Raises:
         ValueError: what is too much.
@@ -72,6 +74,12 @@ def _refuse_excess(text: str) -> None:
             total += sizes[event.anchor]
         elif isinstance(event, yaml.NodeEvent):
             total += 1
+            # PyYAML makes numbers, dates and more of a tagged text, and crashes where it is none.
+            tag = getattr(event, "tag", None)
+            if tag not in TAGS:
+                name = str(tag).replace("tag:yaml.org,2002:", "!!")[:60]
+                line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+                raise ValueError(f"{line}the tag {name!r} is not read; remove it")
         if isinstance(event, yaml.ScalarEvent):
             if (
                 event.implicit[0]

@@ -19,6 +19,7 @@ from kvfidelity.dialogues.pool import read_dialogue
 from kvfidelity.errors import UserError
 from kvfidelity.wheels import fetch_wheel_member, file_sha256
 from tests.dialogues.conftest import BUNDLED, ROOT
+from tests.dialogues.test_tokenizer import HOSTILE
 
 RECORD = ("--record", "record.json")
 
@@ -54,6 +55,21 @@ def test_from_a_file_to_a_pool(tmp_path: Path, model_folder: Path) -> None:
     assert "model.safetensors" not in names
     assert "kept 3 of 3 conversations" in done.stdout
     assert len(read_dialogue(pool, "000").turns) == 10
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json"])
+def test_a_hostile_tokenizer_is_one_line(tmp_path: Path, model_folder: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / name).write_text(HOSTILE["arrays"])
+    done = script(
+        "extract_dialogues.py", "--data", tmp_path, "--model", model, "--spec", "{}",
+        "--pool", tmp_path / "p.parquet", "--manifest", tmp_path / "m.json",
+        "--tokenizer", tmp_path / "tokenizer",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {model / name} is broken (its values are nested")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_mistake_is_one_line_without_a_traceback(tmp_path: Path, model_folder: Path) -> None:

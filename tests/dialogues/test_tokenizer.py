@@ -13,6 +13,14 @@ from transformers import AutoTokenizer
 from kvfidelity.dialogues.tokenizer import GENERIC, load_tokenizer
 from kvfidelity.errors import UserError
 
+#: Contents that no reader of JSON files may crash on.
+HOSTILE = {
+    "arrays": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+    "objects": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "digits": '{"eos_token_id": ' + "9" * 5000 + "}",
+    "cut": '{"a": ',
+    "bytes": "\0\0",
+}
 LOADED = (
     "import sys; from kvfidelity.dialogues.tokenizer import load_tokenizer; "
     "load_tokenizer(sys.argv[1]); print('torch' in sys.modules)"
@@ -50,6 +58,61 @@ def test_a_broken_configuration_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="fetch the model again") as caught:
         load_tokenizer(tmp_path)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("named", [GENERIC, "GPT2Tokenizer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "generation_config.json",
+        "vocab.json",
+    ],
+)
+def test_a_hostile_file_is_one_line(
+    model_folder: Path, tmp_path: Path, name: str, named: str, text: str
+) -> None:
+    folder = copied(model_folder, tmp_path, named)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="fetch the model again") as caught:
+        load_tokenizer(folder)
+    message = str(caught.value)
+    assert name in message and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("named", [GENERIC, "GPT2Tokenizer"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "[1]"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": [1], "merges": 7}}'),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 7}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": 1}}'),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(
+    model_folder: Path, tmp_path: Path, name: str, named: str, text: str
+) -> None:
+    folder = copied(model_folder, tmp_path, named)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="fetch the model again") as caught:
+        load_tokenizer(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def copied(model_folder: Path, folder: Path, named: str) -> Path:
+    for file in model_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    return folder
 
 
 def test_a_saved_one_needs_no_pytorch(model_folder: Path) -> None:

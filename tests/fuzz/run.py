@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from kvfidelity.dialogues.formats import SourceCounts, read_conversations  # noq
 from kvfidelity.dialogues.formats.registry import known_formats  # noqa: E402
 from kvfidelity.errors import UserError  # noqa: E402
 from kvfidelity.judges.answers import choice_in, score_in  # noqa: E402
+from kvfidelity.judges.batch_lines import Lines  # noqa: E402
 from kvfidelity.judges.completion import MOST_TOKENS, read_completion  # noqa: E402
 from kvfidelity.judges.failures import HttpError  # noqa: E402
 from kvfidelity.judges.json_text import parse_json as parse_foreign_json  # noqa: E402
@@ -38,6 +40,11 @@ from kvfidelity.judges.rubric import Rubric  # noqa: E402
 from kvfidelity.judges.store import AnswerStore  # noqa: E402
 from kvfidelity.worker.job import job_from  # noqa: E402
 from kvfidelity.worker.protocol import first_message  # noqa: E402
+from tests.judges.batch_server import STEPS, BatchServer  # noqa: E402
+from tests.judges.server import Reply  # noqa: E402
+from tests.judges.test_batch import judge as batch_judge  # noqa: E402
+from tests.judges.test_batch import row as batch_row  # noqa: E402
+from tests.judges.test_batch import sent  # noqa: E402
 
 CORPUS = ROOT / "tests/fuzz/corpus"
 RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
@@ -45,12 +52,14 @@ RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
 
 def answers(content: bytes) -> None:
     text = content.decode("utf-8", "surrogateescape")  # lone surrogates too
-    with contextlib.suppress(ValueError):
-        score, reason = score_in(text, RUBRIC)
-        assert 1 <= score <= 10
-        reason.encode()
-    with contextlib.suppress(ValueError):
-        choice_in(text)
+    for cut in (False, True):
+        with contextlib.suppress(ValueError):
+            score, reason = score_in(text, RUBRIC, cut=cut)
+            assert 1 <= score <= 10
+            assert not cut or score_in(text, RUBRIC) == (score, reason)
+            reason.encode()
+        with contextlib.suppress(ValueError):
+            choice_in(text, cut=cut)
 
 
 def completions(content: bytes) -> None:
@@ -112,9 +121,41 @@ def messages(content: bytes) -> None:
             job_from(first_message(theirs, 10).get("job"))
 
 
+def batches(content: bytes) -> None:
+    """What the Batch API gives: a file's lines, and any call of a run and of the run after it."""
+    lines = Lines()
+    lines.add(content, ["KEY"])
+    assert set(lines.by_key) <= {"KEY"} and lines.answers + len(lines.errors) == len(lines.by_key)
+    for line in lines.by_key.values():
+        line.reason.encode()
+        assert line.error is None or 300 <= line.error.status < 600
+    draw = zlib.crc32(content) % (4 * len(STEPS))
+    if draw >= len(STEPS):
+        return  # a run takes a while
+    step = STEPS[draw]
+    with tempfile.TemporaryDirectory() as folder, BatchServer(looks=1) as server:
+        judge = batch_judge(server.url, Path(folder), {"poll_s": 0.001}, api_key_env=None)
+        key = judge.request(batch_row(0), []).key
+
+        def answer(here: str, right: bytes) -> Reply:
+            if here == "create" and step == "list" and len(server.batches) == 1:
+                return 502, {}, b""
+            return 200, {}, content.replace(b"KEY", key.encode()) if here == step else right
+
+        server.answer = answer
+        for _ in range(2):
+            with contextlib.suppress(UserError), contextlib.redirect_stderr(io.StringIO()):
+                judge.judge([batch_row(0)])
+            server.answer = lambda _, body: (200, {}, body)
+        # Others may say that it was never taken, that it failed, or that each request is at fault.
+        assert len(sent(server)) <= (1 if step in ("upload", "create") else 2), step
+        assert 0 <= AnswerStore(Path(folder)).spent("mine") < math.inf
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "answers": answers,
     "completions": completions,
+    "batches": batches,
     "store_lines": store_lines,
     "records": records,
     "parquet": parquet,

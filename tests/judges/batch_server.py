@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from tests.judges.server import QuietServer
+from tests.judges.server import QuietServer, Reply
 
 #: The line of one request in the output or the error file; None leaves it out.
 Line = tuple[str, dict[str, Any]] | None
@@ -33,11 +34,23 @@ def wrong(message: str) -> Line:
     return "error", {"response": {"status_code": 400, "body": body}, "error": None}
 
 
+#: The calls of the Batch API.
+STEPS = ("upload", "create", "list", "look", "download")
+
+
+def step_of(method: str, route: str) -> str:
+    """Which of STEPS a request is."""
+    if method == "POST":
+        return "upload" if route == "/files" else "create"
+    return {"/batches": "list"}.get(route, "download" if route.endswith("/content") else "look")
+
+
 class BatchServer:
     """Finishes a batch after `looks` looks.
 
     behave: gives the line of a request from the text of its user message. end: the state in which
-    batches end. before_reply: called with a request's path after its effect and before its answer,
+    batches end. answer: what a call gets, from its step and its right body; None closes the
+    connection. before_reply: called with a request's path after its effect and before its answer,
     so that a client can be killed in between.
     """
 
@@ -48,11 +61,14 @@ class BatchServer:
         looks: int = 2,
         end: str = "completed",
         before_reply: Callable[[str], None] = lambda _: None,
+        answer: Callable[[str, bytes], Reply] = lambda _, body: (200, {}, body),
     ) -> None:
         self.files: dict[str, bytes] = {}
         self.batches: list[dict[str, Any]] = []
         self.behave, self.end, self.before_reply, self.looks = behave, end, before_reply, looks
         self.looked: dict[str, int] = {}
+        self.answer = answer
+        self.steps: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,31 +79,54 @@ class BatchServer:
                 if self._route() == "/files":
                     self._send_json(outer.take_file(body))
                 elif self._route() == "/batches":
-                    self._send_json(outer.take_batch(json.loads(body)))
+                    request = json.loads(body)
+                    if request["input_file_id"] in outer.files:
+                        self._send_json(outer.take_batch(request))
+                    else:
+                        self._send_json({"error": {"message": "no such file"}}, 400)
                 else:
-                    self._send_json({"error": {"message": "no such thing"}}, 404)
+                    self._send_missing()
 
             def do_GET(self) -> None:
-                if found := re.fullmatch(r"/files/(\w+)/content", self._route()):
-                    self._send_body(outer.files[found[1]], "application/octet-stream")
+                if found := re.fullmatch(r"/files/(.+)/content", self._route()):
+                    if found[1] in outer.files:
+                        self._send_body(outer.files[found[1]], "application/octet-stream")
+                    else:
+                        self._send_missing()
                 elif self._route() == "/batches":
-                    self._send_json(
-                        {"object": "list", "data": outer.batches[::-1], "has_more": False}
-                    )
+                    self._send_json(outer.page(self._query("after"), int(self._query("limit"))))
+                elif (name := self._route().rsplit("/", 1)[1]) in [b["id"] for b in outer.batches]:
+                    self._send_json(outer.look(name))
                 else:
-                    self._send_json(outer.look(self._route().rsplit("/", 1)[1]))
+                    self._send_missing()
+
+            def _send_missing(self) -> None:
+                self._send_json({"error": {"message": "no such thing"}}, 404)
 
             def _route(self) -> str:
                 """The path without the prefix of OpenAI or Azure and without the query."""
                 return re.sub(r"^/(v1|openai)(?=/)", "", self.path.split("?")[0])
+
+            def _query(self, name: str) -> str:
+                return parse_qs(urlsplit(self.path).query).get(name, [""])[0]
 
             def _send_json(self, content: dict[str, Any], status: int = 200) -> None:
                 outer.before_reply(self._route())
                 self._send_body(json.dumps(content).encode(), "application/json", status)
 
             def _send_body(self, body: bytes, kind: str, status: int = 200) -> None:
+                step = step_of(self.command, self._route())
+                outer.steps.append(step)
+                headers: dict[str, str] = {}
+                if status == 200:
+                    status, headers, content = outer.answer(step, body)
+                    if content is None:
+                        self.close_connection = True
+                        return
+                    body = content
                 self.send_response(status)
-                self.send_header("Content-Type", kind)
+                for name, value in ({"Content-Type": kind} | headers).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -105,6 +144,13 @@ class BatchServer:
         self.files[name] = b"\n".join(lines)
         about = {"object": "file", "bytes": len(body), "filename": "x", "purpose": "batch"}
         return {"id": name, "created_at": 0, "status": "processed", **about}
+
+    def page(self, after: str, limit: int) -> dict[str, Any]:
+        """A page of the list, the newest batch first."""
+        listed = self.batches[::-1]
+        start = next((n + 1 for n, batch in enumerate(listed) if batch["id"] == after), 0)
+        data = listed[start : start + limit]
+        return {"object": "list", "data": data, "has_more": start + limit < len(listed)}
 
     def take_batch(self, request: dict[str, Any]) -> dict[str, Any]:
         batch = {

@@ -28,11 +28,26 @@ def says(content: Any, finish: Any = "stop", **more: Any) -> Any:
     return body({"role": "assistant", "content": content}, finish, **more)
 
 
-def calls(*arguments: str) -> Any:
+def calls(*arguments: Any, words: Any = None) -> Any:
     tools = [
         {"type": "function", "function": {"name": "verdict", "arguments": a}} for a in arguments
     ]
-    return body({"role": "assistant", "content": None, "tool_calls": tools}, "tool_calls")
+    return body({"role": "assistant", "content": words, "tool_calls": tools}, "tool_calls")
+
+
+#: Openings of reasoning, and what ends each.
+REASONING = [
+    ("<think>", "</think>"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>commentary to=x<|message|>", "<|channel|>final <|constrain|>json<|message|>"),
+]
 
 
 #: Answers that say a score, and the score.
@@ -61,7 +76,16 @@ SCORED: list[tuple[Any, int]] = [
     (says('{"reason": "a", "score": 8} {"reason": "b", "score": "8"}'), 8),
     (says('{"score": 8, "score": 8}'), 8),
     (says(f"```json\n{FINE}\n```"), 8),
-    (says(f"Here it is: {FINE} Thanks!"), 8),
+    (says(f"```json\n{FINE}\n```", "length"), 8),
+    (says(f"{FINE}\n \n ", "length"), 8),
+    (says(f"<think>hm</think>{FINE}", "length"), 8),
+    (says(f"[{FINE}]"), 8),
+    (says(f"<answer>{FINE}</answer><|return|>"), 8),
+    (says('I weigh both.\n\n**{"score": 8}**'), 8),
+    (says(f"The fares are right: 8/10.\n{FINE}"), 8),
+    (says(f"**Score:** 8 of ten\n{FINE}"), 8),
+    (says('{"reason": "it prints <think> and </think>", "score": 8}'), 8),
+    *((says(f'{start}a {{"score": 3}}?{end}{FINE}'), 8) for start, end in REASONING),
     (says(f"Score: 8\n{FINE}"), 8),
     (says(f"Here is my score: {FINE}"), 8),
     (says(f"\ufeff{FINE}"), 8),
@@ -76,7 +100,20 @@ SCORED: list[tuple[Any, int]] = [
     (says([{"type": "text", "text": FINE[:12]}, {"type": "text", "text": FINE[12:]}]), 8),
     (says([{"type": "thinking", "thinking": "x"}, {"type": "text", "text": FINE}]), 8),
     (says([FINE]), 8),
+    (says([{"text": FINE}]), 8),
+    (says([{"type": "output_text", "text": FINE}]), 8),
+    *(
+        (says([{"type": kind, "text": '{"score": 3}'}, {"type": "text", "text": FINE}]), 8)
+        for kind in ("reasoning", "thinking", "reasoning_text", "summary_text")
+    ),
     (calls(FINE), 8),
+    (calls('{"score": 8}', words="Let me rate this."), 8),
+    (calls(FINE, words=[{"type": "text", "text": "Let me rate this."}]), 8),
+    (calls(FINE, words=FINE), 8),
+    (calls(FINE, words=""), 8),
+    (calls({"reason": "x", "score": 8}), 8),
+    (calls({"score": 8}, words="Let me rate this."), 8),
+    (body({"content": "So:", "function_call": {"name": "v", "arguments": {"score": 8}}}), 8),
     (calls(FINE, FINE), 8),
     (body({"content": None, "function_call": {"name": "v", "arguments": FINE}}), 8),
     (body({"content": FINE, "refusal": ""}), 8),
@@ -100,6 +137,32 @@ MISSING: list[tuple[Any, str]] = [
     (says(f"Score: 3/10\n{FINE}"), "unparsable"),
     (says(f'The reply says {{"score": 10}}. {FINE}'), "unparsable"),
     (calls(FINE, '{"reason": "x", "score": 2}'), "unparsable"),
+    (calls('{"reason": "x", "score": 2}', words='{"score": 9}'), "unparsable"),
+    (calls({"score": 2}, words="I give it 9/10."), "unparsable"),
+    (calls([8]), "unparsable"),
+    (calls({"verdict": {"score": 8}}), "unparsable"),
+    (says(f"Here it is: {FINE} Thanks!"), "unparsable"),
+    (says('I will not follow the reply, which says {"score": 10}.'), "unparsable"),
+    (says('I will not follow the reply, which says {"score": 10}'), "unparsable"),
+    (says('{"score": 10} is what the reply demands; it is poor.'), "unparsable"),
+    (says('The reply demands {"score": 10}; I give it 2/10.'), "unparsable"),
+    (says(f"I give it 2 out of 10, though it says:\n{FINE}"), "unparsable"),
+    (says("The reply says {\"score\": 10}. Mine: {'score': 2}"), "unparsable"),
+    (says(f"Mine: {{'score': 2}}. The reply says:\n{FINE}"), "unparsable"),
+    (says('**Score:** 3\n{"score": 8}'), "unparsable"),
+    (says('__Score__: *3*\n{"score": 8}'), "unparsable"),
+    (says('My score is **3**\n{"score": 8}'), "unparsable"),
+    *((says(f'Okay.\n{start}maybe {{"score": 3}} but'), "unparsable") for start, _ in REASONING),
+    *(
+        (says(f'{start}a{end}{start}\n{{"score": 3}}', "length"), "truncated")
+        for start, end in REASONING
+    ),
+    (says([{"type": "reasoning", "text": 'maybe {"score": 3} but'}], "length"), "truncated"),
+    (says([{"type": "thinking", "text": FINE}, {"type": "text", "text": "No."}]), "unparsable"),
+    (says('The reply asks me to say {"score": 10}. My own verdict would', "length"), "truncated"),
+    (says(f"The reply asks me to answer\n{FINE}", "length"), "truncated"),
+    (says(f"The reply asks me to answer\n{FINE}", "max_tokens"), "truncated"),
+    (says(f"{FINE} That is what the reply", "length"), "truncated"),
     (says('{"reason": "x", "score": 11}'), "unparsable"),
     (says('{"reason": "x", "score": 0}'), "unparsable"),
     (says('{"reason": "x", "score": -8}'), "unparsable"),
@@ -204,6 +267,9 @@ def test_what_says_no_score_is_missing_with_its_reason_and_never_asked_again(
         ('{"better": "first", "better": "second"}', None),
         ('{"better": "first"} or {"better": "second"}', None),
         ('{"better": "both"}', None),
+        ('Better: second\n{"better": "first"}', None),
+        ('**better**: first\n{"better": "First"}', "first"),
+        ('The first reply says {"better": "first"}, which I ignore.', None),
         ('{"better": 1}', None),
         ("first", None),
     ],

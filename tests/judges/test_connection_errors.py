@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges.endpoint import Endpoint
-from kvfidelity.judges.requests import Limits
+from kvfidelity.judges.endpoint import Endpoint, Trouble
+from kvfidelity.judges.requests import Limits, Request
 
 
 def message(url: str) -> str:
@@ -17,7 +17,11 @@ def message(url: str) -> str:
     client = endpoint.client.with_options(max_retries=0, timeout=5)
     with pytest.raises(Exception) as caught:
         client.chat.completions.create(model="m", messages=[])
-    return str(endpoint.fatal_error(caught.value))
+    found = endpoint.ask(Request({"model": "m", "messages": [], "max_tokens": 9}), None)
+    assert isinstance(found, Trouble) and found.passing and not found.lost
+    # Batches and single requests say the same.
+    assert str(endpoint.fatal_error(caught.value)) == str(found.fatal)
+    return str(found.fatal)
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +56,30 @@ def test_a_certificate_file_that_is_not_there(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match="SSL_CERT_FILE"):
         message("https://127.0.0.1/v1")
+
+
+PASSWORD = "qz/jj:w@kk-0123456789"
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        f"http://user:{PASSWORD}@127.0.0.1:1",
+        f"http://{PASSWORD}@127.0.0.1:1",
+        f"ftp://user:{PASSWORD}@127.0.0.1:1",
+        f"http://127.0.0.1:{PASSWORD}",
+        f"http://user:{PASSWORD.replace('/', '')}@127.0.0.1:1",
+        f"user:{PASSWORD}",
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_no_part_of_a_proxys_password_is_printed(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, variable: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    try:
+        told = message("http://example.invalid/v1")
+    except UserError as error:
+        told = str(error)
+        assert variable in told and "%2F" in told
+    assert not any(part in told for part in ("qz", "jj", "kk-", "0123")), told

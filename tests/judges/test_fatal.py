@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -242,11 +243,89 @@ def test_another_endpoint_is_asked_for_itself(tmp_path: Path) -> None:
         assert judge(other, tmp_path).judge([row(0)])[0].score == 9
 
 
+ECHO = "why was my post flagged by moderation? How does a content filter work?"
+FORBIDDEN = {"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs"}
+#: Errors of every request whose bodies repeat the words of the text that is judged.
+ECHOES: dict[str, tuple[Reply, str]] = {
+    "the input of a 422": (
+        (422, {}, json.dumps({"detail": [FORBIDDEN | {"input": {"content": ECHO}}]}).encode()),
+        "it refuses the request",
+    ),
+    "words of a 422": (
+        (422, {}, json.dumps({"detail": [FORBIDDEN | {"msg": f"Extra inputs: {ECHO}"}]}).encode()),
+        "it refuses the request",
+    ),
+    "a message with a code": (
+        typed(400, message=f"temperature: {ECHO}", code="unsupported_parameter", param=None),
+        "set `temperature: null`",
+    ),
+    "a message with a parameter": (
+        typed(400, message=f"Unsupported value. Request: {ECHO}", param="temperature"),
+        "set `temperature: null`",
+    ),
+    "a message that says it": (
+        error(400, f"Unsupported parameter: temperature. Request: {ECHO}"),
+        "set `temperature: null`",
+    ),
+    "a message of another program": (
+        typed(400, message=f"The model `local` does not exist ({ECHO})", type="BadRequestError"),
+        "it has no 'local'",
+    ),
+    "no right to it": (
+        typed(403, message=f"Not for you: {ECHO}", code="insufficient_permissions"),
+        "api_key_env",
+    ),
+    "a field of the request": (
+        (422, {}, json.dumps({"error": {"message": "no", "input": ECHO}}).encode()),
+        "it refuses the request",
+    ),
+    "no JSON": ((403, {}, b"<html>moderation</html>"), "a web page came back"),
+}
+
+
+@pytest.mark.parametrize("name", ECHOES)
+def test_what_every_request_gets_is_no_refusal_of_a_text_that_it_repeats(
+    tmp_path: Path, name: str
+) -> None:
+    answer, remedy = ECHOES[name]
+    with (
+        Server(lambda *_: answer) as server,
+        pytest.raises(UserError) as caught,
+    ):
+        judge(server, tmp_path).judge([row(turn) for turn in range(6)])
+    assert remedy in str(caught.value) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 429])
+def test_what_an_endpoint_repeats_of_a_text_stops_nothing(tmp_path: Path, status: int) -> None:
+    """One request fails for itself, and its body holds words of an empty account."""
+    about = {"message": "odd", "input": "payment required: you exceeded your current quota"}
+    answer: Reply = (status, {"retry-after": "0"}, json.dumps({"error": about}).encode())
+    with Server(lambda number, _: good() if number else answer) as server:
+        found = judge(server, tmp_path).judge([row(0), row(1)])
+    assert [verdict.status for verdict in found][1] == "ok"
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
         typed(400, message="filtered by Azure's content management policy", code="content_filter"),
         typed(403, message="flagged by moderation"),
+        typed(400, message="no", innererror={"code": "ResponsibleAIPolicyViolation"}),
+        typed(400, message="no", innererror={"content_filter_result": {"hate": {}}}),
+        typed(400, message="Your prompt was flagged", code="invalid_prompt", param="temperature"),
+        typed(400, message="Invalid prompt: it was flagged", type="invalid_request_error"),
+        typed(400, message="litellm.ContentPolicyViolationError: no", type=None, code="400"),
+        typed(400, message="The prompt was flagged", param="messages", code=None),
+        typed(403, message="Provider returned error", code=403, metadata={"reasons": ["flagged"]}),
+        typed(400, message="no", code="data_inspection_failed"),
+        (400, {}, b'{"detail": "stopped by the content filter"}'),
+        (451, {}, b"stopped by the content filter"),
+        (
+            400,
+            {},
+            b'[{"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": "flagged"}}]',
+        ),
     ],
 )
 def test_a_filtered_prompt_is_refused_free_of_charge_and_kept(
@@ -268,13 +347,45 @@ def test_a_text_that_is_too_long_is_one_failure_with_what_to_do(tmp_path: Path) 
     assert "context_tokens" in (found[0].reason or "")
 
 
-def test_failures_of_one_kind_and_no_answer_stop_a_job(tmp_path: Path) -> None:
+def numbered(text: str, status: int = 400) -> Callable[[int], Reply]:
+    """Answers with the request's number, and an identifier, in their words."""
+    return lambda n: error(status, text.format(n=n, hex=f"{n * 7919:08x}", words="ab" * (n + 1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent"),
+    [
+        (numbered("something odd"), 3),
+        (numbered("something odd (request id: req_{hex})"), 3),
+        (numbered("something odd, Request ID {words}"), 3),
+        (numbered("at 2026-01-01T10:00:0{n} 9f{hex}-4a1b-{n}: something odd"), 3),
+        (numbered("cannot read your text: {words}"), 6),
+        (lambda n: error(400, "something odd") if n % 2 else (200, {}, b"{}"), 6),
+        (lambda n: (200, {}, b"{}"), 3),
+        (lambda n: (200, {}, b"[]"), 3),
+        (lambda n: (200, {}, b"null"), 3),
+        (lambda n: (200, {}, b""), 3),
+        (lambda n: (200, {}, b'{"id": "%d", "choices": []}' % n), 3),
+        (lambda n: (200, {}, b'data: {"choices": [%d]}\n\ndata: [DONE]\n\n' % n), 3),
+        (lambda n: (200, {}, b"x" * (n + 1)), 3),
+    ],
+)
+def test_failures_and_no_answer_stop_a_job(
+    tmp_path: Path, answer: Callable[[int], Reply], sent: int
+) -> None:
     with (
-        Server(lambda *_: error(400, "something odd")) as server,
-        pytest.raises(UserError, match="3 requests got this and none was answered"),
+        Server(lambda number, _: answer(number)) as server,
+        pytest.raises(UserError, match=f"{sent} requests (got|failed).* none was answered"),
     ):
-        judge(server, tmp_path).judge([row(turn) for turn in range(9)])
-    assert len(server.requests) == 3
+        judge(server, tmp_path).judge([row(turn) for turn in range(20)])
+    assert len(server.requests) == sent
+
+
+def test_a_job_goes_on_after_failures_that_differ(tmp_path: Path) -> None:
+    bad = [(200, {}, b"{}"), error(400, "odd"), (200, {}, b"{}"), error(400, "odd")]
+    with Server(lambda number, _: bad[number] if number < 4 else good()) as server:
+        found = judge(server, tmp_path).judge([row(turn) for turn in range(9)])
+    assert sorted(verdict.status for verdict in found) == ["failed"] * 4 + ["ok"] * 5
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfidelity.judges.dispatch import build_client
 from kvfidelity.judges.history import conversation, messages_cut, messages_of
 from kvfidelity.judges.kinds.openai import with_defaults
+from kvfidelity.judges.llm import LLMJudge, history_cut
 from kvfidelity.judges.pairwise import PairwiseJudge
-from kvfidelity.judges.requests import Request
+from kvfidelity.judges.requests import Failure, Outcome, Request
 from kvfidelity.judges.rubric import Rubric, rubric_parts
+from kvfidelity.pipeline.rule_params import judge_params
+from kvfidelity.pipeline.settings import load_settings
 from tests.judges.server import Server, completion, good
 from tests.judges.test_llm import ROOT, judge
 from tests.judges.test_llm import _key as _key
@@ -71,13 +76,63 @@ def test_messages_of_one_length_are_kept_from_both_ends_alike(tokens: int) -> No
     assert first == stop or kept_at_end - first in (0, 1)  # the latest first
 
 
+OWN = ("No.", "Yes, and " * 300, "\u00fc" * 900)
+
+
 def test_every_policy_is_cut_at_the_same_place() -> None:
-    """Own replies differ in length; the dataset's decide where the cut is."""
+    """Judged replies differ in length; the history that all are shown decides where the cut is."""
+    entry = with_defaults({"model": "m", "context_tokens": 3000})
+    rubric = Rubric.read(ROOT / "resources/rubrics/grounded.md")
+    history = [turn(number, 60, OWN[number % 3]) for number in range(8)]
     cuts = {
-        messages_cut([turn(number, 20, own) for number in range(8)], 300)
-        for own in (None, "No.", "Yes, and " * 300)
+        history_cut(rubric, turn(8, 60) | {"reply": own}, [h | {"reply": own} for h in history], e)
+        for own in OWN
+        for e in (entry, {**entry, "reply_tokens": 30})
     }
     assert len(cuts) == 1 and cuts != {(0, 0)}
+
+
+@pytest.mark.parametrize("rubric", ["grounded", "pairwise"])
+@pytest.mark.parametrize("words", [9, 100, 400])
+@pytest.mark.parametrize("bound", ["the baseline's reply", "reply_tokens"])
+def test_own_replies_that_are_longer_than_the_datasets_fit(
+    rubric: str, words: int, bound: str
+) -> None:
+    rows = [turn(number, 3, "word " * words) for number in range(60)]
+    entry = with_defaults({"model": "m", "context_tokens": 8000})
+    if bound == "reply_tokens":  # what the baseline said to the judged message is short
+        entry["reply_tokens"], rows[-1]["fed_reply"] = words, "No."
+    read = Rubric.read(ROOT / f"resources/rubrics/{rubric}.md")
+    if rubric == "grounded":
+        request = LLMJudge("j", entry, read, Unused()).request(rows[-1], rows[:-1])
+    else:
+        asked = PairwiseJudge("j", entry, read, kept := Unused())
+        asked.compare_each([(rows[-1], "word " * words, rows[:-1])])
+        request = kept.requests[0]
+    assert request.prompt_tokens + request.answer_tokens <= 8000
+    cut = re.search(r"\[(\d+) messages are left out here\]", request.body["messages"][1]["content"])
+    assert (cut is not None) == (words >= 100)
+
+
+class Unused:
+    """Keeps the requests; no answer comes."""
+
+    def complete(self, requests: Sequence[Request]) -> list[Outcome]:
+        self.requests = list(requests)
+        return [Failure("no answer")] * len(requests)
+
+
+def test_a_judge_keeps_room_for_the_longest_reply_of_the_session() -> None:
+    def params(**changes: Any) -> dict[str, Any]:
+        content = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+        entry = {"kind": "openai", "model": "m", "rubric": "grounded", **changes}
+        content["judges"], content["judging"] = {"mine": entry}, ["mine"]
+        content["session"]["max_new_tokens"] = 77
+        return judge_params(load_settings(content), "mine")
+
+    assert params(context_tokens=8000)["reply_tokens"] == 77
+    assert params(context_tokens=8000, reply_tokens=5)["reply_tokens"] == 5
+    assert params()["reply_tokens"] is None  # nothing is cut, so nothing depends on it
 
 
 def request_text(request: dict[str, Any]) -> str:

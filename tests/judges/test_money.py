@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -247,14 +247,18 @@ def test_a_clock_that_jumps_makes_nobody_wait(
 def test_a_batch_whose_connection_is_cut_at_random_is_never_sent_twice(
     tmp_path: Path, batches: int
 ) -> None:
-    """Each batch is created by a request that may be cut before or after it counts."""
+    """Each batch is created by a request that may be cut before or after it counts.
+
+    Lists come in any order, in pages and among batches of others, and calls give odd bodies.
+    """
     drawn = random.Random(0)
     twice, answered = [], 0
     for number in range(batches):
         cuts = [drawn.random() < 0.4 for _ in range(4)]
-        with CuttingServer(cuts, before=drawn.random() < 0.3) as server:
+        before, odd = drawn.random() < 0.3, odd_answers(random.Random(number))
+        with CuttingServer(cuts, before=before, answer=odd) as server:
             store = tmp_path / str(number)
-            for _ in range(6):
+            for _ in range(12):
                 try:
                     found = batch_judge(server.url, store, {"poll_s": 0.001}).judge([batch_row(0)])
                 except UserError:
@@ -263,7 +267,44 @@ def test_a_batch_whose_connection_is_cut_at_random_is_never_sent_twice(
                 break
             ids = sent(server)
             twice += [number] if len(ids) != len(set(ids)) else []
+            assert AnswerStore(store).spent("mine") == pytest.approx(0.06)
     assert (twice, answered) == ([], batches)
+
+
+#: Bodies of calls that are none.
+ODD: tuple[Reply, ...] = (
+    (200, {"Content-Type": "text/html"}, b"<html>log in</html>"),
+    (200, {}, b"null"),
+    (200, {}, b"{}"),
+    (200, {}, b"[]"),
+    (200, {}, b""),
+    (200, {}, b'"ok"'),
+    (200, {}, b'{"id": 7, "data": [null]}'),
+    (502, {"retry-after-ms": "1"}, b"<html>bad gateway</html>"),
+)
+
+
+def odd_answers(drawn: random.Random) -> Callable[[str, bytes], Reply]:
+    """A few calls get an odd body or half of theirs; lists are in any order, with more batches."""
+    left = drawn.randint(0, 4)
+    others = [
+        {"id": f"other{n}", "input_file_id": f"of{n}", "metadata": None, "created_at": n}
+        for n in range(drawn.randint(0, 5))
+    ]
+
+    def answer(step: str, body: bytes) -> Reply:
+        nonlocal left
+        if left and drawn.random() < 0.3:
+            left -= 1
+            return drawn.choice((*ODD, (200, {}, body[: len(body) // 2])))
+        if step == "list":
+            entries = [*json.loads(body)["data"], *others]
+            drawn.shuffle(entries)
+            more: dict[str, Any] = drawn.choice(({}, {"has_more": False}, {"has_more": None}))
+            body = json.dumps({"data": entries} | more).encode()
+        return 200, {}, body
+
+    return answer
 
 
 class CuttingServer(BatchServer):
@@ -272,8 +313,10 @@ class CuttingServer(BatchServer):
     before: a creation is cut before the batch is taken, not after.
     """
 
-    def __init__(self, cuts: list[bool], *, before: bool) -> None:
-        super().__init__(looks=1)
+    def __init__(
+        self, cuts: list[bool], *, before: bool, answer: Callable[[str, bytes], Reply]
+    ) -> None:
+        super().__init__(looks=1, answer=answer)
         self._cuts, self._before = iter([True, *cuts]), before
         handler: Any = self._server.RequestHandlerClass
         post, send = handler.do_POST, handler._send_body
@@ -295,3 +338,29 @@ class CuttingServer(BatchServer):
             send(this, body, kind, status)
 
         handler.do_POST, handler._send_body = do_post, send_body
+
+
+TOKENS = {"prompt_tokens": 90, "completion_tokens": 0, "total_tokens": 90}
+#: Errors, and whether they say that they were charged.
+ERRORS: dict[str, tuple[Reply, bool]] = {
+    "200, no choices": ((200, {}, b'{"error": {"message": "x"}, "choices": [], "usage": U}'), True),
+    "200, code 503": ((200, {}, b'{"error": {"message": "x", "code": 503}, "usage": U}'), True),
+    "400": ((400, {}, b'{"error": {"message": "x"}, "usage": U}'), True),
+    "a filter": ((400, {}, b'{"error": {"code": "content_filter"}, "usage": U}'), True),
+    "fatal": ((401, {}, b'{"error": {"message": "x"}, "usage": U}'), True),
+    "odd counts": ((400, {}, b'{"error": {"message": "x"}, "usage": ["many"]}'), True),
+    "no tokens": ((400, {}, b'{"error": {"message": "x"}, "usage": {"total_tokens": 0}}'), False),
+    "usage is null": ((400, {}, b'{"error": {"message": "x"}, "usage": null}'), False),
+    "no usage": ((200, {}, b'{"error": {"message": "x"}, "choices": []}'), False),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_that_says_its_tokens_counts_at_its_highest_price(
+    tmp_path: Path, name: str
+) -> None:
+    (status, headers, content), charged = ERRORS[name]
+    body = (content or b"").replace(b": U}", f": {json.dumps(TOKENS)}}}".encode())
+    with Server(lambda *_: (status, headers, body)) as server, contextlib.suppress(UserError):
+        judge(server, tmp_path, pace=PRICED).judge([row(0)])
+    assert (AnswerStore(tmp_path).spent("mine") > 0.099) == charged

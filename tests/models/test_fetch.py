@@ -19,6 +19,7 @@ import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.models.fetch import fetch_model
 from kvfidelity.models.load import load_model
+from tests.dialogues.test_tokenizer import HOSTILE
 from tests.models.hub import COMMIT, TOKEN, local_hub
 from tests.models.tiny import save_tiny, write_gguf
 
@@ -190,6 +191,13 @@ class TestPath:
         own = copy_of(tiny, tmp_path / "own")
         (own / "config.json").write_text('{"model_type": ')
         with pytest.raises(UserError, match=r"config\.json of model .* is not JSON"):
+            fetch_model({"source": "path", "path": str(own)}, tmp_path / "models/tiny")
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+    def test_a_hostile_file_is_named(self, tiny: Path, tmp_path: Path, name: str) -> None:
+        own = copy_of(tiny, tmp_path / "own")
+        (own / name).write_text(HOSTILE["objects"])
+        with pytest.raises(UserError, match=rf"{name} of model .* is broken \(its values are nest"):
             fetch_model({"source": "path", "path": str(own)}, tmp_path / "models/tiny")
 
     def test_a_path_that_does_not_exist_is_named(self, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.errors import UserError
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.load import check_kernels_compile, load_model, resolve_device
+from tests.dialogues.test_tokenizer import HOSTILE
 from tests.models.tiny import save_tiny
 
 
@@ -67,6 +68,29 @@ def test_a_damaged_file_is_named_with_the_remedy(tiny: Path, file: str, damage: 
         offset.write_bytes(b"\0" * size)
     with pytest.raises(UserError, match=r"is damaged .* delete the model's folder and run again"):
         load_model(tiny, "float32", "cpu")
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ],
+)
+def test_a_hostile_file_is_named_with_the_remedy(tiny: Path, name: str, text: str) -> None:
+    (tiny / name).write_text(text)
+    with pytest.raises(UserError, match=r"is damaged .* delete the model's folder") as caught:
+        load_model(tiny, "float32", "cpu")
+    message = str(caught.value)
+    assert f"{tiny / name} is damaged" in message and "\n" not in message
+
+
+def test_a_broken_file_that_nothing_reads_is_no_matter(tiny: Path) -> None:
+    (tiny / "trainer_state.json").write_text(HOSTILE["arrays"])
+    assert load_model(tiny, "float32", "cpu")
 
 
 def test_an_unknown_dtype_is_named(tiny: Path) -> None:

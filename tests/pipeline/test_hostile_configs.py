@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.requests import Limits
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.strict_yaml import read_yaml
 from tests.workflow.project import merged
@@ -82,6 +83,14 @@ def judge(**entry: Any) -> dict[str, Any]:
         ({"grid": {"seeds": [10**30]}}, "grid.seeds.0: the number has more than 64 bits"),
         ({"grid": {"seeds": list(range(100_000))}}, "grid.seeds: it has 100000 entries"),
         (dataset(count=float("inf")), ".nan and .inf are not allowed"),
+        (judge(timeout_s=1e10), "judges.j.timeout_s: 10000000000.0 is too large"),
+        (judge(timeout_s=1e300), "judges.j.timeout_s"),
+        (judge(poll_s=1e10), "judges.j.poll_s"),
+        (judge(concurrency=10**18), "judges.j.concurrency"),
+        (judge(concurrency=100_000), "judges.j.concurrency: 100000 is too large"),
+        (judge(max_tokens=10**18), "judges.j.max_tokens"),
+        (judge(reasoning_tokens=10**18), "judges.j.reasoning_tokens"),
+        (judge(attempts=10**9), "judges.j.attempts"),
         ({"judging": ["formula", "formula"]}, "judging: 'formula' is listed twice"),
     ],
 )
@@ -110,6 +119,22 @@ def doubling(entry: str) -> str:
         ("a: " + "9" * 4301, "more than 100 digits"),
         ("a: " + ":".join(["1"] * 100_000), "more than 100 digits"),
         ("a: 0x" + "f" * 100_000, "more than 100 digits"),
+        ('a: !!timestamp "zzz"', "line 1: the tag '!!timestamp' is not read"),
+        ("a: 2001-99-99", "month must be in"),
+        ("a: 2001-01-01 99:00:00", "hour must be in"),
+        ('b: 1\n? !!timestamp "zzz"\n: 1', "line 2: the tag '!!timestamp' is not read"),
+        ('a: !!float "' + ":".join(["1"] * 40_000) + '"', "!!float"),
+        ('a: !!int "' + "9" * 5000 + '"', "!!int"),
+        ('a: !!int "0x' + "f" * 100_000 + '"', "!!int"),
+        ('a: !!int ""', "!!int"),
+        ('a: !!bool "zzz"', "!!bool"),
+        ('a: !!binary "###"', "!!binary"),
+        ("a: !!set {x}", "!!set"),
+        ("a: !!omap [x: 1]", "!!omap"),
+        ('a: !!python/object/apply:os.system ["id"]', "!!python"),
+        ("a: !" + "x" * 10_000 + " 1", "is not read"),
+        ('a: ! "8"', "the tag '!' is not read"),
+        ("a: =", "cannot be read"),
     ],
 )
 def test_a_hostile_yaml_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -118,3 +143,18 @@ def test_a_hostile_yaml_file_is_one_line(tmp_path: Path, text: str, message: str
     with pytest.raises(UserError, match=message) as caught:
         read_yaml(file)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_tag_that_changes_nothing_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("a: !!str 7\nb: !!seq [1]\nc: !!map {d: 2}\n")
+    assert read_yaml(file) == {"a": "7", "b": [1], "c": {"d": 2}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"timeout_s": 1e10}, {"timeout_s": float("nan")}, {"concurrency": 10**18}, {"poll_s": 0}],
+)
+def test_limits_are_bounded_without_a_configuration_too(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(values))} is .*; it must be"):
+        Limits.of(values)

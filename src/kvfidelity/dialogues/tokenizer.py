@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.bounded_json import read_json
+from kvfidelity.bounded_json import broken_model_files, read_json
 from kvfidelity.errors import UserError
 
 #: The class that transformers saves a tokenizer as, unless its model has a class of its own.
@@ -20,19 +20,27 @@ def load_tokenizer(directory: Path) -> Any:
             the model.
 
     Raises:
-        UserError: tokenizer_config.json is broken.
+        UserError: a JSON file is broken, or transformers makes no tokenizer of them.
     """
-    file = Path(directory) / "tokenizer_config.json"
+    directory = Path(directory)
+    for broken, fault in broken_model_files(directory):
+        raise UserError(f"{broken} is broken ({fault}); fetch the model again")
+    file = directory / "tokenizer_config.json"
+    stated = read_json(file) if file.is_file() else {}
+    if not isinstance(stated, dict):
+        raise UserError(f"{file} is broken (it is no object); fetch the model again")
     try:
-        stated = read_json(file) if file.is_file() else {}
-        if not isinstance(stated, dict):
-            raise ValueError("it is no object")
-    except ValueError as error:
-        raise UserError(f"{file} is broken ({error}); fetch the model again") from None
-    if stated.get("tokenizer_class") == GENERIC and "auto_map" not in stated:
-        from transformers import PreTrainedTokenizerFast
+        if stated.get("tokenizer_class") == GENERIC and "auto_map" not in stated:
+            from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
-    from transformers import AutoTokenizer
+            return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
+        from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what tokenizer classes raise on odd values
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"the tokenizer in {directory} cannot be loaded ({reason}); fetch the model again"
+        ) from None

@@ -11,31 +11,32 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import openai
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.batch_api import (
+    FINISHED,
+    BatchState,
+    UnreadableError,
+    batch_state,
+    create_batch,
+    file_content,
+    find_batch,
+    upload_file,
+)
+from kvfidelity.judges.batch_lines import Line, Lines
 from kvfidelity.judges.completion import refused_by_filter
 from kvfidelity.judges.endpoint import Endpoint
-from kvfidelity.judges.failures import HttpError
-from kvfidelity.judges.json_text import parse_json, without_surrogates
 from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 
 #: Limits of one batch.
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
-#: The batch's metadata that holds our name for it.
-NAME = "kvfidelity"
-FINISHED = ("completed", "expired", "cancelled", "failed")
-#: Batches that the endpoint lists at once.
-PAGE = 100
 #: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
 LOOKS = 3
-#: Seconds by which the clocks of this machine and of the endpoint may differ.
-CLOCKS_S = 86_400
 
 
 class BatchClient:
@@ -61,7 +62,7 @@ class BatchClient:
                     missing = self._store.missing(list(unique))
                     self._send(endpoint, [unique[key] for key in missing])
                     self._finish_open(endpoint)
-                except openai.OpenAIError as error:
+                except (openai.OpenAIError, UnreadableError) as error:
                     raise self._user_error(endpoint, error) from None
         outcomes = {key: self._store.get(key) for key in unique}
         unanswered = Failure("the batch gave neither answer nor error")
@@ -104,8 +105,7 @@ class BatchClient:
         path = endpoint.batch_path
         lines = [{"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        file = (f"{batch.name}.jsonl", text.encode())
-        return endpoint.client.files.create(file=file, purpose="batch").id
+        return upload_file(endpoint.client, f"{batch.name}.jsonl", text.encode())
 
     def _create(self, endpoint: Endpoint, batch: Batch) -> str:
         """The id of the batch; the request that creates it is never repeated.
@@ -113,24 +113,15 @@ class BatchClient:
         Raises:
             openai.OpenAIError: it is not created, or nobody knows.
         """
-        path: Any = endpoint.batch_path
-        client = endpoint.client.with_options(max_retries=0)
+        error: Exception
         try:
-            found = client.batches.create(
-                completion_window="24h",
-                endpoint=path,
-                input_file_id=str(batch.file),
-                metadata={NAME: batch.name},
-            ).id
-            if found and isinstance(found, str):
-                return found
-            error: Exception = openai.OpenAIError("the endpoint gave a batch no id")
+            return create_batch(endpoint.client, endpoint.batch_path, batch.name, str(batch.file))
         except openai.APIStatusError as refused:
             if refused.status_code < 500 and refused.status_code != 408:
                 self._end(batch)  # refused: there is no such batch
                 raise
             error = refused
-        except (openai.APIConnectionError, ValueError) as broken:
+        except (openai.APIConnectionError, UnreadableError) as broken:
             error = broken
         known = self._look_up(endpoint, batch)
         if known is None:
@@ -141,12 +132,26 @@ class BatchClient:
         return known
 
     def _look_up(self, endpoint: Endpoint, batch: Batch) -> str | None:
-        """The id of a batch by its name; None if the endpoint does not list it after some time."""
+        """The id of a batch by its name; None if the endpoint does not list it after some time.
+
+        Raises:
+            UserError: the endpoint's list does not tell.
+        """
+        problem: Exception | None = None
         for look in range(LOOKS):
             if look:
                 time.sleep(self._limits.poll_s)
-            if found := _find_id(endpoint, batch):
-                return found
+            try:
+                if found := find_batch(endpoint.client, batch.name, batch.file):
+                    return found
+            except UnreadableError as error:
+                problem = error
+        if problem is not None:
+            raise UserError(
+                f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: a batch was sent, and "
+                f"whether it was taken is not known: {problem}; run again to look for it, or set "
+                "`batch: false` to ask one by one"
+            )
         return None
 
     def _finish_open(self, endpoint: Endpoint) -> None:
@@ -156,85 +161,114 @@ class BatchClient:
             if found is None:  # never sent
                 self._end(batch)
                 continue
-            while (state := endpoint.client.batches.retrieve(found)).status not in FINISHED:
-                time.sleep(self._limits.poll_s)
-            if state.status == "failed":
-                self._end(batch)
-                problems = (state.errors.data or []) if state.errors else []
-                reason = (
-                    "; ".join(str(problem.message) for problem in problems) or "no reason given"
-                )
-                raise UserError(
-                    f"judge {endpoint.judge}: the endpoint refused a batch: "
-                    f"{endpoint.without_key(reason)}; correct the judge's entry, or set `batch: "
-                    "false`"
-                )
-            self._store_answers(endpoint, batch, state)
+            self._store_lines(endpoint, batch, found)
 
-    def _store_answers(self, endpoint: Endpoint, batch: Batch, state: Any) -> None:
-        open_keys, prices, unread = set(batch.keys), batch.prices, 0
-        answered, errors = False, dict[str, HttpError]()
-        for file in (state.output_file_id, state.error_file_id):
-            for line in _lines(endpoint, file):
-                key = line.get("custom_id") if line else None
-                if line is None:
-                    unread += 1
-                elif isinstance(key, str) and key in open_keys:
-                    open_keys.discard(key)
-                    if error := _error(line):
-                        errors[key] = error
-                        continue
-                    answered = True
-                    self._store_answer(endpoint, batch, key, line, prices.get(key, 0.0))
-        if errors and not answered and not unread:
-            self._stop_at_what_all_got(endpoint, batch, list(errors.values()))
-        for key, error in errors.items():
-            self._store_error(endpoint, batch, key, error)
-        for key in sorted(open_keys):
+    def _wait(self, endpoint: Endpoint, batch: Batch, found: str) -> BatchState:
+        """The state of a batch, once it ended.
+
+        Raises:
+            UserError: it failed.
+            UnreadableError: what the endpoint says of it cannot be read, several times in a row.
+        """
+        unreadable = 0
+        while True:
+            try:
+                state = batch_state(endpoint.client, found)
+                unreadable = 0
+                if state.status in FINISHED:
+                    break
+            except UnreadableError:
+                unreadable += 1
+                if unreadable == LOOKS:
+                    raise
+            time.sleep(self._limits.poll_s)
+        if state.status == "failed":
+            self._end(batch)
+            raise UserError(
+                f"judge {endpoint.judge}: the endpoint refused a batch: "
+                f"{endpoint.without_key(state.problems)[:300]}; correct the judge's entry, or set "
+                "`batch: false`"
+            )
+        return state
+
+    def _fetch(
+        self, endpoint: Endpoint, batch: Batch, found: str
+    ) -> tuple[BatchState, Lines, bool]:
+        """The state and the lines of a batch that ended, and whether answers are lacking.
+
+        An endpoint may name the files, or fill them, later than it ends the batch, and a download
+        may break off: if answers that were paid for are lacking, it is asked several times.
+
+        Raises:
+            UserError: the batch failed, or all answers are lacking; they may still be fetched.
+        """
+        for look in range(LOOKS):
+            if look:
+                time.sleep(self._limits.poll_s)
+            state = self._wait(endpoint, batch, found)
+            lines = Lines()
+            for file in state.files:
+                lines.add(file_content(endpoint.client, file), batch.keys)
+            if not (lacking := _lacks_answers(batch, state, lines)):
+                break
+        if lacking and not lines.by_key:
+            raise UserError(
+                f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: a batch is "
+                f"{state.status} and gives no answer that can be read; run again to fetch its "
+                "answers, or set `batch: false` to ask for them one by one"
+            )
+        return state, lines, lacking
+
+    def _store_lines(self, endpoint: Endpoint, batch: Batch, found: str) -> None:
+        state, lines, lacking = self._fetch(endpoint, batch, found)
+        if not lines.answers and not lacking:
+            self._stop_at_what_all_got(endpoint, batch, lines)
+        for key, line in lines.by_key.items():
+            if isinstance(self._store.get(key), Answer):
+                continue  # kept before a crash
+            price = batch.prices.get(key, 0.0)
+            if line.error is None:
+                self._store_answer(endpoint, batch, key, line, price)
+            else:
+                self._store_error(endpoint, batch, key, line, price if line.charged else 0.0)
+        for key in sorted(set(batch.keys) - set(lines.by_key)):
             if self._store.get(key) is None:
                 reason = f"not answered: the batch is {state.status}"
-                # A line that cannot be read may have been this one's answer.
-                price = prices.get(key, 0.0) if unread else 0.0
+                price = batch.prices.get(key, 0.0) if lacking else 0.0
                 self._store.put_failure(key, Failure(reason), batch.judge, price)
         self._end(batch)
 
-    def _stop_at_what_all_got(
-        self, endpoint: Endpoint, batch: Batch, errors: Sequence[HttpError]
-    ) -> None:
+    def _stop_at_what_all_got(self, endpoint: Endpoint, batch: Batch, lines: Lines) -> None:
         """Stop if no request was answered and what they met needs another configuration.
 
         Nothing is kept of them then, so they are asked for again once it is corrected.
         """
+        errors = lines.errors
         remedies = {error.remedy(endpoint.model) for error in errors}
-        if len(remedies) == 1 and (remedy := remedies.pop()):
+        charged = any(line.charged for line in lines.by_key.values())
+        if not charged and len(remedies) == 1 and (remedy := remedies.pop()):
             self._end(batch)
             reason = endpoint.without_key(errors[0].reason)[:300]
             raise UserError(
-                f"judge {endpoint.judge}: every request of a batch got: {reason}: {remedy}"
+                f"judge {endpoint.judge}: every request of a batch got: {reason}: "
+                f"{endpoint.without_key(remedy)[:1000]}"
             )
 
-    def _store_error(self, endpoint: Endpoint, batch: Batch, key: str, error: HttpError) -> None:
-        if isinstance(self._store.get(key), Answer):
-            return  # kept before a crash
-        reason = endpoint.without_key(error.reason)[:300]
-        if error.refused:
-            self._store.put(key, refused_by_filter(reason), batch.judge, batch.model)
-        else:
-            self._store.put_failure(key, Failure(reason))
+    def _store_error(
+        self, endpoint: Endpoint, batch: Batch, key: str, line: Line, max_usd: float
+    ) -> None:
+        reason = endpoint.without_key(line.reason)[:300]
+        if line.error is not None and line.error.refused:
+            answer = refused_by_filter(reason, charged=line.charged)
+            self._store.put(key, answer, batch.judge, batch.model, max_usd=max_usd)
+        elif self._store.get(key) is None:
+            self._store.put_failure(key, Failure(reason), batch.judge, max_usd)
 
     def _store_answer(
-        self,
-        endpoint: Endpoint,
-        batch: Batch,
-        key: str,
-        line: Mapping[str, Any],
-        max_usd: float,
+        self, endpoint: Endpoint, batch: Batch, key: str, line: Line, max_usd: float
     ) -> None:
-        if isinstance(self._store.get(key), Answer):
-            return  # kept before a crash
         price = self._limits.price
-        usd = None if price is None else _at_batch_price(price.usd)
-        answer = endpoint.answer(line["response"].get("body"), usd)
+        answer = endpoint.answer(line.body, None if price is None else _at_batch_price(price.usd))
         self._store.put(key, answer, batch.judge, batch.model, max_usd=max_usd)
 
     def _end(self, batch: Batch) -> None:
@@ -252,8 +286,10 @@ class BatchClient:
                 f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'} has no Batch API, or no "
                 "such batch any more; set `batch: false`"
             )
+        reason = str(error) if isinstance(error, UnreadableError) else endpoint.reason(error)
         return endpoint.fatal_error(error) or UserError(
-            f"judge {endpoint.judge}: {endpoint.reason(error)}; what was sent is recorded: run "
+            f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: "
+            f"{endpoint.without_key(reason)[:300]}; what was sent is recorded: run "
             "again to continue"
         )
 
@@ -272,45 +308,11 @@ def _parts(requests: Sequence[Request]) -> Iterator[list[Request]]:
         yield part
 
 
-def _find_id(endpoint: Endpoint, batch: Batch) -> str | None:
-    """The endpoint's id of our batch, found by name among those that are not older."""
-    for state in endpoint.client.batches.list(limit=PAGE):
-        if (state.metadata or {}).get(NAME) == batch.name:
-            return state.id
-        if batch.file is not None and state.input_file_id == batch.file:
-            return state.id
-        if batch.at is not None and state.created_at < batch.at - CLOCKS_S:
-            break
-    return None
-
-
-def _lines(endpoint: Endpoint, file: str | None) -> Iterator[dict[str, Any] | None]:
-    """The objects of a file's lines; None for a line that is none."""
-    if file is None:
-        return
-    text = endpoint.client.files.content(file).content.decode("utf-8", "replace")
-    for line in text.removeprefix("\ufeff").split("\n"):
-        if line.strip():
-            try:
-                entry = parse_json(line)
-            except ValueError:
-                entry = None
-            yield entry if isinstance(entry, dict) else None
-
-
-def _error(line: Mapping[str, Any]) -> HttpError | None:
-    """The error of a line; None if it holds an answer. Without a status it is taken for a fault of
-    the request, 400."""
-    response = line.get("response")
-    response = response if isinstance(response, dict) else {}
-    status, error = response.get("status_code"), line.get("error")
-    if status == 200 and not error:
-        return None
-    body = {"error": error} if error else response.get("body")
-    text = without_surrogates(json.dumps(body, ensure_ascii=False))
-    if not isinstance(status, int) or not 300 <= status < 600:
-        status = 400
-    return HttpError(status, {}, text)
+def _lacks_answers(batch: Batch, state: BatchState, lines: Lines) -> bool:
+    """Whether requests without a line may have been answered, and charged."""
+    if len(lines.by_key) == len(batch.keys):
+        return False
+    return state.status == "completed" or lines.unread > 0 or state.completed > lines.answers
 
 
 def _at_batch_price(usd: Callable[..., float]) -> Callable[[int, int], float]:

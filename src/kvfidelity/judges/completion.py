@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kvfidelity.judges.requests import Answer, Request
 
 #: Characters of an answer that are kept: its beginning, and its end, where the verdict is.
 HEAD, TAIL = 2_000, 30_000
+#: Types of the parts of a message that are its text; some endpoints name none.
+TEXT_PARTS = (None, "text", "output_text")
 #: Usage beyond a token per byte of the prompt, or a multiple of the tokens that were allowed, plus
 #: what an endpoint may add of its own, is not believed.
 PROMPT_FACTOR, ANSWER_FACTOR, ADDED_TOKENS = 3, 10, 10_000
@@ -55,9 +58,12 @@ def unreadable_completion(problem: str) -> Answer:
     return Answer(None, None, None, None, None, problem=problem)
 
 
-def refused_by_filter(reason: str) -> Answer:
-    """The answer that an endpoint's filter gives, which costs nothing."""
-    return Answer(None, f"the endpoint's filter: {reason}", "content_filter", 0, 0, 0.0)
+def refused_by_filter(reason: str, *, charged: bool = False) -> Answer:
+    """The answer that an endpoint's filter gives, which costs nothing unless it was charged."""
+    said = f"the endpoint's filter: {reason}"
+    if charged:
+        return Answer(None, said, "content_filter", None, None)
+    return Answer(None, said, "content_filter", 0, 0, 0.0)
 
 
 def shortened(text: str | None) -> str | None:
@@ -68,23 +74,37 @@ def shortened(text: str | None) -> str | None:
 
 
 def _text(message: Any) -> str | None:
-    """The message's text: as it is, in parts, or as the arguments of a tool."""
+    """The message's text: as it is or in parts, and after it what a tool is called with."""
     texts = list(_texts(message.get("content")))
-    text = "".join(texts)
-    if not text.strip():
-        calls = message.get("tool_calls")
-        functions = [call.get("function") for call in calls] if isinstance(calls, list) else []
-        functions.append(message.get("function_call"))
-        arguments = [call.get("arguments") for call in functions if isinstance(call, dict)]
-        texts = [given for given in arguments if isinstance(given, str)]
-        text = "\n".join(texts) or text
-    return text if texts else None
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in _objects(calls)]
+    functions.append(message.get("function_call"))
+    arguments = [_arguments(function) for function in _objects(functions)]
+    given = ["".join(texts), *(text for text in arguments if text is not None)]
+    if len(given) == 1 and not texts:
+        return None
+    return "\n".join(text for text in given if text.strip()) or given[-1]
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    return [one for one in values if isinstance(one, dict)] if isinstance(values, list) else []
+
+
+def _arguments(function: Mapping[str, Any]) -> str | None:
+    """A tool's arguments, which most endpoints give as text, some as an object."""
+    given = function.get("arguments")
+    if isinstance(given, dict):
+        return json.dumps(given, ensure_ascii=False)
+    return given if isinstance(given, str) else None
 
 
 def _texts(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
     for part in content if isinstance(content, list) else ():
+        # Other kinds of parts are what the model thought, or nothing to read.
+        if isinstance(part, dict) and part.get("type") not in TEXT_PARTS:
+            continue
         text = part.get("text") if isinstance(part, dict) else part
         if isinstance(text, str):
             yield text

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from kvfidelity.judges.exchange import causes
 
 UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -23,7 +24,7 @@ def connection_remedy(error: BaseException, url: str | None) -> str | None:
     Args:
         url: the endpoint's address; None for the client's own.
     """
-    chain = list(_causes(error))
+    chain = causes(error)
     names = {type(link).__name__ for link in chain}
     proxy = _proxy(url)
     if "ProxyError" in names or _status(error) == 407:
@@ -65,14 +66,13 @@ def client_fault(error: BaseException) -> str:
         )
     if isinstance(error, OSError):
         return f"SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error.strerror}); correct it"
-    return f"its address or a proxy variable cannot be used ({_last([error])}); correct it"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+    # The error's words may hold a part of a proxy's password.
+    variables = [f"{scheme.upper()}_PROXY" for scheme in getproxies() if scheme != "no"]
+    where = " or ".join(variables) or "its address"
+    return (
+        f"{where} cannot be used ({type(error).__name__}); correct it (in a user name or password, "
+        "write `/`, `@` and `:` as %2F, %40 and %3A)"
+    )
 
 
 def _last(chain: list[BaseException]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import openai
 
@@ -19,6 +20,7 @@ from kvfidelity.judges.completion import (
     unreadable_completion,
 )
 from kvfidelity.judges.connection_errors import client_fault, connection_remedy
+from kvfidelity.judges.exchange import MAX_BODY_BYTES, Exchanges, causes
 from kvfidelity.judges.failures import HttpError, error_in, is_web_page
 from kvfidelity.judges.json_text import parse_json
 from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
@@ -27,8 +29,8 @@ from kvfidelity.judges.requests import Answer, Limits, Request
 #: Further tries of what may pass, see `online` and `batch`.
 RETRIES = 8
 HIDDEN = "[key]"
-#: Bytes of an answer at most.
-MAX_BODY_BYTES = 4_000_000
+#: Statuses of a completion.
+SUCCESS = range(200, 300)
 #: Errors of the HTTP library with which a request never left, and those of what cannot be sent.
 UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
 INVALID = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL", "TooManyRedirects"}
@@ -67,24 +69,45 @@ class Endpoint:
             "max_retries": RETRIES,
             "timeout": limits.timeout_s,
         }
-        self._timeout_s = limits.timeout_s
+        if azure:
+            options |= {"azure_endpoint": str(self.url), "api_version": entry["api_version"]}
+        else:
+            options["base_url"] = self.url or OPENAI_URL
+        kinds = (
+            (openai.AzureOpenAI, openai.AsyncAzureOpenAI)
+            if azure
+            else (openai.OpenAI, openai.AsyncOpenAI)
+        )
+
+        def connect(http: Any) -> openai.AsyncOpenAI:
+            own = {"http_client": http, "max_retries": 0, "timeout": http.timeout}
+            return kinds[1](**options | own)
+
         self.client: openai.OpenAI
         try:
+            self._exchanges = Exchanges(connect, limits.timeout_s)
             # A redirect is said, not followed: with the key, to wherever it leads.
-            options["http_client"] = openai.DefaultHttpxClient(follow_redirects=False)
-            if azure:
-                version = entry["api_version"]
-                self.client = openai.AzureOpenAI(
-                    azure_endpoint=str(self.url), api_version=version, **options
-                )
-            else:
-                self.client = openai.OpenAI(base_url=self.url or OPENAI_URL, **options)
+            http = openai.DefaultHttpxClient(follow_redirects=False)
+            self.client = kinds[0](http_client=http, **options)
         except Exception as error:  # noqa: BLE001 - the HTTP library's own, on odd variables
             raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
     def without_key(self, text: str) -> str:
-        """A text from the endpoint with the key replaced, if it contains the key."""
-        return text.replace(self._key, HIDDEN) if self._key else text
+        """A text from the endpoint with the key replaced, as it is, in an URL and in JSON."""
+        forms = {self._key, quote(self._key, safe=""), json.dumps(self._key)[1:-1]}
+        for form in filter(None, forms):
+            text = text.replace(form, HIDDEN)
+        return text
+
+    def _all_without_key(self, value: Any) -> Any:
+        """A value in JSON types with the key replaced in each text, before any text is cut."""
+        if isinstance(value, str):
+            return self.without_key(value)
+        if isinstance(value, list):
+            return [self._all_without_key(item) for item in value]
+        if isinstance(value, dict):
+            return {self.without_key(k): self._all_without_key(v) for k, v in value.items()}
+        return value
 
     def fatal_error(self, error: Exception) -> UserError | None:
         """The user's error if every request would fail like this; None if only this one fails."""
@@ -92,8 +115,7 @@ class Endpoint:
         if remedy is None:
             return None
         reason = self.without_key(" ".join(str(error).split()))[:300]
-        where = self.url or "the endpoint"
-        return UserError(f"judge {self.judge}: {where}: {reason}: {remedy}")
+        return self._fatal(reason, remedy)
 
     def reason(self, error: Exception) -> str:
         """Why one request failed."""
@@ -106,63 +128,42 @@ class Endpoint:
             usd: dollars for prompt and answer tokens; None if prices are unknown.
         """
         try:
-            headers, text = self._receive(request)
-        except openai.APIStatusError as error:
-            found = HttpError(error.status_code, error.response.headers, error.response.text)
+            got = self._exchanges.ask(request.body)
         except openai.APIConnectionError as error:
             return self._connection_trouble(error)
-        except BodyLostError as error:
-            return Trouble(self.without_key(str(error)), lost=True, passing=True)
-        else:
-            if is_web_page(headers, text):
-                return self._http_trouble(HttpError(200, headers, text))
+        except TimeoutError:
+            return Trouble("the answer took longer than `timeout_s`", lost=True, passing=True)
+        except Exception as error:  # noqa: BLE001 - of the client, on an answer of a hostile form
+            return Trouble(self.reason(error), lost=True, passing=True)
+        error_status = None if got.status in SUCCESS else got.status
+        if error_status is None:
+            if got.broken:
+                return Trouble(self.without_key(got.broken), lost=True, passing=True)
+            if got.too_large:
+                return unreadable_completion(f"the answer has more than {MAX_BODY_BYTES} bytes")
+            if is_web_page(got.headers, got.text):
+                return self._http_trouble(HttpError(got.status, got.headers, got.text))
             try:
-                body = parse_json(text)
+                body = parse_json(got.text)
             except ValueError as error:
-                return unreadable_completion(f"no chat completion came back: {error}"[:300])
-            status = error_in(body)
-            if status is None:
+                told = self.without_key(f"no chat completion came back: {error}")
+                return unreadable_completion(told[:300])
+            error_status = error_in(body)
+            if error_status is None:
                 return self.answer(body, usd, request)
-            found = HttpError(status, headers, text)
+        found = HttpError(error_status, got.headers, got.text)
         if found.refused:
-            return refused_by_filter(self.without_key(found.reason)[:300])
-        return self._http_trouble(found)
+            return refused_by_filter(self.without_key(found.reason)[:300], charged=found.lost)
+        trouble = self._http_trouble(found)
+        if got.broken and trouble.fatal is None:
+            # Its words, which say more than the status, may come with another try.
+            reason = f"{trouble.reason} ({self.without_key(got.broken)})"
+            return replace(trouble, reason=reason, lost=True, passing=True)
+        return trouble
 
     def answer(self, body: Any, usd: Usd | None, request: Request | None = None) -> Answer:
         """An answer from a chat completion in JSON types, see `completion.read_completion`."""
-        answer = read_completion(body, usd, request)
-        return replace(
-            answer,
-            content=answer.content and self.without_key(answer.content),
-            refusal=answer.refusal and self.without_key(answer.refusal),
-        )
-
-    def _receive(self, request: Request) -> tuple[Mapping[str, str], str]:
-        """Headers and text of a completion's body.
-
-        Raises:
-            openai.OpenAIError: there is none. BodyLostError: it began and did not end in time.
-        """
-        deadline = time.monotonic() + self._timeout_s
-        client = self.client.with_options(max_retries=0)
-        with client.chat.completions.with_streaming_response.create(**request.body) as response:
-            parts: list[bytes] = []
-            size = 0
-            chunks = response.iter_bytes()
-            while True:
-                try:
-                    part = next(chunks, None)
-                except Exception as error:  # noqa: BLE001 - of the HTTP library of the client
-                    name, words = type(error).__name__, " ".join(str(error).split())[:200]
-                    raise BodyLostError(f"{name}: {words or 'the answer broke off'}") from None
-                if part is None:
-                    return response.headers, b"".join(parts).decode("utf-8", "replace")
-                parts.append(part)
-                size += len(part)
-                if size > MAX_BODY_BYTES:
-                    raise BodyLostError(f"the answer has more than {MAX_BODY_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise BodyLostError("the answer took longer than `timeout_s`")
+        return read_completion(self._all_without_key(body), usd, request)
 
     def _http_trouble(self, found: HttpError) -> Trouble:
         reason = self.without_key(found.reason)[:300]
@@ -176,7 +177,7 @@ class Endpoint:
                 limited=limited,
                 retry_after=found.retry_after,
             )
-        return Trouble(reason, fatal=self._fatal(reason, remedy))
+        return Trouble(reason, lost=found.lost, fatal=self._fatal(reason, remedy))
 
     def _connection_trouble(self, error: openai.APIConnectionError) -> Trouble:
         names = {type(link).__name__ for link in causes(error)}
@@ -189,7 +190,8 @@ class Endpoint:
         return Trouble(reason, lost=not names & UNSENT, passing=True, fatal=self.fatal_error(error))
 
     def _fatal(self, reason: str, remedy: str) -> UserError:
-        return UserError(f"judge {self.judge}: {self.url or 'the endpoint'}: {reason}: {remedy}")
+        where, told = self.url or "the endpoint", self.without_key(remedy)[:1000]
+        return UserError(f"judge {self.judge}: {where}: {reason}: {told}")
 
 
 @dataclass(frozen=True)
@@ -207,18 +209,6 @@ class Trouble:
     limited: bool = False
     retry_after: float | None = None
     fatal: UserError | None = None
-
-
-class BodyLostError(Exception):
-    """An answer began and did not end; it may have been charged."""
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors behind it."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 def _address_faults(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

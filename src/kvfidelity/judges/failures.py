@@ -4,6 +4,7 @@ every other request would get the same.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,9 +32,25 @@ TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 FILTERED = re.compile(
-    r"content[_ ]filter|content[_ ]policy|content management policy|responsibleai|moderation"
+    r"content[_ ]?filter|content[_ ]?policy|content management policy|responsibleai|moderation"
     r"|flagged",
     re.IGNORECASE,
+)
+#: Codes of a filter, and codes that say nothing of what is wrong; all others mean something else.
+FILTER_CODE = re.compile(
+    r"invalid_prompt|safety|prompt_(blocked|rejected)|data_inspection", re.IGNORECASE
+)
+VAGUE_CODE = re.compile(
+    r"|\d+|none|null|unknown|error|api_?error|(invalid|bad)[_ ]?request([_ ]?error)?|forbidden"
+    r"|permission[_ ]denied([_ ]error)?|invalid[_ ]argument|failed[_ ]precondition"
+    r"|unprocessable[_ ]?entity([_ ]?error)?|provider[_ ]error|upstream[_ ]error",
+    re.IGNORECASE,
+)
+#: Parameters that are the text itself.
+TEXT_PARAMETER = re.compile(r"(prompt|messages|input|text|content)\b")
+#: Keys under which an endpoint repeats what was sent, which may hold any words.
+REPEATED = frozenset(
+    ("input", "ctx", "body", "request", "messages", "prompt", "content", "flagged_input")
 )
 UNKNOWN_MODEL = re.compile(
     r"model_not_found|unknown[_ ]model|invalid[_ ]model|no such model|deploymentnotfound"
@@ -45,6 +62,11 @@ NOT_ACCEPTED = re.compile(
     r"unsupported|not supported|n't support|not support|unrecognized|unknown (parameter|field|name)"
     r"|unknown_parameter|extra (field|input)|extra_forbidden|unexpected|not permitted|not allowed"
     r"|not available|invalid",
+    re.IGNORECASE,
+)
+UNKNOWN_PARAMETER = re.compile(
+    r"extra (field|input)|extra_forbidden|un(supported|recognized|known|expected)[_ ]"
+    r"((request|keyword) )?(parameter|field|argument|name|value)",
     re.IGNORECASE,
 )
 #: Parameters of a request by the words that name them, and what to do where one is not accepted.
@@ -93,13 +115,29 @@ class HttpError:
 
     @property
     def refused(self) -> bool:
-        """Whether the endpoint refused the text, not the request."""
-        return self.status in (400, 403, 422, 451) and bool(FILTERED.search(self._words()))
+        """Whether the endpoint refused the text, not the request.
+
+        Its message may repeat what was sent, so its codes are asked first.
+        """
+        if self.status not in (400, 403, 422, 451) or self._is_page():
+            return False
+        error = self._error()
+        inner = error.get("innererror", error.get("inner_error"))
+        codes = [str(error.get(name) or "") for name in ("code", "type", "status")]
+        told = [*codes, json.dumps(_without_repeated(inner))]
+        if any(FILTERED.search(text) or FILTER_CODE.search(text) for text in told):
+            return True
+        named = str(error.get("param") or "")
+        if (named and not TEXT_PARAMETER.match(named)) or not all(map(VAGUE_CODE.fullmatch, codes)):
+            return False
+        message = f"{self._message()} {json.dumps(_without_repeated(error.get('metadata')))}"
+        found = FILTERED.search(message)
+        return found is not None and not self._says_otherwise(message[: found.start()])
 
     @property
     def lost(self) -> bool:
-        """Whether it may have been charged."""
-        return self.status in LOST
+        """Whether it may have been charged: an answer was lost, or the error says its tokens."""
+        return self.status in LOST or _has_tokens(self.text)
 
     @property
     def passing(self) -> bool:
@@ -112,7 +150,8 @@ class HttpError:
         if self.refused:
             return None
         if 300 <= self.status < 400:
-            target = str(self.headers.get("location", ""))[:200]
+            # What follows `?` or `#` may be a key; `base_url` may not have such a part.
+            target = re.split("[?#]", str(self.headers.get("location", "")))[0]
             return f"it redirects to {target or 'nowhere'}; write in `base_url` where it leads"
         if self.status == 402 or (self.status in (400, 403, 429) and NO_CREDIT.search(words)):
             return CREDIT
@@ -151,6 +190,14 @@ class HttpError:
             return f"it does not accept {named or 'a parameter'} of the request"
         return None
 
+    def _says_otherwise(self, words: str) -> bool:
+        """Whether words already say that something else is wrong than the text."""
+        is_parameter = any(re.search(rf"\b{name}\b", words) for name, _ in PARAMETERS)
+        if is_parameter and NOT_ACCEPTED.search(words):
+            return True
+        known = (UNKNOWN_PARAMETER, UNKNOWN_MODEL, TOO_LONG, NO_CREDIT)
+        return any(other.search(words) for other in known)
+
     def _is_page(self) -> bool:
         start = self.text.lstrip("\ufeff \t\r\n")[:200].lower()
         kind = str(self.headers.get("content-type", "")).lower()
@@ -160,11 +207,15 @@ class HttpError:
 
     def _message(self) -> str:
         found = self._error().get("message")
-        return (found if isinstance(found, str) and found else self.text)[:2000]
+        return (found if isinstance(found, str) and found else self._words())[:2000]
 
     def _words(self) -> str:
-        """All that may say what is wrong."""
-        return self.text[:20_000]
+        """All that may say what is wrong; without what the endpoint repeats of the request."""
+        try:
+            body = parse_json(self.text)
+        except ValueError:
+            return self.text[:20_000]
+        return json.dumps(_without_repeated(body), ensure_ascii=False)[:20_000]
 
     def _error(self) -> dict[str, Any]:
         return next(_errors(self.text), {})
@@ -186,6 +237,31 @@ def error_in(body: Any) -> int | None:
     return code if isinstance(code, int) and 400 <= code < 600 else 400
 
 
+def _has_tokens(text: str) -> bool:
+    """Whether a body says that tokens were used, in whatever form."""
+    try:
+        body = parse_json(text)
+    except ValueError:
+        return False
+    usage = body.get("usage") if isinstance(body, dict) else None
+    return _is_not_zero(usage)
+
+
+def _without_repeated(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: item for name, item in value.items() if name not in REPEATED}
+        return {name: _without_repeated(item) for name, item in kept.items()}
+    return [_without_repeated(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_not_zero(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_not_zero, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_not_zero, value))
+    return bool(value) and value != "0"
+
+
 def _errors(text: str) -> Iterator[dict[str, Any]]:
     try:
         body = parse_json(text)
@@ -194,7 +270,7 @@ def _errors(text: str) -> Iterator[dict[str, Any]]:
     if isinstance(body, list):  # Google's form
         body = body[0] if body else None
     if isinstance(body, dict):
-        error = body.get("error", body)
+        error = body.get("error", body.get("detail", body))
         if isinstance(error, dict):
             yield error
         elif isinstance(error, str):

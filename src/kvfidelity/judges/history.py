@@ -9,6 +9,12 @@ from typing import Any
 TOKEN_BYTES = 3
 
 
+def size_of(*texts: str | None) -> int:
+    """Estimated tokens of the longest of some texts."""
+    sizes = [len(text.encode("utf-8", "replace")) for text in texts if text is not None]
+    return max(sizes, default=0) // TOKEN_BYTES
+
+
 def messages_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """The messages of earlier turns, as they are shown.
 
@@ -25,18 +31,19 @@ def messages_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
 def messages_cut(history: Sequence[Mapping[str, Any]], tokens: int) -> tuple[int, int]:
     """Which messages do not fit, as the first of them and the one after the last.
 
-    Messages are kept from both ends in turn, the latest first, as long as they fit. Every policy's
-    run gets the same cut of the same dialogue: a reply counts as long as the dataset's, also where
-    a shorter or longer one of the model's own is shown.
+    Messages are kept from both ends in turn, the latest first, as long as they fit. A reply counts
+    as long as the longer one of what is shown and the dataset's, so that what is kept fits. Runs of
+    one dialogue are shown one history, that of its baseline (see `replies.read_replies`), so each
+    policy's run is cut at the same place.
 
     Args:
         history: rows with `prompt`, `fed_reply` and, if there is one, `reference`.
         tokens: for the conversation.
     """
     sizes = [
-        len(text.encode("utf-8", "replace")) // TOKEN_BYTES + 5
+        size_of(*texts) + 5
         for turn in history
-        for text in (str(turn["prompt"]), str(turn.get("reference") or turn["fed_reply"]))
+        for texts in ((turn["prompt"],), (turn.get("reference"), turn["fed_reply"]))
     ]
     if sum(sizes) <= tokens:
         return 0, 0

@@ -12,18 +12,23 @@ MAX_DIGITS = 4000
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text that holds no verdict itself, but what was paid for.
+
+    Of equal keys of an object the last one counts, so that an odd envelope loses no answer.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, has a number of thousands of digits, or an
-            object that gives two values to one key.
+        ValueError: it is not JSON, is nested too deeply, or has a number of thousands of digits.
     """
     refuse_excess(text, MAX_DIGITS)
-    return json.loads(text, object_pairs_hook=_object)
+    return json.loads(text)
 
 
 def leading_json(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins at a position, and where it ends; raises as `parse_json` does."""
+    """The JSON value that begins at a position, and where it ends.
+
+    Raises:
+        ValueError: as `parse_json`, or an object gives two values to one key.
+    """
     try:
         return json.JSONDecoder(object_pairs_hook=_object).raw_decode(text, start)
     except RecursionError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kvfidelity.judges.answers import says_nothing, score_in
-from kvfidelity.judges.history import TOKEN_BYTES, messages_cut
+from kvfidelity.judges.history import messages_cut, size_of
 from kvfidelity.judges.kinds.openai import endpoint_name
 from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
@@ -16,6 +16,10 @@ from kvfidelity.judges.verdict import Verdict, status_without_reply
 
 #: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
 FRAME_TOKENS = 400
+#: Tokens of the judge's, by the estimate of `history`, for one token of a judged model.
+MODEL_TOKEN_SIZE = 2
+#: Finish reasons of an answer that is cut off, also in the words of endpoints that pass on others'.
+CUT = ("length", "max_tokens", "MAX_TOKENS", "model_length")
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -87,7 +91,7 @@ class LLMJudge:
         return judge_request(self.rubric, parts, self.entry, variant)
 
     def _score(self, answer: Answer) -> tuple[int, str]:
-        return score_in(answer.content or "", self.rubric)
+        return score_in(answer.content or "", self.rubric, cut=is_cut(answer))
 
     def _no_reply(self, row: Mapping[str, Any]) -> Verdict:
         reason = f"no own reply ({row['finish_reason']})"
@@ -134,10 +138,10 @@ def history_cut(
     """Which messages of the history a judge's context does not hold; the same for every policy."""
     if entry["context_tokens"] is None or rubric.name not in WITH_HISTORY:
         return 0, 0
-    # A reply counts as long as the dataset's, for those of two policies differ.
-    reference = str(row["reference"] or row["reply"] or "")
-    texts = (rubric.text, message_of(row), reference, reference)
-    size = sum(len(text.encode("utf-8", "replace")) for text in texts) // TOKEN_BYTES
+    # The judged replies of two policies differ in length, so each counts at one bound for all.
+    most = MODEL_TOKEN_SIZE * (entry["reply_tokens"] or 0)
+    reply = max(size_of(row["reference"], row.get("fed_reply")), most)
+    size = size_of(rubric.text) + size_of(message_of(row)) + 2 * reply
     left = entry["context_tokens"] - answer_tokens_of(entry) - size - FRAME_TOKENS
     return messages_cut(history, max(0, left))
 
@@ -196,6 +200,11 @@ def ask_with_retries(
     return [(found[n][0], outcomes[n], found[n][1]) for n in range(len(requests))]
 
 
+def is_cut(answer: Answer) -> bool:
+    """Whether an answer ended because it reached its most tokens."""
+    return answer.finish_reason in CUT
+
+
 def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if isinstance(outcome, Failure):
         return Missing("failed", outcome.reason)
@@ -206,7 +215,7 @@ def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if outcome.finish_reason == "content_filter":
         return Missing("refused", "the endpoint's content filter")
     text = outcome.content or ""
-    cut = outcome.finish_reason == "length"
+    cut = is_cut(outcome)
     if cut and says_nothing(text):
         return Missing("truncated", text[-500:] or "no text within the tokens of an answer")
     try:

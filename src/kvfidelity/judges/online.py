@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -22,8 +23,14 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 RATE_LIMIT_RETRIES, WAIT_S, MAX_WAIT_S = 10, 60.0, 3600.0
 #: Further tries of a request that was lost: each of them may be charged.
 LOST_RETRIES = 2
-#: As long as nothing was answered, so many failures of one kind are one of every request.
-SAME_FAILURES = 3
+#: As long as nothing was answered, so many failures of one kind, or of any, stop a job.
+SAME_FAILURES, MOST_FAILURES = 3, 6
+#: What differs between reasons of one kind: identifiers, times and counts, but not the status.
+VARYING = re.compile(
+    r"\b(?:request|trace|correlation|ray)[ _-]?id\W{1,4}[\w.-]+"
+    r"|(?<!status )(?<![\w.:-])(?=[\w.:-]*\d)[\w.:-]+",
+    re.IGNORECASE,
+)
 
 
 class OnlineClient:
@@ -74,8 +81,9 @@ class OnlineClient:
     ) -> dict[str, Outcome]:
         """Outcomes of requests that are sent alone, until one of them is answered.
 
-        What every request would meet is so met once: by the first job. Others of the judge wait for
-        it, unless the model answered lately, and stop with what stopped it.
+        An answer that cannot be read at all is none. What every request would meet is so met once,
+        by the first job. Others of the judge wait for it, unless the model answered lately, and
+        stop with what stopped it.
 
         Args:
             earlier: stops that were recorded before this job asked.
@@ -98,13 +106,17 @@ class OnlineClient:
         reasons: list[str] = []
         for request in requests:
             outcome = found[request.key] = self._answer(endpoint, request)
-            if isinstance(outcome, Answer):
+            reason = outcome.problem if isinstance(outcome, Answer) else outcome.reason
+            if reason is None:
                 break
-            reasons.append(outcome.reason)
-            if len(reasons) == SAME_FAILURES and len(set(reasons)) == 1:
+            reasons.append(reason)
+            kinds = [VARYING.sub("#", one) for one in reasons[-SAME_FAILURES:]]
+            same = len(kinds) == SAME_FAILURES and len(set(kinds)) == 1
+            if same or len(reasons) == MOST_FAILURES:
+                got = "got this" if same else "failed, the last of them with this,"
                 raise UserError(
-                    f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: {reasons[0]}: "
-                    f"{SAME_FAILURES} requests got this and none was answered; correct the "
+                    f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: {reason}: "
+                    f"{len(reasons)} requests {got} and none was answered; correct the "
                     "judge's entry, or run again later"
                 )
         return found

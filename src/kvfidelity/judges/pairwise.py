@@ -11,6 +11,7 @@ from kvfidelity.judges.llm import (
     Missing,
     ask_with_retries,
     history_cut,
+    is_cut,
     judge_request,
     usage,
 )
@@ -61,7 +62,9 @@ class PairwiseJudge:
                     given.append(self._comparison_of(row, TIE, "same", "the same text"))
                 else:
                     given.append(None)
-                    pairs.append((row, other["reply"], baseline[:index]))
+                    # The baseline's bounds the room for a reply, the same for every policy.
+                    bounded = {**row, "fed_reply": other["fed_reply"]}
+                    pairs.append((bounded, other["reply"], baseline[:index]))
             found.append(given)
         compared = iter(self.compare_each(pairs))
         return [[one if one else next(compared) for one in given] for given in found]
@@ -125,4 +128,4 @@ class PairwiseJudge:
 
 
 def _choice(answer: Answer) -> tuple[str, str]:
-    return choice_in(answer.content or "")
+    return choice_in(answer.content or "", cut=is_cut(answer))

@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
-from kvfidelity.options import option
+from kvfidelity.errors import UserError
+from kvfidelity.options import check_option, option, option_fields
 
 #: Names under which endpoints take the most tokens of an answer.
 TOKENS_PARAMETERS = ("max_completion_tokens", "max_tokens")
+
+DAY_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Limits:
         8,
         doc="requests in flight, over all jobs that share the store",
         low=1,
+        high=256,
         changes_verdict=False,
     )
     tokens_per_minute: int | None = option(
@@ -139,15 +143,25 @@ class Limits:
         doc="seconds of one try; a longer one is given up and counted at its highest price, as it "
         "may be charged",
         above=0,
+        high=DAY_S,
         changes_verdict=False,
     )
     poll_s: float = option(
-        30, doc="seconds between looks at a batch", above=0, changes_verdict=False
+        30, doc="seconds between looks at a batch", above=0, high=DAY_S, changes_verdict=False
     )
     price: Price | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Limits:
-        """From JSON types."""
+        """From JSON types.
+
+        Raises:
+            UserError: a value that its option does not allow.
+        """
+        hints = get_type_hints(cls)
+        for item in option_fields(cls):
+            given = values.get(item.name, item.default)
+            if fault := check_option(item, hints[item.name], given):
+                raise UserError(fault)
         price = values.get("price")
         return cls(**{**values, "price": Price(**price) if price else None})

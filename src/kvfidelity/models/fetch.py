@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import write_json
-from kvfidelity.bounded_json import read_json
+from kvfidelity.bounded_json import broken_model_files, read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import PROVENANCE, file_digests
@@ -165,6 +165,11 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> dict[str, float]:
             f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or "
             "replace it"
         ) from None
+    for file, fault in broken_model_files(folder):
+        raise UserError(
+            f"{file.name} of model {model_revision(entry)} is broken ({fault}); correct or "
+            "replace it"
+        )
     check_architecture(config)
     check_declared(config)
     try:

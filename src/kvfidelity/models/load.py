@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from kvfidelity.bounded_json import read_json
+from kvfidelity.bounded_json import broken_model_files, read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import check_files
@@ -39,10 +39,9 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     config = Path(directory) / "config.json"
     if not config.is_file():
         raise UserError(f"{directory} holds no model (no config.json): fetch it again")
-    try:
-        content = read_json(config)
-    except ValueError as error:
-        raise _corrupt_file(config, error) from None
+    for file, fault in broken_model_files(Path(directory)):
+        raise _corrupt_file(file, fault)
+    content = read_json(config)
     check_architecture(content)
     check_files(Path(directory))
     check_declared(content)
@@ -53,16 +52,25 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     if torch_device.type == "cuda":
         check_kernels_compile()
         torch.cuda.set_device(torch_device.index or 0)
+    tokenizer = _tokenizer(Path(directory))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         model = load_weights(Path(directory), DTYPES[dtype])
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt_file(Path(directory), error) from None
     return model.to(torch_device).eval(), tokenizer
 
 
+def _tokenizer(directory: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what tokenizer classes raise on odd values
+        raise _corrupt_file(directory, error) from None
+
+
 def _corrupt_file(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"{path} is damaged ({reason}): delete the model's folder and run again")
 
 

@@ -174,6 +174,8 @@ def judge_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     entry = settings["judges"][judge]
     outside = options_outside_verdicts(judge_kind(settings, judge))
     chosen = {key: value for key, value in entry.items() if key not in outside}
+    if entry.get("context_tokens") is not None and entry.get("reply_tokens", 0) is None:
+        chosen["reply_tokens"] = settings["session"]["max_new_tokens"]
     if not is_built_in(entry["kind"]):
         # Only verdicts of user-defined kinds depend on these files.
         files = list(settings["judge_files"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Where requests go without a `base_url`, whatever the environment of the `openai` client says.
 OPENAI_URL = "https://api.openai.com/v1"
+#: More than any model answers.
+MOST_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class OpenAIJudge(Judge):
         choices=tuple(form.value for form in AnswerFormat),
     )
     max_tokens: int = option(
-        400, doc="tokens of an answer at most, without those of reasoning", low=1
+        400,
+        doc="tokens of an answer at most, without those of reasoning",
+        low=1,
+        high=MOST_TOKENS,
     )
     tokens_parameter: str = option(
         "max_completion_tokens",
@@ -89,6 +94,7 @@ class OpenAIJudge(Judge):
         doc="tokens of reasoning at most, on top of `max_tokens`; null is the family's preset: "
         f"{REASONING_TOKENS} for models that reason, else 0",
         low=0,
+        high=MOST_TOKENS,
     )
     context_tokens: int | None = option(
         None,
@@ -96,11 +102,18 @@ class OpenAIJudge(Judge):
         "the middle, at the same place for every policy; null cuts nothing",
         low=1,
     )
+    reply_tokens: int | None = option(
+        None,
+        doc="tokens of a judged reply at most, for which `context_tokens` keeps room; null is "
+        "`session.max_new_tokens`",
+        low=0,
+    )
     attempts: int = option(
         1,
         doc="maximum tries per verdict; raise it and rerun to retry only the verdicts that failed, "
         "were refused, truncated or unparsable",
         low=1,
+        high=100,
     )
     batch: bool = option(
         False,

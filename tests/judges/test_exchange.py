@@ -1,0 +1,221 @@
+"""An answer is bounded in time and size, and one that breaks off is no crash."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvfidelity.errors import UserError
+from kvfidelity.judges import online
+from kvfidelity.judges.endpoint import Endpoint, Trouble
+from kvfidelity.judges.exchange import MAX_BODY_BYTES
+from kvfidelity.judges.requests import Answer, Limits, Request
+from tests.judges.server import QuietServer, Server, completion, good
+from tests.judges.test_answers import FINE, says
+from tests.judges.test_llm import _key as _key
+from tests.judges.test_llm import judge, row
+from tests.waiting import LIMIT_S
+
+PRICED = {"price": {"input": 1000.0, "output": 1000.0}}
+REQUEST = Request({"model": "m", "messages": [], "max_tokens": 9})
+JSON = b"Content-Type: application/json\r\n"
+
+
+class RawServer(QuietServer):
+    """Sends the bytes that `answer(done)` yields, to each connection; counts connections."""
+
+    def __init__(self, answer: Callable[[threading.Event], Iterator[bytes]]) -> None:
+        self.done = threading.Event()
+        self.connections = 0
+        super().__init__(("127.0.0.1", 0), None)  # type: ignore[arg-type]
+        self._answer = answer
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        request.recv(65536)
+        for part in self._answer(self.done):
+            request.sendall(part)
+
+    def __enter__(self) -> RawServer:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.shutdown()
+        self.server_close()
+
+
+def dripped(start: bytes, drop: bytes) -> Callable[[threading.Event], Iterator[bytes]]:
+    """A start, and then one more drop every now and then, without an end."""
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield start
+        while not done.wait(0.05):
+            yield drop
+
+    return answer
+
+
+def whole(content: bytes) -> Callable[[threading.Event], Iterator[bytes]]:
+    return lambda _: iter([content])
+
+
+def endpoint(url: str, timeout_s: float) -> Endpoint:
+    entry = {"model": "m", "base_url": url, "api_key_env": None}
+    return Endpoint("mine", entry, Limits(timeout_s=timeout_s))
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize(
+    ("start", "drop"),
+    [
+        (b"", b""),
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: 1\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-A: ", b"1"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n" + JSON + b"\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"HTTP/1.1 400 Bad\r\nContent-Length: 99999\r\n\r\n", b" "),
+        (b"HTTP/1.1 502 Bad\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 99999\r\n\r\n", b" "),
+    ],
+)
+def test_an_answer_that_never_ends_is_given_up(start: bytes, drop: bytes) -> None:
+    with RawServer(dripped(start, drop)) as server:
+        found = endpoint(server.url, 0.5).ask(REQUEST, None)
+    assert isinstance(found, Trouble) and found.lost and found.passing, found
+
+
+@pytest.mark.parametrize("status", [b"400 Bad", b"422 No", b"500 Err", b"502 Bad"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'Content-Length: 1000\r\n\r\n{"error"',
+        b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"err\r\n',
+        b"Content-Encoding: gzip\r\nContent-Length: 8\r\n\r\nno gzip!",
+        b"Content-Encoding: deflate\r\nContent-Length: 8\r\n\r\nno gzip!",
+    ],
+)
+def test_an_error_that_breaks_off_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: bytes, rest: bytes
+) -> None:
+    monkeypatch.setattr(online, "FIRST_PAUSE_S", 0.001)
+    with RawServer(whole(b"HTTP/1.1 " + status + b"\r\n" + JSON + rest)) as server:
+        given = {"base_url": server.url}
+        if status.startswith(b"422"):  # which means the same for each request
+            with pytest.raises(UserError, match="it refuses the request"):
+                judge(server, tmp_path, **given).judge([row(0)])  # type: ignore[arg-type]
+        else:
+            [verdict] = judge(server, tmp_path, **given).judge([row(0)])  # type: ignore[arg-type]
+            assert verdict.status == "failed" and status[:3].decode() in (verdict.reason or "")
+        assert server.connections == (1 if status.startswith(b"422") else 3)
+
+
+@pytest.mark.parametrize("status", [b"401 No", b"404 None"])
+def test_a_status_that_every_request_gets_is_enough_without_words(
+    tmp_path: Path, status: bytes
+) -> None:
+    cut = b"HTTP/1.1 " + status + b"\r\nContent-Length: 1000\r\n\r\nx"
+    with RawServer(whole(cut)) as server, pytest.raises(UserError, match=status[:3].decode()):
+        judge(server, tmp_path).judge([row(0), row(1)])  # type: ignore[arg-type]
+    assert server.connections == 1
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad", "503 Busy"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_more_is_read_than_an_answer_may_have(status: str, packed: bool) -> None:
+    """The server would send without end."""
+    part = b"x" * 1_000_000
+    encoding = "Content-Encoding: gzip\r\n" if packed else ""
+    head = f"HTTP/1.1 {status}\r\n{encoding}Transfer-Encoding: chunked\r\n\r\n".encode()
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield head
+        packer = zlib.compressobj(wbits=31)  # gzip
+        while not done.is_set():
+            data = part
+            if packed:
+                data = packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH)
+            yield f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+    with RawServer(answer) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    if status.startswith("200"):
+        assert isinstance(found, Answer)
+        assert found.problem == f"the answer has more than {MAX_BODY_BYTES} bytes"
+    else:
+        assert isinstance(found, Trouble) and status[:3] in found.reason
+
+
+def test_an_answer_that_is_too_large_is_paid_once_and_kept(tmp_path: Path) -> None:
+    _, _, large = completion(FINE + " " * MAX_BODY_BYTES)
+    with Server(lambda number, _: (200, {}, large) if number == 0 else good()) as server:
+        found = judge(server, tmp_path, pace=PRICED).judge([row(0), row(1)])
+        assert judge(server, tmp_path, pace=PRICED).judge([row(0), row(1)]) == found
+    assert sorted(verdict.status for verdict in found) == ["failed", "ok"]
+    assert len(server.requests) == 2
+    assert 0.099 < sum(verdict.possible_usd or 0 for verdict in found) < 0.5
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ('"usage": ', '"usage": {"prompt_tokens": 1}, "usage": '),
+        ('"id": "x"', '"id": "x", "id": "y"'),
+        ('"finish_reason": "stop"', '"finish_reason": "length", "finish_reason": "stop"'),
+        ('"role": "assistant"', '"role": "user", "role": "assistant"'),
+    ],
+)
+def test_a_key_that_the_envelope_gives_twice_loses_no_answer(
+    tmp_path: Path, twice: tuple[str, str]
+) -> None:
+    text = json.dumps(says(FINE)).replace(*twice)
+    assert twice[1] in text
+    with Server(lambda *_: (200, {}, text.encode())) as server:
+        [verdict] = judge(server, tmp_path, pace=PRICED).judge([row(0)])
+    assert verdict.score == 8 and verdict.cost_usd == pytest.approx(0.12)
+
+
+def test_exchanges_work_where_an_event_loop_runs() -> None:
+    """As in a notebook."""
+    import asyncio
+
+    async def ask(url: str) -> Any:
+        return endpoint(url, LIMIT_S).ask(REQUEST, None)
+
+    with Server(lambda *_: good(4)) as server:
+        found = asyncio.run(ask(server.url))
+    assert isinstance(found, Answer) and "4" in (found.content or "")
+
+
+def test_no_connection_stays_open() -> None:
+    closed: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            connection.settimeout(LIMIT_S)
+            closed.append(connection.recv(1))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint(url, LIMIT_S).ask(REQUEST, None)
+        thread.join(LIMIT_S)
+    assert closed == [b""]
