@@ -22,8 +22,8 @@ Ranges = Sequence[Sequence[int]]
 #: (positions before [L', G', k], positions 0..k-1, evicted slots, leading slots that stay in place)
 #: -> positions after [L', G', k].
 Moved = Callable[[Tensor, Tensor, int, Tensor], Tensor]
-#: (cached slots, tokens seen) -> the position of the next fed token.
-NextPosition = Callable[[int, int], int]
+#: (cached slots, tokens seen, evictions so far) -> the position of the next fed token.
+NextPosition = Callable[[int, int, int], int]
 
 
 def _kept(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ def _those_of_first_head(old: Tensor, new: Tensor, evicted: int, leading: Tensor
 
 
 def _cached(shift: int = 0) -> NextPosition:
-    return lambda slots, seen: slots + shift
+    return lambda slots, seen, evictions: slots + shift
 
 
 def _seen(shift: int = 0) -> NextPosition:
-    return lambda slots, seen: seen + shift
+    return lambda slots, seen, evictions: seen + shift * evictions
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def _off_by_one() -> list[Bookkeeping]:
         Bookkeeping(
             f"{mode.value}_next_{name}",
             mode,
-            f"the next position is {words} than in mode {mode.value}: off by one where the "
-            "position of the next token is set after an eviction",
+            f"the next position is {words} than in mode {mode.value} after each eviction: off by "
+            "one where the position of the next token is set",
             moved,
             next_position(shift),
         )
@@ -230,7 +230,7 @@ class EngineTable(SlotTable):
     def next_position(self) -> int:
         if not self.evictions:
             return self.tokens_seen
-        return self.bookkeeping.next_position(len(self), self.tokens_seen)
+        return self.bookkeeping.next_position(len(self), self.tokens_seen, self.evictions)
 
     def keep(self, kept: Tensor) -> None:
         before = len(self)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.engine_check.bookkeeping import (
-    BOOKKEEPINGS,
     FULL,
     Bookkeeping,
     EngineTable,
+    Ranges,
     evict,
 )
-from kvfidelity.engine_check.probes import Expected, Probe
+from kvfidelity.engine_check.probes import Eviction, Expected, Probe
 
 #: Caches of longer conversations are computed one after another: several would fill the memory.
 TOGETHER = 2048
@@ -44,16 +45,43 @@ class Conversation:
         return cls(tuple(tokens), cache, engine.feed(cache, tokens))
 
 
+#: Evicts from a cache whose slot table is an EngineTable.
+Evict = Callable[[ManagedCache, Sequence[Ranges]], None]
+
+
+def all_expected(
+    engine: Engine,
+    probes: Iterable[Probe],
+    known: Callable[[Probe], Sequence[Bookkeeping]],
+    evict: Evict = evict,
+) -> Iterator[Probe]:
+    """The probes with what bookkeepings answer; each conversation is fed once.
+
+    Args:
+        engine: a model on a CPU.
+        known: the bookkeepings of a probe.
+        evict: how the simulated engine evicts.
+    """
+    for _, of_conversation in groupby(probes, key=lambda probe: probe.conversation):
+        parts = list(of_conversation)
+        longest = max((probe.tokens for probe in parts), key=len)
+        conversation = Conversation.feed(engine, longest)
+        for probe in parts:
+            yield with_expected(engine, conversation, probe, known(probe), evict)
+
+
 def with_expected(
     engine: Engine,
     conversation: Conversation,
     probe: Probe,
-    bookkeepings: Sequence[Bookkeeping] = BOOKKEEPINGS,
+    bookkeepings: Sequence[Bookkeeping],
+    evict: Evict = evict,
 ) -> Probe:
     """The probe with what each bookkeeping answers.
 
     Args:
         conversation: of the probe's tokens, or longer.
+        evict: how the simulated engine evicts.
     """
     start, stop = probe.scored
     full = _expected(engine, (FULL,), conversation.hidden[start - 1 : stop - 1], probe)
@@ -61,11 +89,11 @@ def with_expected(
         names = tuple(each.name for each in bookkeepings)
         return replace(probe, expected=(replace(full, names=names),))
     groups = _groups(probe, bookkeepings)
-    found = [full]
+    found = [full] if any(not each.evicts for each in bookkeepings) else []
     together = len(groups) if len(probe.tokens) <= TOGETHER else 1
     for first in range(0, len(groups), together):
         part = groups[first : first + together]
-        states = _replay(engine, conversation, probe, [group[0] for group in part])
+        states = _replay(engine, conversation, probe, [group[0] for group in part], evict)
         for group, hidden in zip(part, states, strict=True):
             names = tuple(each.name for each in group)
             found.append(_expected(engine, names, hidden, probe))
@@ -97,7 +125,7 @@ def _signature(probe: Probe, bookkeeping: Bookkeeping) -> bytes:
     return b"".join(parts)
 
 
-def _steps(probe: Probe) -> list[tuple]:
+def _steps(probe: Probe) -> list[tuple[Eviction, int]]:
     """Each eviction, and how many tokens are fed after it."""
     times = [each.after for each in probe.evictions]
     ends = [*times[1:], probe.scored[1] - 1]
@@ -106,7 +134,11 @@ def _steps(probe: Probe) -> list[tuple]:
 
 @torch.inference_mode()
 def _replay(
-    engine: Engine, conversation: Conversation, probe: Probe, bookkeepings: Sequence[Bookkeeping]
+    engine: Engine,
+    conversation: Conversation,
+    probe: Probe,
+    bookkeepings: Sequence[Bookkeeping],
+    evict: Evict,
 ) -> list[Tensor]:
     """Hidden states [m, hidden] that predict the scored tokens, for each bookkeeping."""
     first = probe.evictions[0].after

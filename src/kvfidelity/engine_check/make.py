@@ -10,8 +10,8 @@ from typing import Any
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Turn
-from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS
-from kvfidelity.engine_check.expected import Conversation, with_expected
+from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, Bookkeeping
+from kvfidelity.engine_check.expected import all_expected
 from kvfidelity.engine_check.probes import Probe, ProbeSet, read_json_lines
 from kvfidelity.engine_check.schedules import Schedule, Sizes, schedules
 from kvfidelity.errors import UserError
@@ -41,25 +41,22 @@ def make_probe_set(
     planned: dict[str, list[Schedule]] = {}
     for name, schedule in schedules(sizes, heads):
         planned.setdefault(name, []).append(schedule)
-    probes = []
+    probes, faults = [], set()
     for index, (name, of_conversation) in enumerate(planned.items()):
         first = of_conversation[0].evictions[0].after + 1
         longest = max(schedule.scored for schedule in of_conversation)
-        nothing = Schedule("no_eviction", (), longest)
         tokens = _cut(dialogues, index, first + longest)
-        conversation = Conversation.feed(engine, tokens)
-        for schedule in (nothing, *of_conversation):
-            stop = first + schedule.scored
-            probe = Probe(
-                f"{name}_{schedule.kind}",
-                conversation=name,
-                kind=schedule.kind,
-                tokens=tokens[:stop],
-                scored=(first, stop),
-                evictions=schedule.evictions,
-            )
-            known = [each for each in BOOKKEEPINGS if schedule.faults or not each.is_fault]
-            probes.append(with_expected(engine, conversation, probe, known))
+        for schedule in (Schedule("no_eviction", (), longest), *of_conversation):
+            scored = (first, first + schedule.scored)
+            kind, kept = schedule.kind, schedule.evictions
+            probes.append(Probe(f"{name}_{kind}", name, kind, tokens[: scored[1]], scored, kept))
+            if schedule.faults:
+                faults.add(probes[-1].name)
+
+    def known(probe: Probe) -> list[Bookkeeping]:
+        return [each for each in BOOKKEEPINGS if probe.name in faults or not each.is_fault]
+
+    made = tuple(all_expected(engine, probes, known))
     header = {
         "model": source,
         "window": engine.window,
@@ -68,7 +65,7 @@ def make_probe_set(
         "versions": {name: version(name) for name in ("kvfidelity", "torch", "transformers")},
         "look_for": {each.name: each.look_for for each in BOOKKEEPINGS},
     }
-    return ProbeSet(header, tuple(probes))
+    return ProbeSet(header, made)
 
 
 def model_source(folder: Path) -> dict[str, Any]:

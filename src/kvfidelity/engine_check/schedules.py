@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvfidelity.engine_check.bookkeeping import ranges_of
 from kvfidelity.engine_check.probes import Eviction
@@ -55,8 +56,9 @@ def scattered(after: int, kept: int, scored: int, seed: int = 0) -> Schedule:
 
 
 def per_head(after: int, kept: int, scored: int, heads: int) -> Schedule:
-    """As `scattered`, other tokens in each kv head."""
-    sets = [_random(after, kept, seed) for seed in range(heads)]
+    """As `scattered`, other tokens in each kv head: the later the head, the later its tokens, so
+    that the positions of two heads differ widely."""
+    sets = [_random(after, kept, seed, late=seed / (heads - 1)) for seed in range(heads)]
     return Schedule("per_head", (_eviction(after, *sets),), scored)
 
 
@@ -113,13 +115,14 @@ def schedules(sizes: Sizes, heads: int) -> Iterator[tuple[str, Schedule]]:
     yield "short", prefix(at, kept, scored)
     yield "short", suffix(at, kept, scored)
     yield "short", with_faults(scattered(at, kept, scored))
-    yield "short", with_faults(repeated_scattered(at, kept, scored, max(1, scored // 8)))
-    if heads > 1:
-        yield "short", with_faults(per_head(at, kept, scored, heads))
+    yield "short", repeated_scattered(at, kept, scored, max(1, scored // 8))
     at, kept, scored = sizes.medium, sizes.medium // 4 + 1, sizes.medium_scored
-    yield "medium", with_faults(streaming(at, kept, scored))
-    yield "medium", scattered(at, kept, scored)
-    yield "medium", repeated_streaming(at, kept, sizes.every * sizes.repeats, sizes.every)
+    yield "medium", streaming(at, kept, scored)
+    yield "medium", with_faults(scattered(at, kept, scored))
+    if heads > 1:
+        yield "medium", with_faults(per_head(at, kept, scored, heads))
+    repeated = sizes.every * sizes.repeats
+    yield "medium", with_faults(repeated_streaming(at, kept, repeated, sizes.every))
     if sizes.long:
         at, kept, scored = sizes.long, sizes.long // 4 + 1, sizes.long_scored
         yield "long", streaming(at, kept, scored)
@@ -131,16 +134,24 @@ def with_faults(schedule: Schedule) -> Schedule:
     return replace(schedule, faults=True)
 
 
-def _sinks_and_last(after: int, kept: int) -> np.ndarray:
+def _sinks_and_last(after: int, kept: int) -> NDArray[np.int64]:
     return np.r_[0:SINKS, after - kept + SINKS : after]
 
 
-def _random(after: int, kept: int, seed: int) -> np.ndarray:
+def _random(after: int, kept: int, seed: int, late: float = 0.5) -> NDArray[np.int64]:
+    """late: 0 takes three quarters of the tokens from the first half, 1 from the second."""
     inner = np.arange(SINKS, after - RECENT)
-    chosen = np.random.default_rng(seed).permutation(inner)[: kept - SINKS - RECENT]
-    return np.sort(np.r_[0:SINKS, chosen, after - RECENT : after])
+    half = np.array_split(inner, 2)
+    chosen = kept - SINKS - RECENT
+    second = round(chosen * (0.25 + 0.5 * late))
+    generator = np.random.default_rng(seed)
+    parts = [
+        generator.permutation(part)[:count]
+        for part, count in zip(half, (chosen - second, second), strict=True)
+    ]
+    return np.sort(np.r_[0:SINKS, *parts, after - RECENT : after])
 
 
-def _eviction(after: int, *keep: np.ndarray) -> Eviction:
+def _eviction(after: int, *keep: NDArray[np.int64]) -> Eviction:
     ranges = (ranges_of(each.tolist()) for each in keep)
     return Eviction(after, tuple(tuple((a, b) for a, b in each) for each in ranges))
