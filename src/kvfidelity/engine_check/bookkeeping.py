@@ -19,38 +19,38 @@ from kvfidelity.cache.slots import SlotTable, as_grid
 
 #: Half-open ranges of token indices, in order: [[0, 4], [100, 128]].
 Ranges = Sequence[Sequence[int]]
-#: (positions before [L', G', k], positions 0..k-1, evicted slots, leading slots that stay in place)
-#: -> positions after [L', G', k].
-Moved = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+#: (positions before, slots before, slots after, evicted slots) -> positions after; tensors [L', G',
+#: k], slots after [k]. The slot before is where mode `rerotated` would have had the key.
+Moved = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 #: (cached slots, tokens seen, evictions so far) -> the position of the next fed token.
 NextPosition = Callable[[int, int, int], int]
 
 
-def _kept(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
+def _kept(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
     return old
 
 
-def _renumbered(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
+def _renumbered(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
     return new.expand_as(old)
 
 
-def _rotated_twice(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
+def _rotated_twice(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
     return old + new
 
 
-def _rotated_backwards(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
-    return 2 * old - new
+def _rotated_backwards(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+    return old - (new - slots)
 
 
-def _only_leading_moved(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
-    return torch.where(leading, old - evicted, old)
+def _only_sinks_moved(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+    return torch.where(slots == new, old - evicted, old)
 
 
-def _moved_as_first_head(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
-    return old + new - old[:, :1]
+def _moved_as_first_head(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+    return old + (new - slots[:, :1])
 
 
-def _those_of_first_head(old: Tensor, new: Tensor, evicted: int, leading: Tensor) -> Tensor:
+def _those_of_first_head(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
     return old[:, :1].expand_as(old)
 
 
@@ -183,7 +183,7 @@ def _other_faults() -> list[Bookkeeping]:
             rerotated,
             "the shift is applied to the sinks at the beginning and not to the slots after them: "
             "the range of shifted slots is wrong",
-            _only_leading_moved,
+            _only_sinks_moved,
             _cached(),
         ),
         Bookkeeping(
@@ -235,10 +235,9 @@ class EngineTable(SlotTable):
     def keep(self, kept: Tensor) -> None:
         before = len(self)
         super().keep(kept)
-        old = self.position
-        new = torch.arange(len(self))
-        leading = (as_grid(kept) == new).expand_as(old)
-        moved = self.bookkeeping.moved(old, new, before - len(self), leading)
+        old, new = self.position, torch.arange(len(self))
+        slots = as_grid(kept).expand_as(old)
+        moved = self.bookkeeping.moved(old, slots, new, before - len(self))
         self._position = moved.contiguous().clone()
 
     def slots_of(self, keep: Sequence[Ranges]) -> Tensor:

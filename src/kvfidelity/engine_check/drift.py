@@ -13,8 +13,13 @@ from kvfidelity.engine_check.probes import Probe
 
 #: Fewest evictions in a probe that can show it.
 LEAST_EVICTIONS = 8
-#: Standard errors, and times the deviation without an eviction, beyond which it is named.
-BEYOND, TIMES = 4.0, 2.0
+#: Standard errors of the slope, and times the deviation without an eviction that the last third
+#: reaches, beyond which it is named.
+ERRORS, TIMES = 3.5, 1.5
+#: Least deviation that counts, in nats.
+LEAST = 1e-4
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,18 @@ class Drift:
 
 
 def find_drift(
-    deviations: Mapping[str, NDArray[np.float64]],
+    deviations: Mapping[str, Floats],
     probes: Sequence[Probe],
-    no_eviction: Mapping[str, NDArray[np.float64]],
+    no_eviction: Mapping[str, Floats],
 ) -> Drift | None:
-    """Compare the last third of the evictions with the first, in the probe that has most.
+    """How deviations change over the evictions of the probe that has most.
 
     Args:
         deviations: signed, by probe, from the bookkeeping that fits best.
         no_eviction: by conversation, deviations of the same tokens without an eviction.
 
     Returns:
-        None if no probe has enough evictions.
+        None if no probe has enough evictions, or its conversation is not answered without one.
     """
     repeated = [
         probe
@@ -53,17 +58,31 @@ def find_drift(
     probe = max(repeated, key=lambda each: len(each.evictions))
     values = np.abs(deviations[probe.name])
     own = no_eviction.get(probe.conversation)
-    # Some tokens deviate more than others under any precision: compare with the same tokens.
-    excess = values - np.abs(own[: len(values)]) if own is not None else values
+    if own is None or len(own) < len(values):
+        return None
     third = len(values) // 3
-    early, late = excess[:third], excess[-third:]
-    error = math.sqrt(early.var(ddof=1) / third + late.var(ddof=1) / third)
-    scale = float(np.abs(own).mean()) if own is not None else float(values[:third].mean())
-    grown = float(late.mean() - early.mean())
     return Drift(
         probe=probe.name,
         evictions=len(probe.evictions),
         early=float(values[:third].mean()),
         late=float(values[-third:].mean()),
-        grows=bool(error > 0 and grown > BEYOND * error and grown > TIMES * scale),
+        grows=_grows(values, np.abs(own[: len(values)]), probe.last_eviction),
     )
+
+
+def _grows(values: Floats, own: Floats, evictions: NDArray[np.int64]) -> bool:
+    """Whether deviations grow with the number of evictions, compared with the same tokens without
+    one: some tokens deviate more than others at any precision."""
+    floor = max(float(own.mean()), LEAST)
+    excess = np.log(values + floor) - np.log(own + floor)
+    slope, error = _regression(evictions.astype(np.float64), excess)
+    late = values[-(len(values) // 3) :].mean()
+    return bool(slope > ERRORS * error and late > TIMES * floor)
+
+
+def _regression(x: Floats, y: Floats) -> tuple[float, float]:
+    """Slope of y over x, and its standard error."""
+    x = x - x.mean()
+    slope = float((x * y).sum() / (x * x).sum())
+    rest = y - y.mean() - slope * x
+    return slope, math.sqrt(float((rest * rest).sum()) / (len(x) - 2) / float((x * x).sum()))

@@ -22,14 +22,20 @@ from kvfidelity.engine_check.probes import Probe, ProbeSet
 from kvfidelity.errors import UserError
 
 Floats = NDArray[np.float64]
-#: Two hypotheses are told apart if the mean difference is this many standard errors.
-APART = 4.0
+#: One hypothesis fits better than another if the logarithm of their likelihood ratio is above the
+#: first, and the mean over tokens is above this many standard errors.
+LIKELIER, ERRORS = 12.0, 1.5
+#: The same of greedy tokens, which say less.
+GREEDY_ERRORS = 3.0
+#: Logarithm of the likelihood ratio of a greedy token that agrees and one that does not.
+GREEDY_WEIGHT = 2.0
 #: Times the yardstick that the deviation after evictions may reach.
-LIMIT = 4.0
+LIMIT = 3.0
 #: Least yardstick, in nats: what rounding in the probe set's file and fp32 sums amount to.
 FLOOR = 1e-4
-#: Of greedy tokens, by how much the share that differs may be larger than without an eviction.
-GREEDY_MARGIN = 0.15
+#: Of greedy tokens, by how much the share that differs may be larger than without an eviction,
+#: three standard errors aside.
+GREEDY_MARGIN = 0.1
 #: A yardstick above it, in nats (or share of greedy tokens), is another model's.
 COMPARABLE = {AnswerKind.LOGPROB: 1.0, AnswerKind.TOP: 1.0, AnswerKind.GREEDY: 0.5}
 
@@ -159,7 +165,8 @@ def _within(kind: AnswerKind, deviations: Floats, yardstick: Deviation) -> bool:
     """Whether the deviations of one probe are within the engine's precision."""
     mean = float(np.abs(deviations).mean())
     if kind is AnswerKind.GREEDY:
-        return mean <= yardstick.mean + GREEDY_MARGIN
+        chance = math.sqrt(yardstick.mean * (1 - yardstick.mean) / len(deviations))
+        return mean <= yardstick.mean + GREEDY_MARGIN + 3 * chance
     return mean <= LIMIT * max(yardstick.mean, FLOOR)
 
 
@@ -200,15 +207,14 @@ class _Fits:
 
     def better_fault(self, mode: str) -> str | None:
         """The fault that fits best, if it fits better than the mode."""
-        gains = {
-            name: self._advantage(name, mode) for name in self._deviations if name not in MODES
-        }
-        better = {name: gain for name, (gain, errors) in gains.items() if errors > APART}
-        return max(better, key=lambda name: better[name]) if better else None
+        faults = [each for each in self._deviations if each not in MODES]
+        gains = {name: self._advantage(name, mode) for name in faults}
+        better = {name: gain for name, gain in gains.items() if gain.is_clear}
+        return max(better, key=lambda name: better[name].total) if better else None
 
     def apart(self, name: str, other: str) -> bool:
         """Whether the first fits better than the other."""
-        return self._advantage(name, other)[1] > APART
+        return self._advantage(name, other).is_clear
 
     def by_probe(self) -> dict[str, dict[str, float]]:
         """Mean absolute deviation of each probe from each bookkeeping."""
@@ -225,23 +231,36 @@ class _Fits:
         return self._deviations[name][probe] - self._own[probe]
 
     def _loss(self, probe: str, name: str) -> Floats:
-        """Per token: the log-likelihood of Student's t with one degree of freedom, up to its sign,
-        so that a few large deviations decide nothing. Of greedy tokens, 1 if another one, where
-        the engine agreed without an eviction."""
+        """Per token, the negative log-likelihood up to a constant. The distribution is Student's t
+        with one degree of freedom, so that a few large deviations decide nothing."""
         if self._greedy:
-            return self._deviations[name][probe] * (self._own[probe] == 0)
+            return GREEDY_WEIGHT * self._deviations[name][probe]
         return np.log1p((self._paired(probe, name) / self._scale) ** 2)
 
-    def _advantage(self, name: str, other: str) -> tuple[float, float]:
-        """By how much one fits better than another, summed over the tokens of probes that both are
-        known for, and the mean over its standard error."""
+    def _advantage(self, name: str, other: str) -> _Gain:
+        """By how much one fits better than another, on probes that both are known for."""
         common = [p for p in self._deviations[name] if p in self._deviations[other]]
         gains = [self._loss(probe, other) - self._loss(probe, name) for probe in common]
-        gain = np.concatenate(gains)
-        spread = float(gain.std(ddof=1)) if len(gain) > 1 else math.inf
+        least = GREEDY_ERRORS if self._greedy else ERRORS
+        return _Gain.of(np.concatenate(gains), least)
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """A log-likelihood ratio. total: over all tokens. errors: the mean over its standard error."""
+
+    total: float
+    errors: float
+    is_clear: bool = False
+
+    @classmethod
+    def of(cls, gains: Floats, least_errors: float) -> _Gain:
+        """From the gain of each token."""
+        spread = float(gains.std(ddof=1)) if len(gains) > 1 else math.inf
         if spread == 0.0:
-            return 0.0, 0.0
-        return float(gain.sum()), float(gain.mean()) / spread * math.sqrt(len(gain))
+            return cls(0.0, 0.0)
+        total, errors = float(gains.sum()), float(gains.mean()) / spread * math.sqrt(len(gains))
+        return cls(total, errors, total > LIKELIER and errors > least_errors)
 
 
 def _first(values: Floats | None, count: int) -> Floats:
