@@ -6,10 +6,10 @@
 
     python adapters/llama_cpp_sequence.py model.gguf probes.jsonl answers.jsonl --shift
 
-Evicted ranges are removed with `llama_memory_seq_rm`. With `--shift` the ranges after them are moved
-down with `llama_memory_seq_add`, as llama.cpp's context shift does; without it the next position
-is the number of tokens seen. llama.cpp keeps the same tokens in all heads, so probes with keep sets
-per head are not answered.
+Evicted ranges are removed with `llama_memory_seq_rm`. With `--shift` the ranges after them are
+moved down with `llama_memory_seq_add`, as llama.cpp's context shift does; without it the next
+position is the number of tokens seen. llama.cpp keeps the same tokens in all heads, so probes with
+keep sets per head are not answered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+
+
+class RefusedError(Exception):
+    """llama.cpp takes no batch whose first position does not follow the last cached one, as after
+    an eviction of the latest tokens without `--shift`."""
 
 
 class Sequence:
@@ -50,7 +55,8 @@ class Sequence:
             batch.logits[i] = targets[i] is not None
         status = llama_cpp.llama_decode(self.context, batch)
         if status:
-            raise RuntimeError(f"llama_decode: {status}")
+            llama_cpp.llama_batch_free(batch)
+            raise RefusedError(f"llama_decode returns {status}")
         self.held += range(first, first + len(tokens))
         self.position += range(self.next, self.next + len(tokens))
         self.next += len(tokens)
@@ -130,8 +136,13 @@ def main() -> None:
                 continue
             size = 256 * -(-len(probe["tokens"]) // 256)
             sequence = Sequence(model, size, options.threads, options.cache)
-            logprobs = answer(sequence, probe, options.shift)
-            sequence.close()
+            try:
+                logprobs = answer(sequence, probe, options.shift)
+            except RefusedError as error:
+                print(f"{probe['probe']} is left out: {error}")
+                continue
+            finally:
+                sequence.close()
             file.write(json.dumps({"probe": probe["probe"], "logprob": logprobs}) + "\n")
     llama_cpp.llama_model_free(model)
 

@@ -13,7 +13,8 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.answers import Answer, AnswerKind
-from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, BY_NAME, Bookkeeping, Ranges, evict
+from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, BY_NAME, Bookkeeping, Ranges
+from kvfidelity.engine_check.engine_table import evict
 from kvfidelity.engine_check.expected import Evict, all_expected
 from kvfidelity.engine_check.probes import Expected, Probe, ProbeSet
 
@@ -60,11 +61,12 @@ def in_place(dtype: torch.dtype) -> Evict:
 
 
 def other_tokens(probe: Probe) -> Probe:
-    """The probe as an engine plays it that keeps, of each later half, the slots one to the left."""
+    """The probe as an engine plays it whose kept ranges, but the first ones, start and stop one
+    token too early."""
     evictions = []
     for eviction in probe.evictions:
         keep = tuple(
-            tuple((a, b) if a < 8 else (a - 3, b - 3) for a, b in ranges)
+            tuple((a, b) if a < 8 else (a - 1, b - 1) for a, b in ranges)
             for ranges in eviction.keep
         )
         evictions.append(replace(eviction, keep=keep))

@@ -49,15 +49,14 @@ class Answer:
         Signed, in nats; of greedy tokens 1 where the token is another one, else 0.
         """
         if self.kind is AnswerKind.GREEDY:
-            return (np.asarray(self.values) != expected.greedy).astype(np.float64)
+            differs = np.asarray(self.values, dtype=np.int64) != expected.greedy
+            return np.asarray(differs, dtype=np.float64)
         if self.kind is AnswerKind.LOGPROB:
             return np.asarray(self.values, dtype=np.float64) - expected.logprob
         tokens = probe.tokens[slice(*probe.scored)]
         rows = zip(self.values, tokens, expected.greedy, strict=True)
         pairs = zip(expected.logprob, expected.greedy_logprob, strict=True)
-        return np.array(
-            [_of_top(*row, *pair) for row, pair in zip(rows, pairs, strict=True)]
-        )
+        return np.array([_of_top(*row, *pair) for row, pair in zip(rows, pairs, strict=True)])
 
 
 def _of_top(

@@ -1,8 +1,8 @@
 """Ways to keep positions after an eviction: the three modes, no eviction, and known faults.
 
 Each is integers only: which tokens stay, which position each surviving key is rotated by, and which
-position comes next. `EngineTable` applies one of them to a core cache, so that the core computes
-what an engine with that bookkeeping answers.
+position comes next. `engine_table` applies one of them to a core cache. Nothing heavy is imported:
+a verdict is reached without PyTorch.
 """
 
 from __future__ import annotations
@@ -10,48 +10,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.slots import SlotTable, as_grid
 
 #: Half-open ranges of token indices, in order: [[0, 4], [100, 128]].
 Ranges = Sequence[Sequence[int]]
-#: (positions before, slots before, slots after, evicted slots) -> positions after; tensors [L', G',
+#: (positions before, slots before, slots after, evicted slots) -> positions after; int64 [L', G',
 #: k], slots after [k]. The slot before is where mode `rerotated` would have had the key.
-Moved = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Ints = NDArray[np.int64]
+Moved = Callable[[Ints, Ints, Ints, int], Ints]
 #: (cached slots, tokens seen, evictions so far) -> the position of the next fed token.
 NextPosition = Callable[[int, int, int], int]
 
 
-def _kept(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+def _kept(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
     return old
 
 
-def _renumbered(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
-    return new.expand_as(old)
+def _renumbered(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
+    return np.broadcast_to(new, old.shape)
 
 
-def _rotated_twice(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+def _rotated_twice(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
     return old + new
 
 
-def _rotated_backwards(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+def _rotated_backwards(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
     return old - (new - slots)
 
 
-def _only_sinks_moved(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
-    return torch.where(slots == new, old - evicted, old)
+def _only_sinks_moved(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
+    return np.where(slots == new, old - evicted, old)
 
 
-def _moved_as_first_head(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
+def _moved_as_first_head(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
     return old + (new - slots[:, :1])
 
 
-def _those_of_first_head(old: Tensor, slots: Tensor, new: Tensor, evicted: int) -> Tensor:
-    return old[:, :1].expand_as(old)
+def _those_of_first_head(old: Ints, slots: Ints, new: Ints, evicted: int) -> Ints:
+    return np.broadcast_to(old[:, :1], old.shape)
 
 
 def _cached(shift: int = 0) -> NextPosition:
@@ -60,6 +59,9 @@ def _cached(shift: int = 0) -> NextPosition:
 
 def _seen(shift: int = 0) -> NextPosition:
     return lambda slots, seen, evictions: seen + shift * evictions
+
+
+_TOKENS_SEEN = _seen()
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Bookkeeping:
     mode: PositionMode | None
     look_for: str
     moved: Moved = _kept
-    next_position: NextPosition = _seen()
+    next_position: NextPosition = _TOKENS_SEEN
     leaves_out: int = 0
 
     @property
@@ -217,51 +219,6 @@ BOOKKEEPINGS: tuple[Bookkeeping, ...] = (
 BY_NAME = {each.name: each for each in BOOKKEEPINGS}
 
 
-class EngineTable(SlotTable):
-    """Slots of one sequence under a bookkeeping; integers only."""
-
-    def __init__(self, bookkeeping: Bookkeeping, tokens: int = 0) -> None:
-        super().__init__(PositionMode.ORIGINAL, capacity=max(tokens, 1))
-        self.bookkeeping = bookkeeping
-        if tokens:
-            self.append(tokens)
-
-    @property
-    def next_position(self) -> int:
-        if not self.evictions:
-            return self.tokens_seen
-        return self.bookkeeping.next_position(len(self), self.tokens_seen, self.evictions)
-
-    def keep(self, kept: Tensor) -> None:
-        before = len(self)
-        super().keep(kept)
-        old, new = self.position, torch.arange(len(self))
-        slots = as_grid(kept).expand_as(old)
-        moved = self.bookkeeping.moved(old, slots, new, before - len(self))
-        self._position = moved.contiguous().clone()
-
-    def slots_of(self, keep: Sequence[Ranges]) -> Tensor:
-        """Slots of the tokens in `keep` that this bookkeeping keeps and that are cached.
-
-        Args:
-            keep: ranges of token indices, one list for all heads or one for each kv head.
-
-        Returns:
-            int64 [G', k].
-        """
-        rows = []
-        for head, ranges in enumerate(keep):
-            tokens = tokens_of(ranges)[self.bookkeeping.leaves_out :]
-            cached = self.token_index[0, min(head, self.token_index.shape[1] - 1)]
-            rows.append(torch.isin(cached, tokens).nonzero()[:, 0])
-        return torch.stack(rows)
-
-
-def tokens_of(ranges: Ranges) -> Tensor:
-    """Token indices of half-open ranges, int64 [k]."""
-    return torch.cat([torch.arange(start, stop) for start, stop in ranges])
-
-
 def ranges_of(tokens: Sequence[int]) -> list[list[int]]:
     """Sorted token indices as half-open ranges."""
     ranges: list[list[int]] = []
@@ -271,21 +228,3 @@ def ranges_of(tokens: Sequence[int]) -> list[list[int]]:
         else:
             ranges.append([int(token), int(token) + 1])
     return ranges
-
-
-def evict(cache: ManagedCache, keep: Sequence[Ranges]) -> None:
-    """Evict from a cache whose slot table is an EngineTable, on a CPU.
-
-    Args:
-        keep: see `EngineTable.slots_of`.
-    """
-    table = cache.slot_table
-    assert isinstance(table, EngineTable)
-    if not table.bookkeeping.evicts:
-        return
-    slots = table.slots_of(keep)
-    cache.keep(slots[0] if len(slots) == 1 else slots[None])
-    cos, sin = cache.rotary.angles(table.position, cache.device)
-    for index, layer in enumerate(cache.layers):
-        of_layer = index if len(cos) > 1 else 0
-        layer.rerotate(cos[of_layer], sin[of_layer])

@@ -18,7 +18,7 @@ RIGHT, WRONG, UNDECIDED = 0, 1, 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvfidelity check`."""
-    parser.add_argument("answers", type=Path, help="what the engine answered, JSON Lines or Parquet")
+    parser.add_argument("answers", type=Path, help="the answers, JSON Lines or Parquet")
     parser.add_argument("--probes", type=Path, help="the probe set that was answered")
     parser.add_argument(
         "--model",
@@ -68,8 +68,8 @@ def _probe_set(options: argparse.Namespace) -> ProbeSet:
 
     if (options.probes is None) == (options.model is None):
         raise UserError(
-            "give --probes PROBES for answers to a probe set, or --model FOLDER for runs whose keep "
-            "sets the engine chose"
+            "give --probes PROBES for answers to a probe set, or --model FOLDER for runs whose "
+            "keep sets the engine chose"
         )
     if options.probes is not None:
         return read_probe_set(options.probes)

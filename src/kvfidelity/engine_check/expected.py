@@ -14,13 +14,8 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
-from kvfidelity.engine_check.bookkeeping import (
-    FULL,
-    Bookkeeping,
-    EngineTable,
-    Ranges,
-    evict,
-)
+from kvfidelity.engine_check.bookkeeping import FULL, Bookkeeping, Ranges
+from kvfidelity.engine_check.engine_table import EngineTable, evict
 from kvfidelity.engine_check.probes import Eviction, Expected, Probe
 
 #: Caches of longer conversations are computed one after another: several would fill the memory.

@@ -49,9 +49,7 @@ def write_figure(verdict: Verdict, path: Path) -> None:
             shape=alt.Shape("bookkeeping:N", sort=names, title="from"),
         )
     )
-    rule = (
-        alt.Chart(alt.Data(values=limit)).mark_rule(strokeDash=[4, 3]).encode(x="limit:Q")
-    )
+    rule = alt.Chart(alt.Data(values=limit)).mark_rule(strokeDash=[4, 3]).encode(x="limit:Q")
     chart = (points + rule).properties(
         width=420,
         height=alt.Step(24),

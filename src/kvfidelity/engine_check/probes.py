@@ -178,13 +178,23 @@ def read_evictions(lines: Sequence[dict[str, Any]]) -> tuple[Eviction, ...]:
             tuple((int(start), int(stop)) for start, stop in ranges) for ranges in line["keep"]
         )
         for ranges in keep:
-            ends = [end for pair in ranges for end in pair]
-            if not ends or ends[-1] > line["after"] or any(
-                b < a or (b == a and i % 2 == 0) for i, (a, b) in enumerate(zip(ends, ends[1:]))
-            ):
+            if not _in_order(ranges, line["after"]):
                 raise ValueError(f"keep ranges {ranges} of the eviction after {line['after']}")
         evictions.append(Eviction(int(line["after"]), keep))
     return tuple(evictions)
+
+
+def _in_order(ranges: Sequence[tuple[int, int]], after: int) -> bool:
+    """Whether ranges are not empty, follow each other and end before a token index."""
+    starts = [start for start, _ in ranges]
+    stops = [stop for _, stop in ranges]
+    return (
+        bool(ranges)
+        and all(start < stop for start, stop in ranges)
+        and all(stop <= start for stop, start in zip(stops, starts[1:], strict=False))
+        and starts[0] >= 0
+        and stops[-1] <= after
+    )
 
 
 def _as_json(probe: Probe) -> dict[str, Any]:

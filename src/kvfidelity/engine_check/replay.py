@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvfidelity.engine_check.probes import Probe, ProbeSet, read_evictions, read_json_lines
 from kvfidelity.errors import UserError
@@ -38,11 +38,11 @@ def expected_of(engine: Engine, probes: list[Probe]) -> ProbeSet:
     return ProbeSet({}, tuple(all_expected(engine, probes, lambda probe: BOOKKEEPINGS)))
 
 
-def _lines(file: Path) -> list[tuple[int, dict]]:
+def _lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
     return list(read_json_lines(file, "a file of runs"))
 
 
-def _run(line: dict, where: str) -> Probe:
+def _run(line: dict[str, Any], where: str) -> Probe:
     try:
         start, stop = line["scored"]
         tokens = tuple(int(token) for token in line["tokens"])

@@ -135,7 +135,7 @@ def with_faults(schedule: Schedule) -> Schedule:
 
 
 def _sinks_and_last(after: int, kept: int) -> NDArray[np.int64]:
-    return np.r_[0:SINKS, after - kept + SINKS : after]
+    return np.concatenate([np.arange(SINKS), np.arange(after - kept + SINKS, after)])
 
 
 def _random(after: int, kept: int, seed: int, late: float = 0.5) -> NDArray[np.int64]:

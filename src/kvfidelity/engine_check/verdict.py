@@ -1,9 +1,9 @@
 """Which bookkeeping an engine implements, told by its answers alone.
 
 Every known bookkeeping is a hypothesis with expected answers. The engine's deviation where nothing
-is evicted is the yardstick: by as much it may deviate after an eviction. What tells hypotheses apart
-is what the eviction changes, token by token: the engine's answer minus its answer to the same token
-without an eviction. So weights of low precision, which shift both, hide little.
+is evicted is the yardstick: by as much it may deviate after an eviction. What tells hypotheses
+apart is what the eviction changes, token by token: the engine's answer minus its answer to the same
+token without an eviction. So weights of low precision, which shift both, hide little.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Verdict:
 
     kind: of the answers. probes, tokens: how many were answered after evictions. comparable:
     whether the answers without an eviction are those of the probe set's model. name: the
-    bookkeeping that fits best; a mode or a fault. candidates: that one, and the modes that fit as
-    well. misfits: probes on which it does not fit within the engine's precision. compared_with: the
-    expected mode that fits best; `departure` is from it. by_probe: for each probe the mean deviation from each bookkeeping.
-    unseen: what the answers cannot decide.
+    bookkeeping that fits best; a mode or a fault. candidates: the modes that fit as well, itself
+    included. misfits: probes on which it does not fit within the engine's precision. compared_with:
+    the expected mode that fits best; `departure` is from it. by_probe: mean deviation from each
+    bookkeeping, by probe. unseen: what the answers cannot decide.
     """
 
     kind: AnswerKind
@@ -109,7 +109,7 @@ class Verdict:
     @property
     def decided(self) -> bool:
         """Whether no other mode fits as well."""
-        return self.comparable and (not self.fits or len(self.candidates) == 1)
+        return self.comparable and (not self.is_mode or len(self.candidates) == 1)
 
     def passes(self, expected: Sequence[str] = CORRECT) -> bool:
         """Whether the engine implements one of the expected modes."""
