@@ -9,10 +9,9 @@
     python adapters/openvino_genai_eviction.py openvino_model probes.jsonl runs.jsonl --rotate
 
 The engine evicts blocks of 32 tokens by itself: it keeps a start area, a recent area and, between
-them, the blocks that received most attention, in each layer its own. It does not report which. With
-one block of room between the areas, and attention summed over the whole prompt, the block after the
-start area has received the most, because most queries saw it; `evictions` says so, and answers that
-do not fit will show if that is wrong.
+them, the blocks that received most attention, in each layer its own. It does not report which. So a
+run names the documented rule, and the check plays it with the scores of the core. Each run ends
+before a second eviction.
 """
 
 from __future__ import annotations
@@ -27,6 +26,10 @@ import openvino_genai as genai
 
 BLOCK = 32
 START, RECENT, MOST = BLOCK, 2 * BLOCK, 4 * BLOCK
+#: Tokens over whose scores OpenVINO GenAI takes a maximum.
+POOL = 7
+#: Tokens of a prompt and tokens to generate: the cache is full again 23 tokens after the eviction.
+PROMPT, NEW = 200, 24
 
 
 def pipeline(model: Path, evict: bool, rotate: bool) -> genai.ContinuousBatchingPipeline:
@@ -67,43 +70,34 @@ def generate(engine: genai.ContinuousBatchingPipeline, prompt: list[int], count:
     return tokens, logprobs
 
 
-def evictions(prompt: int, total: int) -> list[dict]:
-    """When and to what the engine evicts, by its documented rule (see above)."""
-    found, cached = [], prompt
-    for fed in range(prompt, total):
-        if cached >= MOST + BLOCK:
-            cached = MOST + cached % BLOCK
-            kept = [[0, START + BLOCK], [fed - (cached - START - BLOCK), fed]]
-            found.append({"after": fed, "keep": [kept]})
-        cached += 1
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("probes", type=Path, help="its conversations are the prompts")
+    parser.add_argument("probes", type=Path, help="its longest conversation is cut into prompts")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--rotate", action="store_true", help="apply_rotation")
-    parser.add_argument("--prompt", type=int, default=200, help="tokens of a prompt")
-    parser.add_argument("--new", type=int, default=120, help="tokens to generate")
+    parser.add_argument("--prompts", type=int, default=6)
     options = parser.parse_args()
     _, *probes = map(json.loads, options.probes.read_text(encoding="utf-8").splitlines())
-    texts = {probe["conversation"]: probe["tokens"] for probe in probes}
+    text = max((probe["tokens"] for probe in probes), key=len)
     with options.runs.open("w", encoding="utf-8") as file:
         for evict in (False, True):
             engine = pipeline(options.model, evict, options.rotate)
-            for name, tokens in texts.items():
-                prompt = tokens[: options.prompt]
-                new, logprobs = generate(engine, prompt, options.new)
-                size = len(prompt) + len(new)
+            for number in range(options.prompts):
+                prompt = text[PROMPT * number :][:PROMPT]
+                new, logprobs = generate(engine, prompt, NEW)
+                # The first new token comes from the prompt; the second is fed before the eviction.
+                after = PROMPT + 1
                 run = {
-                    "probe": f"{name}_{'evicted' if evict else 'no_eviction'}",
+                    "probe": f"{number}_{'evicted' if evict else 'no_eviction'}",
                     "tokens": prompt + new,
-                    "scored": [len(prompt) + 1, size],
-                    "evictions": evictions(len(prompt), size) if evict else [],
-                    "logprob": logprobs[1:],
+                    "scored": [after + 1, PROMPT + NEW],
+                    "logprob": logprobs[2:],
                 }
+                if evict:
+                    rule = {"name": "attention_blocks", "prompt": PROMPT, "after": after}
+                    areas = {"block": BLOCK, "start": START, "recent": RECENT, "most": MOST}
+                    run["rule"] = rule | areas | {"pool": POOL}
                 file.write(json.dumps(run) + "\n")
 
 

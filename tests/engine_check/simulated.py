@@ -13,10 +13,10 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.answers import Answer, AnswerKind
-from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, BY_NAME, Bookkeeping, Ranges
+from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, BY_NAME, Bookkeeping
 from kvfidelity.engine_check.engine_table import evict
 from kvfidelity.engine_check.expected import Evict, all_expected
-from kvfidelity.engine_check.probes import Expected, Probe, ProbeSet
+from kvfidelity.engine_check.probes import Eviction, Expected, Probe, ProbeSet
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int4")
 GROUP = 32
@@ -42,14 +42,14 @@ def in_place(dtype: torch.dtype) -> Evict:
     """Evicts and rotates the keys that are there, in `dtype`, instead of the un-rotated ones: the
     rounding of each eviction stays."""
 
-    def evict_in_place(cache: ManagedCache, keep: Sequence[Ranges]) -> None:
+    def evict_in_place(cache: ManagedCache, eviction: Eviction) -> None:
         table = cache.slot_table
-        slots = table.slots_of(keep)  # type: ignore[attr-defined]
+        slots = table.slots_of(eviction)[0]  # type: ignore[attr-defined]
         moved = torch.arange(slots.shape[-1]) - table.position[0].expand(len(slots), -1).gather(
             -1, slots
         )
         held = [layer.rotated_keys.clone() for layer in cache.layers]
-        evict(cache, keep)
+        evict(cache, eviction)
         cos, sin = cache.rotary.angles(moved, cache.device)
         cos, sin = cos.to(dtype), sin.to(dtype)
         for layer, before in zip(cache.layers, held, strict=True):

@@ -10,7 +10,7 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.bookkeeping import BY_NAME, ranges_of
 from kvfidelity.engine_check.engine_table import EngineTable, tokens_of
-from kvfidelity.engine_check.probes import Probe, ProbeSet
+from kvfidelity.engine_check.probes import Eviction, Probe, ProbeSet
 
 AFTER = 10
 KEEP = (((0, 2), (6, 10)),)
@@ -19,7 +19,7 @@ KEEP = (((0, 2), (6, 10)),)
 def table(name: str) -> EngineTable:
     """After one eviction of ten tokens to 0, 1, 6, 7, 8, 9."""
     made = EngineTable(BY_NAME[name], AFTER)
-    made.keep(made.slots_of(KEEP)[0])
+    made.keep(made.slots_of(Eviction(AFTER, KEEP)))
     return made
 
 
@@ -53,7 +53,7 @@ def test_heads_that_share_positions_get_those_of_the_first() -> None:
         ("original_of_first_head", [0, 1, 4, 5, 6, 7]),
     ):
         made = EngineTable(BY_NAME[name], AFTER)
-        made.keep(made.slots_of(keep)[None])
+        made.keep(made.slots_of(Eviction(AFTER, keep)))
         assert made.position[0, 1].tolist() == second, name
 
 

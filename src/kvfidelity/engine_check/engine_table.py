@@ -3,8 +3,6 @@ answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.engine_check.bookkeeping import Bookkeeping, Ranges
+from kvfidelity.engine_check.probes import Eviction
 
 
 class EngineTable(SlotTable):
@@ -38,21 +37,21 @@ class EngineTable(SlotTable):
         moved = self.bookkeeping.moved(old, slots, new, before - len(self))
         self._position = torch.from_numpy(moved.copy())
 
-    def slots_of(self, keep: Sequence[Ranges]) -> Tensor:
-        """Slots of the tokens in `keep` that this bookkeeping keeps and that are cached.
-
-        Args:
-            keep: ranges of token indices, one list for all heads or one for each kv head.
+    def slots_of(self, eviction: Eviction) -> Tensor:
+        """Slots of the tokens that an eviction keeps, this bookkeeping too, and that are cached.
 
         Returns:
-            int64 [G', k].
+            int64 [L', G', k].
         """
         rows = []
-        for head, ranges in enumerate(keep):
+        for row, ranges in enumerate(eviction.keep):
+            layer, head = (row, 0) if eviction.by_layer else (0, row)
+            layers, heads = self.token_index.shape[:2]
+            cached = self.token_index[min(layer, layers - 1), min(head, heads - 1)]
             tokens = tokens_of(ranges)[self.bookkeeping.leaves_out :]
-            cached = self.token_index[0, min(head, self.token_index.shape[1] - 1)]
             rows.append(torch.isin(cached, tokens).nonzero()[:, 0])
-        return torch.stack(rows)
+        slots = torch.stack(rows)
+        return slots[:, None] if eviction.by_layer else slots[None]
 
 
 def tokens_of(ranges: Ranges) -> Tensor:
@@ -60,18 +59,13 @@ def tokens_of(ranges: Ranges) -> Tensor:
     return torch.cat([torch.arange(start, stop) for start, stop in ranges])
 
 
-def evict(cache: ManagedCache, keep: Sequence[Ranges]) -> None:
-    """Evict from a cache whose slot table is an EngineTable, on a CPU.
-
-    Args:
-        keep: see `EngineTable.slots_of`.
-    """
+def evict(cache: ManagedCache, eviction: Eviction) -> None:
+    """Evict from a cache whose slot table is an EngineTable, on a CPU."""
     table = cache.slot_table
     assert isinstance(table, EngineTable)
     if not table.bookkeeping.evicts:
         return
-    slots = table.slots_of(keep)
-    cache.keep(slots[0] if len(slots) == 1 else slots[None])
+    cache.keep(table.slots_of(eviction))
     cos, sin = cache.rotary.angles(table.position, cache.device)
     for index, layer in enumerate(cache.layers):
         of_layer = index if len(cos) > 1 else 0

@@ -14,7 +14,7 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
-from kvfidelity.engine_check.bookkeeping import FULL, Bookkeeping, Ranges
+from kvfidelity.engine_check.bookkeeping import FULL, Bookkeeping
 from kvfidelity.engine_check.engine_table import EngineTable, evict
 from kvfidelity.engine_check.probes import Eviction, Expected, Probe
 
@@ -41,7 +41,7 @@ class Conversation:
 
 
 #: Evicts from a cache whose slot table is an EngineTable.
-Evict = Callable[[ManagedCache, Sequence[Ranges]], None]
+Evict = Callable[[ManagedCache, Eviction], None]
 
 
 def all_expected(
@@ -111,13 +111,17 @@ def _signature(probe: Probe, bookkeeping: Bookkeeping) -> bytes:
     table = EngineTable(bookkeeping, first)
     parts = []
     for eviction, count in _steps(probe):
-        kept = table.slots_of(eviction.keep)
-        table.keep(kept[0] if len(kept) == 1 else kept[None])
+        table.keep(table.slots_of(eviction))
         for rows in (table.token_index, table.position - table.next_position):
-            row = rows if len(torch.unique(rows, dim=1)[0]) > 1 else rows[:, :1]
-            parts.append(row.numpy().tobytes())
+            parts.append(_without_repeats(rows).numpy().tobytes())
         table.append(count)
     return b"".join(parts)
+
+
+def _without_repeats(rows: Tensor) -> Tensor:
+    """[L', G', n] with one layer, or one head, where all are the same."""
+    rows = rows if bool((rows != rows[:1]).any()) else rows[:1]
+    return rows if bool((rows != rows[:, :1]).any()) else rows[:, :1]
 
 
 def _steps(probe: Probe) -> list[tuple[Eviction, int]]:
@@ -146,7 +150,7 @@ def _replay(
     for eviction, count in _steps(probe):
         ids = conversation.tokens[eviction.after : eviction.after + count]
         for cache in caches:
-            evict(cache, eviction.keep)
+            evict(cache, eviction)
         if count:
             fed = feed_together(engine, [Feed(cache, ids) for cache in caches])
             for part, hidden in zip(parts, fed, strict=True):

@@ -26,10 +26,12 @@ DECIMALS = 5
 @dataclass(frozen=True)
 class Eviction:
     """after: how many tokens have been fed. keep: half-open ranges of the token indices that stay,
-    one list for all heads, or one for each kv head (of every layer)."""
+    one list for all layers and heads, or one for each kv head (of every layer), or, if by_layer,
+    one for each layer."""
 
     after: int
     keep: tuple[tuple[tuple[int, int], ...], ...]
+    by_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Probe:
     @property
     def per_head(self) -> bool:
         """Whether heads keep different tokens."""
-        return any(len(eviction.keep) > 1 for eviction in self.evictions)
+        return any(len(each.keep) > 1 and not each.by_layer for each in self.evictions)
 
     @property
     def last_eviction(self) -> NDArray[np.int64]:
@@ -180,7 +182,9 @@ def read_evictions(lines: Sequence[dict[str, Any]]) -> tuple[Eviction, ...]:
         for ranges in keep:
             if not _in_order(ranges, line["after"]):
                 raise ValueError(f"keep ranges {ranges} of the eviction after {line['after']}")
-        evictions.append(Eviction(int(line["after"]), keep))
+        if len({sum(stop - start for start, stop in ranges) for ranges in keep}) != 1:
+            raise ValueError(f"rows of {line['after']} keep different numbers of tokens")
+        evictions.append(Eviction(int(line["after"]), keep, bool(line.get("by_layer"))))
     return tuple(evictions)
 
 
@@ -205,6 +209,7 @@ def _as_json(probe: Probe) -> dict[str, Any]:
         "scored": list(probe.scored),
         "evictions": [
             {"after": each.after, "keep": [list(map(list, ranges)) for ranges in each.keep]}
+            | ({"by_layer": True} if each.by_layer else {})
             for each in probe.evictions
         ],
         "tokens": list(probe.tokens),
