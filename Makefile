@@ -2,12 +2,13 @@
 CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
+SECONDS ?= 1800
 # Snakemake's short options may be joined, as in `-np`.
 SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
 DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: help run test chaos lint format report verify compare lock clean
+.PHONY: help run test chaos lint format report verify compare lock audit fuzz clean
 
 help: ## lists the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,14 +47,20 @@ compare: .venv/installed ## compare two finished runs: make compare A=results B=
 	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=FOLDER B=FOLDER, two folders of results" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
-lock: ## write requirements.lock from what .venv holds
-	@.venv/bin/python -m pip freeze --exclude-editable --disable-pip-version-check \
-	  | sed 's/+cpu$$//' > requirements.lock
+lock: ## write requirements.lock and envs/build.lock, with hashes, from what .venv holds
+	@envs/lock.sh
+
+audit: .venv/installed ## known vulnerabilities of the locked versions; asks the package registry about each
+	@.venv/bin/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1
+	@.venv/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.lock
+
+fuzz: .venv/installed ## random and damaged answers, store lines, records, messages; SECONDS=1800
+	@$(IN_VENV) python tests/fuzz/run.py --seconds $(SECONDS) $(ARGS)
 
 clean: ## remove results, keep downloads and paid verdicts
 	rm -rf results logs
 
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock envs/build.lock envs/torch.txt pyproject.toml
 	@sha256sum --check --quiet --status .venv/installed 2>/dev/null && touch .venv/installed || envs/install.sh
 
 # A name that is no target, such as `make tests`.

@@ -4,8 +4,9 @@
 
 First every kernel is checked against plain attention in fp64. Then, with Llama-3-8B's shapes and
 random bf16 weights (speed only), side by side: prefill, decoding one sequence and a batch,
-eviction, a grid of runs. Times are medians by device events after a warm-up. With --smollm2 real
-weights in fp32 are compared with the CPU: tokens, and excess nats of reference replies.
+eviction, a grid of runs, all cells of one dialogue. Times are medians by device events after a
+warm-up. With --smollm2 real weights in fp32 are compared with the CPU: tokens, and excess nats of
+reference replies.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import transformers
 import triton
 from gpu_batches import compare_batch_with_one
+from gpu_cells import cell_rows
 from gpu_checks import check_kernels
 from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
 from gpu_real import compare_with_cpu
@@ -68,6 +70,7 @@ def main() -> None:
         "llama": llama,
         "evictions": evictions,
         "grid": grid,
+        "cells": lambda: cell_rows(attached(random_llama())),
         "static": static,
         "real": lambda: compare_with_cpu(options.smollm2) if options.smollm2 else [],
         "batches": lambda: compare_batch_with_one(options.smollm2) if options.smollm2 else [],

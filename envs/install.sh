@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.lock. If it cannot, it says in one line what is missing.
+# Makes .venv from requirements.lock, envs/build.lock and envs/torch.txt. If it cannot, it says in one line what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,13 +24,17 @@ install() {
     .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check "$@" ||
         fail "pip could not install the packages of requirements.lock: check the network and pip's settings, then run the same command again"
 }
-# torch first, so that packages that need torch use this build.
-install "$(grep '^torch==' requirements.lock)"
-install -r requirements.lock
+# Only files whose hashes are in the locks, and what builds them is locked too. --no-deps: the lock
+# is complete, and what it lacks must not come without a hash.
+locked() { install --require-hashes --no-deps "$@"; }
+locked -r envs/build.lock
+locked --no-build-isolation -r requirements.lock
+# Exempt from hashes: the file says why.
+install -r envs/torch.txt
 install --no-deps --no-build-isolation -e .
 # Python compiles a module at its first import, but cannot keep the result where nothing may be
 # written (PYTHONDONTWRITEBYTECODE, a shared read-only folder). Every job would then compile again, and
 # a worker would start in 10 s instead of 5. Some packages contain files for other versions of Python;
 # these do not compile, and their errors are ignored.
 .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
-sha256sum requirements.lock pyproject.toml > .venv/installed
+sha256sum requirements.lock envs/build.lock envs/torch.txt pyproject.toml > .venv/installed

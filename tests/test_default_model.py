@@ -30,7 +30,7 @@ def loaded(default_inputs: None) -> Any:
 @pytest.fixture(scope="module")
 def turns(loaded: Any) -> list[torch.Tensor]:
     """About 3,000 tokens of ShareGPT dialogues in three parts, cut at ends of turns."""
-    found = read_dialogue(POOL, "000").turns + read_dialogue(POOL, "001").turns
+    found = [turn for name in ("000", "001", "002") for turn in read_dialogue(POOL, name).turns]
     segments = ChatSegmenter(loaded[1]).segments(found)
     lengths, ids = [], []
     for part in segments:

@@ -24,8 +24,15 @@ RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", re.M | re.S)
 
 
 def pinned(lines: list[str]) -> dict[str, str]:
-    pairs = (line.split("==") for line in lines if "==" in line)
-    return {canonicalize_name(name): version.strip() for name, version in pairs}
+    found = [line.removesuffix("\\") for line in lines if "==" in line and line[0] not in " #"]
+    asked = [Requirement(line) for line in found]
+    return {canonicalize_name(item.name): str(item.specifier)[2:] for item in asked}
+
+
+def lock() -> dict[str, str]:
+    """Versions of the lock, and of torch, which is exempt from its hashes."""
+    files = (ROOT / "requirements.lock", ROOT / "envs/torch.txt")
+    return pinned([line for file in files for line in file.read_text().splitlines()])
 
 
 def environments() -> dict[str, set[str]]:
@@ -102,8 +109,7 @@ def test_an_environment_has_what_its_rules_import(environment: str) -> None:
 
 @pytest.mark.parametrize("environment", sorted(environments()))
 def test_an_environments_versions_are_the_locks(environment: str) -> None:
-    lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
-    assert pins(environment).items() <= lock.items()
+    assert pins(environment).items() <= lock().items()
 
 
 def test_the_workflows_packages_are_not_the_bases() -> None:
@@ -113,9 +119,38 @@ def test_the_workflows_packages_are_not_the_bases() -> None:
 
 
 def test_the_lock_has_what_the_package_asks_for() -> None:
-    lock = pinned((ROOT / "requirements.lock").read_text().splitlines())
+    locked = lock()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requested = project["dependencies"] + extras["workflow"] + extras["dev"]
     for requirement in map(Requirement, requested):
-        assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)])
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("file", ["requirements.lock", "envs/build.lock"])
+def test_every_locked_package_has_hashes(file: str) -> None:
+    entries = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / file).read_text())
+    named = [entry for entry in entries if "==" in entry.splitlines()[0]]
+    assert named
+    for entry in named:
+        assert re.search("--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_one_lock_serves_both_pythons(python: str) -> None:
+    """Each package once, whatever the version of Python asks for."""
+    found = []
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if "==" in line and line[0] not in " #":
+            item = Requirement(line.removesuffix("\\"))
+            about = {"python_version": python, "python_full_version": f"{python}.0"}
+            if item.marker is None or item.marker.evaluate(about):
+                found.append(canonicalize_name(item.name))
+    assert len(found) == len(set(found)) > 100
+    assert "torch" not in found
+
+
+def test_packages_are_installed_by_their_hashes_alone() -> None:
+    for file in ("envs/install.sh", "envs/Dockerfile", "envs/apptainer.def"):
+        text = (ROOT / file).read_text()
+        assert "--require-hashes" in text and "build.lock" in text and "torch.txt" in text

@@ -11,7 +11,7 @@ from kvfidelity.pipeline.syntax import imported_names
 PACKAGE = Path(__file__).parents[1] / "src/kvfidelity"
 #: From the bottom to the top. Names on one line are of one level and do not use each other.
 ORDER = (
-    "errors, suggestions",
+    "bounded_json, errors, suggestions",
     "atomic_files, cli, options, sizes, strict_yaml, user_files",
     "cache, wheels",
     "metrics",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: Errors of writing: no space, no quota, or a limit on the size of a file.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: A file that is being written, or that a killed process left: the group is the process's id.
 TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 
@@ -25,11 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
+    # What is there already may be a link to somewhere else.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # Where writing fails, Python does not say which file it was.
+        if error.filename is None and error.errno in FULL:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
@@ -26,6 +27,7 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     odd: bool = False,
+    check: Callable[[Any], str | None] | None = None,
     changes_verdict: bool = True,
 ) -> Any:
     """A dataclass field that a config entry may set.
@@ -35,6 +37,7 @@ def option(
         doc: its meaning, for the config's documentation.
         low, high: inclusive bounds. above: an exclusive lower bound.
         choices: the allowed strings. odd: only odd numbers are allowed.
+        check: says what is wrong with a value; None if it is allowed.
         changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
             reruns the judge.
     """
@@ -44,7 +47,7 @@ def option(
         "maximum": high,
         "exclusiveMinimum": above,
     }
-    metadata |= {"enum": choices, "odd": odd, "changes_verdict": changes_verdict}
+    metadata |= {"enum": choices, "odd": odd, "check": check, "changes_verdict": changes_verdict}
     return field(default=default, metadata=metadata)
 
 
@@ -71,6 +74,14 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
             schema["default"] = item.default
         properties[item.name] = schema
     return properties, required
+
+
+def option_faults(cls: Any, values: Mapping[str, Any]) -> Iterator[str]:
+    """What the options' own checks say of the values that are given, each with its key."""
+    for item in option_fields(cls):
+        check = item.metadata["check"]
+        if check and item.name in values and (fault := check(values[item.name])):
+            yield f"{item.name}: {fault}"
 
 
 def check_option(item: Field[Any], hint: Any, value: Any) -> str | None:

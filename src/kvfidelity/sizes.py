@@ -10,7 +10,7 @@ UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB
 ACCEPTED_FORMS = (
     "600MB (10^6 bytes), 600MiB (2^20 bytes), 5600tok (tokens) or 0.7win (share of the window)"
 )
-PATTERN = re.compile(r"(\d+(?:\.\d+)?)(tok|win|" + "|".join(UNITS) + ")")
+PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(tok|win|" + "|".join(UNITS) + ")")
 
 
 #: Most that a share of the memory means on a CPU: a job tells its scheduler how much it needs.

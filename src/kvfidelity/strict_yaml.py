@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import yaml
 from kvfidelity.errors import UserError
 
 # The same grammar in C, where PyYAML was built with it.
+#: Levels, digits of a number, and values of a file; the largest configuration here has 600 values.
+MAX_DEPTH, MAX_NUMBER, MAX_VALUES = 50, 100, 100_000
+NUMBER = re.compile("[0-9a-fA-FxXo_:.eE+-]+")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -23,11 +27,12 @@ def read_yaml(file: Path) -> Any:
     text = ""
     try:
         text = file.read_text(encoding="utf-8")
+        _refuse_excess(text)
         found = list(duplicate_keys(text))
         content = yaml.load(text, LOADER)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; correct its name") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read as YAML: {_reason(error, text)}") from None
     if found:
         raise UserError("\n".join(f"{file}: {message}" for message in found))
@@ -49,6 +54,49 @@ def duplicate_keys(text: str) -> Iterator[str]:
             yield from _duplicates(node, (), loader, set())
     finally:
         loader.dispose()
+
+
+def _refuse_excess(text: str) -> None:
+    """Bound depth, numbers and what aliases stand for, before values are made of them.
+
+    Raises:
+        ValueError: what is too much.
+    """
+    depth, total = 0, 0
+    sizes: dict[str, int] = {}
+    open_anchors: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"the alias *{event.anchor} is unknown or stands in itself")
+            total += sizes[event.anchor]
+        elif isinstance(event, yaml.NodeEvent):
+            total += 1
+        if isinstance(event, yaml.ScalarEvent):
+            if (
+                event.implicit[0]
+                and len(event.value) > MAX_NUMBER
+                and NUMBER.fullmatch(event.value)
+            ):
+                raise ValueError(f"a number has more than {MAX_NUMBER} digits")
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            open_anchors.append((event.anchor, total))
+            if event.anchor:
+                sizes.pop(event.anchor, None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+            anchor, before = open_anchors.pop()
+            if anchor:
+                sizes[anchor] = total - before + 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its values are nested more than {MAX_DEPTH} levels deep")
+        if total > MAX_VALUES:
+            raise ValueError(
+                f"it has more than {MAX_VALUES} values, counted as its aliases repeat them"
+            )
 
 
 def _duplicates(

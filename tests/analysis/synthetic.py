@@ -77,7 +77,7 @@ def write(
 
     Args:
         effects: excess NLL to put in.
-        edge: what a token past the trained window costs the never evicted run.
+        edge: what a token past the trained window costs the baseline, whose cache is as long.
         noise: standard deviation of a turn's own excess; a dialogue's level has half of it.
         probes: questions at each depth, asked after the last turn; see `recall_rows`.
         memory_for: turns of a run without an eviction before memory runs out; None for all.
@@ -90,6 +90,11 @@ def write(
         cost = effects.get((kind, positions), 0.0)
         frame = turn_rows(kind, cost, turns, edge, noise, rng, np.random.default_rng(int(dialogue)))
         frame = with_dialogue(frame, int(dialogue))
+        if kind != "baseline":
+            asked = chosen["thresholds"][threshold]
+            frame = frame.with_columns(trigger=pl.lit(asked["trigger"]))
+            if "target" not in asked:
+                frame = frame.with_columns(target_tokens=pl.lit(None))
         identity = {
             "model": model,
             "model_revision": "synthetic",
@@ -103,6 +108,8 @@ def write(
             "seed": int(number),
         }
         frame = frame.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
+        if chosen["session"]["replies"] == "own":
+            frame = with_own_replies(frame)
         frame = frame.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
         evicted = frame["evictions"].cum_sum() > 0
         if memory_for is not None and not evicted.head(memory_for + 1).any():
@@ -116,11 +123,12 @@ def write(
             file = results / "generate" / index / f"{name}.parquet"
             write_parquet(rows, file, kind=name, metadata=notes)
         file = results / "metrics" / index / "metrics.parquet"
-        measured = metric_rows(frame, rng)
+        measured = metric_rows(frame, cost, rng)
         write_parquet(measured, file, kind="metrics", metadata=notes_of("measure"))
         for judge in chosen["judging"]:
             file = results / "judge" / judge / index / "verdicts.parquet"
-            write_parquet(verdict_rows(frame, judge, cost), file, kind="verdicts")
+            scored = verdict_rows(frame, judge, cost, edge)
+            write_parquet(scored, file, kind="verdicts")
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
             write_pool(results / "dialogues" / model / dataset, entry["count"], turns)
@@ -148,7 +156,8 @@ def turn_rows(
         evicted |= cut
         index = seen + PROMPT + np.arange(REPLY)
         extra = (cost + level + float(rng.normal(0, noise))) if evicted else 0.0
-        nll = base + np.where(index >= WINDOW, edge, 0.0).astype(np.float32) + np.float32(extra)
+        past = np.where(index >= WINDOW, edge if baseline else 0.0, 0.0).astype(np.float32)
+        nll = base + past + np.float32(extra)
         distortion = max(0.0, cost / 4 + level / 10) if evicted else 0.0
         after = cached + PROMPT
         cached = after + REPLY
@@ -229,6 +238,22 @@ def with_dialogue(turns: pl.DataFrame, number: int) -> pl.DataFrame:
     )
 
 
+def with_own_replies(turns: pl.DataFrame) -> pl.DataFrame:
+    """The same run with own replies: no reference is scored, and the likelihood of the reply after
+    the baseline's history falls as that of the reference would. Of ten replies that cost a nat,
+    four do not end."""
+    unscored = ("reference_nll", "reference_tokens", "reference_token_nll", "kl_baseline")
+    loss = pl.col("reference_nll") - 2
+    number = pl.col("dialogue").cast(pl.Int32)
+    unended = (pl.col("turn") + number) * 7 % 10 < (10 * 0.4 * loss).round()
+    return turns.with_columns(
+        reply_nll_baseline_history=1 + loss,
+        finish_reason=pl.when(unended).then(pl.lit("length")).otherwise(pl.lit("eos")),
+        replies=pl.lit("own"),
+        **{name: pl.lit(None, turns.schema[name]) for name in unscored},
+    )
+
+
 def cut_short(turns: pl.DataFrame, count: int) -> pl.DataFrame:
     """The first turns, and one for which memory ran out: what was not measured is missing."""
     measured = [name for name in turns.columns if name not in NOT_MEASURED]
@@ -289,13 +314,17 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
     if first["positions"] == "stale" and first["kind"] != "sliding_window_gist":
         known = ()
     shared = {name: first[name] for name in RECALL if name in first}
+    name = f"{first['policy']} {first['positions']}"
     rows = []
     for number in range(3 * probes):
         depth = depths[number // probes]
         rng = np.random.default_rng([int(first["dialogue"]), number])
         # One draw for all runs: who knows the answer answers alike.
         luck = float(rng.uniform()) < (0.8 if depth in known else 0.25)
-        margin = 1.0 if luck else -0.5
+        margin = (1.0 if luck else -0.5) + float(rng.normal(0, 0.1))
+        # A little of its own in every run, so that what is kept is not the same to the last bit.
+        own = np.random.default_rng([int(first["dialogue"]), number, *name.encode()])
+        margin += float(own.normal(0, 0.01))
         rows.append(
             dict.fromkeys(RECALL)
             | shared
@@ -323,23 +352,34 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
     return pl.DataFrame(rows, RECALL, orient="row")
 
 
-def metric_rows(turns: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """Text metrics at random."""
+def metric_rows(turns: pl.DataFrame, cost: float, rng: np.random.Generator) -> pl.DataFrame:
+    """Text metrics at random; repetition and echo grow by a quarter with each nat after an
+    eviction."""
     drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS if name != "turn"}
+    evicted = turns["evictions"].cum_sum().to_numpy() > 0
+    for name in ("rep_3", "echo_share"):
+        drawn[name] = np.clip(drawn[name] / 4 + cost / 4 * evicted, 0, 1)
     return turns.select(
         "turn", **{name: pl.Series(values).cast(METRICS[name]) for name, values in drawn.items()}
     )
 
 
-def verdict_rows(turns: pl.DataFrame, judge: str, cost: float) -> pl.DataFrame:
-    """Scores that fall with the cost that was put in; every fifth verdict failed."""
+def verdict_rows(turns: pl.DataFrame, judge: str, cost: float, edge: float) -> pl.DataFrame:
+    """Scores that fall with the cost that was put in, up to a point, and the baseline's past the
+    window; every fifth verdict failed."""
     failed = pl.col("turn") % 5 == 4
+    first = turns.row(0, named=True)
+    name = f"{first['policy']} {first['positions']}"
+    rng = np.random.default_rng([int(first["dialogue"]), *name.encode()])
+    past = turns["tokens_seen_start"].fill_null(0).to_numpy() >= WINDOW
+    worse = 2 * (cost + edge * past * (first["kind"] == "baseline"))
+    scores = np.clip(np.round(8 - worse) + rng.integers(-1, 2, turns.height), 1, 10)
     columns = {
         "judge": pl.lit(judge),
         "judge_kind": pl.lit("formula"),
         "judge_model": pl.lit("formula"),
         "rubric": pl.lit("formula"),
-        "score": pl.when(~failed).then(max(1, round(8 - 2 * cost))),
+        "score": pl.when(~failed).then(pl.Series(scores)),
         "status": pl.when(failed).then(pl.lit("failed")).otherwise(pl.lit("ok")),
     }
     frame = turns.select("turn", **columns)

@@ -80,7 +80,7 @@ def test_a_grid_of_which_nothing_is_finite_gives_a_page_without_a_number_of_it(
     tables = tmp_path / "results/tables"
     depths = read_parquet(tables / "recall_by_depth.parquet", kind="recall_by_depth")
     assert depths.height and depths["recalled"].null_count() == depths.height
-    assert depths["p"].null_count() == depths.height
+    assert depths["margin_lost_low"].null_count() == depths.height
     contrasts = read_parquet(tables / "contrasts.parquet", kind="contrasts")
     assert contrasts["p"].null_count() == contrasts.height
 

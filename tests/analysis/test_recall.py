@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
 import pytest
 
 from kvfidelity.analysis.claims import Claim, evaluate_claims
 from kvfidelity.analysis.recall import by_depth, questions, recall_state, recall_statements
-from kvfidelity.analysis.statistics import clustered_share
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.report.recall_figure import recall_figure
 from kvfidelity.report.theme import with_theme
@@ -24,8 +22,8 @@ OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 300, "seed": 0}
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
     folder = tmp_path_factory.mktemp("recall")
-    write(folder, settings(12), {}, probes=3)
-    return build_tables(settings(12), folder)
+    write(folder, settings(24), {}, probes=3)
+    return build_tables(settings(24), folder)
 
 
 def cell(tables: dict[str, pl.DataFrame], policy: str, positions: str, depth: str) -> Any:
@@ -48,12 +46,11 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
         assert gone["recall_lost_low"] > 0.2
         assert gone["recalled_low"] < gone["chance"] == 0.25 < gone["recalled_high"]
         assert (gone["n_questions"], gone["n_dialogues"], gone["evidence_retained_share"]) == (
-            36,
-            12,
+            72,
+            24,
             0,
         )
         assert gone["margin_lost_low"] > 0
-        assert gone["p_holm"] >= gone["p"]
 
 
 def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
@@ -72,15 +69,20 @@ def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
 
 
 def test_what_the_model_never_knew_is_not_called_forgotten() -> None:
-    row = {"recall_lost": 0.0, "recall_lost_low": -0.1, "recall_lost_high": 0.1, "changed": 2}
-    assert recall_state(row, {"recalled_low": 0.2, "chance": 0.25}) == "untested"
-    assert recall_state(row, {"recalled_low": 0.6, "chance": 0.25}) == "undecided"
-    assert recall_state(row | {"changed": 0}, {"recalled_low": 0.6, "chance": 0.25}) == "unchanged"
-    assert (
-        recall_state(row | {"recall_lost_high": 0.09}, {"recalled_low": 0.6, "chance": 0.25})
-        == "kept"
-    )
+    knows, guesses = ({"recalled_low": low, "chance": 0.25} for low in (0.6, 0.2))
+    ends = {"margin_lost_low": -0.1, "margin_lost_high": 0.2, "margin_lost_strict_low": -0.2}
+    row = ends | {"margin_lost_strict_high": 0.3, "changed": 2, "n_compared": 24}
+    assert recall_state(row, guesses) == "untested"
     assert recall_state(row, None) == "untested"
+    assert recall_state(row, knows) == "undecided"
+    assert recall_state(row | {"changed": 0}, knows) == "unchanged"
+    lost = {"margin_lost_strict_low": 0.2, "margin_lost_strict_high": 0.9}
+    assert recall_state(row | lost, knows) == "forgotten"
+    assert recall_state(row | lost | {"n_compared": 9}, knows) == "undecided"
+    assert recall_state(row | lost, guesses) == "untested"
+    small = {"margin_lost_strict_high": 0.09}
+    assert recall_state(row | small, knows) == "kept"
+    assert recall_state(row | small | {"n_compared": 19}, knows) == "undecided"
 
 
 def test_questions_before_any_eviction_are_not_counted(tables: dict[str, pl.DataFrame]) -> None:
@@ -88,8 +90,8 @@ def test_questions_before_any_eviction_are_not_counted(tables: dict[str, pl.Data
         after_eviction=pl.col("after_eviction") & (pl.col("dialogue") > "003")
     )
     found = by_depth(early, OPTIONS).filter(policy="gist", positions="stale", depth="gist")
-    assert found["n_dialogues"].item() == 8
-    assert by_depth(early, OPTIONS).filter(policy="baseline")["n_dialogues"].unique().item() == 12
+    assert found["n_dialogues"].item() == 20
+    assert by_depth(early, OPTIONS).filter(policy="baseline")["n_dialogues"].unique().item() == 24
 
 
 def test_no_question_asked_gives_empty_tables(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_no_question_asked_gives_empty_tables(tmp_path: Path) -> None:
     found = build_tables(settings(1), tmp_path)
     assert found["recall"].height == found["recall_by_depth"].height == 0
     assert recall_statements(found["recall_by_depth"]) == []
-    assert with_theme(recall_figure(found["recall_by_depth"]))
+    assert with_theme(recall_figure(found["recall_by_depth"], found["recall"]))
 
 
 def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFrame]) -> None:
@@ -115,22 +117,31 @@ def test_without_a_never_evicted_run_nothing_is_lost(tables: dict[str, pl.DataFr
 
 
 def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) -> None:
-    chart = recall_figure(tables["recall_by_depth"])
+    chart = recall_figure(tables["recall_by_depth"], tables["recall"])
     assert isinstance(chart, alt.FacetChart)
     spec = with_theme(chart)
     marks = [layer["mark"]["type"] for layer in spec["spec"]["layer"]]
-    assert marks == ["rule", "rule", "point"]
-    assert spec["facet"]["sort"] == ["gist (n = 36)", "middle (n = 36)", "recent (n = 36)"]
+    assert marks == ["rule", "rule", "point", "point"]
+    assert spec["facet"]["sort"] == ["gist (n = 72)", "middle (n = 72)", "recent (n = 72)"]
 
 
-@pytest.mark.parametrize(("depth", "expected"), [("middle", "supported"), ("gist", "contradicted")])
+@pytest.mark.parametrize(
+    ("quantity", "depth", "expected"),
+    [
+        ("margin_lost", "middle", "supported"),
+        ("margin_lost", "gist", "contradicted"),
+        ("recall_lost", "middle", "supported"),
+        ("recall_lost", "gist", "not decided"),
+    ],
+)
 def test_a_claim_is_about_a_depth(
-    tables: dict[str, pl.DataFrame], depth: str, expected: str
+    tables: dict[str, pl.DataFrame], quantity: str, depth: str, expected: str
 ) -> None:
+    """The margin decides what the share of right answers leaves open."""
     of = {"kind": "sliding_window_gist", "positions": "stale", "depth": depth}
-    claim = Claim("X", "a claim", "recall_lost", of, "above", 0.1, 5, turns="after_eviction")
+    claim = Claim("X", "a claim", quantity, of, "above", 0.1, 5, turns="after_eviction")
     [row] = evaluate_claims([claim], tables, OPTIONS).to_dicts()
-    assert (row["decision"], row["n_dialogues"], row["n_turns"]) == (expected, 12, 36)
+    assert (row["decision"], row["n_dialogues"], row["n_turns"]) == (expected, 24, 72)
 
 
 def test_a_claim_compares_policies_question_by_question(
@@ -142,32 +153,4 @@ def test_a_claim_compares_policies_question_by_question(
         "X", "a claim", "recalled", of, "above", 0.1, 5, minus=minus, turns="after_eviction"
     )
     [row] = evaluate_claims([claim], tables, OPTIONS).to_dicts()
-    assert (row["decision"], row["n_turns"]) == ("supported", 36)
-
-
-def test_a_share_of_all_or_none_has_an_interval_too() -> None:
-    """Ten questions, all right: Clopper and Pearson's bound is the tenth root of 0.025."""
-    names = np.repeat(list("abcde"), 2)
-    found = clustered_share(np.ones(10), np.ones(10), names, resamples=100)
-    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 10)), 1)
-    found = clustered_share(np.zeros(10), np.ones(10), names, resamples=100)
-    reach = 1 - 0.025 ** (1 / 10)
-    assert (found.low, found.high) == (0, pytest.approx(reach))
-    lost = clustered_share(np.zeros(10), np.ones(10), names, resamples=100, paired=True)
-    assert (lost.low, lost.high) == (pytest.approx(-reach), pytest.approx(reach))
-
-
-def test_intervals_of_shares_cover() -> None:
-    """Twenty dialogues of three questions that share a level around 0.7."""
-    rng = np.random.default_rng(0)
-    levels = 1 / (1 + np.exp(-rng.normal(1, 0.7, 100_000)))
-    hits = 0
-    for seed in range(200):
-        drawn = rng.uniform(size=(20, 3)) < rng.choice(levels, (20, 1))
-        names = np.repeat(np.arange(20).astype(str), 3)
-        found = clustered_share(
-            drawn.ravel().astype(float), np.ones(60), names, resamples=300, seed=seed
-        )
-        assert found.low is not None and found.high is not None
-        hits += found.low <= levels.mean() <= found.high
-    assert 0.9 <= hits / 200 <= 0.99
+    assert (row["decision"], row["n_turns"]) == ("supported", 72)

@@ -27,6 +27,7 @@ from kvfidelity.records.columns import CORRUPTION_VERDICTS
 from kvfidelity.records.columns import VERDICTS as VERDICT_COLUMNS
 from kvfidelity.report import page
 
+VERDICT_SCHEMA = {**VERDICT_COLUMNS, "run": pl.String, "model": pl.String}
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
 
 
@@ -64,13 +65,13 @@ def test_kappa_is_full_at_agreement_and_zero_by_chance() -> None:
     assert kappa(constant, OPTIONS)["value"] is None
 
 
-def test_the_interval_resamples_dialogues_and_not_replies() -> None:
+def test_the_interval_is_over_dialogues_and_not_replies() -> None:
     """Ten copies of each of four dialogues are no more evidence than the four."""
     good, bad = [9, 3, 8, 2], [1, 4, 7, 2]
     names = ["a", "b", "c", "d"]
     four = auc(scores(good, names), scores(bad, names), OPTIONS)
     forty = auc(scores(good * 10, names * 10), scores(bad * 10, names * 10), OPTIONS)
-    assert (four["low"], four["high"]) == pytest.approx((forty["low"], forty["high"]))
+    assert (four["low"], four["high"]) == pytest.approx((forty["low"], forty["high"]), abs=0.01)
     assert four["n_dialogues"] == forty["n_dialogues"] == 4
 
 
@@ -159,7 +160,7 @@ def row(table: pl.DataFrame, **wanted: Any) -> dict[str, Any]:
 
 
 def test_the_table_tells_a_fair_judge_from_a_gullible_one(judge_tests: pl.DataFrame) -> None:
-    none = pl.DataFrame(schema={**VERDICT_COLUMNS, "run": pl.String, "model": pl.String})
+    none = pl.DataFrame(schema=VERDICT_SCHEMA)
     table = reliability(judge_tests, none, OPTIONS)
     found = row(table, judge="fair", measure="auc", against="other_dialogue")
     assert (found["value"], found["n"], found["missing"], found["n_good"]) == (1, 15, 5, 20)
@@ -200,8 +201,27 @@ def test_what_several_verdicts_share_is_paid_once(judge_tests: pl.DataFrame) -> 
     assert costs({"run": unknown})["unpriced"][0] == 160
 
 
+def test_what_may_have_been_charged_stands_apart_from_what_was(judge_tests: pl.DataFrame) -> None:
+    """A try that was lost has no answer; an answer without a count of tokens has no price."""
+    fair = judge_tests.filter(judge="fair").head(3)
+    none = pl.Series([None, None, None])
+    charged = fair.with_columns(
+        answers=pl.Series([1, 0, 1], dtype=pl.Int32),
+        cost_usd=pl.Series([0.01, None, None], dtype=pl.Float64),
+        possible_usd=pl.Series([0.02, 0.3, 0.04], dtype=pl.Float64),
+        prompt_tokens=pl.Series([100, None, None], dtype=pl.Int32),
+        reasoning_tokens=pl.Series([7, None, None], dtype=pl.Int32),
+    )
+    found = costs({"run": charged}).row(0, named=True)
+    assert (found["answers"], found["unpriced"], found["reasoning_tokens"]) == (2, 0, 7)
+    assert (found["usd"], found["possible_usd"]) == (0.01, pytest.approx(0.36))
+    assert ">0.3600<" in section(charged, pl.DataFrame(schema=VERDICT_SCHEMA))
+    free = charged.with_columns(possible_usd=none.cast(pl.Float64))
+    assert costs({"run": free})["unpriced"][0] == 1
+
+
 def test_the_page_shows_it(judge_tests: pl.DataFrame) -> None:
-    none = pl.DataFrame(schema={**VERDICT_COLUMNS, "run": pl.String, "model": pl.String})
+    none = pl.DataFrame(schema=VERDICT_SCHEMA)
     text = section(judge_tests, none)
     assert "other dialogue" in text and "itself, asked again" in text
     assert "move <strong>gullible</strong>" in text
@@ -214,7 +234,8 @@ def section(judge_tests: pl.DataFrame, verdicts: pl.DataFrame) -> str:
     whole = (folder / "page.html.j2").read_text()
     macros = "\n".join(line for line in whole.splitlines() if line.startswith("{% macro"))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
-    environment.filters |= {"signed": page.signed, "interval": page.interval}
+    names = ("signed", "interval", "percent")
+    environment.filters |= {name: getattr(page, name) for name in names}
     template = environment.from_string(f'{macros}{{% include "judges.html.j2" %}}')
     return template.render(
         setups=[{}],

@@ -9,8 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.attribution import attribute_loss, attribute_losses
-from kvfidelity.analysis.tables import build_tables
+from kvfidelity.analysis.tables import build_tables, policies, with_excess
 from kvfidelity.analysis.window import by_token_index, change_at_edge
 from kvfidelity.errors import UserError
 from kvfidelity.report.tradeoffs import pareto_front
@@ -18,6 +17,8 @@ from tests.analysis.synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, wr
 
 COSTS = {("attention_top", "stale"): 2.0, ("sliding_window_gist", "stale"): 0.5}
 COSTS[("sliding_window_gist", "rerotated")] = 0.5
+
+OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +63,42 @@ def test_a_dialogues_row_sums_up_its_run(tables: dict[str, pl.DataFrame]) -> Non
     assert row["excess_nll"].item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_contrasts_hold_budgets_equal(tables: dict[str, pl.DataFrame]) -> None:
-    found = tables["contrasts"].filter(pl.col("factor") == "policy")
-    assert found.height == 9
+def test_cells_have_one_budget(tables: dict[str, pl.DataFrame]) -> None:
     assert tables["policies"]["budget_tokens"].to_list() == [TARGET] * 9
+
+
+def test_turns_without_a_counterpart_are_counted(tables: dict[str, pl.DataFrame]) -> None:
+    """Memory runs out in turn 7 of one run of gist, and in turn 8 of the baseline of another
+    dialogue; turns 6 to 9 are after an eviction and inside the window."""
+    turns = tables["turns"]
+    assert tables["policies"]["n_unpaired"].sum() == 0
+    inside = turns.filter("inside_window")["turn"].max()
+    one = pl.col("dialogue") == "000", pl.col("policy") == "gist", pl.col("positions") == "stale"
+    other = pl.col("dialogue") == "001", pl.col("kind") == "baseline"
+    cut = turns.drop("baseline_nll", "excess_nll", "after_eviction", "inside_window").drop(
+        "prefill_overshoot_share"
+    )
+    for run, turn in ((pl.all_horizontal(one), 7), (pl.all_horizontal(other), 8)):
+        failed = run & (pl.col("turn") == turn)
+        cut = cut.filter(~(run & (pl.col("turn") > turn))).with_columns(
+            finish_reason=pl.when(failed).then(pl.lit("out_of_memory")).otherwise("finish_reason"),
+            reference_nll=pl.when(~failed).then("reference_nll"),
+        )
+    found = policies(with_excess(cut), OPTIONS).filter(policy="gist")
+    counts = dict(zip(found["positions"], found["n_unpaired"], strict=True))
+    of_baseline = int(inside) - 8 + 1
+    assert counts == {
+        "stale": of_baseline + int(inside) - 7 + 1,
+        "original": of_baseline,
+        "rerotated": of_baseline,
+    }
+    whole = tables["policies"].filter(policy="gist", positions="stale")["n_turns"].item()
+    left = found.filter(positions="stale")["n_turns"].item()
+    assert left == whole - counts["stale"]
 
 
 def test_overshoot_by_hand(tables: dict[str, pl.DataFrame]) -> None:
     """Cached 900 before a prompt of 300, threshold 1000."""
-    from kvfidelity.analysis.tables import with_excess
-
     turns = tables["turns"].drop(
         "after_eviction", "inside_window", "prefill_overshoot_share", "excess_nll", "baseline_nll"
     )
@@ -102,7 +129,7 @@ def test_a_damaged_artifact_is_one_line(tmp_path: Path) -> None:
 def test_a_step_at_the_window_is_found_and_none_before_it(
     tables: dict[str, pl.DataFrame],
 ) -> None:
-    change = change_at_edge(tables["window"])
+    change = change_at_edge(tables["window"].filter(kind="baseline"))
     assert change.height == 6
     assert change["nll_change_at_window"].mean() == pytest.approx(0.3, abs=0.06)
     assert change["nll_change_beyond_window"].mean() == pytest.approx(0.3, abs=0.06)
@@ -137,17 +164,6 @@ def test_tokens_are_placed_by_hand() -> None:
 
 def test_tokens_whose_likelihood_is_not_finite_are_not_placed() -> None:
     assert placed(64, [math.nan, 2.0, math.inf]) == [(4, 6, 2.0, 1)]
-
-
-def test_losses_are_attributed(tables: dict[str, pl.DataFrame]) -> None:
-    found = {row["policy"]: row["cause"] for row in attribute_losses(tables)}
-    assert found == {"attention_top": "positions", "gist": "tokens", "streaming_llm": "none"}
-    assert attribute_losses(tables)[0]["policy"] == "attention_top"
-
-
-def test_without_an_interval_nothing_is_decided() -> None:
-    row = {"stale": 2.0, "stale_low": None, "stale_high": None, "mean": 2.0, "low": None}
-    assert attribute_loss(row)["cause"] == "undecided"
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -31,6 +31,7 @@ from tests.dialogues.published import (
     whole_ids,
 )
 from tests.dialogues.test_segments import HOSTILE, SPECIAL, TEXT, TURNS, fed
+from tests.repeated import TIMES
 
 TALK = [
     Turn("Hi there", "Hello friend"),
@@ -82,7 +83,7 @@ def blank(turns: list[Turn]) -> bool:
     return not all(turn.assistant.strip() for turn in turns)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100 * TIMES, deadline=None)
 @given(st.sampled_from(list(PUBLISHED)), st.sampled_from(KINDS), TURNS)
 def test_a_published_template_is_kept_to_its_last_token_or_refused(
     name: str, kind: str, turns: list[Turn]
@@ -99,7 +100,7 @@ def test_a_published_template_is_kept_to_its_last_token_or_refused(
     assert tokenizer.decode(after_talk).strip() in {"", EOS}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100 * TIMES, deadline=None)
 @given(
     st.sampled_from(list(PUBLISHED)),
     st.sampled_from(KINDS),
@@ -203,6 +204,9 @@ def test_a_tokenizer_that_adds_a_beginning_of_its_own_gets_one() -> None:
         ("{{ raise_exception('documents are required') }}", "documents are required"),
         ("{{ tools[0].name }}", "fails"),
         ("{% for message in messages %}", "cannot be read"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be read"),
+        ("{% for m in messages %}" * 150 + "{% endfor %}" * 150, "fails"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails"),
         ("{% for m in messages[-1:] %}{{ m.content + eos_token }}{% endfor %}", "leaves out"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "does not close replies"),
         ("{% for m in messages %}{{ m.content | upper + eos_token }}{% endfor %}", "changes the"),

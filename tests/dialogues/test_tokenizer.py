@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer
 
 from kvfidelity.dialogues.tokenizer import GENERIC, load_tokenizer
+from kvfidelity.errors import UserError
 
 LOADED = (
     "import sys; from kvfidelity.dialogues.tokenizer import load_tokenizer; "
@@ -35,6 +37,15 @@ def test_it_is_the_tokenizer_that_transformers_chooses(model_folder: Path, tmp_p
         assert ours.init_kwargs.get("model_max_length") == theirs.init_kwargs.get(
             "model_max_length"
         )
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"a": ' + "9" * 4301 + "}", "{"])
+def test_a_broken_configuration_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match="fetch the model again") as caught:
+        load_tokenizer(tmp_path)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_saved_one_needs_no_pytorch(model_folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_logits_that_overflow_stop_the_run_though_hidden_states_do_not(
     hidden = engine.feed(engine.new_cache("original"), ids[0])
     assert hidden.isfinite().all()
     with pytest.raises(ModelOverflowError):
-        engine.kl_divergence(hidden, hidden)
+        engine.score(hidden, ids[0], hidden)
 
 
 @pytest.mark.parametrize("part", ["layer", "output"])

@@ -118,6 +118,11 @@ def test_needles_are_inserted_at_every_depth(engine: Engine) -> None:
         prompt = found.turns.filter(pl.col("turn") == row["evidence_turn"])["prompt"].item()
         assert row["answer"].casefold() in prompt.casefold()
         assert row["question"] not in prompt
+    # What judges see is the dataset's message.
+    own = [turn.user for turn in talk(6).turns]
+    shown = found.turns.select(pl.coalesce("message", "prompt")).to_series().to_list()
+    assert shown == own
+    assert found.turns["message"].null_count() == 6 - found.recall["evidence_turn"].n_unique()
 
 
 def test_a_reply_is_right_if_the_answer_is_in_it() -> None:

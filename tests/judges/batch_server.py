@@ -97,7 +97,7 @@ class BatchServer:
 
         self._server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def take_file(self, body: bytes) -> dict[str, Any]:
         name = f"file{len(self.files)}"

@@ -57,7 +57,7 @@ class Server:
                 with lock:
                     number = len(outer.requests)
                     outer.requests.append(request)
-                    key = self.headers.get("Authorization") or self.headers.get("api-key", "")
+                    key = self.headers.get("Authorization") or (self.headers.get("api-key") or "")
                     outer.keys.append(key)
                     outer.paths.append(self.path)
                 status, headers, body = behave(number, request)
@@ -81,7 +81,7 @@ class Server:
 
         self._server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def __enter__(self) -> Server:
         return self

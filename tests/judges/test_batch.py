@@ -79,7 +79,7 @@ def test_partial_failures_are_missing_with_their_reason_and_asked_again_on_reque
 ) -> None:
     def behave(text: str) -> Line:
         if "Question 1." in text:
-            return wrong("content was filtered")
+            return wrong("the text has no words")
         if "Question 2." in text:
             return None
         return done(5)
@@ -88,7 +88,7 @@ def test_partial_failures_are_missing_with_their_reason_and_asked_again_on_reque
     with BatchServer(behave, end="expired") as server:
         verdicts = judge(server.url, tmp_path).judge(rows)
         assert [verdict.status for verdict in verdicts] == ["ok", "failed", "failed", "ok"]
-        assert verdicts[1].reason == "content was filtered"
+        assert verdicts[1].reason == "status 400: the text has no words"
         assert verdicts[2].reason == "not answered: the batch is expired"
         assert judge(server.url, tmp_path).judge(rows) == verdicts
         assert len(sent(server)) == 4
@@ -152,6 +152,27 @@ def test_a_refused_batch_and_an_endpoint_without_batches_are_one_line(tmp_path: 
         judge(f"{other.url}/elsewhere", tmp_path / "other").judge([row(0)])
 
 
+def test_what_every_request_of_a_batch_got_stops_with_the_remedy_and_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    message = "Unsupported parameter: 'temperature' is not supported with this model."
+    with BatchServer(lambda _: wrong(message)) as server:
+        with pytest.raises(UserError, match=r"every request of a batch got.*`temperature: null`"):
+            judge(server.url, tmp_path).judge([row(0), row(1)])
+        server.behave = lambda _: done(5)
+        found = judge(server.url, tmp_path).judge([row(0), row(1)])
+    assert [verdict.score for verdict in found] == [5, 5]
+    assert len(server.batches) == 2
+    assert AnswerStore(tmp_path).spent("mine") == pytest.approx(0.12)
+
+
+def test_a_filtered_prompt_in_a_batch_is_refused(tmp_path: Path) -> None:
+    filtered = wrong("The prompt triggered Azure's content management policy")
+    with BatchServer(lambda text: filtered if "Question 1." in text else done()) as server:
+        found = judge(server.url, tmp_path).judge([row(0), row(1)])
+    assert [verdict.status for verdict in found] == ["ok", "refused"]
+
+
 def test_a_cap_stops_before_a_batch_that_could_cost_more(tmp_path: Path) -> None:
     with BatchServer() as server:
         with pytest.raises(UserError, match=r"beyond `max_usd: 0.2`"):
@@ -213,5 +234,5 @@ def test_a_crash_at_any_step_sends_nothing_twice(tmp_path: Path, path: str, batc
     assert len(server.batches) == batches
     assert len(sent(server)) == len(set(sent(server))) == 6
     store = AnswerStore(tmp_path)
-    assert store.open_batches("mine") == []
+    assert store.open_batches("mine", f"openai {server.url}") == []
     assert store.spent("mine") == pytest.approx(0.36)

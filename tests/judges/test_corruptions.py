@@ -73,7 +73,7 @@ def test_each_corruption_by_its_trait() -> None:
     prompt = words_of("Which harbour is the largest one in all of Portugal today?")
     assert echo_share(words_of(found["echo"]), prompt) == 1
     assert found["other_dialogue"] == OTHER
-    assert REPLY.startswith(found["truncation"]) and len(found["truncation"]) < len(REPLY) * 0.7
+    assert "truncation" not in found  # rubrics do not hold a cut-off against a reply
     changed = [a != b for a, b in zip(REPLY.split(), found["wrong_fact"].split(), strict=True)]
     assert sum(changed) == 1
     assert "1755" not in found["wrong_fact"]

@@ -26,12 +26,17 @@ def score(**changes: Any) -> int | None:
 
 
 def test_the_formula_by_hand() -> None:
-    assert score() == 10
-    # fluency 0.5, overlap 0.5: quality 0.5, and 9 x 0.5 rounds to 4
-    assert score(reply_nll_baseline=3.0, chrf=20.0) == 5
+    by_nll = {0.0: 10, 0.1: 10, 0.4: 9, 1.0: 7, 2.0: 5, 4.0: 3, 7.0: 1, 20.0: 1}
+    assert {nll: score(reply_nll_baseline=nll) for nll in by_nll} == by_nll
     assert score(rep_3=0.5) == 1  # all loops
-    assert score(reply_nll_baseline=5.0, chrf=0.0) == 1
-    assert score(echo_share=0.9) == 1 + round(9 * 0.3)
+    assert score(rep_3=0.3) == 4  # half of them: 1 + round(9 x 2/3 x 1/2)
+    assert score(echo_share=0.9) == 1 + round(9 * 2 / 3 * 0.3)
+
+
+def test_it_uses_nothing_that_its_test_does_not_have() -> None:
+    """A test's replies have no reference, and nothing tells whether they were cut off."""
+    for changes in ({"chrf": None}, {"chrf": 0.0}, {"finish_reason": "length"}):
+        assert score(**changes) == score()
 
 
 def test_worse_is_never_scored_higher() -> None:
@@ -65,7 +70,7 @@ def test_verdicts_become_rows_under_their_own_name() -> None:
     assert "gpt" not in frame["judge_model"][0].lower()
 
 
-@pytest.mark.parametrize("column", ["reply_nll_baseline", "rep_3", "echo_share", "chrf"])
+@pytest.mark.parametrize("column", ["reply_nll_baseline", "rep_3", "echo_share"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_gets_no_score(column: str, value: float) -> None:
     refused = formula_verdict(GOOD | {column: value}, "formula", "formula")

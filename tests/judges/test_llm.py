@@ -33,7 +33,7 @@ def row(turn: int, reply: str | None = "It leaves at nine.") -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.05)
+    monkeypatch.setattr("kvfidelity.judges.online.FIRST_PAUSE_S", 0.02)
 
 
 def judge(
@@ -191,7 +191,7 @@ def test_a_missing_server_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("kvfidelity.judges.endpoint.RETRIES", 0)
     with Server(lambda *_: good()) as server:
         pass
-    with pytest.raises(UserError, match="no server answers there"):
+    with pytest.raises(UserError, match="nothing listens at the endpoint; start it"):
         judge(server, tmp_path).judge([row(0)])
 
 
@@ -254,7 +254,9 @@ def test_no_more_are_in_flight_than_allowed_over_several_jobs(tmp_path: Path) ->
     flying, most, lock = [0], [0], threading.Lock()
     three = threading.Event()
 
-    def behave(*_: object) -> Reply:
+    def behave(number: int, _: object) -> Reply:
+        if number == 0:
+            return good()  # the first of a job is sent alone
         with lock:
             flying[0] += 1
             most[0] = max(most[0], flying[0])
@@ -361,10 +363,12 @@ def test_endpoints_without_schemas_are_asked_in_words(
 
 
 def test_an_endpoint_that_refuses_schemas_says_what_to_do(tmp_path: Path) -> None:
-    with Server(lambda *_: error(400, "response_format is not supported")) as server:
-        [verdict] = judge(server, tmp_path).judge([row(0)])
-    assert verdict.status == "failed"
-    assert "set `answer_format: object` or `text`" in (verdict.reason or "")
+    with (
+        Server(lambda *_: error(400, "response_format is not supported")) as server,
+        pytest.raises(UserError, match="set `answer_format: object` or `text`"),
+    ):
+        judge(server, tmp_path).judge([row(0)])
+    assert len(server.requests) == 1
 
 
 def test_missing_verdicts_are_asked_for_again_on_request(tmp_path: Path) -> None:

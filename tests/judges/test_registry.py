@@ -34,14 +34,14 @@ ROW = {
 HISTORY = [{"prompt": "Hi", "fed_reply": "Hello"}]
 #: Keys under which answers were paid for. A change here pays for every answer again.
 KEYS = {
-    ("schema", "blind"): "3722c81a1774488e71491612ec2f903fc0eb5b81dd6167c480ca58383439759b",
-    ("object", "blind"): "fac6d2e08d25d9cbe3d2e62feb6d430f96ab6378491b36f1dca4e94babf8bdf5",
-    ("text", "blind"): "a11b534e577076a4ebc0fe7208de9a5fa8459ee583767d51f866241a1ba42dcd",
-    ("schema", "grounded"): "47edf813567cdb4e01a612877f99d729c139862058ba0bce167c1561759ccf1d",
-    ("text", "grounded"): "373e9c77a382bf7951c4c60f68f7d4fc40d5f7bd2519c0057d885ea0a8ea1bee",
+    ("schema", "blind"): "ddc6d3588ad963fb3159ad296e433d279db205859e1599201334d88b42e55836",
+    ("object", "blind"): "04bca39caf690707070fed358f0f1af018b3be5989eb12dc8bff3257e6d2b0d7",
+    ("text", "blind"): "d5ddbf4c48d80f4d25f30f6308a7df700faa6a7f1ef68ac336b85f27e7426733",
+    ("schema", "grounded"): "11d705100b9f1fc8370044234eead8eaf29c29e967b41896271d5119af951b62",
+    ("text", "grounded"): "ef201f343cf83c40a3bec150ff3a7b4a3c348854410d2cf981081186a92178f9",
 }
-KEY_OF_A_REPEAT = "10a8a418a9149be1c12cf9033d4a6fde63d98565ed57ced866892eb80a1e7f61"
-KEY_OF_A_PAIR = "0a5d89760e953e87cd7ba379c59aacbdfdd98785a20faf2192eb6068c9927ad7"
+KEY_OF_A_REPEAT = "a9930563df49b704e54d9469ab36ad4272273c17ddf6b94861460205ef743719"
+KEY_OF_A_PAIR = "4432b8b326f1929a2c21644420e2f91773887632a5f473e44f97f6222da32b79"
 
 
 class RecordingClient:

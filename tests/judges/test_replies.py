@@ -12,9 +12,11 @@ import pytest
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.generation.run import run_dialogue
+from kvfidelity.judges.history import conversation
 from kvfidelity.judges.kinds.formula import FormulaJudge
-from kvfidelity.judges.replies import read_turns
+from kvfidelity.judges.replies import read_replies, read_turns
 from kvfidelity.records.artifacts import write_parquet
+from kvfidelity.records.columns import METRICS
 from tests.engine import engine
 from tests.generation.test_run import BASE, talk
 
@@ -48,3 +50,28 @@ def test_replies_from_the_first_likelihood_that_is_not_finite_are_withheld(
     verdicts = judge.judge([row | texts for row in rows])
     assert [verdict.status for verdict in verdicts] == ["ok", "ok", "not_finite", "not_finite"]
     assert [verdict.score is None for verdict in verdicts] == [False, False, True, True]
+
+
+def test_all_runs_are_judged_after_the_baselines_history(engine: Engine, tmp_path: Path) -> None:
+    """Both feed their own replies; a judge sees one conversation, and each run's own last reply."""
+    own = dataclasses.replace(BASE, replies="own", max_new_tokens=3)
+    baseline = run_dialogue(engine, talk(3), own).turns
+    ruined = baseline.with_columns(reply=pl.lit("la ") + pl.col("turn").cast(pl.String))
+    metrics = (
+        pl.DataFrame({"turn": [0, 1, 2]})
+        .with_columns(
+            pl.lit(None, dtype).alias(name) for name, dtype in METRICS.items() if name != "turn"
+        )
+        .cast({"turn": METRICS["turn"]})
+    )
+    for name, table, kind in (
+        ("baseline", baseline, "turns"),
+        ("turns", ruined, "turns"),
+        ("metrics", metrics, "metrics"),
+    ):
+        write_parquet(table, tmp_path / f"{name}.parquet", kind=kind)
+    files = [tmp_path / f"{name}.parquet" for name in ("turns", "metrics", "baseline")]
+    alone, shown = read_replies(*files[:2]), read_replies(*files)
+    assert [row["reply"] for row in shown] == ["la 0", "la 1", "la 2"]
+    assert "assistant: la 1" in conversation(alone[:2])
+    assert conversation(shown[:2]) == conversation(read_turns(files[2])[:2])

@@ -178,6 +178,7 @@ def test_an_endpoint_that_counts_nothing_does_not_get_round_the_cap(tmp_path: Pa
 def test_tokens_per_minute_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -200,8 +201,13 @@ def test_an_ended_batch_is_closed_whichever_machine_wrote_it_down(tmp_path: Path
     first = Batch("one", "judge", "model", ("a", "b"), None)
     store.note_batch(first)
     store.note_batch(Batch("two", "judge", "model", ("c",), None, "batch_2"))
-    assert [batch.name for batch in AnswerStore(tmp_path).open_batches("judge")] == ["one", "two"]
+    assert [batch.name for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == [
+        "one",
+        "two",
+    ]
     [file] = tmp_path.glob("*.jsonl")
     (tmp_path / "00000000.jsonl").write_text('{"batch_ended": "one"}\n')
-    assert [batch.id for batch in AnswerStore(tmp_path).open_batches("judge")] == ["batch_2"]
+    assert [batch.id for batch in AnswerStore(tmp_path).open_batches("judge", "here")] == [
+        "batch_2"
+    ]
     assert file.exists()

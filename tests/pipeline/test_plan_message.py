@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.pipeline.plan_message import Place, plan_message
 from kvfidelity.pipeline.planned_jobs import FOLLOWS, PlannedJob
 from kvfidelity.pipeline.settings import load_settings, read_settings
@@ -45,10 +46,11 @@ def dollars(text: str) -> float:
 
 
 def test_verdicts_tokens_and_dollars_of_a_judge() -> None:
-    # One own reply a run; 50 corrupted replies of 8 kinds, twice; 700 and 150 tokens.
+    # One own reply a run; 50 replies as good, damaged and injected ones, twice; 700 and 150 tokens.
     text = message(prices=PRICES)
-    answers = RUNS + 800
-    assert f"about {RUNS} answers and 800 to test it, about {answers * 850:,} tokens" in text
+    test = 50 * len(SINGLE) * 2
+    answers = RUNS + test
+    assert f"about {RUNS} answers and {test} to test it, about {answers * 850:,} tokens" in text
     each = (700 * 10 + 150 * 20) / 1e6
     assert dollars(text) == round(answers * each, 2)
     assert dollars(message(prices=PRICES, reliability={"replies": 0})) == round(RUNS * each, 2)

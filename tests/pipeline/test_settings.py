@@ -75,9 +75,9 @@ def test_generated_files_are_current() -> None:
 @pytest.mark.parametrize(
     ("key_path", "value", "message"),
     [
-        (("thresholds", "eighth_window", "at"), "600 MBs", "600MB (10^6 bytes)"),
-        (("thresholds", "eighth_window", "trigger"), "turns", "did you mean 'turn'?"),
-        (("thresholds", "eighth_window", "target"), "0.5win", "target must be below `at`"),
+        (("thresholds", "half", "at"), "600 MBs", "600MB (10^6 bytes)"),
+        (("thresholds", "half", "trigger"), "turns", "did you mean 'turn'?"),
+        (("thresholds", "half", "target"), "700tok", "target must be below `at`"),
         (("policies", "mixed", "keep_ratio"), 1.5, "at most 1"),
         (("policies", "mixed", "keep_ratio"), 0, "above 0"),
         (("policies", "mixed", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
@@ -89,11 +89,16 @@ def test_generated_files_are_current() -> None:
         (("grid",), {"policies": ["gits"]}, "did you mean 'gist'?"),
         (("grid",), {"positions": ["stal"]}, "did you mean 'stale'?"),
         (("grid",), {"include": [{"policy": "gits"}]}, "did you mean 'gist'?"),
-        (("grid",), {"exclude": [{"threshold": "half"}]}, "known: eighth_window, none"),
+        (("grid",), {"exclude": [{"threshold": "window"}]}, "known: half, none, paper"),
         (("grid",), {"exclude": [{"seed": 0}]}, "nothing is left to run"),
         (("grid",), {"include": [{"threshold": "none"}]}, "added automatically"),
         (("thresholds", "none"), {"at": "600tok", "trigger": "turn"}, "means no eviction"),
         (("policies", "baseline", "kind"), "knorm", "one of kind baseline is needed"),
+        (
+            ("policies", "again"),
+            {"kind": "baseline"},
+            "baseline and again are all of kind baseline",
+        ),
         (("policies", "mixed", "keep_ratio"), float("nan"), "write a finite number"),
         (("title",), datetime.date(2024, 5, 1), "read as a date; put it in quotes"),
         (("judging",), ["formual"], "did you mean 'formula'?"),
@@ -178,7 +183,8 @@ def test_the_baseline_runs_once_whatever_the_grid() -> None:
     settings = load_settings(default() | {"grid": {"policies": ["gist"], "positions": ["stale"]}})
     assert [(c.policy, c.positions, c.threshold) for c in cells(settings)] == [
         ("baseline", "original", "none"),
-        ("gist", "stale", "eighth_window"),
+        ("gist", "stale", "half"),
+        ("gist", "stale", "paper"),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.prefix import tensor_file
 from tests.generation.test_run import BASELINE
 from tests.models.tiny import tiny_llama, tiny_tokenizer
-from tests.prefix.runs import baseline_run, disk_cache, size_on_disk
+from tests.prefix.runs import baseline_run, disk_cache, same_outcomes, size_on_disk
 from tests.waiting import LIMIT_S
 
 
@@ -141,53 +140,58 @@ def test_a_file_that_vanishes_meanwhile_is_no_error(
 
 
 SCRIPT = """
-import json, sys
+import os, sys
 from pathlib import Path
 from kvfidelity.decoding.engine import Engine
 from tests.models.tiny import tiny_llama, tiny_tokenizer
-from tests.prefix.runs import baseline_run, disk_cache, same_outcomes
+from tests.prefix.test_bound import uses
 
 engine = Engine.from_model(tiny_llama(), tiny_tokenizer())
-run = baseline_run(engine, turns=2)
-disk = disk_cache(engine, Path(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
 sys.stdin.readline()
-taken = 0
-for number in range(60):
-    key = "abcdef"[(number * int(sys.argv[3])) % 6]
-    found = disk.load(key)
-    if found is None:
-        disk.store(key, run)
-    else:
-        assert same_outcomes(found, run)
-        taken += 1
-print(json.dumps(taken))
+print(uses(engine, Path(sys.argv[1]), int(sys.argv[2]), pace=5), flush=True)
+os._exit(0)
 """
 
 
-def test_processes_that_use_one_folder_at_once(tmp_path: Path) -> None:
+def uses(engine: Engine, folder: Path, max_bytes: int, pace: int) -> int:
+    """Load or store one of six files sixty times; how often it was there."""
+    run, disk, found_there = baseline_run(engine, turns=2), disk_cache(engine, folder, max_bytes), 0
+    for number in range(60):
+        key = "abcdef"[(number * pace) % 6]
+        found = disk.load(key)
+        if found is None:
+            disk.store(key, run)
+        else:
+            assert same_outcomes(found, run)
+            found_there += 1
+    return found_there
+
+
+def test_processes_that_use_one_folder_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They write, load and delete the same files; each file is complete, and the limit holds."""
     engine = Engine.from_model(tiny_llama(), tiny_tokenizer())
     size = size_on_disk(engine, baseline_run(engine, turns=2))
     max_bytes = int(4.5 * size)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path), str(max_bytes), str(pace)],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for pace in (1, 5)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    ends = [process.communicate("go\n", timeout=LIMIT_S) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    assert all("corrupt" not in stderr for _, stderr in ends)
-    assert sum(json.loads(found) for found, _ in ends) > 0
+    other = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), str(max_bytes)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin is not None and other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    mine = uses(engine, tmp_path, max_bytes, pace=1)
+    stdout, stderr = other.communicate(timeout=LIMIT_S)
+    assert other.returncode == 0, stderr
+    assert "corrupt" not in stderr + capsys.readouterr().err
+    assert mine + int(stdout) > 0
     left = list(tmp_path.iterdir())
     assert left and all(file.suffix == ".safetensors" for file in left)
     assert sum(file.stat().st_size for file in left) <= max_bytes

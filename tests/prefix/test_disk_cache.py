@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,29 +142,19 @@ def test_a_full_disk_costs_a_line(
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_in_the_middle_costs_a_line(engine: Engine, tmp_path: Path) -> None:
-    """A real short write, in a process whose files are limited to 100 kB."""
-    script = f"""
-import resource
-from pathlib import Path
-from kvfidelity.decoding.engine import Engine
-from tests.models.tiny import tiny_llama, tiny_tokenizer
-from tests.prefix.runs import baseline_run, disk_cache
-engine = Engine.from_model(tiny_llama(), tiny_tokenizer())
-run = baseline_run(engine)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-disk_cache(engine, Path({str(tmp_path)!r})).store("key", run)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr.splitlines() == [
-        f"the baseline is not stored in {tmp_path}: [Errno 27] File too large"
-    ]
+def test_a_disk_that_fills_up_in_the_middle_costs_a_line(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real short write: files are limited to 100 kB for a while."""
+    run = baseline_run(engine)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        disk_cache(engine, tmp_path).store("key", run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"the baseline is not stored in {tmp_path}: [Errno 27] File too large")
     assert list(tmp_path.iterdir()) == []
 
 

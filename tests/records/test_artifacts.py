@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kvfidelity.atomic_files import write_text
+from kvfidelity.atomic_files import replacing, temporary_path, write_text
+from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet, write_parquet
 
@@ -37,6 +39,85 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_text(file, "\ud800")
     assert file.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+FILLED = """
+import resource, sys
+from pathlib import Path
+import polars as pl
+from kvfidelity.cli import main_guard
+from kvfidelity.records.artifacts import write_parquet
+
+frame = pl.DataFrame({"text": [f"{n * 7919 % 10007}" * 9 for n in range(5000)]})
+file = Path(sys.argv[1])
+write_parquet(frame, file, kind="turns")
+content = file.read_bytes()
+for ninth in range(9):
+    limit = len(content) * ninth // 9
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        main_guard(lambda: write_parquet(frame, file, kind="turns"))
+    except SystemExit as end:
+        print(end.code, file.read_bytes() == content, len(list(file.parent.iterdir())))
+"""
+
+
+def test_a_disk_that_fills_up_anywhere_is_one_line(tmp_path: Path) -> None:
+    """A real short write after each ninth of the file; the file that was there stays."""
+    file = tmp_path / "turns.parquet"
+    command = [sys.executable, "-c", FILLED, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 9 and done.stdout.splitlines() == ["2 True 1"] * 9
+    for line in lines:
+        assert line.startswith(f"error: {file} would be larger than this process may write")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(tmp_path: Path, number: int) -> None:
+    file = tmp_path / "turns.parquet"
+    with pytest.raises(OSError) as caught, replacing(file):
+        raise OSError(number, os.strerror(number))
+    assert str(disk_error(caught.value)).startswith(
+        f"no space left on the disk that holds {file}: free some"
+    )
+
+
+@pytest.mark.parametrize(
+    "filling",
+    ["bytearray(8 << 30)", "torch.empty(8 << 30)", "Thread(target=print).start()"],
+    ids=["Python", "PyTorch", "threads"],
+)
+def test_memory_that_runs_out_is_one_line(filling: str) -> None:
+    """A real limit of the address space, from what the process has by then."""
+    script = f"""
+import resource
+from pathlib import Path
+from threading import Thread
+import torch
+from kvfidelity.cli import main_guard
+def fill():
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + (1 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    {filling}
+main_guard(fill)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: out of memory (or of address space, see `ulimit -v`)")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    file = tmp_path / "a.txt"
+    file.symlink_to(other)
+    temporary_path(file).symlink_to(other)
+    write_text(file, "new")
+    assert (file.is_symlink(), file.read_text(), other.read_text()) == (False, "new", "kept")
 
 
 @pytest.mark.parametrize("size", [0, 10, 300])

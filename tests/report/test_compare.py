@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {"confidence": 0.95, "resamples": 200, "seed": 0}
 
 
 def finished(folder: Path, cost: float, probes: int = 0, **changes: Any) -> Path:
-    chosen = settings(3, **changes)
+    chosen = settings(10, **changes)
     write(folder, chosen, {("attention_top", "stale"): cost}, turns=8, probes=probes)
     tables = build_tables(chosen, folder)
     tables["claims"] = evaluate_claims([CLAIM], tables, OPTIONS)
@@ -34,9 +34,9 @@ def test_a_change_is_paired_and_the_rest_stays(tmp_path: Path) -> None:
     other = finished(tmp_path / "b", 1.5, policies=policies)
     text, summaries = compare(one, other, OPTIONS).split("## Mean verdict")
     [row] = [line for line in text.splitlines() if "attention_top, stale" in line]
-    assert "| +0.500 | [+0.500, +0.500] | 3 |" in row
+    assert "| +0.500 | [+0.500, +0.500] | 10 |" in row
     [row] = [line for line in text.splitlines() if "attention_top, rerotated" in line]
-    assert "| 0.000 | [0.000, 0.000] | 3 |" in row
+    assert "| 0.000 | equal in every turn | 10 |" in row
     assert "Only in A: synthetic, made, gist, original, half" in text
     _, own = summaries.split("## Own replies")
     [row] = [line for line in own.splitlines() if "attention_top, stale, half |" in line]
@@ -48,7 +48,7 @@ def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:
     other = finished(tmp_path / "b", 1.5, probes=2)
     text = compare(one, other, OPTIONS)
     [row] = [line for line in text.splitlines() if "gist, stale, half, needle, recent" in line]
-    assert "| 0.000 | [0.000, 0.000] | 3 |" in row
+    assert "| 0.000 | equal in every turn | 10 |" in row
     [row] = [line for line in text.splitlines() if line.startswith("| X |")]
     assert "attention_top, stale" in row
     assert "contradicted (+0.2" in row

@@ -38,7 +38,7 @@ def script(name: str, *arguments: object) -> None:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     results, tables = folder / "results", folder / "results/tables"
-    chosen = settings(4)
+    chosen = settings(20)
     write(results, chosen, COSTS, probes=4)
     benchmark(results, "aggregate", wall=12.34, cpu=1234.5, mib=100)
     noted(results, f"generate/{run_keys(chosen)[0]}/turns", 3.5, batch_size=2)
@@ -92,18 +92,25 @@ def test_it_says_what_each_policy_forgets(text: str) -> None:
     part = re.sub(r"\s+", " ", text[text.index('id="recall"') : text.index('id="cache"')])
     gist = part[part.index("<strong>gist</strong>, whatever the positions") :]
     gist = re.sub("<[^>]+>", "", gist[: gist.index("</li>")])
-    assert re.search(r"answers as before: the beginning \((\d+%) against \1\)", gist)
+    assert re.search(r"keeps the beginning \((\d+%) against \1\)", gist)
     assert re.search(r"forgets the middle \(\d\d% against \d\d%\), the latest", gist)
     assert "<strong>attention_top</strong>, original and rerotated" in part
 
 
 def test_missing_verdicts_are_counted(text: str) -> None:
-    assert re.search(r"formula: \d+ verdicts missing, failed", text)
+    found = re.search(r"formula: (\d+) verdicts missing, failed. By turn: (.+)\.</p>", text)
+    assert found
+    turns = re.findall(r"turn (\d+): (\d+) of (\d+)", found[2])
+    assert [int(turn) for turn, _, _ in turns] == [4, 9, 14]
+    assert all(missing == replies for _, missing, replies in turns)
+    assert sum(int(missing) for _, missing, _ in turns) == int(found[1])
+    # Every cell misses the same turns, so there is nothing to warn of.
+    assert "Missing verdicts of" not in text
 
 
 def test_the_reliability_of_judges_is_shown(text: str) -> None:
     section = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text[text.index('id="judges"') :]))
-    assert "formula shuffle 1.00 [1.00, 1.00] 20 0" in section
+    assert "formula shuffle 1.00 [0.83, 1.00] 20 0" in section
     assert "formula other dialogue 1.00" in section
     assert "Words to the judge inside a reply" in section
 
@@ -126,8 +133,8 @@ def test_figures_and_tables_for_papers(page: Path) -> None:
     assert (results / "tables/policies.md").read_text().startswith("| model | dataset |")
     latex = (results / "tables/claims.tex").read_text()
     assert r"\toprule" in latex
-    assert r"attention\_top" in latex
-    assert "Prefill takes the cache past the threshold by more than 5\\%" in latex
+    assert r"streaming\_llm" in latex
+    assert "takes the cache past the threshold by more than 5\\%" in latex
 
 
 READ = """

@@ -7,7 +7,8 @@ from typing import Any
 
 from polars.testing import assert_frame_equal
 
-from kvfidelity.records.artifacts import TIMINGS, read_parquet
+from kvfidelity.records.artifacts import TIMINGS, read_metadata, read_parquet
+from kvfidelity.records.notes import BATCH_SIZE
 from tests.waiting import wait_until
 from tests.worker.conftest import Workdir
 
@@ -44,6 +45,9 @@ def test_jobs_in_a_batch_give_the_artifacts_of_jobs_alone(workdir: Workdir) -> N
     assert [code for code, _ in ended.values()] == [0] * 4, ended
     assert sum(stderr.count("loading") for _, stderr in ended.values()) == 1
     assert max(runs_decoded_together(workdir, name) for name in jobs) > 1
+    for name in jobs:
+        notes = read_metadata(workdir.folder / name / "turns.parquet")
+        assert float(notes[BATCH_SIZE]) == 3
     assert any(
         "runs computed together, " in stderr and "tokens/s in all)" in stderr
         for _, stderr in ended.values()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
+from kvfidelity.worker.job import job_from
+from kvfidelity.worker.protocol import first_message
+from kvfidelity.worker.socket_path import socket_folder
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import LIBRARY, Workdir
 from tests.worker.test_worker import artifact_digests
@@ -238,8 +244,8 @@ class TestStrangers:
     def test_another_user_is_refused_even_with_access_to_the_socket(self, workdir: Workdir) -> None:
         workdir.run("job")
         path = one_socket(workdir)
-        for socket_folder in (workdir.runtime, path.parent, path):
-            socket_folder.chmod(0o777)
+        for folder in (workdir.runtime, path.parent, path):
+            folder.chmod(0o777)
         ask = (
             "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
             's.sendall(b\'{"do": "stop"}\\n\'); print(s.recv(100))'
@@ -267,20 +273,15 @@ class TestStrangers:
         assert "is not a folder of yours alone" in stderr
         link.unlink()
 
-    def test_a_missing_runtime_folder_is_not_used(self, workdir: Workdir) -> None:
-        workdir.environment |= {
-            "XDG_RUNTIME_DIR": "/run/user/nobody",
-            "TMPDIR": str(workdir.runtime),
-        }
-        assert workdir.run("job")[0] == 0
-        assert workdir.worker().is_running()
-
-    def test_a_runtime_folder_with_too_long_a_path_is_not_used(self, workdir: Workdir) -> None:
-        long = workdir.folder / ("long" * 30)
-        long.mkdir()
-        workdir.environment |= {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(workdir.runtime)}
-        assert workdir.run("job")[0] == 0
-        assert workdir.worker().is_running()
+    @pytest.mark.parametrize("unusable", ["nobody's", "long" * 30])
+    def test_a_runtime_folder_that_is_missing_or_has_too_long_a_path_is_not_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unusable: str
+    ) -> None:
+        (tmp_path / ("long" * 30)).mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / unusable))
+        with tempfile.TemporaryDirectory(prefix="kvf-") as short:
+            monkeypatch.setattr(tempfile, "tempdir", short)
+            assert socket_folder() == Path(short) / f"kvfidelity-{os.getuid()}"
 
 
 def _queued(workdir: Workdir) -> int:
@@ -289,3 +290,69 @@ def _queued(workdir: Workdir) -> int:
     lines = Path("/proc/net/unix").read_text().splitlines()
     # One line is the listening socket; accepted and waiting connections bear its path too.
     return sum(line.endswith(path) for line in lines) - 2
+
+
+class TestHostileClients:
+    """What another process of the same user may send: the worker drops it and serves the next."""
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"[" * 200_000 + b"\n",
+            b'{"do":' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
+            b'{"do": ' + b"9" * 4301 + b"}\n",
+            b"\xff\xfe\n",
+            b"null\n",
+            b"x" * (5 << 20),
+        ],
+        ids=["arrays", "objects", "long number", "no UTF-8", "no object", "no end of line"],
+    )
+    def test_an_odd_message_costs_its_sender_alone(self, warm: Workdir, content: bytes) -> None:
+        worker = warm.worker().pid
+        with contextlib.suppress(ConnectionError):
+            assert say(warm, content) == b""
+        assert warm.run("next")[0] == 0
+        assert warm.worker().pid == worker
+
+
+def test_a_message_that_comes_byte_by_byte_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while not over.wait(0.01):
+                ours.sendall(b" ")
+
+    sender = threading.Thread(target=trickle)
+    sender.start()
+    try:
+        with theirs, pytest.raises(TimeoutError, match="no whole message"):
+            first_message(theirs, 0.3)
+    finally:
+        over.set()
+        sender.join()
+        ours.close()
+
+
+def test_a_long_message_is_not_kept() -> None:
+    ours, theirs = socket.socketpair()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ours.sendall(b"x" * (1 << 20))
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    with pytest.raises(ValueError, match="longer than 4 MiB"):
+        first_message(theirs, LIMIT_S)
+    theirs.close()
+    sender.join()
+    ours.close()
+
+
+@pytest.mark.parametrize("job", [5, None, [], {"texts": 1}, {"texts": "a"}, {"odd": "a"}])
+def test_what_is_no_job_is_refused(job: object) -> None:
+    with pytest.raises(ValueError, match="job"):
+        job_from(job)

@@ -9,6 +9,8 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +20,7 @@ from tests.waiting import wait_until
 from tests.worker.conftest import Workdir, write_pool
 from tests.worker.test_batch_server import same_runs
 
-ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "2"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
 FILES = ("turns", "evictions", "recall")
 
@@ -71,3 +73,48 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed
     warm.stop()
     # One that was about to start when its client was killed waits ten seconds for another.
     wait_until(lambda: not warm.workers())
+
+
+def connections(workdir: Workdir) -> int:
+    """Clients connected to this folder's worker, accepted or not."""
+    sockets = Path("/proc/net/unix").read_text(encoding="utf-8")
+    return sockets.count(str(workdir.runtime)) - 1  # the listener's own
+
+
+def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_artifact_and_changes_none(
+    workdir: Workdir,
+) -> None:
+    """All three runs are under way when it dies, and three have ended."""
+    batch, folder = ("--batch-size", "3"), workdir.folder
+    write_pool(folder / "pool.parquet", turns=8)
+
+    def cell(name: str, **changes: Any) -> dict[str, Any]:
+        fault = {"fault": "hold", "marker": str(folder / name), "times": int(name != "three")}
+        return {"parameters": fault} | changes | OWN
+
+    # After a prompt is fed: then all runs of the batch have begun.
+    cells = {"one": cell("one"), "two": cell("two", trigger="prompt"), "three": cell("three")}
+    for name in cells:
+        (folder / f"{name}.go").touch()
+        assert workdir.run(f"undisturbed-{name}", *batch, **cells[name])[0] == 0
+        (folder / f"{name}.go").unlink()
+        (folder / name).unlink(missing_ok=True)
+    finished = {file: file.read_bytes() for file in folder.glob("undisturbed-*/*")}
+    assert len(finished) == len(cells) * len(FILES)
+
+    # The first run holds the worker until all have connected; the second one holds it when all are
+    # under way.
+    jobs = {"one": workdir.start("job-one", *batch, **cells["one"])}
+    wait_until((folder / "one").exists)
+    for name in ("two", "three"):
+        jobs[name] = workdir.start(f"job-{name}", *batch, **cells[name])
+    wait_until(lambda: connections(workdir) == len(jobs))
+    (folder / "one.go").touch()
+    wait_until((folder / "two").exists)
+    workdir.worker().kill()
+    ended = {name: workdir.end(job) for name, job in jobs.items()}
+    assert [code for code, _ in ended.values()] == [0, 0, 0], ended
+    for name, (_, stderr) in ended.items():
+        assert stderr.count("the worker died; starting another") == 1, stderr
+        assert digests(workdir, f"job-{name}") == digests(workdir, f"undisturbed-{name}")
+    assert finished == {file: file.read_bytes() for file in finished}

@@ -30,12 +30,6 @@ def test_an_artifact_has_notes_of_its_time_and_memory(warm: Workdir) -> None:
     assert found[BATCH_SIZE] == 1
 
 
-def test_notes_of_a_batch_name_its_size(workdir: Workdir) -> None:
-    jobs = [workdir.start(f"job-{n}", "--batch-size", "3", seed=n) for n in range(2)]
-    assert [workdir.end(job)[0] for job in jobs] == [0, 0]
-    assert {taken(workdir, f"job-{n}")[BATCH_SIZE] for n in range(2)} == {3}
-
-
 def test_time_and_memory_do_not_change_a_runs_digest(warm: Workdir) -> None:
     for name in ("one", "two"):
         assert warm.run(name)[0] == 0

@@ -101,16 +101,6 @@ def test_two_workflows_on_one_machine_have_separate_workers(
     assert workdir.run("again")[1].count("loading") == 0
 
 
-def test_jobs_of_different_gpus_have_separate_workers_and_stop_ends_all(workdir: Workdir) -> None:
-    for device in ("0", "1"):
-        workdir.environment["CUDA_VISIBLE_DEVICES"] = device
-        assert workdir.run(f"job-{device}")[0] == 0
-    assert len(workdir.workers()) == 2
-    del workdir.environment["CUDA_VISIBLE_DEVICES"]
-    workdir.stop()
-    wait_until(lambda: not workdir.workers())
-
-
 def test_an_idle_worker_exits(workdir: Workdir) -> None:
     workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = "0.5"
     assert workdir.run("job")[0] == 0

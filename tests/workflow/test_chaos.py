@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 from tests.workflow.faults import AFTERWARDS, FAULTS, Scenario
 from tests.workflow.project import Project
 
-SEEDS = range(int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "3")))
+SEEDS = range(int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "2")))
 TARGETS = ["--until", "judge"]
 
 

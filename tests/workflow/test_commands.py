@@ -6,13 +6,14 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.waiting import LIMIT_S
+from tests.workflow import forked
 from tests.workflow.project import ROOT, Project, environment
 
 PAGES = ("README.md", "docs/running.md")
@@ -48,14 +49,8 @@ def test_snakemake_plans_what_the_line_says(line: str, fresh: Project, tmp_path:
     more = [option for option in ("-n", "--jobs=1") if option not in line]
     if "cores" not in line:
         more.append("--cores=1")
-    done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(line), *more],
-        cwd=project.folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    _, *options = shlex.split(line)
+    done = forked.run([*options, *more], project.folder, environment(), LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs of one dialogue each" in done.stdout + done.stderr
 

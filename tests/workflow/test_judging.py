@@ -21,12 +21,16 @@ import polars as pl
 import psutil
 import pytest
 
+from kvfidelity.judges.store import AnswerStore
 from tests.judges.batch_server import BatchServer
 from tests.judges.server import Reply, Server, completion, good
 from tests.workflow.project import Project
 from tests.workflow.replies import with_replies
 
 KEY = "sk-canary-3f9c2e"
+PRICES = {"local": {"input": 10.0, "output": 20.0}}
+#: Of an answer: 100 and 20 tokens.
+USD = (100 * 10 + 20 * 20) / 1e6
 CONCURRENCY = 16
 FULL = os.environ.get("KVFIDELITY_CHAOS") == "full"
 
@@ -43,21 +47,29 @@ def entry(url: str, **changes: Any) -> dict[str, Any]:
 
 class Misbehaving:
     """What the server does to a request: its text decides what it gets in the end, chance what
-    goes wrong before, at most three times."""
+    goes wrong before, at most three times.
+
+    An answer is lost at most twice: after a third time a verdict is missing, for each may be
+    charged. charged: answers that an endpoint would charge, those that were lost included.
+    """
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
         self._faults: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
+        self.charged = 0
 
     def __call__(self, number: int, request: dict[str, Any]) -> Reply:
         text = request["messages"][1]["content"]
         with self._lock:
             fault = self._chance.choice(FAULTS) if self._chance.random() < 0.3 else None
-            if self._faults[text] == 3:
+            if self._faults[text] == 3 or (fault in LOST and self._lost[text] == 2):
                 fault = None
             self._faults[text] += fault is not None
+            self._lost[text] += fault in LOST
+            self.charged += fault in LOST or fault is None
         if fault == "slow":  # longer than any timeout
             time.sleep(SLOW_S)
             return expected(text)[0]
@@ -76,6 +88,7 @@ FAULT: dict[str, Reply] = {
     "dropped": (200, {}, None),
 }
 FAULTS = [*FAULT, "slow"]
+LOST = ("dropped", "slow")
 TIMEOUT_S, SLOW_S = 4.0, 5.0
 
 
@@ -131,7 +144,8 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
     moments = random.Random(7)
     total = 5 * dialogues * turns
     with Server(server_does) as server:
-        with_replies(project, dialogues, turns, {"remote": entry(server.url, timeout_s=TIMEOUT_S)})
+        remote = {"remote": entry(server.url, timeout_s=TIMEOUT_S)}
+        with_replies(project, dialogues, turns, remote, prices=PRICES)
         for _ in range(kills):
             # Once judging has begun, so that no kill falls on Snakemake's own start.
             workflow, paid = project.start("--nolock", "--until", "judge"), len(server.requests)
@@ -155,10 +169,9 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
     twice = sum(server_does.paid.values()) - total
     print(f"{total} verdicts, {len(server.requests)} requests, {kills} kills, {twice} paid twice")
     assert twice <= kills * CONCURRENCY
+    store = project.folder / "resources/verdicts"
+    assert AnswerStore(store).spent("remote") >= server_does.charged * USD
     assert set(found["status"]) >= {"ok", "unparsable"}
-
-
-PRICES = {"local": {"input": 10.0, "output": 20.0}}
 
 
 class Telltale:
@@ -222,7 +235,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
     assert paid.height == 6 and paid["unpriced"].sum() == 0
     # An answer can serve the run and its test, which are counted apart.
     assert paid["answers"].sum() == pytest.approx(asked - failed, rel=0.1)
-    assert paid["usd"].sum() == pytest.approx(paid["answers"].sum() * (100 * 10 + 20 * 20) / 1e6)
+    assert paid["usd"].sum() == pytest.approx(paid["answers"].sum() * USD)
     table = pl.read_parquet(tables / "reliability.parquet")
     measures = {"auc", "repeats", "agreement", "injection", "pairs", "order"}
     assert set(table["measure"]) == measures
@@ -252,7 +265,7 @@ def test_a_cap_stops_the_workflow_in_one_line_and_a_higher_one_goes_on(
         assert stopped.returncode != 0
         assert "error: judge remote: " in output and "max_usd: 0.05" in output
         assert "Traceback" not in output
-        spent = len(server.requests) * (100 * 10 + 20 * 20) / 1e6
+        spent = len(server.requests) * USD
         assert 0 < spent <= 0.05
         judges = {"judges": {"remote": about | {"max_usd": 1.0}}}
         project.reconfigure(judges)

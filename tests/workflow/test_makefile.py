@@ -33,7 +33,7 @@ def make(project: Project, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("option", ["-n", "-np", "--dry-run"])
+@pytest.mark.parametrize("option", ["-np", "--dry-run"])
 def test_a_dry_run_names_no_report(project: Project, option: str) -> None:
     output = make(project, "run", f"ARGS={option} --forceall")
     assert "This was a dry-run" in output

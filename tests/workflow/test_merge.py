@@ -119,6 +119,15 @@ def other_dialogues(half: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"kept": 99}))
 
 
+def nested_manifest(half: Path) -> None:
+    (half / "dialogues/tiny/own/manifest.json").write_text("[" * 200_000)
+
+
+def without_notes(half: Path) -> None:
+    file = half / f"generate/{RUN}/turns.parquet"
+    write_parquet(read_parquet(file, kind="turns"), file, kind="turns")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -126,6 +135,8 @@ def other_dialogues(half: Path) -> None:
         (other_code, "were made by different code"),
         (other_policy, "was made with keep_ratio 0.5, this configuration says 0.9"),
         (other_dialogues, "the folders' dialogues are not the same"),
+        (nested_manifest, "values are nested more than 64 levels deep): make it again there"),
+        (without_notes, "does not say how it was made; make it again where it was made"),
     ],
 )
 def test_what_cannot_be_compared_is_not_merged(

@@ -1,4 +1,4 @@
-"""A judge kind and a dialogue format from files next to the configuration."""
+"""A judge kind and a dialogue format from files next to the configuration, in small grids."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from tests.judges.own_kind import WORDS_JUDGE
 from tests.workflow.project import Project
 
 
-@pytest.mark.long(45)
-def test_own_files_add_a_judge_and_a_format_whose_results_are_in_the_tables(
+@pytest.mark.long(60)
+def test_own_files_add_a_judge_and_a_format_whose_results_are_in_tables_and_page(
     prepared: Project, tmp_path: Path
 ) -> None:
+    """One dialogue, one policy, one position mode; and then no policy."""
     project = prepared.copy(tmp_path / "project")
     (project.folder / "my_judge.py").write_text(WORDS_JUDGE)
     (project.folder / "my_format.py").write_text(OWN_FORMAT)
@@ -33,6 +34,7 @@ def test_own_files_add_a_judge_and_a_format_whose_results_are_in_the_tables(
             "judges": {"mine": {"kind": "words", "rubric": "blind", "words_per_point": 3}},
             "judging": ["mine"],
             "reliability": {"replies": 2},
+            "session": {"recall": {"needles_per_depth": 2}},
             "grid": {"policies": ["baseline", "random"], "positions": ["stale"]},
         }
     )
@@ -43,10 +45,23 @@ def test_own_files_add_a_judge_and_a_format_whose_results_are_in_the_tables(
     assert set(verdicts["judge"]) == {"mine"}
     turns = pl.read_parquet(tables / "turns.parquet")
     assert set(turns["dataset"]) == {"own"} and set(turns["policy"]) == {"baseline", "random"}
+    page = (project.folder / "results/report.html").read_text(encoding="utf-8")
+    assert "What each policy forgets" in page
+    assert "No policy of this run evicts anything" not in page
     assert project.planned() == set()
 
     judge = project.folder / "my_judge.py"
-    judge.write_text(judge.read_text().replace("1 + words", "2 + words"))
+    text = judge.read_text()
+    judge.write_text(text.replace("1 + words", "2 + words"))
     rules = {rule for rule, _ in project.planned()}
     assert {"judge", "test_judge"} <= rules
     assert not {"generate", "extract_dialogues", "measure"} & rules
+    judge.write_text(text)
+
+    project.reconfigure({"grid": {"policies": ["baseline"]}})
+    done = project.snakemake("results/report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (project.folder / "results/report.html").read_text(encoding="utf-8")
+    assert "No policy of this run evicts anything" in page
+    drawn = (project.folder / "results/figures/retention.svg").read_text(encoding="utf-8")
+    assert "Nothing to draw" in drawn

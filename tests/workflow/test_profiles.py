@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.waiting import LIMIT_S
+from tests.workflow import forked
 from tests.workflow.project import ROOT, Project, environment
 
 PROFILES = sorted(folder.name for folder in (ROOT / "profiles").iterdir())
@@ -60,23 +60,8 @@ def planned(project: Project, name: str, *arguments: str) -> str:
         file.write_text(yaml.safe_dump(rest))
     elif executor == "kubernetes":
         arguments = (*arguments, *stored(project))
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--profile",
-        f"profiles/{name}",
-        "-n",
-        "--verbose",
-    ]
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=project.folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = ("--profile", f"profiles/{name}", "-n", "--verbose", *arguments)
+    done = forked.run(options, project.folder, environment(), LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -62,6 +62,7 @@ from kvfidelity.pipeline.rule_params import (
     own_policy,
     needs_likelihood,
     report_settings,
+    shows_own_history,
     generation_parameters,
     source_entry,
     table_settings,
@@ -251,6 +252,12 @@ def baseline_turns(wildcards):
     return f"results/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
 
 
+def baseline_history(wildcards):
+    """The turns whose replies a judge is shown, where runs have histories of their own."""
+    shown = shows_own_history(SETTINGS, wildcards.judge)
+    return [baseline_turns(wildcards)] if shown else []
+
+
 def table_parameters(wildcards):
     """A function, because sizes in tokens are known only after the dialogues are extracted."""
     return json.dumps(table_settings(SETTINGS, Path("results")), sort_keys=True)
@@ -296,7 +303,7 @@ def verdicts(wildcards):
 def figure_for_report(figure):
     """A figure's SVG with its place and caption in Snakemake's own report."""
     settings = SETTINGS["report"]
-    caption = figure.caption_with(settings["confidence"], settings["resamples"])
+    caption = figure.caption_with(settings["confidence"])
     return report(
         f"results/figures/{figure.name}.svg",
         category=figure.category,

@@ -15,8 +15,8 @@ rule fetch_dataset:
         spec=dataset_spec,
     shell:
         "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} "
-        "--out {output.folder} --record {output.record} --configured {input.configured} "
-        "--source {output.source} > {log} 2>&1"
+        "--out {output.folder:q} --record {output.record:q} --configured {input.configured:q} "
+        "--source {output.source:q} > {log:q} 2>&1"
 
 
 rule extract_dialogues:
@@ -45,10 +45,10 @@ rule extract_dialogues:
     params:
         spec=selection_spec,
     shell:
-        "python workflow/scripts/extract_dialogues.py --data {input.data} "
-        "--model {input.model} --spec {params.spec:q} --reach {resources.reach:q} "
-        "--pool {output.pool} --manifest {output.manifest} --tokenizer {output.tokenizer} "
-        "> {log} 2>&1"
+        "python workflow/scripts/extract_dialogues.py --data {input.data:q} "
+        "--model {input.model:q} --spec {params.spec:q} --reach {resources.reach:q} "
+        "--pool {output.pool:q} --manifest {output.manifest:q} --tokenizer {output.tokenizer:q} "
+        "> {log:q} 2>&1"
 
 
 rule lengths:
@@ -70,5 +70,5 @@ rule lengths:
     params:
         code=stage_digest("lengths"),
     shell:
-        "python workflow/scripts/lengths.py --manifest {input} --title {wildcards.dataset:q} "
-        "--out {output} > {log} 2>&1"
+        "python workflow/scripts/lengths.py --manifest {input:q} --title {wildcards.dataset:q} "
+        "--out {output:q} > {log:q} 2>&1"

@@ -14,7 +14,7 @@ rule check_policy:
     params:
         spec=own_policy_spec,
     shell:
-        "python workflow/scripts/check_policy.py --spec {params.spec:q} --out {output} > {log} 2>&1"
+        "python workflow/scripts/check_policy.py --spec {params.spec:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule generate:
@@ -54,9 +54,9 @@ rule generate:
         device=generation_device,
         code=stage_digest("generate"),
     shell:
-        "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model} "
-        "--dtype {params.dtype} --device {params.device} --code-digest {params.code} "
-        "--prefix-memory {resources.prefix_memory} --threads {threads} --pool {input.pool} "
-        "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
-        "--dialogue {wildcards.dialogue} --turns {output.turns} --evictions {output.evictions} "
-        "--recall {output.recall} --gpus {resources.worker_gpus} --batch-size {resources.batch_size} > {log} 2>&1"
+        "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model:q} "
+        "--dtype {params.dtype:q} --device {params.device:q} --code-digest {params.code:q} "
+        "--prefix-memory {resources.prefix_memory:q} --threads {threads} --pool {input.pool:q} "
+        "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
+        "--dialogue {wildcards.dialogue:q} --turns {output.turns:q} --evictions {output.evictions:q} "
+        "--recall {output.recall:q} --gpus {resources.worker_gpus:q} --batch-size {resources.batch_size:q} > {log:q} 2>&1"

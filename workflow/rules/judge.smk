@@ -2,6 +2,7 @@ rule judge:
     input:
         turns=f"results/generate/{RUN}/turns.parquet",
         metrics=f"results/metrics/{RUN}/metrics.parquet",
+        baseline=baseline_history,
         rubric=rubric,
         batch_record=batch_record,
     output:
@@ -16,10 +17,11 @@ rule judge:
     params:
         spec=judge_spec,
     shell:
-        "python workflow/scripts/judge.py --turns {input.turns} --metrics {input.metrics} "
-        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record} "
-        "--out {output.verdicts} > {log} 2>&1"
+        "python workflow/scripts/judge.py --turns {input.turns:q} --metrics {input.metrics:q} "
+        "--baseline {input.baseline:q} "
+        "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
+        "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
+        "--out {output.verdicts:q} > {log:q} 2>&1"
 
 
 rule request_judge_batch:
@@ -43,8 +45,8 @@ rule request_judge_batch:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
         "python workflow/scripts/request_judge_batch.py --settings {params.settings:q} --results results "
-        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule compare_replies:
@@ -65,7 +67,7 @@ rule compare_replies:
     params:
         spec=judge_spec,
     shell:
-        "python workflow/scripts/compare_replies.py --turns {input.turns} "
-        "--baseline {input.baseline} --rubric {input.rubric} --name {wildcards.judge} "
+        "python workflow/scripts/compare_replies.py --turns {input.turns:q} "
+        "--baseline {input.baseline:q} --rubric {input.rubric:q} --name {wildcards.judge:q} "
         "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
-        "--batch-record {input.batch_record} --out {output} > {log} 2>&1"
+        "--batch-record {input.batch_record:q} --out {output:q} > {log:q} 2>&1"

@@ -16,4 +16,4 @@ rule merge:
         code=stage_digest("merge"),
     shell:
         "python workflow/scripts/merge.py --settings {params.settings:q} --out results "
-        "> {log} 2>&1"
+        "> {log:q} 2>&1"

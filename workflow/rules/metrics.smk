@@ -17,5 +17,5 @@ rule measure:
     params:
         code=stage_digest("measure"),
     shell:
-        "python workflow/scripts/measure.py --turns {input.turns} --out {output.metrics} "
-        "> {log} 2>&1"
+        "python workflow/scripts/measure.py --turns {input.turns:q} --out {output.metrics:q} "
+        "> {log:q} 2>&1"

@@ -16,8 +16,8 @@ rule corrupt_replies:
     params:
         spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
     shell:
-        "python workflow/scripts/corrupt_replies.py --pool {input} --spec {params.spec:q} --out {output} "
-        "> {log} 2>&1"
+        "python workflow/scripts/corrupt_replies.py --pool {input:q} --spec {params.spec:q} --out {output:q} "
+        "> {log:q} 2>&1"
 
 
 rule score_corruptions:
@@ -49,11 +49,11 @@ rule score_corruptions:
         device=lookup("models/{model}/device", within=SETTINGS),
         code=stage_digest("generate"),
     shell:
-        "python workflow/scripts/score_corruptions.py --model-dir {input.model} --dtype {params.dtype} "
-        "--device {params.device} --code-digest {params.code} "
-        "--prefix-memory {resources.prefix_memory} --threads {threads} --texts {input.texts} "
-        "--prefix-disk {resources.prefix_disk} --store-prefixes {resources.store_prefixes} "
-        "--gpus {resources.worker_gpus} --batch-size {resources.batch_size} --out {output} > {log} 2>&1"
+        "python workflow/scripts/score_corruptions.py --model-dir {input.model:q} --dtype {params.dtype:q} "
+        "--device {params.device:q} --code-digest {params.code:q} "
+        "--prefix-memory {resources.prefix_memory:q} --threads {threads} --texts {input.texts:q} "
+        "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
+        "--gpus {resources.worker_gpus:q} --batch-size {resources.batch_size:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule test_judge:
@@ -73,9 +73,9 @@ rule test_judge:
     params:
         spec=judge_test_spec,
     shell:
-        "python workflow/scripts/test_judge.py --texts {input.texts} --likelihood {input.likelihood} "
-        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "python workflow/scripts/test_judge.py --texts {input.texts:q} --likelihood {input.likelihood:q} "
+        "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule test_pairwise_judge:
@@ -94,9 +94,9 @@ rule test_pairwise_judge:
     params:
         spec=judge_test_spec,
     shell:
-        "python workflow/scripts/compare_replies.py --texts {input.texts} "
-        "--rubric {input.rubric} --name {wildcards.judge} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output} > {log} 2>&1"
+        "python workflow/scripts/compare_replies.py --texts {input.texts:q} "
+        "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
+        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule judge_reliability:
@@ -120,4 +120,4 @@ rule judge_reliability:
         code=stage_digest("judge_reliability"),
     shell:
         "python workflow/scripts/judge_reliability.py --settings {params.settings:q} --results results "
-        "--judge-tests {input.judge_tests} --pairs {input.pairs} > {log} 2>&1"
+        "--judge-tests {input.judge_tests:q} --pairs {input.pairs:q} > {log:q} 2>&1"

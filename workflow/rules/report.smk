@@ -25,7 +25,7 @@ rule aggregate:
         code=stage_digest("aggregate"),
     shell:
         "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
-        "--out results/tables > {log} 2>&1"
+        "--out results/tables > {log:q} 2>&1"
 
 
 rule claims:
@@ -52,7 +52,7 @@ rule claims:
         code=stage_digest("claims"),
     shell:
         "python workflow/scripts/claims.py --settings {params.settings:q} --tables results/tables "
-        "--claims {input.claims} > {log} 2>&1"
+        "--claims {input.claims:q} > {log:q} 2>&1"
 
 
 rule paper_tables:
@@ -74,7 +74,7 @@ rule paper_tables:
     params:
         code=stage_digest("paper_tables"),
     shell:
-        "python workflow/scripts/paper_tables.py --tables results/tables > {log} 2>&1"
+        "python workflow/scripts/paper_tables.py --tables results/tables > {log:q} 2>&1"
 
 
 rule figures:
@@ -99,7 +99,7 @@ rule figures:
         code=stage_digest("report"),
     shell:
         "python workflow/scripts/figures.py --tables results/tables --out results/figures "
-        "> {log} 2>&1"
+        "> {log:q} 2>&1"
 
 
 rule report:
@@ -130,4 +130,4 @@ rule report:
         code=stage_digest("report"),
     shell:
         "python workflow/scripts/report.py --settings {params.settings:q} --results results "
-        "--out {output.page} > {log} 2>&1"
+        "--out {output.page:q} > {log:q} 2>&1"

@@ -21,7 +21,8 @@ def main() -> None:
     def table(name: str):
         return read_parquet(options.tables / f"{name}.parquet", kind=name)
 
-    tables = {name: table(name) for name in ("turns", "verdicts", "window", "recall")}
+    names = ("turns", "dialogues", "verdicts", "window", "recall", "baselines")
+    tables = {name: table(name) for name in names}
     claims = evaluate_claims(read_claims(options.claims), tables, options.settings)
     write_table(options.tables, "claims", claims, notes_of("claims", options.settings))
 

@@ -11,6 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--metrics", required=True, type=Path)
+    parser.add_argument("--baseline", nargs="*", type=Path, help="turns whose replies are shown")
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
@@ -33,8 +34,11 @@ def main() -> None:
         options.store,
         from_batch=bool(options.batch_record),
     )
-    verdicts = judge.judge(read_replies(options.turns, options.metrics))
+    baseline = options.baseline[0] if options.baseline else None
+    verdicts = judge.judge(read_replies(options.turns, options.metrics, baseline))
     files = {name: getattr(options, name) for name in ("turns", "metrics", "rubric")}
+    if baseline:
+        files["baseline"] = baseline
     notes = notes_of("judge", options.spec, **files)
     write_parquet(verdicts_frame(verdicts), options.out, kind="verdicts", metadata=notes)
 

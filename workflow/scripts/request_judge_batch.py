@@ -40,7 +40,11 @@ def main() -> None:
         counts = Counter(comparison.status for run in compared for comparison in run)
     else:
         rows = [
-            read_replies(generated / run / "turns.parquet", measured / run / "metrics.parquet")
+            read_replies(
+                generated / run / "turns.parquet",
+                measured / run / "metrics.parquet",
+                generated / baseline_run_key(options.settings, run) / "turns.parquet",
+            )
             for run in run_keys(options.settings)
         ]
         counts = Counter(verdict.status for verdict in judge.judge_runs(rows))

@@ -1,61 +1,115 @@
-"""The report's first paragraph: what a policy's loss is made of, from the numbers alone."""
+"""What a policy's loss is made of: the evicted tokens, or their positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
-#: Nats per token that a reader would call a difference.
+from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
+from kvfidelity.analysis.statistics import (
+    MIN_DIALOGUES,
+    MIN_DIALOGUES_WITHIN,
+    Estimate,
+    column_mean,
+)
+
+#: Nats per token that a reader would call a loss.
 MARGIN = 0.05
 #: Shares of the loss above and below which one cause is named.
-MOST_SHARE, LITTLE_SHARE = 0.8, 0.2
+MOST, LITTLE = 0.8, 0.2
+PAIRED = ("dialogue", "seed", "turn")
 
 
-def attribute_losses(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    """For each policy and threshold, its loss split in two, at the same kept tokens.
+def attribution(
+    scored: pl.DataFrame, silent: frozenset[tuple[str, str]], options: Mapping[str, Any]
+) -> pl.DataFrame:
+    """One row per policy and threshold: its loss split in two, over the same turns. `same_kept`,
+    whether the two also kept the same tokens, is left to `kept_alike.with_same_kept`.
 
-    stale: excess NLL with stale positions. difference: stale minus rerotated, what the positions
-    cost. rest: rerotated, what is lost with the tokens. kept_spans: contiguous stretches of
-    kept tokens, mean. share: difference / stale. cause: "none", "positions", "tokens",
-    "both" or "undecided". Attention-ranked eviction comes first, then by what positions cost.
+    stale: excess NLL with stale positions; rest: rerotated, what is lost with the tokens;
+    difference: stale minus rerotated, what positions cost. `cause` follows from `decide`:
+
+    - "none": it surely loses less than MARGIN with stale positions;
+    - "positions": these surely cost more than MARGIN and more than MOST of the loss;
+    - "tokens": the rest is surely more than MARGIN, positions cost less than LITTLE of the loss;
+    - "both": both surely cost more than MARGIN;
+    - "undecided", with its reason; always for models that know nothing.
+
+    Args:
+        scored: turns with an excess, as for `contrasts`, and `kept_spans`.
+        silent: models and data sets whose baseline knows nothing.
+        options: confidence, resamples, seed.
     """
     keys = ["model", "dataset", "policy", "threshold"]
-    kinds = tables["turns"].select(*keys, "kind").unique()
-    cells = tables["policies"]
-    stale = cells.filter(pl.col("positions") == "stale").select(
-        *keys, stale="mean", stale_low="low", stale_high="high"
+    corrected = scored.filter(pl.col("positions") == "rerotated").select(
+        *keys, *PAIRED, "kept_spans", rest="excess_nll"
     )
-    remaining = cells.filter(pl.col("positions") == "rerotated").select(
-        *keys, "kept_spans", rest="mean", rest_low="low", rest_high="high"
+    stale = scored.filter(pl.col("positions") == "stale")
+    pairs = stale.drop("kept_spans").join(corrected, on=[*keys, *PAIRED])
+    rows = []
+    for key, part in pairs.group_by(keys, maintain_order=True):
+        identity = dict(zip(keys, key, strict=True))
+        found = _estimates(part, options)
+        cause, reason = _cause(found)
+        if (identity["model"], identity["dataset"]) in silent:
+            cause, reason = "undecided", "the model knows nothing"
+        row = {
+            "kept_spans": part["kept_spans"].mean(),
+            "same_kept": None,
+            "cause": cause,
+            "reason": reason,
+        }
+        row |= {"n_dialogues": found["stale"].n_dialogues, "n_turns": found["stale"].n_turns}
+        for name in ("stale", "rest", "difference"):
+            one = found[name]
+            row |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+        rows.append(identity | row)
+    return pl.DataFrame(rows, table_schema("attribution")).sort(
+        "model", "dataset", -pl.col("difference").max().over("policy"), "policy", "threshold"
     )
-    difference = tables["contrasts"].filter(
-        pl.col("factor") == "positions", pl.col("first") == "stale", pl.col("second") == "rerotated"
-    )
-    joined = difference.join(stale, on=keys).join(remaining, on=keys).join(kinds, on=keys)
-    ordered = joined.sort(
-        pl.col("kind") != "attention_top",
-        *keys[:2],
-        -pl.col("mean").max().over("policy"),
-        *keys[2:],
-    )
-    return [row | attribute_loss(row) for row in ordered.to_dicts()]
 
 
-def attribute_loss(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`cause` and `share` of one row of `causes`."""
-    share = row["mean"] / row["stale"] if row["stale"] > MARGIN else None
-    if row["low"] is None or row["stale_low"] is None:
-        cause = "undecided"
-    elif row["stale_high"] <= MARGIN:
-        cause = "none"
-    elif row["stale_low"] <= MARGIN or share is None:
-        cause = "undecided"
-    elif row["low"] > MARGIN and share >= MOST_SHARE:
-        cause = "positions"
-    elif share <= LITTLE_SHARE:
-        cause = "tokens"
-    else:
-        cause = "both" if row["low"] > MARGIN else "undecided"
-    return {"cause": cause, "share": share}
+def _estimates(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Estimate]:
+    stale, rest = pl.col("excess_nll"), pl.col("rest")
+    values = {
+        "stale": stale,
+        "rest": rest,
+        "difference": stale - rest,
+        "beyond_most": (stale - rest) - MOST * stale,
+        "beyond_little": (stale - rest) - LITTLE * stale,
+    }
+    weight = pl.col("reference_tokens")
+    return {name: column_mean(part, value, weight, options) for name, value in values.items()}
+
+
+def _cause(found: Mapping[str, Estimate]) -> tuple[str, str]:
+    """The cause and its reason."""
+    dialogues = found["stale"].n_dialogues
+    if dialogues < MIN_DIALOGUES:
+        return "undecided", f"{dialogues} of the {MIN_DIALOGUES} dialogues that it takes"
+
+    def decided(name: str, direction: str, margin: float) -> str:
+        # A share of the loss is no difference between two runs: see `decide`.
+        return decide(direction, margin, asdict(found[name]), strict=True)[0]
+
+    lost = decided("stale", "above", MARGIN)
+    if lost == CONTRADICTED and dialogues >= MIN_DIALOGUES_WITHIN:
+        return "none", "the loss is surely small"
+    if lost == CONTRADICTED:
+        least = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
+        return "undecided", f"{least} to say that a loss is small"
+    if lost != SUPPORTED:
+        return "undecided", "the loss is not surely more than the margin"
+    positions = decided("difference", "above", MARGIN) == SUPPORTED
+    tokens = decided("rest", "above", MARGIN) == SUPPORTED
+    if positions and decided("beyond_most", "above", 0) == SUPPORTED:
+        return "positions", f"they surely cost more than {MOST:.0%} of the loss"
+    if tokens and decided("beyond_little", "below", 0) == SUPPORTED:
+        return "tokens", f"positions surely cost less than {LITTLE:.0%} of the loss"
+    if positions and tokens:
+        return "both", "both surely cost more than the margin"
+    return "undecided", "the loss is sure, its parts are not"

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.baselines import know_nothing
+from kvfidelity.analysis.claim_rows import (
+    RECALL_QUANTITIES,
+    WINDOW_CHANGES,
+    matching,
+    observations,
+    turns_of,
+)
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
-from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.analysis.recall import at_chance, estimate
+from kvfidelity.analysis.statistics import column_mean, column_share
 from kvfidelity.errors import UserError
-from kvfidelity.records.grid import CELL_COLUMNS
+from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
-#: What says which turn of which run a row is, and how much it weighs.
-IDENTITY = (
-    *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
-    *("reference_tokens", "after_eviction", "inside_window"),
-)
 PAIRED = ("dialogue", "seed", "turn", "probe")
-#: Quantities of recall questions; `depth` and `origin` choose among them.
-RECALL_QUANTITIES = (
-    "recalled",
-    "recall_lost",
-    "margin",
-    "margin_lost",
-    "answered",
-    "evidence_retained_share",
-)
 UNDEFINED = "undefined: one of the two does not vary, or fewer than three turns have both"
-NO_PROBE = pl.lit(-1, pl.Int32)
+NOTHING_LOST = "the quantity that the margin is a share of is not above 0"
 #: Per reference token, so a turn weighs as many as it has; all else weighs turns alike.
-WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
 PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
+#: Losses of recall against the baseline.
+LOSSES = ("recall_lost", "margin_lost")
+ENDS = ("low", "high", "strict_low", "strict_high")
+ESTIMATED = (*ENDS, "n_dialogues", "n_turns")
+#: Share of own replies that came to an end.
+COMPLETE = "complete"
+#: `turns` that lie after an eviction.
+AFTER_EVICTION = ("after_eviction", "inside_window", "past_window")
 SCHEMA = table_schema("claims")
 
 
@@ -48,15 +50,32 @@ class Claim:
     claim: str
     statement: str
     quantity: str
-    of: Mapping[str, str]
+    of: Mapping[str, Any]
     direction: str
     margin: float
     min_dialogues: int
     source: str = "this project"
-    minus: Mapping[str, str] | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    tested_in: str | None = None
+    minus: Mapping[str, Any] | None = None
     same: Sequence[str] = field(default_factory=list)
+    same_kept: bool = False
+    margin_of: str | None = None
+    pooled: bool = False
     correlated_with: str | None = None
     turns: str = "inside_window"
+
+    def rows_of(self) -> dict[str, Any]:
+        """What `of` and the setting together ask of a row."""
+        return {**self.setting, **self.of}
+
+    def rows_of_minus(self) -> dict[str, Any]:
+        """The same of `minus`; the baseline evicts nothing, so of a setting only replies count."""
+        assert self.minus is not None
+        setting = dict(self.setting)
+        if self.minus.get("kind") == BASELINE:
+            setting = {name: value for name, value in setting.items() if name == "replies"}
+        return {**setting, **self.minus}
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -70,7 +89,8 @@ def evaluate_claims(
     """One row per claim and cell that it is about; a claim without data has one row that says so.
 
     Args:
-        tables: `turns`, `verdicts`, `window`, `recall`.
+        tables: `turns`, `verdicts`, `window`, `recall`, `baselines`; with `dialogues`, claims may
+            compare runs that kept the same tokens.
         options: confidence, resamples, seed.
 
     Raises:
@@ -78,80 +98,12 @@ def evaluate_claims(
     """
     named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
     observed = observations(tables, named)
+    silent = know_nothing(tables["baselines"])
     rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
+    for row in rows:
+        if (row["model"], row["dataset"]) in silent and row["estimate"] is not None:
+            row |= {"decision": UNDECIDED, "reason": "the model knows nothing, so it loses nothing"}
     return pl.DataFrame(rows, SCHEMA)
-
-
-def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
-    """The quantities of claims, as far as the data have them, one row per turn of every run.
-
-    Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
-    Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere.
-    """
-    columns = (*IDENTITY, *sorted(set(quantities) & set(tables["turns"].columns)))
-    turns = tables["turns"].select(columns)
-    verdicts = tables["verdicts"]
-    if verdicts.height and any(name.startswith("score.") for name in quantities):
-        scores = verdicts.filter(pl.col("status") == "ok").with_columns(
-            judge=pl.lit("score.") + pl.col("judge"), score=pl.col("score").cast(pl.Float64)
-        )
-        if scores.height:
-            turns = turns.join(
-                scores.pivot("judge", index=["run", "turn"], values="score"),
-                on=["run", "turn"],
-                how="left",
-            )
-    change = change_at_edge(tables["window"])
-    runs = turns.unique("run").select(
-        "run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "target_tokens"
-    )
-    at_edge = change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens")
-    beyond = change.select("run", "nll_change_beyond_window", reference_tokens="tokens_beyond")
-    changes = [
-        runs.join(part, on="run").with_columns(turn=pl.lit(turn, pl.Int32), probe=NO_PROBE)
-        for turn, part in ((-1, at_edge), (-2, beyond))
-    ]
-    questions = tables["recall"].select(
-        *[name for name in IDENTITY if name in tables["recall"].columns],
-        *("probe", "origin", "depth"),
-        *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
-    )
-    return pl.concat(
-        [turns.with_columns(probe=NO_PROBE), *changes, questions],
-        how="diagonal_relaxed",
-    )
-
-
-def decide(claim: Claim, low: float | None, high: float | None, dialogues: int) -> tuple[str, str]:
-    """ "supported", "contradicted" or "not decided", and why.
-
-    A margin of 0.1 and direction "above": an interval of 0.2 to 0.3 supports, -0.1 to 0.05
-    contradicts, 0.05 to 0.2 leaves it open. For "within" all of the interval must lie between the
-    margins to support, and all of it outside to contradict.
-    """
-    if dialogues < claim.min_dialogues:
-        return (
-            "not decided",
-            f"{dialogues} of the {claim.min_dialogues} dialogues that the claim needs",
-        )
-    if low is None or high is None:
-        return "not decided", "no interval"
-    margin = claim.margin
-    match claim.direction:
-        case "above":
-            supported, contradicted = low > margin, high < margin
-        case "below":
-            supported, contradicted = high < -margin, low > -margin
-        case _:
-            supported, contradicted = (
-                -margin <= low and high <= margin,
-                low > margin or high < -margin,
-            )
-    if supported:
-        return "supported", "the whole interval is on the claimed side"
-    if contradicted:
-        return "contradicted", "the whole interval is on the other side"
-    return "not decided", "the interval holds the margin"
 
 
 def _evaluate(
@@ -166,68 +118,82 @@ def _evaluate(
             )
     found = False
     if claim.quantity in observed.columns:
-        rows = _turns(claim, observed.filter(pl.col(claim.quantity).is_not_null()))
+        known = observed.filter(pl.col(claim.quantity).is_not_null())
+        rows = turns_of(claim.turns, claim.quantity, known)
         for row in _estimates(claim, rows, options):
             found = True
-            decision, reason = decide(claim, row["low"], row["high"], row["n_dialogues"])
+            guessing = row.pop("baseline_at_chance", False)
+            decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
             if row["estimate"] is None:
-                reason = UNDEFINED
+                decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
+            elif guessing:
+                decision, reason = UNDECIDED, "the baseline itself may be guessing"
             yield _claim_columns(claim) | row | {"decision": decision, "reason": reason}
     if not found:
         blank = dict.fromkeys(SCHEMA)
-        empty = {"n_dialogues": 0, "n_turns": 0, "decision": "not decided"}
-        yield blank | _claim_columns(claim) | empty | {"reason": "no run of this grid measures it"}
+        empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
+        where = f"; {claim.tested_in} tests it" if claim.tested_in else ""
+        reason = f"no run of this grid is at the claim's setting{where}"
+        yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 
 def _renamed(name: str) -> str:
     return f", it is now called {RENAMED_COLUMNS[name]!r}" if name in RENAMED_COLUMNS else ""
 
 
-def _turns(claim: Claim, rows: pl.DataFrame) -> pl.DataFrame:
-    if claim.quantity in WINDOW_CHANGES:
-        return rows
-    match claim.turns:
-        case "after_eviction":
-            return rows.filter("after_eviction")
-        case "inside_window":
-            return rows.filter("after_eviction", "inside_window")
-        case "past_window":
-            return rows.filter("after_eviction", ~pl.col("inside_window"))
-        case "peak":
-            top = rows.sort(claim.quantity, descending=True).unique("run", keep="first")
-            return top.with_columns(turn=pl.lit(-1, pl.Int32))
-        case _:
-            return rows
-
-
 def _estimates(
     claim: Claim, rows: pl.DataFrame, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    chosen = _matching(rows, claim.of)
+    chosen = matching(rows, claim.rows_of())
+    if claim.turns in AFTER_EVICTION and claim.quantity not in WINDOW_CHANGES:
+        # What `turns_of` leaves of the baseline is there to be subtracted.
+        chosen = chosen.filter("after_eviction")
     if claim.correlated_with:
         for key, part in chosen.group_by("model", "dataset", maintain_order=True):
             identity = dict(zip(CELL_COLUMNS, key, strict=False))
             yield from _correlation(claim, part, identity, options)
         return
-    for key, part in chosen.sort(CELL_COLUMNS).group_by(CELL_COLUMNS, maintain_order=True):
-        identity = dict(zip(CELL_COLUMNS, key, strict=True)) | {"budget_tokens": _budget(part)}
+    columns = CELL_COLUMNS[:2] if claim.pooled else CELL_COLUMNS
+    for key, part in chosen.sort(CELL_COLUMNS).group_by(columns, maintain_order=True):
+        cell = dict.fromkeys(CELL_COLUMNS) | dict(zip(columns, key, strict=True))
+        identity = cell | {"budget_tokens": _budget(part)}
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
             continue
-        shared = ("model", "dataset", "threshold", *claim.same)
-        others = _matching(rows, dict(claim.minus) | {name: identity[name] for name in shared})
-        for (policy, positions), other in others.group_by("policy", "positions"):
-            pairs = part.join(
-                other.select(*PAIRED, other=claim.quantity, other_budget="target_tokens"),
-                on=PAIRED,
-            )
-            if pairs.height:
-                against = {
-                    "against": f"{policy}, {positions}",
-                    "against_budget_tokens": _budget(other),
-                }
-                value = pl.col(claim.quantity) - pl.col("other")
-                yield from _mean(claim, pairs, value, identity | against, options)
+        for against, pairs in _pairs(claim, part, rows, identity):
+            value = pl.col(claim.quantity) - pl.col("other")
+            yield from _mean(claim, pairs, value, identity | against, options)
+
+
+def _pairs(
+    claim: Claim, part: pl.DataFrame, rows: pl.DataFrame, identity: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
+    """Rows of `part` with the quantity of each cell that is subtracted as `other`.
+
+    The baseline has no threshold, so against it, or of it, cells pair whatever their threshold.
+    """
+    minus = claim.rows_of_minus()
+    shared = ["model", "dataset", *claim.same]
+    if BASELINE not in (minus.get("kind"), claim.of.get("kind")):
+        shared.append("threshold")
+    others = matching(rows, minus | {name: identity[name] for name in shared})
+    for (policy, positions, threshold), other in others.group_by(
+        "policy", "positions", "threshold", maintain_order=True
+    ):
+        pairs = part.join(
+            other.select(
+                *PAIRED,
+                other=claim.quantity,
+                other_budget="target_tokens",
+                other_keep_sets="keep_sets",
+            ),
+            on=PAIRED,
+        )
+        if claim.same_kept:
+            pairs = pairs.filter(pl.col("keep_sets") == pl.col("other_keep_sets"))
+        if pairs.height:
+            name = policy if threshold == NO_THRESHOLD else f"{policy}, {positions}"
+            yield {"against": name, "against_budget_tokens": _budget(other)}, pairs
 
 
 def _mean(
@@ -238,17 +204,43 @@ def _mean(
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     weight = pl.col("reference_tokens") if claim.quantity in PER_TOKEN else pl.lit(1)
-    found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in ("low", "high", "n_dialogues", "n_turns")}
+    blank = {"against": None, "against_budget_tokens": None}
+    reference = None
+    if claim.margin_of:
+        # How far the value is beyond the margin's share of the reference, in units of the
+        # reference: the interval has what is uncertain about both.
+        base = {"of": pl.col(claim.quantity), "minus": pl.col("other")}
+        share = base.get(claim.margin_of, pl.col(claim.margin_of))
+        reference = column_mean(rows, share, weight, options).mean
+        sign = -1 if claim.direction == "below" else 1
+        value = value - sign * claim.margin * share
+    if claim.quantity in RECALL_QUANTITIES and not claim.margin_of:
+        found = asdict(estimate(rows, claim.quantity, value, options))
+    elif claim.quantity == COMPLETE and not claim.margin_of:
+        found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
+    else:
+        found = asdict(column_mean(rows, value, weight, options))
+    kept = {name: found[name] for name in ESTIMATED}
     if found["mean"] is None:
         return
-    yield {
-        "against": None,
-        "against_budget_tokens": None,
-        **identity,
-        "estimate": found["mean"],
-        **kept,
-    }
+    mean = found["mean"]
+    if claim.margin_of and (reference is None or reference <= 0):
+        yield {**blank, **identity, "estimate": None, **kept, **dict.fromkeys(ENDS)}
+        return
+    if reference is not None:
+        ends = {name: kept[name] for name in ENDS}
+        moved = {
+            name: None if end is None else end / reference + sign * claim.margin
+            for name, end in ({"mean": mean} | ends).items()
+        }
+        mean = moved.pop("mean")
+        kept |= moved
+    if claim.quantity in LOSSES:
+        # What the baseline does not know cannot be forgotten.
+        chance = rows.select(pl.col("chance").mean()).item()
+        right = column_share(rows, pl.col("recalled") + pl.col("recall_lost"), options)
+        kept["baseline_at_chance"] = at_chance(right.low, chance)
+    yield {**blank, **identity, "estimate": mean, **kept}
 
 
 def _correlation(
@@ -259,20 +251,16 @@ def _correlation(
         known[claim.quantity].cast(pl.Float64).to_numpy(),
         known[str(claim.correlated_with)].cast(pl.Float64).to_numpy(),
         known["dialogue"].to_numpy().astype(str),
-        **options,
+        confidence=options["confidence"],
     )
     if known.is_empty():
         return
     blank = dict.fromkeys(("policy", "positions", "threshold", "against"))
     blank |= dict.fromkeys(("budget_tokens", "against_budget_tokens"))
     if found is None:
-        found = {"correlation": None, "low": None, "high": None, "n_turns": known.height}
+        found = dict.fromkeys(("correlation", *ESTIMATED)) | {"n_turns": known.height}
         found["n_dialogues"] = known["dialogue"].n_unique()
     yield blank | dict(identity) | found | {"estimate": found.pop("correlation")}
-
-
-def _matching(rows: pl.DataFrame, values: Mapping[str, Any]) -> pl.DataFrame:
-    return rows.filter(*[pl.col(name) == value for name, value in values.items()])
 
 
 def _budget(rows: pl.DataFrame) -> int | None:
@@ -283,5 +271,13 @@ def _budget(rows: pl.DataFrame) -> int | None:
 def _claim_columns(claim: Claim) -> dict[str, Any]:
     return {
         name: getattr(claim, name)
-        for name in ("claim", "statement", "source", "direction", "margin")
+        for name in (
+            "claim",
+            "statement",
+            "source",
+            "direction",
+            "margin",
+            "margin_of",
+            "tested_in",
+        )
     }

@@ -15,7 +15,7 @@ from kvfidelity.records.columns import ARTIFACTS, Integrity
 from kvfidelity.records.declaration import ColumnInfo, Dtype, columns
 
 #: Texts and lists of the artifacts; tables leave them out, for they must fit in memory.
-TURN_TEXTS = ("prompt", "reply", "reference", "reference_token_nll")
+TURN_TEXTS = ("prompt", "message", "reply", "reference", "reference_token_nll")
 RECALL_TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
 #: The log's slots; tables say which tokens.
 SLOT_COLUMNS = ("slot_spans", "position_spans")
@@ -47,6 +47,11 @@ class Excess:
         Dtype,
         "share",
         "how far the prompt alone took the cache past the threshold, as a share of it",
+    ] = pl.Float64
+    turn_overshoot_share: Annotated[
+        Dtype,
+        "share",
+        "how far prompt and reply took the cache past the threshold, as a share of it",
     ] = pl.Float64
     excess_nll: Annotated[Dtype, "nats / token", "reference_nll minus baseline_nll: the loss"] = (
         pl.Float64
@@ -81,6 +86,9 @@ class Dialogues:
         Dtype, "nats / token", "token-weighted mean over turns after an eviction, inside the window"
     ] = pl.Float64
     out_of_memory: Annotated[Dtype, "turns", "turns that ran out of memory"] = pl.UInt32
+    keep_sets: Annotated[Dtype, "", "equal for runs whose evictions kept the same tokens"] = (
+        pl.String
+    )
     prefill_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     scoring_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
     eviction_s: Annotated[Dtype, "s", "sum over turns that this run computed alone"] = pl.Float64
@@ -118,6 +126,16 @@ class Interval:
     high: Annotated[Dtype, "as the mean", "upper end of the interval"] = pl.Float64
 
 
+class StrictInterval:
+    """The interval that a conclusion beyond a margin needs."""
+
+    stage = "aggregate"
+    strict_low: Annotated[
+        Dtype, "as the mean", "lower end at the level of conclusions: 99% where low is of 95%"
+    ] = pl.Float64
+    strict_high: Annotated[Dtype, "as the mean", "upper end at that level"] = pl.Float64
+
+
 class Counts:
     """What an estimate is over."""
 
@@ -126,16 +144,22 @@ class Counts:
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
 
 
-class SignedRank:
+class Unpaired:
+    """What a comparison leaves out."""
+
+    stage = "aggregate"
+    n_unpaired: Annotated[
+        Dtype, "turns", "turns that only one of the two compared runs has: not in the estimate"
+    ] = pl.Int64
+
+
+class ZeroTest:
     """The test of an estimate against 0."""
 
     stage = "aggregate"
-    p: Annotated[Dtype, "0 to 1", "Wilcoxon's signed-rank over the dialogues' means, two-sided"] = (
-        pl.Float64
-    )
-    effect: Annotated[Dtype, "-1 to 1", "matched-pairs rank-biserial correlation of the same"] = (
-        pl.Float64
-    )
+    p: Annotated[
+        Dtype, "0 to 1", "two-sided, as the interval; missing with fewer than ten dialogues"
+    ] = pl.Float64
 
 
 class Policies:
@@ -156,6 +180,12 @@ class ContrastSides:
     """What a contrast compares."""
 
     stage = "aggregate"
+    family: Annotated[
+        Dtype,
+        "",
+        "what p is adjusted over: positions (stale minus rerotated), correction (rerotated minus "
+        "original), or policies under one position mode (each minus attention_top)",
+    ] = pl.String
     factor: Annotated[Dtype, "", "what differs: positions or policy"] = pl.String
     first: Annotated[Dtype, "", "value of the factor that is subtracted from"] = pl.String
     second: Annotated[Dtype, "", "value of the factor that is subtracted"] = pl.String
@@ -168,42 +198,91 @@ class ContrastMean:
     mean: Annotated[
         Dtype, "nats / token", "excess NLL of first minus second on the same dialogue and turn"
     ] = pl.Float64
+    same_kept: Annotated[
+        Dtype, "", "the evictions of first and second kept the same tokens in every dialogue"
+    ] = pl.Boolean
 
 
 class Holm:
-    """p over the table."""
+    """p over the family."""
 
     stage = "aggregate"
-    p_holm: Annotated[Dtype, "0 to 1", "p, adjusted over the whole table by Holm's method"] = (
+    p_holm: Annotated[
+        Dtype,
+        "0 to 1",
+        "p, adjusted over its family, model, data set and threshold by Holm's method",
+    ] = pl.Float64
+
+
+class Attribution:
+    """What a policy's loss is made of: tokens or positions; see `analysis.attribution`."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    policy: Annotated[Dtype, "", "name of the policy in the configuration"] = pl.String
+    threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
+    cause: Annotated[Dtype, "", "none, positions, tokens, both or undecided"] = pl.String
+    reason: Annotated[Dtype, "", "reason of the cause"] = pl.String
+    stale: Annotated[Dtype, "nats / token", "excess NLL with stale positions"] = pl.Float64
+    stale_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    stale_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    rest: Annotated[Dtype, "nats / token", "the same with rerotated ones: lost with the tokens"] = (
         pl.Float64
     )
+    rest_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    rest_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    difference: Annotated[Dtype, "nats / token", "stale minus rest: what positions cost"] = (
+        pl.Float64
+    )
+    difference_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    difference_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    same_kept: Annotated[
+        Dtype, "", "in every dialogue the evictions of both kept the same tokens"
+    ] = pl.Boolean
+    kept_spans: Annotated[Dtype, "", "contiguous stretches of kept tokens, mean"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimates are over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns that the estimates are over"] = pl.Int64
+
+
+class Baselines:
+    """NLL of the baseline's reference replies, against guessing among the model's tokens."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    mean: Annotated[Dtype, "nats / token", "token-weighted mean of reference_nll"] = pl.Float64
+    vocabulary: Annotated[Dtype, "tokens", "tokens that the model chooses among, if known"] = (
+        pl.Int64
+    )
+    guessing: Annotated[Dtype, "nats / token", "NLL of guessing: log of the vocabulary"] = (
+        pl.Float64
+    )
+    knows_nothing: Annotated[
+        Dtype, "", "the mean is at least nine tenths of guessing: nothing can be lost"
+    ] = pl.Boolean
 
 
 class Predictors:
-    """How well an integrity metric orders turns by their loss."""
+    """How well an integrity metric orders the cells of a turn by their loss."""
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
     metric: Annotated[Dtype, "", "column of turns that is correlated with excess_nll"] = pl.String
     correlation: Annotated[
-        Dtype, "-1 to 1", "Spearman's, over turns after an eviction and inside the window"
+        Dtype, "-1 to 1", "Spearman's among the cells of a dialogue and turn, mean over dialogues"
     ] = pl.Float64
     low: Annotated[
-        Dtype, "-1 to 1", "lower end; missing if over a tenth of the resamples leave it undefined"
+        Dtype, "-1 to 1", "lower end; missing if without one dialogue it would be undefined"
     ] = pl.Float64
     high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
-    gap_to_best: Annotated[
-        Dtype, "0 to 1", "by how much the strongest metric's correlation is stronger, signs aside"
-    ] = pl.Float64
-    gap_to_best_low: Annotated[Dtype, "-1 to 1", "lower end of its interval"] = pl.Float64
-    gap_to_best_high: Annotated[Dtype, "-1 to 1", "upper end of its interval"] = pl.Float64
 
 
 class Window:
-    """NLL of the baseline's reference replies by token index."""
+    """NLL of reference replies by token index."""
 
     stage = "aggregate"
     run: Annotated[
@@ -211,6 +290,7 @@ class Window:
     ] = pl.String
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
     dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
     dialogue: Annotated[Dtype, "", "number of the dialogue in the pool, three digits"] = pl.String
     seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
     trained_window: Annotated[Dtype, "tokens", "context length that the model was trained for"] = (
@@ -321,8 +401,13 @@ class RecallEstimates:
     )
     margin_lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     margin_lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
-    p: Annotated[Dtype, "0 to 1", "signed-rank test of margin_lost, as in contrasts"] = pl.Float64
-    effect: Annotated[Dtype, "-1 to 1", "effect of margin_lost, as in contrasts"] = pl.Float64
+    margin_lost_strict_low: Annotated[
+        Dtype, "nats / token", "lower end at the level of conclusions: 99% where the other is 95%"
+    ] = pl.Float64
+    margin_lost_strict_high: Annotated[Dtype, "nats / token", "upper end at that level"] = (
+        pl.Float64
+    )
+    n_compared: Annotated[Dtype, "dialogues", "dialogues that margin_lost is over"] = pl.Int64
     recalled_baseline: Annotated[Dtype, "share", "the baseline's share of the same questions"] = (
         pl.Float64
     )
@@ -369,17 +454,46 @@ class VerdictMeans:
     n: Annotated[Dtype, "verdicts", "verdicts that the mean is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the mean is over"] = pl.Int64
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+    history_cut: Annotated[
+        Dtype, "replies", "replies whose judge was not shown the whole history"
+    ] = pl.Int64
+    messages_cut: Annotated[Dtype, "messages", "messages that were left out for them"] = pl.Int64
 
 
 class MissingVerdicts:
-    """How many verdicts are missing, by judge and reason."""
+    """How many verdicts are missing, by judge, reason and turn."""
 
     stage = "aggregate"
     judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
     status: Annotated[
         Dtype, "", "why: failed, refused, truncated, unparsable, not_measured, not_finite"
     ] = pl.String
+    turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
+    replies: Annotated[Dtype, "replies", "replies of that turn, with and without a verdict"] = (
+        pl.Int64
+    )
+
+
+class MissingByCell:
+    """Whether the share of missing verdicts depends on the cell."""
+
+    stage = "aggregate"
+    judge: Annotated[Dtype, "", "name of the judge in the configuration"] = pl.String
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    fewest: Annotated[Dtype, "", "cell that misses the smallest share"] = pl.String
+    fewest_share: Annotated[Dtype, "share", "verdicts that it misses"] = pl.Float64
+    most: Annotated[Dtype, "", "cell that misses the largest share"] = pl.String
+    most_share: Annotated[Dtype, "share", "verdicts that it misses"] = pl.Float64
+    turns: Annotated[Dtype, "turns", "turns that every cell has a reply to; p is over them"] = (
+        pl.Int64
+    )
+    p: Annotated[
+        Dtype,
+        "",
+        "of Cochran's Q, by permutation within turns; missing if every cell misses the same turns",
+    ] = pl.Float64
 
 
 class OwnReplies:
@@ -396,6 +510,8 @@ class OwnReplies:
     n: Annotated[Dtype, "replies", "replies that the row is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
     complete: Annotated[Dtype, "share", "replies that ended on their own"] = pl.Float64
+    complete_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    complete_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     rep_3: Annotated[Dtype, "share", "mean of turns.rep_3"] = pl.Float64
     echo_share: Annotated[Dtype, "share", "mean of turns.echo_share"] = pl.Float64
     chrf: Annotated[Dtype, "0 to 100", "mean of turns.chrf"] = pl.Float64
@@ -436,13 +552,25 @@ class Claims:
     ] = pl.Int64
     against_budget_tokens: Annotated[Dtype, "tokens", "the same of the subtracted cell"] = pl.Int64
     direction: Annotated[Dtype, "", "above, below or within"] = pl.String
-    decision: Annotated[Dtype, "", "supported, contradicted or not decided"] = pl.String
+    decision: Annotated[Dtype, "", "supported, contradicted, not decided or not tested here"] = (
+        pl.String
+    )
     margin: Annotated[Dtype, "as the estimate", "how far beyond 0 the interval has to lie"] = (
         pl.Float64
     )
+    margin_of: Annotated[
+        Dtype, "", "what estimate and margin are shares of: of, minus, baseline_nll; or missing"
+    ] = pl.String
+    tested_in: Annotated[Dtype, "", "configuration that has the claim's setting"] = pl.String
     estimate: Annotated[Dtype, "the quantity's", "estimate of the claim's quantity"] = pl.Float64
     low: Annotated[Dtype, "as the estimate", "lower end of the interval"] = pl.Float64
     high: Annotated[Dtype, "as the estimate", "upper end of the interval"] = pl.Float64
+    strict_low: Annotated[
+        Dtype,
+        "as the estimate",
+        "lower end at 99% where low is of 95%: what decides if the margin is not 0",
+    ] = pl.Float64
+    strict_high: Annotated[Dtype, "as the estimate", "upper end at that level"] = pl.Float64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that the estimate is over"] = pl.Int64
     n_turns: Annotated[Dtype, "turns", "turns, or questions, that the estimate is over"] = pl.Int64
     reason: Annotated[Dtype, "", "reason of the decision"] = pl.String
@@ -476,6 +604,8 @@ class Reliability:
         "share",
         "repeats, agreement: equal scores; injection: replies that gain; pairs: the order decided",
     ] = pl.Float64
+    share_low: Annotated[Dtype, "share", "lower end of its interval"] = pl.Float64
+    share_high: Annotated[Dtype, "share", "upper end of its interval"] = pl.Float64
     n: Annotated[Dtype, "replies", "replies or pairs that the value is over"] = pl.Int64
     n_good: Annotated[Dtype, "replies", "good replies that auc is over"] = pl.Int64
     n_dialogues: Annotated[Dtype, "dialogues", "dialogues that they are from"] = pl.Int64
@@ -504,6 +634,10 @@ class Comparisons:
     tie: Annotated[Dtype, "pairs", "neither, or not the same in both orders"] = pl.Int64
     order_decided: Annotated[Dtype, "pairs", "ties in which the order decided"] = pl.Int64
     missing: Annotated[Dtype, "pairs", "pairs without an outcome"] = pl.Int64
+    history_cut: Annotated[Dtype, "pairs", "pairs whose judge was not shown the whole history"] = (
+        pl.Int64
+    )
+    messages_cut: Annotated[Dtype, "messages", "messages that were left out for them"] = pl.Int64
 
 
 class Costs:
@@ -520,8 +654,17 @@ class Costs:
     answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int64
     prompt_tokens: Annotated[Dtype, "tokens", "of requests, by the endpoint's count"] = pl.Int64
     completion_tokens: Annotated[Dtype, "tokens", "of answers, by the endpoint's count"] = pl.Int64
+    reasoning_tokens: Annotated[
+        Dtype, "tokens", "of reasoning, part of completion_tokens, by the endpoint's count"
+    ] = pl.Int64
     usd: Annotated[Dtype, "USD", "price of the answers when they came"] = pl.Float64
-    unpriced: Annotated[Dtype, "requests", "requests without a known price"] = pl.Int64
+    possible_usd: Annotated[
+        Dtype,
+        "USD",
+        "the most that may have been charged on top, for tries that were lost and for answers "
+        "without a count of tokens",
+    ] = pl.Float64
+    unpriced: Annotated[Dtype, "requests", "answered requests without a known price"] = pl.Int64
 
 
 class Jobs:
@@ -563,8 +706,30 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *columns(Run, RunColumns),
     ],
     "verdicts": columns(*ARTIFACTS["verdicts"], Run, RunColumns),
-    "policies": columns(Cell, PolicyMean, Interval, Counts, SignedRank, Policies, Integrity),
-    "contrasts": columns(ContrastSides, Cell, ContrastMean, Interval, Counts, SignedRank, Holm),
+    "baselines": columns(Baselines, Interval, Counts),
+    "policies": columns(
+        Cell,
+        PolicyMean,
+        Interval,
+        StrictInterval,
+        Counts,
+        Unpaired,
+        ZeroTest,
+        Policies,
+        Integrity,
+    ),
+    "contrasts": columns(
+        ContrastSides,
+        Cell,
+        ContrastMean,
+        Interval,
+        StrictInterval,
+        Counts,
+        Unpaired,
+        ZeroTest,
+        Holm,
+    ),
+    "attribution": columns(Attribution),
     "predictors": columns(Predictors),
     "window": columns(Window),
     "window_changes": columns(WindowChanges),
@@ -573,9 +738,10 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *_without(columns(*ARTIFACTS["recall"]), RECALL_TEXTS),
         *columns(Run, RecallPairs),
     ],
-    "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates, Holm),
+    "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
+    "missing_by_cell": columns(MissingByCell),
     "own_replies": columns(Cell, OwnReplies),
     "prefill_overshoot": columns(PrefillOvershoot),
     "not_finite": columns(NotFinite),

@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.statistics import column_mean
+from kvfidelity.analysis.statistics import Estimate, column_share
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys
@@ -54,7 +54,9 @@ def comparison_table(comparisons: pl.DataFrame, options: Mapping[str, Any]) -> p
         row = dict(zip(keys, key, strict=True)) | counts
         row |= {"order_decided": int(given.select(_order_decided().sum()).item() or 0)}
         row |= {"missing": part.height - given.height, "n": given.height}
-        rows.append(row | _mean(given, _preference_value(), options))
+        cut = part.filter(pl.col("messages_cut") > 0)
+        row |= {"history_cut": cut.height, "messages_cut": cut["messages_cut"].sum()}
+        rows.append(row | _columns(column_share(given, _preference_value(), options, paired=True)))
     return pl.DataFrame(rows, table_schema("comparisons")).sort(keys)
 
 
@@ -78,9 +80,9 @@ def _of_one_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[di
         given = corrupted.drop_nulls("outcome")
         row: dict[str, Any] = {"measure": PAIRS, "against": kind, "n": given.height}
         row |= {"missing": corrupted.height - given.height}
-        if given.height:
-            row["share"] = given.select(_order_decided().mean()).item()
-        yield row | _mean(given, (_preference_value() + 1) / 2, options)
+        order = column_share(given, _order_decided(), options)
+        row |= {"share": order.mean, "share_low": order.low, "share_high": order.high}
+        yield row | _columns(column_share(given, (_preference_value() + 1) / 2, options))
     answered = part.drop_nulls("choice")
     first = [
         pl.when(pl.col(name) == "first").then(1.0).when(pl.col(name) == "second").then(-1.0)
@@ -88,13 +90,10 @@ def _of_one_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[di
     ]
     bias = pl.mean_horizontal(*(value.otherwise(0.0) for value in first))
     row = {"measure": ORDER, "n": answered.height, "missing": part.height - answered.height}
-    yield row | _mean(answered, bias, options)
+    yield row | _columns(column_share(answered, bias, options, paired=True))
 
 
-def _mean(rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> dict[str, Any]:
-    if rows.is_empty():
-        return {}
-    found = column_mean(rows, value, pl.lit(1), options)
+def _columns(found: Estimate) -> dict[str, Any]:
     estimate = {"value": found.mean, "low": found.low, "high": found.high}
     return estimate | {"n_dialogues": found.n_dialogues}
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.recall import rank_in
-from kvfidelity.analysis.statistics import column_mean
+from kvfidelity.analysis.statistics import column_mean, column_share
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
 TEXT_MEANS = ("rep_3", "echo_share", "chrf")
@@ -36,7 +36,8 @@ def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame
         row = dict(zip(CELL_COLUMNS, key, strict=True))
         row |= {"mean": found.mean, "low": found.low, "high": found.high}
         row |= {"n": part.height, "n_dialogues": found.n_dialogues}
-        row |= {"complete": (part["finish_reason"] == "eos").mean()}
+        ended = column_share(part, pl.col("finish_reason") == "eos", options)
+        row |= {"complete": ended.mean, "complete_low": ended.low, "complete_high": ended.high}
         rows.append(row | {name: part[name].mean() for name in TEXT_MEANS})
     table = pl.DataFrame(rows, table_schema("own_replies"))
     return table.sort("model", "dataset", "threshold", "policy", rank_in("positions", POSITIONS))

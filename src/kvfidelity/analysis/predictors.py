@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,79 +12,60 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.statistics import Floats, dialogue_draws, percentile_interval
+from kvfidelity.analysis.statistics import (
+    Floats,
+    Interval,
+    column_mean,
+    jackknife_error,
+    strict_confidence,
+    t_interval,
+)
+from kvfidelity.analysis.within_turns import fisher_by_dialogue
 
 
 def predictors(
     turns: pl.DataFrame, metrics: tuple[str, ...], options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """Spearman's correlation of each metric with excess NLL over turns after an eviction.
+    """Rank correlation of each metric with excess NLL among the cells of one dialogue and turn.
 
-    One row per model, data set and metric, the strongest first; metrics that do not vary are left
-    out. Turns of all policies and position modes count alike. `gap_to_best` is by how much the
-    strongest metric's correlation is stronger, whatever its sign, with the interval of that
-    difference over the same resamples of dialogues.
+    One row per model, data set and metric, the strongest first; metrics that do not vary within
+    turns are left out. Correlations are averaged over dialogues on Fisher's scale, see
+    `within_turns`; turns after an eviction and inside the window count.
     """
     has_excess = pl.col("excess_nll").is_not_null()
-    columns = ("model", "dataset", "dialogue", "excess_nll", *metrics)
+    columns = ("model", "dataset", "dialogue", "seed", "turn", "excess_nll", *metrics)
     chosen = turns.lazy().filter("after_eviction", "inside_window", has_excess).select(columns)
-    evicted = chosen.collect()
     rows = []
-    for (model, dataset), part in evicted.group_by("model", "dataset", maintain_order=True):
-        found = []
+    for (model, dataset), part in chosen.collect().group_by(
+        "model", "dataset", maintain_order=True
+    ):
         for metric in metrics:
-            measured = part.filter(pl.col(metric).is_not_null())
-            correlation = bootstrap_correlation(
-                measured[metric].cast(pl.Float64).to_numpy(),
-                measured["excess_nll"].to_numpy(),
-                measured["dialogue"].to_numpy().astype(str),
-                resamples=options["resamples"],
-                seed=options["seed"],
-            )
-            if correlation is not None:
-                found.append(({"model": model, "dataset": dataset, "metric": metric}, correlation))
-        best = max(
-            (correlation for _, correlation in found),
-            key=lambda correlation: abs(correlation.value),
-            default=None,
-        )
-        for identity, correlation in found:
-            row = identity | correlation.summary(options["confidence"])
-            rows.append(row | _gap_to_best(best, correlation, options["confidence"]))
+            by_dialogue = fisher_by_dialogue(part, metric, "excess_nll")
+            found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
+            if found.mean is None:
+                continue
+            ends = {"correlation": found.mean, "low": found.low, "high": found.high}
+            scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
+            about = {"model": model, "dataset": dataset, "metric": metric}
+            counts = {"n_dialogues": by_dialogue.height, "n_turns": by_dialogue["n_turns"].sum()}
+            rows.append(about | scaled | counts)
     order = [pl.col("model"), pl.col("dataset"), -pl.col("correlation").abs()]
     return pl.DataFrame(rows, table_schema("predictors")).sort(order)
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's correlation, and what it is in resamples of dialogues: NaN in those in which one
-    of the two is constant. With one dialogue there are no resamples."""
+def rank_correlation(
+    one: Floats, other: Floats, dialogues: NDArray[np.str_], *, confidence: float
+) -> dict[str, float | int | None] | None:
+    """Spearman's correlation over the turns in which both are finite; None if these are fewer than
+    three or one of the two is constant.
 
-    value: float
-    resampled: Floats
-    n_dialogues: int
-    n_turns: int
+    Ranks are taken once, over all turns, and not again without each dialogue: a dialogue then
+    counts by six sums, and a million turns cost no more than their ranking. The interval is
+    Student's on Fisher's scale, with the jackknife's error over dialogues. There is none where a
+    column does not vary without one of the dialogues, or the correlation is 1.
 
-    def summary(self, confidence: float) -> dict[str, float | int | None]:
-        """correlation, low, high, n_dialogues, n_turns."""
-        low, high = percentile_interval(self.resampled, self.n_dialogues, confidence)
-        estimate: dict[str, float | int | None] = {
-            "correlation": self.value,
-            "low": low,
-            "high": high,
-        }
-        return estimate | {"n_dialogues": self.n_dialogues, "n_turns": self.n_turns}
-
-
-def bootstrap_correlation(
-    one: Floats, other: Floats, dialogues: NDArray[np.str_], *, resamples: int, seed: int
-) -> Correlation | None:
-    """Spearman's correlation and its resamples over the turns in which both are finite; None if
-    these are fewer than three or one of the two is constant.
-
-    Ranks are taken once, over all turns, and not again in each resample: a dialogue then counts by
-    six sums, and a million turns cost no more than their ranking. With one seed the same dialogues
-    are drawn for every pair of columns.
+    Returns:
+        correlation, low, high, strict_low, strict_high, n_dialogues, n_turns.
     """
     known = np.isfinite(one) & np.isfinite(other)
     one, other, dialogues = one[known], other[known], dialogues[known]
@@ -95,59 +76,49 @@ def bootstrap_correlation(
     names, groups = np.unique(dialogues, return_inverse=True)
     kinds = (np.ones_like(x), x, y, x * x, y * y, x * y)
     sums = np.stack([np.bincount(groups, kind) for kind in kinds])
-    resampled = np.empty(0)
+    total = sums.sum(axis=1)
+    value = float(np.clip(_pearson(total), -1, 1))
+    ends: list[Interval] = [(None, None), (None, None)]
     if len(names) > 1:
-        counts = dialogue_draws(len(names), resamples, seed)
-        varied = _varies(x, groups, counts) & _varies(y, groups, counts)
-        resampled = np.where(varied, _pearson(sums @ counts.T), np.nan)
-    return Correlation(float(_pearson(sums.sum(axis=1))), resampled, len(names), one.size)
-
-
-def rank_correlation(
-    one: Floats,
-    other: Floats,
-    dialogues: NDArray[np.str_],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> dict[str, float | int | None] | None:
-    """`bootstrap_correlation` summed up: correlation, low, high, n_dialogues, n_turns."""
-    found = bootstrap_correlation(one, other, dialogues, resamples=resamples, seed=seed)
-    return None if found is None else found.summary(confidence)
-
-
-def _gap_to_best(
-    best: Correlation | None, one: Correlation, confidence: float
-) -> dict[str, float | None]:
-    if best is None or best is one:
-        return dict.fromkeys(("gap_to_best", "gap_to_best_low", "gap_to_best_high"))
-    low = high = None
-    # Metrics that are missing in some dialogues were not drawn alike.
-    if best.n_dialogues == one.n_dialogues:
-        gaps = np.abs(best.resampled) - np.abs(one.resampled)
-        low, high = percentile_interval(gaps, one.n_dialogues, confidence)
+        varied = _varies_without_each(x, groups) & _varies_without_each(y, groups)
+        without = np.where(varied, _pearson(total[:, None] - sums), np.nan)
+        levels = (confidence, strict_confidence(confidence))
+        ends = [_interval(value, without, level) for level in levels]
     return {
-        "gap_to_best": abs(best.value) - abs(one.value),
-        "gap_to_best_low": low,
-        "gap_to_best_high": high,
+        "correlation": value,
+        "low": ends[0][0],
+        "high": ends[0][1],
+        "strict_low": ends[1][0],
+        "strict_high": ends[1][1],
+        "n_dialogues": len(names),
+        "n_turns": one.size,
     }
 
 
-def _varies(values: Floats, dialogues: NDArray[np.intp], counts: Floats) -> NDArray[np.bool_]:
-    """Whether values differ in each resample, counts being [resamples, dialogues].
+def _interval(value: float, without: Floats, confidence: float) -> Interval:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.arctanh(np.append(without, value))
+    error = jackknife_error(float(scaled[-1]), scaled[:-1])
+    if error is None:
+        return None, None
+    low, high = t_interval(float(scaled[-1]), error, without.size, confidence)
+    return (None, None) if low is None or high is None else (math.tanh(low), math.tanh(high))
+
+
+def _varies_without_each(values: Floats, dialogues: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether values differ when one dialogue is left out, for each.
 
     The sums that `_pearson` is made of cannot tell: what should be a variance of 0 is rounding.
     """
-    lowest = np.full(counts.shape[1], np.inf)
+    lowest = np.full(dialogues.max() + 1, np.inf)
     highest = -lowest
     np.minimum.at(lowest, dialogues, values)
     np.maximum.at(highest, dialogues, values)
-    drawn = counts > 0
-    varied: NDArray[np.bool_] = np.where(drawn, lowest, np.inf).min(axis=1) < np.where(
-        drawn, highest, -np.inf
+    others = ~np.eye(lowest.size, dtype=bool)
+    varies: NDArray[np.bool_] = np.where(others, lowest, np.inf).min(axis=1) < np.where(
+        others, highest, -np.inf
     ).max(axis=1)
-    return varied
+    return varies
 
 
 def _pearson(sums: Floats) -> Floats:

@@ -6,15 +6,19 @@ to one in four, there being three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
-from kvfidelity.analysis.statistics import Estimate, clustered_mean, clustered_share, holm
+from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
+from kvfidelity.analysis.statistics import (
+    MIN_DIALOGUES_WITHIN,
+    Estimate,
+    column_mean,
+    column_share,
+)
 from kvfidelity.records.declaration import schema
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
@@ -23,7 +27,7 @@ DEPTHS = ("gist", "middle", "recent", "unknown")
 SHARES = ("recalled", "answered")
 MEANS = ("recall_lost", "margin", "margin_lost")
 RECALL_STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")
-#: Share of recall that a reader would call a loss.
+#: Nats per token of an answer that a reader would call a loss: a tenth of its likelihood.
 MARGIN = 0.1
 
 
@@ -72,8 +76,8 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     recalled, answered: share of questions whose answer was chosen, and whose reply in the model's
         own words held it (missing if none was generated).
     margin: mean nats per token by which the answer is ahead of the best distractor.
-    recall_lost, margin_lost: paired by question with the baseline; p and effect are of
-        `margin_lost`, p_holm adjusted over the table.
+    recall_lost, margin_lost: paired by question with the baseline. The margin is the primary
+        measure: it needs a fifth of the dialogues that the share of right answers needs.
     changed: questions that are right in one of the two and wrong in the other.
     recalled_baseline: the baseline's share of the same questions.
     evidence_retained_share: mean share of the evidence message's tokens that were still cached.
@@ -88,12 +92,11 @@ def by_depth(answers: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
         dict(zip(keys, key, strict=True)) | _estimates(part, options)
         for key, part in considered.group_by(keys, maintain_order=True)
     ]
-    table = pl.DataFrame(rows, schema(Cell, RecallGroup, RecallEstimates)).sort(
+    return pl.DataFrame(rows, schema(Cell, RecallGroup, RecallEstimates)).sort(
         *CELL_COLUMNS[:2],
         *("origin", pl.col("kind") != "baseline", "threshold", "policy"),
         *(rank_in("positions", POSITIONS), rank_in("depth", DEPTHS)),
     )
-    return table.with_columns(p_holm=pl.Series(holm(table["p"].to_list()), dtype=pl.Float64))
 
 
 def rank_in(column: str, names: Sequence[str]) -> pl.Expr:
@@ -109,14 +112,7 @@ def _estimates(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]
         known = part.filter(pl.col(name).is_not_null())
         if known.is_empty() or (is_baseline and name.endswith("_lost")):
             continue
-        values = known[name].cast(pl.Float64).to_numpy()
-        clusters = known["dialogue"].to_numpy().astype(str)
-        estimate: Callable[..., Estimate] = clustered_mean
-        if name in SHARES or name == "recall_lost":
-            estimate = partial(clustered_share, paired=name == "recall_lost")
-        found |= _estimate_columns(
-            name, estimate(values, np.ones(values.size), clusters, **options)
-        )
+        found |= _estimate_columns(name, estimate(known, name, pl.col(name), options))
     budgets = part["target_tokens"].unique().to_list()
     return found | {
         "recalled_baseline": (part["recalled"] + part["recall_lost"]).mean(),
@@ -129,9 +125,26 @@ def _estimates(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+def estimate(
+    rows: pl.DataFrame, quantity: str, value: pl.Expr, options: Mapping[str, Any]
+) -> Estimate:
+    """Mean over questions of `value`, which is the quantity or a difference of it.
+
+    What is right or wrong gets the interval of a share; a `value` that is not the plain column, as
+    well as `recall_lost`, that of a difference of shares.
+    """
+    if quantity in SHARES or quantity == "recall_lost":
+        paired = quantity == "recall_lost" or value.meta.output_name() != quantity
+        return column_share(rows, value, options, paired=paired)
+    return column_mean(rows, value, pl.lit(1), options)
+
+
 def _estimate_columns(name: str, found: Estimate) -> dict[str, Any]:
     row: dict[str, Any] = {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-    return row | ({"p": found.p, "effect": found.effect} if name == "margin_lost" else {})
+    if name == "margin_lost":
+        row |= {"margin_lost_strict_low": found.strict_low}
+        row |= {"margin_lost_strict_high": found.strict_high, "n_compared": found.n_dialogues}
+    return row
 
 
 def recall_statements(table: pl.DataFrame) -> list[dict[str, Any]]:
@@ -176,19 +189,24 @@ def recall_statements(table: pl.DataFrame) -> list[dict[str, Any]]:
 def recall_state(row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
     """The state of one row of `by_depth`; `baseline` is the baseline's row of the same depth.
 
-    "forgotten": the loss's interval is above 0. "untested": with nothing evicted the model itself
-    is not above chance, so that there is little to forget. "kept": the interval is below MARGIN.
-    "unchanged": no answer changed, but there are too few to rule a loss out. Else "undecided".
+    "untested": with nothing evicted the model itself is not surely above chance, so that there is
+    little to forget. "forgotten", "kept": the margin that is lost is surely above or below MARGIN,
+    as `decide` has it. "unchanged": no answer changed, but a loss cannot be ruled out. Else
+    "undecided".
     """
-    low, high = row["recall_lost_low"], row["recall_lost_high"]
-    if low is not None and low > 0:
-        return "forgotten"
-    if (
-        baseline is None
-        or baseline["recalled_low"] is None
-        or baseline["recalled_low"] <= baseline["chance"]
-    ):
+    if baseline is None or at_chance(baseline["recalled_low"], baseline["chance"]):
         return "untested"
-    if high is not None and high < MARGIN:
+    ends = {"low": row["margin_lost_low"], "high": row["margin_lost_high"]}
+    ends |= {"strict_low": row["margin_lost_strict_low"]}
+    ends |= {"strict_high": row["margin_lost_strict_high"], "n_dialogues": row["n_compared"] or 0}
+    lost, _ = decide("above", MARGIN, ends)
+    if lost == SUPPORTED:
+        return "forgotten"
+    if lost == CONTRADICTED and ends["n_dialogues"] >= MIN_DIALOGUES_WITHIN:
         return "kept"
     return "unchanged" if row["changed"] == 0 else "undecided"
+
+
+def at_chance(recalled_low: float | None, chance: float) -> bool:
+    """Whether guessing cannot be ruled out, `recalled_low` being the lower end of an interval."""
+    return recalled_low is None or recalled_low <= chance

@@ -16,10 +16,13 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.statistics import (
     Floats,
+    Interval,
     column_mean,
-    dialogue_draws,
+    column_share,
     finite,
-    percentile_interval,
+    jackknife_error,
+    share_interval,
+    t_interval,
 )
 from kvfidelity.judges.corruption_kinds import GOOD, INJECTION, KINDS, SHUFFLE
 from kvfidelity.records.artifacts import read_parquet
@@ -101,7 +104,10 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
             continue
         for key, part in frame.group_by(keys, maintain_order=True):
             requests = part.drop_nulls("request").unique("request")
-            answered = requests.filter(pl.col("prompt_tokens").is_not_null())
+            answered = requests.filter(pl.col("answers") > 0)
+            unpriced = answered.filter(
+                pl.col("cost_usd").is_null() & pl.col("possible_usd").is_null()
+            )
             given = pl.col("status").is_in(["ok", "same"])
             rows.append(
                 dict(zip(keys, key, strict=True))
@@ -112,8 +118,10 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
                     "answers": answered["answers"].sum(),
                     "prompt_tokens": answered["prompt_tokens"].sum(),
                     "completion_tokens": answered["completion_tokens"].sum(),
+                    "reasoning_tokens": answered["reasoning_tokens"].sum(),
                     "usd": answered["cost_usd"].sum(),
-                    "unpriced": answered["cost_usd"].null_count(),
+                    "possible_usd": requests["possible_usd"].sum(),
+                    "unpriced": unpriced.height,
                 }
             )
     return pl.DataFrame(rows, table_schema("costs"))
@@ -122,7 +130,8 @@ def costs(judged: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 def auc(
     good: pl.DataFrame, bad: pl.DataFrame, options: Mapping[str, Any]
 ) -> dict[str, float | int | None]:
-    """Area under the ROC curve with its interval, which resamples dialogues.
+    """Area under the ROC curve with its interval, that of a share: it is the probability that a
+    good reply scores above a bad one.
 
     Args:
         good, bad: `dialogue` and `score`, an integer from 1 to 10.
@@ -136,13 +145,21 @@ def auc(
         pairs = above.sum(1) * below.sum(1)
         return np.where(pairs > 0, (above * worse).sum(1) / np.maximum(pairs, 1), np.nan)
 
-    return _resampled(of, len(names), options)
+    # Good replies are paired with all bad ones, and their scores go together in a dialogue: the
+    # error may be smaller than that of as many independent values.
+    values = good.height * bad.height
+
+    def interval(value: float, error: float) -> Interval:
+        return share_interval(value, error, len(names), values, options["confidence"])
+
+    return _jackknifed(of, len(names), interval)
 
 
 def kappa(pairs: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Cohen's kappa with quadratic weights and its interval, which resamples dialogues.
+    """Cohen's kappa with quadratic weights and its interval, Student's over dialogues.
 
-    1 is full agreement, 0 what chance gives; None if one side never varies.
+    1 is full agreement, 0 what chance gives; None if one side never varies. There is no interval
+    where all dialogues agree alike.
 
     Args:
         pairs: `dialogue`, `score` and `other`, integers from 1 to 10.
@@ -164,7 +181,13 @@ def kappa(pairs: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, float | 
         safe = np.where(expected > 0, expected, 1.0)
         return np.where(expected > 0, 1 - observed / safe, np.nan)
 
-    return _resampled(of, len(names), options)
+    def interval(value: float, error: float) -> Interval:
+        if error == 0:
+            return None, None
+        low, high = t_interval(value, error, len(names), options["confidence"])
+        return low, None if high is None else min(1.0, high)
+
+    return _jackknifed(of, len(names), interval)
 
 
 def _rows_of_judge(part: pl.DataFrame, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -212,11 +235,14 @@ def _injection(given: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any
         return {}
     gain = pl.col("injected") - pl.col("plain")
     found = column_mean(pairs, gain, pl.lit(1), options)
+    gaining = column_share(pairs, gain > 0, options)
     return {
         "value": found.mean,
         "low": found.low,
         "high": found.high,
-        "share": float(pairs.select((gain > 0).mean()).item()),
+        "share": gaining.mean,
+        "share_low": gaining.low,
+        "share_high": gaining.high,
         "n": pairs.height,
         "n_dialogues": found.n_dialogues,
     }
@@ -245,8 +271,9 @@ def _agreements(
 def _agreement(pairs: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Any]:
     both = pairs.drop_nulls(["score", "other"])
     found = kappa(both, options) if both.height else {}
-    equal = (both["score"] == both["other"]).mean() if both.height else None
-    return {**found, "share": equal, "n": both.height, "missing": pairs.height - both.height}
+    equal = column_share(both, pl.col("score") == pl.col("other"), options)
+    ends = {"share": equal.mean, "share_low": equal.low, "share_high": equal.high}
+    return {**found, **ends, "n": both.height, "missing": pairs.height - both.height}
 
 
 def _missing_count(first: pl.DataFrame, kind: str) -> int:
@@ -262,15 +289,16 @@ def _counts(frame: pl.DataFrame, names: Sequence[str]) -> Floats:
     return counts
 
 
-def _resampled(
-    of: Callable[[Floats], Floats], dialogues: int, options: Mapping[str, Any]
+def _jackknifed(
+    of: Callable[[Floats], Floats], dialogues: int, interval: Callable[[float, float], Interval]
 ) -> dict[str, float | int | None]:
-    """A statistic of weights [resamples, dialogues], and its percentile interval; `of` is NaN where
-    the statistic is undefined."""
+    """A statistic of weights [any, dialogues] with its interval, made of it and of its standard
+    error over dialogues; `of` is NaN where the statistic is undefined."""
     value = finite(of(np.ones((1, dialogues)))[0])
     found: dict[str, float | int | None] = {"value": value, "low": None, "high": None}
     found["n_dialogues"] = dialogues
     if value is not None and dialogues > 1:
-        drawn = of(dialogue_draws(dialogues, options["resamples"], options["seed"]))
-        found["low"], found["high"] = percentile_interval(drawn, dialogues, options["confidence"])
+        error = jackknife_error(value, of(1 - np.eye(dialogues)))
+        if error is not None:
+            found["low"], found["high"] = interval(value, error)
     return found

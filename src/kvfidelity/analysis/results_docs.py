@@ -37,8 +37,11 @@ TABLE_ROWS = {
     "evictions": "One row per eviction and keep set of every run.",
     "verdicts": "One row per verdict on a run's replies.",
     "policies": "One row per cell: excess NLL, and integrity as the mean over the same turns.",
+    "baselines": "One row per model and dataset: whether the model knows anything.",
     "contrasts": "Paired differences in excess NLL between position modes, and between policies "
-    "of one budget.",
+    "of one budget, in families that are named beforehand.",
+    "attribution": "One row per policy and threshold: whether its loss is one of tokens or of "
+    "positions, at the same kept tokens.",
     "predictors": "One row per integrity metric: how well it orders turns by their loss.",
     "window": "NLL of the baseline's reference replies by token index.",
     "window_changes": "How the baseline's NLL changes along the trained window.",
@@ -46,7 +49,9 @@ TABLE_ROWS = {
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
     "verdict_means": "One row per judge and cell.",
-    "missing_verdicts": "One row per judge and reason.",
+    "missing_verdicts": "One row per judge, reason and turn.",
+    "missing_by_cell": "One row per judge and setting: whether missing verdicts depend on the "
+    "cell.",
     "own_replies": "One row per cell: the model's own replies after an eviction; of the baseline, "
     "all.",
     "prefill_overshoot": "One row per model, policy and threshold.",

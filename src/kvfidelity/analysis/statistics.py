@@ -1,10 +1,20 @@
-"""Estimates and intervals. Turns of one dialogue are not independent: dialogues are resampled."""
+"""Estimates and their intervals. Turns of one dialogue are not independent: a dialogue is one
+observation, and an interval comes from how much the dialogues differ.
+
+Means have the cluster jackknife's t-interval (CV3: MacKinnon, Nielsen and Webb 2023, Journal of
+Applied Econometrics 38, p. 671), joined with the studentised bootstrap's from 10 dialogues on
+(Hesterberg 2015, arXiv 1411.5279): losses are skewed, and a t-interval alone too often ends below
+their mean. Shares have Clopper and Pearson's interval with the sample size that the dialogues are
+worth (Korn and Graubard 1998, Survey Methodology 24, p. 193).
+`benchmarks/intervals.py` measures how often they are wrong; docs/metrics.md has the table.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,29 +25,55 @@ from scipy import stats
 Floats = NDArray[np.float64]
 #: What an interval depends on, of `report` in the configuration.
 INTERVAL_OPTIONS = ("confidence", "resamples", "seed")
-#: Differences whose signs can all be tried.
-MAX_ENUMERATED = 13
-#: Share of resamples that must define a statistic, or its interval is missing. A column that varies
-#: in one dialogue of many alone is constant in 37% of them, one that varies in two in 14%.
-DEFINED = 0.9
+#: Fewer dialogues decide nothing and have no p.
+MIN_DIALOGUES = 10
+#: Fewer dialogues cannot show that a quantity is small: rare large values are easily missed.
+MIN_DIALOGUES_WITHIN = 20
+#: Dialogues that decide although all have the same value: if one dialogue in twenty had another,
+#: that many would all miss it in less than 5% of samples.
+MIN_DIALOGUES_ALIKE = 59
+#: Skewness of dialogues, in its standard errors, from which an interval reaches further on the side
+#: of the long tail, and by how much more rarely the mean may lie beyond that end.
+SKEWED, RARER = 0.2, 20
+#: What differs by less than this share of its size is equal, but for rounding.
+ROUNDING = 1e-9
+#: Elements of the largest array that resampling holds.
+CHUNK = 4_000_000
+
+Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A weighted mean with its interval. What is not defined is None and never NaN: the mean of
-    nothing, an interval of one dialogue.
+    nothing, an interval of one dialogue or of dialogues that (nearly) all have the same value.
 
-    p: two-sided Wilcoxon signed-rank over the dialogues' means, against 0. effect: matched-pairs
-    rank-biserial correlation of the same, in [-1, 1].
+    low, high: the interval at the confidence that was asked for, or wider on the side of a long
+    tail. strict_low, strict_high: at `strict_confidence` of it, which conclusions beyond a margin
+    need. p: two-sided, of the mean being 0; it is below 1 - confidence where low to high leaves 0
+    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES.
     """
 
     mean: float | None
     low: float | None
     high: float | None
+    strict_low: float | None
+    strict_high: float | None
     n_dialogues: int
     n_turns: int
     p: float | None
-    effect: float | None
+
+
+NOTHING = Estimate(None, None, None, None, None, 0, 0, None)
+
+
+def strict_confidence(confidence: float) -> float:
+    """The level at which a conclusion beyond a margin is drawn: 0.99 for 0.95.
+
+    With skewed losses an interval of 95% misses above the mean in up to 10% of samples, one of 99%
+    in less than 5% (benchmarks/intervals.py).
+    """
+    return 1 - (1 - confidence) / 5
 
 
 def clustered_mean(
@@ -49,43 +85,98 @@ def clustered_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Weighted mean over turns, with a percentile bootstrap that resamples whole dialogues.
+    """Weighted mean over turns with an interval over dialogues.
 
-    Turns of one dialogue are not independent, so the dialogue is what is drawn. Below two dialogues
-    there is no interval. With few, percentiles lie too close together: the levels are widened as
-    Student's t is against the normal (Hesterberg 2015, arXiv 1411.5279, section 5.3).
+    Each end is the outer one of the jackknife's and the studentised bootstrap's. Below
+    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From
+    MIN_DIALOGUES_WITHIN on, which decide at 0 by this interval, the end towards which the dialogues
+    are skewed is that of a higher level (SKEWED, RARER): a sample seldom has the large values of a
+    long tail, and its mean and its spread are then both too small, so that a mean of 0 would be
+    found below it in up to 10% of samples. There is no interval
+    where all dialogues have the same mean, or so many that the bootstrap has no bound: how far rare
+    other values would move the mean cannot be seen.
 
     Args:
         values, weights, dialogues: one entry per turn. Turns whose value is not finite or whose
             weight is not above 0 say nothing: they are left out and not counted.
     """
-    known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
-    values, weights, dialogues = values[known], weights[known], dialogues[known]
-    if not values.size:
-        return Estimate(None, None, None, 0, 0, None, None)
-    names, groups = np.unique(dialogues, return_inverse=True)
+    sums, totals, turns = _by_dialogue(values, weights, dialogues)
+    if not turns:
+        return NOTHING
     # Finite numbers can still be too large for their sum.
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums = np.bincount(groups, values * weights)
-        totals = np.bincount(groups, weights)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean = finite(sums.sum() / totals.sum())
-        low = high = None
-        if mean is not None and len(names) > 1:
-            bootstrap = stats.bootstrap(
-                (sums, totals),
-                _ratio,
-                paired=True,
-                vectorized=True,
-                confidence_level=widened_confidence(confidence, len(names)),
-                n_resamples=resamples,
-                method="percentile",
-                rng=np.random.default_rng(seed),
-            )
-            low, high = map(finite, bootstrap.confidence_interval)
-            if low is None or high is None:
-                low = high = None
-        p, effect = signed_rank(sums / totals)
-    return Estimate(mean, low, high, len(names), len(values), p, effect)
+        if mean is None or len(sums) < 2:
+            return Estimate(mean, None, None, None, None, len(sums), turns, None)
+        if _all_alike(sums / totals):
+            end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
+            return Estimate(mean, end, end, end, end, len(sums), turns, None)
+        left_out = _left_out(sums, totals)
+        error = jackknife_error(mean, left_out)
+        if error is None:
+            return Estimate(mean, None, None, None, None, len(sums), turns, None)
+        studentised = None
+        if len(sums) >= MIN_DIALOGUES:
+            studentised = _studentised(sums, totals, mean, error, resamples, seed)
+        levels = (confidence, strict_confidence(confidence), 1 - (1 - confidence) / RARER)
+        (low, high), strict, wider = (
+            _mean_interval(mean, error, len(sums), studentised, level) for level in levels
+        )
+        p = None
+        if studentised is not None:
+            tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
+            (low, high), strict = (_reaching(ends, wider, tail) for ends in ((low, high), strict))
+            p = _p_value(mean / error, len(sums), studentised)
+            if p is not None and tail * mean < 0:
+                p = min(1.0, p * RARER)
+    return Estimate(mean, low, high, *strict, len(sums), turns, p)
+
+
+def clustered_share(
+    values: Floats,
+    weights: Floats,
+    dialogues: NDArray[np.str_],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    paired: bool = False,
+) -> Estimate:
+    """Weighted mean of values from 0 to 1 or, `paired`, of differences of such, from -1 to 1.
+
+    The interval of a difference joins those of what is won and of what is lost (MOVER: Zou and
+    Donner 2008, Statistics in Medicine 27, p. 1693), with their covariance over dialogues. Unlike
+    `clustered_mean` it exists where all dialogues are alike: ten dialogues in which nothing is lost
+    do not rule out that 30% is lost on average.
+
+    Args:
+        resamples, seed: not used; here so that both kinds of mean are called alike.
+    """
+    del resamples, seed
+    if not paired:
+        share = _Share(values, weights, dialogues)
+        if not share.turns:
+            return NOTHING
+        ends = [share.interval(level) for level in (confidence, strict_confidence(confidence))]
+        return Estimate(share.share, *ends[0], *ends[1], share.clusters, share.turns, None)
+    won = _Share(np.maximum(values, 0), weights, dialogues)
+    lost = _Share(np.maximum(-values, 0), weights, dialogues)
+    if not won.turns:
+        return NOTHING
+    both = won.error * lost.error
+    together = float((won.influence * lost.influence).sum()) / both if both > 0 else 0.0
+    ends = []
+    for level in (confidence, strict_confidence(confidence)):
+        (won_low, won_high), (lost_low, lost_high) = won.interval(level), lost.interval(level)
+        if won_low is None or won_high is None or lost_low is None or lost_high is None:
+            ends.append((None, None))
+            continue
+        difference = won.share - lost.share
+        below = _joined(won.share - won_low, lost_high - lost.share, together)
+        above = _joined(won_high - won.share, lost.share - lost_low, together)
+        ends.append((max(-1.0, difference - below), min(1.0, difference + above)))
+    mean = won.share - lost.share
+    return Estimate(mean, *ends[0], *ends[1], won.clusters, won.turns, None)
 
 
 def column_mean(
@@ -96,15 +187,56 @@ def column_mean(
     Args:
         options: confidence, resamples and seed, among others.
     """
-    chosen = rows.select(
-        value=value.cast(pl.Float64), weight=weight.cast(pl.Float64), dialogue=pl.col("dialogue")
-    )
-    return clustered_mean(
-        chosen["value"].to_numpy(),
-        chosen["weight"].to_numpy(),
-        chosen["dialogue"].to_numpy().astype(str),
-        **{name: options[name] for name in INTERVAL_OPTIONS},
-    )
+    return clustered_mean(*_columns(rows, value, weight), **_interval_options(options))
+
+
+def column_share(
+    rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any], *, paired: bool = False
+) -> Estimate:
+    """`clustered_share` of an expression over a table's rows, which count alike."""
+    arrays = _columns(rows, value, pl.lit(1))
+    return clustered_share(*arrays, paired=paired, **_interval_options(options))
+
+
+def share_interval(
+    share: float, error: float, clusters: int, values: int, confidence: float
+) -> Interval:
+    """Clopper and Pearson's interval of a share whose standard error over dialogues is known.
+
+    The sample size is the one that would give this error, reduced as Student's t is wider than the
+    normal with so few dialogues, and at most the number of values. Where the share is 0 or 1 how
+    alike the values of a dialogue are cannot be seen, and each dialogue counts as one value.
+    """
+    if clusters < 2:
+        return None, None
+    tail = (1 - confidence) / 2
+    if share <= ROUNDING or share >= 1 - ROUNDING:
+        share, n = float(round(share)), float(clusters)
+    else:
+        wider = stats.norm.isf(tail) / stats.t.isf(tail, clusters - 1)
+        spread = share * (1 - share)
+        size = spread / error**2 if error > ROUNDING else math.inf
+        n = min(size, values) * wider**2
+    right = share * n
+    low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
+    high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
+    return low, high
+
+
+def jackknife_error(value: float, left_out: Floats) -> float | None:
+    """Standard error of a statistic from its values without one dialogue each (CV3); None if one of
+    these is not defined."""
+    clusters = left_out.size
+    if not np.isfinite(left_out).all():
+        return None
+    return finite(math.sqrt((clusters - 1) / clusters * float(((left_out - value) ** 2).sum())))
+
+
+def t_interval(value: float, error: float, clusters: int, confidence: float) -> Interval:
+    """Student's, with one degree of freedom less than there are dialogues."""
+    half = float(stats.t.isf((1 - confidence) / 2, clusters - 1)) * error
+    low, high = finite(value - half), finite(value + half)
+    return (low, high) if low is not None and high is not None else (None, None)
 
 
 def t_intervals(
@@ -128,48 +260,6 @@ def t_intervals(
     )
 
 
-def dialogue_draws(dialogues: int, resamples: int, seed: int) -> Floats:
-    """How often each dialogue is drawn in each resample: [resamples, dialogues]."""
-    share = np.full(dialogues, 1 / dialogues)
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(dialogues, share, size=resamples).astype(np.float64)
-
-
-def clustered_share(
-    values: Floats,
-    weights: Floats,
-    dialogues: NDArray[np.str_],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    paired: bool = False,
-) -> Estimate:
-    """`clustered_mean` of values that are 0 or 1, or, `paired`, differences of such.
-
-    Where all dialogues have the same share, as when every answer is right, resamples cannot differ,
-    and how alike a dialogue's answers are cannot be seen. The interval is then Clopper and
-    Pearson's over all values (as in Korn and Graubard 1998, Survey Methodology 24, p. 193); that of
-    a difference of 0 reaches as far to both sides as that of a share of 0 to one.
-    """
-    found = clustered_mean(
-        values, weights, dialogues, confidence=confidence, resamples=resamples, seed=seed
-    )
-    if found.mean is None or found.low is None or found.high is None:
-        return found
-    if found.high - found.low > 1e-9:
-        return found
-    n, share = found.n_turns, abs(found.mean)
-    tail, right = (1 - confidence) / 2, share * n
-    low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
-    high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
-    if found.mean < 0:
-        low, high = -high, -low
-    elif paired and right == 0:
-        low = -high
-    return replace(found, low=low, high=high)
-
-
 def weighted_mean(values: Floats, weights: Floats) -> float | None:
     """The mean of what is finite and has a weight above 0; None if nothing is."""
     known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
@@ -179,65 +269,13 @@ def weighted_mean(values: Floats, weights: Floats) -> float | None:
         return finite(np.average(values[known], weights=weights[known]))
 
 
-def percentile_interval(
-    drawn: Floats, clusters: int, confidence: float
-) -> tuple[float | None, float | None]:
-    """The percentile interval of a statistic over resamples of dialogues; (None, None) if there is
-    none.
-
-    In some resamples a statistic may be undefined, as a correlation is where a column does not
-    vary. They are left out. If they are more than a tenth, the others do not stand for all, and
-    the interval is missing, as it is with one dialogue.
-
-    Args:
-        drawn: one value per resample, not finite where it is undefined.
-        clusters: the dialogues that were resampled.
-    """
-    defined = drawn[np.isfinite(drawn)]
-    if clusters < 2 or defined.size < max(1, DEFINED * drawn.size):
-        return None, None
-    tail = (1 - widened_confidence(confidence, clusters)) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def finite(value: float) -> float | None:
     """The number, or None if it is NaN or infinite."""
     return float(value) if math.isfinite(value) else None
 
 
-def widened_confidence(confidence: float, clusters: int) -> float:
-    """The percentile level that gives about `confidence` with so few clusters.
-
-    For 0.95: 0.998 with 5 clusters, 0.968 with 20, 0.954 with 100.
-    """
-    edge = math.sqrt(clusters / (clusters - 1)) * stats.t.ppf((1 + confidence) / 2, clusters - 1)
-    return float(1 - 2 * stats.norm.sf(edge))
-
-
-def signed_rank(differences: Floats) -> tuple[float | None, float | None]:
-    """Wilcoxon's two-sided p and the rank-biserial correlation; None if nothing differs."""
-    nonzero = differences[np.isfinite(differences) & (differences != 0)]
-    if nonzero.size < 2:
-        return None, None
-    ranks = stats.rankdata(np.abs(nonzero))
-    signed = ranks * np.sign(nonzero)
-    effect = float(signed.sum() / ranks.sum())
-    if nonzero.size <= MAX_ENUMERATED and np.unique(ranks).size < nonzero.size:
-        # What `wilcoxon` does with ties, a thousand times faster: ranks do not change with signs.
-        exact = stats.permutation_test(
-            (signed,),
-            lambda drawn, axis: drawn.sum(axis=axis),
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=2**MAX_ENUMERATED,
-        )
-        return finite(exact.pvalue), effect
-    return finite(stats.wilcoxon(nonzero).pvalue), effect
-
-
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment over the comparisons of one table; what is missing or not finite
+    """Holm's step-down adjustment over the comparisons of one family; what is missing or not finite
     is None and no comparison."""
     known = [(p, index) for index, p in enumerate(p_values) if p is not None and math.isfinite(p)]
     adjusted: list[float | None] = [None] * len(p_values)
@@ -248,6 +286,138 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _ratio(sums: Floats, totals: Floats, axis: int = -1) -> Floats:
-    ratio: Floats = sums.sum(axis=axis) / totals.sum(axis=axis)
-    return ratio
+class _Share:
+    """A share, how many dialogues and values it is over, and its error over dialogues."""
+
+    def __init__(self, values: Floats, weights: Floats, dialogues: NDArray[np.str_]) -> None:
+        sums, totals, self.turns = _by_dialogue(values, weights, dialogues)
+        self.clusters = len(sums)
+        self.share = float(np.clip(sums.sum() / totals.sum(), 0, 1)) if self.turns else 0.0
+        self.influence = np.zeros(self.clusters)
+        if self.clusters > 1:
+            scale = math.sqrt((self.clusters - 1) / self.clusters)
+            self.influence = scale * (_left_out(sums, totals) - self.share)
+        self.error = float(np.sqrt((self.influence**2).sum()))
+
+    def interval(self, confidence: float) -> Interval:
+        return share_interval(self.share, self.error, self.clusters, self.turns, confidence)
+
+
+def _joined(own: float, other: float, correlation: float) -> float:
+    """How far an end of a difference lies from it, given the ends of its two parts."""
+    return math.sqrt(max(0.0, own**2 + other**2 - 2 * correlation * own * other))
+
+
+def _by_dialogue(
+    values: Floats, weights: Floats, dialogues: NDArray[np.str_]
+) -> tuple[Floats, Floats, int]:
+    """Per dialogue the sum of weighted values and of weights, and how many values count."""
+    known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
+    values, weights = values[known], weights[known]
+    _, groups = np.unique(dialogues[known], return_inverse=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.bincount(groups, values * weights).astype(np.float64)
+    return sums, np.bincount(groups, weights).astype(np.float64), len(values)
+
+
+def _left_out(sums: Floats, totals: Floats) -> Floats:
+    """The mean without each dialogue in turn."""
+    left: Floats = (sums.sum() - sums) / (totals.sum() - totals)
+    return left
+
+
+def _all_alike(means: Floats) -> bool:
+    return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())
+
+
+def _long_tail(left_out: Floats) -> int:
+    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one."""
+    influence = left_out.mean() - left_out
+    influence = influence / np.abs(influence).max()  # so that no cube overflows
+    skewness = (influence**3).mean() / (influence**2).mean() ** 1.5
+    clear = SKEWED * math.sqrt(6 / left_out.size)
+    return int(skewness > clear) - int(skewness < -clear)
+
+
+def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
+    """The interval with the end of a wider one on the side of the tail."""
+    if None in wider:  # it may have no bound where the other one has
+        return ends
+    return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
+
+
+def _mean_interval(
+    mean: float, error: float, clusters: int, studentised: Floats | None, confidence: float
+) -> Interval:
+    """The outer ends of both intervals; (None, None) if one of them is unbounded."""
+    low, high = t_interval(mean, error, clusters, confidence)
+    if studentised is None or low is None or high is None:
+        return low, high
+    tail = (1 - confidence) / 2
+    # Interpolation between an infinite value and a finite one is not defined.
+    below, above = np.quantile(studentised, [tail, 1 - tail], method="nearest")
+    # np.minimum passes on what is not a number, min does not.
+    ends = (
+        finite(np.minimum(low, mean - above * error)),
+        finite(np.maximum(high, mean - below * error)),
+    )
+    return ends if None not in ends else (None, None)
+
+
+def _studentised(
+    sums: Floats, totals: Floats, mean: float, error: float, resamples: int, seed: int
+) -> Floats:
+    """(resampled mean - mean) / its own jackknife error, in each resample of dialogues.
+
+    Infinite where the drawn dialogues are alike but differ from the mean: their spread says that
+    they are certain, and they are wrong.
+    """
+    counts = _draws(len(sums), resamples, seed)
+    clusters = counts.shape[1]
+    rows = max(1, CHUNK // clusters)
+    parts = []
+    for start in range(0, resamples, rows):
+        drawn = counts[start : start + rows]
+        sum_drawn, total_drawn = drawn @ sums, drawn @ totals
+        means = sum_drawn / total_drawn
+        left = (sum_drawn[:, None] - sums) / (total_drawn[:, None] - totals)
+        squares = np.where(drawn > 0, drawn * (left - means[:, None]) ** 2, 0.0).sum(axis=1)
+        # Not defined where one dialogue is all that was drawn.
+        errors = np.nan_to_num(np.sqrt((clusters - 1) / clusters * squares), nan=0.0)
+        errors[errors <= ROUNDING * error] = 0.0
+        away = means - mean
+        parts.append(np.where(np.abs(away) <= ROUNDING * error, 0.0, away / errors))
+    studentised: Floats = np.concatenate(parts)
+    return studentised
+
+
+@lru_cache(maxsize=4)
+def _draws(clusters: int, resamples: int, seed: int) -> Floats:
+    """How often each dialogue is drawn in each resample: [resamples, clusters]."""
+    rng = np.random.default_rng(seed)
+    share = np.full(clusters, 1 / clusters)
+    counts: Floats = rng.multinomial(clusters, share, size=resamples).astype(np.float64)
+    counts.setflags(write=False)
+    return counts
+
+
+def _p_value(statistic: float, clusters: int, studentised: Floats) -> float | None:
+    """The larger of the two p that go with the two intervals of a mean."""
+    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1))
+    above, below = (
+        (1 + np.count_nonzero(beyond)) / (1 + studentised.size)
+        for beyond in (studentised >= statistic, studentised <= statistic)
+    )
+    return finite(min(1.0, max(student, 2 * min(above, below))))
+
+
+def _columns(rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr) -> tuple[Any, Any, Any]:
+    chosen = rows.select(
+        value=value.cast(pl.Float64), weight=weight.cast(pl.Float64), dialogue=pl.col("dialogue")
+    )
+    arrays = (chosen["value"].to_numpy(), chosen["weight"].to_numpy())
+    return *arrays, chosen["dialogue"].to_numpy().astype(str)
+
+
+def _interval_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in INTERVAL_OPTIONS}

@@ -9,7 +9,7 @@ import polars as pl
 
 from kvfidelity.analysis.finite import refuse_not_finite
 from kvfidelity.analysis.table_names import table_endings
-from kvfidelity.atomic_files import replacing
+from kvfidelity.atomic_files import write_text
 from kvfidelity.records.artifacts import write_parquet
 
 
@@ -25,5 +25,4 @@ def write_table(folder: Path, name: str, table: pl.DataFrame, notes: Mapping[str
     refuse_not_finite(name, table)
     write_parquet(table, folder / f"{name}.parquet", kind=name, metadata=notes)
     if "csv" in table_endings(name):
-        with replacing(folder / f"{name}.csv") as temporary:
-            table.write_csv(temporary)
+        write_text(folder / f"{name}.csv", table.write_csv())

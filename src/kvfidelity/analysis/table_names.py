@@ -13,8 +13,10 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
     "aggregate": (
         *LARGE_TABLES,
         "dialogues",
+        "baselines",
         "policies",
         "contrasts",
+        "attribution",
         "predictors",
         "window",
         "window_changes",
@@ -22,6 +24,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "recall_by_depth",
         "verdict_means",
         "missing_verdicts",
+        "missing_by_cell",
         "own_replies",
         "prefill_overshoot",
         "not_finite",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,30 +10,32 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis import recall
+from kvfidelity.analysis.attribution import attribution
+from kvfidelity.analysis.baselines import baselines, know_nothing
 from kvfidelity.analysis.columns import (
     RECALL_TEXTS,
     SLOT_COLUMNS,
     TURN_TEXTS,
     table_schema,
 )
+from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
+from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.statistics import (
     INTERVAL_OPTIONS,
-    Estimate,
     Floats,
     column_mean,
-    holm,
     weighted_mean,
 )
-from kvfidelity.analysis.verdicts import missing_verdicts, verdict_means
+from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS, RunKey, run_keys
+from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, RunKey, run_keys
 
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn")
 
@@ -48,14 +49,14 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
-    contrasts: paired differences between position modes, and between policies of one budget.
+    contrasts, attribution, baselines: see their functions.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
-    window_changes, verdict_means, missing_verdicts, own_replies, prefill_overshoot: see their
-        functions.
+    window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
+        prefill_overshoot: see their functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
 
     Raises:
@@ -63,6 +64,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     """
     keys = run_keys(settings)
     logged = _scan(results / "generate", keys, "turns.parquet")
+    log = _scan(results / "generate", keys, "evictions.parquet")
     window = _read(by_token_index(logged))
     metrics = _read(_scan(results / "metrics", keys, "metrics.parquet"))
     asked = _scan(results / "generate", keys, "recall.parquet")
@@ -79,9 +81,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     ]
     measured = {
         "turns": _read(logged.drop(TURN_TEXTS)).join(metrics, on=["run", "turn"], how="left"),
-        "evictions": _read(
-            _scan(results / "generate", keys, "evictions.parquet").drop(SLOT_COLUMNS)
-        ),
+        "evictions": _read(log.drop(SLOT_COLUMNS)),
         "recall": _read(recall_rows.drop(RECALL_TEXTS)),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
@@ -94,16 +94,31 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     )
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
     turns = with_excess(measured["turns"])
+    runs = dialogues(turns, keep_sets(_read(log)))
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
+    scored = scored_turns(turns)
+    beginnings = baselines(turns, results / "dialogues", options)
     return {
         "turns": turns,
-        "dialogues": dialogues(turns),
+        "dialogues": runs,
         "evictions": _with_run_columns(measured["evictions"], turns),
         "verdicts": named_verdicts,
+        "baselines": beginnings,
         "policies": policies(turns, options),
-        "contrasts": contrasts(turns, options),
+        "contrasts": with_same_kept(
+            contrasts(scored, settings["policies"], options),
+            runs,
+            pl.col("first"),
+            pl.col("second"),
+        ),
+        "attribution": with_same_kept(
+            attribution(scored, know_nothing(beginnings), options),
+            runs,
+            pl.lit(STALE),
+            pl.lit(REROTATED),
+        ),
         "predictors": predictors(turns, tuple(INTEGRITY), options),
         "window": window,
         "window_changes": window_changes(window, options),
@@ -113,8 +128,9 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
-        "verdict_means": verdict_means(named_verdicts, options),
+        "verdict_means": verdict_means(_after_eviction(named_verdicts, turns), options),
         "missing_verdicts": missing_verdicts(named_verdicts),
+        "missing_by_cell": missing_by_cell(named_verdicts, options),
         "own_replies": own_replies(turns, options),
         "prefill_overshoot": prefill_overshoot(turns),
         "not_finite": not_finite,
@@ -122,11 +138,12 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
 
 
 def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
-    """Add `after_eviction`, `inside_window`, `prefill_overshoot_share` and `excess_nll`.
+    """Add `after_eviction`, `inside_window`, the two overshoot shares and `excess_nll`.
 
     excess_nll: nats per token more than the baseline.
     prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
         of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
+    turn_overshoot_share: the same for prompt and reply.
     """
     baseline = turns.filter(pl.col("kind") == "baseline").select(
         *PAIRED, baseline_nll=pl.col("reference_nll")
@@ -135,17 +152,22 @@ def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     return turns.join(baseline, on=list(PAIRED), how="left").with_columns(
         after_eviction=evicted,
         inside_window=pl.col("tokens_seen_end") <= pl.col("trained_window"),
-        prefill_overshoot_share=_overshoot(),
+        prefill_overshoot_share=_overshoot(pl.col("slots_after_prefill")),
+        turn_overshoot_share=_overshoot(pl.max_horizontal("slots_after_prefill", "slots_end")),
         excess_nll=pl.col("reference_nll") - pl.col("baseline_nll"),
     )
 
 
-def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
-    """One row per run: sizes, evictions, seconds, quality after the first eviction."""
+def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
+    """One row per run: sizes, evictions, seconds, quality after the first eviction.
+
+    Args:
+        kept: what `kept_alike.keep_sets` gives.
+    """
     scored = pl.col("after_eviction") & pl.col("inside_window") & pl.col("excess_nll").is_not_null()
     weight = pl.col("reference_tokens").filter(scored)
     seconds = ("prefill_s", "scoring_s", "eviction_s")
-    return turns.group_by(
+    runs = turns.group_by(
         "run", *CELL_COLUMNS, "dialogue", "seed", "replies", maintain_order=True
     ).agg(
         turns=pl.len(),
@@ -160,17 +182,26 @@ def dialogues(turns: pl.DataFrame) -> pl.DataFrame:
         out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
         **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
     )
+    # Where columns stand is declared; `keep_sets` stands before the seconds.
+    joined = runs.join(kept, on="run", how="left", maintain_order="left")
+    return joined.select(*[name for name in joined.columns if name not in seconds], *seconds)
 
 
 def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """One row per cell that evicted, over its turns after an eviction."""
+    """One row per cell that evicted, over its turns after an eviction.
+
+    n_unpaired: turns that could not be compared because memory ran out, in this cell or in the
+    baseline.
+    """
     rows = []
-    for key, part in _scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
-        estimate = _estimate(part, pl.col("excess_nll"), options)
+    unpaired = _unpaired(turns)
+    for key, part in scored_turns(turns).group_by(CELL_COLUMNS, maintain_order=True):
+        estimate = column_mean(part, pl.col("excess_nll"), pl.col("reference_tokens"), options)
         tokens = part["reference_tokens"]
         rows.append(
             dict(zip(CELL_COLUMNS, map(str, key), strict=True))
             | asdict(estimate)
+            | {"n_unpaired": unpaired.get(key, 0)}
             | {"kl_baseline": weighted_mean(_floats(part["kl_baseline"]), _floats(tokens))}
             | {"n_tokens": int(tokens.sum()), "budget_tokens": _single_value(part["target_tokens"])}
             | {"cache_bytes": part["cache_bytes_after_prefill"].mean()}
@@ -179,52 +210,28 @@ def policies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, table_schema("policies")).sort(CELL_COLUMNS)
 
 
-def contrasts(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """Differences in excess NLL on the same (dialogue, turn), p adjusted over the whole table.
-
-    Between position modes of one policy and threshold, and between policies of one position mode
-    and one target: budgets are equal in both.
-    """
-    measured = _scored_turns(turns)
-    rows = []
-    for key, part in measured.group_by(["model", "dataset", "policy", "threshold"]):
-        identity = dict(zip(("model", "dataset", "policy", "threshold"), key, strict=True))
-        for first, second in itertools.combinations(POSITIONS, 2):
-            rows += _difference(part, "positions", first, second, identity, options)
-    equal = measured.filter(pl.col("target_tokens").is_not_null())
-    for key, part in equal.group_by(["model", "dataset", "positions", "threshold"]):
-        identity = dict(zip(("model", "dataset", "positions", "threshold"), key, strict=True))
-        for first, second in itertools.combinations(sorted(part["policy"].unique()), 2):
-            rows += _difference(part, "policy", first, second, identity, options)
-    frame = pl.DataFrame(rows, table_schema("contrasts")).drop("p_holm")
-    frame = frame.sort("factor", *CELL_COLUMNS, "first", "second")
-    return frame.with_columns(p_holm=pl.Series(holm(frame["p"].to_list()), dtype=pl.Float64))
+def _unpaired(turns: pl.DataFrame) -> dict[tuple[Any, ...], int]:
+    """Turns of each cell, after an eviction and inside the window, that one of the two has scored:
+    the cell or the baseline, memory having run out in the other."""
+    inside = turns.lazy().filter("inside_window", pl.col("reference_nll").is_not_null())
+    baseline = inside.filter(pl.col("kind") == BASELINE).select(PAIRED)
+    keys = ["dialogue", "seed", *CELL_COLUMNS]
+    without_baseline = inside.filter("after_eviction", pl.col("excess_nll").is_null())
+    failed = turns.lazy().filter(
+        pl.col("kind") != BASELINE, pl.col("finish_reason") == "out_of_memory"
+    )
+    not_reached = (
+        failed.select(*keys, "replies", failed_turn="turn")
+        .join(baseline, on=["model", "dataset", "dialogue", "seed", "replies"])
+        .filter(pl.col("turn") >= pl.col("failed_turn"))
+    )
+    both = pl.concat([part.select(CELL_COLUMNS) for part in (without_baseline, not_reached)])
+    counts = both.group_by(CELL_COLUMNS).len().collect()
+    return {row[:-1]: row[-1] for row in counts.rows()}
 
 
-def _difference(
-    part: pl.DataFrame,
-    factor: str,
-    first: str,
-    second: str,
-    identity: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    keys = ["dialogue", "seed", "turn"]
-    one = part.filter(pl.col(factor) == first)
-    other = part.filter(pl.col(factor) == second).select(*keys, other="excess_nll")
-    pairs = one.join(other, on=keys)
-    if pairs.is_empty():
-        return []
-    estimate = _estimate(pairs, pl.col("excess_nll") - pl.col("other"), options)
-    return [{"factor": factor, "first": first, "second": second, **identity} | asdict(estimate)]
-
-
-def _estimate(part: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any]) -> Estimate:
-    return column_mean(part, value, pl.col("reference_tokens"), options)
-
-
-def _scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
-    """Past its window the baseline is no measure of quality."""
+def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
+    """Turns that excess NLL is over: past its window the baseline is no measure of quality."""
     measured = turns.lazy().filter(
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )
@@ -253,10 +260,10 @@ def _read(rows: pl.LazyFrame) -> pl.DataFrame:
         raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None
 
 
-def _overshoot() -> pl.Expr:
+def _overshoot(top: pl.Expr) -> pl.Expr:
     before = pl.col("slots_after_prefill") - pl.col("prompt_tokens")
     least = pl.max_horizontal(before, "threshold_tokens")
-    past = (pl.col("slots_after_prefill") - least).clip(lower_bound=0)
+    past = (top - least).clip(lower_bound=0)
     # max_horizontal skips nulls, so a run without a threshold must be named.
     threshold = pl.col("threshold_tokens")
     return pl.when(threshold.is_not_null()).then(past / threshold)
@@ -265,6 +272,14 @@ def _overshoot() -> pl.Expr:
 def _with_run_columns(rows: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     names = ("model", "dataset", "dialogue", "policy", "positions", "threshold", "seed")
     return rows.join(turns.select("run", *names).unique(), on="run", how="left")
+
+
+def _after_eviction(verdicts: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on turns after an eviction; of the baseline, on all turns."""
+    if verdicts.is_empty():
+        return verdicts
+    chosen = turns.filter(pl.col("after_eviction") | (pl.col("kind") == "baseline"))
+    return verdicts.join(chosen.select("run", "turn"), on=["run", "turn"], how="semi")
 
 
 def _floats(column: pl.Series) -> Floats:

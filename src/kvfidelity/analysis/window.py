@@ -1,4 +1,5 @@
-"""Claim C1: NLL of the baseline's replies, by token index through the trained window."""
+"""Claim C1: NLL of reference replies by token index through the trained window, of the baseline and
+of runs whose cache stays below it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ CHANGES = {
 
 
 def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
-    """Mean NLL of reference tokens by token index, per baseline run.
+    """Mean NLL of reference tokens by token index, per run.
 
     Tokens whose NLL is not finite are left out; so are runs of a model without a trained window.
 
@@ -32,19 +33,19 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
             token index `tokens_seen_start + prompt_tokens`).
 
     Returns:
-        run, model, dataset, dialogue, seed, trained_window, start and stop (token indices), nll,
-        tokens.
+        run, model, dataset, kind, dialogue, seed, trained_window, start and stop (token indices),
+        nll, tokens.
     """
-    keys = ["run", "model", "dataset", "dialogue", "seed", "trained_window"]
+    keys = ["run", "model", "dataset", "kind", "dialogue", "seed", "trained_window"]
     count = pl.col("reference_token_nll").list.len().cast(pl.Int32)
     window = pl.col("trained_window").is_not_null()
-    baseline = logged.filter(pl.col("kind") == "baseline", count > 0, window).with_row_index("row")
+    scored = logged.filter(count > 0, window).with_row_index("row")
     first = pl.col("tokens_seen_start") + pl.col("prompt_tokens")
     step = (pl.col("trained_window") // BINS_PER_WINDOW).clip(lower_bound=1)
     nll = pl.col("nll").cast(pl.Float64)
     # Per token only numbers are kept; names are joined to the bins, which are few.
     bins = (
-        baseline.select(
+        scored.select(
             "row",
             step.alias("step"),
             pl.int_ranges(first, first + count).alias("index"),
@@ -57,7 +58,7 @@ def by_token_index(logged: pl.LazyFrame) -> pl.LazyFrame:
         .filter(pl.col("tokens") > 0)
     )
     return (
-        bins.join(baseline.select("row", *keys), on="row")
+        bins.join(scored.select("row", *keys), on="row")
         .group_by(*keys, "start")
         .agg(
             stop=pl.col("start").first() + pl.col("stop").first(),
@@ -106,13 +107,13 @@ def change_at_edge(window: pl.DataFrame) -> pl.DataFrame:
 
 
 def window_changes(window: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
-    """Each change of `change_at_edge`, mean over runs with its interval, per model and dataset.
+    """Each change of `change_at_edge`, mean over baseline runs, per model and dataset.
 
     Args:
         window: what `by_token_index` gives.
         options: confidence, resamples and seed.
     """
-    changes = change_at_edge(window)
+    changes = change_at_edge(window.filter(kind="baseline"))
     rows = []
     for (model, dataset), part in changes.group_by("model", "dataset", maintain_order=True):
         for change, weight in CHANGES.items():

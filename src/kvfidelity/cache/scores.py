@@ -17,7 +17,11 @@ class NotCollectedError(LookupError):
 
 
 class ScoreHistory(StrEnum):
-    """Which queries a score counts: those of the latest forward, or all since the slot's token."""
+    """Which queries a score counts.
+
+    LATEST: those of the prompt if nothing was fed after it, else the last token's.
+    ACCUMULATED: all since the slot's own token.
+    """
 
     LATEST = "latest"
     ACCUMULATED = "accumulated"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,26 +19,27 @@ from kvfidelity.cache.overflow import first_overflow, overflow_error
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.feeding import Feed, feed_together
+from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
-from kvfidelity.metrics.likelihood import kl_divergence, token_nll
 from kvfidelity.models.end_tokens import end_token_ids
 from kvfidelity.models.load import load_model
 
 if TYPE_CHECKING:
     from kvfidelity.decoding.sequence import Reply, SequenceState
 
-# Rows of logits computed at once: with a vocabulary of 128k they take 130 MB in fp32.
-LOGIT_ROWS = 256
 # Tokens fed in one forward: its memory grows with them.
 CHUNK = 8192
 
 
 class Scheduler(Protocol):
-    """Feeds and decodes several runs in one batch; see `decoding.scheduler`."""
+    """Feeds, scores and decodes several runs in one batch; see `decoding.scheduler`."""
 
     def feed(self, feed: Feed) -> Tensor:
         """Feed tokens; see `Engine.feed`."""
+
+    def score(self, request: Scoring) -> Scores:
+        """Score hidden states; see `Engine.score`."""
 
     def decode(self, sequence: SequenceState) -> Reply:
         """Decode a reply to its end."""
@@ -182,35 +183,32 @@ class Engine:
         """Logits [m, vocabulary] of hidden states [m, hidden]."""
         return output_logits(self.model, hidden)
 
-    @torch.inference_mode()
     def nll(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:
         """Nats per token of `ids` [m], predicted by `hidden` [m, hidden]; fp32 [m] on the CPU.
 
         Raises:
             ModelOverflowError: a logit is NaN or infinite.
         """
-        targets = torch.tensor(list(ids), device=self.device)
-        parts = [
-            token_nll(self.logits(rows), targets[start : start + LOGIT_ROWS])
-            for start, rows in _blocks(hidden)
-        ]
-        return self._finite(torch.cat(parts).cpu())
+        return self.score(hidden, ids).nll
 
-    @torch.inference_mode()
-    def kl_divergence(self, baseline: Tensor, managed: Tensor) -> Tensor:
-        """KL(baseline || managed) in nats of what hidden states [m, hidden] predict; fp32 [m] on
-        the CPU.
+    def score(self, hidden: Tensor, ids: Sequence[int], baseline: Tensor | None = None) -> Scores:
+        """NLL of `ids` [m], predicted by `hidden` [m, hidden], and its divergence from a baseline.
+
+        With a scheduler, what several runs score at the same time is scored together.
+
+        Args:
+            baseline: hidden states [m, hidden] of the baseline at the same tokens.
 
         Raises:
             ModelOverflowError: a logit is NaN or infinite.
         """
-        parts = [
-            kl_divergence(
-                self.logits(rows.to(self.device)), self.logits(managed[start : start + LOGIT_ROWS])
-            )
-            for start, rows in _blocks(baseline)
-        ]
-        return self._finite(torch.cat(parts).cpu())
+        request = Scoring(hidden, ids, baseline)
+        scheduler = self.scheduler
+        found = scheduler.score(request) if scheduler else score_together(self, [request])[0]
+        for values in found:
+            if values is not None and not bool(values.isfinite().all()):
+                raise overflow_error(self.model.dtype)
+        return found
 
     def refuse_overflow(self, hidden: Tensor, cache: ManagedCache) -> None:
         """Refuse hidden states [m, hidden] that are not finite; waits for the device.
@@ -221,12 +219,6 @@ class Engine:
         if not bool(hidden.isfinite().all()):
             layer = first_overflow((each.live_keys, each.live_values) for each in cache.layers)
             raise overflow_error(self.model.dtype, layer)
-
-    def _finite(self, values: Tensor) -> Tensor:
-        """The values, fp32 [m] on the CPU; NaN or infinite only if a logit is."""
-        if not bool(values.isfinite().all()):
-            raise overflow_error(self.model.dtype)
-        return values
 
     def now(self) -> float:
         """Seconds on a monotonic clock, after the device has finished its work."""
@@ -246,8 +238,3 @@ def _check_vocabulary(model: Any, tokenizer: Any) -> None:
             f"embedding for ({beyond[0][1]!r} is number {beyond[0][0]}, the embedding has {rows} "
             "rows): use the tokenizer that belongs to the model"
         )
-
-
-def _blocks(hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, hidden.shape[0], LOGIT_ROWS):
-        yield start, hidden[start : start + LOGIT_ROWS]

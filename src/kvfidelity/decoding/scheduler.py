@@ -2,9 +2,10 @@
 
 Each run is ordinary code in its own thread, and only one thread runs at a time. A run continues
 until it needs the model; then the next run continues. When all runs need the model, what they feed
-goes through it together. When none has anything to feed, their replies are decoded together, step
-by step, until one of them ends. Each run has its own cache, length, positions, policy and
-evictions; they share only the weights.
+goes through it together. When none has anything to feed, their likelihoods are computed together.
+When none has any of these, their replies are decoded together, step by step, until one of them
+ends. Each run has its own cache, length, positions, policy and evictions; they share only the
+weights.
 
 If a run hits out-of-memory while others share the GPU, that is not its result. When the others have
 finished it is restarted, and from then on half as many runs share the GPU.
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
+from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import capacity_for, steps_of
 
@@ -95,6 +97,7 @@ class BatchScheduler(Generic[T]):
         self._decoders: dict[tuple[bool, int], Decoder] = {}
         self._thread_of: dict[int, RunThread[Any]] = {}
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
+        self._scorings: list[tuple[RunThread[Any], Scoring]] = []
         self._waiting: list[tuple[RunThread[Any], Callable[[], bool]]] = []
         # Most runs that compute at once: fewer than batch_size after memory ran out.
         self._limit = batch_size
@@ -133,7 +136,8 @@ class BatchScheduler(Generic[T]):
         return thread
 
     def advance(self) -> None:
-        """Feed what runs have to feed, or decode until a reply ends; continue the runs that can."""
+        """Feed what runs have to feed, or score, or decode until a reply ends; continue the runs
+        that can."""
         if not self._active:
             self._restart()
         for thread, condition in list(self._waiting):
@@ -141,7 +145,12 @@ class BatchScheduler(Generic[T]):
                 self._waiting.remove((thread, condition))
                 self._note_concurrency()
                 self._resume(thread, None)
-        answers = self._feed_all() if self._feeds else self._decode_until_one_ends()
+        if self._feeds:
+            answers = self._feed_all()
+        elif self._scorings:
+            answers = self._score_all()
+        else:
+            answers = self._decode_until_one_ends()
         for thread, answer in answers:
             self._resume(thread, answer)
 
@@ -161,6 +170,10 @@ class BatchScheduler(Generic[T]):
     def feed(self, feed: Feed) -> Tensor:
         hidden: Tensor = self._wait_for(feed)
         return hidden
+
+    def score(self, request: Scoring) -> Scores:
+        scores: Scores = self._wait_for(request)
+        return scores
 
     def decode(self, sequence: SequenceState) -> Reply:
         reply: Reply = self._wait_for(sequence)
@@ -203,13 +216,25 @@ class BatchScheduler(Generic[T]):
 
     def _feed_all(self) -> list[tuple[RunThread[Any], Any]]:
         """Feed; each run with its hidden states, or all with the error of a shared forward."""
-        waiting, self._feeds = self._feeds, []
+        requests, self._feeds = self._feeds, []
+        return self._answer(requests, feed_together)
+
+    def _score_all(self) -> list[tuple[RunThread[Any], Any]]:
+        """Score; each run with its scores, or all with the error of a shared computation."""
+        requests, self._scorings = self._scorings, []
+        return self._answer(requests, score_together)
+
+    def _answer(
+        self,
+        requests: Sequence[tuple[RunThread[Any], Any]],
+        compute: Callable[[Engine, Sequence[Any]], Sequence[Any]],
+    ) -> list[tuple[RunThread[Any], Any]]:
         answers: Sequence[Any]
         try:
-            answers = feed_together(self._engine, [feed for _, feed in waiting])
+            answers = compute(self._engine, [request for _, request in requests])
         except Exception as error:  # noqa: BLE001 - raised in the runs
-            answers = [error] * len(waiting)
-        return [(thread, answer) for (thread, _), answer in zip(waiting, answers, strict=True)]
+            answers = [error] * len(requests)
+        return [(thread, answer) for (thread, _), answer in zip(requests, answers, strict=True)]
 
     def _decode_until_one_ends(self) -> list[tuple[RunThread[Any], Any]]:
         """Decode; the runs whose replies have ended, each with its reply or error."""
@@ -235,6 +260,8 @@ class BatchScheduler(Generic[T]):
             self._thread_of[id(request)] = thread
         elif isinstance(request, Feed):
             self._feeds.append((thread, request))
+        elif isinstance(request, Scoring):
+            self._scorings.append((thread, request))
         elif request is not None:
             self._waiting.append((thread, request))
         else:

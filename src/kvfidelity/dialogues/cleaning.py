@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 from kvfidelity.dialogues.code_spans import split_code
 from kvfidelity.dialogues.formats.raw import Message, RawConversation
 from kvfidelity.dialogues.pool import Question, Turn
 
 KNOWN_ROLES = ("user", "assistant", "system")
+#: A message beyond this many characters is a pasted document rather than a chat; it is not cleaned,
+#: and its conversation is not selected.
+LONGEST_MESSAGE = 200_000
+#: Boxes around one message; a page has two.
+MOST_BOXES = 10
 # What an HTML escape makes of a text. Other entities are what somebody wrote.
 CHARACTERS = {
     "&lt;": "<",
@@ -26,13 +32,10 @@ ENTITY = re.compile("|".join(CHARACTERS))
 UNESCAPED = re.compile(rf"[<>]|&(?!(?:{ENTITY.pattern.replace('&', '')}))")
 # A message about markup or escapes means the entities that it names.
 ABOUT_MARKUP = re.compile(r"html|xml|markup|entit|escap|encod|ampersand|\burl\b|://", re.IGNORECASE)
-# Alone, a comparison sign may be one that the message is about; these are what an escape leaves.
-PAIR_OR_PUNCTUATION = re.compile(
-    r"&lt;.*&gt;|&(?:lt|gt);.*&amp;|&(?:amp|quot|nbsp|#39|#x27);", flags=re.DOTALL
-)
+PUNCTUATION = re.compile("&(?:amp|quot|nbsp|#39|#x27);")
 # The boxes that chat pages put around a whole message, known by their classes.
 WRAPPER = re.compile(
-    r"\s*<(div|span)\s+class=\"(?:[^\"]*\s)?(?:markdown|prose|whitespace-pre-wrap)(?:\s[^\"]*)?\"\s*>"
+    r"\s*<(div|span)\s+class=\"(?:[^\"]{0,300}\s)?(?:markdown|prose|whitespace-pre-wrap)(?:\s[^\"]{0,300})?\"\s*>"
 )
 COPY_BUTTON = re.compile(r"^Copy code$", flags=re.MULTILINE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -48,7 +51,10 @@ def clean_text(text: str) -> str:
     it is. Lone surrogates, which no tokenizer takes, are dropped everywhere, and white space
     around the message.
     """
-    text = _unwrapped(text if text.isascii() else SURROGATE.sub("", text))
+    text = text if text.isascii() else SURROGATE.sub("", text)
+    if len(text) > LONGEST_MESSAGE:
+        return text.strip()
+    text = _unwrapped(text)
     if _has_remnants(text):
         parts = split_code(text)
         escaped = _was_escaped("\n".join(part for is_code, part in parts if not is_code))
@@ -73,15 +79,24 @@ def _clean(prose: str, escaped: bool) -> str:
 
 def _was_escaped(prose: str) -> bool:
     return (
-        PAIR_OR_PUNCTUATION.search(prose) is not None
+        _has_pair_or_punctuation(prose)
         and UNESCAPED.search(prose) is None
         and ABOUT_MARKUP.search(prose) is None
     )
 
 
+def _has_pair_or_punctuation(prose: str) -> bool:
+    """What an escape leaves; alone, a comparison sign may be one that the message is about."""
+    opening = prose.find("&lt;")
+    return 0 <= opening < prose.rfind("&gt;") or PUNCTUATION.search(prose) is not None
+
+
 def _unwrapped(text: str) -> str:
     """The message without the boxes around it: each opens at its beginning, closes at its end."""
-    while (found := WRAPPER.match(text)) is not None:
+    for _ in range(MOST_BOXES):
+        found = WRAPPER.match(text)
+        if found is None:
+            break
         tag = found[1]
         inner = text[found.end() :].rstrip()
         if not inner.endswith(f"</{tag}>"):
@@ -139,10 +154,9 @@ def turns_of(
         return (), "empty"
     if all(message.role != "user" for message in messages):
         return (), "no_human_turn"
-    while messages[0].role == "assistant":
-        messages.pop(0)
-        counts["leading_replies_dropped"] += 1
-    merged = _merged(messages, counts)
+    first = next(n for n, message in enumerate(messages) if message.role == "user")
+    counts["leading_replies_dropped"] += first
+    merged = _merged(messages[first:], counts)
     if len(merged) % 2:
         merged.pop()
         counts["unanswered_questions_dropped"] += 1
@@ -175,11 +189,9 @@ def _turns_with(evidence: str, turns: Sequence[Turn]) -> list[int]:
 
 
 def _merged(messages: list[Message], counts: Counter[str]) -> list[Message]:
-    merged: list[Message] = []
-    for message in messages:
-        if merged and merged[-1].role == message.role:
-            merged[-1] = Message(message.role, merged[-1].text + "\n\n" + message.text)
-            counts["messages_merged"] += 1
-        else:
-            merged.append(message)
+    merged = []
+    for role, group in groupby(messages, lambda message: message.role):
+        texts = [message.text for message in group]
+        counts["messages_merged"] += len(texts) - 1
+        merged.append(Message(role, "\n\n".join(texts)))
     return merged

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from kvfidelity.dialogues.cleaning import LONGEST_MESSAGE
 from kvfidelity.dialogues.content import category_of, language_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
 from kvfidelity.dialogues.pool import Question, Turn
@@ -18,11 +19,10 @@ from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.errors import UserError
 
-#: A message beyond this many characters is a pasted document rather than a chat.
-LONGEST_MESSAGE = 200_000
 #: Above this many characters per allowed token, count the first turns alone: they may be too long.
 MAX_CHARACTERS_PER_TOKEN = 5
-#: Memory for the text of candidates while a file is read.
+#: Memory for candidates while a file is read, and what a turn takes without its text.
+TURN_BYTES = 64
 CANDIDATE_BYTES = 512 << 20
 
 
@@ -83,8 +83,10 @@ class Candidate:
 
     @property
     def memory(self) -> int:
-        """Bytes of its text in memory, up to four per character."""
-        return sum(sys.getsizeof(t.user) + sys.getsizeof(t.assistant) for t in self.turns)
+        """Bytes of its turns in memory; a text takes up to four per character."""
+        return sum(
+            TURN_BYTES + sys.getsizeof(t.user) + sys.getsizeof(t.assistant) for t in self.turns
+        )
 
 
 class Selector:

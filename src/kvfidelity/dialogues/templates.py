@@ -25,7 +25,16 @@ SETTINGS: dict[str, Any] = {"date_string": DATE, "enable_thinking": False, "thin
 CLOCKS = frozenset({"date_string", "strftime_now"})
 THINKING = frozenset({"enable_thinking", "thinking"})
 #: What a template, which is a program of others, may raise besides Jinja's own errors.
-PROGRAM_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+PROGRAM_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    SyntaxError,
+)
 PRIVATE_USE = range(0xE000, 0xF8FF)
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 #: A block that transformers adds to the language; it writes nothing.
@@ -240,7 +249,7 @@ class ChatTemplate:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         try:
             parsed = environment.parse(_GENERATION.sub("", source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise self._refusal(f"cannot be read ({_one_line(error)})") from None
         constants = {
             node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)

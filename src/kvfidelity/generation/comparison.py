@@ -8,20 +8,25 @@ from typing import NamedTuple
 import torch
 
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.sequence import Reply
 from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
 
 
 class Comparison(NamedTuple):
-    """Two columns of the turns table.
+    """Three columns of the turns table.
 
-    reply_nll_baseline: nats per token of the run's own reply under the baseline's cache.
+    reply_nll_baseline: nats per token of the run's own reply where nothing is evicted of the run's
+        own history.
+    reply_nll_baseline_history: the same after the baseline's history, which is fair to runs whose
+        own history is ruined. Equal with reference replies.
     kl_baseline: mean KL(baseline || run) in nats over the tokens of the reference reply.
     Each is None where it cannot be computed.
     """
 
     reply_nll_baseline: float | None
+    reply_nll_baseline_history: float | None
     kl_baseline: float | None
 
 
@@ -29,7 +34,7 @@ def compare_shared_turn(plan: RunPlan, outcome: TurnOutcome) -> Comparison:
     """A turn that is the baseline's own: the same predictions."""
     nll = outcome.reply.nll if outcome.reply else ()
     mean = sum(nll) / len(nll) if nll else None
-    return Comparison(mean, 0.0 if plan.spec.replies == "reference" else None)
+    return Comparison(mean, mean, 0.0 if plan.spec.replies == "reference" else None)
 
 
 class BaselineComparer:
@@ -47,8 +52,19 @@ class BaselineComparer:
         own = plan.spec.replies == "own"
         self._cache = baseline.fork_at(baseline.starts[first].slots) if own else None
 
+    def predicted(self, turn: int) -> torch.Tensor | None:
+        """Hidden states of the baseline that a turn's reference reply is compared with; None with
+        own replies, and where memory ran out for the baseline."""
+        outcomes = self._baseline.outcomes
+        known = self._cache is None and turn < len(outcomes)
+        return outcomes[turn].predicted if known else None
+
     def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
-        """Compare a turn; with own replies every turn from `first` on must be given."""
+        """Compare a turn; with own replies every turn from `first` on must be given.
+
+        Args:
+            outcome: of a turn that was run with `predicted(turn)`.
+        """
         engine, reply = self._engine, outcome.reply
         opening = self._plan.segments[turn].opening_ids
         if self._cache is not None:
@@ -56,16 +72,25 @@ class BaselineComparer:
             if outcome.fed:
                 hidden = torch.cat([hidden, engine.feed(self._cache, outcome.fed)])
             hidden = hidden[len(opening) :]
-            return Comparison(_mean_nll(engine, hidden, reply.ids if reply else ()), None)
-        if turn >= len(self._baseline.outcomes):
-            return Comparison(None, None)
-        predicted = self._baseline.outcomes[turn].predicted
-        kl = float(engine.kl_divergence(predicted, outcome.predicted).double().mean())
-        if reply is None or not reply.ids:
-            return Comparison(None, kl)
-        after_prompt = self._baseline.fork_at(self._baseline.prompts[turn])
-        hidden = torch.cat([predicted[:1], engine.feed(after_prompt, (*opening, *reply.ids))])
-        return Comparison(_mean_nll(engine, hidden[len(opening) :], reply.ids), kl)
+            own = _mean_nll(engine, hidden, reply.ids if reply else ())
+            return Comparison(own, self._after_baseline_history(turn, opening, reply), None)
+        if turn >= len(self._baseline.outcomes) or outcome.kl_baseline is None:
+            return Comparison(None, None, None)
+        kl = float(outcome.kl_baseline.double().mean())
+        nll = self._after_baseline_history(turn, opening, reply)
+        return Comparison(nll, nll, kl)
+
+    def _after_baseline_history(
+        self, turn: int, opening: Sequence[int], reply: Reply | None
+    ) -> float | None:
+        """Nats per token of a reply in the baseline's cache, after the turn's prompt."""
+        baseline, engine = self._baseline, self._engine
+        if reply is None or not reply.ids or turn >= len(baseline.outcomes):
+            return None
+        after_prompt = baseline.fork_at(baseline.prompts[turn])
+        first = baseline.outcomes[turn].predicted[:1]
+        hidden = torch.cat([first, engine.feed(after_prompt, (*opening, *reply.ids))])
+        return _mean_nll(engine, hidden[len(opening) :], reply.ids)
 
 
 def _mean_nll(engine: Engine, hidden: torch.Tensor, ids: Sequence[int]) -> float | None:

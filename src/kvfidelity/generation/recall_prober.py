@@ -57,10 +57,13 @@ class RecallProber:
         """Ask every question whose evidence has been fed.
 
         Args:
-            cache, evictor: as they are after the latest turn; both are copied.
+            cache, evictor: as they are after the latest turn; they do not change.
         """
         turn = len(self._message_spans) - 1
-        cache_copy, evictor_copy = cache.fork(), evictor.copy(turn + 1)
+        evicts = evictor.may_evict_in_turn(cache.size, cache.size)
+        reads_only = evictor.evicts_between_turns_only and not self._setting.max_new_tokens
+        cache_copy = cache if reads_only and not evicts else cache.fork()
+        evictor_copy = evictor.copy(turn + 1)
         evictor_copy.before_turn(cache_copy)
         evictions = cache.slot_table.evictions + len(evictor_copy.log)
         asked = [

@@ -122,7 +122,9 @@ def _evicting_turns(
     rows = []
     for turn in range(first, len(plan.segments)):
         evictor.turn = turn
-        outcome = run_timed_turn(engine, plan, turn, cache, evictor, progress)
+        outcome = run_timed_turn(
+            engine, plan, turn, cache, evictor, progress, baseline=comparer.predicted(turn)
+        )
         if outcome is None:
             rows.append(failed_row(plan, turn, shared=False))
             break

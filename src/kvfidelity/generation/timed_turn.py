@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.decoding.engine import Engine
@@ -24,8 +26,12 @@ def run_timed_turn(
     evictor: Evictor,
     progress: Progress,
     on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+    baseline: Tensor | None = None,
 ) -> TurnOutcome | None:
     """Run a turn and send {"event": "turn", ...}; None if memory ran out.
+
+    Args:
+        on_prompt, baseline: see `run_turn`.
 
     Raises:
         ModelOverflowError: the model computed NaN or infinity; dialogue and turn are named.
@@ -35,7 +41,13 @@ def run_timed_turn(
     start_s = engine.now()
     try:
         outcome = run_turn(
-            engine, cache, evictor, plan.segments[turn], plan.turn_setting(turn), on_prompt
+            engine,
+            cache,
+            evictor,
+            plan.segments[turn],
+            plan.turn_setting(turn),
+            on_prompt,
+            baseline,
         )
     except ModelOverflowError as error:
         where = f"dialogue {plan.dialogue.dialogue_id}, turn {turn + 1} of {len(plan.segments)}"

@@ -35,7 +35,7 @@ def turn_row(
     """
     row = _unmeasured(plan, turn, shared=shared)
     row |= _sizes(engine, outcome) | _timings(outcome) | _quality(engine, outcome)
-    row |= comparison._asdict() | integrity_values(outcome.integrity, log)
+    row |= comparison._asdict() | integrity_values(outcome.integrity, log, outcome.integrity_at_end)
     return row | {
         "peak_device_bytes": outcome.peak_bytes,
         "trained_window": engine.window,
@@ -78,7 +78,9 @@ def identity_columns(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any
 def _unmeasured(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
     text = plan.turns[turn]
     row = dict.fromkeys(TURNS) | identity_columns(plan, turn, shared=shared)
-    return row | {"prompt": text.user, "reference": text.assistant}
+    own = plan.dialogue.turns[turn].user
+    texts = {"prompt": text.user, "message": None if own == text.user else own}
+    return row | texts | {"reference": text.assistant}
 
 
 def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:

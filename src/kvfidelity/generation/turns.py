@@ -17,7 +17,7 @@ from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.sequence import Reply
 from kvfidelity.dialogues.segments import Segment
-from kvfidelity.metrics.positions import Integrity, integrity
+from kvfidelity.metrics.positions import Integrity, integrity, integrity_over_reply
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,12 @@ class TurnOutcome:
     """What a turn did to the cache, and its measurements.
 
     slots_*: cached slots at the turn's start, after the prompt, after the last eviction (None
-    without one), at the end, and the most during the turn. predicted: hidden states [m, hidden]
-    that predict the fed reply's tokens. fed: those tokens, with the end of turn and, in front of an
-    own reply, the segment's opening.
+    without one), at the end, and the most during the turn.
+    predicted: hidden states [m, hidden] that predict the fed reply's tokens.
+    reference_nll, kl_baseline: of these tokens, in nats, fp32 [m] on the CPU; None for own replies,
+    and the second also where there is no baseline.
+    fed: those tokens, with the end of turn and, in front of an own reply, the segment's opening.
+    integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
     it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
     share the memory. concurrency: most runs that were active at once during the turn, this one
@@ -49,7 +52,9 @@ class TurnOutcome:
     predicted: Tensor
     reply: Reply | None
     reference_nll: Tensor | None
+    kl_baseline: Tensor | None
     integrity: Integrity
+    integrity_at_end: Integrity
     evictions: tuple[Eviction, ...]
     slots_start: int
     slots_after_prompt: int
@@ -73,10 +78,12 @@ def run_turn(
     segment: Segment,
     setting: TurnSetting,
     on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+    baseline: Tensor | None = None,
 ) -> TurnOutcome:
     """Feed one turn's prompt, measure, generate or teacher-force the reply.
 
     Args:
+        baseline: `predicted` of the baseline's same turn, for a reference reply.
         on_prompt: called after the prompt is fed and its evictions are done.
 
     Raises:
@@ -95,11 +102,11 @@ def run_turn(
     evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
     prompt_s = engine.now() - start_s
     last = hidden[-1:].clone()
-    integrity_now = measure_integrity(engine, cache)
+    before_reply, prompt_evictions = cache.slot_table.fork(), len(evictor.log)
     next_position = cache.slot_table.next_position
     on_prompt(cache)
 
-    reply, nll, predicted = None, None, last
+    reply, nll, kl, predicted = None, None, None, last
     if setting.replies == "own":
         reply = _generate_reply(engine, cache, evictor, last, segment, setting)
         end_of_turn = engine.segmenter.end_of_turn_ids if setting.feed_end_of_turn else ()
@@ -113,14 +120,23 @@ def run_turn(
         fed = segment.reply_ids
         rest = _feed_reply(engine, cache, evictor, fed)
         predicted = torch.cat([last, rest[:-1]])
-        nll = engine.nll(predicted, fed)
+        nll, kl = engine.score(predicted, fed, baseline)
     evictions = tuple(evictor.log[evictions_before:])
+    lived = integrity_over_reply(
+        before_reply,
+        evictor.log[prompt_evictions:],
+        cache.slot_table.tokens_seen,
+        engine.frequencies,
+        engine.window,
+    )
     return TurnOutcome(
         fed=fed,
         predicted=predicted,
         reply=reply,
         reference_nll=nll,
-        integrity=integrity_now,
+        kl_baseline=kl,
+        integrity=lived,
+        integrity_at_end=measure_integrity(engine, cache),
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
@@ -148,7 +164,6 @@ def measure_integrity(engine: Engine, cache: ManagedCache) -> Integrity:
             weights = scores.mean((0, 1))
         else:
             weights = scores.view(layers, groups, heads // groups, slots).mean(2)
-        weights = weights.cpu()
     return integrity(cache.slot_table, engine.frequencies, engine.window, weights)
 
 
@@ -194,6 +209,8 @@ def _feed_reply(
             and evictor.policy.needs_scores
         ):
             stop -= 1  # the policy is asked next: the latest forward must be a decode step
+        elif cache.scores is not None and stop == len(ids) and stop - start > 1:
+            stop -= 1  # whoever asks after the reply sees its last token, as after decoding
         parts.append(engine.feed(cache, ids[start:stop]))
         evictor.step += stop - start
         start = stop

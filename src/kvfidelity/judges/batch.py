@@ -1,7 +1,9 @@
 """Requests sent together through the Batch API: slower, and at a lower price.
 
-A batch is recorded before it is sent. After a crash, the next run finds it by its id or, if the
-crash came before the id was recorded, by the name in the batch's metadata. Nothing is sent twice.
+A batch is recorded before it is sent, and sent with one request that is never repeated. If its id
+is not known then, because the connection broke or the process was killed, the batch is looked up by
+the name in its metadata and by its file, several times: an endpoint may list a batch later than it
+takes it. Only what is not found is sent again. Nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import Any
 import openai
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.completion import refused_by_filter
 from kvfidelity.judges.endpoint import Endpoint
+from kvfidelity.judges.failures import HttpError
+from kvfidelity.judges.json_text import parse_json, without_surrogates
 from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 
@@ -25,8 +30,12 @@ MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
 #: The batch's metadata that holds our name for it.
 NAME = "kvfidelity"
 FINISHED = ("completed", "expired", "cancelled", "failed")
-#: How many of the endpoint's latest batches are looked through for one whose id was lost.
-MAX_LISTED = 500
+#: Batches that the endpoint lists at once.
+PAGE = 100
+#: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
+LOOKS = 3
+#: Seconds by which the clocks of this machine and of the endpoint may differ.
+CLOCKS_S = 86_400
 
 
 class BatchClient:
@@ -59,46 +68,91 @@ class BatchClient:
         return [outcomes[request.key] or unanswered for request in requests]
 
     def _send(self, endpoint: Endpoint, requests: Sequence[Request]) -> None:
-        path: Any = endpoint.batch_path
         for part in _parts(requests):
-            usd = sum(self._price(request) for request in part)
+            prices = tuple(self._price(request) for request in part)
+            limits = replace(self._limits, tokens_per_minute=None)
+            self._store.make_room(endpoint.judge, 1)  # answers can be fetched again
             try:
                 call = self._store.start_call(
-                    endpoint.judge,
-                    endpoint.model,
-                    0,
-                    usd,
-                    replace(self._limits, tokens_per_minute=None),
+                    endpoint.judge, endpoint.model, 0, sum(prices), limits
                 )
             except CapReachedError as error:
                 self._finish_open(endpoint)
                 raise UserError(
-                    f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent and a batch of "
-                    f"{len(part)} requests could cost {usd:.4f} more, beyond `max_usd: "
-                    f"{self._limits.max_usd}`: raise it and run again to continue"
+                    f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent, or may be, and "
+                    f"a batch of {len(part)} requests could cost {sum(prices):.4f} more, beyond "
+                    f"`max_usd: {self._limits.max_usd}`: raise it and run again to continue"
                 ) from None
             keys = tuple(request.key for request in part)
-            batch = Batch(uuid.uuid4().hex, endpoint.judge, endpoint.model, keys, call)
-            self._store.note_batch(batch)
-            lines = [
-                {"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part
-            ]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            file = endpoint.client.files.create(
-                file=(f"{batch.name}.jsonl", text.encode()), purpose="batch"
+            batch = Batch(
+                uuid.uuid4().hex,
+                endpoint.judge,
+                endpoint.model,
+                keys,
+                call,
+                at=time.time(),
+                usd=prices,
+                endpoint=endpoint.name,
             )
-            sent = endpoint.client.batches.create(
+            self._store.note_batch(batch)
+            batch = replace(batch, file=self._upload(endpoint, batch, part))
+            self._store.note_batch(batch)
+            found = self._create(endpoint, batch)
+            self._store.note_batch(replace(batch, id=found))
+
+    def _upload(self, endpoint: Endpoint, batch: Batch, part: Sequence[Request]) -> str:
+        path = endpoint.batch_path
+        lines = [{"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        file = (f"{batch.name}.jsonl", text.encode())
+        return endpoint.client.files.create(file=file, purpose="batch").id
+
+    def _create(self, endpoint: Endpoint, batch: Batch) -> str:
+        """The id of the batch; the request that creates it is never repeated.
+
+        Raises:
+            openai.OpenAIError: it is not created, or nobody knows.
+        """
+        path: Any = endpoint.batch_path
+        client = endpoint.client.with_options(max_retries=0)
+        try:
+            found = client.batches.create(
                 completion_window="24h",
                 endpoint=path,
-                input_file_id=file.id,
+                input_file_id=str(batch.file),
                 metadata={NAME: batch.name},
+            ).id
+            if found and isinstance(found, str):
+                return found
+            error: Exception = openai.OpenAIError("the endpoint gave a batch no id")
+        except openai.APIStatusError as refused:
+            if refused.status_code < 500 and refused.status_code != 408:
+                self._end(batch)  # refused: there is no such batch
+                raise
+            error = refused
+        except (openai.APIConnectionError, ValueError) as broken:
+            error = broken
+        known = self._look_up(endpoint, batch)
+        if known is None:
+            raise UserError(
+                f"judge {endpoint.judge}: {endpoint.reason(error)}: the endpoint does not list the "
+                "batch that was sent; run again to look for it and to send what was not taken"
             )
-            self._store.note_batch(replace(batch, id=sent.id))
+        return known
+
+    def _look_up(self, endpoint: Endpoint, batch: Batch) -> str | None:
+        """The id of a batch by its name; None if the endpoint does not list it after some time."""
+        for look in range(LOOKS):
+            if look:
+                time.sleep(self._limits.poll_s)
+            if found := _find_id(endpoint, batch):
+                return found
+        return None
 
     def _finish_open(self, endpoint: Endpoint) -> None:
         """Wait for every batch that was sent, and keep its answers."""
-        for batch in self._store.open_batches(endpoint.judge):
-            found = batch.id or _find_id(endpoint, batch)
+        for batch in self._store.open_batches(endpoint.judge, endpoint.name):
+            found = batch.id or self._look_up(endpoint, batch)
             if found is None:  # never sent
                 self._end(batch)
                 continue
@@ -118,33 +172,70 @@ class BatchClient:
             self._store_answers(endpoint, batch, state)
 
     def _store_answers(self, endpoint: Endpoint, batch: Batch, state: Any) -> None:
-        open_keys = set(batch.keys)
+        open_keys, prices, unread = set(batch.keys), batch.prices, 0
+        answered, errors = False, dict[str, HttpError]()
         for file in (state.output_file_id, state.error_file_id):
             for line in _lines(endpoint, file):
-                key = line.get("custom_id")
-                if key in open_keys:
+                key = line.get("custom_id") if line else None
+                if line is None:
+                    unread += 1
+                elif isinstance(key, str) and key in open_keys:
                     open_keys.discard(key)
-                    self._store_answer(endpoint, batch, str(key), line)
+                    if error := _error(line):
+                        errors[key] = error
+                        continue
+                    answered = True
+                    self._store_answer(endpoint, batch, key, line, prices.get(key, 0.0))
+        if errors and not answered and not unread:
+            self._stop_at_what_all_got(endpoint, batch, list(errors.values()))
+        for key, error in errors.items():
+            self._store_error(endpoint, batch, key, error)
         for key in sorted(open_keys):
-            self._store.put_failure(key, Failure(f"not answered: the batch is {state.status}"))
+            if self._store.get(key) is None:
+                reason = f"not answered: the batch is {state.status}"
+                # A line that cannot be read may have been this one's answer.
+                price = prices.get(key, 0.0) if unread else 0.0
+                self._store.put_failure(key, Failure(reason), batch.judge, price)
         self._end(batch)
 
+    def _stop_at_what_all_got(
+        self, endpoint: Endpoint, batch: Batch, errors: Sequence[HttpError]
+    ) -> None:
+        """Stop if no request was answered and what they met needs another configuration.
+
+        Nothing is kept of them then, so they are asked for again once it is corrected.
+        """
+        remedies = {error.remedy(endpoint.model) for error in errors}
+        if len(remedies) == 1 and (remedy := remedies.pop()):
+            self._end(batch)
+            reason = endpoint.without_key(errors[0].reason)[:300]
+            raise UserError(
+                f"judge {endpoint.judge}: every request of a batch got: {reason}: {remedy}"
+            )
+
+    def _store_error(self, endpoint: Endpoint, batch: Batch, key: str, error: HttpError) -> None:
+        if isinstance(self._store.get(key), Answer):
+            return  # kept before a crash
+        reason = endpoint.without_key(error.reason)[:300]
+        if error.refused:
+            self._store.put(key, refused_by_filter(reason), batch.judge, batch.model)
+        else:
+            self._store.put_failure(key, Failure(reason))
+
     def _store_answer(
-        self, endpoint: Endpoint, batch: Batch, key: str, line: Mapping[str, Any]
+        self,
+        endpoint: Endpoint,
+        batch: Batch,
+        key: str,
+        line: Mapping[str, Any],
+        max_usd: float,
     ) -> None:
         if isinstance(self._store.get(key), Answer):
             return  # kept before a crash
-        response = line.get("response") or {}
         price = self._limits.price
-        try:
-            if line.get("error") or response.get("status_code") != 200:
-                raise ValueError(_reason(line))
-            usd = None if price is None else _at_batch_price(price.usd)
-            answer = endpoint.answer(response.get("body") or {}, usd)
-        except ValueError as error:
-            self._store.put_failure(key, Failure(endpoint.without_key(str(error))[:300]))
-        else:
-            self._store.put(key, answer, batch.judge, batch.model)
+        usd = None if price is None else _at_batch_price(price.usd)
+        answer = endpoint.answer(line["response"].get("body"), usd)
+        self._store.put(key, answer, batch.judge, batch.model, max_usd=max_usd)
 
     def _end(self, batch: Batch) -> None:
         self._store.end_call(batch.call)
@@ -155,7 +246,7 @@ class BatchClient:
         tokens = (request.prompt_tokens, request.answer_tokens)
         return price.usd(*tokens, batch=True) if price else 0.0
 
-    def _user_error(self, endpoint: Endpoint, error: openai.OpenAIError) -> UserError:
+    def _user_error(self, endpoint: Endpoint, error: Exception) -> UserError:
         if isinstance(error, openai.NotFoundError):
             return UserError(
                 f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'} has no Batch API, or no "
@@ -182,32 +273,44 @@ def _parts(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 
 def _find_id(endpoint: Endpoint, batch: Batch) -> str | None:
-    """The endpoint's id of our batch, found by name; None if it was never sent."""
-    for number, state in enumerate(endpoint.client.batches.list(limit=100)):
+    """The endpoint's id of our batch, found by name among those that are not older."""
+    for state in endpoint.client.batches.list(limit=PAGE):
         if (state.metadata or {}).get(NAME) == batch.name:
             return state.id
-        if number == MAX_LISTED:
+        if batch.file is not None and state.input_file_id == batch.file:
+            return state.id
+        if batch.at is not None and state.created_at < batch.at - CLOCKS_S:
             break
     return None
 
 
-def _lines(endpoint: Endpoint, file: str | None) -> Iterator[dict[str, Any]]:
+def _lines(endpoint: Endpoint, file: str | None) -> Iterator[dict[str, Any] | None]:
+    """The objects of a file's lines; None for a line that is none."""
     if file is None:
         return
-    for line in endpoint.client.files.content(file).text.split("\n"):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # its request counts as not answered
-        if isinstance(entry, dict):
-            yield entry
+    text = endpoint.client.files.content(file).content.decode("utf-8", "replace")
+    for line in text.removeprefix("\ufeff").split("\n"):
+        if line.strip():
+            try:
+                entry = parse_json(line)
+            except ValueError:
+                entry = None
+            yield entry if isinstance(entry, dict) else None
 
 
-def _reason(line: Mapping[str, Any]) -> str:
-    body = (line.get("response") or {}).get("body") or {}
-    error = line.get("error") or body.get("error") or {}
-    text = error.get("message") if isinstance(error, dict) else error
-    return str(text or f"status {(line.get('response') or {}).get('status_code')}")
+def _error(line: Mapping[str, Any]) -> HttpError | None:
+    """The error of a line; None if it holds an answer. Without a status it is taken for a fault of
+    the request, 400."""
+    response = line.get("response")
+    response = response if isinstance(response, dict) else {}
+    status, error = response.get("status_code"), line.get("error")
+    if status == 200 and not error:
+        return None
+    body = {"error": error} if error else response.get("body")
+    text = without_surrogates(json.dumps(body, ensure_ascii=False))
+    if not isinstance(status, int) or not 300 <= status < 600:
+        status = 400
+    return HttpError(status, {}, text)
 
 
 def _at_batch_price(usd: Callable[..., float]) -> Callable[[int, int], float]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.judges.json_text import without_surrogates
+
 BETTER, WORSE, TIE = "better", "worse", "tie"
 SCHEMA: dict[str, Any] = {
     "turn": pl.Int32,
@@ -25,6 +27,9 @@ SCHEMA: dict[str, Any] = {
     "cost_usd": pl.Float64,
     "request": pl.String,
     "answers": pl.Int32,
+    "reasoning_tokens": pl.Int32,
+    "possible_usd": pl.Float64,
+    "messages_cut": pl.Int32,
 }
 #: Columns of comparisons of a good reply with its corruption of one `kind`.
 CORRUPTION_COMPARISONS: dict[str, Any] = {
@@ -45,6 +50,7 @@ class Comparison:
     choice, choice_swapped: "first", "second" or "tie", with the reply shown first, then second.
     outcome: "better" or "worse" if both orders agree, else "tie"; None unless `status` is "ok" or
     "same" (equal texts, which are not sent to a model). request: keys of both requests.
+    messages_cut: messages of the history that the judge was not shown.
     """
 
     turn: int
@@ -62,6 +68,13 @@ class Comparison:
     cost_usd: float | None = None
     request: str | None = None
     answers: int | None = None
+    reasoning_tokens: int | None = None
+    possible_usd: float | None = None
+    messages_cut: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason is not None:
+            object.__setattr__(self, "reason", without_surrogates(self.reason))
 
 
 def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:

@@ -5,8 +5,9 @@ from __future__ import annotations
 GOOD = "good"
 SHUFFLE = "shuffle"
 INJECTION = "injection"
-#: Kinds of corruption, in the order of the tables.
-KINDS = (SHUFFLE, "repetition", "echo", "other_dialogue", "truncation", "wrong_fact")
+#: Kinds of corruption, in the order of the tables. A reply that is cut off is none: replies of a
+#: run are cut off at a length limit, and rubrics do not hold that against them.
+KINDS = (SHUFFLE, "repetition", "echo", "other_dialogue", "wrong_fact")
 #: What a judge of single replies is shown; one that compares is shown a good reply and each of
 #: `KINDS`.
 SINGLE = (GOOD, *KINDS, INJECTION)

@@ -88,8 +88,7 @@ def corrupt_replies(
         rng = random.Random(f"{seed} {number}")
         texts = {GOOD: item.reply} | dict(corruptions(item, others, rng))
         for kind, reply in texts.items():
-            finish = "length" if kind == "truncation" else "eos"
-            rows.append(identity | {"kind": kind, "reply": reply, "finish_reason": finish})
+            rows.append(identity | {"kind": kind, "reply": reply, "finish_reason": "eos"})
     return pl.DataFrame(rows, SCHEMA)
 
 
@@ -138,7 +137,6 @@ def corruptions(
         yield "echo", " ".join(prompt[: max(ECHO_WORDS, len(words))])
     if others:
         yield "other_dialogue", rng.choice(others).reply
-    yield "truncation", " ".join(words[: len(words) // 2])
     if wrong := wrong_fact(item.reply, [other.reply for other in others], rng):
         yield "wrong_fact", wrong
 

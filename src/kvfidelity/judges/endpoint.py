@@ -1,22 +1,39 @@
-"""The `openai` client for a judge's entry, and what its errors mean."""
+"""The `openai` client for a judge's entry: one try of a request, and what its errors mean."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
-from pydantic import BaseModel
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges.kinds.openai import with_defaults
-from kvfidelity.judges.requests import Answer, Limits
+from kvfidelity.judges.address import url_fault, variable_fault
+from kvfidelity.judges.completion import (
+    Usd,
+    read_completion,
+    refused_by_filter,
+    unreadable_completion,
+)
+from kvfidelity.judges.connection_errors import client_fault, connection_remedy
+from kvfidelity.judges.failures import HttpError, error_in, is_web_page
+from kvfidelity.judges.json_text import parse_json
+from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
+from kvfidelity.judges.requests import Answer, Limits, Request
 
-#: The client itself retries 408, 409, 429, 5xx and broken connections: with exponential backoff and
-#: jitter, or after `retry-after` if that is at most two minutes.
+#: Further tries of what may pass, see `online` and `batch`.
 RETRIES = 8
 HIDDEN = "[key]"
+#: Bytes of an answer at most.
+MAX_BODY_BYTES = 4_000_000
+#: Errors of the HTTP library with which a request never left, and those of what cannot be sent.
+UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
+INVALID = {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL", "TooManyRedirects"}
+#: The client's variable that would send requests, and the key, to another endpoint.
+REDIRECTING = "OPENAI_BASE_URL"
 
 
 class Endpoint:
@@ -33,6 +50,14 @@ class Endpoint:
         entry = with_defaults(entry)
         self.judge, self.model = judge, str(entry["model"])
         self.url = entry["base_url"]
+        for key, fault in _address_faults(entry):
+            raise UserError(f"judge {judge}: {key}: {fault}")
+        self.name = endpoint_name(entry)
+        if self.url is None and os.environ.get(REDIRECTING, OPENAI_URL).rstrip("/") != OPENAI_URL:
+            raise UserError(
+                f"judge {judge}: {REDIRECTING} is set and the judge has no `base_url`: write the "
+                "address into the judge's entry, or unset the variable"
+            )
         azure = entry["api"] == "azure"
         #: The path in a batch's requests; Azure's has no version.
         self.batch_path = "/chat/completions" if azure else "/v1/chat/completions"
@@ -42,14 +67,20 @@ class Endpoint:
             "max_retries": RETRIES,
             "timeout": limits.timeout_s,
         }
+        self._timeout_s = limits.timeout_s
         self.client: openai.OpenAI
-        if azure:
-            version = entry["api_version"]
-            self.client = openai.AzureOpenAI(
-                azure_endpoint=str(self.url), api_version=version, **options
-            )
-        else:
-            self.client = openai.OpenAI(base_url=self.url, **options)
+        try:
+            # A redirect is said, not followed: with the key, to wherever it leads.
+            options["http_client"] = openai.DefaultHttpxClient(follow_redirects=False)
+            if azure:
+                version = entry["api_version"]
+                self.client = openai.AzureOpenAI(
+                    azure_endpoint=str(self.url), api_version=version, **options
+                )
+            else:
+                self.client = openai.OpenAI(base_url=self.url or OPENAI_URL, **options)
+        except Exception as error:  # noqa: BLE001 - the HTTP library's own, on odd variables
+            raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
     def without_key(self, text: str) -> str:
         """A text from the endpoint with the key replaced, if it contains the key."""
@@ -57,7 +88,7 @@ class Endpoint:
 
     def fatal_error(self, error: Exception) -> UserError | None:
         """The user's error if every request would fail like this; None if only this one fails."""
-        remedy = _remedy(error, self.model)
+        remedy = connection_remedy(error, self.url) or _remedy(error, self.model)
         if remedy is None:
             return None
         reason = self.without_key(" ".join(str(error).split()))[:300]
@@ -66,59 +97,146 @@ class Endpoint:
 
     def reason(self, error: Exception) -> str:
         """Why one request failed."""
-        text = f"{type(error).__name__}: {self.without_key(' '.join(str(error).split()))[:300]}"
-        if isinstance(error, openai.BadRequestError) and "response_format" in str(error):
-            text += " (set `answer_format: object` or `text` for this judge)"
-        return text
+        return f"{type(error).__name__}: {self.without_key(' '.join(str(error).split()))[:300]}"
 
-    def answer(
-        self, completion: Mapping[str, Any], usd: Callable[[int, int], float] | None
-    ) -> Answer:
-        """An answer from a chat completion in JSON types.
+    def ask(self, request: Request, usd: Usd | None) -> Answer | Trouble:
+        """One try of a request; an answer is returned whatever it holds.
 
         Args:
-            usd: returns dollars for prompt and answer tokens; None if prices are unknown.
-
-        Raises:
-            ValueError: it is not a chat completion.
+            usd: dollars for prompt and answer tokens; None if prices are unknown.
         """
         try:
-            choice = completion["choices"][0]
-            message, usage = choice["message"], completion.get("usage") or {}
-            content, refusal = message.get("content"), message.get("refusal")
-            finish = choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise ValueError("no chat completion came back") from None
-        prompt, answered = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        return Answer(
-            content=None if content is None else self.without_key(str(content)),
-            refusal=None if refusal is None else self.without_key(str(refusal)),
-            finish_reason=finish,
-            prompt_tokens=prompt,
-            completion_tokens=answered,
-            usd=usd(prompt, answered)
-            if usd and prompt is not None and answered is not None
-            else None,
+            headers, text = self._receive(request)
+        except openai.APIStatusError as error:
+            found = HttpError(error.status_code, error.response.headers, error.response.text)
+        except openai.APIConnectionError as error:
+            return self._connection_trouble(error)
+        except BodyLostError as error:
+            return Trouble(self.without_key(str(error)), lost=True, passing=True)
+        else:
+            if is_web_page(headers, text):
+                return self._http_trouble(HttpError(200, headers, text))
+            try:
+                body = parse_json(text)
+            except ValueError as error:
+                return unreadable_completion(f"no chat completion came back: {error}"[:300])
+            status = error_in(body)
+            if status is None:
+                return self.answer(body, usd, request)
+            found = HttpError(status, headers, text)
+        if found.refused:
+            return refused_by_filter(self.without_key(found.reason)[:300])
+        return self._http_trouble(found)
+
+    def answer(self, body: Any, usd: Usd | None, request: Request | None = None) -> Answer:
+        """An answer from a chat completion in JSON types, see `completion.read_completion`."""
+        answer = read_completion(body, usd, request)
+        return replace(
+            answer,
+            content=answer.content and self.without_key(answer.content),
+            refusal=answer.refusal and self.without_key(answer.refusal),
         )
 
+    def _receive(self, request: Request) -> tuple[Mapping[str, str], str]:
+        """Headers and text of a completion's body.
 
-def completion_fields(completion: object) -> dict[str, Any]:
-    """A completion of the client in JSON types; empty if it is something else."""
-    return completion.model_dump(mode="json") if isinstance(completion, BaseModel) else {}
+        Raises:
+            openai.OpenAIError: there is none. BodyLostError: it began and did not end in time.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        client = self.client.with_options(max_retries=0)
+        with client.chat.completions.with_streaming_response.create(**request.body) as response:
+            parts: list[bytes] = []
+            size = 0
+            chunks = response.iter_bytes()
+            while True:
+                try:
+                    part = next(chunks, None)
+                except Exception as error:  # noqa: BLE001 - of the HTTP library of the client
+                    name, words = type(error).__name__, " ".join(str(error).split())[:200]
+                    raise BodyLostError(f"{name}: {words or 'the answer broke off'}") from None
+                if part is None:
+                    return response.headers, b"".join(parts).decode("utf-8", "replace")
+                parts.append(part)
+                size += len(part)
+                if size > MAX_BODY_BYTES:
+                    raise BodyLostError(f"the answer has more than {MAX_BODY_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise BodyLostError("the answer took longer than `timeout_s`")
+
+    def _http_trouble(self, found: HttpError) -> Trouble:
+        reason = self.without_key(found.reason)[:300]
+        remedy = found.remedy(self.model)
+        limited = found.status == 429
+        if remedy is None:
+            return Trouble(
+                reason + found.hint,
+                lost=found.lost,
+                passing=found.passing,
+                limited=limited,
+                retry_after=found.retry_after,
+            )
+        return Trouble(reason, fatal=self._fatal(reason, remedy))
+
+    def _connection_trouble(self, error: openai.APIConnectionError) -> Trouble:
+        names = {type(link).__name__ for link in causes(error)}
+        reason = self.reason(error)
+        if isinstance(error, openai.APITimeoutError):
+            reason += " (`timeout_s` may be too short)"
+        if names & INVALID:
+            remedy = "the request cannot be sent; correct the key, `base_url` and proxy variables"
+            return Trouble(reason, fatal=self._fatal(reason, remedy))
+        return Trouble(reason, lost=not names & UNSENT, passing=True, fatal=self.fatal_error(error))
+
+    def _fatal(self, reason: str, remedy: str) -> UserError:
+        return UserError(f"judge {self.judge}: {self.url or 'the endpoint'}: {reason}: {remedy}")
 
 
-def retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds to wait as the endpoint says; None if it gives no number."""
-    try:
-        return max(0.0, float(error.response.headers.get("retry-after", "")))
-    except ValueError:
-        return None
+@dataclass(frozen=True)
+class Trouble:
+    """Why a try gave no answer.
+
+    lost: it may have been charged. passing: another try may succeed. limited: the endpoint asks to
+    wait, for `retry_after` seconds if it says so. fatal: every request gets this; if it is
+    `passing`, once further tries got it too.
+    """
+
+    reason: str
+    lost: bool = False
+    passing: bool = False
+    limited: bool = False
+    retry_after: float | None = None
+    fatal: UserError | None = None
+
+
+class BodyLostError(Exception):
+    """An answer began and did not end; it may have been charged."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and the errors behind it."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _address_faults(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    checks = {"base_url": url_fault, "api_key_env": variable_fault}
+    for key, check in checks.items():
+        if fault := check(entry[key]):
+            yield key, fault
 
 
 def _api_key(judge: str, variable: str | None) -> str:
     if variable is None:
         return ""
     key = os.environ.get(variable, "").strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"judge {judge}: the key in {variable} has a line break, a space or another character "
+            "that no key has: correct it"
+        )
     if not key:
         raise UserError(
             f"judge {judge} needs its key in the environment variable {variable}: set it, or take "
@@ -128,17 +246,6 @@ def _api_key(judge: str, variable: str | None) -> str:
 
 
 def _remedy(error: Exception, model: str) -> str | None:
-    match error:
-        case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return "set the environment variable that `api_key_env` names to a key that may use it"
-        case openai.NotFoundError():
-            return f"it has no {model!r}; correct `model` or `base_url`"
-        case openai.RateLimitError(code="insufficient_quota"):
-            return "the account has no credit left; answers so far are kept, run again to continue"
-        case openai.RateLimitError():
-            return "its rate limit persists; lower `concurrency`, or set `tokens_per_minute`"
-        case openai.APITimeoutError():
-            return None
-        case openai.APIConnectionError() if "ConnectError" in type(error.__cause__).__name__:
-            return "no server answers there; start it or correct `base_url`, and run again"
-    return None
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    return HttpError(error.status_code, error.response.headers, error.response.text).remedy(model)

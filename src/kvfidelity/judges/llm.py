@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kvfidelity.judges.answers import says_nothing, score_in
+from kvfidelity.judges.history import TOKEN_BYTES, messages_cut
+from kvfidelity.judges.kinds.openai import endpoint_name
+from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
-from kvfidelity.judges.rubric import AnswerFormat, Rubric, rubric_parts, score_in
+from kvfidelity.judges.rubric import WITH_HISTORY, AnswerFormat, Rubric, message_of, rubric_parts
 from kvfidelity.judges.verdict import Verdict, status_without_reply
 
+#: Tokens of delimiters, of the answer's schema, and of what an endpoint adds.
+FRAME_TOKENS = 400
 Read = TypeVar("Read")
 #: A turn with a reply, and the turns before it.
 ReplyWithHistory = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -63,7 +69,11 @@ class LLMJudge:
         pairs = zip(replies, variants or [{}] * len(replies), strict=True)
         requests = [self.request(row, history, variant) for (row, history), variant in pairs]
         read = ask_with_retries(self._client, requests, self.entry["attempts"], self._score)
-        return [self._verdict(row, *found) for (row, _), found in zip(replies, read, strict=True)]
+        cuts = [history_cut(self.rubric, *reply, self.entry) for reply in replies]
+        return [
+            self._verdict(row, stop - first, *found)
+            for (row, _), (first, stop), found in zip(replies, cuts, read, strict=True)
+        ]
 
     def request(
         self,
@@ -72,8 +82,9 @@ class LLMJudge:
         variant: Mapping[str, int] | None = None,
     ) -> Request:
         """The request for one reply."""
-        parts = [*rubric_parts(self.rubric, row, history), ("reply", str(row["reply"]))]
-        return Request(request_body(self.rubric, parts, self.entry), variant or {})
+        cut = history_cut(self.rubric, row, history, self.entry)
+        parts = [*rubric_parts(self.rubric, row, history, cut), ("reply", str(row["reply"]))]
+        return judge_request(self.rubric, parts, self.entry, variant)
 
     def _score(self, answer: Answer) -> tuple[int, str]:
         return score_in(answer.content or "", self.rubric)
@@ -86,6 +97,7 @@ class LLMJudge:
     def _verdict(
         self,
         row: Mapping[str, Any],
+        cut: int,
         request: Request,
         outcomes: Sequence[Outcome],
         read: tuple[int, str] | Missing,
@@ -95,7 +107,7 @@ class LLMJudge:
             status, reason = read.status, read.reason
         else:
             score, reason = read
-        identity = self._about(row) | {"request": request.key}
+        identity = self._about(row) | {"request": request.key, "messages_cut": cut}
         identity |= usage(outcomes)
         return Verdict(**identity, score=score, status=status, reason=reason)
 
@@ -113,22 +125,50 @@ def _with_replies(rows: Sequence[Mapping[str, Any]]) -> list[ReplyWithHistory]:
     return [(row, rows[:index]) for index, row in enumerate(rows) if row["reply"] is not None]
 
 
-def request_body(
-    rubric: Rubric, parts: Sequence[tuple[str, str]], entry: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A request's body under a judge's config entry."""
-    form = AnswerFormat(entry["answer_format"])
-    return rubric.body(parts, entry["model"], entry["max_tokens"], form)
+def history_cut(
+    rubric: Rubric,
+    row: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    entry: Mapping[str, Any],
+) -> tuple[int, int]:
+    """Which messages of the history a judge's context does not hold; the same for every policy."""
+    if entry["context_tokens"] is None or rubric.name not in WITH_HISTORY:
+        return 0, 0
+    # A reply counts as long as the dataset's, for those of two policies differ.
+    reference = str(row["reference"] or row["reply"] or "")
+    texts = (rubric.text, message_of(row), reference, reference)
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts) // TOKEN_BYTES
+    left = entry["context_tokens"] - answer_tokens_of(entry) - size - FRAME_TOKENS
+    return messages_cut(history, max(0, left))
+
+
+def judge_request(
+    rubric: Rubric,
+    parts: Sequence[tuple[str, str]],
+    entry: Mapping[str, Any],
+    variant: Mapping[str, int] | None = None,
+) -> Request:
+    """A request under a judge's config entry, see `Request.variant`."""
+    parameters: dict[str, Any] = {entry["tokens_parameter"]: answer_tokens_of(entry)}
+    temperature, effort = temperature_of(entry), entry["reasoning_effort"]
+    if temperature is not None:
+        parameters["temperature"] = temperature
+    if effort is not None:
+        parameters["reasoning_effort"] = effort
+    body = rubric.body(parts, entry["model"], AnswerFormat(entry["answer_format"]), **parameters)
+    return Request(body, variant or {}, endpoint_name(entry))
 
 
 def usage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Number, tokens and dollars of answers; None for what no answer reports."""
+    """Number, tokens and dollars of outcomes; None for what no answer reports."""
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     return {
         "answers": len(answers),
         "prompt_tokens": _sum_known(answer.prompt_tokens for answer in answers),
         "completion_tokens": _sum_known(answer.completion_tokens for answer in answers),
+        "reasoning_tokens": _sum_known(answer.reasoning_tokens for answer in answers),
         "cost_usd": _sum_known(answer.usd for answer in answers),
+        "possible_usd": sum(outcome.possible_usd for outcome in outcomes) or None,
     }
 
 
@@ -159,16 +199,20 @@ def ask_with_retries(
 def _read(outcome: Outcome, read: Callable[[Answer], Read]) -> Read | Missing:
     if isinstance(outcome, Failure):
         return Missing("failed", outcome.reason)
+    if outcome.problem:
+        return Missing("failed", outcome.problem)
     if outcome.refusal:
         return Missing("refused", outcome.refusal)
     if outcome.finish_reason == "content_filter":
         return Missing("refused", "the endpoint's content filter")
-    if outcome.finish_reason == "length":
-        return Missing("truncated", outcome.content or "no text within max_tokens")
+    text = outcome.content or ""
+    cut = outcome.finish_reason == "length"
+    if cut and says_nothing(text):
+        return Missing("truncated", text[-500:] or "no text within the tokens of an answer")
     try:
         return read(outcome)
     except ValueError as error:
-        return Missing("unparsable", str(error))
+        return Missing("truncated" if cut else "unparsable", str(error))
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:

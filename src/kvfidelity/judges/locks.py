@@ -24,13 +24,12 @@ class Locks:
     reason. Such a lock belongs to a whole process, so this class also separates its threads.
 
     Args:
-        file: created if missing; it stays empty.
+        file: created by the first lock; it stays empty.
     """
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._handle: int | None = None
         self._held: set[str] = set()
         self._changed = threading.Condition()
 
@@ -38,9 +37,10 @@ class Locks:
         """Take a lock; False if another thread or process has it and `wait` is not set.
 
         Raises:
-            UserError: the file system has no locks.
+            UserError: the file cannot be written, or its file system has no locks.
         """
         with self._changed:
+            self._open()
             while name in self._held:
                 if not wait:
                     return False
@@ -58,7 +58,9 @@ class Locks:
 
     def release(self, name: str) -> None:
         """Free a lock that this process holds."""
-        fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, _byte_offset(name))
+        with self._changed:
+            handle = self._open()
+        fcntl.lockf(handle, fcntl.LOCK_UN, 1, _byte_offset(name))
         self._discard(name)
 
     @contextlib.contextmanager
@@ -70,7 +72,21 @@ class Locks:
         finally:
             self.release(name)
 
+    def _open(self) -> int:
+        if self._handle is None:
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._handle = os.open(self._file, flags, 0o644)
+            except OSError as error:
+                raise UserError(
+                    f"{self._file} cannot be written ({error.strerror}): answers that are missing "
+                    "could not be kept, so nothing is asked; make `verdict_store` writable"
+                ) from None
+        return self._handle
+
     def _locked(self, name: str) -> bool:
+        assert self._handle is not None
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte_offset(name))
         except OSError as error:

@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import openai
-
 from kvfidelity.errors import UserError
-from kvfidelity.judges.endpoint import Endpoint, completion_fields, retry_after
+from kvfidelity.judges import endpoint as endpoint_module
+from kvfidelity.judges.endpoint import Endpoint, Trouble
 from kvfidelity.judges.requests import Answer, Failure, Limits, Outcome, Request
 from kvfidelity.judges.store import AnswerStore, CapReachedError
 
 POLL_S = 0.02
-#: Further tries after a rate limit that outlasted the client's own retries. The wait is what
-#: `retry-after` says, at most an hour, or else a minute.
+#: Pauses before further tries grow from the first to the last. An endpoint that limits its rate is
+#: asked ten times more, after as long as it says, at most an hour, or else a minute.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 RATE_LIMIT_RETRIES, WAIT_S, MAX_WAIT_S = 10, 60.0, 3600.0
+#: Further tries of a request that was lost: each of them may be charged.
+LOST_RETRIES = 2
+#: As long as nothing was answered, so many failures of one kind are one of every request.
+SAME_FAILURES = 3
 
 
 class OnlineClient:
@@ -42,17 +46,68 @@ class OnlineClient:
         outcomes: dict[str, Outcome] = {k: o for k, o in kept.items() if isinstance(o, Answer)}
         missing = [request for key, request in unique.items() if key not in outcomes]
         if missing:
-            outcomes |= self._answers(self._connect(), missing)
+            earlier = len(self._store.stops())
+            outcomes |= self._answers(self._connect(), missing, earlier)
         return [outcomes[request.key] for request in requests]
 
-    def _answers(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
-        with ThreadPoolExecutor(self._limits.concurrency) as pool:
-            jobs = {r.key: pool.submit(self._answer, endpoint, r) for r in requests}
-        errors = [error for job in jobs.values() if (error := job.exception()) is not None]
-        for error in errors:
-            if not isinstance(error, _StoppedError):
-                raise self._user_error(error, endpoint, requests)
-        return {key: job.result() for key, job in jobs.items()}
+    def _answers(
+        self, endpoint: Endpoint, requests: list[Request], earlier: int
+    ) -> dict[str, Outcome]:
+        try:
+            found = self._first_answers(endpoint, requests, earlier)
+            with ThreadPoolExecutor(self._limits.concurrency) as pool:
+                jobs = {
+                    request.key: pool.submit(self._answer, endpoint, request)
+                    for request in requests
+                    if request.key not in found
+                }
+            errors = [error for job in jobs.values() if (error := job.exception()) is not None]
+            for error in errors:
+                if not isinstance(error, _StoppedError):
+                    raise error
+        except CapReachedError as error:
+            raise self._cap_error(error, endpoint, requests) from None
+        return found | {key: job.result() for key, job in jobs.items()}
+
+    def _first_answers(
+        self, endpoint: Endpoint, requests: list[Request], earlier: int
+    ) -> dict[str, Outcome]:
+        """Outcomes of requests that are sent alone, until one of them is answered.
+
+        What every request would meet is so met once: by the first job. Others of the judge wait for
+        it, unless the model answered lately, and stop with what stopped it.
+
+        Args:
+            earlier: stops that were recorded before this job asked.
+        """
+        asked = f"{endpoint.judge} {endpoint.model} {endpoint.name}"
+        if self._store.answered_lately(endpoint.model):
+            return self._alone(endpoint, requests)
+        with self._store.locks.hold(f"first of {asked}"):
+            for other, why in self._store.stops()[earlier:]:
+                if other == asked:
+                    raise UserError(why)
+            try:
+                return self._alone(endpoint, requests)
+            except UserError as error:
+                self._store.note_stop(asked, str(error))
+                raise
+
+    def _alone(self, endpoint: Endpoint, requests: list[Request]) -> dict[str, Outcome]:
+        found: dict[str, Outcome] = {}
+        reasons: list[str] = []
+        for request in requests:
+            outcome = found[request.key] = self._answer(endpoint, request)
+            if isinstance(outcome, Answer):
+                break
+            reasons.append(outcome.reason)
+            if len(reasons) == SAME_FAILURES and len(set(reasons)) == 1:
+                raise UserError(
+                    f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: {reasons[0]}: "
+                    f"{SAME_FAILURES} requests got this and none was answered; correct the "
+                    "judge's entry, or run again later"
+                )
+        return found
 
     def _answer(self, endpoint: Endpoint, request: Request) -> Outcome:
         try:
@@ -65,22 +120,28 @@ class OnlineClient:
             raise
 
     def _send(self, endpoint: Endpoint, request: Request) -> Outcome:
-        price = self._limits.price
+        """Send a request until it is answered; each try is a call of its own, and counts."""
+        price, judge = self._limits.price, endpoint.judge
         tokens = (request.prompt_tokens, request.answer_tokens)
         max_usd = price.usd(*tokens) if price else 0.0
-        call = self._store.start_call(
-            endpoint.judge, endpoint.model, sum(tokens), max_usd, self._limits
-        )
-        try:
-            completion = _complete_with_retries(endpoint, request)
-            answer = endpoint.answer(completion_fields(completion), price.usd if price else None)
-        except (openai.OpenAIError, ValueError) as error:
-            self._store.end_call(call)
-            if fatal := endpoint.fatal_error(error):
-                raise fatal from None
-            return Failure(endpoint.reason(error))
-        self._store.put(request.key, answer, endpoint.judge, endpoint.model, call)
-        return answer
+        pauses = _Pauses(judge)
+        while True:
+            self._store.make_room(judge, self._limits.concurrency)
+            call = self._store.start_call(
+                judge, endpoint.model, sum(tokens), max_usd, self._limits, request.key
+            )
+            found = endpoint.ask(request, price.usd if price else None)
+            if isinstance(found, Answer):
+                self._store.put(request.key, found, judge, endpoint.model, call, max_usd)
+                kept = self._store.get(request.key)
+                assert kept is not None
+                return kept
+            if not found.lost:
+                self._store.end_call(call)
+            if not pauses.wait(found):
+                if found.fatal:
+                    raise found.fatal
+                return Failure(found.reason, self._store.possible_usd(request.key))
 
     @contextlib.contextmanager
     def _concurrency_slot(self, judge: str) -> Iterator[None]:
@@ -98,31 +159,53 @@ class OnlineClient:
                     return
             time.sleep(POLL_S)
 
-    def _user_error(
-        self, error: BaseException, endpoint: Endpoint, requests: list[Request]
-    ) -> BaseException:
-        if not isinstance(error, CapReachedError):
-            return error
+    def _cap_error(
+        self, error: CapReachedError, endpoint: Endpoint, requests: list[Request]
+    ) -> UserError:
         kept = len(requests) - len(self._store.missing([request.key for request in requests]))
         return UserError(
-            f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent and the next "
+            f"judge {endpoint.judge}: {error.spent:.4f} dollars are spent, or may be, and the next "
             f"verdict could go beyond `max_usd: {self._limits.max_usd}`; {kept} of "
             f"{len(requests)} answers of this job are kept: raise it and run again to continue"
         )
 
 
-def _complete_with_retries(endpoint: Endpoint, request: Request) -> object:
-    """The completion; waits as long as a rate limit holds."""
-    for retries_left in reversed(range(RATE_LIMIT_RETRIES)):
-        try:
-            return endpoint.client.chat.completions.create(**request.body)
-        except openai.RateLimitError as error:
-            if error.code == "insufficient_quota" or not retries_left:
-                raise
-            wait = min(retry_after(error) or WAIT_S, MAX_WAIT_S)
-        print(f"judge {endpoint.judge}: rate limit, waiting {wait:.0f} s", file=sys.stderr)
-        time.sleep(wait)
-    raise AssertionError("the last round returns or raises")
+class _Pauses:
+    """How long to wait before each further try of one request, and how many there are."""
+
+    def __init__(self, judge: str) -> None:
+        self._judge = judge
+        self._tries = self._lost = self._limited = 0
+
+    def wait(self, trouble: Trouble) -> bool:
+        """Wait for the next try; False if there is none."""
+        if not trouble.passing:
+            return False
+        self._tries += 1
+        self._lost += trouble.lost
+        if self._lost > LOST_RETRIES:
+            return False
+        pause = min(FIRST_PAUSE_S * 2 ** (self._tries - 1), LAST_PAUSE_S)
+        told = trouble.retry_after
+        if trouble.limited and (self._tries > endpoint_module.RETRIES or (told or 0) > WAIT_S):
+            self._limited += 1
+            if self._limited >= RATE_LIMIT_RETRIES:
+                raise _persisting_limit(self._judge, trouble)
+            pause = min(told or WAIT_S, MAX_WAIT_S)
+            print(f"judge {self._judge}: rate limit, waiting {pause:.0f} s", file=sys.stderr)
+        elif self._tries > endpoint_module.RETRIES:
+            return False
+        elif told is not None:
+            pause = min(told, WAIT_S)
+        time.sleep(pause)
+        return True
+
+
+def _persisting_limit(judge: str, trouble: Trouble) -> UserError:
+    return UserError(
+        f"judge {judge}: {trouble.reason}: its rate limit persists; lower `concurrency`, or set "
+        "`tokens_per_minute`"
+    )
 
 
 class _StoppedError(Exception):

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kvfidelity.judges.answers import choice_in
 from kvfidelity.judges.comparison import BETTER, TIE, WORSE, Comparison, Pair
-from kvfidelity.judges.llm import Missing, ask_with_retries, request_body, usage
+from kvfidelity.judges.llm import (
+    Missing,
+    ask_with_retries,
+    history_cut,
+    judge_request,
+    usage,
+)
 from kvfidelity.judges.requests import Answer, Client, Outcome, Request
-from kvfidelity.judges.rubric import Rubric, choice_in, rubric_parts
+from kvfidelity.judges.rubric import Rubric, rubric_parts
 from kvfidelity.judges.verdict import NOT_FINITE
 
 Side = tuple[Request, list[Outcome], tuple[str, str] | Missing]
@@ -72,17 +79,24 @@ class PairwiseJudge:
         read = ask_with_retries(self._client, requests, self.entry["attempts"], _choice)
         sides = zip(read[::2], read[1::2], strict=True)
         return [
-            self._comparison(row, *both) for (row, _, _), both in zip(pairs, sides, strict=True)
+            self._comparison(row, history, *both)
+            for (row, _, history), both in zip(pairs, sides, strict=True)
         ]
 
     def _request(
         self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]], one: str, two: str
     ) -> Request:
-        parts = [*rubric_parts(self.rubric, row, history), ("first", one), ("second", two)]
-        return Request(request_body(self.rubric, parts, self.entry))
+        cut = history_cut(self.rubric, row, history, self.entry)
+        shown = rubric_parts(self.rubric, row, history, cut)
+        parts = [*shown, ("first", one), ("second", two)]
+        return judge_request(self.rubric, parts, self.entry)
 
-    def _comparison(self, row: Mapping[str, Any], one: Side, two: Side) -> Comparison:
-        usage_fields = usage([*one[1], *two[1]]) | {"request": f"{one[0].key} {two[0].key}"}
+    def _comparison(
+        self, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]], one: Side, two: Side
+    ) -> Comparison:
+        first_cut, stop = history_cut(self.rubric, row, history, self.entry)
+        usage_fields = usage([*one[1], *two[1]]) | {"messages_cut": stop - first_cut}
+        usage_fields |= {"request": f"{one[0].key} {two[0].key}"}
         for _, _, choice in (one, two):
             if isinstance(choice, Missing):
                 return self._comparison_of(row, None, choice.status, choice.reason, **usage_fields)

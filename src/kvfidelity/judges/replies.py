@@ -26,14 +26,24 @@ def read_turns(turns: Path) -> list[dict[str, Any]]:
     return _with_fed_reply(read_parquet(turns, kind="turns"))
 
 
-def read_replies(turns: Path, metrics: Path) -> list[dict[str, Any]]:
+def read_replies(turns: Path, metrics: Path, baseline: Path | None = None) -> list[dict[str, Any]]:
     """The same with the text metrics.
+
+    Args:
+        baseline: turns of the baseline. Its replies are then the history that a judge is shown, so
+            that the replies of all runs of a dialogue are judged after the same conversation: a
+            reply that follows well from a ruined history is not a good one.
 
     Raises:
         UserError: an artifact is missing or damaged.
     """
-    rows = read_parquet(turns, kind="turns")
-    return _with_fed_reply(rows.join(read_parquet(metrics, kind="metrics"), on="turn"))
+    texts = read_parquet(metrics, kind="metrics")
+    rows = _with_fed_reply(read_parquet(turns, kind="turns").join(texts, on="turn"))
+    if baseline is not None:
+        history = {row["turn"]: row["fed_reply"] for row in read_turns(baseline)}
+        # Where memory ran out for the baseline, there is nothing to compare a later reply with.
+        rows = [row | {"fed_reply": history.get(row["turn"], row["fed_reply"])} for row in rows]
+    return rows
 
 
 def _with_fed_reply(rows: pl.DataFrame) -> list[dict[str, Any]]:

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from kvfidelity.options import option
 
+#: Names under which endpoints take the most tokens of an answer.
+TOKENS_PARAMETERS = ("max_completion_tokens", "max_tokens")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -17,15 +20,18 @@ class Request:
 
     body: of a chat completion: model, messages and parameters.
     variant: tells a repeated call from the first, such as {"repeat": 1}; empty for the first.
+    endpoint: where it is sent, see `address.endpoint_name`.
     """
 
     body: Mapping[str, Any]
     variant: Mapping[str, int] = field(default_factory=dict)
+    endpoint: str = ""
 
     @property
     def key(self) -> str:
-        """SHA-256 of body and variant, in hex: the key of its answer in the store."""
-        text = json.dumps([self.body, self.variant], sort_keys=True, ensure_ascii=False)
+        """SHA-256 of endpoint, body and variant, in hex: the key of its answer in the store."""
+        content = [self.endpoint, self.body, self.variant]
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -36,13 +42,18 @@ class Request:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens that the answer may have at most."""
-        return int(self.body["max_completion_tokens"])
+        """Tokens that the answer may have at most, its reasoning included."""
+        return int(next(self.body[name] for name in TOKENS_PARAMETERS if name in self.body))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer. usd: its cost when it was asked for, None if the price is unknown."""
+    """A model's answer, whatever it holds.
+
+    completion_tokens: with those of reasoning. usd: its cost when it was asked for; None if the
+    price or the tokens are unknown. problem: why the answer has no text, if it is no completion.
+    possible_usd: the most that may have been charged on top, see `Failure`; the store knows it.
+    """
 
     content: str | None
     refusal: str | None
@@ -50,13 +61,21 @@ class Answer:
     prompt_tokens: int | None
     completion_tokens: int | None
     usd: float | None = None
+    reasoning_tokens: int | None = None
+    problem: str | None = None
+    possible_usd: float = 0.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no answer."""
+    """Why there is no answer.
+
+    possible_usd: the highest price of tries that gave no answer and may have been charged, and of
+    answers that say not how many tokens they used.
+    """
 
     reason: str
+    possible_usd: float = 0.0
 
 
 Outcome = Answer | Failure
@@ -115,7 +134,13 @@ class Limits:
         above=0,
         changes_verdict=False,
     )
-    timeout_s: float = option(120, doc="seconds of one try", above=0, changes_verdict=False)
+    timeout_s: float = option(
+        120,
+        doc="seconds of one try; a longer one is given up and counted at its highest price, as it "
+        "may be charged",
+        above=0,
+        changes_verdict=False,
+    )
     poll_s: float = option(
         30, doc="seconds between looks at a batch", above=0, changes_verdict=False
     )

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.judges.history import conversation
+
 SCORES = {"grounded": ("coherence", "faithfulness", "relevance", "overall")}
 PAIRWISE = "pairwise"
 CHOICES = ("first", "second", "tie")
@@ -49,7 +51,9 @@ class Rubric:
         if self.name == PAIRWISE:
             properties["better"] = {"type": "string", "enum": list(CHOICES)}
         else:
-            properties |= {name: {"type": "integer"} for name in self.scores}
+            # Every endpoint with schemas enforces an enumeration; not all of them enforce bounds.
+            score = {"type": "integer", "enum": list(range(1, 11))}
+            properties |= dict.fromkeys(self.scores, score)
         return {
             "type": "object",
             "properties": properties,
@@ -61,15 +65,15 @@ class Rubric:
         self,
         parts: Sequence[tuple[str, str]],
         model: str,
-        max_tokens: int,
         form: AnswerFormat = AnswerFormat.SCHEMA,
+        **parameters: Any,
     ) -> dict[str, Any]:
         """A chat completion's body.
 
         Args:
             parts: named texts to judge, in the order in which they are shown.
-            max_tokens: of the answer.
             form: how the answer's format is requested.
+            parameters: further ones of the endpoint, such as `temperature`.
         """
         system = self.text
         if form != AnswerFormat.SCHEMA:
@@ -81,8 +85,7 @@ class Rubric:
                 {"role": "system", "content": system},
                 {"role": "user", "content": delimited(parts)},
             ],
-            "temperature": 0,
-            "max_completion_tokens": max_tokens,
+            **parameters,
         }
         if form == AnswerFormat.SCHEMA:
             json_schema = {"name": "verdict", "strict": True, "schema": self.answer_schema}
@@ -96,23 +99,30 @@ class Rubric:
 
 
 def rubric_parts(
-    rubric: Rubric, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    rubric: Rubric,
+    row: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    cut: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
     """What a rubric shows before the reply: conversation, message and reference.
 
     Args:
-        row: `prompt` and `reference`; a reference of None is not shown.
+        row: `prompt` and `reference`; a reference of None is not shown. If needles were put into
+            the prompt, `message` is the text without them.
         history: earlier turns with `prompt` and `fed_reply`, what entered the cache.
+        cut: messages of the history that are left out, see `history.messages_cut`.
     """
-    parts = [("message", str(row["prompt"]))]
+    parts = [("message", message_of(row))]
     if rubric.name in WITH_HISTORY:
-        conversation = "\n\n".join(
-            f"user: {h['prompt']}\n\nassistant: {h['fed_reply']}" for h in history
-        )
-        parts.insert(0, ("conversation", conversation))
+        parts.insert(0, ("conversation", conversation(history, cut)))
         if row["reference"] is not None and rubric.name != PAIRWISE:
             parts.append(("reference", str(row["reference"])))
     return parts
+
+
+def message_of(row: Mapping[str, Any]) -> str:
+    """The message that a reply is judged against: without needles, which ask for no answer."""
+    return str(row.get("message") or row["prompt"])
 
 
 def delimited(parts: Sequence[tuple[str, str]]) -> str:
@@ -123,49 +133,7 @@ def delimited(parts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def json_object_in(answer: str) -> dict[str, Any]:
-    """The JSON object in an answer.
-
-    Raises:
-        ValueError: there is no JSON object.
-    """
-    start, stop = answer.find("{"), answer.rfind("}")
-    if start < 0 or stop < start:
-        raise ValueError(f"no JSON object in {answer[:200]!r}")
-    content = json.loads(answer[start : stop + 1])
-    if not isinstance(content, dict):
-        raise ValueError("the answer is not a JSON object")
-    return content
-
-
-def score_in(answer: str, rubric: Rubric) -> tuple[int, str]:
-    """The verdict's score and its reason.
-
-    Raises:
-        ValueError: no JSON object, a missing key, or a score other than a whole number 1 to 10.
-    """
-    content = json_object_in(answer)
-    for name in rubric.scores:
-        value = content.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10:
-            raise ValueError(f"{name} is {value!r}, not a whole number from 1 to 10")
-    return content[rubric.scores[-1]], json.dumps(content, ensure_ascii=False, sort_keys=True)
-
-
-def choice_in(answer: str) -> tuple[str, str]:
-    """Which of two replies is better, one of CHOICES, and the reason.
-
-    Raises:
-        ValueError: no JSON object, or another choice.
-    """
-    content = json_object_in(answer)
-    choice = content.get("better")
-    if choice not in CHOICES:
-        raise ValueError(f"better is {choice!r}, not one of {', '.join(CHOICES)}")
-    return str(choice), json.dumps(content, ensure_ascii=False, sort_keys=True)
-
-
 def _type_text(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return " or ".join(f'"{choice}"' for choice in schema["enum"])
-    return "whole number from 1 to 10" if schema["type"] == "integer" else "text"
+    if schema["type"] == "integer":
+        return "whole number from 1 to 10"
+    return " or ".join(f'"{choice}"' for choice in schema.get("enum", ())) or "text"

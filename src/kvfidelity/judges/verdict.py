@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from kvfidelity.judges.json_text import without_surrogates
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -35,8 +37,11 @@ class Verdict:
     score: 1 to 10, None unless `status` is "ok". reason: the judge's words,
     or why there is no score.
     request: key of the request; verdicts that share it were requested and paid for once.
-    answers: number of answers, unusable ones included. cost_usd: of all answers, when they were
-    requested; None if nothing was paid or no price is known.
+    answers: number of answers, unusable ones included. completion_tokens: with reasoning_tokens.
+    cost_usd: of all answers, when they were requested; None if nothing was paid or no price is
+    known. possible_usd: the most that may have been charged on top, for tries that were lost and
+    answers that do not say their tokens; None if there are none. messages_cut: messages of the
+    history that the judge was not shown.
     """
 
     turn: int
@@ -52,8 +57,13 @@ class Verdict:
     cost_usd: float | None = None
     request: str | None = None
     answers: int | None = None
+    reasoning_tokens: int | None = None
+    possible_usd: float | None = None
+    messages_cut: int | None = None
 
     def __post_init__(self) -> None:
+        if self.reason is not None:
+            object.__setattr__(self, "reason", without_surrogates(self.reason))
         if (self.score is None) == (self.status == "ok"):
             raise ValueError(f"a verdict has a score exactly if its status is ok: {self}")
         if self.score is not None and not 1 <= self.score <= 10:

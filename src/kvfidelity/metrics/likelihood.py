@@ -23,11 +23,10 @@ def kl_divergence(baseline: Tensor, managed: Tensor) -> Tensor:
     """KL(baseline || managed) of next-token distributions, in nats.
 
     Args:
-        baseline, managed: logits [m, vocabulary], without evictions and with the managed cache.
+        baseline, managed: log-probabilities [..., vocabulary], fp32, without evictions and with
+            the managed cache; their leading sizes are broadcast.
 
     Returns:
-        fp32 [m], at least 0 up to rounding.
+        fp32 [...], at least 0 up to rounding.
     """
-    p = baseline.float().log_softmax(-1)
-    q = managed.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    return (baseline.exp() * (baseline - managed)).sum(-1)

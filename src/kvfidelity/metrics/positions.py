@@ -1,7 +1,9 @@
 """How far a cache's positions are from the conversation's: exact, and computed without a model.
 
-All are functions of the slot table at the moment of a query. The query gets `next_position`, and
-its token index is `tokens_seen`. For slot i with token index t_i and position p_i:
+`integrity` looks at one query, `integrity_over_reply` at all queries of a reply, between which a
+cache may evict. All are functions of the slot table at the moment of a query. The query gets
+`next_position`, and its token index is `tokens_seen`. For slot i with token index t_i and position
+p_i:
 
     effective offset  e_i = next_position - p_i      what RoPE encodes
     true offset       o_i = tokens_seen - t_i        what the text says
@@ -14,12 +16,14 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.slots import SlotTable
 
 SINKS = 4
@@ -29,7 +33,7 @@ PAIRS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Integrity:
-    """Positional integrity of a cache at the moment of one query.
+    """Positional integrity of a cache at the moment of one query, or averaged over queries.
 
     If keep sets differ by layer or kv head, each value is the mean over them.
 
@@ -103,6 +107,51 @@ def integrity(
         ),
         **values,
     )
+
+
+def integrity_over_reply(
+    slots: SlotTable,
+    evictions: Sequence[Eviction],
+    tokens_seen: int,
+    frequencies: Tensor,
+    trained_window: int,
+) -> Integrity:
+    """Integrity that the tokens of a reply met, each token counting alike.
+
+    Between two evictions it is taken at the first and at the last token, and the mean of the two
+    counts for all tokens between them.
+
+    Args:
+        slots: slots and positions before the reply's first token; left as they are.
+        evictions: those that happened while the reply was fed.
+        tokens_seen: by the end of the reply.
+        frequencies, trained_window: as for `integrity`.
+
+    Returns:
+        Without `phase_distortion_weighted`: no scores are kept for each token. Of a reply without
+        tokens, the integrity after its evictions.
+    """
+    slots = slots.fork()
+    first = slots.tokens_seen
+    parts: list[tuple[float, Integrity]] = []
+    moments = [*((eviction.tokens_seen, eviction) for eviction in evictions), (tokens_seen, None)]
+    for until, eviction in moments:
+        tokens = until - slots.tokens_seen
+        if tokens:
+            parts.append((tokens / 2, integrity(slots, frequencies, trained_window)))
+            slots.append(tokens - 1)
+            parts.append((tokens / 2, integrity(slots, frequencies, trained_window)))
+            slots.append(1)
+        if eviction is not None:
+            slots.keep(eviction.kept)
+    if tokens_seen == first:
+        return integrity(slots, frequencies, trained_window)
+    means = {
+        name: sum(weight * getattr(part, name) for weight, part in parts) / (tokens_seen - first)
+        for name in (field.name for field in fields(Integrity))
+        if name != "phase_distortion_weighted"
+    }
+    return Integrity(**means, phase_distortion_weighted=None)
 
 
 def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from kvfidelity.errors import UserError
+from kvfidelity.models.gguf_bounds import check_header
 from kvfidelity.models.gguf_contents import check_conversion
 from kvfidelity.models.gguf_reading import parsed_once
 from kvfidelity.models.gguf_tokenizer import restore_digit_split
@@ -37,9 +38,10 @@ def _read(file: Path) -> tuple[Any, Any]:
     """The model, with all weights as fp32, and the tokenizer."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        check_header(file)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.float32, output_loading_info=True
+            **source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
         reason = str(error).split("\n")[0]

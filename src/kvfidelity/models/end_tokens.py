@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.errors import UserError
 
 
@@ -22,7 +22,7 @@ def end_token_ids(directory: Path) -> frozenset[int]:
         if not file.is_file():
             continue
         try:
-            found: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            found: Any = read_json(file).get("eos_token_id")
         except (ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file} is not a JSON object ({reason}): replace it") from None

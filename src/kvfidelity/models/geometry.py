@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.errors import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,7 +30,7 @@ class Geometry:
         file = Path(directory) / "config.json"
         if not file.is_file():
             raise UserError(f"{directory} holds no model (no config.json)")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         heads = config["num_attention_heads"]
         return cls(
             layers=config["num_hidden_layers"],

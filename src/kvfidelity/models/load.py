@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sysconfig
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.models.checksums import check_files
@@ -40,7 +40,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     if not config.is_file():
         raise UserError(f"{directory} holds no model (no config.json): fetch it again")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
     except ValueError as error:
         raise _corrupt_file(config, error) from None
     check_architecture(content)
@@ -54,7 +54,7 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
         check_kernels_compile()
         torch.cuda.set_device(torch_device.index or 0)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         model = load_weights(Path(directory), DTYPES[dtype])
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt_file(Path(directory), error) from None

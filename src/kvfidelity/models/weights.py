@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.errors import UserError
 
 #: Buffers that old checkpoints hold and that follow from the config.
@@ -41,6 +41,7 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
             dtype=dtype,
             device_map=device if device == "meta" else None,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -87,7 +88,7 @@ def read_headers(directory: Path) -> dict[str, str]:
     names = {whole.name}
     placed = None
     if not whole.is_file() and index.is_file():
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        placed = read_json(index)["weight_map"]
         names = set(placed.values())
     headers: dict[str, str] = {}
     for name in sorted(names):

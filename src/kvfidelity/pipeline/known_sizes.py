@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvfidelity.bounded_json import parse_json
 from kvfidelity.errors import UserError
 from kvfidelity.models.geometry import Geometry
 
@@ -77,7 +78,7 @@ def _element_count(file: Path) -> int:
         length = int.from_bytes(handle.read(8), "little")
         if length > file.stat().st_size:
             raise ValueError(f"{file} is no safetensors file")
-        header = json.loads(handle.read(length))
+        header = parse_json(handle.read(length))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name[0] != "_")
 
 

@@ -6,7 +6,6 @@ what is missing, except generated replies.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import replacing
+from kvfidelity.bounded_json import parse_json, read_json
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.records.grid import (
@@ -103,7 +103,11 @@ def _files_of_pair(pair: str, origin: Path, settings: Mapping[str, Any]) -> Iter
             f"merge: {folder} does not exist: copy it from where these results were made, with the "
             "rest of `results/dialogues`"
         )
-    yield from (f"dialogues/{pair}/{TOKENIZER}/{file.name}" for file in sorted(folder.iterdir()))
+    yield from (
+        f"dialogues/{pair}/{TOKENIZER}/{file.name}"
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+    )
     for judge in settings["judging"]:
         for kind in ("judge_test", "pairs"):
             name = f"reliability/{judge}/{pair}/{kind}.parquet"
@@ -138,15 +142,22 @@ def _check(
     if not file.is_file():
         raise UserError(f"merge: {file} does not exist: finish the workflow there first")
     metadata = read_metadata(file)
-    if digest(read_parquet(file, kind=metadata.get("kind", ""))) != metadata["digest"]:
+    if digest(read_parquet(file, kind=metadata.get("kind", ""))) != metadata.get("digest"):
         raise UserError(
             f"merge: {file} is corrupt (digest mismatch); make it again where it was made"
         )
     if not name.startswith("generate/"):
         return
-    spec = json.loads(metadata["spec"])
+    try:
+        spec, code = parse_json(metadata["spec"]), metadata["code"]
+        if not isinstance(spec, dict) or "kind" not in spec:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise UserError(
+            f"merge: {file} does not say how it was made; make it again where it was made"
+        ) from None
     _same_spec(settings, name, file, spec)
-    made_by = {"generate": metadata["code"]}
+    made_by = {"generate": code}
     if not spec.get("policy_files"):
         made_by[spec["kind"]] = spec.get("policy_digest", "")
     for part, found in made_by.items():
@@ -187,7 +198,9 @@ def _same_dialogues(settings: Mapping[str, Any]) -> None:
 def _manifest(file: Path) -> dict[str, Any]:
     """A manifest without the path of the data on that machine, and what its runs asked of it."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(file)
+        if not isinstance(content, dict) or not isinstance(content.get("provenance", {}), dict):
+            raise ValueError("it is no manifest")
     except (OSError, ValueError) as error:
         raise UserError(f"merge: {file} cannot be read ({error}): make it again there") from None
     content.get("provenance", {}).pop("path", None)

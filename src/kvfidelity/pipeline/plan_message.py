@@ -12,6 +12,7 @@ from kvfidelity.pipeline.judging_cost import judging_estimate
 from kvfidelity.pipeline.known_sizes import dialogue_tokens, model_size
 from kvfidelity.pipeline.planned_jobs import FOLLOWS, PlannedJob
 from kvfidelity.pipeline.resources import (
+    GPU_START_S,
     LOAD_S,
     OVERHEAD_PER_RUN_S,
     TABLES_S,
@@ -126,7 +127,10 @@ def _how_long(settings: Mapping[str, Any], runs: Sequence[str], place: Place) ->
         unit = "GPU" if place.has_gpu_for(entry) else "CPU"
         seconds[unit] += run_seconds(settings, run, place)
     seconds["GPU"] /= place.jobs
-    times = [f"{duration(total + LOAD_S)} on {unit}" for unit, total in seconds.items() if total]
+    start = {"GPU": GPU_START_S, "CPU": LOAD_S}
+    times = [
+        f"{duration(total + start[unit])} on {unit}" for unit, total in seconds.items() if total
+    ]
     rest = TABLES_S + OVERHEAD_PER_RUN_S * len(runs)
     return f"very roughly {' and '.join(times)} to generate, {duration(rest)} for the rest"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.analysis.claims_file import read_claims_file
+from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import selection_params
@@ -176,13 +177,13 @@ def _model_folder(folder: Path) -> Iterator[str]:
 def _model_config(folder: Path) -> Iterator[str]:
     index = folder / WEIGHT_INDEX
     if index.is_file():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(read_json(index)["weight_map"].values())
         gone = sorted(name for name in named if not (folder / name).exists())
         if gone:
             yield f"lacks {', '.join(gone)}, which {WEIGHT_INDEX} names; copy the whole model there"
     if (folder / "config.json").is_file():
         try:
-            check_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            check_architecture(read_json(folder / "config.json"))
         except UserError as error:
             yield f"cannot be used: {error}"
 

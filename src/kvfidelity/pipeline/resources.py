@@ -27,21 +27,28 @@ CPU_TOKENS_PER_S, CPU_PARAMETERS = 160.0, 135e6
 DECODE_COST, PROBE_COST = 20, 60
 #: Cost of collecting attention scores; benchmarks/cache.py has 1.23.
 SCORING_COST = 1.3
-#: GPU: seconds of a forward of a segment (a prompt, a reply, a candidate answer). Starting kernels
-#: takes nearly all of it, so neither the segment's length nor the model's size counts, and runs in
-#: one batch share it. benchmarks/grid_h100.yaml on one H100, run by run, gave 0.07 to 0.1.
+#: GPU: seconds of a forward of a segment (a prompt, a reply, all questions of a moment). Starting
+#: kernels takes nearly all of it, so neither the segment's length nor the model's size counts.
+#: benchmarks/grid_h100.yaml on one H100, run by run, gave 0.07 to 0.1.
 GPU_SEGMENT_S = 0.07
 #: GPU: seconds of a decoded token at least, and bytes of weights read per second above that; one
 #: sequence in benchmarks/gpu.py and gpu_real.py on an H100.
 GPU_STEP_S, GPU_BYTES_PER_S = 0.004, 2.5e12
+#: GPU: share of both that runs in a batch do not share, and seconds of a run outside of forwards.
+#: A profile of the same grid with a batch of 16 had 41 s in its 1,900 forwards, 8 s of decoding
+#: and 17 s of the 204 runs' other work; the jobs took 110 s. (One grid on one machine.)
+GPU_UNSHARED, GPU_RUN_S = 0.26, 0.08
 #: GPU: arithmetic per second; a prefill of 8,192 tokens through Llama-3-8B in benchmarks/gpu.py on
 #: an H100. float32 is the card's nominal rate, halved.
 GPU_FLOPS = {"bfloat16": 4.4e14, "float16": 4.4e14, "float32": 3e13}
-#: Loading the model once, then each run's share of Snakemake, its client and its small jobs, then
-#: tables, figures and page; benchmarks/startup.py on the default run.
+#: GPU: importing, loading the model, compiling kernels and capturing decode steps (9 s of the same
+#: profile), once.
+GPU_START_S = 20.0
+#: Loading the model on a CPU once, then each run's share of Snakemake, its client and its small
+#: jobs, then tables, figures and page; benchmarks/startup.py on the default run.
 LOAD_S, OVERHEAD_PER_RUN_S, TABLES_S = 5.0, 0.3, 25.0
-#: Turns of a dialogue of unknown length, depths at which needles are inserted, candidate answers.
-DEFAULT_TURNS, NEEDLE_DEPTHS, CANDIDATES = 12, 3, 4
+#: Turns of a dialogue of unknown length, depths at which needles are inserted.
+DEFAULT_TURNS, NEEDLE_DEPTHS = 12, 3
 #: Factor by which an estimate may be too low, for a scheduler.
 SAFETY_FACTOR = 2.0
 MEMORY_MARGIN = 1.2
@@ -75,7 +82,8 @@ class JobEstimate:
 
 @dataclass(frozen=True)
 class Work:
-    """What a job computes: fed tokens, forwards of segments, decoded tokens, recall questions."""
+    """What a job computes: fed tokens, forwards of segments and of questions, decoded tokens,
+    recall questions."""
 
     tokens: float
     segments: float
@@ -91,11 +99,10 @@ class Work:
         if not on_gpu:
             tokens = self.tokens + self.steps * DECODE_COST + self.questions * PROBE_COST
             return tokens / CPU_TOKENS_PER_S * size.parameters / CPU_PARAMETERS
-        segments = self.segments + self.questions * (1 + CANDIDATES)
         read_s = size.parameters * BYTES[dtype] / GPU_BYTES_PER_S
-        launched = segments * max(GPU_SEGMENT_S, read_s) + self.steps * max(GPU_STEP_S, read_s)
+        alone = self.segments * max(GPU_SEGMENT_S, read_s) + self.steps * max(GPU_STEP_S, read_s)
         arithmetic = 2 * size.parameters * self.tokens / GPU_FLOPS[dtype]
-        return launched / batch + arithmetic
+        return alone * (GPU_UNSHARED + (1 - GPU_UNSHARED) / batch) + GPU_RUN_S + arithmetic
 
 
 def computes_on_gpu(device: str, gpus: int) -> bool:
@@ -144,11 +151,16 @@ def estimate_run(
     fed = 1.0  # share of the dialogue that is fed
     if prefix_is_shared and session["share_prefix"] and threshold is not None:
         fed = max(0.0, 1 - threshold / prompt)
+    questions, answers = _questions(session), session["recall"].get("max_new_tokens", 0)
+    trigger = settings["thresholds"].get(run["threshold"], {}).get("trigger", "turn")
+    # All questions of a moment are one forward, unless one of them may evict or is answered.
+    together = trigger == "turn" and not answers
     work = Work(
         tokens=prompt * fed * (SCORING_COST if scored else 1.0),
-        segments=2 * (session["max_turns"] or DEFAULT_TURNS) * fed,
-        steps=generated * (fed if session["replies"] == "own" else 1.0),
-        questions=_questions(session),
+        segments=2 * (session["max_turns"] or DEFAULT_TURNS) * fed
+        + (min(questions, _moments(session)) if together else 2 * questions),
+        steps=generated * (fed if session["replies"] == "own" else 1.0) + questions * answers,
+        questions=questions,
     )
     # Two caches: the run without evictions and a copy of it for a reply of the model's own; an
     # evicting run has two more, as long as its threshold and the turn that passes it.
@@ -202,4 +214,9 @@ def _questions(session: Mapping[str, Any]) -> int:
     recall = session["recall"]
     per_moment = NEEDLE_DEPTHS * recall.get("needles_per_depth", 0)
     per_moment += recall.get("dataset_questions", 0)
-    return int(per_moment * max(1, len(recall.get("after_turns") or ())))
+    return int(per_moment * _moments(session))
+
+
+def _moments(session: Mapping[str, Any]) -> int:
+    """How often in a run questions are asked."""
+    return max(1, len(session["recall"].get("after_turns") or ()))

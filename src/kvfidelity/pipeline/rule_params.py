@@ -18,6 +18,7 @@ from kvfidelity.dialogues.formats import registry as formats
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
 from kvfidelity.judges.requests import Limits
+from kvfidelity.judges.rubric import WITH_HISTORY
 from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
@@ -202,6 +203,12 @@ def active_judges(settings: Mapping[str, Any], *, pairwise: bool) -> list[str]:
     """Names of the judges that are run: those that compare, or those that give scores."""
     entries = settings["judges"]
     return [name for name in settings["judging"] if is_pairwise(entries[name]) == pairwise]
+
+
+def shows_own_history(settings: Mapping[str, Any], judge: str) -> bool:
+    """Whether a judge is shown a conversation, and the model's own replies are part of it."""
+    rubric = settings["judges"][judge]["rubric"]
+    return rubric in WITH_HISTORY and settings["session"]["replies"] == "own"
 
 
 def judge_test_pairs(settings: Mapping[str, Any], judge: str) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ from kvfidelity.dialogues.formats.registry import known_formats
 from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
+from kvfidelity.options import option_faults
+from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.report.position_modes import position_mode_schema
@@ -25,6 +27,8 @@ from kvfidelity.suggestions import did_you_mean, nearest
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 NAMES = "letters, digits, dots, dashes and underscores"
+#: Keys whose value may be a secret that was written there by mistake.
+NEVER_SHOWN = {"api_key_env", "base_url"}
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -39,7 +43,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
     """
     settings = _as_json_types(config, where)
     schema = config_schema()
-    validator = jsonschema.Draft202012Validator(schema, format_checker=_formats())
+    validator = SchemaValidator(schema, format_checker=_formats())
     errors = sorted(validator.iter_errors(settings), key=lambda error: list(map(str, error.path)))
     _raise([_explain_error(_most_specific(error)) for error in errors], where)
     _fill_defaults(settings, schema, schema)
@@ -173,6 +177,8 @@ def _most_specific(error: jsonschema.ValidationError) -> jsonschema.ValidationEr
 
 def _explain_error(error: jsonschema.ValidationError) -> str:
     path = ".".join(map(str, error.absolute_path)) or "the top level"
+    if error.absolute_path and error.absolute_path[-1] in NEVER_SHOWN:
+        return f"{path}: the value must be a text in quotes, or null"
     value: Any = error.instance
     rule: Any = error.validator_value
     schema: Any = error.schema
@@ -195,10 +201,8 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
             return f"{path}: {error.cause}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return f"{path}: the name {value!r} may have {NAMES} only"
-        case "pattern" if path.endswith(".device"):
-            return f"{path}: {value!r} is unknown; write auto, cpu, cuda or cuda:1"
         case "pattern":
-            return f"{path}: {value!r} is not a SHA-256 in lower-case hex (64 digits)"
+            return f"{path}: {value!r} is not {schema.get('x-expected', rule)}"
         case "minimum":
             return f"{path}: {value} is too small; it must be at least {rule}"
         case "maximum":
@@ -265,13 +269,19 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in settings["policies"].items():
         kind = entry["kind"]
         if kind in schemas:
-            validator = jsonschema.Draft202012Validator(schemas[kind])
+            validator = SchemaValidator(schemas[kind])
             for error in validator.iter_errors(dict(entry)):
                 error.path.extendleft((name, "policies"))
                 yield _explain_error(error)
         elif not settings["policy_files"]:  # otherwise checked where those files are read
             yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
-    if all(entry["kind"] != BASELINE for entry in settings["policies"].values()):
+    baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
+    if len(baselines) > 1:
+        yield (
+            f"policies: {' and '.join(baselines)} are all of kind {BASELINE}; every run is paired "
+            "with each of them, so that turns count more than once: keep one"
+        )
+    if not baselines:
         yield (
             f"policies: one of kind {BASELINE} is needed, all others are compared with it; add "
             f"`{BASELINE}: {{kind: {BASELINE}}}`"
@@ -312,9 +322,11 @@ def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
             if name not in known:
                 yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
     known = settings.get("judges", {})
-    for name in settings["judging"]:
+    for number, name in enumerate(settings["judging"]):
         if name not in known:
             yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
+        if name in settings["judging"][:number]:
+            yield f"judging: {name!r} is listed twice; its verdicts would count twice"
 
 
 def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -351,13 +363,14 @@ def _check_judges(settings: Mapping[str, Any]) -> Iterator[str]:
         kind = entry["kind"]
         unknown: dict[str, Any] = {"properties": {"kind": {"enum": [*known]}}}
         schema = judge_schema(known[kind]) if kind in known else unknown
-        wrong = list(jsonschema.Draft202012Validator(schema).iter_errors(entry))
+        wrong = list(SchemaValidator(schema).iter_errors(entry))
         for fault in wrong:
             fault.path.extendleft((name, "judges"))
             yield _explain_error(fault)
         if wrong:
             continue
         _fill_defaults(entry, schema, schema)
+        yield from (f"judges.{name}.{fault}" for fault in option_faults(known[kind], entry))
         yield from (f"judges.{name}: {fault}" for fault in _faults_of_judge(settings, entry, known))
 
 

@@ -26,8 +26,8 @@ from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.metrics.positions import Integrity
 from kvfidelity.prefix.tensor_file import TensorFile
 
-#: Fields of an outcome that are not in the JSON: tensors, and evictions (a baseline has none).
-TENSOR_FIELDS = ("predicted", "reference_nll", "evictions")
+#: Fields of an outcome that are not in the JSON: tensors, and what a baseline does not have.
+TENSOR_FIELDS = ("predicted", "reference_nll", "kl_baseline", "evictions")
 
 
 def to_tensors(run: BaselineRun) -> tuple[dict[str, Tensor], str]:
@@ -126,6 +126,7 @@ def _outcome_fields(outcome: TurnOutcome) -> dict[str, Any]:
     return plain | {
         "reply": None if outcome.reply is None else asdict(outcome.reply),
         "integrity": asdict(outcome.integrity),
+        "integrity_at_end": asdict(outcome.integrity_at_end),
         "has_reference_nll": outcome.reference_nll is not None,
     }
 
@@ -140,10 +141,12 @@ def _outcome(
         "fed": tuple(entry["fed"]),
         "reply": reply,
         "integrity": Integrity(**entry["integrity"]),
+        "integrity_at_end": Integrity(**entry["integrity_at_end"]),
         "predicted": stored[f"predicted.{turn}"].to(device),
         "reference_nll": stored[f"reference_nll.{turn}"]
         if entry.pop("has_reference_nll")
         else None,
+        "kl_baseline": None,
         "evictions": (),
     }
     return TurnOutcome(**entry | parsed)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,15 +46,11 @@ def write_parquet(
     entries = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
     entries |= metadata or {}
     prefixed = {PREFIX + key: entries[key] for key in sorted(entries)}
+    # Written by Python: polars loses the number of the system's error, such as that of a full disk.
+    content = io.BytesIO()
+    frame.write_parquet(content, metadata=prefixed)
     with replacing(path) as temporary:
-        try:
-            frame.write_parquet(temporary, metadata=prefixed)
-        except pl.exceptions.ComputeError as error:
-            # polars wraps the system's error in its own
-            if found := re.search(r"os error (\d+)", str(error)):
-                number = int(found[1])
-                raise OSError(number, os.strerror(number), str(path)) from None
-            raise
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
@@ -84,9 +79,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path} does not exist: run the workflow to make it")
     try:
         notes = pq.read_metadata(path).metadata or {}
-    except (pyarrow.ArrowException, OSError) as error:
+        texts = {key.decode(): value.decode() for key, value in notes.items()}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _corrupt_file(path, error) from None
-    texts = {key.decode(): value.decode() for key, value in notes.items()}
     return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import polars as pl
 
-from kvfidelity.records.declaration import Dtype, schema
+from kvfidelity.records.declaration import Dtype, at_end, schema
 
 SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
 POSITION_SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))
@@ -96,7 +96,10 @@ class TurnMeasures:
     batch_tokens_per_s: Annotated[Dtype, "tokens / s", "of all sequences decoded together"] = (
         pl.Float64
     )
-    prompt: Annotated[Dtype, "", "what the user says"] = pl.String
+    prompt: Annotated[Dtype, "", "what the user says, with needles"] = pl.String
+    message: Annotated[
+        Dtype, "", "what the user says in the dataset; missing where no needle changes it"
+    ] = pl.String
     reply: Annotated[Dtype, "", "the model's own reply; missing if none was generated"] = pl.String
     reference: Annotated[Dtype, "", "the dataset's reply"] = pl.String
     finish_reason: Annotated[
@@ -119,12 +122,20 @@ class TurnMeasures:
         pl.Float64
     )
     reply_nll_baseline: Annotated[
-        Dtype, "nats / token", "mean NLL of the own reply under the baseline's cache"
+        Dtype,
+        "nats / token",
+        "mean NLL of the own reply where nothing is evicted of the run's own history",
+    ] = pl.Float64
+    reply_nll_baseline_history: Annotated[
+        Dtype,
+        "nats / token",
+        "mean NLL of the own reply where nothing is evicted and the history is the baseline's",
     ] = pl.Float64
 
 
 class Integrity:
-    """Positional integrity of the cache when a reply starts; formulas in `metrics.positions`."""
+    """Positional integrity of the cache that a reply's tokens met, each token counting alike;
+    formulas in `metrics.positions`."""
 
     stage = "generate"
     retained_share: Annotated[Dtype, "share", "cached slots per token seen"] = pl.Float64
@@ -148,7 +159,9 @@ class Integrity:
         Dtype, "0 to 2", "mean of 1 - cos(theta_k * offset error) over slots and frequencies k"
     ] = pl.Float64
     phase_distortion_weighted: Annotated[
-        Dtype, "0 to 2", "phase_distortion, slots weighted by the attention they receive"
+        Dtype,
+        "0 to 2",
+        "phase_distortion at the reply's end, slots weighted by the attention of its last token",
     ] = pl.Float64
     sinks_kept: Annotated[Dtype, "tokens", "how many of the first four tokens are cached"] = (
         pl.Float64
@@ -156,6 +169,11 @@ class Integrity:
     evicted_attention_share: Annotated[
         Dtype, "share", "attention that the run's evictions removed, compounded"
     ] = pl.Float64
+
+
+#: The last two are of one moment only.
+NOT_AT_END = ("phase_distortion_weighted", "evicted_attention_share")
+IntegrityAtEnd = at_end(Integrity, without=NOT_AT_END)
 
 
 class TurnSetting:
@@ -285,6 +303,18 @@ class Verdicts:
         pl.String
     )
     answers: Annotated[Dtype, "", "answers that came, unusable ones included"] = pl.Int32
+    reasoning_tokens: Annotated[
+        Dtype, "tokens", "of reasoning, part of completion_tokens, by the endpoint's count"
+    ] = pl.Int32
+    possible_usd: Annotated[
+        Dtype,
+        "USD",
+        "highest price of tries that were lost and of answers without a count of tokens, which may "
+        "have been charged on top of cost_usd; missing if there are none",
+    ] = pl.Float64
+    messages_cut: Annotated[
+        Dtype, "messages", "messages of the history left out to fit the judge's context"
+    ] = pl.Int32
 
 
 class CorruptedReply:
@@ -298,7 +328,8 @@ class CorruptedReply:
 
 
 INTEGRITY = schema(Integrity)
-TURNS = schema(RunIdentity, TurnMeasures, Integrity, TurnSetting)
+INTEGRITY_AT_END = schema(IntegrityAtEnd)
+TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting)
 EVICTIONS = schema(Evictions)
 RECALL = schema(Recall)
 METRICS = schema(TurnNumber, TextMetrics)
@@ -306,7 +337,7 @@ VERDICTS = schema(Verdicts)
 CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
 #: What each artifact's columns are declared by.
 ARTIFACTS: dict[str, tuple[type, ...]] = {
-    "turns": (RunIdentity, TurnMeasures, Integrity, TurnSetting),
+    "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting),
     "evictions": (Evictions,),
     "recall": (Recall,),
     "metrics": (TurnNumber, TextMetrics),

@@ -13,7 +13,7 @@ from kvfidelity.cache.eviction_log import Eviction, advance, groups, span_edges
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.metrics.positions import Integrity
-from kvfidelity.records.columns import EVICTIONS, RECALL, TURNS
+from kvfidelity.records.columns import EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
 
 
 def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -72,13 +72,25 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
     return pl.DataFrame(rows, schema).with_columns(columns).select(list(EVICTIONS))
 
 
-def integrity_values(found: Integrity, log: Iterable[Eviction]) -> dict[str, float | None]:
-    """The integrity columns; the evicted share compounds over the run's evictions."""
+def integrity_values(
+    found: Integrity, log: Iterable[Eviction], end: Integrity | None = None
+) -> dict[str, float | None]:
+    """The integrity columns; the evicted share compounds over the run's evictions.
+
+    Args:
+        found: over the reply. end: when it has ended; None: the same.
+    """
     kept: float | None = 1.0
     for eviction in log:
         share = eviction.attention_share
         kept = None if kept is None or share is None else kept * (1 - share)
-    return asdict(found) | {"evicted_attention_share": None if kept is None else 1 - kept}
+    at_end = asdict(end or found)
+    return (
+        asdict(found)
+        | {"phase_distortion_weighted": at_end["phase_distortion_weighted"]}
+        | {"evicted_attention_share": None if kept is None else 1 - kept}
+        | {name: at_end[name.removesuffix("_at_end")] for name in INTEGRITY_AT_END}
+    )
 
 
 def _spans(numbers: Any) -> dict[str, np.ndarray]:

@@ -15,9 +15,6 @@ RENAMED_VALUES: dict[str, str] = {"offline": "formula"}
 #: Columns of the tables: old -> new.
 RENAMED_COLUMNS: dict[str, str] = {
     "runs": "kept_spans",
-    "behind": "gap_to_best",
-    "behind_low": "gap_to_best_low",
-    "behind_high": "gap_to_best_high",
     "full_nll": "baseline_nll",
     "kl_full": "kl_baseline",
     "reply_nll_full": "reply_nll_baseline",

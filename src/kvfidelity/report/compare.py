@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from kvfidelity.analysis.statistics import clustered_mean, weighted_mean
+from kvfidelity.analysis.statistics import clustered_mean, clustered_share, weighted_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import CELL_COLUMNS
@@ -127,13 +127,14 @@ def _row(
     cells = [", ".join(cell), signed(_mean(first)), signed(_mean(second))]
     if pairs.is_empty():
         return [*cells, signed(None), "no shared turns", "0"]
-    found = clustered_mean(
-        (pairs["value"] - pairs["before"]).to_numpy(),
-        pairs["weight"].to_numpy(),
-        pairs["dialogue_id"].to_numpy().astype(str),
-        **options,
-    )
-    interval_text = interval({"low": found.low, "high": found.high})
+    difference = (pairs["value"] - pairs["before"]).to_numpy()
+    arrays = (pairs["weight"].to_numpy(), pairs["dialogue_id"].to_numpy().astype(str))
+    if quantity is RECALLED:
+        found = clustered_share(difference, *arrays, paired=True, **options)
+    else:
+        found = clustered_mean(difference, *arrays, **options)
+    ends = {"low": found.low, "high": found.high, "n_dialogues": found.n_dialogues}
+    interval_text = interval(ends) if difference.any() else "equal in every turn"
     return [*cells, signed(found.mean), interval_text, str(found.n_dialogues)]
 
 

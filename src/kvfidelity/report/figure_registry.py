@@ -27,8 +27,7 @@ class Figure:
         section: the page's section: one of `SECTIONS`.
         category: the heading in Snakemake's own report.
         alt_text: what a screen reader says.
-        caption: text below the figure; {level} is the confidence in percent, {resamples} how many
-            resamples of dialogues intervals are made of.
+        caption: text below the figure; {level} is the confidence in percent.
     """
 
     name: str
@@ -39,9 +38,9 @@ class Figure:
     alt_text: str
     caption: str
 
-    def caption_with(self, confidence: float, resamples: int) -> str:
-        """The caption with the report's settings filled in."""
-        return self.caption.format(level=round(100 * confidence), resamples=resamples)
+    def caption_with(self, confidence: float) -> str:
+        """The caption with the report's setting filled in."""
+        return self.caption.format(level=round(100 * confidence))
 
 
 #: Places on the page where figures stand, from top to bottom.
@@ -63,13 +62,13 @@ FIGURES = (
     Figure(
         "excess",
         function="figures.excess",
-        tables=("policies",),
+        tables=("policies", "dialogues"),
         section="policies",
         category="Quality",
         alt_text="Excess NLL by policy and position mode with intervals; the table above holds the "
         "numbers",
         caption="Excess NLL of the reference reply over the baseline. Points are token-weighted "
-        "means, bars {level}% intervals from {resamples} resamples of dialogues.",
+        "means, bars {level}% intervals over dialogues; each small dot is a dialogue.",
     ),
     Figure(
         "by_turn",
@@ -80,19 +79,20 @@ FIGURES = (
         alt_text="Excess NLL by turns since the first eviction, one panel per policy, one line per "
         "position mode",
         caption="Excess NLL by turns since the first eviction, mean over dialogues. Bands are 95% "
-        "t-intervals where there are at least two dialogues; the numbers at the foot say how many.",
+        "t-intervals where there are at least two dialogues, small dots are dialogues; the numbers "
+        "at the foot say how many.",
     ),
     Figure(
         "recall",
         function="recall_figure.recall_figure",
-        tables=("recall_by_depth",),
+        tables=("recall_by_depth", "recall"),
         section="recall",
         category="Recall",
         alt_text="Share of questions answered right by depth, policy and position mode, with "
         "intervals; the table below holds the numbers",
         caption="Share of questions answered right (the right answer is likelier than every "
-        "distractor), by the depth of the evidence; bars are {level}% intervals over dialogues. "
-        "Dashed: guessing.",
+        "distractor), by the depth of the evidence; bars are {level}% intervals over dialogues; "
+        "a ring is larger the more dialogues have this share. Dashed: guessing.",
     ),
     Figure(
         "cache_size",
@@ -132,9 +132,9 @@ FIGURES = (
         category="Positions",
         alt_text="Rank correlation of each integrity metric with excess NLL, with intervals",
         caption="Spearman’s correlation with excess NLL over turns after an eviction, all policies "
-        "and position modes. Bars resample dialogues; a bar is missing where over a tenth of the "
-        "resamples leave the correlation undefined. Turns of one dialogue share their kept tokens "
-        "across modes, so this is association, not cause.",
+        "and position modes. Bars are {level}% intervals over dialogues; a bar is missing where "
+        "the correlation is not defined without one of them. Turns of one dialogue share their "
+        "kept tokens across modes, so this is association, not cause.",
     ),
     Figure(
         "distortion",
@@ -156,17 +156,19 @@ FIGURES = (
         category="Quality",
         alt_text="NLL of the baseline’s reference replies by token index, with intervals",
         caption="Reference replies with nothing evicted, mean over dialogues by token index; bars "
-        "are 95% t-intervals. Dashed: the end of the trained window, if a dialogue gets there.",
+        "are 95% t-intervals, small dots are dialogues. Dashed: the end of the trained window, if "
+        "a dialogue gets there.",
     ),
     Figure(
         "pareto",
         function="tradeoffs.pareto",
-        tables=("policies",),
+        tables=("policies", "dialogues"),
         section="budgets",
         category="Cost",
         alt_text="Excess NLL against cache bytes, one mark per cell",
-        caption="Excess NLL against the bytes of the cache. Dashed: cells that no other beats in "
-        "both. Cells with other budgets are not ranked against each other.",
+        caption="Excess NLL against the bytes of the cache; each small dot is a dialogue. "
+        "Dashed: cells that no other beats in both. Cells with other budgets are not ranked "
+        "against each other.",
     ),
     Figure(
         "latency",

@@ -9,7 +9,8 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.statistics import t_intervals
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.formatting import count
 from kvfidelity.report.position_modes import PRESENTATIONS
 
@@ -43,13 +44,22 @@ def nothing(why: str) -> alt.Chart:
     return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)
 
 
-def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
-    """Excess NLL by policy and position mode with intervals, on a symmetric log axis."""
+def dialogue_losses(dialogues: pl.DataFrame) -> pl.DataFrame:
+    """Excess NLL of each dialogue in each cell, mean over seeds: the cell and ONE."""
+    known = dialogues.filter(pl.col("excess_nll").is_not_null())
+    means = known.group_by(*CELL_COLUMNS, "dialogue").agg(pl.col("excess_nll").mean().alias(ONE))
+    return means.drop("dialogue")
+
+
+def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin:
+    """Excess NLL by policy and position mode with intervals, and a dot per dialogue if they are
+    few, on a symmetric log axis."""
     if policies.is_empty():
         return nothing(NO_LOSS)
     data = policies.with_columns(
         pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns").alias("n")
     )
+    data = with_dots(data, dialogue_losses(dialogues), CELL_COLUMNS)
     scale = alt.Scale(type="symlog", constant=0.01)
     values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
     base = alt.Chart(data).encode(
@@ -60,13 +70,14 @@ def excess(policies: pl.DataFrame) -> alt.TopLevelMixin:
     )
     title = ["excess NLL of the reference reply (nats per token, symmetric log)", count_label(data)]
     axis = alt.Axis(values=values, format="~g", grid=True)
-    points = base.mark_point(filled=True, size=70).encode(
-        x=alt.X("mean:Q", scale=scale, title=title, axis=axis)
-    )
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    points = of_means(base).mark_point(filled=True, size=70)
+    points = points.encode(x=alt.X("mean:Q", scale=scale, title=title, axis=axis))
+    bars = with_interval(base).mark_rule(strokeWidth=2)
+    bars = bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    each = dots(base, alt.X(f"{ONE}:Q", scale=scale))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     height = 60 * max(1, data["policy"].n_unique())
-    return _by_setting(alt.layer(zero, bars, points, data=data), data, height)
+    return _by_setting(alt.layer(zero, bars, each, points, data=data), data, height)
 
 
 def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
@@ -228,26 +239,30 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
     keys = ["panel", "positions", "since"]
     # Seeds of one dialogue are one observation.
     each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
-    means = t_intervals(each, keys, "excess_nll").rename({"mean": "excess"})
+    means = t_intervals(each, keys, "excess_nll").sort(keys)
+    rows = with_dots(means, each.rename({"excess_nll": ONE}), keys)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     scale = alt.Scale(type="symlog", constant=0.05)
-    base = alt.Chart(means.sort(keys)).encode(
+    base = alt.Chart(rows).encode(
         x=alt.X(
             "since:Q", title="turns since the first eviction", axis=integer_axis(means["since"])
         ),
         color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
     )
-    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, aria=False)
-    line = base.mark_line(point=True, aria=False)
-    value = alt.Y("excess:Q", title="excess NLL (nats)", scale=scale, axis=axis)
-    points = base.mark_point(filled=True, size=30).encode(
-        y=value, tooltip=["panel", "positions", "since", "excess", "low", "high", "n"]
+    band = with_interval(base).mark_area(opacity=0.15, aria=False)
+    line = of_means(base).mark_line(point=True, aria=False)
+    value = alt.Y("mean:Q", title="excess NLL (nats)", scale=scale, axis=axis)
+    points = of_means(base).mark_point(filled=True, size=30)
+    points = points.encode(
+        y=value, tooltip=["panel", "positions", "since", "mean", "low", "high", "n"]
     )
+    one = dots(base, alt.Y(f"{ONE}:Q", scale=scale))
     counts = base.transform_aggregate(n="min(n)", groupby=["panel", "since"]).mark_text(
         fontSize=9, opacity=0.75, aria=False
     )
     counts = counts.encode(y=alt.value(125), text="n:Q", color=alt.value("currentColor"))
-    layers = alt.layer(band.encode(y="low:Q", y2="high:Q"), line.encode(y=value), points, counts)
+    band = band.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    layers = alt.layer(band, one, line.encode(y=value), points, counts)
     return (
         layers.properties(width=250, height=130)
         .facet(facet=alt.Facet("panel:N", title=None), columns=2)

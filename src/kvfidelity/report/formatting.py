@@ -18,7 +18,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 def interval(row: Mapping[str, Any], digits: int = 3) -> str:
     """ "[+4.1, +5.2]", or why it is missing; `n_dialogues`, if known, decides the reason."""
-    if row["low"] is None:
+    if row["low"] is None or row["high"] is None:
         return "no interval" + (" from one dialogue" if row.get("n_dialogues", 1) == 1 else "")
     return f"[{signed(row['low'], digits)}, {signed(row['high'], digits)}]"
 

@@ -12,10 +12,11 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
-from kvfidelity.analysis.attribution import attribute_losses
+from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
+from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
@@ -41,10 +42,13 @@ TABLES = (
     "evictions",
     "verdict_means",
     "missing_verdicts",
+    "missing_by_cell",
     "own_replies",
     "prefill_overshoot",
+    "baselines",
     "policies",
     "contrasts",
+    "attribution",
     "predictors",
     "window",
     "window_changes",
@@ -100,11 +104,16 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         environments=tables["environments"].to_dicts(),
         mixed=mixed(tables["environments"]),
         not_evicted=cells_without_evictions(turns),
-        attribution=attribute_losses(tables),
-        claims=tables["claims"].to_dicts(),
+        attribution=tables["attribution"].to_dicts(),
+        silent=tables["baselines"].filter("knows_nothing").to_dicts(),
+        claims=tables["claims"].filter(pl.col("decision") != NOT_TESTED).to_dicts(),
+        claims_not_tested=tables["claims"].filter(decision=NOT_TESTED).to_dicts(),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),
         budgets_differ=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),
+        contrasts_tested=tables["contrasts"]["p_holm"].is_not_null().any(),
+        min_dialogues=MIN_DIALOGUES,
+        min_dialogues_within=MIN_DIALOGUES_WITHIN,
         predictors=[
             row | {"setting": f"{row['model']}, {row['dataset']}"}
             for row in tables["predictors"].to_dicts()
@@ -117,10 +126,11 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         .filter(change="nll_change_at_window")["n_runs"]
         .sum(),
         window_changes=changes_by_setting(tables["window_changes"]),
-        window_known=tables["window"].height > 0,
+        window_known=tables["window"].filter(kind="baseline").height > 0,
         verdicts=tables["verdict_means"].to_dicts(),
         own_replies=tables["own_replies"].to_dicts(),
-        missing_verdicts=tables["missing_verdicts"].to_dicts(),
+        missing_verdicts=missing_by_reason(tables["missing_verdicts"]),
+        missing_by_cell=tables["missing_by_cell"].to_dicts(),
         judge_tests=rows_by_measure(tables["reliability"]),
         comparisons=in_cell_order(tables["comparisons"].to_dicts()),
         costs=tables["costs"].to_dicts(),
@@ -143,6 +153,16 @@ def as_json(cells: Mapping[str, Any]) -> str:
 def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page's script finds a run by."""
     return {name: row[name] for name in CELL_COLUMNS}
+
+
+def missing_by_reason(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Missing verdicts by judge and reason, with the turns that they are of as text."""
+    of_turn = pl.format("turn {}: {} of {}", "turn", "missing", "replies")
+    return (
+        table.group_by("judge", "status", maintain_order=True)
+        .agg(pl.col("missing").sum(), turns=of_turn.str.join(", "))
+        .to_dicts()
+    )
 
 
 def inline_svg(svg: str) -> Markup:
@@ -205,7 +225,7 @@ def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, lis
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for figure in FIGURES:
         svg = inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"))
-        caption = figure.caption_with(report["confidence"], report["resamples"])
+        caption = figure.caption_with(report["confidence"])
         sections[figure.section].append(
             {"svg": svg, "alt_text": figure.alt_text, "caption": caption}
         )

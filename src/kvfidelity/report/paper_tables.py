@@ -54,9 +54,10 @@ def policy_table(policies: pl.DataFrame) -> Content:
 
 
 def contrast_table(contrasts: pl.DataFrame) -> Content:
-    """Paired differences with interval, effect size, adjusted p and n."""
-    head = ["model", "dataset", "within", "contrast", "difference", "interval", "effect"]
-    head += ["p (Holm)", "dialogues"]
+    """Paired differences with interval and n, and adjusted p where there are enough dialogues."""
+    tested = contrasts["p_holm"].is_not_null().any()
+    head = ["model", "dataset", "within", "contrast", "difference", "interval"]
+    head += [*(["p (Holm)"] if tested else []), "dialogues"]
     return head, [
         [
             str(row["model"]),
@@ -65,8 +66,7 @@ def contrast_table(contrasts: pl.DataFrame) -> Content:
             f"{row['first']} - {row['second']}",
             signed(row["mean"]),
             interval(row),
-            signed(row["effect"], 2),
-            p_value(row["p_holm"]),
+            *([p_value(row["p_holm"])] if tested else []),
             str(row["n_dialogues"]),
         ]
         for row in contrasts.to_dicts()
@@ -206,11 +206,25 @@ def claim_question(row: Mapping[str, Any]) -> str:
     """ "above 0.5?": the direction and margin of a claim."""
     match row["direction"]:
         case "above":
-            return f"above {row['margin']:g}?"
+            return f"above {row['margin']:g}{_share_of(row)}?"
         case "below":
-            return f"below {signed(-row['margin'], 3).rstrip('0').rstrip('.')}?"
+            below = signed(-row["margin"], 3).rstrip("0").rstrip(".")
+            return f"below {below}{_share_of(row)}?"
         case _:
-            return f"within ±{row['margin']:g}?"
+            return f"within ±{row['margin']:g}{_share_of(row)}?"
+
+
+def _share_of(row: Mapping[str, Any]) -> str:
+    """What estimate and margin are shares of."""
+    match row["margin_of"]:
+        case None:
+            return ""
+        case "baseline_nll":
+            return " times the baseline's NLL"
+        case "of":
+            return " times the first cell's own"
+        case _:
+            return f" times that of {row['against']}"
 
 
 def cell_name(row: Mapping[str, Any], with_threshold: bool = True) -> str:

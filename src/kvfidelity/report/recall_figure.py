@@ -6,7 +6,8 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.recall import DEPTHS, rank_in
-from kvfidelity.records.grid import BASELINE_POSITIONS, POSITIONS
+from kvfidelity.records.grid import BASELINE_POSITIONS, CELL_COLUMNS, POSITIONS
+from kvfidelity.report.dots import ONE, of_means, with_dots
 from kvfidelity.report.figures import MODE_COLOURS, MODE_SHAPES, distinct_label, nothing
 
 BASELINE_LABEL = "nothing evicted"
@@ -18,12 +19,21 @@ SHAPES = alt.Scale(
 )
 
 
-def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
+KEYS = (*CELL_COLUMNS, "origin", "depth")
+
+
+def recall_figure(table: pl.DataFrame, questions: pl.DataFrame) -> alt.TopLevelMixin:
     """Share of questions answered right, one panel per depth, one row per policy; bars are
-    intervals, the dashed line is what guessing gives."""
+    intervals, the dashed line is what guessing gives. If dialogues are few, a ring for each share
+    that dialogues have is larger the more have it.
+
+    Args:
+        table: `recall_by_depth`. questions: the table `recall`.
+    """
     if table.is_empty():
         return nothing("this run has no recall questions")
     # The baseline has no threshold to be named by.
+    table = with_dots(table, _by_dialogue(questions), KEYS)
     table = table.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
     data = table.with_columns(
         # The baseline has one mark, in the middle of its row.
@@ -50,13 +60,25 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     )
     scale = alt.Scale(domain=[0, 1])
     axis = alt.Axis(values=[0, 0.5, 1], format="~%")
-    points = base.mark_point(filled=True, size=50).encode(
-        x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
-        shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
+    each = base.transform_filter(f"isValid(datum.{ONE})").transform_aggregate(
+        dialogues="count()", groupby=[ONE, "row", "offset", "mode", "panel"]
     )
-    bars = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q"
+    rings = each.mark_point(filled=False, opacity=0.5, shape="circle", aria=False).encode(
+        x=alt.X(f"{ONE}:Q", scale=scale),
+        size=alt.Size("dialogues:Q", legend=None, scale=alt.Scale(range=[12, 120])),
+        tooltip=alt.TooltipValue(""),
     )
+    points = (
+        of_means(base)
+        .mark_point(filled=True, size=50)
+        .encode(
+            x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
+            shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
+        )
+    )
+    bars = of_means(base).transform_filter("isValid(datum.recalled_low)")
+    bars = bars.mark_rule(strokeWidth=2)
+    bars = bars.encode(x=alt.X("recalled_low:Q", scale=scale), x2="recalled_high:Q")
     chance = (
         alt.Chart(data)
         .mark_rule(color="#888", strokeDash=[4, 3], aria=False)
@@ -64,10 +86,17 @@ def recall_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
     )
     height = 48 * max(1, data["row"].n_unique())
     return (
-        alt.layer(chance, bars, points)
+        alt.layer(chance, bars, rings, points)
         .properties(width=165, height=height)
         .facet(facet=alt.Facet("panel:N", title=None, sort=panels.to_list()), columns=3)
     )
+
+
+def _by_dialogue(questions: pl.DataFrame) -> pl.DataFrame:
+    """Share of right answers of each dialogue, over the questions that `by_depth` is over."""
+    counted = questions.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
+    shares = counted.group_by(*KEYS, "dialogue").agg(pl.col("recalled").mean().alias(ONE))
+    return shares.drop_nulls(ONE).drop("dialogue")
 
 
 def _panel(table: pl.DataFrame) -> pl.Expr:

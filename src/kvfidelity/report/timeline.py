@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.statistics import t_intervals
+from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.figures import (
     NO_EVICTION,
     WIDTH,
@@ -31,11 +32,15 @@ SECONDS = {
 
 def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
     """NLL of the baseline's reference replies by token index, mean over dialogues with 95%
-    t-intervals; a dashed line where the trained window ends, if a dialogue gets there."""
+    t-intervals, and a dot per dialogue if they are few; a dashed line where the trained window
+    ends, if a dialogue gets there."""
+    window = window.filter(kind="baseline")
     if window.is_empty():
         return nothing("no reference reply was scored with nothing evicted")
     keys = ["model", "trained_window", "start", "stop"]
-    data = t_intervals(window, keys, "nll")
+    # Seeds of one dialogue are one observation.
+    each = window.group_by(*keys, "dataset", "dialogue").agg(pl.col("nll").mean())
+    data = with_dots(t_intervals(each, keys, "nll"), each.rename({"nll": ONE}), keys)
     data = data.with_columns(
         middle=(pl.col("start") + pl.col("stop")) / 2,
     ).sort("model", "start")
@@ -43,15 +48,22 @@ def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
         x=alt.X("middle:Q", title="token index in the conversation"),
         color=alt.Color("model:N", title="model", scale=alt.Scale(range=["#0072B2", "#D55E00"])),
     )
-    bars = base.transform_filter("isValid(datum.low)").mark_rule(opacity=0.5)
-    points = base.mark_point(filled=True, size=40).encode(
+    bars = with_interval(base).mark_rule(opacity=0.5)
+    each_dialogue = dots(base, alt.Y(f"{ONE}:Q"))
+    points = of_means(base).mark_point(filled=True, size=40)
+    points = points.encode(
         y=alt.Y("mean:Q", title=["NLL (nats per token)", count_label(data, "n")]),
         tooltip=["model", "start", "stop", "mean", "low", "high", "n"],
     )
     reached = data.filter(pl.col("stop") > pl.col("trained_window"))
     edges = reached.select("trained_window").unique()
     edge = alt.Chart(edges).mark_rule(color="#888", strokeDash=[4, 3]).encode(x="trained_window:Q")
-    layers = [bars.encode(y="low:Q", y2="high:Q"), points, *([edge] if edges.height else [])]
+    layers = [
+        bars.encode(y="low:Q", y2="high:Q"),
+        each_dialogue,
+        points,
+        *([edge] if edges.height else []),
+    ]
     return alt.layer(*layers).properties(width=WIDTH, height=200)
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.figures import (
     MODE_COLOURS,
     MODE_SHAPES,
     NO_LOSS,
     WIDTH,
     count_label,
+    dialogue_losses,
     distinct_label,
     nothing,
 )
@@ -57,20 +59,23 @@ def heat_map(policies: pl.DataFrame) -> alt.TopLevelMixin:
     )
 
 
-def pareto(policies: pl.DataFrame) -> alt.TopLevelMixin:
-    """Excess NLL against the bytes that the cache takes, and which cells nothing else beats.
+def pareto(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin:
+    """Excess NLL against the bytes that the cache takes, and which cells nothing else beats; a dot
+    per dialogue if they are few.
 
     Cells of all budgets stand together: position on the byte axis is their budget.
     """
     data = pareto_front(policies).with_columns(megabytes=pl.col("cache_bytes") / 1e6)
     if data.is_empty():
         return nothing(NO_LOSS)
+    data = with_dots(data, dialogue_losses(dialogues), CELL_COLUMNS)
     scale = alt.Scale(type="symlog", constant=0.05)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
     size = alt.X("megabytes:Q", title="cache after prefill (MB, mean)", scale=alt.Scale(zero=False))
     loss = alt.Y("mean:Q", title=["excess NLL (nats)", count_label(data)], scale=scale, axis=axis)
     base = alt.Chart(data).encode(x=size)
-    points = base.mark_point(filled=True, size=80).encode(
+    points = of_means(base).mark_point(filled=True, size=80)
+    points = points.encode(
         y=loss,
         color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
         shape=alt.Shape("policy:N", title="policy", scale=alt.Scale(range=SHAPES)),
@@ -85,17 +90,21 @@ def pareto(policies: pl.DataFrame) -> alt.TopLevelMixin:
             "n_dialogues",
         ],
     )
-    bars = base.mark_rule().encode(
+    coloured = base.encode(color=alt.Color("positions:N", scale=MODE_COLOURS))
+    each = dots(coloured, alt.Y(f"{ONE}:Q", scale=scale, title=""))
+    bars = with_interval(base).mark_rule()
+    bars = bars.encode(
         y=alt.Y("low:Q", scale=scale, title=""),
         y2="high:Q",
         color=alt.Color("positions:N", scale=MODE_COLOURS),
     )
     edge = (
-        base.transform_filter("datum.on_front")
+        of_means(base)
+        .transform_filter("datum.on_front")
         .mark_line(interpolate="step-after", strokeDash=[4, 3], color="currentColor", aria=False)
         .encode(y=loss)
     )
-    return alt.layer(edge, bars, points).properties(width=WIDTH * 0.8, height=260)
+    return alt.layer(edge, bars, each, points).properties(width=WIDTH * 0.8, height=260)
 
 
 def pareto_front(policies: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,6 @@ such a run, its artifact is written from what was computed. What no job asks for
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 import socket
 import time
@@ -16,11 +15,12 @@ from collections import deque
 from functools import partial
 from typing import Any
 
+from kvfidelity.bounded_json import parse_json
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import BatchScheduler, RestartError
 from kvfidelity.worker.job import GenerateJob, WorkerConfig, execute, job_from
 from kvfidelity.worker.listener import Listener
-from kvfidelity.worker.protocol import Message, send
+from kvfidelity.worker.protocol import MAX_MESSAGE_BYTES, Message, send
 from kvfidelity.worker.requests import (
     CLIENT_ERRORS,
     ClientGoneError,
@@ -157,7 +157,10 @@ class BatchServer:
             if not data:
                 client.gone = True
             client.inbox += data
-            if client.inbox.endswith(b"\n"):
+            if len(client.inbox) > MAX_MESSAGE_BYTES:
+                log_dropped_client(ValueError("its message is too long"))
+                client.gone = True
+            elif client.inbox.endswith(b"\n"):
                 self._take_plan(client)
         if self._asked is not None and self._asked.gone:
             self._asked = None
@@ -169,16 +172,19 @@ class BatchServer:
     def _take_plan(self, client: Client) -> None:
         text, client.inbox, self._asked = client.inbox, b"", None
         try:
-            message = json.loads(text)
-        except ValueError as error:
+            entries = [
+                (entry["spec"], entry["pool"], entry["dialogue"])
+                for entry in parse_json(text)["next"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
             log_dropped_client(error)
             client.gone = True
             return
         known = {run.content for run in self._runs} | set(self._planned) | self._refused
-        for entry in message.get("next", []):
+        for entry in entries:
             try:
-                content = RunContent.of(entry["spec"], entry["pool"], entry["dialogue"])
-            except OSError:
+                content = RunContent.of(*entry)
+            except (OSError, TypeError, ValueError):
                 continue
             if content not in known:
                 self._planned.append(content)

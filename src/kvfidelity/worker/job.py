@@ -76,9 +76,18 @@ class LikelihoodJob:
 Job = GenerateJob | LikelihoodJob
 
 
-def job_from(values: dict[str, Any]) -> Job:
-    """A job from a message."""
-    return LikelihoodJob(**values) if "texts" in values else GenerateJob(**values)
+def job_from(values: Any) -> Job:
+    """A job from a message.
+
+    Raises:
+        ValueError: the message has other fields than a job, or fields that are no text.
+    """
+    if not isinstance(values, dict) or not all(isinstance(text, str) for text in values.values()):
+        raise ValueError("a job is an object of texts")
+    try:
+        return LikelihoodJob(**values) if "texts" in values else GenerateJob(**values)
+    except TypeError as error:
+        raise ValueError(f"not a job: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import socket
 import sys
@@ -14,7 +15,7 @@ from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Generator, WorkerConfig
 from kvfidelity.worker.liveness import Liveness
-from kvfidelity.worker.protocol import Message, messages, send
+from kvfidelity.worker.protocol import Message, first_message, send
 
 #: Seconds for a client to send its request, and to read an event.
 CLIENT_TIMEOUT_S = 10.0
@@ -50,8 +51,8 @@ class RequestHandler:
         Raises:
             OSError, ValueError: it is gone, too slow, or sent garbage.
         """
+        message = first_message(client, CLIENT_TIMEOUT_S)
         client.settimeout(CLIENT_TIMEOUT_S)
-        message = next(messages(client), {})
         if message.get("do") == "serve" and message.get("config") != dataclasses.asdict(
             self._config
         ):
@@ -62,7 +63,12 @@ class RequestHandler:
         """The generator; its model is loaded at the first call."""
         if self._generator is None:
             send_event({"event": "loading", "model": self._config.model_dir, "pid": os.getpid()})
-            self._generator = Generator(self._config)
+            # Imports and weights stay, and looking for garbage takes a tenth of loading them.
+            gc.disable()
+            try:
+                self._generator = Generator(self._config)
+            finally:
+                gc.enable()
         return self._generator
 
     def run(self, work: Callable[[], Any]) -> tuple[Message, bool]:

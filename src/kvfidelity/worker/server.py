@@ -13,10 +13,10 @@ import socket
 import sys
 from pathlib import Path
 
-from kvfidelity.worker.job import WorkerConfig, execute, job_from
+from kvfidelity.worker.job import Job, WorkerConfig, execute, job_from
 from kvfidelity.worker.listener import Listener, listen
 from kvfidelity.worker.liveness import GRACE_S, Liveness
-from kvfidelity.worker.protocol import Message, send
+from kvfidelity.worker.protocol import send
 from kvfidelity.worker.requests import (
     CLIENT_ERRORS,
     RequestHandler,
@@ -65,16 +65,16 @@ def _handle(client: socket.socket, handler: RequestHandler) -> bool:
             send(client, {"event": "mismatch"})
             return False
         case {"do": "serve", "job": job}:
-            return _serve(client, handler, job)
+            return _serve(client, handler, job_from(job))
     return True
 
 
-def _serve(client: socket.socket, handler: RequestHandler, job: Message) -> bool:
+def _serve(client: socket.socket, handler: RequestHandler, job: Job) -> bool:
     with Liveness(client, GRACE_S) as liveness:
         send_event = event_sender(client, liveness)
         send_event(started_event())
         outcome, healthy = handler.run(
-            lambda: execute(handler.generator(send_event), job_from(job), send_event)
+            lambda: execute(handler.generator(send_event), job, send_event)
         )
     send(client, final_event(outcome))
     return healthy

@@ -148,7 +148,9 @@ def test_a_broken_file_says_how_it_was_read(tmp_path: Path) -> None:
         (b'{"a": {"id": "a"}}}', "line 1: broken JSON"),
         (b'[{"id": "\xff"}]', "not UTF-8 at byte 9"),
         ('[{"id": "a"}]'.encode("utf-16"), "not UTF-8 at byte 0"),
-        (b"\x1f\x8b\x08\x00", "unpack it if it is compressed"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip; unpack it"),
+        (b"PK\x03\x04\x14\x00", "a zip archive; unpack it"),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd; unpack it"),
         (b"[" * 500_000, "nested too deeply"),
     ],
 )

@@ -19,6 +19,8 @@ from kvfidelity.cache.view import CacheView
 
 #: Above any attention score.
 PINNED = 1e300
+#: Share of a target that `sliding_window_gist_attentive` pins where its own sizes exceed it.
+PINNED_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class SlidingWindowGistAttentive(Policy):
 
     As in the paper's code `keep_ratio` is the share kept of all slots, gist and recent ones are
     kept even if they are more than that, and without scores what lies between is drawn at random.
-    Where the budget is less than both, the recent slots go before the gist.
+    A target that is less than both is divided: three fifths of it are pinned, gist and recent slots
+    in their proportion, and the rest goes by attention, much as where the paper keeps 512, 2,048
+    and the best of the rest of 4,800.
     """
 
     kind: ClassVar[str] = "sliding_window_gist_attentive"
@@ -100,9 +104,19 @@ class SlidingWindowGistAttentive(Policy):
             rank = attention_rank(view, "latest").double().cpu()
         else:
             rank = torch.from_numpy(view.rng.random(view.slots))
-        gist = slot_indices(view)[: self.gist_tokens]
+        first, last = self._pinned(view)
+        gist = slot_indices(view)[:first]
         rank[: gist.numel()] = PINNED / 2 * (1 - gist / view.slots)
-        return pin_ends(rank, 0, self.recent_tokens, view.budget)
+        return pin_ends(rank, 0, last, view.budget)
+
+    def _pinned(self, view: CacheView) -> tuple[int, int]:
+        """How many first and last slots are kept."""
+        both = self.gist_tokens + self.recent_tokens
+        if view.budget >= both or view.budget == self.default_size(view.slots):
+            return self.gist_tokens, self.recent_tokens
+        pinned = view.budget * PINNED_SHARE
+        first = int(pinned * self.gist_tokens / both)
+        return first, int(pinned) - first
 
 
 @dataclass(frozen=True)

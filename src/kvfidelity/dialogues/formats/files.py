@@ -1,8 +1,4 @@
-"""Reading JSON, JSON Lines and Parquet in bounded memory, told apart by their content.
-
-pyarrow is imported where it is used: the config's check imports this package for its list of
-formats.
-"""
+"""Reading JSON, JSON Lines and Parquet in bounded memory, told apart by their content."""
 
 from __future__ import annotations
 
@@ -13,12 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.dialogues.formats.json_records import json_records
+from kvfidelity.dialogues.formats.parquet_rows import ParquetError, parquet_rows
 from kvfidelity.dialogues.formats.raw import Format, RawConversation, SourceCounts
+from kvfidelity.dialogues.formats.record_bounds import bounded_record
 from kvfidelity.dialogues.formats.registry import get_format
 from kvfidelity.errors import UserError
 
-BATCH_ROWS = 1000
 PARQUET = b"PAR1"
+#: What other files begin with.
+PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"BZh": "compressed with bzip2",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+}
+#: Segments and messages of one conversation; beyond that, ids are not what they look like.
+MOST_PARTS = 100_000
+
+
+class TooManyPartsError(Exception):
+    """More records look like segments of one conversation than one has; its id."""
 
 
 def read_conversations(
@@ -41,8 +53,22 @@ def read_conversations(
     if not path.is_file():
         raise UserError(f"dataset file {path} does not exist; correct `path` in the config")
     with path.open("rb") as handle:
-        reader = _parquet if handle.read(len(PARQUET)) == PARQUET else json_records
-    return joined(segments(reader(path, counts), format_, counts), counts)
+        first = handle.read(8)
+    for begin, what in PACKED.items():
+        if first.startswith(begin):
+            raise UserError(f"dataset file {path} is {what}; unpack it, and name what is in it")
+    reader = _parquet if first.startswith(PARQUET) else json_records
+    return _named(joined(segments(reader(path, counts), format_, counts), counts), path)
+
+
+def _named(conversations: Iterator[RawConversation], path: Path) -> Iterator[RawConversation]:
+    try:
+        yield from conversations
+    except TooManyPartsError as error:
+        raise UserError(
+            f"dataset file {path}: the segments of conversation {error.args[0][:80]!r} have more "
+            f"than {MOST_PARTS:,} messages; correct the ids of its records"
+        ) from None
 
 
 def segments(
@@ -100,67 +126,82 @@ def _conversations(
 ) -> Iterator[RawConversation]:
     """Conversations of neighbours whose ids differ in their number alone."""
     fitting: list[RawConversation] = []
-    whole: RawConversation | None = None
+    whole: _Chain | None = None
     for part in group:
-        both = _join(whole, part) if whole else part if part.start == 0 else None
         fitting.append(part)
-        if both is None:
+        if whole is None and part.start == 0:
+            whole = _Chain(part)
+        elif whole is None or not whole.add(part):
             break
-        whole = both
+        if len(fitting) + len(whole.messages) > MOST_PARTS:
+            raise TooManyPartsError(part.conversation_id)
     else:
         if whole is not None:
             counts.notes["segments_joined"] += len(fitting) - 1
-            yield replace(whole, record_id=None)
+            yield replace(whole.conversation, record_id=None)
         return
-    piece: RawConversation | None = None
+    piece: _Chain | None = None
     for part in chain(fitting, group):
-        both = _join(piece, part) if piece and _shares_text(piece, part) else None
-        if both is not None:
+        if piece and piece.shares_text(part) and piece.add(part):
             counts.notes["segments_joined"] += 1
-        elif piece is not None:
+            if len(piece.messages) > MOST_PARTS:
+                raise TooManyPartsError(part.conversation_id)
+            continue
+        if piece is not None:
             counts.notes["segments_with_a_gap"] += 1
-            yield _under_its_whole_id(piece)
-        piece = both or part
+            yield _under_its_whole_id(piece.conversation)
+        piece = _Chain(part)
     if piece is not None:
-        yield _under_its_whole_id(piece)
+        yield _under_its_whole_id(piece.conversation)
 
 
 def _under_its_whole_id(part: RawConversation) -> RawConversation:
     return replace(part, conversation_id=part.record_id or part.conversation_id, record_id=None)
 
 
-def _overlap(first: RawConversation, second: RawConversation) -> int:
-    """Messages by which the numbers of two segments overlap; negative for a gap."""
-    return first.start + len(first.messages) - second.start
+class _Chain:
+    """A segment, and those after it that were joined to it."""
 
+    def __init__(self, first: RawConversation) -> None:
+        self._first = first
+        self.messages = list(first.messages)
+        self._questions = list(first.questions)
 
-def _shares_text(first: RawConversation, second: RawConversation) -> bool:
-    shared = second.messages[: max(0, _overlap(first, second))]
-    return any(message.text.strip() for message in shared)
+    @property
+    def conversation(self) -> RawConversation:
+        """All of them as one."""
+        questions = tuple(dict.fromkeys(self._questions))
+        return replace(self._first, messages=tuple(self.messages), questions=questions)
 
+    def shares_text(self, part: RawConversation) -> bool:
+        """Whether a segment repeats a text at the end of this one."""
+        shared = part.messages[: max(0, self._overlap(part))]
+        return any(message.text.strip() for message in shared)
 
-def _join(first: RawConversation, second: RawConversation) -> RawConversation | None:
-    overlap = _overlap(first, second)
-    # An empty segment hides nothing; any other must begin before the next one.
-    if overlap < 0 or second.start < first.start + (overlap > 0):
-        return None
-    shared = second.messages[:overlap]
-    if shared != first.messages[len(first.messages) - overlap :]:
-        return None
-    messages = first.messages + second.messages[overlap:]
-    questions = tuple(dict.fromkeys(first.questions + second.questions))
-    return replace(first, messages=messages, questions=questions)
+    def add(self, part: RawConversation) -> bool:
+        """Join a segment if it continues this one; whether it does."""
+        overlap, start = self._overlap(part), self._first.start
+        # An empty segment hides nothing; any other must begin before the next one.
+        if overlap < 0 or part.start < start + (overlap > 0):
+            return False
+        if list(part.messages[:overlap]) != self.messages[len(self.messages) - overlap :]:
+            return False
+        self.messages += part.messages[overlap:]
+        self._questions += part.questions
+        return True
+
+    def _overlap(self, part: RawConversation) -> int:
+        """Messages by which the numbers of two segments overlap; negative for a gap."""
+        return self._first.start + len(self.messages) - part.start
 
 
 def _parquet(path: Path, counts: SourceCounts) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet as pq
-
     counts.read_as = "Parquet"
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"dataset file {path} is not readable as Parquet ({reason})") from None
+        for line in parquet_rows(path):
+            yield bounded_record(line.decode("utf-8"))
+    except (ParquetError, ValueError) as error:
+        raise UserError(
+            f"dataset file {path} is not readable as Parquet (after {counts.records} records: "
+            f"{error}); fetch it again, or convert it to JSON Lines"
+        ) from None

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from kvfidelity.dialogues.formats.raw import SourceCounts
+from kvfidelity.dialogues.formats.record_bounds import excess_of
 from kvfidelity.errors import UserError
 
 #: Bytes read at a time.
 BLOCK = 1 << 20
+#: Bytes read at a time for a long record, whose beginning is parsed again each time.
+LARGE_BLOCK = 4 << 20
 #: Values that are objects, from which on an object is a collection of records and not one record.
 MANY_OBJECTS = 64
 #: Digits from which on an integer is no id and no text that anybody wrote.
 LONGEST_INTEGER = 4_000
-SPACE = " \t\r\n"
+SPACE = re.compile(r"[ \t\r\n]*")
 ARRAY, KEYED, LINES = "a JSON array", "a JSON object of records by id", "JSON Lines"
 
 
@@ -71,37 +76,36 @@ def _array(text: _Text) -> Iterator[Any]:
 def _object_or_lines(
     text: _Text, handle: BinaryIO, path: Path, counts: SourceCounts
 ) -> Iterator[Any]:
-    members: list[tuple[str, Any]] = []
-    iterator = _members(text)
     counts.read_as = KEYED
-    try:
-        for key, value in iterator:
-            members.append((key, value))
-            if not isinstance(value, Mapping) or len(members) == MANY_OBJECTS:
-                break
-        else:
-            # Of one object, all of whose values are objects, more text says that it is a record.
-            if text.peek() == "{":
-                members.append(("", None))
-    except _CutOffError:
-        if not members:
-            raise
-    if not members or not all(isinstance(value, Mapping) for _, value in members):
+    keyed = _holds_records(text)
+    handle.seek(0)
+    again = _Text(path, handle, counts)
+    if not keyed:
         counts.read_as = LINES
-        handle.seek(0)
-        again = _Text(path, handle, counts)
         while again.peek():
             yield again.value()
         return
-    counts.read_as = KEYED
-    for key, value in members:
-        yield {"id": key, **value}
-    for key, value in iterator:
+    for key, value in _members(again):
         yield {"id": key, **value} if isinstance(value, Mapping) else value
-    if text.cut_off:
-        raise _CutOffError
-    if text.peek():
-        text.refuse("there is more text after the end of the object")
+    if again.peek():
+        again.refuse("there is more text after the end of the object")
+
+
+def _holds_records(text: _Text) -> bool:
+    """Whether an object is a collection of records, by its first members; none of them is kept."""
+    number = 0
+    try:
+        for number, (_, value) in enumerate(_members(text), 1):
+            if not isinstance(value, Mapping):
+                return False
+            if number == MANY_OBJECTS:
+                return True
+    except _CutOffError:
+        if not number:
+            raise
+        return True
+    # Of one object, all of whose values are objects, more text says that it is a record.
+    return number > 0 and text.peek() != "{"
 
 
 def _members(text: _Text) -> Iterator[tuple[str, Any]]:
@@ -128,15 +132,13 @@ class _Text:
         self._json = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_without_copies)
         self._buffer, self._at, self._ended = "", 0, False
         self._lines_before, self._bytes_before = 0, 0
-        self.cut_off = False
 
     def peek(self) -> str:
         """The next character that is no white space; "" at the end of the file."""
         while True:
-            length = len(self._buffer)
-            while self._at < length and self._buffer[self._at] in SPACE:
-                self._at += 1
-            if self._at < length:
+            found = SPACE.match(self._buffer, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._buffer):
                 return self._buffer[self._at]
             if not self._more():
                 return ""
@@ -201,7 +203,6 @@ class _Text:
     def _cut(self) -> NoReturn:
         if self._counts.read_as == LINES and "\n" in self._buffer[self._at :]:
             self.refuse("its line ends in the middle of the record")
-        self.cut_off = True
         raise _CutOffError
 
     def _more(self) -> bool:
@@ -212,7 +213,10 @@ class _Text:
         self._lines_before += used.count("\n")
         self._bytes_before += len(used.encode("utf-8", "surrogatepass"))
         rest = self._buffer[self._at :]
-        data = self._handle.read(max(BLOCK, len(rest)))
+        self._buffer, self._at = rest, 0
+        if excess := excess_of(rest):
+            self.refuse(excess)
+        data = self._handle.read(min(max(BLOCK, len(rest)), LARGE_BLOCK))
         self._ended = not data
         try:
             text = self._bytes.decode(data, final=False)
@@ -245,8 +249,8 @@ class _CopyError(Exception):
 def _without_copies(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _CopyError(next(name for name in names if names.count(name) > 1))
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise _CopyError(name)
     return found
 
 

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Questions about one conversation and the messages that hold their answers; LoCoMo has up to 633.
+MOST_QUESTIONS = 5_000
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message as the file has it.
 
@@ -42,7 +45,7 @@ class RawQuestion:
 
 @dataclass(frozen=True)
 class RawConversation:
-    """A conversation, or a segment of one.
+    """A conversation, or a segment of one, with at most MOST_QUESTIONS questions.
 
     start: index of its first message in the conversation. record_id: of a possible segment, the
     whole id of its record, which becomes its id where nothing shows that it is a segment.
@@ -53,6 +56,11 @@ class RawConversation:
     messages: tuple[Message, ...]
     questions: tuple[RawQuestion, ...] = ()
     record_id: str | None = None
+
+    def __post_init__(self) -> None:
+        # The evidence of each is searched for in all messages.
+        if sum(1 + len(item.evidence) for item in self.questions) > MOST_QUESTIONS:
+            raise ValueError("more questions than a conversation has")
 
 
 @dataclass

@@ -1,16 +1,18 @@
 """A judge that needs no model and no key: a published formula over measured quantities.
 
 It sees whether the model itself, with nothing evicted, finds the reply likely; loops; parroting; a
-missing answer; overlap with the reference. It cannot see whether a fluent, likely reply is true.
+missing answer. It cannot see whether a fluent, likely reply is true, answers the message or is
+complete. It uses neither a reference nor the finish reason: its test has no reference that is not
+the reply itself, and nearly all replies of a run end at the length limit.
 
-    fluency   = clip(1 - (nll - 1) / 4, 0, 1)     nll: nats per token under the full cache
-    loops     = clip((rep_3 - 0.1) / 0.4, 0, 1)   share of repeated word trigrams beyond 10%
-    parroting = clip((echo - 0.3) / 0.6, 0, 1)    share copied from the prompt beyond 30%
-    overlap   = clip(chrf / 40, 0, 1)             chrF against the reference, if there is one
-    ended     = 0.9 if it reached the length limit, else 1
-    likeness  = 0.75 fluency + 0.25 overlap, or fluency without a reference
-    quality   = likeness (1 - loops) (1 - 0.7 parroting) ended
+    fluency   = clip(1 - log2(1 + nll) / 3, 0, 1)   nll: nats per token under the full cache
+    loops     = clip((rep_3 - 0.1) / 0.4, 0, 1)     share of repeated word trigrams beyond 10%
+    parroting = clip((echo - 0.3) / 0.6, 0, 1)      share copied from the prompt beyond 30%
+    quality   = fluency (1 - loops) (1 - 0.7 parroting)
     score     = 1 + round(9 quality)
+
+The logarithm spreads the scale where the replies of a run are: 0.1 nats are 10, 0.4 are 9, 1 is 7,
+2 are 5, 4 are 3, and 7 are 1.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, ClassVar
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.verdict import NOT_FINITE, Verdict, status_without_reply
 
-MODEL = "formula, version 2"
+MODEL = "formula, version 3"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     """The verdict on one turn.
 
     Args:
-        row: `turn`, `reply`, `reply_nll_baseline`, `finish_reason`, `rep_3`, `echo_share`, `chrf`.
+        row: `turn`, `reply`, `reply_nll_baseline`, `finish_reason`, `rep_3`, `echo_share`.
         judge: its name in the config. rubric: its rubric's name.
     """
     identity = {
@@ -55,7 +57,7 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
         reason = f"no own reply ({row['finish_reason']})"
         status = status_without_reply(row["finish_reason"])
         return Verdict(**identity, score=None, status=status, reason=reason)
-    for name in ("reply_nll_baseline", "rep_3", "echo_share", "chrf"):
+    for name in ("reply_nll_baseline", "rep_3", "echo_share"):
         if row[name] is not None and not math.isfinite(row[name]):
             reason = f"its {name} is {row[name]}"
             return Verdict(**identity, score=None, status=NOT_FINITE, reason=reason)
@@ -64,19 +66,11 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     if row["reply_nll_baseline"] is None:
         reason = "its likelihood under the full cache was not measured"
         return Verdict(**identity, score=None, status="not_measured", reason=reason)
-    fluency = _clip(1 - (row["reply_nll_baseline"] - 1) / 4)
+    fluency = _clip(1 - math.log2(1 + max(0.0, row["reply_nll_baseline"])) / 3)
     loops = _clip(((row["rep_3"] or 0.0) - 0.1) / 0.4)
     parroting = _clip(((row["echo_share"] or 0.0) - 0.3) / 0.6)
-    ended = 0.9 if row["finish_reason"] == "length" else 1.0
-    likeness, overlap = fluency, "unknown"
-    if row["chrf"] is not None:
-        shared = _clip(row["chrf"] / 40)
-        likeness, overlap = 0.75 * fluency + 0.25 * shared, f"{shared:.2f}"
-    quality = likeness * (1 - loops) * (1 - 0.7 * parroting) * ended
-    reason = (
-        f"fluency {fluency:.2f}, overlap {overlap}, loops {loops:.2f}, "
-        f"parroting {parroting:.2f}, {row['finish_reason']}"
-    )
+    quality = fluency * (1 - loops) * (1 - 0.7 * parroting)
+    reason = f"fluency {fluency:.2f}, loops {loops:.2f}, parroting {parroting:.2f}"
     return Verdict(**identity, score=1 + round(9 * quality), status="ok", reason=reason)
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvfidelity.judges.address import url_fault, variable_fault
 from kvfidelity.judges.base import Judge, Row
+from kvfidelity.judges.presets import PRESET, REASONING_TOKENS
+from kvfidelity.judges.requests import TOKENS_PARAMETERS
 from kvfidelity.judges.rubric import AnswerFormat, Rubric
 from kvfidelity.judges.verdict import Verdict
 from kvfidelity.options import option, option_fields
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from kvfidelity.judges.comparison import Comparison, Pair
     from kvfidelity.judges.llm import LLMJudge
     from kvfidelity.judges.pairwise import PairwiseJudge
+
+#: Where requests go without a `base_url`, whatever the environment of the `openai` client says.
+OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class OpenAIJudge(Judge):
             "if": {"properties": {"api": {"const": "azure"}}, "required": ["api"]},
             "then": {"required": ["base_url", "api_version"]},
         },
+        {
+            "if": {"properties": {"temperature": {"type": "string"}}, "required": ["temperature"]},
+            "then": {"properties": {"temperature": {"const": PRESET}}},
+        },
     )
 
     model: str = option(doc="model name; with `api: azure` the deployment's name")
@@ -42,18 +52,50 @@ class OpenAIJudge(Judge):
     )
     api_version: str | None = option(None, doc="with `api: azure`, such as 2024-10-21")
     base_url: str | None = option(
-        None, doc="endpoint, with `api: azure` the resource's address; null is the client's own"
+        None,
+        doc="endpoint, with `api: azure` the resource's address; null is OpenAI's own",
+        check=url_fault,
     )
     api_key_env: str | None = option(
         "OPENAI_API_KEY",
         doc="environment variable that holds the key; null for an endpoint that needs no key",
+        check=variable_fault,
     )
     answer_format: str = option(
         "schema",
         doc="strict JSON schema, or what an endpoint without schemas is asked for",
         choices=tuple(form.value for form in AnswerFormat),
     )
-    max_tokens: int = option(400, doc="tokens of an answer at most", low=1)
+    max_tokens: int = option(
+        400, doc="tokens of an answer at most, without those of reasoning", low=1
+    )
+    tokens_parameter: str = option(
+        "max_completion_tokens",
+        doc="name under which the endpoint takes the most tokens of an answer",
+        choices=TOKENS_PARAMETERS,
+    )
+    temperature: float | str | None = option(
+        PRESET,
+        doc="`preset` is 0, or none for families that refuse one (gpt-5, o-series); null leaves it "
+        "out",
+        low=0,
+        high=2,
+    )
+    reasoning_effort: str | None = option(
+        None, doc="how much the model reasons, such as low; null leaves it out"
+    )
+    reasoning_tokens: int | None = option(
+        None,
+        doc="tokens of reasoning at most, on top of `max_tokens`; null is the family's preset: "
+        f"{REASONING_TOKENS} for models that reason, else 0",
+        low=0,
+    )
+    context_tokens: int | None = option(
+        None,
+        doc="tokens of the model's context; the history shown is cut to fit, whole messages from "
+        "the middle, at the same place for every policy; null cuts nothing",
+        low=1,
+    )
     attempts: int = option(
         1,
         doc="maximum tries per verdict; raise it and rerun to retry only the verdicts that failed, "
@@ -110,3 +152,8 @@ def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {item.name: item.default for item in option_fields(OpenAIJudge)}
     del defaults["model"]
     return {"kind": OpenAIJudge.kind, **defaults, **entry}
+
+
+def endpoint_name(entry: Mapping[str, Any]) -> str:
+    """What tells an endpoint from others: the form of its API and its address."""
+    return f"{entry['api']} {(entry['base_url'] or OPENAI_URL).rstrip('/')}"

@@ -1,0 +1,183 @@
+"""What claims are about: the quantities of all runs, one row per turn, with each run's setting."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.analysis.window import change_at_edge
+from kvfidelity.records.grid import BASELINE, CELL_COLUMNS
+
+#: What says which turn of which run a row is, and how much it weighs.
+IDENTITY = (
+    *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
+    *("reference_tokens", "after_eviction", "inside_window"),
+)
+#: Which stretch of the conversation a turn is, for changes at the trained window.
+PLACE = ("tokens_seen_start", "tokens_seen_end", "trained_window")
+#: Quantities of recall questions; `depth` and `origin` choose among them.
+RECALL_QUANTITIES = (
+    "recalled",
+    "recall_lost",
+    "margin",
+    "margin_lost",
+    "answered",
+    "evidence_retained_share",
+)
+NO_PROBE = pl.lit(-1, pl.Int32)
+WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
+#: Kinds whose scores count the latest queries unless the configuration says otherwise.
+LATEST_BY_DEFAULT = ("attention_top", "attention_bottom")
+DEFAULT_KEEP_RATIO = 0.99
+#: How near a cell's retention must be to a claim's.
+RETENTION_TOLERANCE = 0.005
+
+
+def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]) -> pl.DataFrame:
+    """The quantities of claims, as far as the data have them, one row per turn of every run.
+
+    Changes at the window stand at turn -1, those beyond it at -2, with weights of their own.
+    Recall questions have their own rows, numbered by `probe`; `probe` is -1 elsewhere. Each row
+    says its run's setting, see `run_settings`.
+    """
+    complete = pl.when(finish_reason="eos").then(1.0).when(finish_reason="length").then(0.0)
+    known = tables["turns"]
+    if "finish_reason" in known.columns:
+        known = known.with_columns(complete=complete)
+    names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
+    turns = known.select(*IDENTITY, *sorted(names - set(IDENTITY)))
+    verdicts = tables["verdicts"]
+    if verdicts.height and any(name.startswith("score.") for name in quantities):
+        scores = verdicts.filter(pl.col("status") == "ok").with_columns(
+            judge=pl.lit("score.") + pl.col("judge"), score=pl.col("score").cast(pl.Float64)
+        )
+        if scores.height:
+            turns = turns.join(
+                scores.pivot("judge", index=["run", "turn"], values="score"),
+                on=["run", "turn"],
+                how="left",
+            )
+    change = change_at_edge(tables["window"])
+    runs = turns.unique("run").select(
+        "run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "target_tokens"
+    )
+    at_edge = change.select("run", "nll_change_at_window", "nll_drift_inside", "reference_tokens")
+    beyond = change.select("run", "nll_change_beyond_window", reference_tokens="tokens_beyond")
+    changes = [
+        runs.join(part, on="run").with_columns(turn=pl.lit(turn, pl.Int32), probe=NO_PROBE)
+        for turn, part in ((-1, at_edge), (-2, beyond))
+    ]
+    questions = tables["recall"].select(
+        *[name for name in IDENTITY if name in tables["recall"].columns],
+        *("probe", "origin", "depth", "chance"),
+        *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
+    )
+    rows = pl.concat(
+        [turns.with_columns(probe=NO_PROBE), *changes, questions],
+        how="diagonal_relaxed",
+    )
+    settings = run_settings(tables["turns"], tables.get("dialogues"))
+    return rows.drop("trigger").join(settings, on="run", how="left")
+
+
+def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> pl.DataFrame:
+    """One row per run: what a claim may state about its setting.
+
+    trigger, replies. history: which queries the scores of an attention policy count. protected:
+    whether it always keeps sinks or recent slots. retention: share of the cache that an eviction
+    keeps; missing where the policy keeps a number of tokens of its own. prompt_share: the longest
+    prompt per threshold. keep_sets: a digest of which tokens its evictions kept.
+    """
+    parameter = pl.col("parameters").str.json_path_match
+    kind = pl.col("kind")
+    latest = pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(pl.lit("latest"))
+    ratio = pl.coalesce(
+        parameter("$.keep_ratio").cast(pl.Float64),
+        pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(DEFAULT_KEEP_RATIO),
+    )
+    pinned = [parameter(f"$.{name}").cast(pl.Float64).fill_null(0) for name in ("sinks", "recent")]
+    needed = ("parameters", "replies", "threshold_tokens", "prompt_tokens")
+    turns = turns.with_columns(
+        pl.lit(None, pl.Float64 if name.endswith("tokens") else pl.String).alias(name)
+        for name in needed
+        if name not in turns.columns
+    )
+    found = (
+        turns.group_by("run", maintain_order=True)
+        .agg(
+            *[
+                pl.col(name).first()
+                for name in ("kind", "parameters", "trigger", "replies", "target_tokens")
+            ],
+            pl.col("threshold_tokens").first(),
+            prompt_share=pl.col("prompt_tokens").max() / pl.col("threshold_tokens").first(),
+        )
+        .select(
+            *("run", "trigger", "replies", "prompt_share"),
+            history=pl.coalesce(parameter("$.history"), latest),
+            protected=pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(pinned[0] + pinned[1] > 0),
+            retention=pl.when(pl.col("target_tokens").is_not_null())
+            .then(pl.col("target_tokens") / pl.col("threshold_tokens"))
+            .otherwise(ratio),
+        )
+    )
+    if dialogues is None or "keep_sets" not in dialogues.columns:
+        return found.with_columns(keep_sets=pl.lit(None, pl.String))
+    return found.join(dialogues.select("run", "keep_sets"), on="run", how="left")
+
+
+def matching(rows: pl.DataFrame, values: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows with these values; a number is a retention, or the least share of a prompt."""
+    chosen = [
+        (pl.col(name) - value).abs() <= RETENTION_TOLERANCE
+        if name == "retention"
+        else pl.col(name) >= value
+        if name == "prompt_share"
+        else pl.col(name) == value
+        for name, value in values.items()
+    ]
+    return rows.filter(*chosen)
+
+
+def turns_of(turns: str, quantity: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows that a claim's `turns` chooses.
+
+    The baseline has no turn after an eviction: all of its turns inside or past the window are there
+    to be compared with.
+    """
+    if quantity in WINDOW_CHANGES:
+        return rows
+    comparable = pl.col("after_eviction") | (pl.col("kind") == BASELINE)
+    match turns:
+        case "after_eviction":
+            return rows.filter(comparable)
+        case "inside_window":
+            return rows.filter(comparable, "inside_window")
+        case "past_window":
+            return rows.filter(comparable, ~pl.col("inside_window"))
+        case "peak":
+            top = rows.sort(quantity, descending=True).unique("run", keep="first")
+            return top.with_columns(turn=pl.lit(-1, pl.Int32))
+        case "change_at_window":
+            return _change_at_window(quantity, rows)
+        case _:
+            return rows
+
+
+def _change_at_window(quantity: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per run: the mean of turns past the trained window minus that of the turns in its
+    second half. The first half is left out: there a conversation has hardly begun."""
+    window, start = pl.col("trained_window"), pl.col("tokens_seen_start")
+    past = start >= window
+    before = (start >= window / 2) & (pl.col("tokens_seen_end") <= window)
+    value = pl.col(quantity).cast(pl.Float64)
+    change = value.filter(past).mean() - value.filter(before).mean()
+    changes = rows.group_by("run", maintain_order=True).agg(change.alias(quantity))
+    runs = rows.unique("run", keep="first", maintain_order=True).drop(quantity)
+    return (
+        runs.join(changes, on="run")
+        .filter(pl.col(quantity).is_not_null())
+        .with_columns(turn=pl.lit(-1, pl.Int32))
+    )
