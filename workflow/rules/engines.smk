@@ -16,5 +16,5 @@ rule probe_set:
     params:
         code=stage_digest("make_probe_set"),
     shell:
-        "python workflow/scripts/make_probe_set.py --model {input.model} "
-        "--dialogues {input.dialogues} --threads {threads} --out {output} > {log} 2>&1"
+        "python workflow/scripts/make_probe_set.py --model {input.model:q} "
+        "--dialogues {input.dialogues:q} --threads {threads} --out {output:q} > {log:q} 2>&1"
