@@ -13,9 +13,9 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.answers import Answer, AnswerKind
-from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, BY_NAME, Bookkeeping
+from kvfidelity.engine_check.bookkeeping import BY_NAME, Bookkeeping, known_for
 from kvfidelity.engine_check.engine_table import evict
-from kvfidelity.engine_check.expected import Evict, all_expected
+from kvfidelity.engine_check.expected import Evict, all_expected, rope_base
 from kvfidelity.engine_check.probes import Eviction, Expected, Probe, ProbeSet
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int4")
@@ -76,12 +76,13 @@ def other_tokens(probe: Probe) -> Probe:
 def answers_of(
     engine: Engine,
     probe_set: ProbeSet,
-    bookkeepings: Sequence[Bookkeeping] = BOOKKEEPINGS,
+    bookkeepings: Sequence[Bookkeeping] | None = None,
     evict: Evict = evict,
 ) -> Iterator[tuple[str, dict[str, Expected]]]:
     """For each bookkeeping, its name and what the simulated engine computes for each probe."""
-    played = list(all_expected(engine, probe_set.probes, lambda probe: bookkeepings, evict))
-    for each in bookkeepings:
+    known = known_for(rope_base(engine)) if bookkeepings is None else bookkeepings
+    played = list(all_expected(engine, probe_set.probes, lambda probe: known, evict))
+    for each in known:
         yield each.name, {probe.name: probe.expected_of(each.name) for probe in played}
 
 

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.answers import Answer, AnswerKind
 from kvfidelity.engine_check.bookkeeping import BY_NAME, CORRECT, MODES
+from kvfidelity.engine_check.make import make_probe_set
 from kvfidelity.engine_check.probes import ProbeSet
 from kvfidelity.engine_check.verdict import Verdict, judge
+from tests.engine_check.conftest import SIZES
 from tests.engine_check.simulated import (
     PRECISIONS,
     REROTATED,
@@ -22,7 +25,7 @@ from tests.engine_check.simulated import (
     in_place,
     other_tokens,
 )
-from tests.models.tiny import tiny_llama
+from tests.models.tiny import tiny_llama, tiny_tokenizer
 
 #: A random model pays no special attention to its first tokens, so 4-bit rounding hides that they
 #: are missing. `benchmarks/engine_check.py` has the trained model.
@@ -104,3 +107,20 @@ def test_answers_shifted_by_one_token_are_not_comparable(
         for name, each in computed.items()
     }
     assert not judge(shifted, probe_set).comparable
+
+
+def test_keys_moved_with_another_rope_base_are_named(dialogues: list[list[int]]) -> None:
+    config = tiny_llama().config
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 500.0}
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+    engine = Engine.from_model(model, tiny_tokenizer())
+    probe_set = make_probe_set(engine, dialogues, replace(SIZES, long=0), {})
+    names = [name for name, each in BY_NAME.items() if each.shift_base]
+    for name, computed in answers_of(engine, probe_set, [BY_NAME[name] for name in names]):
+        verdict = judge(as_answers(computed, AnswerKind.LOGPROB), probe_set)
+        assert (verdict.name, verdict.passes()) == (name, False)

@@ -70,7 +70,8 @@ class Bookkeeping:
 
     name: as it stands in a probe set. mode: the position mode that it is, or is a fault of; None
     for `full`. look_for: what an engine's developer should look for. leaves_out: how many of the
-    first tokens of each keep set are evicted all the same.
+    first tokens of each keep set are evicted all the same. shift_base: the RoPE base that moves a
+    key to its new position; None is the model's own.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Bookkeeping:
     moved: Moved = _kept
     next_position: NextPosition = _TOKENS_SEEN
     leaves_out: int = 0
+    shift_base: float | None = None
 
     @property
     def evicts(self) -> bool:
@@ -91,6 +93,8 @@ class Bookkeeping:
         return self.name not in MODES
 
 
+#: The RoPE base of the first models, and of code that does not read it from a config.
+USUAL_BASE = 10_000.0
 FULL = "full"
 #: What an engine can implement, as opposed to a fault.
 MODES = (FULL, *(mode.value for mode in PositionMode))
@@ -181,6 +185,25 @@ def _other_faults() -> list[Bookkeeping]:
             _seen(),
         ),
         Bookkeeping(
+            "rerotated_usual_base",
+            rerotated,
+            f"keys are moved to 0..n-1 with RoPE base {USUAL_BASE:,.0f}, which is not this model's "
+            "(read `rope_theta` from its config)",
+            _renumbered,
+            _cached(),
+            shift_base=USUAL_BASE,
+        ),
+        Bookkeeping(
+            "rerotated_usual_base_next_seen",
+            rerotated,
+            f"keys are moved to 0..n-1 with RoPE base {USUAL_BASE:,.0f}, which is not this model's "
+            "(read `rope_theta` from its config), and the next position is still the number of "
+            "tokens seen (set it to the cached length too)",
+            _renumbered,
+            _seen(),
+            shift_base=USUAL_BASE,
+        ),
+        Bookkeeping(
             "only_sinks_rerotated",
             rerotated,
             "the shift is applied to the sinks at the beginning and not to the slots after them: "
@@ -216,6 +239,17 @@ BOOKKEEPINGS: tuple[Bookkeeping, ...] = (
     *_sinks_left_out(),
     *_other_faults(),
 )
+
+
+def known_for(rope_base: float | None) -> tuple[Bookkeeping, ...]:
+    """The bookkeepings that differ for a model with this RoPE base."""
+    return tuple(each for each in BOOKKEEPINGS if each.shift_base in (None, *_other(rope_base)))
+
+
+def _other(rope_base: float | None) -> tuple[float, ...]:
+    return () if rope_base in (None, USUAL_BASE) else (USUAL_BASE,)
+
+
 BY_NAME = {each.name: each for each in BOOKKEEPINGS}
 
 

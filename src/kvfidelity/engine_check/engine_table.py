@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.engine_check.bookkeeping import Bookkeeping, Ranges
 from kvfidelity.engine_check.probes import Eviction
@@ -65,8 +66,26 @@ def evict(cache: ManagedCache, eviction: Eviction) -> None:
     assert isinstance(table, EngineTable)
     if not table.bookkeeping.evicts:
         return
-    cache.keep(table.slots_of(eviction))
-    cos, sin = cache.rotary.angles(table.position, cache.device)
+    slots = table.slots_of(eviction)
+    base = table.bookkeeping.shift_base
+    held = [layer.rotated_keys.clone() for layer in cache.layers] if base else []
+    cache.keep(slots)
+    if base is None:
+        cos, sin = cache.rotary.angles(table.position, cache.device)
+    else:
+        cos, sin = _angles(torch.arange(len(table)) - slots, base, held[0].shape[-1])
     for index, layer in enumerate(cache.layers):
-        of_layer = index if len(cos) > 1 else 0
-        layer.rerotate(cos[of_layer], sin[of_layer])
+        angles = (each[index if len(each) > 1 else 0] for each in (cos, sin))
+        if base is None:
+            layer.rerotate(*angles)
+        else:
+            rows = slots[index if len(slots) > 1 else 0, :, :, None]
+            keys = held[index].gather(1, rows.expand(held[index].shape[0], -1, cos.shape[-1]))
+            layer.rotated_keys.copy_(rotate(keys, *angles))
+
+
+def _angles(position: Tensor, base: float, width: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., n, width] of positions [..., n], by the formula of RoPE."""
+    frequencies = base ** (-torch.arange(0, width, 2) / width)
+    angles = position[..., None] * frequencies.repeat(2)
+    return angles.cos(), angles.sin()

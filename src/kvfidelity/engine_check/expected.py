@@ -40,6 +40,12 @@ class Conversation:
         return cls(tuple(tokens), cache, engine.feed(cache, tokens))
 
 
+def rope_base(engine: Engine) -> float | None:
+    """The model's RoPE base; None if its rotary embedding is scaled or has none."""
+    rope = getattr(engine.model.config, "rope_parameters", None) or {}
+    return rope.get("rope_theta") if rope.get("rope_type", "default") == "default" else None
+
+
 #: Evicts from a cache whose slot table is an EngineTable.
 Evict = Callable[[ManagedCache, Eviction], None]
 
@@ -109,7 +115,7 @@ def _signature(probe: Probe, bookkeeping: Bookkeeping) -> bytes:
     differences of positions matter."""
     first = probe.evictions[0].after
     table = EngineTable(bookkeeping, first)
-    parts = []
+    parts = [str(bookkeeping.shift_base).encode()]
     for eviction, count in _steps(probe):
         table.keep(table.slots_of(eviction))
         for rows in (table.token_index, table.position - table.next_position):

@@ -10,8 +10,8 @@ from typing import Any
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Turn
-from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS, Bookkeeping
-from kvfidelity.engine_check.expected import all_expected
+from kvfidelity.engine_check.bookkeeping import Bookkeeping, known_for
+from kvfidelity.engine_check.expected import all_expected, rope_base
 from kvfidelity.engine_check.probes import Probe, ProbeSet, read_json_lines
 from kvfidelity.engine_check.schedules import Schedule, Sizes, schedules
 from kvfidelity.errors import UserError
@@ -38,6 +38,7 @@ def make_probe_set(
             f"{engine.device.type}"
         )
     heads = engine.model.config.num_key_value_heads
+    possible = known_for(rope_base(engine))
     planned: dict[str, list[Schedule]] = {}
     for name, schedule in schedules(sizes, heads):
         planned.setdefault(name, []).append(schedule)
@@ -54,7 +55,7 @@ def make_probe_set(
                 faults.add(probes[-1].name)
 
     def known(probe: Probe) -> list[Bookkeeping]:
-        return [each for each in BOOKKEEPINGS if probe.name in faults or not each.is_fault]
+        return [each for each in possible if probe.name in faults or not each.is_fault]
 
     made = tuple(all_expected(engine, probes, known))
     header = {
@@ -63,7 +64,7 @@ def make_probe_set(
         "kv_heads": heads,
         "dtype": "float32",
         "versions": {name: version(name) for name in ("kvfidelity", "torch", "transformers")},
-        "look_for": {each.name: each.look_for for each in BOOKKEEPINGS},
+        "look_for": {each.name: each.look_for for each in possible},
     }
     return ProbeSet(header, made)
 

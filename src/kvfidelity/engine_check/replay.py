@@ -48,11 +48,12 @@ def replayed(file: Path, model: Path) -> ProbeSet:
 
 def expected_of(engine: Engine, probes: list[Probe]) -> ProbeSet:
     """The probes with what every bookkeeping answers."""
-    from kvfidelity.engine_check.bookkeeping import BOOKKEEPINGS
-    from kvfidelity.engine_check.expected import all_expected
+    from kvfidelity.engine_check.bookkeeping import known_for
+    from kvfidelity.engine_check.expected import all_expected, rope_base
 
     probes = sorted(probes, key=lambda probe: probe.conversation)
-    return ProbeSet({}, tuple(all_expected(engine, probes, lambda probe: BOOKKEEPINGS)))
+    known = known_for(rope_base(engine))
+    return ProbeSet({}, tuple(all_expected(engine, probes, lambda probe: known)))
 
 
 def _rule(line: dict[str, Any], where: str) -> dict[str, Any] | None:
