@@ -51,22 +51,22 @@ def find_drift(
     repeated = [
         probe
         for probe in probes
-        if len(probe.evictions) >= LEAST_EVICTIONS and probe.name in deviations
+        if len(probe.evictions) >= LEAST_EVICTIONS
+        and probe.name in deviations
+        and len(no_eviction.get(probe.conversation, ())) >= probe.count
     ]
     if not repeated:
         return None
     probe = max(repeated, key=lambda each: len(each.evictions))
     values = np.abs(deviations[probe.name])
-    own = no_eviction.get(probe.conversation)
-    if own is None or len(own) < len(values):
-        return None
+    own = no_eviction[probe.conversation][: len(values)]
     third = len(values) // 3
     return Drift(
         probe=probe.name,
         evictions=len(probe.evictions),
         early=float(values[:third].mean()),
         late=float(values[-third:].mean()),
-        grows=_grows(values, np.abs(own[: len(values)]), probe.last_eviction),
+        grows=_grows(values, np.abs(own), probe.last_eviction),
     )
 
 

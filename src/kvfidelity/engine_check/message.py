@@ -49,8 +49,10 @@ def _deviation(verdict: Verdict) -> str:
     found, own = verdict.deviation, verdict.yardstick
     if verdict.kind is AnswerKind.GREEDY:
         return f"{found.mean:.1%} of greedy tokens differ; {own.mean:.1%} without an eviction"
-    times = found.mean / max(own.mean, FLOOR)
-    return f"{_nats(found)}; without an eviction {_nats(own)}: {times:.1f} times the yardstick"
+    both = f"{_nats(found)}; without an eviction {_nats(own)}"
+    if max(found.mean, own.mean) < FLOOR:
+        return f"{both}: rounding"
+    return f"{both}: {found.mean / max(own.mean, FLOOR):.1f} times the yardstick"
 
 
 def _nats(deviation: Deviation) -> str:
@@ -71,7 +73,9 @@ def _drift(drift: Drift | None, kind: AnswerKind) -> str:
     if kind is AnswerKind.GREEDY:
         return "undecidable from greedy tokens"
     if drift is None:
-        return "undecidable: no probe with repeated evictions is answered"
+        return (
+            "undecidable: no probe with repeated evictions is answered both with and without them"
+        )
     word = "grows" if drift.grows else "none"
     return (
         f"{word}: mean deviation {drift.early:.2g} nats over the first and {drift.late:.2g} over "
