@@ -73,9 +73,7 @@ def _drift(drift: Drift | None, kind: AnswerKind) -> str:
     if kind is AnswerKind.GREEDY:
         return "undecidable from greedy tokens"
     if drift is None:
-        return (
-            "undecidable: no probe with repeated evictions is answered both with and without them"
-        )
+        return "undecidable: no repeated probe is answered both with and without evictions"
     word = "grows" if drift.grows else "none"
     return (
         f"{word}: mean deviation {drift.early:.2g} nats over the first and {drift.late:.2g} over "
