@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,13 +44,17 @@ def main() -> None:
     talk = read_dialogue(RESULTS / f"dialogues/{model}/{dataset}/pool.parquet", options.dialogue)
     specs = [RunSpec.from_json(generation_parameters(settings, RESULTS, key)) for key in keys]
     engine.feed(engine.new_cache("original"), list(range(100, 200)))
+
+    def run(at: Engine, spec: RunSpec, store: PrefixCache) -> Records:
+        return run_dialogue(at, talk, spec, store)
+
     first: tuple[float, list[Records]] | None = None
     for size in map(int, options.batch_sizes.split(",")):
         store, load = PrefixCache(1 << 31), os.getloadavg()[0]
         wall, used = time.perf_counter(), time.process_time()
         records = run_batch(
             engine,
-            [lambda at, s=spec, c=store: run_dialogue(at, talk, s, c) for spec in specs],
+            [partial(run, spec=spec, store=store) for spec in specs],
             size,
         )
         wall, used = time.perf_counter() - wall, time.process_time() - used

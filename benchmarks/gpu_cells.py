@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def cell_rows(
 ) -> list[Row]:
     """Seconds together and one by one, without and with the baseline, and of the floor."""
     vocabulary = engine.model.config.vocab_size
-    chat = RandomTurns(vocabulary, tokens)
+    chat: Any = RandomTurns(vocabulary, tokens)
     engine = dataclasses.replace(engine, segmenter=chat, tokenizer=chat)
     talk = Dialogue("000", "random", tuple(Turn("", "") for _ in range(TURNS)))
     specs = cells(at, target)
@@ -127,10 +128,14 @@ def timed(
 ) -> tuple[float, list[Records]]:
     """Seconds for all runs, with one shared baseline."""
     store = PrefixCache(1 << 40)
+
+    def run(at: Engine, spec: RunSpec) -> Records:
+        return run_dialogue(at, talk, spec, store)
+
     start = engine.now()
     records = run_batch(
         engine,
-        [lambda at, spec=spec: run_dialogue(at, talk, spec, store) for spec in specs],
+        [partial(run, spec=spec) for spec in specs],
         batch_size,
     )
     return engine.now() - start, records

@@ -39,7 +39,11 @@ def test_it_is_the_tokenizer_that_transformers_chooses(model_folder: Path, tmp_p
         )
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"a": ' + "9" * 4301 + "}", "{"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, "[]", '{"a": ' + "9" * 4301 + "}", "{"],
+    ids=["nested", "no object", "a long number", "cut off"],
+)
 def test_a_broken_configuration_is_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "tokenizer_config.json"
     file.write_text(text)

@@ -74,12 +74,21 @@ def judge(**entry: Any) -> dict[str, Any]:
         (judge(api_key_env=[SECRET]), "judges.j.api_key_env: the value must be a text"),
         (judge(api_key=SECRET), "unknown key 'api_key'"),
         ({"verdict_store": ""}, "verdict_store"),
+        (model(path="a\0b"), "models.m.path: a text has a NUL"),
+        (model(path="a\ud800"), "half of a surrogate pair"),
+        ({"policy_files": ["a\0.py"]}, "policy_files.0: a text has a NUL"),
+        ({"judge_files": ["a\0.py"]}, "judge_files.0: a text has a NUL"),
+        ({"a\ud800": 1}, "the top level: a text has a NUL or half"),
+        ({"grid": {"seeds": [10**30]}}, "grid.seeds.0: the number has more than 64 bits"),
+        ({"grid": {"seeds": list(range(100_000))}}, "grid.seeds: it has 100000 entries"),
+        (dataset(count=float("inf")), ".nan and .inf are not allowed"),
         ({"judging": ["formula", "formula"]}, "judging: 'formula' is listed twice"),
     ],
 )
 def test_a_hostile_value_is_one_line(change: dict[str, Any], message: str) -> None:
     found = faults(change)
     assert any(message in line for line in found), found
+    assert max(map(len, found)) < 500
     assert SECRET not in "".join(found) and "0123456789abcdef" not in "".join(found)
 
 

@@ -29,6 +29,8 @@ SCHEMAS = Path(__file__).resolve().parent / "schemas"
 NAMES = "letters, digits, dots, dashes and underscores"
 #: Keys whose value may be a secret that was written there by mistake.
 NEVER_SHOWN = {"api_key_env", "base_url"}
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+LARGEST_INTEGER = 2**63 - 1
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -128,6 +130,7 @@ def policy_schemas() -> dict[str, Any]:
 def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy in JSON's types; YAML also has dates, .nan, and keys that are not text."""
     _raise(list(_other_keys(config, ())), where)
+    _raise(list(_unusable(config, ())), where)
     try:
         plain: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
     except TypeError as error:
@@ -136,6 +139,22 @@ def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{where}: .nan and .inf are not allowed; write a finite number") from None
     return plain
+
+
+def _unusable(value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Texts that no file can be named by, and integers that no number type holds; never shown."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _unusable(key, path)
+            yield from _unusable(item, (*path, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _unusable(item, (*path, str(number)))
+    elif isinstance(value, str) and UNUSABLE.search(value):
+        where = UNUSABLE.sub("?", ".".join(path)) or "the top level"
+        yield f"{where}: a text has a NUL or half of a surrogate pair; remove it"
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        yield f"{'.'.join(path)}: the number has more than 64 bits; write a smaller one"
 
 
 def _other_keys(value: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -183,6 +202,8 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
     rule: Any = error.validator_value
     schema: Any = error.schema
     match error.validator:
+        case "maxItems":
+            return f"{path}: it has {len(value)} entries; at most {rule} are allowed"
         case "additionalProperties":
             known = schema.get("properties", {})
             name = next(key for key in value if key not in known)
