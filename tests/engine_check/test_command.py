@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import pytest
 from kvfidelity.engine_check.bookkeeping import BY_NAME
 from kvfidelity.engine_check.probes import ProbeSet, write_probe_set
 from tests.engine_check.test_answers import right, write
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +101,23 @@ def test_input_errors_are_one_line(probe_set: ProbeSet, probes: Path, tmp_path: 
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert line.startswith("error: ") and message in line
+
+
+def test_the_check_needs_numpy_alone(probe_set: ProbeSet, probes: Path, tmp_path: Path) -> None:
+    answers = answered(probe_set, tmp_path / "answers.jsonl", "rerotated")
+    arguments = ["kvfidelity", "check", str(answers), "--probes", str(probes)]
+    heavy = "{'torch', 'transformers', 'polars', 'pyarrow', 'altair'}"
+    code = (
+        f"import sys; sys.argv = {arguments}\n"
+        "from kvfidelity.__main__ import main\n"
+        "try: main()\n"
+        f"except SystemExit as end: print(end.code, {heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()"
+
+
+def test_the_console_command_is_the_module() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, name = project["scripts"]["kvfidelity"].split(":")
+    assert callable(getattr(importlib.import_module(module), name))
