@@ -121,3 +121,14 @@ def test_the_console_command_is_the_module() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, name = project["scripts"]["kvfidelity"].split(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_a_reader_that_closes_the_pipe_changes_no_status(
+    probe_set: ProbeSet, probes: Path, tmp_path: Path
+) -> None:
+    answers = answered(probe_set, tmp_path / "answers.jsonl", "stale")
+    command = [sys.executable, "-m", "kvfidelity", "check", answers, "--probes", probes]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """
     probe_set = _probe_set(options)
     verdict = judge(read_answers(options.answers, probe_set), probe_set, options.expect)
-    print(message(verdict))
+    _print(message(verdict))
     if options.json:
         from kvfidelity.atomic_files import write_json
 
@@ -54,6 +56,14 @@ def run(options: argparse.Namespace) -> int:
 
         write_figure(verdict, options.figure)
     return exit_status(verdict, options.expect)
+
+
+def _print(text: str) -> None:
+    """Print, also if the reader has closed the pipe (`| head -1`): the exit status still counts."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_status(verdict: Verdict, expected: list[str]) -> int:
