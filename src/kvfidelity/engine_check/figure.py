@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvfidelity.engine_check.bookkeeping import MODES
+from kvfidelity.engine_check.answers import AnswerKind
+from kvfidelity.engine_check.bookkeeping import FULL
 from kvfidelity.engine_check.verdict import FLOOR, LIMIT, Verdict
 from kvfidelity.errors import UserError
 
@@ -18,6 +19,7 @@ def write_figure(verdict: Verdict, path: Path) -> None:
     try:
         import altair as alt
 
+        from kvfidelity.report.position_modes import PRESENTATIONS
         from kvfidelity.report.theme import svg, with_theme
     except ImportError:
         raise UserError(
@@ -26,15 +28,19 @@ def write_figure(verdict: Verdict, path: Path) -> None:
         ) from None
     from kvfidelity.atomic_files import write_text
 
-    names = [*MODES, *([verdict.name] if verdict.name not in MODES else [])]
+    looks = {FULL: ("#999999", "diamond")}
+    looks |= {mode.value: (look.colour, look.marker) for mode, look in PRESENTATIONS.items()}
+    if verdict.name not in looks:
+        looks[verdict.name] = ("#CC79A7", "cross")
     rows = [
-        {"probe": probe, "bookkeeping": name, "deviation": max(means[name], FLOOR / 10)}
+        {"probe": probe, "from": name, "deviation": max(means[name], FLOOR / 10)}
         for probe, means in verdict.by_probe.items()
-        for name in names
+        for name in looks
         if name in means
     ]
     limit = [{"limit": LIMIT * max(verdict.yardstick.mean, FLOOR)}]
-    unit = "share of greedy tokens" if verdict.drift is None and _is_share(verdict) else "nats"
+    unit = "share of greedy tokens" if verdict.kind is AnswerKind.GREEDY else "nats a token"
+    colours, shapes = zip(*looks.values(), strict=True)
     points = (
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=70)
@@ -42,23 +48,18 @@ def write_figure(verdict: Verdict, path: Path) -> None:
             x=alt.X(
                 "deviation:Q",
                 scale=alt.Scale(type="log"),
-                title=f"mean deviation of the engine's answers, {unit}",
+                title=f"mean deviation of the engine's answers from each mode, {unit}",
             ),
             y=alt.Y("probe:N", sort=list(verdict.by_probe), title=None),
-            color=alt.Color("bookkeeping:N", sort=names, title="from"),
-            shape=alt.Shape("bookkeeping:N", sort=names, title="from"),
+            color=alt.Color(
+                "from:N", scale=alt.Scale(domain=list(looks), range=colours), title=None
+            ),
+            shape=alt.Shape(
+                "from:N", scale=alt.Scale(domain=list(looks), range=shapes), title=None
+            ),
         )
     )
     rule = alt.Chart(alt.Data(values=limit)).mark_rule(strokeDash=[4, 3]).encode(x="limit:Q")
-    chart = (points + rule).properties(
-        width=420,
-        height=alt.Step(24),
-        title=f"{verdict.name}: within {LIMIT:g} times the engine's own deviation (dashed)?",
-    )
+    title = f"{verdict.name} fits best; dashed: {LIMIT:g} times the deviation without an eviction"
+    chart = (points + rule).properties(width=460, height=alt.Step(24), title=title)
     write_text(path, svg(with_theme(chart), path.stem))
-
-
-def _is_share(verdict: Verdict) -> bool:
-    from kvfidelity.engine_check.answers import AnswerKind
-
-    return verdict.kind is AnswerKind.GREEDY
