@@ -27,7 +27,11 @@ def at_precision(engine: Engine, precision: str) -> Engine:
     groups of 32, symmetric, all but the embedding."""
     model = copy.deepcopy(engine.model)
     if precision != "int4":
-        return replace(engine, model=model.to(getattr(torch, precision)))
+        for (
+            parameter
+        ) in model.parameters():  # not the rotary frequencies, which engines keep in fp32
+            parameter.data = parameter.data.to(getattr(torch, precision))
+        return replace(engine, model=model)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
