@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvfidelity.engine_check.answers import Answer, AnswerKind
-from kvfidelity.engine_check.bookkeeping import BY_NAME, CORRECT, MODES
+from kvfidelity.engine_check.bookkeeping import CORRECT, MODES
 from kvfidelity.engine_check.drift import Drift, find_drift
 from kvfidelity.engine_check.probes import Probe, ProbeSet
 from kvfidelity.errors import UserError
@@ -297,8 +297,3 @@ def _unseen(kind: AnswerKind, probes: Sequence[Probe]) -> tuple[str, ...]:
     if kinds <= {"prefix", "suffix"}:
         unseen.append(f"modes that agree on a {' and a '.join(sorted(kinds))}")
     return tuple(unseen)
-
-
-def look_for(verdict: Verdict) -> str:
-    """What an engine's developer should look for."""
-    return BY_NAME[verdict.name].look_for
