@@ -28,6 +28,7 @@ include: "workflow/rules/judge.smk"
 include: "workflow/rules/reliability.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/merge.smk"
+include: "workflow/rules/engines.smk"
 
 
 wildcard_constraints:

@@ -22,7 +22,8 @@ ORDER = (
     "prefix",
     "worker, judges, analysis",
     "report",
-    "pipeline",
+    "pipeline, engine_check",
+    "__main__",
 )
 #: Packages that may use others of their own level: tables are made of verdicts.
 EXCEPTIONS = {("analysis", "judges")}

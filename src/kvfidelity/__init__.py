@@ -19,6 +19,7 @@ One folder per idea, imports pointing one way:
 - `records`     columns, run keys and files
 - `analysis`    tables, statistics, claims
 - `report`      page and figures
+- `engine_check`  is an inference engine's eviction right? `kvfidelity check`
 - `pipeline`    settings, rule parameters, code digest, resources, merge, verify
 """
 
