@@ -53,7 +53,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     project.snakemake("--unlock")
     done = project.snakemake("--until", *TABLES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert project.digests() == finished.digests()
+    expected = finished.digests()
+    del expected["results/tables/jobs.parquet"]  # is made with the page
+    assert project.digests() == expected
     assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
 
 
