@@ -40,8 +40,9 @@ class Room:
 
     def release(self) -> bool:
         """Give up the room of one answer; False if there is none."""
-        for file in self._folder.glob(f"{self._machine}-*.room"):
-            if size := _size(file):
+        for file in self._folder.glob("*.room"):
+            ours = file.name.startswith(f"{self._machine}-")
+            if ours and (size := _size(file)):
                 os.truncate(file, max(0, size - ENTRY_BYTES))
                 return True
         return False
