@@ -74,7 +74,7 @@ def _refuse_excess(text: str) -> None:
             total += sizes[event.anchor]
         elif isinstance(event, yaml.NodeEvent):
             total += 1
-            # PyYAML makes numbers, dates and more of a tagged text, and crashes where it is none.
+            # PyYAML makes numbers, dates and more of a tagged text, and crashes if it cannot.
             tag = getattr(event, "tag", None)
             if tag not in TAGS:
                 name = str(tag).replace("tag:yaml.org,2002:", "!!")[:60]

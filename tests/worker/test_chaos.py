@@ -92,7 +92,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_artifact_and_changes_
         fault = {"fault": "hold", "marker": str(folder / name), "times": int(name != "three")}
         return {"parameters": fault} | changes | OWN
 
-    # After a prompt is fed: then all runs of the batch have begun.
+    # After a prompt is fed: then all runs of the batch have started.
     cells = {"one": cell("one"), "two": cell("two", trigger="prompt"), "three": cell("three")}
     for name in cells:
         (folder / f"{name}.go").touch()

@@ -147,7 +147,7 @@ def test_kills_lose_nothing_and_pay_only_what_was_in_flight_twice(
         remote = {"remote": entry(server.url, timeout_s=TIMEOUT_S)}
         with_replies(project, dialogues, turns, remote, prices=PRICES)
         for _ in range(kills):
-            # Once judging has begun, so that no kill falls on Snakemake's own start.
+            # Once judging has started, so that no kill falls on Snakemake's own start.
             workflow, paid = project.start("--nolock", "--until", "judge"), len(server.requests)
             while len(server.requests) == paid and workflow.poll() is None:
                 time.sleep(0.02)

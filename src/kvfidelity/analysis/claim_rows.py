@@ -193,7 +193,7 @@ def turns_of(turns: str, quantity: str, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _change_at_window(quantity: str, rows: pl.DataFrame) -> pl.DataFrame:
     """One row per run: the mean of turns past the trained window minus that of the turns in its
-    second half. The first half is left out: there a conversation has hardly begun."""
+    second half. The first half is left out: there a conversation has hardly started."""
     window, start = pl.col("trained_window"), pl.col("tokens_seen_start")
     past = start >= window
     before = (start >= window / 2) & (pl.col("tokens_seen_end") <= window)

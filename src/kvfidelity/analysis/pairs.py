@@ -48,8 +48,8 @@ def unpaired_turns(turns: pl.DataFrame, has_value: pl.Expr) -> dict[tuple[str, .
     managed = known.filter(pl.col("kind") != BASELINE)
     baseline = known.filter("has_value", kind=BASELINE).select(PAIRED)
     same_run = [name for name in PAIRED if name != "turn"]
-    begun = pl.col("after_eviction") | (pl.col("finish_reason") == "out_of_memory")
-    starts = managed.filter(begun).group_by(*same_run, *cell).agg(start=pl.col("turn").min())
+    affected = pl.col("after_eviction") | (pl.col("finish_reason") == "out_of_memory")
+    starts = managed.filter(affected).group_by(*same_run, *cell).agg(start=pl.col("turn").min())
     wanted = starts.join(baseline, on=same_run).filter(pl.col("turn") >= pl.col("start"))
     ours = managed.filter("has_value", "after_eviction").select(*PAIRED, *cell)
     keys = [*PAIRED, *cell]

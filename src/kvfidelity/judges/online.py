@@ -81,8 +81,8 @@ class OnlineClient:
     ) -> dict[str, Outcome]:
         """Outcomes of requests that are sent alone, until one of them is answered.
 
-        An answer that cannot be read at all is none. What every request would meet is so met once,
-        by the first job. Others of the judge wait for it, unless the model answered lately, and
+        An answer that cannot be read at all does not count. So what every request would meet is
+        met once, by the first job. Others of the judge wait for it, unless the model answered lately, and
         stop with what stopped it.
 
         Args:
