@@ -82,8 +82,8 @@ class OnlineClient:
         """Outcomes of requests that are sent alone, until one of them is answered.
 
         An answer that cannot be read at all does not count. So what every request would meet is
-        met once, by the first job. Others of the judge wait for it, unless the model answered lately, and
-        stop with what stopped it.
+        met once, by the first job. Others of the judge wait for it, unless the model answered
+        lately, and stop with what stopped it.
 
         Args:
             earlier: stops that were recorded before this job asked.
