@@ -63,13 +63,14 @@ def _of_top(
     top: Mapping[int, float], token: int, greedy: int, logprob: float, greedy_logprob: float
 ) -> float:
     """The deviation of a top-k list: of the scored token if it is listed; else of the token that
-    should be the most likely. Of a token that is not listed it is known only to be less likely
-    than the last of the list."""
+    should be the most likely. If neither is listed, the least that is known: the latter is less
+    likely than the last of the list, and no token should be more likely than the latter."""
     if token in top:
         return top[token] - logprob
     if greedy in top:
         return top[greedy] - greedy_logprob
-    return min(0.0, min(top.values()) - greedy_logprob)
+    too_low = min(top.values()) - greedy_logprob
+    return too_low if too_low < 0 else max(top.values()) - greedy_logprob
 
 
 def read_answers(path: Path, probe_set: ProbeSet) -> dict[str, Answer]:
