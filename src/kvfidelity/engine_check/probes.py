@@ -202,7 +202,7 @@ def _check_follows(eviction: Eviction, before: Eviction) -> None:
     same_rows = len(eviction.keep) == len(held) and eviction.by_layer == before.by_layer
     for row, ranges in enumerate(eviction.keep):
         kept = {token for start, stop in ranges for token in range(start, min(stop, before.after))}
-        gone = kept - (held[row] if same_rows else set.intersection(*held))
+        gone = kept - (held[row] if same_rows else held[0].intersection(*held[1:]))
         if gone:
             raise ValueError(
                 f"the eviction after {eviction.after} keeps token {min(gone)}, which was evicted "
