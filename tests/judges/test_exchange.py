@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -11,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges import online
+from kvfidelity.judges import batch_api, exchange, online
 from kvfidelity.judges.endpoint import Endpoint, Trouble
-from kvfidelity.judges.exchange import MAX_BODY_BYTES
+from kvfidelity.judges.exchange import MAX_BODY_BYTES, Exchanges
 from kvfidelity.judges.requests import Answer, Limits, Request
 from tests.judges.server import QuietServer, Server, completion, good
 from tests.judges.test_answers import FINE, says
@@ -114,6 +116,68 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
         assert isinstance(one, Trouble) and one.lost and one.passing, one
 
 
+#: Each call of the Batch API.
+CALLS: dict[str, Callable[[Exchanges], object]] = {
+    "upload": lambda api: batch_api.upload_file(api, "x.jsonl", b"{}\n"),
+    "create": lambda api: batch_api.create_batch(api, "/v1/chat/completions", "x", "file"),
+    "list": lambda api: batch_api.find_batch(api, "x", "file"),
+    "look": lambda api: batch_api.batch_state(api, "x"),
+    "download": lambda api: batch_api.file_content(api, "x"),
+}
+
+
+def test_no_call_of_the_batch_api_waits_for_an_answer_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a bound on the whole exchange, this test would not end."""
+    monkeypatch.setattr(batch_api, "RETRIES", 0)
+
+    def ask(call: str, answer: tuple[bytes, bytes]) -> tuple[str, bytes, type[Exception], int]:
+        with RawServer(dripped(*answer)) as server:
+            try:
+                CALLS[call](endpoint(server.url, 3.0).exchanges)
+            except Exception as error:  # noqa: BLE001 - any of them is looked at
+                return call, answer[0], type(error), server.connections
+        raise AssertionError("it was answered")
+
+    every = [(call, answer) for call in CALLS for answer in ENDLESS]
+    with ThreadPoolExecutor(len(every)) as pool:
+        found = list(pool.map(ask, *zip(*every, strict=True)))
+    for call, start, error, connections in found:
+        assert issubclass(error, openai.APIConnectionError), (call, start, error)
+        assert connections == 1
+
+
+def test_a_file_that_keeps_coming_may_take_longer_than_a_short_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its size is not known beforehand, so its speed is what is bounded."""
+    monkeypatch.setattr(exchange, "SLOWEST_FILE", 1)  # a second for each byte that came
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n"
+        for _ in range(40):
+            done.wait(0.05)
+            yield b"x"
+
+    with RawServer(answer) as server:
+        assert batch_api.file_content(endpoint(server.url, 1.0).exchanges, "x") == 40 * b"x"
+
+
+def test_a_file_of_answers_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came is read, so its last line is broken and answers are lacking."""
+    monkeypatch.setattr(exchange, "MAX_FILE_BYTES", 3_000_000)
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\r\n"
+        while not done.is_set():
+            yield b"x" * 1_000_000
+
+    with RawServer(answer) as server:
+        content = batch_api.file_content(endpoint(server.url, LIMIT_S).exchanges, "x")
+    assert len(content) == 3_000_000
+
+
 @pytest.mark.parametrize("status", [b"400 Bad", b"422 No", b"500 Err", b"502 Bad"])
 @pytest.mark.parametrize(
     "rest",
@@ -174,6 +238,38 @@ def test_no_more_is_read_than_an_answer_may_have(status: str, packed: bool) -> N
         assert found.problem == f"the answer has more than {MAX_BODY_BYTES} bytes"
     else:
         assert isinstance(found, Trouble) and status[:3] in found.reason
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
+@pytest.mark.parametrize("more", ["junk", "members"])
+def test_nothing_is_read_after_a_packed_answer(status: str, more: str) -> None:
+    """The server would send without end."""
+    body = json.dumps(says(FINE)).encode()
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield f"HTTP/1.1 {status}\r\nContent-Encoding: gzip\r\n\r\n".encode()
+        yield gzip.compress(body)
+        after = b"\0" * 1_000_000 if more == "junk" else gzip.compress(b" " * 1_000_000)
+        while not done.is_set():
+            yield after
+
+    with RawServer(answer) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    if status.startswith("200"):
+        assert isinstance(found, Answer) and found.content == FINE
+    else:
+        assert isinstance(found, Trouble) and "400" in found.reason
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_packed_answer_is_read(pack: Callable[[bytes], bytes]) -> None:
+    body = pack(json.dumps(says(FINE)).encode())
+    name = b"gzip" if pack is gzip.compress else b"deflate"
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n"
+    with RawServer(whole(head % (name, len(body)) + body)) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    assert isinstance(found, Answer) and found.content == FINE
 
 
 def test_an_answer_that_is_too_large_is_paid_once_and_kept(tmp_path: Path) -> None:
