@@ -37,6 +37,8 @@ from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
 #: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
 LOOKS = 3
+#: A batch ends within a day; a run waits for one no longer than this.
+MOST_WAIT_S = 2 * 86_400.0
 
 
 class BatchClient:
@@ -168,11 +170,17 @@ class BatchClient:
         """The state of a batch, once it ended.
 
         Raises:
-            UserError: it failed.
+            UserError: it failed, or does not end.
             UnreadableError: what the endpoint says of it cannot be read, several times in a row.
         """
         unreadable = 0
+        begun = time.monotonic()
         while True:
+            if time.monotonic() - begun > MOST_WAIT_S:
+                raise UserError(
+                    f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: a batch did not "
+                    "end within two days; run again to wait longer, or set `batch: false`"
+                )
             try:
                 state = batch_state(endpoint.exchanges, found)
                 unreadable = 0

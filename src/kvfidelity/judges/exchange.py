@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import threading
 import weakref
@@ -52,8 +53,8 @@ class Received:
 
     @property
     def text(self) -> str:
-        """The body as text, whatever it holds."""
-        return self.content.decode("utf-8", "replace")
+        """The body as text, whatever it holds; JSON tells its encoding by its first bytes."""
+        return self.content.decode(json.detect_encoding(self.content), "replace")
 
 
 class Exchanges:
