@@ -12,6 +12,8 @@ from kvfidelity.judges.verdict import Judgement
 from kvfidelity.records.columns import VERDICTS
 
 BETTER, WORSE, TIE = "better", "worse", "tie"
+#: The status of a comparison of equal texts, which are not sent to a model.
+SAME = "same"
 #: What a comparison gives in the place of a score.
 CHOICES = ("outcome", "choice", "choice_swapped")
 #: Columns of comparisons, as those of verdicts.
