@@ -40,7 +40,9 @@ class Geometry:
             return cls(
                 layers=_size(config, "num_hidden_layers"),
                 kv_heads=_size(config, "num_key_value_heads", heads),
-                head_size=_size(config, "head_dim", _size(config, "hidden_size") // heads),
+                head_size=_size(config, "head_dim")
+                if config.get("head_dim") is not None
+                else _size(config, "hidden_size") // heads,
                 window=_size(config, "max_position_embeddings"),
             )
         except (ValueError, TypeError) as error:
