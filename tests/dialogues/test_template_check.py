@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,19 @@ def test_a_broken_folder_is_refused_as_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="fetch the model again"):
         check_template(tmp_path)
+
+
+def test_lower_limits_of_the_caller_are_kept(tmp_path: Path) -> None:
+    """As under `ulimit`, or a scheduler that limits a job's memory."""
+    limited = (
+        "import resource, sys; from pathlib import Path; "
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
+        "resource.setrlimit(resource.RLIMIT_CPU, (500, 500)); "
+        "from kvfidelity.dialogues.template_check import check_template; "
+        "check_template(Path(sys.argv[1]))"
+    )
+    model = folder(tmp_path, TURNS)
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(model)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

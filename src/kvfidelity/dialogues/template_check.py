@@ -57,18 +57,20 @@ def check_template(directory: Path, rendering_s: int = RENDERING_S) -> None:
         raise UserError(said.strip())
     what = "chat template" if done.stdout.startswith(LOADED.encode()) else "tokenizer"
     raise UserError(
-        f"the {what} of {directory} {_ending(done.returncode, what, rendering_s)}: use another "
-        "model or template"
+        f"the {what} of {directory} {_ending(done, what, rendering_s)}: use another model or "
+        "template"
     )
 
 
-def _ending(status: int, what: str, rendering_s: int) -> str:
+def _ending(done: subprocess.CompletedProcess[bytes], what: str, rendering_s: int) -> str:
+    status = done.returncode
     if status == -signal.SIGXCPU:
         seconds = rendering_s if what == "chat template" else LOADING_S
         return f"is not done after {seconds} s (a loop without end?)"
     if status < 0:
         return f"ended its process with {signal.Signals(-status).name} (too much memory?)"
-    return f"ended its process with status {status}"
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return f"cannot be tried ({lines[-1][:200] if lines else f'status {status}'})"
 
 
 def _render(directory: Path, rendering_s: int) -> None:
@@ -82,7 +84,7 @@ def _render(directory: Path, rendering_s: int) -> None:
     sys.stdout.write(LOADED)
     sys.stdout.flush()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    _limit(resource.RLIMIT_AS, used + MEMORY)
     _limit_time(rendering_s)
     template = ChatTemplate(tokenizer)
     for turns in TURNS:
@@ -97,8 +99,13 @@ def _render(directory: Path, rendering_s: int) -> None:
 
 def _limit_time(seconds: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
+
+
+def _limit(kind: int, limit: int) -> None:
+    """Set a limit, no higher than what the caller's environment allows."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _main() -> None:
