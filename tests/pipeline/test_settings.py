@@ -15,12 +15,8 @@ import yaml
 from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
-from kvfidelity.pipeline.settings import (
-    check_files,
-    load_settings,
-    policy_schemas,
-    read_settings,
-)
+from kvfidelity.pipeline.setting_schemas import policy_schemas
+from kvfidelity.pipeline.settings import check_files, load_settings, read_settings
 from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 from kvfidelity.strict_yaml import read_yaml

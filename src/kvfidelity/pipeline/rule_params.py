@@ -23,7 +23,7 @@ from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
-from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.pipeline.setting_schemas import policy_schemas
 from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
