@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
-from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean, clustered_share
+from kvfidelity.analysis.shares import clustered_share
+from kvfidelity.analysis.statistics import Estimate, Floats, clustered_mean
 
 SIZES = (3, 6, 10, 15, 20, 40, 64)
 TURNS = 4

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.intervals import DISTRIBUTIONS, of_means, of_shares
+from kvfidelity.analysis.shares import clustered_share, share_interval
 from kvfidelity.analysis.statistics import (
     MIN_DIALOGUES,
     MIN_DIALOGUES_ALIKE,
     MIN_DIALOGUES_WITHIN,
     clustered_mean,
-    clustered_share,
     holm,
-    share_interval,
 )
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

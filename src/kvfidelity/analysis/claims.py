@@ -24,7 +24,8 @@ from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
-from kvfidelity.analysis.statistics import column_mean, column_share
+from kvfidelity.analysis.shares import column_share
+from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS

@@ -4,8 +4,7 @@ observation, and an interval comes from how much the dialogues differ.
 Means have the cluster jackknife's t-interval (CV3: MacKinnon, Nielsen and Webb 2023, Journal of
 Applied Econometrics 38, p. 671), joined with the studentised bootstrap's from 10 dialogues on
 (Hesterberg 2015, arXiv 1411.5279): losses are skewed, and a t-interval alone too often ends below
-their mean. Shares have Clopper and Pearson's interval with the sample size that the dialogues are
-worth (Korn and Graubard 1998, Survey Methodology 24, p. 193).
+their mean.
 `benchmarks/intervals.py` measures how often they are wrong; docs/metrics.md has the table.
 """
 
@@ -102,7 +101,7 @@ def clustered_mean(
         values, weights, dialogues: one entry per turn. Turns whose value is not finite or whose
             weight is not above 0 say nothing: they are left out and not counted.
     """
-    sums, totals, turns = _by_dialogue(values, weights, dialogues)
+    sums, totals, turns = by_dialogue(values, weights, dialogues)
     if not turns:
         return NOTHING
     # Finite numbers can still be too large for their sum.
@@ -115,7 +114,7 @@ def clustered_mean(
         if _all_alike(sums / totals):
             end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
             return replace(without, low=end, high=end, strict_low=end, strict_high=end)
-        left_out = _left_out(sums, totals)
+        left_out = means_without_each(sums, totals)
         error = jackknife_error(mean, left_out)
         if error is None:
             return without
@@ -136,53 +135,6 @@ def clustered_mean(
     return replace(without, low=low, high=high, strict_low=strict_low, strict_high=strict_high, p=p)
 
 
-def clustered_share(
-    values: Floats,
-    weights: Floats,
-    dialogues: NDArray[np.str_],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    paired: bool = False,
-) -> Estimate:
-    """Weighted mean of values from 0 to 1 or, `paired`, of differences of such, from -1 to 1.
-
-    The interval of a difference joins those of what is won and of what is lost (MOVER: Zou and
-    Donner 2008, Statistics in Medicine 27, p. 1693), with their covariance over dialogues. Unlike
-    `clustered_mean` it exists where all dialogues are alike: ten dialogues in which nothing is lost
-    do not rule out that 30% is lost on average.
-
-    Args:
-        resamples, seed: not used; here so that both kinds of mean are called alike.
-    """
-    del resamples, seed
-    if not paired:
-        share = _Share(values, weights, dialogues)
-        if not share.turns:
-            return NOTHING
-        ends = [share.interval(level) for level in (confidence, strict_confidence(confidence))]
-        return Estimate(share.share, *ends[0], *ends[1], share.clusters, share.turns, None)
-    won = _Share(np.maximum(values, 0), weights, dialogues)
-    lost = _Share(np.maximum(-values, 0), weights, dialogues)
-    if not won.turns:
-        return NOTHING
-    both = won.error * lost.error
-    together = float((won.influence * lost.influence).sum()) / both if both > 0 else 0.0
-    ends = []
-    for level in (confidence, strict_confidence(confidence)):
-        (won_low, won_high), (lost_low, lost_high) = won.interval(level), lost.interval(level)
-        if won_low is None or won_high is None or lost_low is None or lost_high is None:
-            ends.append((None, None))
-            continue
-        difference = won.share - lost.share
-        below = _joined(won.share - won_low, lost_high - lost.share, together)
-        above = _joined(won_high - won.share, lost.share - lost_low, together)
-        ends.append((max(-1.0, difference - below), min(1.0, difference + above)))
-    mean = won.share - lost.share
-    return Estimate(mean, *ends[0], *ends[1], won.clusters, won.turns, None)
-
-
 def column_mean(
     rows: pl.DataFrame, value: pl.Expr, weight: pl.Expr, options: Mapping[str, Any]
 ) -> Estimate:
@@ -192,39 +144,6 @@ def column_mean(
         options: confidence, resamples and seed, among others.
     """
     return clustered_mean(*column_arrays(rows, value, weight), **interval_options(options))
-
-
-def column_share(
-    rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any], *, paired: bool = False
-) -> Estimate:
-    """`clustered_share` of an expression over a table's rows, which count alike."""
-    arrays = column_arrays(rows, value, pl.lit(1))
-    return clustered_share(*arrays, paired=paired, **interval_options(options))
-
-
-def share_interval(
-    share: float, error: float, clusters: int, values: int, confidence: float
-) -> Interval:
-    """Clopper and Pearson's interval of a share whose standard error over dialogues is known.
-
-    The sample size is the one that would give this error, reduced as Student's t is wider than the
-    normal with so few dialogues, and at most the number of values. Where the share is 0 or 1 how
-    alike the values of a dialogue are cannot be seen, and each dialogue counts as one value.
-    """
-    if clusters < 2:
-        return None, None
-    tail = (1 - confidence) / 2
-    if share <= ROUNDING or share >= 1 - ROUNDING:
-        share, n = float(round(share)), float(clusters)
-    else:
-        wider = stats.norm.isf(tail) / stats.t.isf(tail, clusters - 1)
-        spread = share * (1 - share)
-        size = spread / error**2 if error > ROUNDING else math.inf
-        n = min(size, values) * wider**2
-    right = share * n
-    low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
-    high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
-    return low, high
 
 
 def jackknife_error(value: float, left_out: Floats) -> float | None:
@@ -290,29 +209,7 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     return adjusted
 
 
-class _Share:
-    """A share, how many dialogues and values it is over, and its error over dialogues."""
-
-    def __init__(self, values: Floats, weights: Floats, dialogues: NDArray[np.str_]) -> None:
-        sums, totals, self.turns = _by_dialogue(values, weights, dialogues)
-        self.clusters = len(sums)
-        self.share = float(np.clip(sums.sum() / totals.sum(), 0, 1)) if self.turns else 0.0
-        self.influence = np.zeros(self.clusters)
-        if self.clusters > 1:
-            scale = math.sqrt((self.clusters - 1) / self.clusters)
-            self.influence = scale * (_left_out(sums, totals) - self.share)
-        self.error = float(np.sqrt((self.influence**2).sum()))
-
-    def interval(self, confidence: float) -> Interval:
-        return share_interval(self.share, self.error, self.clusters, self.turns, confidence)
-
-
-def _joined(own: float, other: float, correlation: float) -> float:
-    """How far an end of a difference lies from it, given the ends of its two parts."""
-    return math.sqrt(max(0.0, own**2 + other**2 - 2 * correlation * own * other))
-
-
-def _by_dialogue(
+def by_dialogue(
     values: Floats, weights: Floats, dialogues: NDArray[np.str_]
 ) -> tuple[Floats, Floats, int]:
     """Per dialogue the sum of weighted values and of weights, and how many values count."""
@@ -324,7 +221,7 @@ def _by_dialogue(
     return sums, np.bincount(groups, weights).astype(np.float64), len(values)
 
 
-def _left_out(sums: Floats, totals: Floats) -> Floats:
+def means_without_each(sums: Floats, totals: Floats) -> Floats:
     """The mean without each dialogue in turn."""
     left: Floats = (sums.sum() - sums) / (totals.sum() - totals)
     return left
