@@ -40,8 +40,8 @@ SHARES: dict[str, Callable[[np.random.Generator, int], Floats]] = {
 
 class Rates(NamedTuple):
     """Shares of samples: the interval holds the truth; it lies above or below it; without interval;
-    a conclusion beyond the true margin is drawn, by kind; at margin 0, if the mean is 0, a
-    difference is found."""
+    a conclusion beyond the true margin is drawn, by kind; that a mean is beyond it whose long tail
+    is on the other side; at margin 0, if the mean is 0, a difference is found."""
 
     covered: float
     too_high: float
@@ -50,6 +50,7 @@ class Rates(NamedTuple):
     false_above: float
     false_below: float
     false_within: float
+    false_opposite: float
     null: float
 
 
@@ -68,6 +69,7 @@ def rates(estimates: Sequence[Estimate], null: Sequence[Estimate], truth: float)
     known = [row for row in rows if row["low"] is not None]
     above = [decide("above", truth, row)[0] for row in rows]
     within = [decide("within", truth, row)[0] for row in rows]
+    opposite = [decide("above", truth, reflected(one, truth))[0] for one in estimates]
     found = [decide(way, 0, asdict(one))[0] for one in null for way in ("above", "below")]
     total = len(rows)
     return Rates(
@@ -78,8 +80,22 @@ def rates(estimates: Sequence[Estimate], null: Sequence[Estimate], truth: float)
         above.count(SUPPORTED) / total,
         above.count(CONTRADICTED) / total,
         within.count(SUPPORTED) / total,
+        opposite.count(SUPPORTED) / total,
         found.count(SUPPORTED) / max(1, len(null)),
     )
+
+
+def reflected(found: Estimate, truth: float) -> dict[str, object]:
+    """The estimate that the same values on the other side of the truth would give."""
+    row = asdict(found)
+    ends = {"low": "high", "high": "low", "strict_low": "strict_high", "strict_high": "strict_low"}
+    turned = {one: _turned(row[other], truth) for one, other in ends.items()}
+    core = tuple(_turned(end, truth) for end in reversed(found.core))
+    return row | turned | {"sign": None, "largest": None, "core": core}
+
+
+def _turned(value: float | None, truth: float) -> float | None:
+    return None if value is None else 2 * truth - value
 
 
 def of_means(name: str, dialogues: int, samples: int, resamples: int, seed: int = 0) -> Rates:
@@ -112,7 +128,7 @@ def of_shares(name: str, dialogues: int, samples: int, seed: int = 0) -> Rates:
 def table(samples: int, resamples: int, sizes: Sequence[int]) -> Iterator[str]:
     """Markdown, line by line, in percent."""
     head = ["values", "dialogues", "covered", "too high", "too low", "no interval"]
-    head += ["false above", "false below", "false within", "difference found"]
+    head += ["false above", "false below", "false within", "false opposite", "difference found"]
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for name in (*DISTRIBUTIONS, *SHARES):

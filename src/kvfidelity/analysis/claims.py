@@ -38,6 +38,8 @@ PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
 #: Losses of recall against the baseline.
 LOSSES = ("recall_lost", "margin_lost")
 ESTIMATED = ("low", "high", "strict_low", "strict_high", "n_dialogues", "n_turns")
+#: What else a decision depends on.
+SHOWN_NOWHERE = ("sign", "largest", "core")
 #: Share of own replies that came to an end.
 COMPLETE = "complete"
 #: `turns` that lie after an eviction.
@@ -130,7 +132,8 @@ def _evaluate(
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
-            row.pop("largest", None)
+            for name in SHOWN_NOWHERE:
+                row.pop(name, None)
             if row["estimate"] is None:
                 decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
             elif guessing:
@@ -243,7 +246,7 @@ def _mean(
         found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
     else:
         found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in (*ESTIMATED, "largest")}
+    kept = {name: found[name] for name in (*ESTIMATED, *SHOWN_NOWHERE)}
     if not found["n_turns"] or (found["mean"] is None and not claim.margin_of):
         return
     if claim.quantity in LOSSES:

@@ -31,9 +31,12 @@ MIN_DIALOGUES_WITHIN = 20
 #: Dialogues that decide although all have the same value: if one dialogue in twenty had another,
 #: that many would all miss it in less than 5% of samples.
 MIN_DIALOGUES_ALIKE = 59
-#: Skewness of dialogues, in its standard errors, from which an interval reaches further on the side
-#: of the long tail, and by how much more rarely the mean may lie beyond that end.
-SKEWED, RARER = 0.2, 20
+#: Skewness of dialogues, in its standard errors, from which a test against 0 is stricter on the
+#: side of the long tail, and by how much more rarely the mean may lie beyond that end.
+SKEWED, RARER = 0.5, 20
+#: Share of the dialogues, and how near they are to each other as a share of their distance from a
+#: margin, for (nearly) all of them to be alike.
+MOST, NEAR = 0.75, 0.1
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
 #: Elements of the largest array that resampling holds.
@@ -49,9 +52,11 @@ class Estimate:
 
     low, high: the interval at the confidence that was asked for, or wider on the side of a long
     tail. strict_low, strict_high: at `strict_confidence` of it, which conclusions beyond a margin
-    need. p: two-sided, of the mean being 0; it is below 1 - confidence where low to high leaves 0
-    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES. largest: the
-    largest absolute mean of a dialogue; None for shares.
+    need. p: two-sided, of the mean being 0. None for shares, below MIN_DIALOGUES, and where few
+    dialogues are `nearly_alike`. sign: 1 or -1 where the mean is found above or below 0, 0 where it
+    is not: p is below 1 - confidence, up to the resamples' resolution. None for shares and below
+    MIN_DIALOGUES. largest: the largest absolute mean of a dialogue. core: the smallest range that
+    holds MOST of the dialogues' means. Both are None for shares.
     """
 
     mean: float | None
@@ -62,7 +67,9 @@ class Estimate:
     n_dialogues: int
     n_turns: int
     p: float | None
+    sign: int | None = None
     largest: float | None = None
+    core: Interval = (None, None)
 
 
 NOTHING = Estimate(None, None, None, None, None, 0, 0, None)
@@ -89,13 +96,14 @@ def clustered_mean(
     """Weighted mean over turns with an interval over dialogues.
 
     Each end is the outer one of the jackknife's and the studentised bootstrap's. Below
-    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From
-    MIN_DIALOGUES_WITHIN on, which decide at 0 by this interval, the end towards which the dialogues
-    are skewed is that of a higher level (SKEWED, RARER): a sample seldom has the large values of a
-    long tail, and its mean and its spread are then both too small, so that a mean of 0 would be
-    found below it in up to 10% of samples. There is no interval
+    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. There is no interval
     where all dialogues have the same mean, or so many that the bootstrap has no bound: how far rare
     other values would move the mean cannot be seen.
+
+    `sign` and p are of an interval whose end towards which the dialogues are skewed is that of a
+    higher level (SKEWED, RARER): a sample seldom has the large values of a long tail, and its mean
+    and its spread are then both too small, so that a mean of 0 would be found below it in 10% of
+    samples. From MIN_DIALOGUES_WITHIN on this is the interval that is shown.
 
     Args:
         values, weights, dialogues: one entry per turn. Turns whose value is not finite or whose
@@ -108,31 +116,49 @@ def clustered_mean(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean = finite(sums.sum() / totals.sum())
         largest = finite(np.abs(sums / totals).max())
-        without = Estimate(mean, None, None, None, None, len(sums), turns, None, largest)
+        without = Estimate(mean, None, None, None, None, len(sums), turns, None)
+        without = replace(without, largest=largest, core=_core(sums / totals))
         if mean is None or len(sums) < 2:
             return without
         if _all_alike(sums / totals):
             end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
             return replace(without, low=end, high=end, strict_low=end, strict_high=end)
-        left_out = means_without_each(sums, totals)
-        error = jackknife_error(mean, left_out)
+        error = jackknife_error(mean, means_without_each(sums, totals))
         if error is None:
             return without
-        studentised = None
-        if len(sums) >= MIN_DIALOGUES:
-            studentised = _studentised(sums, totals, mean, error, resamples, seed)
-        levels = (confidence, strict_confidence(confidence), 1 - (1 - confidence) / RARER)
+        level, strict_level = confidence, strict_confidence(confidence)
+        if len(sums) < MIN_DIALOGUES:
+            shown, strict = (
+                t_interval(mean, error, len(sums), one) for one in (level, strict_level)
+            )
+            return _with_ends(without, shown, strict)
+        studentised = _studentised(sums, totals, mean, error, resamples, seed)
         shown, strict, wider = (
-            _mean_interval(mean, error, len(sums), studentised, level) for level in levels
+            _mean_interval(mean, error, len(sums), studentised, one)
+            for one in (level, strict_level, 1 - (1 - level) / RARER)
         )
+        tail = _long_tail(sums / totals)
+        tested = _reaching(shown, wider, tail)
+        if len(sums) >= MIN_DIALOGUES_WITHIN:
+            shown, strict = tested, _reaching(strict, wider, tail)
+        rarer = RARER if tail * mean < 0 else 1
+        p = _p_value(mean / error, len(sums), studentised, rarer)
+    if nearly_alike(len(sums), without.core, 0):
         p = None
-        if studentised is not None:
-            tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
-            shown, strict = (_reaching(ends, wider, tail) for ends in (shown, strict))
-            rarer = RARER if tail * mean < 0 else 1
-            p = _p_value(mean / error, len(sums), studentised, rarer)
-    (low, high), (strict_low, strict_high) = _bounded(shown), _bounded(strict)
-    return replace(without, low=low, high=high, strict_low=strict_low, strict_high=strict_high, p=p)
+    return replace(_with_ends(without, shown, strict), p=p, sign=_sign(*tested))
+
+
+def nearly_alike(dialogues: int, core: Interval, margin: float) -> bool:
+    """Whether nearly all of few dialogues lie so close together that they cannot show on which side
+    of a margin the mean is.
+
+    If one dialogue in five is far on the other side, ten dialogues hold none of these in 11% of
+    samples. Where the others are alike, their spread says that such a mean is certain.
+    """
+    low, high = core
+    if dialogues >= MIN_DIALOGUES_WITHIN or low is None or high is None:
+        return False
+    return high - low < NEAR * max(low - margin, margin - high)
 
 
 def column_mean(
@@ -231,12 +257,24 @@ def _all_alike(means: Floats) -> bool:
     return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())
 
 
-def _long_tail(left_out: Floats) -> int:
-    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one."""
-    influence = left_out.mean() - left_out
-    influence = influence / np.abs(influence).max()  # so that no cube overflows
-    skewness = (influence**3).mean() / (influence**2).mean() ** 1.5
-    clear = SKEWED * math.sqrt(6 / left_out.size)
+def _core(means: Floats) -> Interval:
+    """The smallest range that holds MOST of the means."""
+    ordered = np.sort(means)
+    held = math.ceil(MOST * means.size)
+    widths = ordered[held - 1 :] - ordered[: means.size - held + 1]
+    first = int(np.argmin(widths))
+    return finite(ordered[first]), finite(ordered[first + held - 1])
+
+
+def _long_tail(means: Floats) -> int:
+    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one.
+
+    They count alike, whatever their weight: a long dialogue is no tail.
+    """
+    away = means - means.mean()
+    away = away / np.abs(away).max()  # so that no cube overflows
+    skewness = (away**3).mean() / (away**2).mean() ** 1.5
+    clear = SKEWED * math.sqrt(6 / means.size)
     return int(skewness > clear) - int(skewness < -clear)
 
 
@@ -245,17 +283,24 @@ def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
     return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
 
 
-def _bounded(ends: Interval) -> Interval:
-    """The interval, or none if one of its ends is unbounded."""
-    return (None, None) if None in ends else ends
+def _with_ends(found: Estimate, shown: Interval, strict: Interval) -> Estimate:
+    """The estimate with both intervals, each with none of its ends if one is unbounded."""
+    low, high = (None, None) if None in shown else shown
+    strict_low, strict_high = (None, None) if None in strict else strict
+    return replace(found, low=low, high=high, strict_low=strict_low, strict_high=strict_high)
+
+
+def _sign(low: float | None, high: float | None) -> int:
+    """On which side of 0 an interval is; 0 if 0 is in it."""
+    return int(low is not None and low > 0) - int(high is not None and high < 0)
 
 
 def _mean_interval(
-    mean: float, error: float, clusters: int, studentised: Floats | None, confidence: float
+    mean: float, error: float, clusters: int, studentised: Floats, confidence: float
 ) -> Interval:
     """The outer ends of both intervals; None for an end that is unbounded."""
     low, high = t_interval(mean, error, clusters, confidence)
-    if studentised is None or low is None or high is None:
+    if low is None or high is None:
         return low, high
     tail = (1 - confidence) / 2
     # Interpolation between an infinite value and a finite one is not defined.
