@@ -33,10 +33,10 @@ MIN_DIALOGUES_WITHIN = 20
 MIN_DIALOGUES_ALIKE = 59
 #: Skewness of dialogues, in its standard errors, from which a test against 0 is stricter on the
 #: side of the long tail, and by how much more rarely the mean may lie beyond that end.
-SKEWED, RARER = 0.5, 20
+SKEWED, RARER = 0.6, 20
 #: Share of the dialogues, and how near they are to each other as a share of their distance from a
 #: margin, for (nearly) all of them to be alike.
-MOST, NEAR = 0.75, 0.1
+MOST, NEAR = 0.75, 0.05
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
 #: Elements of the largest array that resampling holds.
