@@ -143,7 +143,9 @@ def _evaluate(
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
         asked = [claim.rows_of(), *([claim.rows_of_minus()] if claim.minus else [])]
-        reason = too_few or why_not_tested(observed, asked, claim.quantity, claim.tested_in)
+        reason = too_few or why_not_tested(
+            observed, asked, claim.quantity, claim.turns, claim.tested_in
+        )
         yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 
