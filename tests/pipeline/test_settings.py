@@ -115,6 +115,11 @@ def test_generated_files_are_current() -> None:
             "api_version must be given",
         ),
         (("session", "replies"), 3, "not one of reference, own"),
+        (
+            ("session", "max_first_prompt_tokens"),
+            4096,
+            "a needle could be cut away; set one of them",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(

@@ -28,6 +28,7 @@ def setting_faults(settings: Mapping[str, Any]) -> list[str]:
         _check_datasets,
         _check_policies,
         _check_thresholds,
+        _check_session,
         _check_names,
         _check_judges,
         _check_cases,
@@ -86,6 +87,15 @@ def _check_thresholds(settings: Mapping[str, Any]) -> Iterator[str]:
         at, target = parse_size(entry["at"]), parse_size(entry["target"])
         if at[1] == target[1] and target[0] >= at[0]:
             yield f"thresholds.{name}: target must be below `at`"
+
+
+def _check_session(settings: Mapping[str, Any]) -> Iterator[str]:
+    session = settings["session"]
+    if session["recall"]["needles_per_depth"] and session["max_first_prompt_tokens"] is not None:
+        yield (
+            "session.recall.needles_per_depth and session.max_first_prompt_tokens exclude each "
+            "other: a needle could be cut away; set one of them to 0 or null"
+        )
 
 
 def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
