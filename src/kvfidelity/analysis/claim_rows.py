@@ -169,6 +169,8 @@ def why_not_tested(
     where = f"; {tested_in} tests it" if tested_in else ""
     if not all(matching(rows, values).height for values in asked):
         return f"no run of this grid is at the claim's setting{where}"
+    if quantity in WINDOW_CHANGES:
+        return f"no run of this grid is long enough past the trained window{where}"
     if quantity.startswith("score."):
         judge = quantity.removeprefix("score.")
         return f"runs are at the claim's setting, but judge {judge} gave no score on its turns"
