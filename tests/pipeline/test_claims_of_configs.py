@@ -88,6 +88,13 @@ def test_the_configuration_measures_the_quantity(claim: Claim) -> None:
         assert session["replies"] == "own" and session["max_new_tokens"] > 0
 
 
+def test_every_run_of_the_papers_setting_evicts() -> None:
+    """However short the own replies are: the prompts alone exceed the largest threshold."""
+    settings = settings_of("config/paper.yaml")
+    prompts = settings["datasets"]["sharegpt-long"]["select"]["min_prompt_tokens"]
+    assert prompts > max(planned("config/paper.yaml")["threshold_tokens"].drop_nulls()) > 5000
+
+
 def test_a_claim_without_runs_would_be_noticed() -> None:
     assert dialogues_of("config/config.yaml", {"kind": "h2o"}) == 0
     assert dialogues_of("config/config.yaml", {"kind": BASELINE}) == 10

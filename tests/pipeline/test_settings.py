@@ -51,7 +51,7 @@ def test_the_papers_configuration_stands_alone() -> None:
     assert {(cell.model, cell.dataset) for cell in found} == {
         ("llama-3-8b-instruct", "sharegpt-long")
     }
-    assert (len(found), len(run_keys(settings))) == (13, 130)
+    assert (len(found), len(run_keys(settings))) == (13, 260)
 
 
 def test_every_key_of_the_configuration_has_a_meaning() -> None:

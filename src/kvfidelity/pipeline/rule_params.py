@@ -43,6 +43,8 @@ SESSION_KEYS = (
     "recall",
 )
 
+#: How the session cuts the prompts of a dialogue.
+PROMPT_CUTS = ("max_turns", "max_prompt_tokens", "max_first_prompt_tokens")
 #: What a model's or dataset's entry says about where its files come from.
 SOURCE = (
     "source",
@@ -162,6 +164,8 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
     chosen = {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    if entry["select"]["min_prompt_tokens"] is not None:
+        chosen["prompt_cuts"] = {name: settings["session"][name] for name in PROMPT_CUTS}
     if not formats.is_built_in(entry["format"]):
         # Only dialogues in user-defined formats depend on these files.
         files = list(settings["format_files"])
