@@ -61,13 +61,14 @@ def test_a_ruined_history_does_not_make_a_reply_likely() -> None:
 
 
 def test_a_verdict_cannot_be_invented() -> None:
-    about = ("formula", "formula", "m", "r")
+    names = ("judge", "judge_kind", "judge_model", "rubric")
+    about: dict[str, Any] = {"turn": 0, "reason": None} | dict.fromkeys(names, "x")
     with pytest.raises(ValueError, match="from 1 to 10"):
-        Verdict(0, *about, score=11, status="ok", reason=None)
+        Verdict(**about, score=11, status="ok")
     with pytest.raises(ValueError, match="exactly if"):
-        Verdict(0, *about, score=5, status="failed", reason=None)
+        Verdict(**about, score=5, status="failed")
     with pytest.raises(ValueError, match="exactly if"):
-        Verdict(0, *about, score=None, status="ok", reason=None)
+        Verdict(**about, score=None, status="ok")
 
 
 def test_verdicts_become_rows_under_their_own_name() -> None:

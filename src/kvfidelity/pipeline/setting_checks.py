@@ -11,7 +11,7 @@ from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
-from kvfidelity.pipeline.setting_errors import explain_error
+from kvfidelity.pipeline.setting_errors import SHOWN, explain_error, shown
 from kvfidelity.pipeline.setting_schemas import fill_defaults, policy_schemas
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.sizes import parse_size
@@ -48,7 +48,7 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
                 error.path.extendleft((name, "policies"))
                 yield explain_error(error)
         elif not settings["policy_files"]:  # otherwise checked where those files are read
-            yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
+            yield f"policies.{name}: unknown kind {shown(kind)}{did_you_mean(kind, schemas)}"
     baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
     if len(baselines) > 1:
         yield (
@@ -103,13 +103,13 @@ def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
         names, known = settings["grid"][section], settings[section]
         for name in [] if names == "all" else names:
             if name not in known:
-                yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
+                yield f"grid.{section}: no {shown(name)}{did_you_mean(name, known)}"
     known = settings.get("judges", {})
     for number, name in enumerate(settings["judging"]):
         if name not in known:
-            yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
+            yield f"judging: no judge {shown(name)}{did_you_mean(name, known)}"
         if name in settings["judging"][:number]:
-            yield f"judging: {name!r} is listed twice; its verdicts would count twice"
+            yield f"judging: {shown(name)} is listed twice; its verdicts would count twice"
 
 
 def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
         for name in settings.get(section, {}):
             other = first.setdefault(name.lower(), name)
             if other != name:
-                yield f"{section}: {other!r} and {name!r} differ in case only; rename one"
+                yield f"{section}: {other!r} and {shown(name)} differ in case only; rename one"
 
 
 def _check_dialogue_formats(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -131,8 +131,8 @@ def _check_dialogue_formats(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in settings["datasets"].items():
         if entry["format"] not in known:
             yield (
-                f"datasets.{name}.format: {entry['format']!r} is not one of {', '.join(known)}"
-                f"{nearest(entry['format'], known)}"
+                f"datasets.{name}.format: {shown(entry['format'])} is not one of "
+                f"{', '.join(known)}{nearest(entry['format'], known)}"
             )
 
 
@@ -172,7 +172,7 @@ def _faults_of_judge(
     if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
         yield (
             "max_usd needs the model's price, dollars per million tokens: add `prices: "
-            f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`"
+            f"{{{str(entry.get('model'))[:SHOWN]}: {{input: ..., output: ...}}}}`"
         )
 
 
@@ -186,7 +186,7 @@ def _check_grid(settings: Mapping[str, Any]) -> Iterator[str]:
                 known = [*settings[section], *([NO_THRESHOLD] if key == "threshold" else [])]
                 if key in pattern and pattern[key] not in known:
                     path, name = f"grid.{field}.{number}.{key}", pattern[key]
-                    faults.append(f"{path}: no {name!r}{did_you_mean(name, known)}")
+                    faults.append(f"{path}: no {shown(name)}{did_you_mean(name, known)}")
             if field == "include" and pattern.get("threshold") == NO_THRESHOLD:
                 faults.append(
                     f"grid.include.{number}.threshold: {NO_THRESHOLD!r} is added automatically"

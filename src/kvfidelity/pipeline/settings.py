@@ -13,13 +13,18 @@ import jsonschema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.pipeline.setting_checks import setting_faults
-from kvfidelity.pipeline.setting_errors import explain_error, most_specific
+from kvfidelity.pipeline.setting_errors import MAX_PATH, explain_error, most_specific
 from kvfidelity.pipeline.setting_schemas import config_schema, fill_defaults
-from kvfidelity.sizes import most_host_bytes, parse_size
+from kvfidelity.sizes import most_host_bytes, parse_size, size_in_bytes
 from kvfidelity.strict_yaml import read_yaml
 
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_INTEGER = 2**63 - 1
+#: Characters of a text, such as a path, and entries of a list or section at most.
+MAX_TEXT, MAX_ENTRIES = 4096, 10_000
+#: Keys whose texts are paths, and bytes of a file's name at most.
+PATHS = {"path", "member", "verdict_store", "format_files", "judge_files", "policy_files", "merge"}
+MAX_FILE_NAME = 255
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -100,7 +105,14 @@ def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _unusable(value: Any, path: tuple[str, ...]) -> Iterator[str]:
-    """Texts that no file can be named by, and integers that no number type holds; never shown."""
+    """What no file can be named by, no number type holds, or nobody writes; never shown."""
+    where = UNUSABLE.sub("?", ".".join(path))[:MAX_PATH] or "the top level"
+    if isinstance(value, Mapping | list | str):
+        is_text = isinstance(value, str)
+        most, what = (MAX_TEXT, "characters") if is_text else (MAX_ENTRIES, "entries")
+        if len(value) > most:
+            yield f"{where}: it has {len(value)} {what}; at most {most} are allowed"
+            return
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _unusable(key, path)
@@ -109,10 +121,12 @@ def _unusable(value: Any, path: tuple[str, ...]) -> Iterator[str]:
         for number, item in enumerate(value):
             yield from _unusable(item, (*path, str(number)))
     elif isinstance(value, str) and UNUSABLE.search(value):
-        where = UNUSABLE.sub("?", ".".join(path)) or "the top level"
         yield f"{where}: a text has a NUL or half of a surrogate pair; remove it"
+    elif isinstance(value, str) and not PATHS.isdisjoint(path):
+        if any(len(part.encode()) > MAX_FILE_NAME for part in value.split("/")):
+            yield f"{where}: a name in this path has more than {MAX_FILE_NAME} bytes; shorten it"
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        yield f"{'.'.join(path)}: the number has more than 64 bits; write a smaller one"
+        yield f"{where}: the number has more than 64 bits; write a smaller one"
 
 
 def _other_keys(value: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -135,6 +149,12 @@ def _formats() -> jsonschema.FormatChecker:
     def is_size(value: object) -> bool:
         if isinstance(value, str):
             parse_size(value)
+        return True
+
+    @checker.checks("size_in_bytes", raises=UserError)
+    def is_size_in_bytes(value: object) -> bool:
+        if isinstance(value, str):
+            size_in_bytes(value)
         return True
 
     @checker.checks("size_or_share", raises=UserError)
