@@ -3,15 +3,18 @@ it tests finds its runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from kvfidelity.analysis.claims import read_claims
+from kvfidelity.pipeline.rule_params import report_settings
 from kvfidelity.pipeline.settings import read_settings
-from kvfidelity.records.artifacts import read_parquet
-from tests.analysis.pages import COSTS, page, prose
+from kvfidelity.records.artifacts import read_parquet, write_parquet
+from tests.analysis.pages import COSTS, page, prose, script
 from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +59,19 @@ def test_an_experiment_of_two_dialogues_tests_its_claims(tmp_path: Path, config:
                 few = f"2 of the {claim.min_dialogues} dialogues that it takes"
                 assert (row["decision"], row["reason"]) == ("not decided", few), claim.claim
         assert claim.statement in shown
+
+
+def test_what_could_not_be_paired_is_shown(tmp_path: Path) -> None:
+    chosen = reduced("config/config.yaml")
+    write(tmp_path / "results", chosen, COSTS, probes=2)
+    before = prose(page(tmp_path, chosen, tested=False))
+    assert "3 unpaired" not in before and "only one of the two modes" not in before
+    for name, number in (("claims", 3), ("attribution", 1)):
+        file = tmp_path / f"results/tables/{name}.parquet"
+        rows = read_parquet(file, kind=name).with_columns(n_unpaired=pl.lit(number, pl.Int64))
+        write_parquet(rows, file, kind=name)
+    about, out = json.dumps(report_settings(chosen)), tmp_path / "again.html"
+    script("report.py", "--settings", about, "--results", tmp_path / "results", "--out", out)
+    shown = prose(out.read_text(encoding="utf-8"))
+    assert "3 unpaired" in shown
+    assert "1 turn that only one of the two modes has is left out" in shown
