@@ -14,14 +14,35 @@ import pytest
 import torch
 
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies.qfilter import query_filters
 from kvfidelity.cache.view import CacheView, LayerView
-from tests.cache.crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, angles, tensors
+from tests.cache.crosscheck import (
+    BUDGET,
+    CHUNK,
+    LAG,
+    SEEDS,
+    SIZE,
+    SKETCH,
+    SLOTS,
+    STRETCH,
+    WINDOW,
+    angles,
+    filters,
+    tensors,
+)
 
 KEPT = json.loads(Path(__file__).with_name("kvpress.json").read_text())["kept"]
 PARAMETERS: dict[str, dict[str, Any]] = {
     "snapkv": {"window": WINDOW, "kernel": 5},
     "streaming_llm": {"sinks": 4},
     "expected_attention": {"window": SLOTS},
+    "lagkv": {"lag": LAG},
+    "leverage_score": {"sketch": SKETCH},
+    "finch": {"window": WINDOW},
+    "qfilter": {"window": WINDOW},
+    "criticalkv": {"policy": {"kind": "snapkv", "window": WINDOW}},
+    "chunkkv": {"policy": "knorm", "chunk": CHUNK},
+    "per_chunk": {"policy": "knorm", "chunk": STRETCH},
 }
 
 
@@ -40,7 +61,13 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
     queries = given["history" if kind == "expected_attention" else "queries"]
     earlier = torch.randn(queries.shape[0], extra_queries, SIZE)
     queries = torch.cat([earlier, queries], dim=1)
-    layer = LayerView(given["keys"], lambda: given["keys"], given["values"], queries)
+    layer = LayerView(
+        given["keys"],
+        lambda: given["keys"],
+        given["values"],
+        queries,
+        lambda: given["projection"],
+    )
     index = torch.arange(SLOTS)[None, None]
     view = CacheView(
         budget=BUDGET,
@@ -48,7 +75,7 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
         position=index,
         next_position=SLOTS,
         tokens_seen=SLOTS,
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
         layers=[layer],
         scaling=SIZE**-0.5,
         angles=llama_angles if kind == "expected_attention" else unrotated,
@@ -57,9 +84,37 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["snapkv", "keydiff", "knorm", "expected_attention"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "snapkv",
+        "keydiff",
+        "knorm",
+        "expected_attention",
+        "lagkv",
+        "leverage_score",
+        "cur",
+        "finch",
+        "qfilter",
+        "criticalkv",
+        "per_chunk",
+    ],
+)
 def test_the_same_slots_per_head(kind: str, seed: int) -> None:
     assert kept(kind, seed)[0].tolist() == KEPT[kind][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chunkkv_keeps_the_same_chunks_for_every_head(seed: int) -> None:
+    """The budget is three chunks here; where it is not, kvpress keeps fewer slots than it."""
+    assert [kept("chunkkv", seed)[0].tolist()] * 2 == KEPT["chunkkv"][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_filter_is_the_main_direction_of_the_queries(seed: int) -> None:
+    """By an eigenvalue decomposition in float64; kvpress was given these filters, negated."""
+    found = query_filters(tensors(seed)["queries"]).view(2, 3, SIZE).mean(1)
+    assert torch.allclose(found, filters(seed), atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -310,6 +310,7 @@ def test_a_ranking_of_scores_that_overflowed_is_refused(kind: str) -> None:
         for tensor in (layer.keys, layer.values, layer.rotated_keys):
             tensor[0, 30] = torch.nan
     few = {"gist_tokens": 4, "recent_tokens": 4} if kind.endswith("attentive") else {}
+    few |= {"lag": 8} if kind == "lagkv" else {}
     policy = build_policy(kind, REQUIRED.get(kind, {}) | few)
     if policy.kind in BY_INDEX:
         assert policy.keep(view).numel() == 9

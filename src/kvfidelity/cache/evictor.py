@@ -155,7 +155,9 @@ class Evictor:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
         view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
         view = view.limited_to(
-            scores=self.policy.needs_scores, query_window=self.policy.query_window
+            scores=self.policy.needs_scores,
+            query_window=self.policy.query_window,
+            output_projection=self.policy.needs_output_projection,
         )
         if view.budget >= cache.size or not self._can_rank(view):
             return None
@@ -184,6 +186,11 @@ class Evictor:
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""
         policy, missing = self.policy, ""
+        if policy.needs_output_projection and not cache.rotary.has_output_projections:
+            raise UserError(
+                f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "
+                "of this architecture has none; use another policy"
+            )
         if policy.needs_scores and cache.scores is None:
             missing = "attention scores, and this cache collects none"
         elif policy.query_window > cache.query_window:

@@ -23,12 +23,28 @@ class LayerView:
     """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d].
 
     rotate: computes the rotated keys [G, n, d]; few policies use them.
+    project: reads the output projection; None where a policy does not declare it.
     """
 
     keys: Tensor
     rotate: Callable[[], Tensor]
     values: Tensor
     queries: Tensor | None = None
+    project: Callable[[], Tensor] | None = None
+
+    @property
+    def output_projection(self) -> Tensor:
+        """The weights that mix the heads' outputs [H, d, hidden]: a head adds its output times its
+        part to the residual stream.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the model has none of this form.
+        """
+        if self.project is None:
+            raise NotCollectedError(
+                "no output projection: a policy declares `needs_output_projection = True`"
+            )
+        return self.project()
 
     @property
     def rotated_keys(self) -> Tensor:
@@ -122,7 +138,9 @@ class CacheView:
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
 
-    def limited_to(self, *, scores: bool, query_window: int) -> CacheView:
+    def limited_to(
+        self, *, scores: bool, query_window: int, output_projection: bool = False
+    ) -> CacheView:
         """The view of a policy that declares these needs.
 
         Whatever else a cache collects, for the baseline or for metrics, must not change a ranking.
@@ -131,12 +149,15 @@ class CacheView:
             scores: whether the policy ranks by attention scores.
             query_window: most of the latest queries that it looks through; never more than there
                 are slots, because `window_attention` needs a slot for each.
+            output_projection: whether it looks at the layers' output projections.
         """
         window = min(query_window, self.slots)
         layers = [
-            layer
-            if layer.queries is None
-            else replace(layer, queries=layer.queries[:, -window:] if window else None)
+            replace(
+                layer,
+                queries=layer.queries[:, -window:] if layer.queries is not None and window else None,
+                project=layer.project if output_projection else None,
+            )
             for layer in self.layers
         ]
         return replace(self, layers=layers, scores=self.scores if scores else None)
@@ -163,6 +184,7 @@ def view_of(
             partial(cache.rotated_keys, index),
             layer.live_values,
             recent.of_layer(index) if recent is not None else None,
+            partial(cache.rotary.output_projection, index, layer.live_values.shape[-1]),
         )
         for index, layer in enumerate(cache.layers)
     ]

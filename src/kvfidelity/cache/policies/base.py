@@ -34,6 +34,22 @@ def keep_ratio(default: Any = MISSING) -> Any:
     return parameter(default, doc=doc, above=0, high=1)
 
 
+#: What a config may say of a policy that another one wraps.
+WRAPPED_SCHEMA: dict[str, Any] = {
+    "type": ["string", "object"],
+    "format": "policy",
+    "required": ["kind"],
+}
+
+
+def wrapped_policy(default: Any = MISSING, *, doc: str) -> Any:
+    """A dataclass field for a policy inside a policy; `build_policy` makes it.
+
+    In a config it is a kind (`policy: knorm`) or an entry (`policy: {kind: snapkv, window: 16}`).
+    """
+    return option(default, doc=doc, schema=WRAPPED_SCHEMA)
+
+
 def slots_for_ratio(slots: int, ratio: float) -> int:
     """That share of the slots, rounded down, at least 1 (as in the paper's code)."""
     return max(1, int(slots * ratio))
@@ -52,6 +68,8 @@ class Policy(ABC):
     evicts: ClassVar[bool] = True
     #: Whether it ranks by attention scores; the cache then collects them.
     needs_scores: ClassVar[bool] = False
+    #: Whether it looks at the layers' output projections.
+    needs_output_projection: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -86,6 +104,24 @@ class Policy(ABC):
             head. Infinity pins a slot; NaN is refused.
         """
 
+    def rank(self, view: CacheView) -> Tensor:
+        """`priority` as a floating-point tensor, of a view that shows what the policy declares.
+
+        Raises:
+            UserError, ModelOverflowError: as in `keep`.
+        """
+        view = view.limited_to(
+            scores=self.needs_scores,
+            query_window=self.query_window,
+            output_projection=self.needs_output_projection,
+        )
+        try:
+            rank = self.priority(view)
+        except NotCollectedError as error:
+            raise UserError(f"policy {self.kind} cannot rank: {error}") from None
+        _check_rank(self.kind, rank, view)
+        return rank if rank.is_floating_point() else rank.double()
+
     def keep(self, view: CacheView) -> Tensor:
         """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots.
 
@@ -96,13 +132,7 @@ class Policy(ABC):
                 policy does not declare.
             ModelOverflowError: NaN, because keys, values or scores are not finite.
         """
-        view = view.limited_to(scores=self.needs_scores, query_window=self.query_window)
-        try:
-            rank = self.priority(view)
-        except NotCollectedError as error:
-            raise UserError(f"policy {self.kind} cannot rank: {error}") from None
-        _check_rank(self.kind, rank, view)
-        rank = rank if rank.is_floating_point() else rank.double()
+        rank = self.rank(view)
         # A policy may pin slots with infinity; protected slots still rank above them.
         highest = torch.finfo(rank.dtype).max
         rank = rank.clamp(-highest, highest)
