@@ -1,4 +1,4 @@
-"""Random tensors on which policies are compared with another package's; needs torch and NumPy alone."""
+"""Random tensors on which policies are compared with another package's; needs torch and NumPy."""
 
 from __future__ import annotations
 

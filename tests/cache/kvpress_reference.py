@@ -139,7 +139,7 @@ def scored(press: Any, given: dict[str, torch.Tensor], seed: int) -> list[list[i
 
 def selected(press: Any, given: dict[str, torch.Tensor]) -> list[list[int]]:
     """The slots that a press keeps, per kv head; values that name their slots tell."""
-    keys, values = given["keys"][None], given["values"][None]
+    keys = given["keys"][None]
     numbers = torch.arange(SLOTS, dtype=torch.float32)[None, None, :, None]
     named = numbers.expand(1, GROUPS, SLOTS, SIZE).contiguous()
     hidden = torch.zeros(1, SLOTS, 1)

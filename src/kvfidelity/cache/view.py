@@ -155,7 +155,9 @@ class CacheView:
         layers = [
             replace(
                 layer,
-                queries=layer.queries[:, -window:] if layer.queries is not None and window else None,
+                queries=layer.queries[:, -window:]
+                if layer.queries is not None and window
+                else None,
                 project=layer.project if output_projection else None,
             )
             for layer in self.layers

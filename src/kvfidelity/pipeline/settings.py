@@ -285,17 +285,37 @@ def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+def policy_entries(
+    entry: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """A policy's entry and those of the policies that it wraps, each with the keys that lead there.
+
+    A wrapped policy that is named by its kind alone becomes an entry.
+    """
+    yield path, dict(entry)
+    known = policy_schemas().get(entry["kind"], {"properties": {}})["properties"]
+    for name in known.keys() | entry.keys():
+        inner = entry.get(name, known.get(name, {}).get("default"))
+        if known.get(name, {}).get("format") == "policy" and isinstance(inner, str):
+            inner = {"kind": inner}
+        if isinstance(inner, Mapping) and isinstance(inner.get("kind"), str):
+            yield from policy_entries(inner, (*path, name))
+
+
 def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
     schemas = policy_schemas()
-    for name, entry in settings["policies"].items():
-        kind = entry["kind"]
-        if kind in schemas:
-            validator = SchemaValidator(schemas[kind])
-            for error in validator.iter_errors(dict(entry)):
-                error.path.extendleft((name, "policies"))
-                yield _explain_error(error)
-        elif not settings["policy_files"]:  # otherwise checked where those files are read
-            yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
+    for name, outer in settings["policies"].items():
+        for path, entry in policy_entries(outer):
+            kind, where = entry["kind"], ".".join(("policies", name, *path))
+            if kind in schemas:
+                validator = SchemaValidator(schemas[kind])
+                for error in validator.iter_errors(dict(entry)):
+                    error.path.extendleft(reversed(("policies", name, *path)))
+                    yield _explain_error(error)
+                if path and kind == BASELINE:
+                    yield f"{where}: {kind} ranks nothing; wrap another"
+            elif not settings["policy_files"]:  # otherwise checked where those files are read
+                yield f"{where}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
     baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
     if len(baselines) > 1:
         yield (

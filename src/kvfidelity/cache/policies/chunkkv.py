@@ -41,6 +41,7 @@ class ChunkKV(PolicyWrapper):
     def _chunk_means(self, rank: Tensor, fixed: Tensor) -> Tensor:
         """The mean rank of each chunk's slots that are not fixed [..., chunks]."""
         fill = (0, -rank.shape[-1] % self.chunk)
-        counted = pad(~fixed, fill).unflatten(-1, (-1, self.chunk))
-        values = pad(rank.masked_fill(fixed, 0), fill).unflatten(-1, (-1, self.chunk))
-        return values.sum(-1) / counted.sum(-1).clamp(min=1)
+        shape = (*rank.shape[:-1], -1, self.chunk)
+        counted = pad(~fixed, fill).reshape(shape).sum(-1)
+        total: Tensor = pad(rank.masked_fill(fixed, 0), fill).reshape(shape).sum(-1)
+        return total / counted.clamp(min=1)

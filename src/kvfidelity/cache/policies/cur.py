@@ -46,6 +46,7 @@ class CUR(Policy):
         """Squared norms as shares of their blocks, fp32 [G, n]."""
         norms = vectors.float().square().sum(-1)
         slots = norms.shape[-1]
-        blocks = pad(norms, (0, -slots % self.block)).unflatten(-1, (-1, self.block))
+        padded = pad(norms, (0, -slots % self.block))
+        blocks = padded.view(norms.shape[0], -1, self.block)
         total = blocks.sum(-1, keepdim=True).clamp(min=torch.finfo(blocks.dtype).tiny)
-        return (blocks / total).flatten(-2)[..., :slots]
+        return (blocks / total).view_as(padded)[..., :slots]

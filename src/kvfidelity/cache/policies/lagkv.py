@@ -42,11 +42,9 @@ class LagKV(Policy):
             latest = torch.arange(slots, dtype=torch.float32, device=keys.device)
             return pin_ends(latest.repeat(groups, 1), self.sinks, 0, budget)
         stop = self.sinks + whole * self.lag
-        score = sum(
-            self._scores(part[:, self.sinks : stop].float().unflatten(1, (whole, self.lag)))
-            for part in (keys, values)
-        )
-        assert isinstance(score, Tensor)
+        shape = (groups, whole, self.lag, -1)
+        score = self._scores(keys[:, self.sinks : stop].float().reshape(shape))
+        score = score + self._scores(values[:, self.sinks : stop].float().reshape(shape))
         places = score.argsort(-1).argsort(-1).float() / self.lag
         rank = keys.new_zeros(groups, slots, dtype=torch.float32)
         places = places.masked_fill(score.isnan(), torch.nan)  # sorting would hide them

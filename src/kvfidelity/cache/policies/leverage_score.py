@@ -41,6 +41,7 @@ class LeverageScore(Policy):
         gram = sketched.transpose(1, 2) @ sketched
         gram += JITTER * torch.eye(self.sketch, device=keys.device, dtype=gram.dtype)
         # It returns NaN for keys that are not finite, and does not raise.
-        factor = torch.linalg.cholesky_ex(gram).L
-        solved = torch.cholesky_solve(sketched.transpose(1, 2), factor)
-        return (sketched * solved.transpose(1, 2)).sum(-1).clamp(min=0)
+        factor: Tensor = torch.linalg.cholesky_ex(gram).L
+        solved: Tensor = torch.cholesky_solve(sketched.transpose(1, 2), factor)
+        scores: Tensor = (sketched * solved.transpose(1, 2)).sum(-1)
+        return scores.clamp(min=0)

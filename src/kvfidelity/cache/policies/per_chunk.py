@@ -27,7 +27,9 @@ class PerChunk(PolicyWrapper):
 
     def priority(self, view: CacheView) -> Tensor:
         rank = self.policy.rank(view)
-        places = torch.cat([self._places(part) for part in rank.split(self.chunk, dim=-1)], dim=-1)
+        places = torch.cat(
+            [self._places(part) for part in torch.split(rank, self.chunk, dim=-1)], dim=-1
+        )
         return (-places).masked_fill(pinned(rank), torch.inf)
 
     def _places(self, rank: Tensor) -> Tensor:

@@ -45,6 +45,6 @@ def query_filters(queries: Tensor) -> Tensor:
     """Unit vectors [H, d]: the main direction of `queries` [H, w, d], on the mean query's side."""
     if not bool(queries.isfinite().all()):
         return queries.new_full((queries.shape[0], queries.shape[2]), torch.nan)
-    direction = torch.linalg.svd(queries, full_matrices=False).Vh[:, 0]
+    direction: Tensor = torch.linalg.svd(queries, full_matrices=False).Vh[:, 0]
     side = torch.einsum("hd,hd->h", direction, queries.mean(1))
     return torch.where(side < 0, -1.0, 1.0)[:, None] * direction

@@ -20,7 +20,9 @@ class PolicyWrapper(Policy):
     `self.policy.rank(view)`.
     """
 
-    policy: Policy = wrapped_policy("snapkv", doc="whose ranking is used: a kind or an entry")
+    policy: Policy = wrapped_policy(  # noqa: RUF009 - it makes a field, as `parameter` does
+        "snapkv", doc="whose ranking is used: a kind or an entry"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
