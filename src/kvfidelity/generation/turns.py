@@ -64,7 +64,7 @@ class TurnOutcome:
     slots_peak: int
     tokens_seen_start: int
     tokens_seen_end: int
-    next_position: int
+    next_position: int | None
     prefill_s: float
     prompt_s: float
     peak_bytes: int | None
@@ -104,7 +104,7 @@ def run_turn(
     prompt_s = engine.now() - start_s
     last = hidden[-1:].clone()
     before_reply, prompt_evictions = cache.slot_table.fork(), len(evictor.log)
-    next_position = cache.slot_table.next_position
+    next_position = cache.slot_table.common_next_position
     on_prompt(cache)
 
     reply, nll, kl, predicted = None, None, None, last

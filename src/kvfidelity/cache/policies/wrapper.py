@@ -28,6 +28,11 @@ class PolicyWrapper(Policy):
         super().__post_init__()
         if not self.policy.evicts:
             raise UserError(f"policy {self.kind}: {self.policy.kind} ranks nothing; wrap another")
+        if self.policy.ragged:
+            raise UserError(
+                f"policy {self.kind}: {self.policy.kind} decides budgets as well as ranks; wrap "
+                f"{self.kind} in {self.policy.kind}"
+            )
         # Declared by each class; here it is the other policy's, and the dataclass is frozen.
         for name in ("needs_scores", "needs_output_projection"):
             object.__setattr__(self, name, getattr(self, name) or getattr(self.policy, name))
