@@ -15,6 +15,7 @@ import torch
 
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.policies.qfilter import query_filters
+from kvfidelity.cache.ragged import RaggedKeepSet, apportion
 from kvfidelity.cache.view import CacheView, LayerView
 from tests.cache.crosscheck import (
     BUDGET,
@@ -31,7 +32,8 @@ from tests.cache.crosscheck import (
     tensors,
 )
 
-KEPT = json.loads(Path(__file__).with_name("kvpress.json").read_text())["kept"]
+REFERENCE = json.loads(Path(__file__).with_name("kvpress.json").read_text())
+KEPT, PYRAMIDS = REFERENCE["kept"], REFERENCE["pyramids"]
 PARAMETERS: dict[str, dict[str, Any]] = {
     "snapkv": {"window": WINDOW, "kernel": 5},
     "streaming_llm": {"sinks": 4},
@@ -41,6 +43,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "finch": {"window": WINDOW},
     "qfilter": {"window": WINDOW},
     "criticalkv": {"policy": {"kind": "snapkv", "window": WINDOW}},
+    "adakv": {"policy": "knorm"},
     "chunkkv": {"policy": "knorm", "chunk": CHUNK},
     "per_chunk": {"policy": "knorm", "chunk": STRETCH},
 }
@@ -55,7 +58,7 @@ def llama_angles(position: torch.Tensor, device: torch.device) -> tuple[torch.Te
     return angles(position)
 
 
-def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
+def kept(kind: str, seed: int, extra_queries: int = 0) -> Any:
     """What a policy keeps; `extra_queries`: how many more queries the cache holds than given."""
     given = tensors(seed)
     queries = given["history" if kind == "expected_attention" else "queries"]
@@ -108,6 +111,37 @@ def test_the_same_slots_per_head(kind: str, seed: int) -> None:
 def test_chunkkv_keeps_the_same_chunks_for_every_head(seed: int) -> None:
     """The budget is three chunks here; where it is not, kvpress keeps fewer slots than it."""
     assert [kept("chunkkv", seed)[0].tolist()] * 2 == KEPT["chunkkv"][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_adakv_shares_a_layers_budget_out_as_kvpress_does(seed: int) -> None:
+    found = kept("adakv", seed)
+    assert isinstance(found, RaggedKeepSet)
+    assert [row.tolist() for row in found.rows()[0]] == KEPT["adakv"][str(seed)]
+
+
+@pytest.mark.parametrize("case", range(len(PYRAMIDS)))
+def test_pyramidkvs_layers_differ_by_the_rounding_alone(case: int) -> None:
+    """kvpress rounds each layer by itself and may miss the total; here the total is exact."""
+    slots, share, window, beta, layers, theirs = PYRAMIDS[case]
+    budget = round(slots * share)
+    inner = build_policy("snapkv", {"window": window})
+    policy = build_policy("pyramidkv", {"policy": inner, "beta": beta})
+    keys = torch.zeros(1, slots, 1)
+    view = CacheView(
+        budget=budget,
+        token_index=torch.arange(slots)[None, None],
+        position=torch.arange(slots)[None, None],
+        next_position=slots,
+        tokens_seen=slots,
+        rng=np.random.default_rng(0),
+        layers=[LayerView(keys, lambda: keys, keys)] * layers,
+    )
+    grid = torch.ones(layers, 1, dtype=torch.int64)
+    shares = policy.shares(view, torch.zeros(layers, 1, slots)).expand(layers, 1)
+    ours = apportion(shares, budget * layers, grid, slots * grid)[:, 0]
+    assert int(ours.sum()) == budget * layers
+    assert (ours - torch.tensor(theirs)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -196,9 +196,7 @@ class ManagedCache(AttentionCache):
             UserError: a ragged keep set on a GPU, whose kernels have none.
         """
         if self.slot_table.is_ragged or isinstance(kept, RaggedKeepSet):
-            # Its buffers are new ones; made in inference mode, `generate` could not write to them.
-            with torch.inference_mode(False), torch.no_grad():
-                self._keep_ragged(self.slot_table.as_ragged(kept))
+            self._keep_ragged(self.slot_table.as_ragged(kept))
             return
         self.slot_table.keep(kept)
         grid = as_grid(kept).to(self.device)
@@ -355,7 +353,15 @@ class ManagedCache(AttentionCache):
                 f"{[len(self.layers), groups]}"
             )
         pads = table.pad.expand(kept.counts.shape)
-        columns = kept.columns(pads) if self.scores is not None else None
+        columns = kept.columns(pads)
+        # Buffers made in inference mode could not be written to by `generate`, which is not in it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._replace_layers(kept)
+        if self.scores is not None:
+            self.scores.keep_columns(columns)
+
+    def _replace_layers(self, kept: RaggedKeepSet) -> None:
+        table = self.slot_table
         table.keep(kept)
         for index, rows in enumerate(kept.rows()):
             layer = self.layers[index]
@@ -363,8 +369,6 @@ class ManagedCache(AttentionCache):
                 layer.keep(rows)
             else:
                 self.layers[index] = RaggedLayer.of(layer, rows)
-        if self.scores is not None and columns is not None:
-            self.scores.keep_columns(columns)
         if table.mode.traits.renumbers:
             cos, sin = self.rotary.angles(torch.arange(int(kept.counts.max())), self.device)
             for layer in self.layers:

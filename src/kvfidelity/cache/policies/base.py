@@ -217,6 +217,8 @@ class Policy(ABC):
             raise UserError(
                 f"policy {self.kind}: its shares are {found}; they must be {list(view.grid)}"
             ) from None
+        if bool(shares.isnan().any()):
+            _refuse_overflow(view)
         if not bool(shares.isfinite().all()) or bool((shares < 0).any()) or not bool(shares.any()):
             raise UserError(
                 f"policy {self.kind}: its shares must be finite, at least 0 and not all 0"
@@ -253,8 +255,20 @@ def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
         shapes = " or ".join(str(list(shape)) for shape in allowed)
         raise UserError(f"policy {kind}: its ranking is {list(rank.shape)}; it must be {shapes}")
     if rank.is_floating_point() and bool(rank.isnan().any()):
-        layer = first_overflow((layer.keys, layer.values) for layer in view.layers)
-        scores = None if view.scores is None or not view.has_scores else view.attention("latest")
-        if layer is not None or (scores is not None and not scores.isfinite().all()):
-            raise overflow_error(view.layers[0].keys.dtype, layer)
+        _refuse_overflow(view)
         raise UserError(f"policy {kind}: its ranking holds NaN, which orders nothing")
+
+
+def _refuse_overflow(view: CacheView) -> None:
+    """Refuse a view of keys, values or scores that are not finite, which is why a ranking is not.
+
+    Raises:
+        ModelOverflowError: names the first layer.
+    """
+    found = [[head.layers[0] for head in row] for row in view.heads] or [[e] for e in view.layers]
+    pairs = ((number, layer) for number, row in enumerate(found) for layer in row)
+    numbers, layers = zip(*pairs, strict=True)
+    first = first_overflow((layer.keys, layer.values) for layer in layers)
+    scores = None if view.scores is None or not view.has_scores else view.attention("latest")
+    if first is not None or (scores is not None and not scores.isfinite().all()):
+        raise overflow_error(layers[0].keys.dtype, None if first is None else numbers[first])

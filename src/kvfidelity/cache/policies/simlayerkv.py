@@ -37,7 +37,10 @@ class SimLayerKV(Policy):
         return pin_ends(slot_indices(view), self.sinks, 0, view.budget)
 
     def shares(self, view: CacheView, rank: Tensor) -> Tensor:
-        lazy = torch.tensor([self._share(layer) > self.threshold for layer in view.by_head()])
+        looked = torch.tensor([self._share(layer) for layer in view.by_head()])
+        if bool(looked.isnan().any()):
+            return looked[:, None]  # refused: the model's numbers are not finite
+        lazy = looked > self.threshold
         number, layers = int(lazy.sum()), lazy.numel()
         few = min(self.sinks + self.recent, view.budget / 2)
         if number in (0, layers):
