@@ -259,6 +259,21 @@ def test_a_copy_and_a_rollback_leave_a_ragged_cache_as_it_was(llama: Any, mode: 
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_the_latest_scores_are_those_of_the_last_token_if_asked_for(llama: Any, mode: str) -> None:
+    one, other = (grown(llama, mode, tokens(OLD), collect_scores=True) for _ in range(2))
+    for cache in (one, other):
+        cache.keep(random_ragged(grid_of(cache), PER_HEAD, 1))
+    new = tokens(NEW, seed=1)
+    with one.feeding(latest_is_last=True):
+        feed(llama, one, new)
+    feed(llama, other, new[:, :-1])
+    feed(llama, other, new[:, -1:])
+    assert one.scores is not None and other.scores is not None
+    for history in ("latest", "accumulated"):
+        assert torch.allclose(one.scores.rows(history), other.scores.rows(history), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_ragged_histories_are_replayed_and_measured_head_by_head(mode: PositionMode) -> None:
     """The slot table, the log, and integrity: each head is a history of its own."""
     frequencies = 1 / 10 ** torch.arange(0, 2, 0.5)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from kvfidelity.cache import attention
+from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.device_positions import DevicePositions
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
@@ -64,6 +64,7 @@ class ManagedCache(AttentionCache):
         self.before_forward = before_forward
         self.scaling = 1.0
         self._continues = False
+        self._latest_is_last = False
         self._fed_positions: Tensor | None = None
         self._angles: tuple[Tensor, Tensor] | None = None
         self._device_positions: DevicePositions | None = None
@@ -137,7 +138,10 @@ class ManagedCache(AttentionCache):
             out = attention.attend(rotated, key[0], value[0], scaling)
         else:
             out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
-            self.scores.add(layer_idx, sums, continues=self._continues)
+            last = None
+            if self._latest_is_last and query.shape[2] > 1:
+                last = window_scores(rotated[:, -1:], key[0], scaling)[:, 0]
+            self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 
     def rotated_keys(self, layer_idx: int) -> Tensor:
@@ -179,13 +183,19 @@ class ManagedCache(AttentionCache):
             self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
 
     @contextmanager
-    def continuing(self) -> Iterator[None]:
-        """Inside, a forward counts as a further chunk of the latest one."""
-        self._continues = True
+    def feeding(self, *, continues: bool = False, latest_is_last: bool = False) -> Iterator[None]:
+        """How forwards inside count.
+
+        Args:
+            continues: a forward is a further chunk of the latest one.
+            latest_is_last: after a forward, the latest scores are those of its last token, as if
+                that one had been fed alone.
+        """
+        self._continues, self._latest_is_last = continues, latest_is_last
         try:
             yield
         finally:
-            self._continues = False
+            self._continues = self._latest_is_last = False
 
     @torch.inference_mode()
     def keep(self, kept: Tensor | RaggedKeepSet) -> None:
@@ -314,6 +324,11 @@ class ManagedCache(AttentionCache):
         """Whether a forward now counts as a further chunk of the latest one."""
         return self._continues
 
+    @property
+    def latest_is_last(self) -> bool:
+        """Whether the latest scores after a forward now are those of its last token."""
+        return self._latest_is_last
+
     def _append_tokens(self, count: int, device: torch.device) -> None:
         if self.before_forward is not None and not self._continues:
             self.before_forward(self)
@@ -336,11 +351,12 @@ class ManagedCache(AttentionCache):
     def _attend_ragged(self, layer: RaggedLayer, layer_idx: int, query: Tensor) -> Tensor:
         """One layer's attention output [1, q, H, d] for un-rotated queries [H, q, d]."""
         assert self._angles is not None
-        out, sums = layer.attend(query, self._angles, self.scaling, self.scores is not None)
-        if self.scores is not None and sums is not None:
-            # A layer's largest head may hold fewer slots than the table has columns.
-            sums = pad(sums, (self.slot_table.columns - sums.shape[1], 0))
-            self.scores.add(layer_idx, sums, continues=self._continues)
+        if self.scores is None:
+            return layer.attend(query, self._angles, self.scaling).transpose(0, 1)[None]
+        given = (query, self._angles, self.scaling, self.slot_table.columns)
+        out, sums = layer.attend_with_scores(*given)
+        last = layer.last_scores(*given) if self._latest_is_last and query.shape[1] > 1 else None
+        self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 
     def _keep_ragged(self, kept: RaggedKeepSet) -> None:

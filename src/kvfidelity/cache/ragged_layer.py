@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from kvfidelity.cache import attention
@@ -59,33 +60,50 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships 
             own = slice(group, group + 1)
             head.append(key[:, own], value[:, own], (angles[0][group], angles[1][group]))
 
-    def attend(
-        self, query: Tensor, angles: tuple[Tensor, Tensor], scaling: float, with_scores: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Causal attention of each kv head's query heads over that head's slots.
+    def attend(self, query: Tensor, angles: tuple[Tensor, Tensor], scaling: float) -> Tensor:
+        """Causal attention [H, q, d] of each kv head's query heads over that head's slots.
 
         Args:
-            query: [H, q, d], un-rotated; angles: of the queries' positions, fp32 [G, q, r].
-
-        Returns:
-            [H, q, d], and with scores the column sums, fp32 [H, n] for the largest n, aligned at
-            the right, with 0 before a head's slots.
+            query: [H, q, d], un-rotated.
+            angles: of the queries' positions, fp32 [G, q, r].
         """
+        parts = [
+            attention.attend(own, head.rotated_keys, head.live_values, scaling)
+            for head, own in self._rotated(query, angles)
+        ]
+        return torch.cat(parts)
+
+    def attend_with_scores(
+        self, query: Tensor, angles: tuple[Tensor, Tensor], scaling: float, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the column sums, fp32 [H, width], aligned at the right, with 0 before a
+        head's slots."""
         outputs, sums = [], []
-        width = max(head.slots for head in self.heads)
-        for group, own in enumerate(torch.chunk(query, len(self.heads))):
-            head = self.heads[group]
-            rotated = rotate(own, angles[0][group], angles[1][group])
-            keys, values = head.rotated_keys, head.live_values
-            if with_scores:
-                out, columns = attention.attend_with_scores(rotated, keys, values, scaling)
-                padded = columns.new_zeros(columns.shape[0], width)
-                padded[:, width - head.slots :] = columns
-                sums.append(padded)
-            else:
-                out = attention.attend(rotated, keys, values, scaling)
+        for head, own in self._rotated(query, angles):
+            out, columns = attention.attend_with_scores(
+                own, head.rotated_keys, head.live_values, scaling
+            )
             outputs.append(out)
-        return torch.cat(outputs), torch.cat(sums) if with_scores else None
+            sums.append(pad(columns, (width - head.slots, 0)))
+        return torch.cat(outputs), torch.cat(sums)
+
+    def last_scores(
+        self, query: Tensor, angles: tuple[Tensor, Tensor], scaling: float, width: int
+    ) -> Tensor:
+        """The attention of the last query alone, fp32 [H, width], aligned at the right."""
+        parts = []
+        for head, own in self._rotated(query, angles):
+            columns = attention.window_scores(own[:, -1:], head.rotated_keys, scaling)[:, 0]
+            parts.append(pad(columns, (width - head.slots, 0)))
+        return torch.cat(parts)
+
+    def _rotated(
+        self, query: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[SlotLayer, Tensor]]:
+        """Each kv head with its query heads, rotated [H / G, q, d]."""
+        parts = torch.chunk(query, len(self.heads))
+        for head, own, cos, sin in zip(self.heads, parts, *angles, strict=True):
+            yield head, rotate(own, cos, sin)
 
     def keep(self, rows: Sequence[Tensor]) -> None:
         """Keep only the slots `rows[g]`, int64 [k], of each kv head."""

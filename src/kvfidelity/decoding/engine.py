@@ -143,15 +143,21 @@ class Engine:
         """An empty cache; see ManagedCache for the options."""
         return new_cache(self.model, positions, **options)
 
-    def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
+    def feed(
+        self, cache: ManagedCache, ids: Sequence[int], *, latest_is_last: bool = False
+    ) -> Tensor:
         """Feed tokens into a cache as one forward, split into chunks that limit its memory.
 
         With a scheduler they share forwards with what other runs feed at the same time.
 
+        Args:
+            latest_is_last: afterwards the latest scores are those of the last token alone, as if it
+                had been fed by a forward of its own.
+
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
-        return self._feed(Feed(cache, ids))
+        return self._feed(Feed(cache, ids, latest_is_last=latest_is_last))
 
     def feed_tree(self, cache: ManagedCache, tree: TokenTree) -> Tensor:
         """Hidden states [m, hidden] of alternative continuations of a cache, which is not changed.

@@ -26,11 +26,13 @@ class Feed:
     """Tokens to be fed into a cache.
 
     tree: they are this tree's, and leave the cache as it was; None for a plain sequence.
+    latest_is_last: afterwards the latest scores are those of the last token alone.
     """
 
     cache: ManagedCache
     ids: Sequence[int]
     tree: TokenTree | None = None
+    latest_is_last: bool = False
 
     def part(self) -> AttentionCache:
         """What takes part in a forward."""
@@ -82,8 +84,13 @@ def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
         forward.sort(key=lambda chunk: feeds[chunk[0]].tree is not None)  # see `packed`
         with ExitStack() as stack:
             for index, _ in forward:
-                if done[index]:
-                    stack.enter_context(feeds[index].cache.continuing())
+                feed = feeds[index]
+                if feed.tree is None:
+                    stack.enter_context(
+                        feed.cache.feeding(
+                            continues=done[index] > 0, latest_is_last=feed.latest_is_last
+                        )
+                    )
             row = torch.cat([tokens[i][done[i] : done[i] + count] for i, count in forward])
             caches = [feeds[index].part() for index, _ in forward]
             counts = [count for _, count in forward]

@@ -34,7 +34,7 @@ def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> Basel
             cache,
             evictor,
             progress,
-            on_prompt=lambda cache: baseline.prompts.append(cache.size),
+            on_prompt=baseline.prompts.append,
         )
         if outcome is None:
             baseline.out_of_memory = True

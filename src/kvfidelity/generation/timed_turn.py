@@ -25,7 +25,7 @@ def run_timed_turn(
     cache: ManagedCache,
     evictor: Evictor,
     progress: Progress,
-    on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+    on_prompt: Callable[[int], None] = lambda slots: None,
     baseline: Tensor | None = None,
 ) -> TurnOutcome | None:
     """Run a turn and send {"event": "turn", ...}; None if memory ran out.
