@@ -168,7 +168,8 @@ class ManagedCache(AttentionCache):
         """Make room for `slots` slots; no buffer moves in memory until they are filled."""
         for layer in self.layers:
             layer.reserve(slots)
-        self.device_positions.reserve(slots, self.size)
+        if kernels_run_on(self.device):
+            self.device_positions.reserve(slots, self.size)
         if self.scores is not None and self.scores.available:
             self.scores.reserve(slots, self.scores.heads, self.device)
 
@@ -272,6 +273,26 @@ class ManagedCache(AttentionCache):
             )
         copy.scaling = self.scaling
         return copy
+
+    def section(self, before: int) -> ManagedCache:
+        """A cache of the slots so far and the `before` next ones, in the same buffers.
+
+        Its scores and recent queries hold only what it is fed itself. Room must be reserved.
+        """
+        section = ManagedCache(
+            self.rotary, len(self.layers), self.slot_table.mode, query_window=self.query_window
+        )
+        section.slot_table = self.slot_table.fork()
+        section.slot_table.append(before)
+        section.layers = [layer.sharing(section.size) for layer in self.layers]
+        section.scaling = self.scaling
+        section._device_positions = self._device_positions
+        if self.scores is not None:
+            rows = (len(self.layers), self.scores.heads, section.size)
+            section.scores = AttentionScores.from_rows(
+                torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
+            )
+        return section
 
     @contextmanager
     def rollback_after(self) -> Iterator[None]:

@@ -157,6 +157,11 @@ class AttentionScores:
         share = float(1 - inside / scores.sum())
         return share if math.isfinite(share) else None
 
+    def add_earlier(self, earlier: AttentionScores) -> None:
+        """Add what slots had received before, fp32 [L, H, m], m <= n, to the accumulated scores."""
+        before = earlier.rows(ScoreHistory.ACCUMULATED)
+        self.rows(ScoreHistory.ACCUMULATED)[..., : before.shape[-1]] += before
+
     def share_outside(self, kept: Tensor) -> float | None:
         """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or
         [L, G, k]); None before the first scored forward, and where scores overflowed."""

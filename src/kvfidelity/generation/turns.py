@@ -44,9 +44,9 @@ class TurnOutcome:
     fed: those tokens, with the end of turn and, in front of an own reply, the segment's opening.
     integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt; None if the reply was fed with it. prompt_s: the same
-    with the evictions before and after it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
-    share the memory. concurrency: most runs that were active at once during the turn, this one
-    included; seconds describe the turn alone only if it is 1.
+    with the evictions before and after it. peak_bytes: peak device memory since the run's start;
+    None on a CPU, and where other runs share the memory. concurrency: most runs that were active at
+    once during the turn, this one included; seconds describe the turn alone only if it is 1.
     """
 
     fed: tuple[int, ...]
@@ -66,7 +66,7 @@ class TurnOutcome:
     tokens_seen_end: int
     next_position: int | None
     prefill_s: float | None
-    prompt_s: float
+    prompt_s: float | None
     peak_bytes: int | None
     concurrency: int
 

@@ -168,7 +168,7 @@ def _attention_tile(most_rows: int, size: int, exact: bool) -> tuple[int, int, i
         return 32, 32, 4, 2
     if most_rows <= 32:
         return 32, 64, 4, 3
-    return (128, 64, 8, 3) if most_rows > 64 and size <= 128 else (64, 64, 4, 3)
+    return 64, 64, 4, 3
 
 
 def _score_tile(exact: bool) -> tuple[int, int, int, int]:
