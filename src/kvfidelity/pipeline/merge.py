@@ -16,7 +16,7 @@ from kvfidelity.atomic_files import replacing
 from kvfidelity.bounded_json import parse_json, read_json
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
-from kvfidelity.pipeline.settings import policy_entries
+from kvfidelity.pipeline.setting_schemas import policy_entries
 from kvfidelity.records.grid import (
     GENERATED,
     MANIFEST,
