@@ -62,7 +62,9 @@ class TurnMeasures:
     ] = pl.Int32
     slots_end: Annotated[Dtype, "slots", "cached at the end of the turn"] = pl.Int32
     slots_peak: Annotated[Dtype, "slots", "most that were cached during the turn"] = pl.Int32
-    next_position: Annotated[Dtype, "positions", "position of the reply's first token"] = pl.Int32
+    next_position: Annotated[
+        Dtype, "positions", "position of the reply's first token; missing if kv heads differ in it"
+    ] = pl.Int32
     cache_bytes_start: Annotated[Dtype, "bytes", "size of the cache when the turn starts"] = (
         pl.Int64
     )
