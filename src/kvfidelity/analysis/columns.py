@@ -176,6 +176,36 @@ class Policies:
     )
 
 
+class Ranking:
+    """What a cell saves, next to its loss."""
+
+    stage = "aggregate"
+    rank: Annotated[
+        Dtype,
+        "",
+        "place among the cells of one model, dataset, threshold and budget by the mean, 1 is the "
+        "least loss; missing if policies set their own size",
+    ] = pl.Int64
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+    cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
+        pl.Float64
+    )
+    baseline_bytes: Annotated[Dtype, "bytes", "the same of the baseline on the same turns"] = (
+        pl.Float64
+    )
+    bytes_saved_share: Annotated[Dtype, "share", "1 - cache_bytes / baseline_bytes"] = pl.Float64
+    retained_share: Annotated[Dtype, "share", "cached tokens / tokens seen, mean"] = pl.Float64
+    tokens_per_s: Annotated[
+        Dtype, "tokens / s", "decoded per second, median over turns that were decoded alone"
+    ] = pl.Float64
+    baseline_tokens_per_s: Annotated[
+        Dtype, "tokens / s", "the same of the baseline, over all such turns"
+    ] = pl.Float64
+    n_timed: Annotated[Dtype, "turns", "turns that tokens_per_s is over"] = pl.Int64
+
+
 class ContrastSides:
     """What a contrast compares."""
 
@@ -767,6 +797,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
         Policies,
         Integrity,
     ),
+    "ranking": columns(Cell, PolicyMean, Interval, Counts, Ranking),
     "contrasts": columns(
         ContrastSides,
         Cell,

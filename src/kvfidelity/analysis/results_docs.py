@@ -37,6 +37,8 @@ TABLE_ROWS = {
     "evictions": "One row per eviction and keep set of every run.",
     "verdicts": "One row per verdict on a run's replies.",
     "policies": "One row per cell: excess NLL, and integrity as the mean over the same turns.",
+    "ranking": "One row per cell: cells of one budget in the order of their loss, with what they "
+    "save.",
     "baselines": "One row per model and dataset: whether the model knows anything.",
     "contrasts": "Paired differences in excess NLL between position modes, and between policies "
     "of one budget, in families that are named beforehand.",

@@ -15,6 +15,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "dialogues",
         "baselines",
         "policies",
+        "ranking",
         "contrasts",
         "attribution",
         "predictors",
