@@ -30,6 +30,7 @@ from kvfidelity.pipeline.resources import (
 )
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.console import attach
+from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.plan_message import Place, plan_message, run_seconds
 from kvfidelity.pipeline.planned_jobs import planned_jobs
 from kvfidelity.pipeline.planned_runs import write_planned_runs

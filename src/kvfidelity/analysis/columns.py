@@ -254,6 +254,14 @@ class Attribution:
     threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
     cause: Annotated[Dtype, "", "none, positions, tokens, both or undecided"] = pl.String
     reason: Annotated[Dtype, "", "reason of the cause"] = pl.String
+    loses: Annotated[
+        Dtype, "", "whether the loss with stale positions is surely more than 0.05: yes, no or open"
+    ] = pl.String
+    positions_cost: Annotated[
+        Dtype,
+        "",
+        "the same of the difference; no as well where it is negligible in every single dialogue",
+    ] = pl.String
     stale: Annotated[Dtype, "nats / token", "excess NLL with stale positions"] = pl.Float64
     stale_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     stale_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
@@ -362,11 +370,13 @@ class Environments:
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
-    hardware: Annotated[Dtype, "", "name of the GPU, or the CPU's architecture"] = pl.String
+    hardware: Annotated[Dtype, "", "name of the GPU or of the processor"] = pl.String
     dtype: Annotated[Dtype, "", "number format of weights and cache"] = pl.String
     code: Annotated[Dtype, "", "digest of the code that a run depends on"] = pl.String
     versions: Annotated[Dtype, "", "of Python and of the packages that compute"] = pl.String
     runs: Annotated[Dtype, "runs", "runs made in this environment"] = pl.Int64
+    first_made: Annotated[Dtype, "UTC", "when the first of them ended"] = pl.String
+    last_made: Annotated[Dtype, "UTC", "when the last of them ended"] = pl.String
 
 
 class RecallPairs:
