@@ -85,7 +85,7 @@ rule figures:
         expand(
             "results/figures/{name}.{ending}",
             name=[figure.name for figure in FIGURES],
-            ending=["png", "html"],
+            ending=["narrow.svg", "png", "html", "csv"],
         ),
     log:
         "logs/figures.log",

@@ -35,9 +35,9 @@ def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
         if MADE in notes:
             made.setdefault(environment, []).append(notes[MADE])
     rows = [
-        (*environment, count, min(made.get(environment, []), default=None))
-        + (max(made.get(environment, []), default=None),)
+        (*environment, count, min(times, default=None), max(times, default=None))
         for environment, count in counts.items()
+        for times in [made.get(environment, [])]
     ]
     table = pl.DataFrame(rows, table_schema("environments"), orient="row")
     return table.sort("model", -pl.col("runs"), "hardware", "code", "versions", nulls_last=True)

@@ -13,6 +13,8 @@ import vl_convert
 
 from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import NotFiniteError
+from kvfidelity.report.figure_rows import figure_rows
+from kvfidelity.report.narrow import narrow
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
@@ -52,7 +54,8 @@ def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
 
 
 def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
-    """NAME.svg for the page and papers, NAME.png at 200 dots per inch, NAME.html to look around in.
+    """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.png at 200 dots per inch,
+    NAME.html to look around in, NAME.csv with its numbers.
 
     Nothing is fetched, then or later: the page holds its scripts.
 
@@ -61,6 +64,8 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     """
     spec = with_theme(chart)
     write_text(folder / f"{name}.svg", svg(spec, name))
+    write_text(folder / f"{name}.narrow.svg", svg(narrow(spec), name))
+    write_text(folder / f"{name}.csv", figure_rows(spec).write_csv())
     on_white = as_json(spec | {"background": "white"}, name)
     with replacing(folder / f"{name}.png") as temporary:
         temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
