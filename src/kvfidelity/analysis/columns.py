@@ -411,7 +411,7 @@ class RecallGroup:
     kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
     origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own questions"] = pl.String
     depth: Annotated[
-        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+        Dtype, "", "where in the dialogue the evidence is: early, middle, recent or unknown"
     ] = pl.String
 
 

@@ -11,6 +11,8 @@ from kvfidelity.analysis.ranking import EQUAL_BYTES
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.records.grid import POSITIONS
 
+#: What a loss is due to; see `causes`.
+CAUSES = ("positions", "tokens", "both", "none", "parts", "no difference", "open")
 SETTING = ("model", "dataset", "threshold", "policy")
 
 
@@ -67,7 +69,7 @@ def causes(attribution: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     and rerotated positions cost the same, whether the policy loses anything is open), "parts" (it
     loses, its parts are open) and "open".
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CAUSES}
     for row in attribution.to_dicts():
         cause = row["cause"]
         if cause == "undecided":
@@ -77,7 +79,7 @@ def causes(attribution: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
                 cause = "parts"
             else:
                 cause = "open"
-        found.setdefault(cause, []).append(row)
+        found[cause].append(row)
     return found
 
 
