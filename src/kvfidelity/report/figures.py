@@ -85,14 +85,15 @@ def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin
     base = alt.Chart(data).encode(
         y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows),
         yOffset=alt.YOffset("positions:N", sort=list(POSITIONS)),
-        color=mode_colour(policies),
+        color=mode_colour(policies).legend(orient="top"),
         tooltip=[*CELL_COLUMNS, "mean", "low", "high", "n"],
     )
     title = ["excess NLL of the reference reply (nats per token, symmetric log)", count_label(data)]
     axis = alt.Axis(values=values, format="~g", grid=True)
     points = of_means(base).mark_point(filled=True, size=80)
     points = points.encode(
-        x=alt.X("mean:Q", scale=scale, title=title, axis=axis), shape=mode_shape(policies)
+        x=alt.X("mean:Q", scale=scale, title=title, axis=axis),
+        shape=mode_shape(policies).legend(orient="top"),
     )
     bars = with_interval(base).mark_rule(strokeWidth=2)
     bars = bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
@@ -100,8 +101,9 @@ def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     # A policy that ran under one mode takes as much room as that mode.
     lines = policies.select("model", "dataset", "threshold", "policy", "positions").unique().height
-    height = 20 * lines + 14 * len(rows)
-    return alt.layer(zero, bars, each, points, data=data).properties(width=WIDTH, height=height)
+    height = 22 * lines + 14 * len(rows)
+    layers = alt.layer(zero, bars, each, points, data=data)
+    return layers.properties(width=0.7 * WIDTH, height=height)
 
 
 def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:

@@ -310,7 +310,8 @@ def mixed(environments: pl.DataFrame) -> list[str]:
 
 def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The figures of each section of the page: `name`, `svg`, `narrow` (for narrow screens),
-    `alt_text`, `caption`, and of its numbers `head`, `rows` (the first FIGURE_ROWS) and `n_rows`."""
+    `alt_text`, `caption`, and of its numbers `head`, `rows` (the first FIGURE_ROWS) and `n_rows`.
+    """
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for figure in FIGURES:
         entry: dict[str, Any] = {"name": figure.name, "alt_text": figure.alt_text}

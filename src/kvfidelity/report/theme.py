@@ -54,10 +54,27 @@ def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
 
 
 def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
-    """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.png at 200 dots per inch,
-    NAME.html to look around in, NAME.csv with its numbers.
+    """What `save_for_page` writes, NAME.png at 200 dots per inch, NAME.html to look around in.
 
     Nothing is fetched, then or later: the page holds its scripts.
+
+    Raises:
+        NotFiniteError: a number in the chart's data is not finite.
+    """
+    spec = save_for_page(chart, folder, name)
+    on_white = as_json(spec | {"background": "white"}, name)
+    with replacing(folder / f"{name}.png") as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
+    write_text(
+        folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
+    )
+
+
+def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> dict[str, Any]:
+    """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.csv with its numbers.
+
+    Returns:
+        The specification that is drawn.
 
     Raises:
         NotFiniteError: a number in the chart's data is not finite.
@@ -66,12 +83,7 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     write_text(folder / f"{name}.svg", svg(spec, name))
     write_text(folder / f"{name}.narrow.svg", svg(narrow(spec), name))
     write_text(folder / f"{name}.csv", figure_rows(spec).write_csv())
-    on_white = as_json(spec | {"background": "white"}, name)
-    with replacing(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
-    write_text(
-        folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
-    )
+    return spec
 
 
 def svg(spec: dict[str, Any], name: str) -> str:

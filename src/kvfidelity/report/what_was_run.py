@@ -72,7 +72,7 @@ def _needles(recall: pl.DataFrame) -> int:
 
 
 def thresholds(turns: pl.DataFrame) -> list[dict[str, Any]]:
-    """Each threshold of a model's runs: its size and target in tokens and bytes, and its trigger."""
+    """Each threshold of a model's runs: size and target in tokens and bytes, and its trigger."""
     names = ("threshold", "trigger", "threshold_tokens", "target_tokens")
     found = (
         turns.filter(pl.col("kind") != BASELINE)
