@@ -127,13 +127,22 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def picture(self, x: float, y: float, width: float, height: float) -> str:
-        """A part of the page as PNG, in base 64."""
-        clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
-        done = self.call(
-            "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True
+    def picture(self, element: str) -> str:
+        """An element as it is on the screen, as PNG in base 64.
+
+        Args:
+            element: a JavaScript expression. It is scrolled to first: a picture of a long page as a
+                whole has a largest height.
+        """
+        box = self.run(
+            f"const found = {element};"
+            "found.scrollIntoView({block: 'start', behavior: 'instant'});"
+            "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+            "const {x, y, width, height} = found.getBoundingClientRect();"
+            "return {x: x + scrollX, y: y + scrollY, width, height};"
         )
-        return str(done["data"])
+        clip = box | {"scale": 1}
+        return str(self.call("Page.captureScreenshot", format="png", clip=clip)["data"])
 
     def pdf(self) -> bytes:
         """The page as it prints."""

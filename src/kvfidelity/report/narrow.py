@@ -22,7 +22,7 @@ TITLE_LETTERS = 34
 def narrow(spec: dict[str, Any]) -> dict[str, Any]:
     """The narrow form of a specification that `theme.with_theme` gives; that one stays as it is."""
     found = copy.deepcopy(spec)
-    found["padding"] = {"left": 14, "right": 14, "top": 5, "bottom": 5}
+    found["padding"] = {"left": 18, "right": 14, "top": 5, "bottom": 5}
     names = _has_names(found)
     width = WIDTH - (NAMES if names else NUMBERS)
     for part in _parts(found):
@@ -66,7 +66,7 @@ def _shorten(channel: str, definition: dict[str, Any]) -> None:
         # "policy, threshold" on two lines.
         axis = definition.get("axis") or {}
         definition["axis"] = axis | {
-            "labelLimit": NAMES - 20,
+            "labelLimit": NAMES - 24,
             "labelExpr": "split(datum.label, ', ')",
         }
     if channel == "x" and isinstance(definition.get("axis"), dict):
