@@ -29,6 +29,7 @@ from kvfidelity.pipeline.resources import (
     estimate_scoring,
 )
 from kvfidelity.errors import UserError
+from kvfidelity.analysis.table_names import REPORTED_TABLES, TABLE_ROWS, table_files
 from kvfidelity.pipeline.console import attach
 from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.plan_message import Place, plan_message, run_seconds
@@ -301,14 +302,36 @@ def verdicts(wildcards):
     ]
 
 
+def tables_for_report(rule):
+    """A rule's tables; those of Snakemake's own report with their place and what they show."""
+    reported = {f"results/tables/{name}.csv": name for name in REPORTED_TABLES}
+    return [
+        (
+            report(
+                path,
+                caption="../report/table.rst",
+                category="Tables",
+                labels={
+                    "item": f"table {reported[path]}",
+                    "shows": TABLE_ROWS[reported[path]],
+                },
+            )
+            if path in reported
+            else path
+        )
+        for path in table_files(rule)
+    ]
+
+
 def figure_for_report(figure):
     """A figure's SVG with its place and caption in Snakemake's own report."""
     settings = SETTINGS["report"]
     caption = figure.caption_with(settings["confidence"])
     return report(
         f"results/figures/{figure.name}.svg",
+        caption="../report/figure.rst",
         category=figure.category,
-        labels={"figure": figure.name, "shows": caption},
+        labels={"item": f"figure {figure.name}", "shows": caption},
     )
 
 
