@@ -302,25 +302,23 @@ def verdicts(wildcards):
     ]
 
 
-def tables_for_report(rule):
-    """A rule's tables; those of Snakemake's own report with their place and what they show."""
-    reported = {f"results/tables/{name}.csv": name for name in REPORTED_TABLES}
+def tables_for_report(writer):
+    """The tables of a rule; those of Snakemake's own report with their place and what they show."""
+    names = {f"results/tables/{name}.csv": name for name in REPORTED_TABLES}
     return [
-        (
-            report(
-                path,
-                caption="../report/table.rst",
-                category="Tables",
-                labels={
-                    "item": f"table {reported[path]}",
-                    "shows": TABLE_ROWS[reported[path]],
-                },
-            )
-            if path in reported
-            else path
-        )
-        for path in table_files(rule)
+        table_for_report(path, names[path]) if path in names else path
+        for path in table_files(writer)
     ]
+
+
+def table_for_report(path, name):
+    """A table with its place and what it shows in Snakemake's own report."""
+    return report(
+        path,
+        caption="../report/table.rst",
+        category="Tables",
+        labels={"item": f"table {name}", "shows": TABLE_ROWS[name]},
+    )
 
 
 def figure_for_report(figure):
