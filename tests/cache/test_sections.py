@@ -8,6 +8,7 @@ import torch
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.scores import ScoreHistory
 from kvfidelity.decoding.engine import Engine
+from kvfidelity.decoding.feeding import Feed, feed_together
 from tests.cache.conftest import tiny
 
 #: fp32: a matrix product over more rows may be summed in another order.
@@ -29,12 +30,17 @@ def assert_same_state(one: ManagedCache, other: ManagedCache) -> None:
         )
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("window", [0, 4, 64])
 def test_sections_equal_feeding_one_after_another(
-    architecture: str, scored: bool, window: int
+    architecture: str, scored: bool, window: int, device: str
 ) -> None:
-    engine = Engine.from_parts(tiny(architecture), segmenter=None, tokenizer=None)
+    engine = Engine.from_parts(tiny(architecture).to(device), segmenter=None, tokenizer=None)
     total = FIRST + sum(SECTIONS) + 6
     ids = torch.randint(3, 97, (total,), generator=torch.Generator().manual_seed(1)).tolist()
     together, alone = (
@@ -61,11 +67,17 @@ def test_sections_equal_feeding_one_after_another(
     assert_same_state(together, alone)
 
 
-def test_the_latest_scores_of_a_long_feed_can_be_those_of_its_last_token(architecture: str) -> None:
-    engine = Engine.from_parts(tiny(architecture), segmenter=None, tokenizer=None)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("caches", [1, 3])
+def test_the_latest_scores_of_a_long_feed_can_be_those_of_its_last_token(
+    architecture: str, caches: int, device: str
+) -> None:
+    engine = Engine.from_parts(tiny(architecture).to(device), segmenter=None, tokenizer=None)
     ids = torch.randint(3, 97, (20,), generator=torch.Generator().manual_seed(2)).tolist()
-    at_once, alone = (engine.new_cache("original", collect_scores=True) for _ in range(2))
-    engine.feed(at_once, ids, latest_is_last=True)
+    at_once = [engine.new_cache("original", collect_scores=True) for _ in range(caches)]
+    alone = engine.new_cache("original", collect_scores=True)
+    feed_together(engine, [Feed(cache, ids, latest_is_last=True) for cache in at_once])
     engine.feed(alone, ids[:-1])
     engine.feed(alone, ids[-1:])
-    assert_same_state(at_once, alone)
+    for cache in at_once:
+        assert_same_state(cache, alone)

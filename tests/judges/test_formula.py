@@ -54,13 +54,14 @@ def test_a_reply_that_is_missing_or_not_measured_gets_no_number() -> None:
 
 
 def test_a_verdict_cannot_be_invented() -> None:
-    about = ("formula", "formula", "m", "r")
+    names = ("judge", "judge_kind", "judge_model", "rubric")
+    about: dict[str, Any] = {"turn": 0, "reason": None} | dict.fromkeys(names, "x")
     with pytest.raises(ValueError, match="from 1 to 10"):
-        Verdict(0, *about, score=11, status="ok", reason=None)
+        Verdict(**about, score=11, status="ok")
     with pytest.raises(ValueError, match="exactly if"):
-        Verdict(0, *about, score=5, status="failed", reason=None)
+        Verdict(**about, score=5, status="failed")
     with pytest.raises(ValueError, match="exactly if"):
-        Verdict(0, *about, score=None, status="ok", reason=None)
+        Verdict(**about, score=None, status="ok")
 
 
 def test_verdicts_become_rows_under_their_own_name() -> None:

@@ -466,9 +466,16 @@ def test_tables_sort_with_one_tab_stop(page: Path, tmp_path: Path) -> None:
       button.click();
       const down = values();
       return {up, down, sort: table.tHead.rows[0].cells[head].getAttribute("aria-sort"),
-        stops: table.tHead.querySelectorAll("button[tabindex='0']").length};
+        stops: [...table.querySelectorAll("button")].filter((one) => one.tabIndex === 0).length,
+        next: (() => {
+          const [first, second] = table.tBodies[0].querySelectorAll("button");
+          const key = new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true});
+          first.dispatchEvent(key);
+          return document.activeElement === second && second.tabIndex === 0;
+        })()};
     """
     result = drive(page, script, tmp_path)["result"]
     assert result["up"] == sorted(result["up"]) and len(set(result["up"])) > 3
     assert result["down"] == sorted(result["down"], reverse=True)
-    assert (result["sort"], result["stops"]) == ("descending", 1)
+    # One for the table's head and one for its buttons.
+    assert (result["sort"], result["stops"], result["next"]) == ("descending", 2, True)

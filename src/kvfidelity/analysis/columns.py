@@ -7,6 +7,7 @@ a test compares the others with what is built. docs/results.md and the page's gl
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated
 
 import polars as pl
@@ -832,6 +833,9 @@ TABLES: dict[str, list[ColumnInfo]] = {
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
     "missing_by_cell": columns(MissingByCell),
+    "missing_comparisons": [
+        replace(column, stage="judge_reliability") for column in columns(MissingByCell)
+    ],
     "own_replies": columns(Cell, OwnReplies),
     "prefill_overshoot": columns(PrefillOvershoot),
     "not_finite": columns(NotFinite),

@@ -31,7 +31,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "not_finite",
     ),
     "claims": ("claims",),
-    "judge_reliability": ("reliability", "comparisons", "costs"),
+    "judge_reliability": ("reliability", "comparisons", "missing_comparisons", "costs"),
     "report": ("jobs",),
 }
 
@@ -67,6 +67,8 @@ TABLE_ROWS = {
     "claims": "One row per claim and cell that it is about.",
     "reliability": "How far judges can be trusted: one row per measure.",
     "comparisons": "One row per judge that compares and cell: replies after an eviction.",
+    "missing_comparisons": "One row per judge that compares and setting: whether missing "
+    "comparisons depend on the cell.",
     "costs": "What judging cost.",
     "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.dialogues.formats import registry as formats
+from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
 from kvfidelity.judges.requests import Limits
@@ -154,7 +155,7 @@ def _geometry(folder: Path) -> Geometry | None:
 def _read_geometry(folder: Path, changed: int) -> Geometry | None:
     try:
         return Geometry.of(folder)
-    except (ValueError, KeyError, TypeError):
+    except UserError:
         return None  # extraction says what is wrong with it
 
 

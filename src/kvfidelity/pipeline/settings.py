@@ -21,7 +21,7 @@ from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.records.renamed import RENAMED_KEYS, RENAMED_VALUES
 from kvfidelity.report.position_modes import position_mode_schema
-from kvfidelity.sizes import most_host_bytes, parse_size
+from kvfidelity.sizes import most_host_bytes, parse_size, size_in_bytes
 from kvfidelity.strict_yaml import read_yaml
 from kvfidelity.suggestions import did_you_mean, nearest
 
@@ -31,6 +31,13 @@ NAMES = "letters, digits, dots, dashes and underscores"
 NEVER_SHOWN = {"api_key_env", "base_url"}
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_INTEGER = 2**63 - 1
+#: Characters of a text, such as a path, and entries of a list or section at most.
+MAX_TEXT, MAX_ENTRIES = 4096, 10_000
+#: Keys whose texts are paths, and bytes of a file's name at most.
+PATHS = {"path", "member", "verdict_store", "format_files", "judge_files", "policy_files", "merge"}
+MAX_FILE_NAME = 255
+#: Characters of a value, and of the path of a key, that messages show at most.
+SHOWN, MAX_PATH = 100, 300
 
 
 def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -142,7 +149,14 @@ def _as_json_types(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _unusable(value: Any, path: tuple[str, ...]) -> Iterator[str]:
-    """Texts that no file can be named by, and integers that no number type holds; never shown."""
+    """What no file can be named by, no number type holds, or nobody writes; never shown."""
+    where = UNUSABLE.sub("?", ".".join(path))[:MAX_PATH] or "the top level"
+    if isinstance(value, Mapping | list | str):
+        is_text = isinstance(value, str)
+        most, what = (MAX_TEXT, "characters") if is_text else (MAX_ENTRIES, "entries")
+        if len(value) > most:
+            yield f"{where}: it has {len(value)} {what}; at most {most} are allowed"
+            return
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _unusable(key, path)
@@ -151,10 +165,12 @@ def _unusable(value: Any, path: tuple[str, ...]) -> Iterator[str]:
         for number, item in enumerate(value):
             yield from _unusable(item, (*path, str(number)))
     elif isinstance(value, str) and UNUSABLE.search(value):
-        where = UNUSABLE.sub("?", ".".join(path)) or "the top level"
         yield f"{where}: a text has a NUL or half of a surrogate pair; remove it"
+    elif isinstance(value, str) and not PATHS.isdisjoint(path):
+        if any(len(part.encode()) > MAX_FILE_NAME for part in value.split("/")):
+            yield f"{where}: a name in this path has more than {MAX_FILE_NAME} bytes; shorten it"
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        yield f"{'.'.join(path)}: the number has more than 64 bits; write a smaller one"
+        yield f"{where}: the number has more than 64 bits; write a smaller one"
 
 
 def _other_keys(value: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -179,6 +195,12 @@ def _formats() -> jsonschema.FormatChecker:
             parse_size(value)
         return True
 
+    @checker.checks("size_in_bytes", raises=UserError)
+    def is_size_in_bytes(value: object) -> bool:
+        if isinstance(value, str):
+            size_in_bytes(value)
+        return True
+
     @checker.checks("size_or_share", raises=UserError)
     def is_size_or_share(value: object) -> bool:
         if isinstance(value, str):
@@ -195,35 +217,39 @@ def _most_specific(error: jsonschema.ValidationError) -> jsonschema.ValidationEr
 
 
 def _explain_error(error: jsonschema.ValidationError) -> str:
-    path = ".".join(map(str, error.absolute_path)) or "the top level"
+    path = ".".join(map(str, error.absolute_path))[:MAX_PATH] or "the top level"
     if error.absolute_path and error.absolute_path[-1] in NEVER_SHOWN:
         return f"{path}: the value must be a text in quotes, or null"
     value: Any = error.instance
     rule: Any = error.validator_value
     schema: Any = error.schema
     match error.validator:
+        case "maxLength":
+            what = "name" if "propertyNames" in error.absolute_schema_path else "text"
+            size = f"has {len(value)} characters; at most {rule} are allowed"
+            return f"{path}: the {what} {_shown(value)} {size}"
         case "maxItems":
             return f"{path}: it has {len(value)} entries; at most {rule} are allowed"
         case "additionalProperties":
             known = schema.get("properties", {})
             name = next(key for key in value if key not in known)
-            return (
-                f"{path}: unknown key {name!r}{_renamed(path, name) or did_you_mean(name, known)}"
-            )
+            hint = _renamed(path, name) or did_you_mean(name, known)
+            return f"{path}: unknown key {_shown(name)}{hint}"
         case "required":
             missing = ", ".join(name for name in rule if name not in value)
             return f"{path}: {missing} must be given"
         case "enum" | "const":
             options = [str(option) for option in (rule if isinstance(rule, list) else [rule])]
             if RENAMED_VALUES.get(str(value)) in options:
-                return f"{path}: {value!r} is now called {RENAMED_VALUES[value]!r}"
-            return f"{path}: {value!r} is not one of {', '.join(options)}{nearest(value, options)}"
+                return f"{path}: {_shown(value)} is now called {RENAMED_VALUES[str(value)]!r}"
+            close = nearest(value, options)
+            return f"{path}: {_shown(value)} is not one of {', '.join(options)}{close}"
         case "format":
             return f"{path}: {error.cause}"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
-            return f"{path}: the name {value!r} may have {NAMES} only"
+            return f"{path}: the name {_shown(value)} may have {NAMES} only"
         case "pattern":
-            return f"{path}: {value!r} is not {schema.get('x-expected', rule)}"
+            return f"{path}: {_shown(value)} is not {schema.get('x-expected', rule)}"
         case "minimum":
             return f"{path}: {value} is too small; it must be at least {rule}"
         case "maximum":
@@ -238,9 +264,15 @@ def _explain_error(error: jsonschema.ValidationError) -> str:
                 return f"{path}: it is empty; give it a value or remove its line"
             quotes = "string" in kinds and isinstance(value, bool | int | float)
             hint = "; put it in quotes" if quotes else ""
-            return f"{path}: {value!r} must be of type {' or '.join(kinds)}{hint}"
+            return f"{path}: {_shown(value)} must be of type {' or '.join(kinds)}{hint}"
         case _:
-            return f"{path}: {error.message}"
+            return f"{path}: {error.message[:MAX_PATH]}"
+
+
+def _shown(value: object) -> str:
+    """A value as Python writes it, cut."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _renamed(section: str, name: str) -> str | None:
@@ -295,7 +327,7 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
                 error.path.extendleft((name, "policies"))
                 yield _explain_error(error)
         elif not settings["policy_files"]:  # otherwise checked where those files are read
-            yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, schemas)}"
+            yield f"policies.{name}: unknown kind {_shown(kind)}{did_you_mean(kind, schemas)}"
     baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
     if len(baselines) > 1:
         yield (
@@ -341,13 +373,13 @@ def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:
         names, known = settings["grid"][section], settings[section]
         for name in [] if names == "all" else names:
             if name not in known:
-                yield f"grid.{section}: no {name!r}{did_you_mean(name, known)}"
+                yield f"grid.{section}: no {_shown(name)}{did_you_mean(name, known)}"
     known = settings.get("judges", {})
     for number, name in enumerate(settings["judging"]):
         if name not in known:
-            yield f"judging: no judge {name!r}{did_you_mean(name, known)}"
+            yield f"judging: no judge {_shown(name)}{did_you_mean(name, known)}"
         if name in settings["judging"][:number]:
-            yield f"judging: {name!r} is listed twice; its verdicts would count twice"
+            yield f"judging: {_shown(name)} is listed twice; its verdicts would count twice"
 
 
 def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -357,7 +389,7 @@ def _check_cases(settings: Mapping[str, Any]) -> Iterator[str]:
         for name in settings.get(section, {}):
             other = first.setdefault(name.lower(), name)
             if other != name:
-                yield f"{section}: {other!r} and {name!r} differ in case only; rename one"
+                yield f"{section}: {other!r} and {_shown(name)} differ in case only; rename one"
 
 
 def _check_dialogue_formats(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -369,8 +401,8 @@ def _check_dialogue_formats(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in settings["datasets"].items():
         if entry["format"] not in known:
             yield (
-                f"datasets.{name}.format: {entry['format']!r} is not one of {', '.join(known)}"
-                f"{nearest(entry['format'], known)}"
+                f"datasets.{name}.format: {_shown(entry['format'])} is not one of "
+                f"{', '.join(known)}{nearest(entry['format'], known)}"
             )
 
 
@@ -410,7 +442,7 @@ def _faults_of_judge(
     if entry.get("max_usd") is not None and entry.get("model") not in settings["prices"]:
         yield (
             "max_usd needs the model's price, dollars per million tokens: add `prices: "
-            f"{{{entry.get('model')}: {{input: ..., output: ...}}}}`"
+            f"{{{str(entry.get('model'))[:SHOWN]}: {{input: ..., output: ...}}}}`"
         )
 
 
@@ -424,7 +456,7 @@ def _check_grid(settings: Mapping[str, Any]) -> Iterator[str]:
                 known = [*settings[section], *([NO_THRESHOLD] if key == "threshold" else [])]
                 if key in pattern and pattern[key] not in known:
                     path, name = f"grid.{field}.{number}.{key}", pattern[key]
-                    faults.append(f"{path}: no {name!r}{did_you_mean(name, known)}")
+                    faults.append(f"{path}: no {_shown(name)}{did_you_mean(name, known)}")
             if field == "include" and pattern.get("threshold") == NO_THRESHOLD:
                 faults.append(
                     f"grid.include.{number}.threshold: {NO_THRESHOLD!r} is added automatically"

@@ -66,15 +66,31 @@ function sortBy(table, column, down) {
   table.classList.add("sorted");
 }
 
-// One tab stop per table: arrow keys go from one column's button to the next.
+/** One tab stop for many buttons: arrow keys go from one to the next. */
+function roam(buttons, back, ahead) {
+  for (const [place, button] of buttons.entries()) {
+    button.tabIndex = place ? -1 : 0;
+    button.addEventListener("keydown", (event) => {
+      const all = buttons.filter((one) => one.isConnected).sort(
+        (one, other) => (one.compareDocumentPosition(other) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
+      const step = { [back]: -1, [ahead]: 1 }[event.key];
+      const next = step && all[all.indexOf(button) + step];
+      if (!next) return;
+      event.preventDefault();
+      button.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  }
+}
+
 function makeSortable(table) {
   const heads = [...(table.tHead?.rows[0]?.cells ?? [])].filter((head) => head.tagName === "TH");
-  const buttons = heads.map((head, place) => {
+  const buttons = heads.map((head) => {
     const button = element("button");
     button.type = "button";
     button.className = "sort";
     button.append(...head.childNodes);
-    button.tabIndex = place ? -1 : 0;
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
@@ -84,16 +100,7 @@ function makeSortable(table) {
     });
     return button;
   });
-  table.tHead?.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const at = buttons.indexOf(document.activeElement);
-    const next = step && buttons[at + step];
-    if (at < 0 || !next) return;
-    event.preventDefault();
-    buttons[at].tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  });
+  roam(buttons, "ArrowLeft", "ArrowRight");
 }
 
 const data = JSON.parse(document.getElementById("cells").textContent);
@@ -350,4 +357,7 @@ if (data.runs.length) {
   if (location.hash.startsWith(START)) document.getElementById("replies").scrollIntoView();
 }
 for (const table of document.querySelectorAll(".scroll table:not(.unsorted):not(.drawing)")) makeSortable(table);
+for (const table of document.querySelectorAll("table")) {
+  roam([...table.querySelectorAll("button[data-cells]")], "ArrowUp", "ArrowDown");
+}
 markScrolling();
