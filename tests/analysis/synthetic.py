@@ -46,6 +46,7 @@ def settings(dialogues: int, **changes: Any) -> dict[str, Any]:
                 "path": "none.jsonl",
                 "format": "sharegpt",
                 "count": dialogues,
+                "select": {"pool": max(64, dialogues)},
             }
         },
         "policies": {
