@@ -20,7 +20,7 @@ def chart() -> alt.TopLevelMixin:
     """Panels side by side, with long names and a long title."""
     data = pl.DataFrame(
         {
-            "name": ["a_long_name_of_a_policy, half", "b, half"] * 3,
+            "name": ["attention_top_99, half", "b, half"] * 3,
             "panel": ["one", "one", "two", "two", "three", "three"],
             "x": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
         }
@@ -48,7 +48,7 @@ def test_the_narrow_form_fits_a_phone_and_leaves_the_wide_one_alone() -> None:
     assert svg(spec, "x") == wide
     assert small.count("<rect") or small.count("<path") >= 6
     # What is left of the plot is more than its labels.
-    assert "a_long_name_of_a_policy" in small and "…" not in small
+    assert "attention_top_99" in small and "…" not in small
 
 
 @pytest.mark.parametrize("dialogues", [1, 6])
