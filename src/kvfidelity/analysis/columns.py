@@ -159,7 +159,9 @@ class ZeroTest:
 
     stage = "aggregate"
     p: Annotated[
-        Dtype, "0 to 1", "two-sided, as the interval; missing with fewer than ten dialogues"
+        Dtype,
+        "0 to 1",
+        "two-sided, of the mean being 0; missing with fewer than ten dialogues, or twenty if alike",
     ] = pl.Float64
 
 
