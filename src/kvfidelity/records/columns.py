@@ -256,7 +256,7 @@ class Recall:
     probe: Annotated[Dtype, "", "number of the question in the run, from 0"] = pl.Int32
     origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own question"] = pl.String
     depth: Annotated[
-        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+        Dtype, "", "where in the dialogue the evidence is: early, middle, recent or unknown"
     ] = pl.String
     subject: Annotated[Dtype, "", "what the question is about"] = pl.String
     evidence_turn: Annotated[Dtype, "", "turn whose message holds the answer"] = pl.Int32
