@@ -232,15 +232,24 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-@cache
+#: A cache alone would let two threads make a loop each; a request with both is lost.
+_one_at_a_time = threading.Lock()
+
+
 def _loop() -> asyncio.AbstractEventLoop:
+    with _one_at_a_time:
+        return _made_loop()
+
+
+@cache
+def _made_loop() -> asyncio.AbstractEventLoop:
     """The event loop of all exchanges, in a thread of its own: callers may have one running."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="exchanges", daemon=True).start()
     return loop
 
 
-os.register_at_fork(after_in_child=_loop.cache_clear)  # its thread is not in a child
+os.register_at_fork(after_in_child=_made_loop.cache_clear)  # its thread is not in a child
 
 
 class _StatusError(Exception):
