@@ -391,6 +391,19 @@ def test_exchanges_work_where_an_event_loop_runs() -> None:
     assert isinstance(found, Answer) and "4" in (found.content or "")
 
 
+def test_threads_that_ask_first_at_the_same_time_share_one_loop() -> None:
+    """With a loop each, the answer of one was lost, and paid twice."""
+    exchange._made_loop.cache_clear()
+    waiting = threading.Barrier(16)
+
+    def loop(_: int) -> object:
+        waiting.wait(LIMIT_S)
+        return exchange._loop()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(loop, range(16)))) == 1
+
+
 def test_no_connection_stays_open() -> None:
     closed: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
