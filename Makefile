@@ -3,9 +3,6 @@ CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
 SECONDS ?= 1800
-# Snakemake's short options may be joined, as in `-np`.
-SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
-DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .PHONY: help run test chaos lint format report verify compare lock audit fuzz clean
@@ -17,7 +14,6 @@ help: ## lists the commands
 run: export KVFIDELITY_COMMAND = make run$(if $(ARGS), ARGS="$(ARGS)")
 run: .venv/installed ## the default run: results/report.html
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
-	@$(if $(DRY),,test ! -e results/report.html || echo "report: results/report.html")
 
 test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -41,10 +37,10 @@ report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
 
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
 	@test -d results || { echo "usage: make verify, after make run: there is no folder results yet" >&2; exit 2; }
-	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
+	@$(IN_VENV) python workflow/scripts/verify.py $(ARGS)
 
-compare: .venv/installed ## compare two finished runs: make compare A=results B=other/results
-	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=FOLDER B=FOLDER, two folders of results" >&2; exit 2; }
+compare: .venv/installed ## compare two finished runs by name or folder: make compare A=default B=field
+	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=RUN B=RUN, two names or folders of runs" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
 lock: ## write requirements.lock and envs/build.lock, with hashes, from what .venv holds

@@ -13,9 +13,9 @@ rule aggregate:
     output:
         table_files("aggregate"),
     log:
-        "logs/aggregate.log",
+        "<logs>/aggregate.log",
     benchmark:
-        "results/benchmarks/aggregate.tsv"
+        "<results>/benchmarks/aggregate.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -24,25 +24,25 @@ rule aggregate:
         settings=table_parameters,
         code=stage_digest("aggregate"),
     shell:
-        "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
-        "--out results/tables > {log:q} 2>&1"
+        "python {SCRIPTS:q}/aggregate.py --settings {params.settings:q} --results {RESULTS:q} "
+        "--out {RESULTS:q}/tables > {log:q} 2>&1"
 
 
 rule claims:
     input:
         tables=rules.aggregate.output,
-        claims="config/claims.yaml",
+        claims=str(workflow_file(CLAIMS)),
     output:
         verdicts=report(
-            multiext("results/tables/claims", ".csv"),
+            multiext("<results>/tables/claims", ".csv"),
             caption="../report/claims.rst",
             category="Claims",
         ),
-        table="results/tables/claims.parquet",
+        table="<results>/tables/claims.parquet",
     log:
-        "logs/claims.log",
+        "<logs>/claims.log",
     benchmark:
-        "results/benchmarks/claims.tsv"
+        "<results>/benchmarks/claims.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -51,7 +51,7 @@ rule claims:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_digest("claims"),
     shell:
-        "python workflow/scripts/claims.py --settings {params.settings:q} --tables results/tables "
+        "python {SCRIPTS:q}/claims.py --settings {params.settings:q} --tables {RESULTS:q}/tables "
         "--claims {input.claims:q} > {log:q} 2>&1"
 
 
@@ -61,12 +61,12 @@ rule paper_tables:
         claims=rules.claims.output.table,
     output:
         expand(
-            "results/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
+            "<results>/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
         ),
     log:
-        "logs/paper_tables.log",
+        "<logs>/paper_tables.log",
     benchmark:
-        "results/benchmarks/paper_tables.tsv"
+        "<results>/benchmarks/paper_tables.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -74,7 +74,7 @@ rule paper_tables:
     params:
         code=stage_digest("paper_tables"),
     shell:
-        "python workflow/scripts/paper_tables.py --tables results/tables > {log:q} 2>&1"
+        "python {SCRIPTS:q}/paper_tables.py --tables {RESULTS:q}/tables > {log:q} 2>&1"
 
 
 rule figures:
@@ -83,14 +83,14 @@ rule figures:
     output:
         *[figure_for_report(figure) for figure in FIGURES],
         expand(
-            "results/figures/{name}.{ending}",
+            "<results>/figures/{name}.{ending}",
             name=[figure.name for figure in FIGURES],
             ending=["png", "html"],
         ),
     log:
-        "logs/figures.log",
+        "<logs>/figures.log",
     benchmark:
-        "results/benchmarks/figures.tsv"
+        "<results>/benchmarks/figures.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -98,7 +98,7 @@ rule figures:
     params:
         code=stage_digest("report"),
     shell:
-        "python workflow/scripts/figures.py --tables results/tables --out results/figures "
+        "python {SCRIPTS:q}/figures.py --tables {RESULTS:q}/tables --out {RESULTS:q}/figures "
         "> {log:q} 2>&1"
 
 
@@ -111,16 +111,16 @@ rule report:
         tokenizers=tokenizers(),
     output:
         page=report(
-            "results/report.html",
+            "<results>/report.html",
             caption="../report/report.rst",
             category="Report",
         ),
         # By the last job, so that the others' benchmarks are there.
         jobs=table_files("report"),
     log:
-        "logs/report.log",
+        "<logs>/report.log",
     benchmark:
-        "results/benchmarks/report.tsv"
+        "<results>/benchmarks/report.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -129,5 +129,5 @@ rule report:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_digest("report"),
     shell:
-        "python workflow/scripts/report.py --settings {params.settings:q} --results results "
+        "python {SCRIPTS:q}/report.py --settings {params.settings:q} --results {RESULTS:q} "
         "--out {output.page:q} > {log:q} 2>&1"
