@@ -31,7 +31,7 @@ lint: .venv/installed ## style, types, workflow rules
 format: .venv/installed ## format the code
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
-report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
+report: .venv/installed ## Snakemake's own report of the default run, results/snakemake-report.zip
 	@test -e results/report.html || { echo "usage: make report, after make run: there is no results/report.html yet" >&2; exit 2; }
 	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
 
@@ -39,8 +39,8 @@ verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove move
 	@test -d results || { echo "usage: make verify, after make run: there is no folder results yet" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/verify.py $(ARGS)
 
-compare: .venv/installed ## compare two finished runs by name or folder: make compare A=default B=field
-	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=RUN B=RUN, two names or folders of runs" >&2; exit 2; }
+compare: .venv/installed ## compare two finished runs, by name or folder: make compare default field
+	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A B, the names or folders of two runs" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
 lock: ## write requirements.lock and envs/build.lock, with hashes, from what .venv holds
@@ -53,11 +53,19 @@ audit: .venv/installed ## known vulnerabilities of the locked versions; asks the
 fuzz: .venv/installed ## random and damaged answers, store lines, records, messages; SECONDS=1800
 	@$(IN_VENV) python tests/fuzz/run.py --seconds $(SECONDS) $(ARGS)
 
-clean: ## remove results, keep downloads and paid verdicts
+clean: ## remove the results of all runs, keep downloads and paid verdicts
 	rm -rf results logs
 
 .venv/installed: requirements.lock envs/build.lock envs/torch.txt pyproject.toml
 	@sha256sum --check --quiet --status .venv/installed 2>/dev/null && touch .venv/installed || envs/install.sh
+
+# `make compare A B` names two runs, not two more targets.
+ifeq (compare,$(firstword $(MAKECMDGOALS)))
+NAMES := $(wordlist 2,3,$(MAKECMDGOALS))
+A ?= $(word 1,$(NAMES))
+B ?= $(word 2,$(NAMES))
+$(foreach name,$(NAMES),$(eval $(name): ; @:))
+endif
 
 # A name that is no target, such as `make tests`.
 .DEFAULT:
