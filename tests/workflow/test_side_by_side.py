@@ -160,12 +160,12 @@ def test_the_working_directory_may_be_elsewhere(finished: Project, tmp_path: Pat
     }
     (elsewhere / "mine.yaml").write_text(yaml.safe_dump(merged(CONFIG, changes)))
     there = Project(elsewhere)
-    snakefile = ("-s", str(finished.folder / "Snakefile"), "--configfile", "mine.yaml")
-    done = there.snakemake(*snakefile, "claims")
+    command = ("claims", "-s", str(finished.folder / "Snakefile"), "--configfile", "mine.yaml")
+    done = there.snakemake(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (elsewhere / "results/mine/tables/claims.csv").is_file()
-    assert there.planned(*snakefile, "claims") == set()
+    assert there.planned(*command) == set()
     moved = finished.snakemake(
-        "-n", "--directory", str(elsewhere), "--configfile", str(elsewhere / "mine.yaml"), "claims"
+        "-n", "claims", "--directory", str(elsewhere), "--configfile", str(elsewhere / "mine.yaml")
     )
     assert "Nothing to be done" in moved.stdout + moved.stderr

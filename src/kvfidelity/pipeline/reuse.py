@@ -101,7 +101,7 @@ def _take_check(settings: Mapping[str, Any], policy: str, results: Path, other: 
         return True
     name = f"checks/policies/{policy}.json"
     try:
-        same = json.loads((other / name).read_text(encoding="utf-8")) == own
+        same: bool = json.loads((other / name).read_text(encoding="utf-8")) == own
     except (OSError, ValueError):
         return False
     if same and not (results / name).exists():
