@@ -104,6 +104,12 @@ def test_what_another_run_has_computed_is_taken(project: Project) -> None:
         assert project.planned(*options) == set()
     assert of_default(project) == before
 
+    # Seconds of a batch are not those of single runs.
+    write(project, "batch.yaml", merged(MORE, {"session": {"batch_size": 2}}))
+    planned = project.planned("--configfile", "batch.yaml")
+    assert sum(rule == "generate" for rule, _ in planned) == 3
+    assert "extract_dialogues" not in {rule for rule, _ in planned}
+
     # A changed setting of one policy: its own run only, though the folder of `mine` has the name.
     write(project, "changed.yaml", merged(MORE, {"policies": {"random": {"keep_ratio": 0.8}}}))
     planned = project.planned("--configfile", "changed.yaml")

@@ -3,7 +3,8 @@
 Runs lie in folders of their own, each whole: it can be copied, checked, merged or deleted alone.
 Where two configurations ask for the same computation, its artifacts are copied instead of made
 again. It is the same if an artifact's own notes say that it was made with the settings, the code,
-the dialogues and the model that this configuration would make it with.
+the dialogues and the model that this configuration would make it with, and as many runs at once:
+no reply depends on that, but times do.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import own_policy
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.grid import GENERATED, MANIFEST, TOKENIZER, RunKey, cells, run_keys
+from kvfidelity.records.notes import BATCH_SIZE
 
 POOL = "pool.parquet"
+#: What the note `hardware` is where no GPU computed.
+CPU_ARCHITECTURES = ("x86_64", "aarch64", "arm64")
 #: Of a manifest, what it says of the thresholds of the run that it was made for.
 OF_ITS_RUN = "not_reached"
 
@@ -78,6 +82,8 @@ def _take_run(
     generated = [f"generate/{run}/{kind}.parquet" for kind in GENERATED]
     if not all(_is_current(other / name, expected) for name in generated):
         return False
+    if not _made_alike(settings, run, other):
+        return False
     if not _take_check(settings, RunKey.from_path(run).policy, results, other):
         return False
     following = [name for name in _following(settings, run) if _is_current(other / name, expected)]
@@ -85,6 +91,18 @@ def _take_run(
     for name in [*following, *reversed(generated)]:
         _copy(other / name, results / name)
     return True
+
+
+def _made_alike(settings: Mapping[str, Any], run: str, other: Path) -> bool:
+    """Whether a run's seconds are those that this configuration would measure."""
+    from kvfidelity.records.artifacts import read_metadata
+
+    notes = read_metadata(other / _turns(run))
+    if notes.get(BATCH_SIZE) != str(settings["session"]["batch_size"]):
+        return False
+    device = settings["models"][RunKey.from_path(run).model]["device"]
+    on_cpu = notes.get("hardware") in CPU_ARCHITECTURES
+    return device == "auto" or (device == "cpu") == on_cpu
 
 
 def _following(settings: Mapping[str, Any], run: str) -> Iterator[str]:
