@@ -100,7 +100,7 @@ def _made_alike(settings: Mapping[str, Any], run: str, other: Path) -> bool:
     notes = read_metadata(other / _turns(run))
     if notes.get(BATCH_SIZE) != str(settings["session"]["batch_size"]):
         return False
-    device = settings["models"][RunKey.from_path(run).model]["device"]
+    device: str = settings["models"][RunKey.from_path(run).model]["device"]
     on_cpu = notes.get("hardware") in CPU_ARCHITECTURES
     return device == "auto" or (device == "cpu") == on_cpu
 
