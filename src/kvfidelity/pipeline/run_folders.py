@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.workflow_files import CONFIGURATION
+from kvfidelity.pipeline.workflow_files import CONFIGURATION, workflow_file
 from kvfidelity.strict_yaml import read_yaml
 
 RESULTS = Path("results")
@@ -30,6 +30,7 @@ CONTENTS = frozenset(
         "dialogues",
         "figures",
         "generate",
+        "invocation.json",
         "judge",
         "judge_batches",
         "merge.json",
@@ -54,7 +55,7 @@ def run_name(config: Mapping[str, Any], given: Mapping[str, Any], files: Sequenc
     Raises:
         UserError: no run can have this name.
     """
-    default = Path(CONFIGURATION).absolute()
+    default = workflow_file(CONFIGURATION).absolute()
     others = [file for file in files if Path(file).absolute() != default]
     name = given.get("run") or "-".join(Path(file).stem for file in others) or config.get("run")
     if not name:
