@@ -250,11 +250,11 @@ def test_out_of_memory_among_others_is_not_a_result(
     holder, name = (Engine, "feed") if where == "feed" else (EagerSteps, where)
     real, calls = getattr(holder, name), []
 
-    def scarce(self: Any, *arguments: Any) -> Any:
+    def scarce(self: Any, *arguments: Any, **options: Any) -> Any:
         calls.append(where)
         if len(calls) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, *arguments)
+        return real(self, *arguments, **options)
 
     alone = run_dialogue(engine, talk(3), spec())
     monkeypatch.setattr(holder, name, scarce)

@@ -157,6 +157,11 @@ def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _sum_if_known(seconds: pl.Expr) -> pl.Expr:
+    """The sum; missing if a turn's seconds are."""
+    return pl.when(seconds.null_count() == 0).then(seconds.sum())
+
+
 def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
     """One row per run: sizes, evictions, seconds, quality after the first eviction.
 
@@ -179,7 +184,7 @@ def dialogues(turns: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
             (pl.col("excess_nll").filter(scored) * weight).sum() / weight.sum()
         ),
         out_of_memory=(pl.col("finish_reason") == "out_of_memory").sum(),
-        **{name: pl.col(name).filter(~pl.col("shared_prefix")).sum() for name in seconds},
+        **{name: _sum_if_known(pl.col(name).filter(~pl.col("shared_prefix"))) for name in seconds},
     )
     # Where columns stand is declared; `keep_sets` stands before the seconds.
     joined = runs.join(kept, on="run", how="left", maintain_order="left")

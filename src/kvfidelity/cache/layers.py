@@ -121,6 +121,16 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
         copy.slots = slots
         return copy
 
+    def sharing(self, slots: int) -> SlotLayer:
+        """A layer of the first `slots` slots in the same buffers: what it appends is there too."""
+        layer = SlotLayer()
+        layer.device, layer.dtype, layer.is_initialized = self.device, self.dtype, True
+        layer._buffers = self._buffers
+        for name in self._buffers:
+            setattr(layer, name, getattr(self, name))
+        layer.slots = slots
+        return layer
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache import attention
+from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.device_positions import DevicePositions
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
@@ -55,6 +56,7 @@ class ManagedCache(AttentionCache):
         self.before_forward = before_forward
         self.scaling = 1.0
         self._continues = False
+        self._latest_is_last = False
         self._fed_positions: Tensor | None = None
         self._angles: tuple[Tensor, Tensor] | None = None
         self._device_positions: DevicePositions | None = None
@@ -118,7 +120,10 @@ class ManagedCache(AttentionCache):
             out = attention.attend(rotated, key[0], value[0], scaling)
         else:
             out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
-            self.scores.add(layer_idx, sums, continues=self._continues)
+            last = None
+            if self._latest_is_last and query.shape[2] > 1:
+                last = window_scores(rotated[:, -1:], key[0], scaling)[:, 0]
+            self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 
     def rotated_keys(self, layer_idx: int) -> Tensor:
@@ -145,7 +150,8 @@ class ManagedCache(AttentionCache):
         """Make room for `slots` slots; no buffer moves in memory until they are filled."""
         for layer in self.layers:
             layer.reserve(slots)
-        self.device_positions.reserve(slots, self.size)
+        if kernels_run_on(self.device):
+            self.device_positions.reserve(slots, self.size)
         if self.scores is not None and self.scores.available:
             self.scores.reserve(slots, self.scores.heads, self.device)
 
@@ -160,13 +166,19 @@ class ManagedCache(AttentionCache):
             self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
 
     @contextmanager
-    def continuing(self) -> Iterator[None]:
-        """Inside, a forward counts as a further chunk of the latest one."""
-        self._continues = True
+    def feeding(self, *, continues: bool = False, latest_is_last: bool = False) -> Iterator[None]:
+        """How forwards inside count.
+
+        Args:
+            continues: a forward is a further chunk of the latest one.
+            latest_is_last: after a forward, the latest scores are those of its last token, as if
+                that one had been fed alone.
+        """
+        self._continues, self._latest_is_last = continues, latest_is_last
         try:
             yield
         finally:
-            self._continues = False
+            self._continues = self._latest_is_last = False
 
     @torch.inference_mode()
     def keep(self, kept: Tensor) -> None:
@@ -229,6 +241,26 @@ class ManagedCache(AttentionCache):
         copy.scaling = self.scaling
         return copy
 
+    def section(self, before: int) -> ManagedCache:
+        """A cache of the slots so far and the `before` next ones, in the same buffers.
+
+        Its scores and recent queries hold only what it is fed itself. Room must be reserved.
+        """
+        section = ManagedCache(
+            self.rotary, len(self.layers), self.slot_table.mode, query_window=self.query_window
+        )
+        section.slot_table = self.slot_table.fork()
+        section.slot_table.append(before)
+        section.layers = [layer.sharing(section.size) for layer in self.layers]
+        section.scaling = self.scaling
+        section._device_positions = self._device_positions
+        if self.scores is not None:
+            rows = (len(self.layers), self.scores.heads, section.size)
+            section.scores = AttentionScores.from_rows(
+                torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
+            )
+        return section
+
     @contextmanager
     def rollback_after(self) -> Iterator[None]:
         """Afterwards slots, scores and recent queries are again as before.
@@ -276,6 +308,11 @@ class ManagedCache(AttentionCache):
     def continues(self) -> bool:
         """Whether a forward now counts as a further chunk of the latest one."""
         return self._continues
+
+    @property
+    def latest_is_last(self) -> bool:
+        """Whether the latest scores after a forward now are those of its last token."""
+        return self._latest_is_last
 
     def _append_tokens(self, count: int, device: torch.device) -> None:
         if self.before_forward is not None and not self._continues:

@@ -76,6 +76,18 @@ class RecentQueries:
             return ring[:, start : start + count]
         return torch.cat([ring[:, start:], ring[:, : start + count - self.window]], dim=1)
 
+    def take_earlier(self, earlier: RecentQueries) -> None:
+        """Take over the queries that were the latest before those that these rings hold."""
+        if earlier.rings is None or self._rings is None:
+            return
+        count = len(self)
+        missing = self.window - count
+        if missing:
+            first = self._next[-1] - count
+            index = [token % self.window for token in range(first - missing, first)]
+            self._rings[:, :, index] = earlier.rings[:, :, index]
+        self._count = [before + count for before in earlier._count]
+
     def latest(self) -> Tensor | None:
         """All layers' queries [L, H, m, d], oldest first; None if there are none."""
         rows = [self.of_layer(layer) for layer in range(len(self._next))]

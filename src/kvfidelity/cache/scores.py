@@ -72,18 +72,28 @@ class AttentionScores:
         """H; 0 before the first scored forward."""
         return 0 if self._latest is None else self._latest.shape[1]
 
-    def add(self, layer: int, sums: Tensor, *, continues: bool = False) -> None:
+    def add(
+        self,
+        layer: int,
+        sums: Tensor,
+        *,
+        continues: bool = False,
+        last: Tensor | None = None,
+    ) -> None:
         """Add one forward's column sums of one layer, fp32 [H, n] (n counts the new slots).
 
         Args:
             continues: the forward is a further chunk of the latest one; sums are added to its sums.
+            last: what the last token alone gave, fp32 [H, n]; the latest scores are then these.
         """
         heads, slots = sums.shape
         before = self._slots[layer]
         self.reserve(slots, heads, sums.device)
         assert self._latest is not None and self._accumulated is not None
         latest, total = self._latest[layer], self._accumulated[layer]
-        if continues:
+        if last is not None:
+            latest[:, :slots] = last
+        elif continues:
             latest[:, :before] += sums[:, :before]
             latest[:, before:slots] = sums[:, before:]
         else:
@@ -119,6 +129,11 @@ class AttentionScores:
                 survivors = live.gather(-1, index.expand(self._layers, -1, -1))
             rows[..., :size] = survivors
         self._slots = [size if slots else 0 for slots in self._slots]
+
+    def add_earlier(self, earlier: AttentionScores) -> None:
+        """Add what slots had received before, fp32 [L, H, m], m <= n, to the accumulated scores."""
+        before = earlier.rows(ScoreHistory.ACCUMULATED)
+        self.rows(ScoreHistory.ACCUMULATED)[..., : before.shape[-1]] += before
 
     def share_outside(self, kept: Tensor) -> float | None:
         """Share of the latest forward's attention that went to slots not in `kept` ([k], [L, k] or

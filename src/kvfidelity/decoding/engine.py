@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.overflow import first_overflow, overflow_error
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.sections import join, sections_of
 from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.scoring import Scores, Scoring, score_together
@@ -59,6 +60,14 @@ class Scheduler(Protocol):
         Raises:
             RestartError: other runs share the memory, so the run must be repeated.
         """
+
+
+class SectionsFed(NamedTuple):
+    """hidden: [tokens of all sections, hidden]. ends: for each section a cache with the scores and
+    recent queries after it, to be read, not fed: its keys are those of the sequence's cache."""
+
+    hidden: Tensor
+    ends: list[ManagedCache]
 
 
 @dataclass(frozen=True)
@@ -143,15 +152,34 @@ class Engine:
         """An empty cache; see ManagedCache for the options."""
         return new_cache(self.model, positions, **options)
 
-    def feed(self, cache: ManagedCache, ids: Sequence[int]) -> Tensor:
+    def feed(
+        self, cache: ManagedCache, ids: Sequence[int], *, latest_is_last: bool = False
+    ) -> Tensor:
         """Feed tokens into a cache as one forward, split into chunks that limit its memory.
 
         With a scheduler they share forwards with what other runs feed at the same time.
 
+        Args:
+            latest_is_last: afterwards the latest scores are those of the last token alone, as if it
+                had been fed by a forward of its own.
+
         Returns:
             Hidden states before the output layer [len(ids), hidden]; row j predicts token j + 1.
         """
-        return self._feed(Feed(cache, ids))
+        return self._feed(Feed(cache, ids, latest_is_last=latest_is_last))
+
+    @torch.inference_mode()
+    def feed_sections(self, cache: ManagedCache, sections: Sequence[Sequence[int]]) -> SectionsFed:
+        """Feed consecutive sections of a sequence in one forward, of at most `chunk` tokens.
+
+        Args:
+            cache: not empty; at the end it holds all sections.
+        """
+        parts = sections_of(cache, [len(ids) for ids in sections])
+        ids = [token for section in sections for token in section]
+        hidden = self._feed(Feed(cache, ids, sections=parts))
+        join(cache, parts)
+        return SectionsFed(hidden, [part.cache for part in parts])
 
     def feed_tree(self, cache: ManagedCache, tree: TokenTree) -> Tensor:
         """Hidden states [m, hidden] of alternative continuations of a cache, which is not changed.

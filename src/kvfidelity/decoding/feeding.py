@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.packed import packed
+from kvfidelity.cache.sections import Section
 from kvfidelity.cache.tree import TokenTree, TreeCache
 
 # On a GPU a long prompt starts with a round number of tokens: the fastest attention kernel is
@@ -26,21 +27,39 @@ class Feed:
     """Tokens to be fed into a cache.
 
     tree: they are this tree's, and leave the cache as it was; None for a plain sequence.
+    latest_is_last: afterwards the latest scores are those of the last token alone.
+    sections: consecutive sections of the cache that take these tokens, see `cache.sections`.
     """
 
     cache: ManagedCache
     ids: Sequence[int]
     tree: TokenTree | None = None
+    latest_is_last: bool = False
+    sections: Sequence[Section] = ()
 
-    def part(self) -> AttentionCache:
-        """What takes part in a forward."""
-        return self.cache if self.tree is None else TreeCache(self.cache, self.tree)
+    def parts(self, count: int) -> list[tuple[AttentionCache, int]]:
+        """What takes part in a forward of `count` of the tokens, and with how many of them."""
+        if self.sections:
+            return [(section.cache, section.tokens) for section in self.sections]
+        return [(self.cache if self.tree is None else TreeCache(self.cache, self.tree), count)]
+
+    @contextmanager
+    def counted(self, *, continues: bool) -> Iterator[None]:
+        """Inside, a forward of these tokens counts for its caches' scores as it should."""
+        with ExitStack() as stack:
+            for section in self.sections:
+                stack.enter_context(section.cache.feeding(latest_is_last=True))
+            if not self.sections and self.tree is None:
+                stack.enter_context(
+                    self.cache.feeding(continues=continues, latest_is_last=self.latest_is_last)
+                )
+            yield
 
     def chunk_sizes(self, chunk: int, device: str) -> list[int]:
-        """Tokens of each forward that feeds them, at most `chunk`; a tree is not divided."""
+        """Tokens of each forward that feeds them, at most `chunk`; trees and sections are whole."""
         count = len(self.ids)
         sizes = []
-        if self.tree is not None:
+        if self.tree is not None or self.sections:
             return [count]
         if device == "cuda" and not self.cache.size and min(count, chunk) >= LONG_PROMPT:
             sizes.append(min(count, chunk) // ROUND_LENGTH * ROUND_LENGTH)
@@ -82,12 +101,12 @@ def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
         forward.sort(key=lambda chunk: feeds[chunk[0]].tree is not None)  # see `packed`
         with ExitStack() as stack:
             for index, _ in forward:
-                if done[index]:
-                    stack.enter_context(feeds[index].cache.continuing())
+                stack.enter_context(feeds[index].counted(continues=done[index] > 0))
             row = torch.cat([tokens[i][done[i] : done[i] + count] for i, count in forward])
-            caches = [feeds[index].part() for index, _ in forward]
-            counts = [count for _, count in forward]
-            hidden = model.forward(row[None], packed(caches, counts))[0]
+            taking = [each for index, count in forward for each in feeds[index].parts(count)]
+            cache = packed([cache for cache, _ in taking], [count for _, count in taking])
+            hidden = model.forward(row[None], cache)[0]
+        counts = [count for _, count in forward]
         for (index, count), part in zip(forward, torch.split(hidden, counts), strict=True):
             parts[index].append(part)
             done[index] += count

@@ -25,6 +25,8 @@ from kvfidelity.metrics.likelihood import token_nll
 # before, so that the device always has work queued; an ended reply wastes up to twice this many
 # steps.
 CHECK_EVERY = 4
+#: Bytes of the largest weight of a layer from which its products are tuned; models of 3B have it.
+TUNED_BYTES = 32 << 20
 
 
 class GraphSteps:
@@ -170,9 +172,14 @@ def _compiled(layers: Any) -> Iterator[None]:
     """Inside, calls of the layers are compiled; all layers share one compilation."""
     # PyTorch stops after eight compilations of one code object, so each capture gets a new one.
     fresh = FunctionType(_forward.__code__.replace(), globals())
-    # With a batch of one: tune matrix products to read weights at the memory's full speed, and
-    # compute an input of one before it, not again for each of its rows.
-    options: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_opcount_threshold": 4}
+    # With a batch of one: compute the input of a matrix product before it, not again for each of
+    # its rows; and tune the products of a large model to read weights at the memory's full speed.
+    # For a small one tuning takes longer (7 s) than many replies.
+    weight = max(each.numel() * each.element_size() for each in layers[0].parameters())
+    options: dict[str, Any] = {
+        "coordinate_descent_tuning": weight >= TUNED_BYTES,
+        "realize_opcount_threshold": 4,
+    }
     call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
     for layer in layers:
         layer.forward = partial(call, layer)

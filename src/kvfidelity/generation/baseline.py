@@ -9,7 +9,9 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.generation.baseline_run import BaselineRun
+from kvfidelity.generation.baseline_run import BaselineRun, Checkpoint
+from kvfidelity.generation.known_turns import feed_known_turns, known_turns
+from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.plan import MAX_QUERY_WINDOW, RunPlan
 from kvfidelity.generation.timed_turn import Progress, run_timed_turn
 
@@ -25,8 +27,21 @@ def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> Basel
     evictor = Evictor(
         build_policy("baseline", {}), EvictionSchedule(Trigger.TURN, None), plan.spec.seed
     )
-    for turn in range(len(plan.segments)):
-        baseline.starts.append(baseline.checkpoint(evictor.step))
+    one_by_one = False
+    baseline.starts.append(Checkpoint.of(cache, 0))
+    while (turn := len(baseline.outcomes)) < len(plan.segments):
+        if not one_by_one and (many := known_turns(engine, plan, turn, cache)):
+            try:
+                fed = feed_known_turns(engine, plan, many, cache, evictor, progress)
+            except RuntimeError as error:
+                if not ran_out_of_memory(engine, error):
+                    raise
+                one_by_one = True  # to find the turn that memory does not suffice for
+                continue
+            baseline.prompts += [outcome.slots_after_prompt for outcome in fed.outcomes]
+            baseline.starts += fed.ends
+            baseline.outcomes += fed.outcomes
+            continue
         outcome = run_timed_turn(
             engine,
             plan,
@@ -34,13 +49,14 @@ def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> Basel
             cache,
             evictor,
             progress,
-            on_prompt=lambda cache: baseline.prompts.append(cache.size),
+            on_prompt=baseline.prompts.append,
         )
         if outcome is None:
             baseline.out_of_memory = True
             return baseline
         baseline.outcomes.append(outcome)
-    baseline.end = baseline.checkpoint(evictor.step)
+        baseline.starts.append(Checkpoint.of(cache, evictor.step))
+    baseline.end = baseline.starts.pop()
     return baseline
 
 

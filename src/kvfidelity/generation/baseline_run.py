@@ -34,6 +34,14 @@ class Checkpoint:
     scores: AttentionScores | None
     recent_queries: RecentQueries | None
 
+    @classmethod
+    def of(cls, cache: ManagedCache, step: int) -> Checkpoint:
+        """The present state of a cache; `step`: forwards so far."""
+        scores = cache.scores.fork() if cache.scores is not None else None
+        recent = cache.recent_queries
+        queries = recent.fork() if recent is not None else None
+        return cls(cache.size, step, scores, queries)
+
 
 @dataclass
 class BaselineRun:
@@ -57,13 +65,6 @@ class BaselineRun:
             return self.starts[turn + 1]
         assert self.end is not None
         return self.end
-
-    def checkpoint(self, step: int) -> Checkpoint:
-        """A checkpoint of the present state; `step`: forwards so far."""
-        scores = self.cache.scores.fork() if self.cache.scores is not None else None
-        recent = self.cache.recent_queries
-        queries = recent.fork() if recent is not None else None
-        return Checkpoint(self.cache.size, step, scores, queries)
 
     def fork(self, checkpoint: Checkpoint, positions: str, query_window: int) -> ManagedCache:
         """A copy of the cache as it was at `checkpoint`, under another position mode."""

@@ -68,10 +68,9 @@ class BaselineComparer:
         engine, reply = self._engine, outcome.reply
         opening = self._plan.segments[turn].opening_ids
         if self._cache is not None:
-            hidden = engine.feed(self._cache, self._plan.segments[turn].prompt_ids)[-1:]
-            if outcome.fed:
-                hidden = torch.cat([hidden, engine.feed(self._cache, outcome.fed)])
-            hidden = hidden[len(opening) :]
+            prompt = self._plan.segments[turn].prompt_ids
+            hidden = engine.feed(self._cache, (*prompt, *outcome.fed))
+            hidden = hidden[len(prompt) - 1 + len(opening) :]
             own = _mean_nll(engine, hidden, reply.ids if reply else ())
             return Comparison(own, self._after_baseline_history(turn, opening, reply), None)
         if turn >= len(self._baseline.outcomes) or outcome.kl_baseline is None:

@@ -112,11 +112,14 @@ def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:
 def _timings(outcome: TurnOutcome) -> dict[str, Any]:
     reply = outcome.reply
     step = reply.step_s if reply else None
+    first_token_s = None
+    if reply is not None and outcome.prompt_s is not None:
+        first_token_s = outcome.prompt_s + reply.first_s
     return {
         "eviction_s": sum(e.eviction_s for e in outcome.evictions),
         "scoring_s": sum(e.scoring_s for e in outcome.evictions),
         "prefill_s": outcome.prefill_s,
-        "ttft_s": outcome.prompt_s + reply.first_s if reply else None,
+        "ttft_s": first_token_s,
         "tpot_s": step,
         "decode_tokens_per_s": 1 / step if step else None,
         "concurrency": outcome.concurrency,

@@ -43,10 +43,10 @@ class TurnOutcome:
     and the second also where there is no baseline.
     fed: those tokens, with the end of turn and, in front of an own reply, the segment's opening.
     integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
-    prefill_s: seconds to feed the prompt. prompt_s: the same with the evictions before and after
-    it. peak_bytes: peak device memory since the run's start; None on a CPU, and where other runs
-    share the memory. concurrency: most runs that were active at once during the turn, this one
-    included; seconds describe the turn alone only if it is 1.
+    prefill_s: seconds to feed the prompt; None if the reply was fed with it. prompt_s: the same
+    with the evictions before and after it. peak_bytes: peak device memory since the run's start;
+    None on a CPU, and where other runs share the memory. concurrency: most runs that were active at
+    once during the turn, this one included; seconds describe the turn alone only if it is 1.
     """
 
     fed: tuple[int, ...]
@@ -65,8 +65,8 @@ class TurnOutcome:
     tokens_seen_start: int
     tokens_seen_end: int
     next_position: int
-    prefill_s: float
-    prompt_s: float
+    prefill_s: float | None
+    prompt_s: float | None
     peak_bytes: int | None
     concurrency: int
 
@@ -78,14 +78,14 @@ def run_turn(
     evictor: Evictor,
     segment: Segment,
     setting: TurnSetting,
-    on_prompt: Callable[[ManagedCache], None] = lambda cache: None,
+    on_prompt: Callable[[int], None] = lambda slots: None,
     baseline: Tensor | None = None,
 ) -> TurnOutcome:
     """Feed one turn's prompt, measure, generate or teacher-force the reply.
 
     Args:
         baseline: `predicted` of the baseline's same turn, for a reference reply.
-        on_prompt: called after the prompt is fed and its evictions are done.
+        on_prompt: called with the number of slots after the prompt and its evictions.
 
     Raises:
         ModelOverflowError: the model computed NaN or infinity; nothing of the turn is a result.
@@ -95,17 +95,22 @@ def run_turn(
     start_s = engine.now()
     evictor.before_turn(cache)
     prefill_start_s = engine.now()
-    hidden = engine.feed(cache, segment.prompt_ids)
-    prefill_s = engine.now() - prefill_start_s
+    prompt, together = len(segment.prompt_ids), _reply_is_fed_with_prompt(engine, evictor, setting)
+    before_reply, after_prompt = cache.slot_table.fork(), cache.size + prompt
+    ids = (*segment.prompt_ids, *(segment.reply_ids if together else ()))
+    hidden = engine.feed(cache, ids, latest_is_last=len(ids) > prompt)
+    prefill_s = None if together else engine.now() - prefill_start_s
     engine.refuse_overflow(hidden, cache)
     evictor.step += 1
-    after_prompt = cache.size
-    evictor.after_prompt(cache, (cache.size - len(segment.prompt_ids), cache.size))
+    if together:
+        before_reply.append(prompt)
+    else:
+        evictor.after_prompt(cache, (after_prompt - prompt, after_prompt))
+        before_reply = cache.slot_table.fork()
     prompt_s = engine.now() - start_s
-    last = hidden[-1:].clone()
-    before_reply, prompt_evictions = cache.slot_table.fork(), len(evictor.log)
-    next_position = cache.slot_table.next_position
-    on_prompt(cache)
+    last = hidden[prompt - 1 : prompt].clone()
+    prompt_evictions, next_position = len(evictor.log), before_reply.next_position
+    on_prompt(len(before_reply))
 
     reply, nll, kl, predicted = None, None, None, last
     if setting.replies == "own":
@@ -119,7 +124,11 @@ def run_turn(
             evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed)
             reply = _generate_reply(engine, cache.fork(), evictor_copy, last, segment, setting)
         fed = segment.reply_ids
-        rest = _feed_reply(engine, cache, evictor, fed)
+        if together:
+            rest = hidden[prompt:]
+            evictor.step += len(fed)
+        else:
+            rest = _feed_reply(engine, cache, evictor, fed)
         predicted = torch.cat([last, rest[:-1]])
         nll, kl = engine.score(predicted, fed, baseline)
     evictions = tuple(evictor.log[evictions_before:])
@@ -168,6 +177,13 @@ def measure_integrity(engine: Engine, cache: ManagedCache) -> Integrity:
     return integrity(cache.slot_table, engine.frequencies, engine.window, weights)
 
 
+def _reply_is_fed_with_prompt(engine: Engine, evictor: Evictor, setting: TurnSetting) -> bool:
+    """Whether a turn is one forward: the reply is known, nothing happens between prompt and reply,
+    and the prompt's seconds are not the run's own, because other runs compute at the same time."""
+    known = setting.replies == "reference" and not setting.max_new_tokens
+    return known and evictor.evicts_between_turns_only and engine.scheduler is not None
+
+
 def _peak_bytes(engine: Engine) -> int | None:
     if engine.device.type != "cuda" or engine.scheduler is not None:
         return None
@@ -203,16 +219,8 @@ def _feed_reply(
         evictor.before_step(cache)
         limit = evictor.steps_without_eviction(cache)
         stop = len(ids) if limit is None else min(len(ids), start + limit)
-        if (
-            limit is not None
-            and limit > 1
-            and stop - start == limit
-            and evictor.policy.needs_scores
-        ):
-            stop -= 1  # the policy is asked next: the latest forward must be a decode step
-        elif cache.scores is not None and stop == len(ids) and stop - start > 1:
-            stop -= 1  # whoever asks after the reply sees its last token, as after decoding
-        parts.append(engine.feed(cache, ids[start:stop]))
+        # Whoever looks at the latest scores then sees those of one token, as after decoding.
+        parts.append(engine.feed(cache, ids[start:stop], latest_is_last=True))
         evictor.step += stop - start
         start = stop
     return torch.cat(parts) if parts else torch.empty(0)

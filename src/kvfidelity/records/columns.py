@@ -82,7 +82,12 @@ class TurnMeasures:
         pl.Float64
     )
     scoring_s: Annotated[Dtype, "s", "all evictions of the turn: ranking the slots"] = pl.Float64
-    prefill_s: Annotated[Dtype, "s", "feeding the prompt, without any eviction"] = pl.Float64
+    prefill_s: Annotated[
+        Dtype,
+        "s",
+        "feeding the prompt, without any eviction; missing if its reply was fed with it, "
+        "as runs of one batch do",
+    ] = pl.Float64
     ttft_s: Annotated[
         Dtype, "s", "turn's start to the own reply's first token, with the evictions before it"
     ] = pl.Float64

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
+from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
 from kvfidelity.cache.triton.layout import LayerField, SequenceField
 
 # Triton takes module-level integers as compile-time constants only in this form.
@@ -94,7 +94,7 @@ def decode(
         BLOCK=32 if exact else block,
         SEQUENCE_WIDTH=len(SequenceField),
         LAYER_WIDTH=len(LayerField),
-        PRECISION="ieee" if exact else "tf32",
+        PRECISION=product_precision(query.dtype),
         num_warps=4,
         num_stages=1 if exact else stages,
     )

@@ -47,8 +47,7 @@ class FedCaches(AttentionCache):
         for cache, count in zip(self._caches, self._counts, strict=True):
             cache.scaling = scaling
             cache.append_unfilled(count, query, key, value)
-        continues = [cache.continues for cache in self._caches]
-        table = feed_table(self._caches, self._counts, continues)
+        table = feed_table(self._caches, self._counts)
         return table, Workspace(table, query, key.shape[1])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
+from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
 from kvfidelity.cache.triton.feed_table import FeedTable
 from kvfidelity.cache.triton.layout import FeedField, LayerField
 
@@ -31,6 +31,7 @@ POSITIONS_STRIDE = tl.constexpr(FeedField.POSITIONS_STRIDE.value)
 SCORES_CAPACITY = tl.constexpr(FeedField.SCORES_CAPACITY.value)
 CONTINUES = tl.constexpr(FeedField.CONTINUES.value)
 RING_SIZE = tl.constexpr(FeedField.RING_SIZE.value)
+LATEST_IS_LAST = tl.constexpr(FeedField.LATEST_IS_LAST.value)
 KEYS = tl.constexpr(LayerField.KEYS.value)
 VALUES = tl.constexpr(LayerField.VALUES.value)
 LATEST_SCORES = tl.constexpr(LayerField.LATEST_SCORES.value)
@@ -95,7 +96,7 @@ def feed_layer(
         "RESTP": triton.next_power_of_2(max(size - 2 * half, 1)),
         "ROWS": BLOCK,
     }
-    precision = "ieee" if exact else "tf32"
+    precision = product_precision(query.dtype)
     _append_kernel[(triton.cdiv(table.most_rows, BLOCK), heads, batch)](
         query,
         key,
@@ -142,7 +143,7 @@ def feed_layer(
         num_stages=stages,
     )
     if table.scored:
-        tile_keys, tile_rows, stages = (64, 32, 2) if exact else (128, 64, 3)
+        tile_keys, tile_rows, warps, stages = _score_tile(exact)
         _score_kernel[(heads, triton.cdiv(table.most_slots, tile_keys), batch)](
             workspace.rotated_queries,
             workspace.rotated_keys,
@@ -155,7 +156,7 @@ def feed_layer(
             ROWS=tile_rows,
             KEYS_AT_ONCE=tile_keys,
             PRECISION=precision,
-            num_warps=4,
+            num_warps=warps,
             num_stages=stages,
         )
     return out
@@ -167,7 +168,12 @@ def _attention_tile(most_rows: int, size: int, exact: bool) -> tuple[int, int, i
         return 32, 32, 4, 2
     if most_rows <= 32:
         return 32, 64, 4, 3
-    return (128, 64, 8, 3) if most_rows > 64 and size <= 128 else (64, 64, 4, 3)
+    return 64, 64, 4, 3
+
+
+def _score_tile(exact: bool) -> tuple[int, int, int, int]:
+    """Keys and queries of a block, warps and stages."""
+    return (64, 32, 4, 2) if exact else (128, 64, 4, 3)
 
 
 @triton.jit
@@ -452,8 +458,15 @@ def _score_kernel(
     offset = head * tl.load(sequences + SCORES_CAPACITY) + slot
     latest = _pointer(layer_rows + LATEST_SCORES, tl.float32) + offset
     accumulated = _pointer(layer_rows + ACCUMULATED_SCORES, tl.float32) + offset
-    continues = old & (tl.load(sequences + CONTINUES) != 0)
-    tl.store(latest, sums + tl.load(latest, mask=continues, other=0.0), mask=inside)
+    if tl.load(sequences + LATEST_IS_LAST) != 0:
+        # In fp32, one query against the block's keys.
+        last = tl.load(query + (count - 1) * D + feature, mask=feature < D, other=0.0)
+        logits = tl.sum(k.to(tl.float32) * last.to(tl.float32)[None, :], 1)
+        weight = tl.exp2(logits * factor - tl.load(lse + count - 1) * LOG2E)
+        tl.store(latest, weight, mask=inside)
+    else:
+        continues = old & (tl.load(sequences + CONTINUES) != 0)
+        tl.store(latest, sums + tl.load(latest, mask=continues, other=0.0), mask=inside)
     tl.store(accumulated, sums + tl.load(accumulated, mask=old, other=0.0), mask=inside)
 
 

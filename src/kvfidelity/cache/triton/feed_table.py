@@ -36,18 +36,13 @@ class FeedTable:
     scored: bool
 
 
-def feed_table(
-    caches: Sequence[ManagedCache], counts: Sequence[int], continues: Sequence[bool]
-) -> FeedTable:
+def feed_table(caches: Sequence[ManagedCache], counts: Sequence[int]) -> FeedTable:
     """The table of a forward that has appended `counts[i]` tokens to the slot table of cache i.
 
     Buffers must have room for them, and must not move until the forward has ended.
-
-    Args:
-        continues: for each cache, whether this is a further chunk of its latest forward.
     """
     device, first_row, first_slot, sequences = caches[0].device, 0, 0, []
-    for cache, count, more in zip(caches, counts, continues, strict=True):
+    for cache, count in zip(caches, counts, strict=True):
         table = cache.slot_table
         sequences.append(
             row(
@@ -62,8 +57,9 @@ def feed_table(
                     FeedField.CAPACITY: cache.layers[0].capacity,
                     FeedField.POSITIONS_STRIDE: positions_stride(cache),
                     FeedField.SCORES_CAPACITY: cache.scores.capacity if cache.scores else 0,
-                    FeedField.CONTINUES: int(more),
+                    FeedField.CONTINUES: int(cache.continues),
                     FeedField.RING_SIZE: ring_size_of(cache),
+                    FeedField.LATEST_IS_LAST: int(cache.latest_is_last),
                 },
             )
         )

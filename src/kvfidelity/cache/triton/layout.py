@@ -61,6 +61,8 @@ class FeedField(IntEnum):
     CONTINUES = 9
     #: Queries that the ring of latest queries holds.
     RING_SIZE = 10
+    #: 1 if the latest scores become those of the last new token alone.
+    LATEST_IS_LAST = 11
 
 
 class LayerField(IntEnum):

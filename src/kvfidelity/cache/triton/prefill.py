@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.triton.dtypes import product_precision
+
 LOG2E = tl.constexpr(1.4426950408889634)
 #: cuDNN attends over prompts of at least this many tokens, if they are a multiple of that many.
 LONG_PROMPT, ROUND_LENGTH = 4096, 1024
@@ -97,7 +99,7 @@ def score_sums(query: Tensor, key: Tensor, lse: Tensor, scaling: float) -> Tenso
         DP=_width(size),
         KEYS=keys,
         ROWS=rows,
-        PRECISION="ieee" if exact else "tf32",
+        PRECISION=product_precision(query.dtype),
         num_warps=warps,
         num_stages=stages,
     )
@@ -168,7 +170,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple
         DP=_width(size),
         KEYS=keys,
         ROWS=rows,
-        PRECISION="ieee" if query.dtype is torch.float32 else "tf32",
+        PRECISION=product_precision(query.dtype),
         num_warps=4,
         num_stages=2,
     )
