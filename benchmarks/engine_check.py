@@ -2,15 +2,15 @@
 
     python benchmarks/engine_check.py MODEL results/probes/smollm2-135m.jsonl
 
-Each is the core with a bookkeeping, at a precision. Twenty minutes on two cores: bfloat16 and
-float16 are slow on a processor without them.
+Each is the core with a bookkeeping, at a precision. It takes long: bfloat16 and float16 are slow on
+a processor without them. With `--answers FOLDER` a stopped command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.answers import AnswerKind
-from kvfidelity.engine_check.bookkeeping import CORRECT, MODES
-from kvfidelity.engine_check.probes import ProbeSet, read_probe_set
+from kvfidelity.engine_check.bookkeeping import CORRECT, MODES, Bookkeeping, known_for
+from kvfidelity.engine_check.expected import all_expected, rope_base
+from kvfidelity.engine_check.probes import Probe, ProbeSet, read_probe_set, write_probe_set
 from kvfidelity.engine_check.verdict import Verdict, judge
 from tests.engine_check.simulated import (
     PRECISIONS,
@@ -29,6 +30,7 @@ from tests.engine_check.simulated import (
     answers_of,
     as_answers,
     at_precision,
+    by_bookkeeping,
     in_place,
     other_tokens,
 )
@@ -39,9 +41,29 @@ HIDDEN_BY_ROUNDING = {("int4", "only_sinks_rerotated"), ("int4", "original_of_fi
 Case = tuple[str, str, Verdict]
 
 
-def modes_and_faults(engine: Engine, probe_set: ProbeSet, precision: str) -> Iterator[Case]:
+def played(
+    engine: Engine, probe_set: ProbeSet, known: Sequence[Bookkeeping], folder: Path | None
+) -> list[Probe]:
+    """The probes as the engine answers them under each bookkeeping; those in the folder are read,
+    the others are written there."""
+    files = {probe.name: folder / f"{probe.name}.jsonl" for probe in probe_set if folder}
+    done = {name: file for name, file in files.items() if file.is_file()}
+    missing = [probe for probe in probe_set if probe.name not in done]
+    computed = {name: read_probe_set(file).probes[0] for name, file in done.items()}
+    for probe in all_expected(engine, missing, lambda probe: known):
+        computed[probe.name] = probe
+        if folder:
+            write_probe_set(files[probe.name], ProbeSet({}, (probe,)))
+    return [computed[probe.name] for probe in probe_set]
+
+
+def modes_and_faults(
+    engine: Engine, probe_set: ProbeSet, precision: str, folder: Path | None
+) -> Iterator[Case]:
     """Every bookkeeping; the modes also with answers that tell less."""
-    for name, computed in answers_of(engine, probe_set):
+    known = known_for(rope_base(engine))
+    probes = played(engine, probe_set, known, folder and folder / precision)
+    for name, computed in by_bookkeeping(probes, known):
         if (precision, name) in HIDDEN_BY_ROUNDING:
             continue
         kinds = [AnswerKind.LOGPROB]
@@ -82,6 +104,7 @@ def main() -> None:
     parser.add_argument("probes", type=Path)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--only-others", action="store_true")
+    parser.add_argument("--answers", type=Path, help="where computed answers are kept")
     options = parser.parse_args()
     whole = read_probe_set(options.probes)
     # The long conversation would take an hour.
@@ -90,7 +113,8 @@ def main() -> None:
     right = count = 0
     for precision in options.precisions:
         simulated = at_precision(engine, precision)
-        parts = [] if options.only_others else [modes_and_faults(simulated, probe_set, precision)]
+        all_of_them = modes_and_faults(simulated, probe_set, precision, options.answers)
+        parts = [] if options.only_others else [all_of_them]
         for cases in (*parts, others(simulated, probe_set, precision)):
             for engine_is, name, verdict in cases:
                 count += 1

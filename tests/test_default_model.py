@@ -16,7 +16,7 @@ from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.models.load import load_model
 from tests.default_run import MODEL, POOL
 
-TOKENS = 3000
+TOKENS = 2000
 
 # Fetching and converting takes minutes on a busy machine.
 pytestmark = [pytest.mark.network, pytest.mark.timeout(1500)]
@@ -29,7 +29,7 @@ def loaded(default_inputs: None) -> Any:
 
 @pytest.fixture(scope="module")
 def turns(loaded: Any) -> list[torch.Tensor]:
-    """About 3,000 tokens of ShareGPT dialogues in three parts, cut at ends of turns."""
+    """About 2,000 tokens of ShareGPT dialogues in three parts, cut at ends of turns."""
     found = [turn for name in ("000", "001", "002") for turn in read_dialogue(POOL, name).turns]
     segments = ChatSegmenter(loaded[1]).segments(found)
     lengths, ids = [], []

@@ -88,7 +88,7 @@ USES_OF_THE_MODE = """
 import torch
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.pipeline.settings import config_schema
+from kvfidelity.pipeline.setting_schemas import config_schema
 slots = SlotTable(PositionMode("gap"))
 slots.append(8)
 slots.keep(torch.tensor([0, 7]))

@@ -16,6 +16,8 @@ JSON_TYPES = {
     bool: "boolean",
     type(None): "null",
 }
+#: The upper bound of a number that declares none, which a 32-bit integer holds.
+MOST = 10**9
 
 
 def option(
@@ -35,7 +37,8 @@ def option(
     Args:
         default: its value if the config does not set it; without one it is required.
         doc: its meaning, for the config's documentation.
-        low, high: inclusive bounds. above: an exclusive lower bound.
+        low, high: inclusive bounds; a number's `high` is MOST by default.
+        above: an exclusive lower bound.
         choices: the allowed strings. odd: only odd numbers are allowed.
         check: says what is wrong with a value; None if it is allowed.
         changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
@@ -62,8 +65,12 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
     properties, required = {}, []
     for item in option_fields(cls):
         schema = _json_type(hints[item.name]) | {"description": item.metadata["doc"]}
+        kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+        is_number = not {"integer", "number"}.isdisjoint(kinds)
         for key in ("minimum", "maximum", "exclusiveMinimum", "enum"):
             value = item.metadata[key]
+            if key == "maximum" and value is None and is_number:
+                value = MOST
             if value is not None:
                 schema[key] = list(value) if key == "enum" else value
         if item.metadata["odd"]:
@@ -113,11 +120,12 @@ def _out_of_bounds(item: Field[Any], value: Any) -> str | None:
         return f"{name} is {value!r}; choose one of {', '.join(allowed['enum'])}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
+    high = MOST if high is None else high
     too_low = (low is not None and value < low) or (above is not None and value <= above)
-    if too_low or (high is not None and value > high):
+    if too_low or value > high:
         lower = f"above {above}" if above is not None else f"at least {low}"
-        upper = f" and at most {high}" if high is not None else ""
-        return f"{name} is {value}; it must be {lower}{upper}"
+        lower = f"{lower} and " if above is not None or low is not None else ""
+        return f"{name} is {value}; it must be {lower}at most {high}"
     if allowed["odd"] and value % 2 == 0:
         return f"{name} is {value}; it must be an odd number"
     return None

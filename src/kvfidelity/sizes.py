@@ -11,23 +11,26 @@ ACCEPTED_FORMS = (
     "600MB (10^6 bytes), 600MiB (2^20 bytes), 5600tok (tokens) or 0.7win (share of the window)"
 )
 PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)(tok|win|" + "|".join(UNITS) + ")")
-
-
+#: Larger than any: a terabyte of memory or disk thousandfold, a window thousandfold.
+MOST = {"tok": 10**9, "win": 1000} | {unit: 10**15 // factor for unit, factor in UNITS.items()}
 #: Most that a share of the memory means on a CPU: a job tells its scheduler how much it needs.
 MOST_SHARED_ON_CPU = 2 * 2**30
-SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)%")
 
 
 def parse_size(text: str) -> tuple[float, str]:
     """ "600MiB" -> (600.0, "MiB").
 
     Raises:
-        UserError: not a size; the accepted forms are named.
+        UserError: not a size, or one that nothing has; the accepted forms are named.
     """
     match = PATTERN.fullmatch(str(text).strip())
     if not match:
-        raise UserError(f"{text!r} is no size; write {ACCEPTED_FORMS}")
-    return float(match[1]), match[2]
+        raise UserError(f"{str(text)[:100]!r} is no size; write {ACCEPTED_FORMS}")
+    number, unit = float(match[1]), match[2]
+    if number > MOST[unit]:
+        raise UserError(f"{str(text)[:100]!r} is too large; it must be at most {MOST[unit]}{unit}")
+    return number, unit
 
 
 def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
@@ -56,9 +59,17 @@ def size_in_tokens(text: str, *, token_bytes: int, window: int) -> int:
 
 
 def parse_share(text: str) -> float | None:
-    """ "50%" -> 0.5; None if it is not a percentage."""
+    """ "50%" -> 0.5; None if it is not a percentage.
+
+    Raises:
+        UserError: more than 100%.
+    """
     match = SHARE.fullmatch(str(text).strip())
-    return float(match[1]) / 100 if match else None
+    if match is None:
+        return None
+    if float(match[1]) > 100:
+        raise UserError(f"{str(text)[:100]!r} is more than all; it must be at most 100%")
+    return float(match[1]) / 100
 
 
 def size_in_bytes(text: str) -> int:

@@ -15,6 +15,7 @@ from kvfidelity.analysis.comparisons import (
     pairwise_reliability,
 )
 from kvfidelity.analysis.reliability import costs
+from kvfidelity.analysis.verdicts import missing_by_cell
 from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
 from kvfidelity.records.artifacts import write_parquet
@@ -119,6 +120,32 @@ def test_turns_before_an_eviction_are_no_ties_and_what_has_no_pair_is_counted(
     )
     table = comparison_table(gathered, cut, OPTIONS)
     assert table["n_unpaired"].to_list() == [3] * table.height
+
+
+@pytest.mark.parametrize("all_miss", [True, False])
+def test_whether_missing_comparisons_depend_on_the_cell_is_told(
+    tmp_path: Path, all_miss: bool
+) -> None:
+    """Equal texts are not missing, though no model was asked."""
+    chosen = settings(12, judges={"pairs": JUDGE}, judging=["pairs"])
+    runs = compared_run_keys(chosen)
+    cell = sorted({run.rsplit("/", 1)[0] for run in runs})[0]
+    same = comparison(0, "tie") | {"status": "same"}
+    given = [same, *(comparison(turn, "worse", "second", "first") for turn in range(1, 6))]
+    lacking = [*given[:4], comparison(4, None), comparison(5, None)]
+    for run in runs:
+        rows = lacking if all_miss or run.startswith(f"{cell}/") else given
+        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
+        write_parquet(pl.DataFrame(rows, SCHEMA), file, kind="comparisons")
+    gathered = gather_comparisons(grid_settings(chosen), tmp_path)
+    [row] = missing_by_cell(gathered, OPTIONS, "missing_comparisons").to_dicts()
+    assert row["judge"] == "pairs" and row["turns"] == 12 * 6
+    assert row["most_share"] == pytest.approx(1 / 3)
+    if all_miss:
+        assert row["p"] is None and row["fewest_share"] == row["most_share"]
+    else:
+        assert row["p"] < 0.01 and row["fewest_share"] == 0
+        assert row["most"].split()[0] in cell.split("/")
 
 
 def test_position_bias_and_preference_for_good_replies() -> None:

@@ -183,7 +183,7 @@ def test_a_model_that_knows_nothing_is_called_out(
 ) -> None:
     """The synthetic baseline takes 2 nats a token, and guessing among eight tokens 2.08."""
     chosen = settings(12)
-    write(tmp_path, chosen, {("attention_top", "stale"): 2.0}, noise=0.02)
+    write(tmp_path, chosen, {("attention_top", "stale"): 2.0})
     if vocabulary:
         folder = tmp_path / "dialogues/synthetic/made/tokenizer"
         write_json(folder / "config.json", {"vocab_size": vocabulary})

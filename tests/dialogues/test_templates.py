@@ -204,6 +204,7 @@ def test_a_tokenizer_that_adds_a_beginning_of_its_own_gets_one() -> None:
         ("{{ raise_exception('documents are required') }}", "documents are required"),
         ("{{ tools[0].name }}", "fails"),
         ("{% for message in messages %}", "cannot be read"),
+        ("{{ " + "9" * 5000 + " }}", "cannot be read"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be read"),
         ("{% for m in messages %}" * 150 + "{% endfor %}" * 150, "fails"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails"),

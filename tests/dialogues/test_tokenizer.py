@@ -94,6 +94,7 @@ def test_a_hostile_file_is_one_line(
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": [1], "merges": 7}}'),
         ("tokenizer_config.json", "[1]"),
         ("tokenizer_config.json", '{"tokenizer_class": 7}'),
+        ("tokenizer_config.json", '{"tokenizer_class": "%s", "model_max_length": [null]}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": 1}}'),
     ],
 )
@@ -101,7 +102,7 @@ def test_a_file_of_another_form_is_one_line(
     model_folder: Path, tmp_path: Path, name: str, named: str, text: str
 ) -> None:
     folder = copied(model_folder, tmp_path, named)
-    (folder / name).write_text(text)
+    (folder / name).write_text(text.replace("%s", named))
     with pytest.raises(UserError, match="fetch the model again") as caught:
         load_tokenizer(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -86,6 +86,13 @@ def answers_of(
     """For each bookkeeping, its name and what the simulated engine computes for each probe."""
     known = known_for(rope_base(engine)) if bookkeepings is None else bookkeepings
     played = list(all_expected(engine, probe_set.probes, lambda probe: known, evict))
+    yield from by_bookkeeping(played, known)
+
+
+def by_bookkeeping(
+    played: Sequence[Probe], known: Sequence[Bookkeeping]
+) -> Iterator[tuple[str, dict[str, Expected]]]:
+    """For each bookkeeping, its name and its answer to each probe."""
     for each in known:
         yield each.name, {probe.name: probe.expected_of(each.name) for probe in played}
 

@@ -69,7 +69,17 @@ def test_malformed_answers_are_refused_by_name(probe_set: ProbeSet, tmp_path: Pa
         ([{"probe": probe.name, "logprob": [*values[:-1], float("nan")]}], "token 111: nan"),
         ([{"probe": probe.name, "logprob": [*values[:-1], 2.5]}], "not above 0"),
         ([{"probe": probe.name, "logprob": [*values[:-1], "x"]}], "'x' is no logprob"),
+        ([{"probe": probe.name, "logprob": [*values[:-1], None]}], "'None' is no logprob"),
+        ([{"probe": probe.name, "logprob": [*values[:-1], True]}], "'True' is no logprob"),
+        ([{"probe": probe.name, "logprob": []}], "0 values of logprob"),
         ([{"probe": probe.name, "top": [[]] * probe.count}], "empty top list"),
+        ([{"probe": probe.name, "top": [{"10": -0.5}] * probe.count}], "is no top"),
+        ([{"probe": probe.name, "top": [[[1, -1], [1, -2]]] * probe.count}], "a token twice"),
+        ([{"probe": probe.name, "top": [[[1, float("nan")]]] * probe.count}], "finite"),
+        ([{"probe": probe.name, "greedy": [1.5] * probe.count}], "'1.5' is no greedy"),
+        ([{"probe": probe.name, "greedy": [float("inf")] * probe.count}], "'inf' is no greedy"),
+        ([{"probe": probe.name, "greedy": [-1] * probe.count}], "'-1' is no greedy"),
+        ([right(probe) | {"scored": 64}], "answers tokens 64"),
         ([{"probe": probe.name}], "a line has one of"),
         ([right(probe) | {"scored": [0, probe.count]}], "the probe asks for"),
         ([right(probe), greedy], "of one kind, not greedy and logprob"),
@@ -108,6 +118,19 @@ def test_a_parquet_file_with_gaps_or_other_columns_is_refused(
     ).write_parquet(file)
     with pytest.raises(UserError, match="gaps or repeats"):
         read_answers(file, probe_set)
+    pl.DataFrame(
+        {"probe": ["short_prefix"], "token_index": [None], "logprob": [-1.0]}
+    ).write_parquet(file)
+    with pytest.raises(UserError, match="a column of integers"):
+        read_answers(file, probe_set)
+    pl.DataFrame(
+        {"probe": ["short_prefix"], "token_index": [64], "logprob": [-1.0], "greedy": [1]}
+    ).write_parquet(file)
+    with pytest.raises(UserError, match="of one kind, not logprob and greedy"):
+        read_answers(file, probe_set)
+    file.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="no readable Parquet file"):
+        read_answers(file, probe_set)
 
 
 def test_a_top_list_is_compared_at_the_scored_token_if_it_is_listed(probe_set: ProbeSet) -> None:
@@ -119,10 +142,11 @@ def test_a_top_list_is_compared_at_the_scored_token_if_it_is_listed(probe_set: P
     assert Answer(AnswerKind.TOP, listed).deviations(expected, probe).tolist() == pytest.approx(
         [-0.5] * probe.count
     )
-    # Not listed: no more than the last of the list.
-    likely = expected.greedy_logprob.max() + 0.1
-    above = [{-1: float(likely)}] * probe.count
-    assert not Answer(AnswerKind.TOP, above).deviations(expected, probe).any()
+    # Not listed: the most likely one is less likely than the last, or none is as the first.
+    above = [{-1: 0.0}] * probe.count
+    assert Answer(AnswerKind.TOP, above).deviations(expected, probe).tolist() == pytest.approx(
+        (-expected.greedy_logprob).tolist()
+    )
     below = [{-1: float(value) - 2} for value in expected.greedy_logprob]
     assert Answer(AnswerKind.TOP, below).deviations(expected, probe).tolist() == pytest.approx(
         [-2.0] * probe.count

@@ -1,9 +1,7 @@
-"""The script that makes a probe set, and what it refuses."""
+"""What makes a probe set, and what it refuses; tests/workflow/test_engines.py runs the rule."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,30 +10,13 @@ import torch
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.engine_check.make import make_probe_set, read_dialogues
-from kvfidelity.engine_check.probes import ProbeSet, read_probe_set
+from kvfidelity.engine_check.probes import ProbeSet
 from kvfidelity.errors import UserError
 from tests.engine_check.conftest import SIZES
 from tests.engine_check.simulated import at_precision
-from tests.models.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 DIALOGUES = ROOT / "resources/dialogues/own.jsonl"
-
-
-@pytest.mark.long(10)
-def test_the_script_makes_the_probe_set_of_a_model(tmp_path: Path) -> None:
-    model, out = save_tiny(tmp_path / "model"), tmp_path / "probes.jsonl"
-    script = ROOT / "workflow/scripts/make_probe_set.py"
-    arguments = ["--model", model, "--dialogues", DIALOGUES, "--out", out, "--threads", "1"]
-    subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True)
-    made = read_probe_set(out)
-    assert made.header["model"]["name"] == "model"
-    assert {probe.kind for probe in made} == {
-        *("no_eviction", "prefix", "suffix", "scattered", "streaming", "per_head", "repeated"),
-    }
-    assert min(len(probe.tokens) for probe in made) == 320
-    assert max(len(probe.tokens) for probe in made) > 512  # the trained window
-    assert out.stat().st_size < 2_000_000
 
 
 def test_probes_of_one_conversation_share_their_tokens(probe_set: ProbeSet) -> None:

@@ -98,6 +98,22 @@ def test_a_file_of_runs_is_read_with_its_model(
     assert (verdict.name, verdict.passes()) == ("original", True)
 
 
+def test_a_run_scored_before_the_eviction_of_its_rule_is_refused(
+    engine: Engine, dialogues: list[list[int]], tmp_path: Path
+) -> None:
+    run = {
+        "probe": "early",
+        "tokens": dialogues[0][:110],
+        "scored": [43, 110],
+        "logprob": [-1.0] * 67,
+        "rule": RULE | {"name": "attention_blocks"},
+    }
+    nothing = {key: value for key, value in run.items() if key != "rule"} | {"probe": "nothing"}
+    runs = write(tmp_path / "runs.jsonl", run, nothing)
+    with pytest.raises(UserError, match=r"line 1: token 43 is scored, .* score from 44 on"):
+        replayed(runs, saved(engine, tmp_path / "model"))
+
+
 def saved(engine: Engine, folder: Path) -> Path:
     """The engine's model as a folder."""
     model = tiny_llama()
@@ -114,17 +130,63 @@ def test_malformed_runs_are_refused_before_the_model_is_loaded(tmp_path: Path) -
         ({"probe": "x"}, "a run has probe, tokens, scored"),
         (run | {"scored": [3, 9]}, r"scored is \[3, 9\], but there are 4 tokens"),
         (run | {"evictions": [eviction | {"after": 3}]}, "score from 4 on"),
+        (run | {"evictions": [eviction, eviction | {"after": 4}]}, "after 4 tokens: leave it out"),
         (run | {"evictions": [eviction | {"keep": [[[1, 0]]]}]}, "keep ranges"),
         (run | {"evictions": [eviction | {"keep": [[[0, 1]], [[0, 2]]]}]}, "different numbers"),
         (run | {"rule": {"name": "other"}}, "attention_blocks"),
+        (run | {"logprob": [float("nan")]}, "token 3: nan is no log-probability"),
+        (run | {"logprob": []}, "0 values of logprob"),
+        (run, "no probe with evictions is answered"),
+        (run | {"evictions": [eviction]}, "no probe without an eviction"),
+        (run | {"evictions": [eviction, eviction | {"after": 1}]}, "after 1 follows that after 2"),
+        (run | {"evictions": [eviction, {"after": 3, "keep": [[[0, 3]]]}]}, "keeps token 1, which"),
+        (run | {"evictions": [eviction, {"after": 2, "keep": [[[1, 2]]]}]}, "keeps token 1, which"),
     ):
         with pytest.raises(UserError, match=message):
             replayed(write(tmp_path / "runs.jsonl", line), tmp_path / "no_model")
 
 
-def test_a_rule_without_a_key_is_refused(engine: Engine) -> None:
+def test_runs_of_another_model_or_conversation_are_refused(
+    engine: Engine, dialogues: list[list[int]]
+) -> None:
+    [nothing, evicted] = chosen(engine, dialogues)
+    heads = (((0, 9),),) * 3
+    for probe, message in (
+        (replace(nothing, tokens=(*nothing.tokens[:-1], 9999)), "it is another model's run"),
+        (
+            replace(evicted, evictions=(Eviction(43, heads),)),
+            "3 keep sets, the model has 2 kv heads",
+        ),
+        (
+            replace(evicted, evictions=(Eviction(43, heads, by_layer=True),)),
+            "3 keep sets, the model has 2 layers",
+        ),
+        (
+            replace(evicted, conversation="nothing", tokens=(3, *evicted.tokens[1:])),
+            "not those of the other runs of conversation nothing",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            expected_of(engine, [nothing, probe])
+
+
+def test_a_rule_with_values_that_do_not_fit_is_refused(
+    engine: Engine, dialogues: list[list[int]]
+) -> None:
+    tokens = tuple(dialogues[0][:110])
+    for change, message in (
+        ({"pool": None}, "pool must be a whole number"),
+        ({"most": 0}, "most must be a whole number"),
+        ({"start": 6}, "start 6 must be whole blocks of 4"),
+        ({"after": 40}, "the prompt of 41, which ends before"),
+        ({"after": 110}, "after 110 of 110 tokens"),
+        ({"most": 80}, "room for 17 blocks"),
+        ({"most": 8}, "room for -1 blocks"),
+    ):
+        with pytest.raises(UserError, match=message):
+            attention_blocks(engine, tokens, RULE | change)
     with pytest.raises(UserError, match="lacks pool"):
-        attention_blocks(engine, (1, 2), {key: 1 for key in RULE if key != "pool"})
+        attention_blocks(engine, tokens, {key: 1 for key in RULE if key != "pool"})
 
 
 def test_evictions_by_layer_survive_the_file(probe_set: ProbeSet, tmp_path: Path) -> None:

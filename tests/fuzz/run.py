@@ -6,11 +6,14 @@ python tests/fuzz/run.py --seconds 1800
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import json
 import math
+import os
 import random
+import shutil
 import socket
 import sys
 import tempfile
@@ -18,6 +21,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,13 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from kvfidelity.dialogues.cleaning import other_roles, questions_of, turns_of  # noqa: E402
 from kvfidelity.dialogues.formats import SourceCounts, read_conversations  # noqa: E402
 from kvfidelity.dialogues.formats.registry import known_formats  # noqa: E402
+from kvfidelity.dialogues.segments import ChatSegmenter  # noqa: E402
+from kvfidelity.dialogues.tokenizer import load_tokenizer  # noqa: E402
 from kvfidelity.errors import UserError  # noqa: E402
 from kvfidelity.judges.answers import choice_in, score_in  # noqa: E402
 from kvfidelity.judges.batch_lines import Lines  # noqa: E402
@@ -38,6 +45,9 @@ from kvfidelity.judges.failures import HttpError  # noqa: E402
 from kvfidelity.judges.json_text import parse_json as parse_foreign_json  # noqa: E402
 from kvfidelity.judges.rubric import Rubric  # noqa: E402
 from kvfidelity.judges.store import AnswerStore  # noqa: E402
+from kvfidelity.models.end_tokens import end_token_ids  # noqa: E402
+from kvfidelity.models.geometry import Geometry  # noqa: E402
+from kvfidelity.models.load import load_model  # noqa: E402
 from kvfidelity.worker.job import job_from  # noqa: E402
 from kvfidelity.worker.protocol import first_message  # noqa: E402
 from tests.judges.batch_server import STEPS, BatchServer  # noqa: E402
@@ -45,6 +55,7 @@ from tests.judges.server import Reply  # noqa: E402
 from tests.judges.test_batch import judge as batch_judge  # noqa: E402
 from tests.judges.test_batch import row as batch_row  # noqa: E402
 from tests.judges.test_batch import sent  # noqa: E402
+from tests.models.tiny import save_tiny  # noqa: E402
 
 CORPUS = ROOT / "tests/fuzz/corpus"
 RUBRIC = Rubric.read(ROOT / "resources/rubrics/blind.md")
@@ -121,6 +132,43 @@ def messages(content: bytes) -> None:
             job_from(first_message(theirs, 10).get("job"))
 
 
+#: Files of a model's folder, and what is found in none of the others.
+MODEL_FILES = {
+    "config.json": b'"architectures"',
+    "tokenizer_config.json": b'"tokenizer_class"',
+    "tokenizer.json": b'"added_tokens"',
+    "chat_template.jinja": b"{%",
+    "generation_config.json": b'"_from_model_config"',
+}
+
+
+@cache
+def _tiny_model() -> Path:
+    # On the disk of the folders that are linked to it.
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return save_tiny(Path(folder))
+
+
+def model_folders(content: bytes) -> None:
+    """A model's folder in which one file is another; which one, its content says."""
+    names = [name for name, mark in MODEL_FILES.items() if mark in content]
+    name = (names or list(MODEL_FILES))[zlib.crc32(content) % (len(names) or len(MODEL_FILES))]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for file in _tiny_model().iterdir():
+            os.link(file, folder / file.name)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+        with contextlib.suppress(UserError):
+            assert Geometry.of(folder).token_bytes("float32") > 0
+        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+        with contextlib.suppress(UserError):
+            ChatSegmenter(load_tokenizer(folder), end_token_ids(folder))
+        with contextlib.suppress(UserError):
+            load_model(folder, "float32", "cpu")
+
+
 def batches(content: bytes) -> None:
     """What the Batch API gives: a file's lines, and any call of a run and of the run after it."""
     lines = Lines()
@@ -156,6 +204,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "answers": answers,
     "completions": completions,
     "batches": batches,
+    "model_folders": model_folders,
     "store_lines": store_lines,
     "records": records,
     "parquet": parquet,

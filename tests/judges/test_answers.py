@@ -28,6 +28,15 @@ def says(content: Any, finish: Any = "stop", **more: Any) -> Any:
     return body({"role": "assistant", "content": content}, finish, **more)
 
 
+def choices(*contents: str | None) -> Any:
+    """Several choices, though one was asked for."""
+    one = [
+        {"index": number, "message": {"content": content}, "finish_reason": "stop"}
+        for number, content in enumerate(contents)
+    ]
+    return body({}, choices=one)
+
+
 def calls(*arguments: Any, words: Any = None) -> Any:
     tools = [
         {"type": "function", "function": {"name": "verdict", "arguments": a}} for a in arguments
@@ -53,6 +62,9 @@ REASONING = [
 #: Answers that say a score, and the score.
 SCORED: list[tuple[Any, int]] = [
     (says(FINE), 8),
+    (choices(FINE, FINE), 8),
+    (choices(FINE, None), 8),
+    (says({"reason": "x", "score": 8}), 8),
     (says('{"score": 1, "reason": "bad"}'), 1),
     (says('{"reason": "", "score": 10}'), 10),
     (says('{"reason": "x", "score": "8"}'), 8),
@@ -189,7 +201,7 @@ MISSING: list[tuple[Any, str]] = [
     (says(""), "unparsable"),
     (says(None), "unparsable"),
     (says(17), "unparsable"),
-    (says({"score": 8}), "unparsable"),
+    (says({"score": 11}), "unparsable"),
     (calls('{"reason"'), "unparsable"),
     (says('{"reason": "x', "length"), "truncated"),
     (says('{"verdict": {"score": 10}, "sc', "length"), "truncated"),
@@ -198,6 +210,12 @@ MISSING: list[tuple[Any, str]] = [
     (says(None, "length"), "truncated"),
     (body({"content": None, "refusal": "I will not"}), "refused"),
     (body({"content": FINE, "refusal": "I will not"}), "refused"),
+    (choices(FINE, '{"score": 3}'), "unparsable"),
+    (choices('{"score": 3}', None, FINE), "unparsable"),
+    (choices(FINE, "I would rather say 3/10."), "unparsable"),
+    (body({"content": 8}), "unparsable"),
+    (body({"content": {"verdict": "good"}}), "unparsable"),
+    (body({"content": None, "reasoning_content": FINE}), "unparsable"),
     (says(None, "content_filter"), "refused"),
     ([], "failed"),
     ("text", "failed"),

@@ -14,9 +14,8 @@ from kvfidelity.judges.requests import Limits, Request
 
 def message(url: str) -> str:
     endpoint = Endpoint("mine", {"model": "m", "base_url": url, "api_key_env": None}, Limits())
-    client = endpoint.client.with_options(max_retries=0, timeout=5)
     with pytest.raises(Exception) as caught:
-        client.chat.completions.create(model="m", messages=[])
+        endpoint.exchanges.call(lambda client: client.batches.with_raw_response.retrieve("b"))
     found = endpoint.ask(Request({"model": "m", "messages": [], "max_tokens": 9}), None)
     assert isinstance(found, Trouble) and found.passing and not found.lost
     # Batches and single requests say the same.

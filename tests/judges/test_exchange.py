@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -11,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges import online
+from kvfidelity.judges import batch_api, exchange, online
 from kvfidelity.judges.endpoint import Endpoint, Trouble
-from kvfidelity.judges.exchange import MAX_BODY_BYTES
+from kvfidelity.judges.exchange import MAX_BODY_BYTES, Exchanges
 from kvfidelity.judges.requests import Answer, Limits, Request
+from kvfidelity.judges.store import AnswerStore
 from tests.judges.server import QuietServer, Server, completion, good
 from tests.judges.test_answers import FINE, says
 from tests.judges.test_llm import _key as _key
@@ -114,6 +117,68 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
         assert isinstance(one, Trouble) and one.lost and one.passing, one
 
 
+#: Each call of the Batch API.
+CALLS: dict[str, Callable[[Exchanges], object]] = {
+    "upload": lambda api: batch_api.upload_file(api, "x.jsonl", b"{}\n"),
+    "create": lambda api: batch_api.create_batch(api, "/v1/chat/completions", "x", "file"),
+    "list": lambda api: batch_api.find_batch(api, "x", "file"),
+    "look": lambda api: batch_api.batch_state(api, "x"),
+    "download": lambda api: batch_api.file_content(api, "x"),
+}
+
+
+def test_no_call_of_the_batch_api_waits_for_an_answer_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a bound on the whole exchange, this test would not end."""
+    monkeypatch.setattr(batch_api, "RETRIES", 0)
+
+    def ask(call: str, answer: tuple[bytes, bytes]) -> tuple[str, bytes, type[Exception], int]:
+        with RawServer(dripped(*answer)) as server:
+            try:
+                CALLS[call](endpoint(server.url, 3.0).exchanges)
+            except Exception as error:  # noqa: BLE001 - any of them is looked at
+                return call, answer[0], type(error), server.connections
+        raise AssertionError("it was answered")
+
+    every = [(call, answer) for call in CALLS for answer in ENDLESS]
+    with ThreadPoolExecutor(len(every)) as pool:
+        found = list(pool.map(ask, *zip(*every, strict=True)))
+    for call, start, error, connections in found:
+        assert issubclass(error, openai.APIConnectionError), (call, start, error)
+        assert connections == 1
+
+
+def test_a_file_that_keeps_coming_may_take_longer_than_a_short_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its size is not known beforehand, so its speed is what is bounded."""
+    monkeypatch.setattr(exchange, "SLOWEST_FILE", 1)  # a second for each byte that came
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n"
+        for _ in range(40):
+            done.wait(0.05)
+            yield b"x"
+
+    with RawServer(answer) as server:
+        assert batch_api.file_content(endpoint(server.url, 1.0).exchanges, "x") == 40 * b"x"
+
+
+def test_a_file_of_answers_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came is read, so its last line is broken and answers are lacking."""
+    monkeypatch.setattr(exchange, "MAX_FILE_BYTES", 3_000_000)
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\r\n"
+        while not done.is_set():
+            yield b"x" * 1_000_000
+
+    with RawServer(answer) as server:
+        content = batch_api.file_content(endpoint(server.url, LIMIT_S).exchanges, "x")
+    assert len(content) == 3_000_000
+
+
 @pytest.mark.parametrize("status", [b"400 Bad", b"422 No", b"500 Err", b"502 Bad"])
 @pytest.mark.parametrize(
     "rest",
@@ -174,6 +239,115 @@ def test_no_more_is_read_than_an_answer_may_have(status: str, packed: bool) -> N
         assert found.problem == f"the answer has more than {MAX_BODY_BYTES} bytes"
     else:
         assert isinstance(found, Trouble) and status[:3] in found.reason
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad"])
+@pytest.mark.parametrize("more", ["junk", "members"])
+def test_nothing_is_read_after_a_packed_answer(status: str, more: str) -> None:
+    """The server would send without end."""
+    body = json.dumps(says(FINE)).encode()
+
+    def answer(done: threading.Event) -> Iterator[bytes]:
+        yield f"HTTP/1.1 {status}\r\nContent-Encoding: gzip\r\n\r\n".encode()
+        yield gzip.compress(body)
+        after = b"\0" * 1_000_000 if more == "junk" else gzip.compress(b" " * 1_000_000)
+        while not done.is_set():
+            yield after
+
+    with RawServer(answer) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    if status.startswith("200"):
+        assert isinstance(found, Answer) and found.content == FINE
+    else:
+        assert isinstance(found, Trouble) and "400" in found.reason
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_packed_answer_is_read(pack: Callable[[bytes], bytes]) -> None:
+    body = pack(json.dumps(says(FINE)).encode())
+    name = b"gzip" if pack is gzip.compress else b"deflate"
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n"
+    with RawServer(whole(head % (name, len(body)) + body)) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    assert isinstance(found, Answer) and found.content == FINE
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_an_answer_in_any_encoding_of_json_is_read(encoding: str) -> None:
+    body = json.dumps(says('{"reason": "caf\u00e9", "score": 8}'), ensure_ascii=False)
+    content = body.encode(encoding)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content)
+    with RawServer(whole(head + content)) as server:
+        found = endpoint(server.url, LIMIT_S).ask(REQUEST, None)
+    assert isinstance(found, Answer) and "caf\u00e9" in (found.content or "")
+
+
+ANSWER = json.dumps(says(FINE)).encode()
+#: Answers that are no HTTP, or none that was asked for.
+ODD: dict[str, bytes] = {
+    "an event stream": b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    b"data: [DONE]\n\n",
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "an empty answer": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+    "no headers": b"hello\r\n",
+    "bytes": b"\0\xff\0\r\n\r\n",
+    "a header without an end": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a length below zero": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}",
+    "a chunk without a size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}",
+    "a chunk beyond any size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"F" * 20
+    + b"\r\n{}",
+    "a header with a NUL": b"HTTP/1.1 200 OK\r\nX-\0: a\r\nContent-Length: 2\r\n\r\n{}",
+    "words before the answer": b"HTTP/1.1 200 OK\r\n\r\n)]}'\n" + ANSWER,
+    "words after the answer": b"HTTP/1.1 200 OK\r\n\r\n" + ANSWER + b"x",
+    "two answers": b"HTTP/1.1 200 OK\r\n\r\n" + ANSWER + b"\n" + ANSWER,
+    "a packed answer without a byte": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_no_answer_stops_in_one_line_and_counts_as_what_it_may_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(online, "FIRST_PAUSE_S", 0.001)
+    with RawServer(whole(ODD[name])) as server:
+        with pytest.raises(UserError, match="3 requests got this and none was answered") as caught:
+            judge(server, tmp_path, pace=PRICED).judge(  # type: ignore[arg-type]
+                [row(turn) for turn in range(9)]
+            )
+        assert server.connections in (3, 9)  # what may have been lost is tried three times
+        spent = AnswerStore(tmp_path).spent("mine")
+    assert "\n" not in str(caught.value)
+    assert spent > 0.1 * server.connections
+
+
+def test_a_redirect_gets_no_request_to_the_other_host(tmp_path: Path) -> None:
+    with RawServer(whole(b"HTTP/1.1 200 OK\r\n\r\n" + ANSWER)) as other:
+        for status in (b"301", b"302", b"303", b"307", b"308"):
+            to = b"HTTP/1.1 %s Moved\r\nLocation: %s\r\n\r\n" % (status, other.url.encode())
+            with RawServer(whole(to)) as server, pytest.raises(UserError, match="it redirects to"):
+                judge(server, tmp_path).judge([row(0), row(1)])  # type: ignore[arg-type]
+            assert server.connections == 1
+    assert other.connections == 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["1e9", "-5", "nan", "inf", "9" * 5000, "Wed, 21 Oct 2999 07:28:00 GMT", "1,000", "0x10", ""],
+)
+def test_an_absurd_retry_after_makes_nobody_wait_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(online.time, "sleep", pauses.append)
+    body = b"HTTP/1.1 429 No\r\nRetry-After: %s\r\nContent-Length: 2\r\n\r\n{}" % told.encode()
+    with RawServer(whole(body)) as server, pytest.raises(UserError, match="rate limit persists"):
+        judge(server, tmp_path).judge([row(0), row(1)])  # type: ignore[arg-type]
+    assert min(pauses) >= 0 and max(pauses) <= online.MAX_WAIT_S
+    assert sum(pauses) < 11 * online.MAX_WAIT_S
 
 
 def test_an_answer_that_is_too_large_is_paid_once_and_kept(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_folder_without_these_files_names_none(tmp_path: Path) -> None:
     assert end_token_ids(tmp_path) == frozenset()
 
 
-@pytest.mark.parametrize("entry", ["</s>", [1, None], -1, True, {"id": 2}])
+@pytest.mark.parametrize("entry", ["</s>", [1, None], -1, True, {"id": 2}, 2**31, 10**30])
 def test_an_entry_that_is_no_id_is_refused(tmp_path: Path, entry: Any) -> None:
     write(tmp_path, "generation_config.json", entry)
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,67 @@ def test_a_damaged_file_is_named_with_the_remedy(tiny: Path, file: str, damage: 
         offset.write_bytes(b"\0" * size)
     with pytest.raises(UserError, match=r"is damaged .* delete the model's folder and run again"):
         load_model(tiny, "float32", "cpu")
+
+
+#: Values of a config.json that no library may crash on, and sizes that take no memory or time.
+ODD_VALUES: list[tuple[str, object]] = [
+    ("num_hidden_layers", 10**9),
+    ("num_hidden_layers", 10**30),
+    ("head_dim", 10**9),
+    ("vocab_size", 10**9),
+    ("hidden_size", 10**6),
+    ("intermediate_size", 10**12),
+    ("num_attention_heads", 0),
+    ("num_key_value_heads", -1),
+    ("num_key_value_heads", 1.5),
+    ("rope_parameters", "default"),
+    ("rope_parameters", [1]),
+    ("rope_parameters", {"rope_type": ["default"]}),
+    ("layer_types", 7),
+    ("model_type", ["llama"]),
+    ("hidden_act", None),
+    ("architectures", 3),
+    ("dtype", "float7"),
+    ("transformers_version", 5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ODD_VALUES, ids=map(str, ODD_VALUES))
+def test_an_odd_value_of_the_config_is_one_line(tiny: Path, key: str, value: object) -> None:
+    """The memory of a process is not bounded here: what is too large is found by its shape."""
+    file = tiny / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load_model(tiny, "float32", "cpu")
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert key in ("architectures", "transformers_version", "dtype")  # not read here
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "null", '"llama"', '{"num_hidden_layers": 2}'])
+def test_a_config_of_another_form_is_one_line(tiny: Path, text: str) -> None:
+    (tiny / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(tiny, "float32", "cpu")
+    with pytest.raises(UserError, match=r"config\.json"):
+        Geometry.of(tiny)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 1.5, "8", True, [8], None])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "max_position_embeddings", "hidden_size"])
+def test_a_size_of_the_cache_is_a_whole_number(tmp_path: Path, key: str, value: object) -> None:
+    config = {
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError, match=f"{key} is .*not a whole number"):
+        Geometry.of(tmp_path)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

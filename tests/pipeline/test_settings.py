@@ -15,12 +15,8 @@ import yaml
 from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
-from kvfidelity.pipeline.settings import (
-    check_files,
-    load_settings,
-    policy_schemas,
-    read_settings,
-)
+from kvfidelity.pipeline.setting_schemas import policy_schemas
+from kvfidelity.pipeline.settings import check_files, load_settings, read_settings
 from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 from kvfidelity.strict_yaml import read_yaml
@@ -56,7 +52,7 @@ def test_the_papers_configuration_stands_alone() -> None:
     assert {(cell.model, cell.dataset) for cell in found} == {
         ("llama-3-8b-instruct", "sharegpt-long")
     }
-    assert (len(found), len(run_keys(settings))) == (13, 130)
+    assert (len(found), len(run_keys(settings))) == (13, 260)
 
 
 def test_every_key_of_the_configuration_has_a_meaning() -> None:
@@ -120,6 +116,11 @@ def test_generated_files_are_current() -> None:
             "api_version must be given",
         ),
         (("session", "replies"), 3, "not one of reference, own"),
+        (
+            ("session", "max_first_prompt_tokens"),
+            4096,
+            "a needle could be cut away",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(

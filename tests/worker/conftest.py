@@ -157,7 +157,7 @@ def workdir(tiny_model: Path, tmp_path: Path) -> Iterator[Workdir]:
         yield workdir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workdir]:
     with make_workdir(tiny_model, tmp_path_factory.mktemp("shared")) as workdir:
         yield workdir
@@ -171,6 +171,7 @@ def warm(shared: Workdir) -> Workdir:
             path.unlink()
         elif path.is_dir() and path.name != "model":
             shutil.rmtree(path)
+    write_pool(shared.folder / "pool.parquet")
     code, stderr = shared.run("warming")
     assert code == 0, stderr
     return shared

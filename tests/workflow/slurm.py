@@ -20,8 +20,8 @@ from tests.waiting import wait_until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("node1", "node2", "node3", "node4")
 #: What the controller runs and a node offers; the machine itself may have less. Finished jobs are
-#: remembered for as long as a test may take. A node that does not answer is soon given up, and its
-#: jobs start elsewhere once their credentials have expired, which takes two minutes by default.
+#: remembered for as long as a test may take. Jobs of a lost node start elsewhere once their
+#: credentials have expired, which takes two minutes by default.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -121,6 +121,11 @@ class Cluster:
         command = ("slurmd", "-D", "-N", node)
         folder = self._folder_of(node)
         self._slurmd[node] = _start(self.folder, node, *command, cwd=folder, **self.environment)
+
+    def lose(self, node: str) -> None:
+        """Lose a node, and say so, as an administrator does before Slurm finds it out."""
+        self.kill(node)
+        self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def kill(self, node: str) -> None:
         """End a node as a loss of power does: its daemon and all that runs on it, at once."""

@@ -196,17 +196,17 @@ class Telltale:
 
 @pytest.mark.long(45)
 def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project: Project) -> None:
-    """A whole run with three paid judges, from generation to the page."""
+    """A whole run with two paid judges, from generation to the page."""
     endpoint = Telltale()
     with Server(endpoint) as server:
-        rubrics = ("blind", "grounded", "pairwise")
+        rubrics = ("grounded", "pairwise")
         judges = {rubric: entry(server.url, rubric=rubric) for rubric in rubrics}
         project.configure(
             {
                 "judges": judges,
                 "judging": ["formula", *judges],
                 "prices": PRICES,
-                "reliability": {"replies": 4, "max_context_words": 400},
+                "reliability": {"replies": 3, "max_context_words": 400},
                 "grid": {"policies": ["baseline", "random"], "positions": ["stale"]},
             }
         )
@@ -232,7 +232,7 @@ def test_a_key_is_in_no_file_log_or_command_line_and_costs_are_recorded(project:
     tables = project.folder / "results/tables"
     costs = pl.read_parquet(tables / "costs.parquet")
     paid = costs.filter(pl.col("judge_kind") == "openai")
-    assert paid.height == 6 and paid["unpriced"].sum() == 0
+    assert paid.height == 4 and paid["unpriced"].sum() == 0
     # An answer can serve the run and its test, which are counted apart.
     assert paid["answers"].sum() == pytest.approx(asked - failed, rel=0.1)
     assert paid["usd"].sum() == pytest.approx(paid["answers"].sum() * USD)

@@ -178,7 +178,7 @@ def test_failing_jobs_leave_the_others_and_the_last_line_says_how_to_go_on(
             "policies": {"mine": {"kind": "every_other"}, "gist": {"kind": "sliding_window_gist"}},
         }
     )
-    done = project.snakemake()
+    done = project.snakemake("only_generate")
     output = done.stdout + done.stderr
     assert done.returncode != 0
     log = project.folder / "logs/generate/tiny/own/mine/stale/small/0/000.log"

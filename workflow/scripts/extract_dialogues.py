@@ -20,6 +20,7 @@ def main() -> None:
     from kvfidelity.atomic_files import write_json
     from kvfidelity.dialogues.extract import extract
     from kvfidelity.dialogues.segments import ChatSegmenter
+    from kvfidelity.dialogues.template_check import check_template
     from kvfidelity.dialogues.tokenizer import load_tokenizer
     from kvfidelity.models.checksums import PROVENANCE, copy_without_weights
     from kvfidelity.models.end_tokens import end_token_ids
@@ -27,6 +28,7 @@ def main() -> None:
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import write_parquet
 
+    check_template(options.model)
     tokenizer = load_tokenizer(options.model)
     segmenter = ChatSegmenter(tokenizer, end_token_ids(options.model))
     pool, manifest = extract(options.data, options.spec, segmenter)

@@ -22,6 +22,7 @@ def main() -> None:
     from kvfidelity.analysis.reliability import costs, gather_judge_tests, reliability
     from kvfidelity.analysis.statistics import INTERVAL_OPTIONS
     from kvfidelity.analysis.table_files import write_table
+    from kvfidelity.analysis.verdicts import missing_by_cell
     from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
@@ -38,6 +39,7 @@ def main() -> None:
     tables = {
         "reliability": table.vstack(pairwise_reliability(pairs, chosen)),
         "comparisons": comparison_table(comparisons, turns, chosen),
+        "missing_comparisons": missing_by_cell(comparisons, chosen, "missing_comparisons"),
         "costs": costs(
             {
                 "replies of the run": verdicts,

@@ -7,6 +7,7 @@ a test compares the others with what is built. docs/results.md and the page's gl
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated
 
 import polars as pl
@@ -158,7 +159,9 @@ class ZeroTest:
 
     stage = "aggregate"
     p: Annotated[
-        Dtype, "0 to 1", "two-sided, as the interval; missing with fewer than ten dialogues"
+        Dtype,
+        "0 to 1",
+        "two-sided, of the mean being 0; missing with fewer than ten dialogues, or twenty if alike",
     ] = pl.Float64
 
 
@@ -791,6 +794,9 @@ TABLES: dict[str, list[ColumnInfo]] = {
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
     "missing_by_cell": columns(MissingByCell),
+    "missing_comparisons": [
+        replace(column, stage="judge_reliability") for column in columns(MissingByCell)
+    ],
     "own_replies": columns(Cell, OwnReplies),
     "prefill_overshoot": columns(PrefillOvershoot),
     "not_finite": columns(NotFinite),

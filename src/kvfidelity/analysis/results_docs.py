@@ -60,6 +60,8 @@ TABLE_ROWS = {
     "claims": "One row per claim and cell that it is about.",
     "reliability": "How far judges can be trusted: one row per measure.",
     "comparisons": "One row per judge that compares and cell: replies after an eviction.",
+    "missing_comparisons": "One row per judge that compares and setting: whether missing "
+    "comparisons depend on the cell.",
     "costs": "What judging cost.",
     "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }

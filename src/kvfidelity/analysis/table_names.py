@@ -30,7 +30,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "not_finite",
     ),
     "claims": ("claims",),
-    "judge_reliability": ("reliability", "comparisons", "costs"),
+    "judge_reliability": ("reliability", "comparisons", "missing_comparisons", "costs"),
     "report": ("jobs",),
 }
 

@@ -12,8 +12,11 @@ from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.pairs import PAIRED, compared_turns, unpaired_turns, with_baseline
 from kvfidelity.analysis.recall import rank_in
 from kvfidelity.analysis.statistics import column_mean
+from kvfidelity.judges.comparison import SAME
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, POSITIONS
 
+#: Statuses of a verdict or comparison that is not missing.
+GIVEN = ("ok", SAME)
 #: What names a cell, besides what a run shares with its baseline.
 OF_CELL = tuple(name for name in CELL_COLUMNS if name not in PAIRED)
 
@@ -80,7 +83,9 @@ def missing_verdicts(verdicts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame:
+def missing_by_cell(
+    verdicts: pl.DataFrame, options: Mapping[str, Any], table: str = "missing_by_cell"
+) -> pl.DataFrame:
     """One row per judge and setting: whether some cells miss more verdicts than others.
 
     A mean over the verdicts that are there can then differ between cells without any difference
@@ -89,14 +94,16 @@ def missing_by_cell(verdicts: pl.DataFrame, options: Mapping[str, Any]) -> pl.Da
     Without a missing verdict there is no row.
 
     Args:
-        verdicts: the table of that name; without a column if no judge was run.
+        verdicts: the table of that name, without a column if no judge was run; or comparisons of
+            runs with their baselines, which are then the cells.
         options: confidence, resamples and seed.
+        table: the name of the table that is made.
     """
-    schema = table_schema("missing_by_cell")
+    schema = table_schema(table)
     if verdicts.is_empty():
         return pl.DataFrame(schema=schema)
     judged = verdicts.filter(pl.col("status") != "no_reply").with_columns(
-        absent=(pl.col("status") != "ok").cast(pl.Int64),
+        absent=(~pl.col("status").is_in(GIVEN)).cast(pl.Int64),
         cell=pl.concat_str("policy", "positions", "threshold", separator=" "),
     )
     keys = ("judge", "model", "dataset")

@@ -27,7 +27,16 @@ def check_architecture(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the architecture and the reason.
     """
-    reason = _reason(config)
+    if not isinstance(config, Mapping):
+        raise UserError("config.json is no object: fetch the model again")
+    try:
+        reason = _reason(config)
+    except (AttributeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.json has a value of another type than it should ({told}): fetch the model "
+            "again"
+        ) from None
     if reason:
         name = str(config.get("model_type", "unknown"))
         raise UserError(f"model type {name!r} is not supported: {reason}")

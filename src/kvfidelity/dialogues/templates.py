@@ -7,6 +7,7 @@ cut, and whether they can be cut at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -249,7 +250,7 @@ class ChatTemplate:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         try:
             parsed = environment.parse(_GENERATION.sub("", source))
-        except (jinja2.TemplateError, RecursionError) as error:
+        except (jinja2.TemplateError, *PROGRAM_ERRORS) as error:  # a number of 5,000 digits
             raise self._refusal(f"cannot be read ({_one_line(error)})") from None
         constants = {
             node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)
@@ -275,7 +276,11 @@ def _fixed_clock(constants: set[str]) -> str:
     A function cannot be passed to a template, so the macro holds the day in each format that the
     template writes it in.
     """
-    formats = {text: TODAY.strftime(text) for text in sorted(constants) if "%" in text}
+    formats = {}
+    for text in sorted(constants):
+        if "%" in text:
+            with contextlib.suppress(ValueError):  # no format, but another text with a sign
+                formats[text] = TODAY.strftime(text)
     body = f"{{{{ {json.dumps(formats)}[format] }}}}"
     # What stands between the macro and the template keeps a line end that the template starts with.
     return f"{{% macro strftime_now(format) %}}{body}{{% endmacro %}}{{{{ '' }}}}"

@@ -30,13 +30,9 @@ def load_tokenizer(directory: Path) -> Any:
     if not isinstance(stated, dict):
         raise UserError(f"{file} is broken (it is no object); fetch the model again")
     try:
-        if stated.get("tokenizer_class") == GENERIC and "auto_map" not in stated:
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = _loaded(directory, stated)
+        tokenizer("Hello")  # some values are read first here
+        return tokenizer
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - what tokenizer classes raise on odd values
@@ -44,3 +40,13 @@ def load_tokenizer(directory: Path) -> Any:
         raise UserError(
             f"the tokenizer in {directory} cannot be loaded ({reason}); fetch the model again"
         ) from None
+
+
+def _loaded(directory: Path, stated: dict[str, Any]) -> Any:
+    if stated.get("tokenizer_class") == GENERIC and "auto_map" not in stated:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

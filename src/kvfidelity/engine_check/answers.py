@@ -22,6 +22,8 @@ from kvfidelity.errors import UserError
 PARQUET = b"PAR1"
 #: A log-probability may exceed 0 by rounding.
 ABOVE_ZERO = 1e-2
+#: No vocabulary is as large.
+LARGEST_TOKEN = 2**31
 
 
 class AnswerKind(StrEnum):
@@ -63,13 +65,15 @@ def _of_top(
     top: Mapping[int, float], token: int, greedy: int, logprob: float, greedy_logprob: float
 ) -> float:
     """The deviation of a top-k list: of the scored token if it is listed; else of the token that
-    should be the most likely. Of a token that is not listed it is known only to be less likely
-    than the last of the list."""
+    should be the most likely. If neither is listed, the least that is known: the latter is less
+    likely than the last of the list, and no token should be more likely than the latter."""
     if token in top:
         return top[token] - logprob
     if greedy in top:
         return top[greedy] - greedy_logprob
-    return min(0.0, min(top.values()) - greedy_logprob)
+    too_low = min(0.0, min(top.values()) - greedy_logprob)
+    too_high = max(0.0, max(top.values()) - greedy_logprob)
+    return max(too_low, too_high, key=abs)
 
 
 def read_answers(path: Path, probe_set: ProbeSet) -> dict[str, Answer]:
@@ -108,23 +112,31 @@ def _parquet_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of Parquet (probe, token_index, one of logprob, top, greedy) as lines of one probe."""
     try:
         import pyarrow.parquet as pq
+        from pyarrow.lib import ArrowException
     except ImportError:
         raise UserError(
             f"{path} is Parquet, which needs pyarrow: pip install pyarrow, or write JSON Lines"
         ) from None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path} is no readable Parquet file: {error}") from None
     kinds = [kind.value for kind in AnswerKind if kind in table.column_names]
     if not {"probe", "token_index"} <= set(table.column_names) or not kinds:
         raise UserError(
             f"{path} has columns {', '.join(table.column_names)}; it needs probe, token_index and "
             f"one of {', '.join(AnswerKind)}"
         )
+    if len(kinds) > 1:
+        raise UserError(f"{path}: answers are of one kind, not {' and '.join(kinds)}")
     kind = kinds[0]
     by_probe: dict[str, list[dict[str, Any]]] = {}
     for row in table.select(["probe", "token_index", kind]).to_pylist():
         by_probe.setdefault(row["probe"], []).append(row)
     for name, rows in by_probe.items():
-        rows.sort(key=lambda row: int(row["token_index"]))
+        if any(not isinstance(row["token_index"], int) for row in rows):
+            raise UserError(f"{path}, probe {name}: token_index is a column of integers")
+        rows.sort(key=lambda row: row["token_index"])
         indices = [row["token_index"] for row in rows]
         if indices != list(range(indices[0], indices[0] + len(rows))):
             raise UserError(f"{path}, probe {name}: token_index has gaps or repeats")
@@ -140,8 +152,9 @@ def _answer(line: Mapping[str, Any], probe: Probe, where: str) -> Answer:
         raise UserError(f"{where}: a line has one of {', '.join(AnswerKind)}")
     kind, values = kinds[0], line[kinds[0]]
     scored = line.get("scored")
-    if scored is not None and tuple(scored) != probe.scored:
-        raise UserError(f"{where}: answers tokens {scored}, the probe asks for {probe.scored}")
+    if scored is not None and scored != list(probe.scored):
+        asked = list(probe.scored)
+        raise UserError(f"{where}: answers tokens {scored}, the probe asks for {asked}")
     if not isinstance(values, list) or len(values) != probe.count:
         found = len(values) if isinstance(values, list) else "no list of"
         raise UserError(
@@ -160,16 +173,27 @@ def _value(kind: AnswerKind, value: Any, where: str) -> Any:
         if kind is AnswerKind.LOGPROB:
             return _logprob(value, where)
         if kind is AnswerKind.GREEDY:
-            return int(value)
-        top = {int(token): _logprob(logprob, where) for token, logprob in value}
+            return _token(value)
+        if not isinstance(value, list):
+            raise TypeError
+        top = {_token(token): _logprob(logprob, where) for token, logprob in value}
     except (TypeError, ValueError):
         raise UserError(f"{where}: {str(value)[:40]!r} is no {kind}") from None
-    if not top:
-        raise UserError(f"{where}: an empty top list")
+    if len(top) != len(value) or not top:
+        raise UserError(f"{where}: {'a token twice in a' if top else 'an empty'} top list")
     return top
 
 
+def _token(value: Any) -> int:
+    """A token id; Parquet may hold it as a float."""
+    if isinstance(value, bool | str) or not 0 <= value < LARGEST_TOKEN or value != int(value):
+        raise ValueError
+    return int(value)
+
+
 def _logprob(value: Any, where: str) -> float:
+    if isinstance(value, bool | str):
+        raise ValueError
     number = float(value)
     if not math.isfinite(number) or number > ABOVE_ZERO:
         raise UserError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvfidelity.engine_check.probes import Probe
 
-#: Fewest evictions in a probe that can show it.
+#: Fewest evictions between the scored tokens of a probe that can show it.
 LEAST_EVICTIONS = 8
 #: Standard errors of the slope, and times the deviation without an eviction that the last third
 #: reaches, beyond which it is named.
@@ -51,7 +51,7 @@ def find_drift(
     repeated = [
         probe
         for probe in probes
-        if len(probe.evictions) >= LEAST_EVICTIONS
+        if len(np.unique(probe.last_eviction)) >= LEAST_EVICTIONS
         and probe.name in deviations
         and len(no_eviction.get(probe.conversation, ())) >= probe.count
     ]

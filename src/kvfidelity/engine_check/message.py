@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvfidelity.engine_check.answers import AnswerKind
-from kvfidelity.engine_check.bookkeeping import BY_NAME, MODES
+from kvfidelity.engine_check.bookkeeping import BY_NAME, CORRECT, MODES
 from kvfidelity.engine_check.drift import Drift
 from kvfidelity.engine_check.verdict import FLOOR, Departure, Deviation, Verdict
 
@@ -88,17 +88,18 @@ def _look_for(verdict: Verdict) -> str:
             "one token, or logarithms of another base"
         )
     parts = []
-    if not verdict.fits:
-        parts.append(
-            f"what differs in {', '.join(verdict.misfits[:3])}: tokens that are evicted or kept "
-            "against the schedule, or a fault that is not known here"
-        )
-    elif verdict.drifts:
+    drift = verdict.drift
+    if drift is not None and drift.grows and set(verdict.misfits) <= {drift.probe}:
         parts.append(
             "keys that are rotated in place in low precision, again at each eviction: rotate them "
             "from un-rotated keys, or in fp32"
         )
-    elif verdict.name not in ("original", "rerotated"):
+    elif not verdict.fits:
+        parts.append(
+            f"what differs in {', '.join(verdict.misfits[:3])}: tokens that are evicted or kept "
+            "against the schedule, or a fault that is not known here"
+        )
+    if verdict.fits and verdict.name not in CORRECT:
         parts.append(BY_NAME[verdict.name].look_for)
     if verdict.unseen:
         parts.append(f"not shown by these answers: {'; '.join(verdict.unseen)}")

@@ -172,9 +172,10 @@ def read_evictions(lines: Sequence[dict[str, Any]]) -> tuple[Eviction, ...]:
     """Evictions of a JSON line: `[{"after": 255, "keep": [[[0, 4], [100, 128]]]}]`.
 
     Raises:
-        KeyError, TypeError, ValueError: another form; ranges that are empty or out of order.
+        KeyError, TypeError, ValueError: another form; ranges that are empty or out of order; an
+            eviction before the one ahead of it, or one that keeps what is gone.
     """
-    evictions = []
+    evictions: list[Eviction] = []
     for line in lines:
         keep = tuple(
             tuple((int(start), int(stop)) for start, stop in ranges) for ranges in line["keep"]
@@ -184,8 +185,29 @@ def read_evictions(lines: Sequence[dict[str, Any]]) -> tuple[Eviction, ...]:
                 raise ValueError(f"keep ranges {ranges} of the eviction after {line['after']}")
         if len({sum(stop - start for start, stop in ranges) for ranges in keep}) != 1:
             raise ValueError(f"rows of {line['after']} keep different numbers of tokens")
-        evictions.append(Eviction(int(line["after"]), keep, bool(line.get("by_layer"))))
+        eviction = Eviction(int(line["after"]), keep, bool(line.get("by_layer")))
+        if evictions:
+            _check_follows(eviction, evictions[-1])
+        evictions.append(eviction)
     return tuple(evictions)
+
+
+def _check_follows(eviction: Eviction, before: Eviction) -> None:
+    """Refuse an eviction that cannot come after another."""
+    if eviction.after < before.after:
+        raise ValueError(f"the eviction after {eviction.after} follows that after {before.after}")
+    held = [
+        {token for start, stop in ranges for token in range(start, stop)} for ranges in before.keep
+    ]
+    same_rows = len(eviction.keep) == len(held) and eviction.by_layer == before.by_layer
+    for row, ranges in enumerate(eviction.keep):
+        kept = {token for start, stop in ranges for token in range(start, min(stop, before.after))}
+        gone = kept - (held[row] if same_rows else held[0].intersection(*held[1:]))
+        if gone:
+            raise ValueError(
+                f"the eviction after {eviction.after} keeps token {min(gone)}, which was evicted "
+                "before"
+            )
 
 
 def _in_order(ranges: Sequence[tuple[int, int]], after: int) -> bool:

@@ -35,24 +35,37 @@ def attention_blocks(engine: Engine, tokens: tuple[int, ...], rule: Mapping[str,
             one by one), block, start, recent, most (`max_cache_size`), pool.
 
     Raises:
-        UserError: a key is missing.
+        UserError: a key is missing, or its value is no number of tokens that fits the others.
     """
     if missing := [key for key in KEYS if key not in rule]:
         raise UserError(f"rule attention_blocks lacks {', '.join(missing)}")
-    after, block, start = (int(rule[key]) for key in ("after", "block", "start"))
+    if wrong := [key for key in KEYS if not isinstance(rule[key], int) or rule[key] < 1]:
+        raise UserError(f"rule attention_blocks: {', '.join(wrong)} must be a whole number above 0")
+    after, block, start = rule["after"], rule["block"], rule["start"]
+    if not start < rule["prompt"] <= after < len(tokens) or start % block:
+        raise UserError(
+            f"rule attention_blocks: start {start} must be whole blocks of {block} and lie in the "
+            f"prompt of {rule['prompt']}, which ends before the eviction after {after} of "
+            f"{len(tokens)} tokens"
+        )
     cache = engine.new_cache(PositionMode.ORIGINAL, collect_scores=True)
     assert cache.scores is not None
     total = torch.zeros(0)
-    for count in (int(rule["prompt"]), *[1] * (after - int(rule["prompt"]))):
+    for count in (rule["prompt"], *[1] * (after - rule["prompt"])):
         seen = cache.size
         engine.feed(cache, tokens[seen : seen + count])
         latest = cache.scores.rows(ScoreHistory.LATEST).sum(1)[:, start:]
-        pooled = _largest_from(latest, int(rule["pool"]))
+        pooled = _largest_from(latest, rule["pool"])
         grown = pad(total, (0, pooled.shape[1] - total.shape[-1])) if len(total) else 0.0
         total = pooled + grown
-    end = after // block - int(rule["recent"]) // block
+    end = after // block - rule["recent"] // block
     blocks = total[:, : end * block - start].reshape(len(total), -1, block).sum(-1)
-    room = (int(rule["most"]) - start - int(rule["recent"])) // block
+    room = (rule["most"] - start - rule["recent"]) // block
+    if not 0 <= room <= blocks.shape[-1]:
+        raise UserError(
+            f"rule attention_blocks: {rule['most']} tokens have room for {room} blocks between the "
+            f"start and the recent area, of {blocks.shape[-1]} that are cached"
+        )
     keep = []
     for best in blocks.topk(room, dim=-1).indices.sort(dim=-1).values.tolist():
         middle = [start + block * index + i for index in best for i in range(block)]

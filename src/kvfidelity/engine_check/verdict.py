@@ -131,9 +131,7 @@ def judge(
     probes = [probe for probe in probe_set if probe.name in answers]
     evicting = [probe for probe in probes if probe.evictions]
     still = [probe for probe in probes if not probe.evictions]
-    if not evicting or not still:
-        missing = "with evictions" if still else "without an eviction (the yardstick)"
-        raise UserError(f"no probe {missing} is answered: feed and answer one more")
+    check_both(len(evicting), len(still))
     kind = answers[probes[0].name].kind
     own = {p.conversation: answers[p.name].deviations(p.expected[0], p) for p in still}
     yardstick = Deviation.of(np.concatenate(list(own.values())))
@@ -154,11 +152,22 @@ def judge(
         deviation=Deviation.of(np.concatenate(list(deviations.values()))),
         yardstick=yardstick,
         compared_with=compared_with,
-        departure=_departure(fits.deviations(compared_with), evicting, yardstick),
+        departure=_departure(fits.deviations(compared_with), evicting, yardstick, own, kind),
         drift=None if kind is AnswerKind.GREEDY else find_drift(deviations, evicting, own),
         by_probe=fits.by_probe(),
         unseen=_unseen(kind, evicting),
     )
+
+
+def check_both(evicting: int, still: int) -> None:
+    """Refuse answers with no probe that evicts, or none that does not.
+
+    Args:
+        evicting, still: number of probes.
+    """
+    if not evicting or not still:
+        missing = "with evictions" if still else "without an eviction (the yardstick)"
+        raise UserError(f"no probe {missing} is answered: feed and answer one more")
 
 
 def _within(kind: AnswerKind, deviations: Floats, yardstick: Deviation) -> bool:
@@ -256,10 +265,12 @@ class _Gain:
     @classmethod
     def of(cls, gains: Floats, least_errors: float) -> _Gain:
         """From the gain of each token."""
+        total, mean = float(gains.sum()), float(gains.mean())
         spread = float(gains.std(ddof=1)) if len(gains) > 1 else math.inf
-        if spread == 0.0:
-            return cls(0.0, 0.0)
-        total, errors = float(gains.sum()), float(gains.mean()) / spread * math.sqrt(len(gains))
+        if spread == 0.0:  # as of greedy tokens that all agree with one, and none with the other
+            errors = math.copysign(math.inf, mean) if mean else 0.0
+        else:
+            errors = mean / spread * math.sqrt(len(gains))
         return cls(total, errors, total > LIKELIER and errors > least_errors)
 
 
@@ -270,14 +281,23 @@ def _first(values: Floats | None, count: int) -> Floats:
 
 
 def _departure(
-    deviations: Mapping[str, Floats], probes: Sequence[Probe], yardstick: Deviation
+    deviations: Mapping[str, Floats],
+    probes: Sequence[Probe],
+    yardstick: Deviation,
+    own: Mapping[str, Floats],
+    kind: AnswerKind,
 ) -> Departure | None:
-    """The first token that deviates by more than twice what any did without an eviction."""
+    """The first token that deviates by more than twice what any did without an eviction; of greedy
+    tokens, the first that differs, and not without an eviction, of a probe that does not fit."""
+    limit = max(2 * yardstick.largest, 10 * FLOOR)
     for probe in probes:
         values = np.abs(deviations[probe.name])
-        beyond = np.flatnonzero(values > max(2 * yardstick.largest, 10 * FLOOR))
-        if len(beyond):
-            at = int(beyond[0])
+        beyond = values > limit
+        if kind is AnswerKind.GREEDY:
+            fits = _within(kind, values, yardstick)
+            beyond = (values > _first(own.get(probe.conversation), probe.count)) & (not fits)
+        if beyond.any():
+            at = int(beyond.argmax())
             eviction = int(probe.last_eviction[at])
             deviation = float(deviations[probe.name][at])
             return Departure(probe.name, probe.scored[0] + at, eviction, deviation)

@@ -37,6 +37,8 @@ from kvfidelity.judges.store import AnswerStore, Batch, CapReachedError
 MAX_REQUESTS, MAX_BYTES = 50_000, 180_000_000
 #: Looks at the list for a batch whose id is not known, `poll_s` apart, until it counts as not sent.
 LOOKS = 3
+#: A batch ends within a day; a run waits for one no longer than this.
+MOST_WAIT_S = 2 * 86_400.0
 
 
 class BatchClient:
@@ -105,7 +107,7 @@ class BatchClient:
         path = endpoint.batch_path
         lines = [{"custom_id": r.key, "method": "POST", "url": path, "body": r.body} for r in part]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        return upload_file(endpoint.client, f"{batch.name}.jsonl", text.encode())
+        return upload_file(endpoint.exchanges, f"{batch.name}.jsonl", text.encode())
 
     def _create(self, endpoint: Endpoint, batch: Batch) -> str:
         """The id of the batch; the request that creates it is never repeated.
@@ -115,7 +117,8 @@ class BatchClient:
         """
         error: Exception
         try:
-            return create_batch(endpoint.client, endpoint.batch_path, batch.name, str(batch.file))
+            path, file = endpoint.batch_path, str(batch.file)
+            return create_batch(endpoint.exchanges, path, batch.name, file)
         except openai.APIStatusError as refused:
             if refused.status_code < 500 and refused.status_code != 408:
                 self._end(batch)  # refused: there is no such batch
@@ -142,7 +145,7 @@ class BatchClient:
             if look:
                 time.sleep(self._limits.poll_s)
             try:
-                if found := find_batch(endpoint.client, batch.name, batch.file):
+                if found := find_batch(endpoint.exchanges, batch.name, batch.file):
                     return found
             except UnreadableError as error:
                 problem = error
@@ -167,13 +170,19 @@ class BatchClient:
         """The state of a batch, once it ended.
 
         Raises:
-            UserError: it failed.
+            UserError: it failed, or does not end.
             UnreadableError: what the endpoint says of it cannot be read, several times in a row.
         """
         unreadable = 0
+        begun = time.monotonic()
         while True:
+            if time.monotonic() - begun > MOST_WAIT_S:
+                raise UserError(
+                    f"judge {endpoint.judge}: {endpoint.url or 'the endpoint'}: a batch did not "
+                    "end within two days; run again to wait longer, or set `batch: false`"
+                )
             try:
-                state = batch_state(endpoint.client, found)
+                state = batch_state(endpoint.exchanges, found)
                 unreadable = 0
                 if state.status in FINISHED:
                     break
@@ -208,7 +217,7 @@ class BatchClient:
             state = self._wait(endpoint, batch, found)
             lines = Lines()
             for file in state.files:
-                lines.add(file_content(endpoint.client, file), batch.keys)
+                lines.add(file_content(endpoint.exchanges, file), batch.keys)
             if not (lacking := _lacks_answers(batch, state, lines)):
                 break
         if lacking and not lines.by_key:

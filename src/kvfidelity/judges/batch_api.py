@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import openai
-
+from kvfidelity.judges.exchange import Exchanges
 from kvfidelity.judges.json_text import parse_json
 
 #: The batch's metadata that holds our name for it.
@@ -17,6 +16,8 @@ PAGE, MAX_PAGES = 100, 200
 #: The states of a batch.
 FINISHED = ("completed", "expired", "cancelled", "failed")
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+#: Further tries of a call that may be repeated.
+RETRIES = 8
 
 
 class UnreadableError(ValueError):
@@ -42,28 +43,36 @@ class BatchState:
     problems: str
 
 
-def upload_file(client: openai.OpenAI, name: str, content: bytes) -> str:
+def upload_file(api: Exchanges, name: str, content: bytes) -> str:
     """The id of a file of requests; raises as `batch_state` does."""
-    response = client.files.with_raw_response.create(file=(name, content), purpose="batch")
+    response = api.call(
+        lambda client: client.files.with_raw_response.create(file=(name, content), purpose="batch"),
+        retries=RETRIES,
+    )
     return _id(_object(response, "an upload"), "an upload")
 
 
-def create_batch(client: openai.OpenAI, path: str, name: str, file: str) -> str:
+def create_batch(api: Exchanges, path: str, name: str, file: str) -> str:
     """The id of a batch, created by one request; raises as `batch_state` does."""
     kind: Any = path
-    response = client.with_options(max_retries=0).batches.with_raw_response.create(
-        completion_window="24h", endpoint=kind, input_file_id=file, metadata={NAME: name}
+    response = api.call(
+        lambda client: client.batches.with_raw_response.create(
+            completion_window="24h", endpoint=kind, input_file_id=file, metadata={NAME: name}
+        )
     )
     return _id(_object(response, "the creation of a batch"), "the creation of a batch")
 
 
-def batch_state(client: openai.OpenAI, found: str) -> BatchState:
+def batch_state(api: Exchanges, found: str) -> BatchState:
     """What the endpoint says of a batch.
 
     Raises:
         openai.OpenAIError: it says nothing. UnreadableError: what it says is no batch.
     """
-    state = _state(_object(client.batches.with_raw_response.retrieve(found), "a batch"))
+    response = api.call(
+        lambda client: client.batches.with_raw_response.retrieve(found), retries=RETRIES
+    )
+    state = _state(_object(response, "a batch"))
     if state is None:
         raise UnreadableError("a batch of the Batch API has no id")
     if state.status not in (*FINISHED, *UNFINISHED):
@@ -73,12 +82,12 @@ def batch_state(client: openai.OpenAI, found: str) -> BatchState:
     return state
 
 
-def file_content(client: openai.OpenAI, file: str) -> bytes:
-    """The bytes of a file; raises openai.OpenAIError."""
-    return client.files.content(file).content
+def file_content(api: Exchanges, file: str) -> bytes:
+    """The bytes of a file, those of the first `MAX_FILE_BYTES`; raises openai.OpenAIError."""
+    return api.call(lambda client: client.files.content(file), retries=RETRIES).content
 
 
-def find_batch(client: openai.OpenAI, name: str, file: str | None) -> str | None:
+def find_batch(api: Exchanges, name: str, file: str | None) -> str | None:
     """The id of the batch with our name, or of our file; None if the endpoint lists no such batch.
 
     Endpoints list the newest first, the oldest first, or in no order, so the whole list is read.
@@ -91,7 +100,7 @@ def find_batch(client: openai.OpenAI, name: str, file: str | None) -> str | None
     unclear = 0
     after: dict[str, Any] = {}
     for _ in range(MAX_PAGES):
-        page = _object(client.batches.with_raw_response.list(limit=PAGE, **after), "the list")
+        page = _page(api, after)
         entries = page.get("data")
         if not isinstance(entries, list):
             raise UnreadableError("the list of batches has no `data`")
@@ -112,6 +121,14 @@ def find_batch(client: openai.OpenAI, name: str, file: str | None) -> str | None
         seen.update(new)
         after = {"after": new[-1]}
     raise UnreadableError(f"the list of batches has more than {MAX_PAGES * PAGE} entries")
+
+
+def _page(api: Exchanges, after: dict[str, Any]) -> dict[str, Any]:
+    """A page of the endpoint's list."""
+    response = api.call(
+        lambda client: client.batches.with_raw_response.list(limit=PAGE, **after), retries=RETRIES
+    )
+    return _object(response, "the list")
 
 
 def _object(response: Any, what: str) -> dict[str, Any]:

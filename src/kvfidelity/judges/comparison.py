@@ -8,28 +8,21 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.judges.json_text import without_surrogates
+from kvfidelity.judges.verdict import Judgement
+from kvfidelity.records.columns import VERDICTS
 
 BETTER, WORSE, TIE = "better", "worse", "tie"
+#: The status of a comparison of equal texts, which are not sent to a model.
+SAME = "same"
+#: What a comparison gives in the place of a score.
+CHOICES = ("outcome", "choice", "choice_swapped")
+#: Columns of comparisons, as those of verdicts.
 SCHEMA: dict[str, Any] = {
-    "turn": pl.Int32,
-    "judge": pl.String,
-    "judge_kind": pl.String,
-    "judge_model": pl.String,
-    "rubric": pl.String,
-    "outcome": pl.String,
-    "choice": pl.String,
-    "choice_swapped": pl.String,
-    "status": pl.String,
-    "reason": pl.String,
-    "prompt_tokens": pl.Int32,
-    "completion_tokens": pl.Int32,
-    "cost_usd": pl.Float64,
-    "request": pl.String,
-    "answers": pl.Int32,
-    "reasoning_tokens": pl.Int32,
-    "possible_usd": pl.Float64,
-    "messages_cut": pl.Int32,
+    column: dtype
+    for name, kind in VERDICTS.items()
+    for column, dtype in (
+        ((choice, pl.String) for choice in CHOICES) if name == "score" else ((name, kind),)
+    )
 }
 #: Columns of comparisons of a good reply with its corruption of one `kind`.
 CORRUPTION_COMPARISONS: dict[str, Any] = {
@@ -43,38 +36,18 @@ CORRUPTION_COMPARISONS: dict[str, Any] = {
 Pair = tuple[Mapping[str, Any], str, Sequence[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Judgement):
     """One reply against another.
 
     choice, choice_swapped: "first", "second" or "tie", with the reply shown first, then second.
     outcome: "better" or "worse" if both orders agree, else "tie"; None unless `status` is "ok" or
     "same" (equal texts, which are not sent to a model). request: keys of both requests.
-    messages_cut: messages of the history that the judge was not shown.
     """
 
-    turn: int
-    judge: str
-    judge_kind: str
-    judge_model: str
-    rubric: str
     outcome: str | None
     choice: str | None
     choice_swapped: str | None
-    status: str
-    reason: str | None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost_usd: float | None = None
-    request: str | None = None
-    answers: int | None = None
-    reasoning_tokens: int | None = None
-    possible_usd: float | None = None
-    messages_cut: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.reason is not None:
-            object.__setattr__(self, "reason", without_surrogates(self.reason))
 
 
 def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:

@@ -38,6 +38,9 @@ def read_completion(body: Any, usd: Usd | None, request: Request | None = None) 
         message = choice["message"]
         content, refusal = _text(message), message.get("refusal")
         finish = choice.get("finish_reason")
+        # One was asked for; of several that do not say the same, none counts.
+        others = [_text(other["message"]) for other in body["choices"][1:]]
+        content = "\n".join(text for text in (content, *others) if text) or content
     except (KeyError, IndexError, TypeError, AttributeError):
         problem = "no chat completion came back"
     prompt, answered, reasoning = _usage(body, request, bool(content))
@@ -101,6 +104,8 @@ def _arguments(function: Mapping[str, Any]) -> str | None:
 def _texts(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
+    if isinstance(content, dict):  # parsed already
+        yield json.dumps(content, ensure_ascii=False)
     for part in content if isinstance(content, list) else ():
         # Other kinds of parts are what the model thought, or nothing to read.
         if isinstance(part, dict) and part.get("type") not in TEXT_PARTS:

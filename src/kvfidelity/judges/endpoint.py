@@ -1,4 +1,4 @@
-"""The `openai` client for a judge's entry: one try of a request, and what its errors mean."""
+"""The endpoint of a judge's entry: one try of a request, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kvfidelity.judges.json_text import parse_json
 from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
 from kvfidelity.judges.requests import Answer, Limits, Request
 
-#: Further tries of what may pass, see `online` and `batch`.
+#: Further tries of what may pass, see `online`.
 RETRIES = 8
 HIDDEN = "[key]"
 #: Statuses of a completion.
@@ -66,29 +66,20 @@ class Endpoint:
         self._key = _api_key(judge, entry["api_key_env"])
         options: dict[str, Any] = {
             "api_key": self._key or "none",
-            "max_retries": RETRIES,
-            "timeout": limits.timeout_s,
+            "max_retries": 0,
         }
         if azure:
             options |= {"azure_endpoint": str(self.url), "api_version": entry["api_version"]}
         else:
             options["base_url"] = self.url or OPENAI_URL
-        kinds = (
-            (openai.AzureOpenAI, openai.AsyncAzureOpenAI)
-            if azure
-            else (openai.OpenAI, openai.AsyncOpenAI)
-        )
+        kind = openai.AsyncAzureOpenAI if azure else openai.AsyncOpenAI
 
         def connect(http: Any) -> openai.AsyncOpenAI:
-            own = {"http_client": http, "max_retries": 0, "timeout": http.timeout}
-            return kinds[1](**options | own)
+            return kind(http_client=http, timeout=http.timeout, **options)
 
-        self.client: openai.OpenAI
         try:
-            self._exchanges = Exchanges(connect, limits.timeout_s)
-            # A redirect is said, not followed: with the key, to wherever it leads.
-            http = openai.DefaultHttpxClient(follow_redirects=False)
-            self.client = kinds[0](http_client=http, **options)
+            #: For single requests, see `ask`, and for the calls of the Batch API.
+            self.exchanges = Exchanges(connect, limits.timeout_s)
         except Exception as error:  # noqa: BLE001 - the HTTP library's own, on odd variables
             raise UserError(f"judge {judge}: {self.without_key(client_fault(error))}") from None
 
@@ -128,7 +119,7 @@ class Endpoint:
             usd: dollars for prompt and answer tokens; None if prices are unknown.
         """
         try:
-            got = self._exchanges.ask(request.body)
+            got = self.exchanges.ask(request.body)
         except openai.APIConnectionError as error:
             return self._connection_trouble(error)
         except TimeoutError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvfidelity.judges.answers import choice_in
-from kvfidelity.judges.comparison import BETTER, TIE, WORSE, Comparison, Pair
+from kvfidelity.judges.comparison import BETTER, SAME, TIE, WORSE, Comparison, Pair
 from kvfidelity.judges.llm import (
     Missing,
     ask_with_retries,
@@ -59,7 +59,7 @@ class PairwiseJudge:
                         self._comparison_of(row, None, status, "one of the two is missing")
                     )
                 elif row["reply"] == other["reply"]:
-                    given.append(self._comparison_of(row, TIE, "same", "the same text"))
+                    given.append(self._comparison_of(row, TIE, SAME, "the same text"))
                 else:
                     given.append(None)
                     # The baseline's bounds the room for a reply, the same for every policy.

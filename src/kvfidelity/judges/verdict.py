@@ -31,13 +31,13 @@ def status_without_reply(finish_reason: str) -> str:
     return finish_reason if finish_reason in (NOT_FINITE, NO_HISTORY) else "no_reply"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One verdict on one reply.
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a verdict and a comparison have in common.
 
-    score: 1 to 10, None unless `status` is "ok". reason: the judge's words,
-    or why there is no score.
-    request: key of the request; verdicts that share it were requested and paid for once.
+    status: "ok", or why there is none. reason: the judge's words, or why there is none; its
+    surrogates, which no file can hold, are replaced.
+    request: key of the request; those that share it were requested and paid for once.
     answers: number of answers, unusable ones included. completion_tokens: with reasoning_tokens.
     cost_usd: of all answers, when they were requested; None if nothing was paid or no price is
     known. possible_usd: the most that may have been charged on top, for tries that were lost and
@@ -50,7 +50,6 @@ class Verdict:
     judge_kind: str
     judge_model: str
     rubric: str
-    score: int | None
     status: str
     reason: str | None
     prompt_tokens: int | None = None
@@ -65,6 +64,19 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.reason is not None:
             object.__setattr__(self, "reason", without_surrogates(self.reason))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Judgement):
+    """One verdict on one reply.
+
+    score: 1 to 10, None unless `status` is "ok".
+    """
+
+    score: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.score is None) == (self.status == "ok"):
             raise ValueError(f"a verdict has a score exactly if its status is ok: {self}")
         if self.score is not None and not 1 <= self.score <= 10:

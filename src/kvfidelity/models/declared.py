@@ -44,7 +44,14 @@ def check_declared(config: Mapping[str, Any]) -> None:
         UserError: names the keys, or the method of quantisation.
     """
     _check_quantisation(config)
-    missing = [*_missing_fields(config), *_missing_rope(config)]
+    try:
+        missing = [*_missing_fields(config), *_missing_rope(config)]
+    except (AttributeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.json has a value of another type than it should ({told}): fetch the model "
+            "again"
+        ) from None
     if missing:
         raise UserError(
             f"config.json does not state {', '.join(missing)}, which changes what the model "

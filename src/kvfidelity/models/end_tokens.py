@@ -8,6 +8,9 @@ from typing import Any
 from kvfidelity.bounded_json import read_json
 from kvfidelity.errors import UserError
 
+#: What a tokenizer takes as an id.
+LARGEST = 2**31 - 1
+
 
 def end_token_ids(directory: Path) -> frozenset[int]:
     """`eos_token_id` of generation_config.json, where that is silent of config.json.
@@ -29,7 +32,8 @@ def end_token_ids(directory: Path) -> frozenset[int]:
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
-        if not all(type(token) is int and token >= 0 for token in ids):
-            raise UserError(f"{file}: eos_token_id is {found!r}; write one token id or a list")
+        if not all(type(token) is int and 0 <= token <= LARGEST for token in ids):
+            shown = repr(found)[:100]
+            raise UserError(f"{file}: eos_token_id is {shown}; write one token id or a list")
         return frozenset(ids)
     return frozenset()

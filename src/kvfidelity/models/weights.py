@@ -18,6 +18,8 @@ from kvfidelity.errors import UserError
 INVERSE_FREQUENCIES = re.compile(r"\.rotary_emb\.inv_freq$")
 FLOATING = {"F32", "BF16", "F16"}
 SHOWN = 5
+#: Features of a head; models have 64 to 512.
+MOST_HEAD = 2**16
 
 
 def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -32,6 +34,9 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
         OSError, ValueError, safetensors.SafetensorError: files that cannot be read.
     """
     headers = read_headers(directory)
+    _check_sizes(directory, len(headers))
+    if device != "meta":
+        load_weights(directory, dtype, "meta")  # before memory is taken for what the config says
     level = hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity(hf_logging.CRITICAL)  # its table of the same findings
@@ -72,6 +77,23 @@ def load_weights(directory: Path, dtype: torch.dtype, device: str = "cpu") -> An
             "complete checkpoint"
         )
     return model
+
+
+def _check_sizes(directory: Path, tensors: int) -> None:
+    """Refuse sizes that take time or memory before any shape is compared.
+
+    Each layer has a weight, and the frequencies of a head are computed.
+    """
+    config = read_json(directory / "config.json")
+    most = {"num_hidden_layers": (tensors, "layers than weights"), "head_dim": (MOST_HEAD, "")}
+    for key, (limit, than) in most.items():
+        found = config.get(key) if isinstance(config, dict) else None
+        if isinstance(found, int) and found > limit:
+            raise UserError(
+                f"the weights in {directory} are not those of its config.json ({key} is {found}, "
+                f"{f'more {than}' if than else f'at most {limit} is supported'}): use the complete "
+                "checkpoint"
+            )
 
 
 def read_headers(directory: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvfidelity.judges.registry import judge_schema, known_judges
-from kvfidelity.pipeline.settings import config_schema, policy_schemas
+from kvfidelity.pipeline.setting_schemas import config_schema, policy_schemas
 
 INTRO = """# Configuration
 
@@ -116,11 +116,15 @@ def _values_text(entry: Mapping[str, Any]) -> str:
     names = [kind] if isinstance(kind, str) else kind
     text = " or ".join("entries by name" if name == "object" else name for name in names)
     bounds = [
-        f"{sign} {entry[key]}"
+        f"{sign} {entry[key]:,}"
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
         if key in entry
     ]
-    formats = {"size": "size", "size_or_share": "size or share"}
+    formats = {
+        "size": "size",
+        "size_or_share": "size or share",
+        "size_in_bytes": "size in bytes",
+    }
     if entry.get("format") in formats:
         return f"{formats[entry['format']]} ({text})"
     return " ".join([text, *bounds])

@@ -19,7 +19,7 @@ from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import selection_params
-from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.pipeline.setting_schemas import policy_schemas
 from kvfidelity.pipeline.sources import Fetched, fetched_of
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.pipeline.workflow_files import CLAIMS, RUBRICS, WORKFLOW, rubric_file, workflow_file

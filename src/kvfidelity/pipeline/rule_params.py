@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.dialogues.formats import registry as formats
+from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
 from kvfidelity.judges.requests import Limits
@@ -23,7 +24,7 @@ from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
-from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.pipeline.setting_schemas import policy_schemas
 from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
@@ -43,6 +44,8 @@ SESSION_KEYS = (
     "recall",
 )
 
+#: How the session cuts the prompts of a dialogue.
+PROMPT_CUTS = ("max_turns", "max_prompt_tokens", "max_first_prompt_tokens")
 #: What a model's or dataset's entry says about where its files come from.
 SOURCE = (
     "source",
@@ -154,7 +157,7 @@ def _geometry(folder: Path) -> Geometry | None:
 def _read_geometry(folder: Path, changed: int) -> Geometry | None:
     try:
         return Geometry.of(folder)
-    except (ValueError, KeyError, TypeError):
+    except UserError:
         return None  # extraction says what is wrong with it
 
 
@@ -162,6 +165,8 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
     chosen = {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    if entry["select"]["min_prompt_tokens"] is not None:
+        chosen["prompt_cuts"] = {name: settings["session"][name] for name in PROMPT_CUTS}
     if not formats.is_built_in(entry["format"]):
         # Only dialogues in user-defined formats depend on these files.
         files = list(settings["format_files"])

@@ -58,6 +58,7 @@ TABLES = (
     "claims",
     "reliability",
     "comparisons",
+    "missing_comparisons",
     "costs",
     "not_finite",
 )
@@ -135,6 +136,7 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         missing_by_cell=tables["missing_by_cell"].to_dicts(),
         judge_tests=rows_by_measure(tables["reliability"]),
         comparisons=in_cell_order(tables["comparisons"].to_dicts()),
+        missing_comparisons=tables["missing_comparisons"].to_dicts(),
         costs=tables["costs"].to_dicts(),
         not_finite=tables["not_finite"].to_dicts(),
         jobs=tables["jobs"].to_dicts(),

@@ -84,7 +84,10 @@ def _print_rows(path: str) -> None:
     size = Path(path).stat().st_size
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + MEMORY + 2 * size
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:  # no more than what the caller's environment allows
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     left = TEXT + EXPANSION * size
     with pq.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
