@@ -15,12 +15,6 @@ for folder in (workflow.basedir, os.getcwd()):
             f"error: the folder {folder} has braces in its name, which Snakemake takes for wildcards: "
             "rename it"
         )
-# The working directory may be elsewhere.
-SCRIPTS = str(Path(os.path.relpath(workflow.basedir), "workflow/scripts"))
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
-    "${{PYTHONPATH:+:$PYTHONPATH}}; "
-)
 
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.pipeline.adopt import adopt
@@ -144,6 +138,15 @@ if not stands_alone(config):
 
 RUN_NAME = checked_name(GIVEN)
 RESULTS, LOGS = results_folder(RUN_NAME), logs_folder(RUN_NAME)
+
+
+# What commands call `$SCRIPTS` and `$RESULTS`. The working directory may be elsewhere.
+SCRIPTS = Path(os.path.relpath(workflow.basedir), "workflow/scripts")
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
+    "${{PYTHONPATH:+:$PYTHONPATH}}; "
+    f"SCRIPTS={shlex.quote(str(SCRIPTS))}; RESULTS={shlex.quote(str(RESULTS))}; "
+)
 
 
 # What `<results>` and `<logs>` stand for in the rules' paths.
