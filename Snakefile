@@ -95,11 +95,11 @@ onstart:
 
 
 onsuccess:
-    shell('python "$SCRIPTS"/stop_worker.py --ended-well')
+    shell('python "$SCRIPTS/stop_worker.py" --ended-well')
 
 
 onerror:
-    shell('python "$SCRIPTS"/stop_worker.py')
+    shell('python "$SCRIPTS/stop_worker.py"')
     if workflow.non_local_exec:
         # Snakemake leaves out what a scheduler says when it refuses a group's job.
         print(

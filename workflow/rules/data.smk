@@ -14,7 +14,7 @@ rule fetch_dataset:
     params:
         spec=dataset_spec,
     shell:
-        'python "$SCRIPTS"/fetch_dataset.py --spec {params.spec:q} '
+        'python "$SCRIPTS/fetch_dataset.py" --spec {params.spec:q} '
         "--out {output.folder:q} --record {output.record:q} --configured {input.configured:q} "
         "--source {output.source:q} > {log:q} 2>&1"
 
@@ -45,7 +45,7 @@ rule extract_dialogues:
     params:
         spec=selection_spec,
     shell:
-        'python "$SCRIPTS"/extract_dialogues.py --data {input.data:q} '
+        'python "$SCRIPTS/extract_dialogues.py" --data {input.data:q} '
         "--model {input.model:q} --spec {params.spec:q} --reach {resources.reach:q} "
         "--pool {output.pool:q} --manifest {output.manifest:q} --tokenizer {output.tokenizer:q} "
         "> {log:q} 2>&1"
@@ -70,5 +70,5 @@ rule lengths:
     params:
         code=stage_digest("lengths"),
     shell:
-        'python "$SCRIPTS"/lengths.py --manifest {input:q} --title {wildcards.dataset:q} '
+        'python "$SCRIPTS/lengths.py" --manifest {input:q} --title {wildcards.dataset:q} '
         "--out {output:q} > {log:q} 2>&1"

@@ -16,5 +16,5 @@ rule probe_set:
     params:
         code=stage_digest("make_probe_set"),
     shell:
-        'python "$SCRIPTS"/make_probe_set.py --model {input.model:q} '
+        'python "$SCRIPTS/make_probe_set.py" --model {input.model:q} '
         "--dialogues {input.dialogues:q} --threads {threads} --out {output:q} > {log:q} 2>&1"

@@ -14,7 +14,7 @@ rule check_policy:
     params:
         spec=own_policy_spec,
     shell:
-        'python "$SCRIPTS"/check_policy.py --spec {params.spec:q} --out {output:q} > {log:q} 2>&1'
+        'python "$SCRIPTS/check_policy.py" --spec {params.spec:q} --out {output:q} > {log:q} 2>&1'
 
 
 rule generate:
@@ -54,7 +54,7 @@ rule generate:
         device=generation_device,
         code=stage_digest("generate"),
     shell:
-        'python "$SCRIPTS"/generate.py --spec {params.spec:q} --model-dir {input.model:q} '
+        'python "$SCRIPTS/generate.py" --spec {params.spec:q} --model-dir {input.model:q} '
         "--dtype {params.dtype:q} --device {params.device:q} --code-digest {params.code:q} "
         "--prefix-memory {resources.prefix_memory:q} --threads {threads} --pool {input.pool:q} "
         "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "

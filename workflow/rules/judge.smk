@@ -17,7 +17,7 @@ rule judge:
     params:
         spec=judge_spec,
     shell:
-        'python "$SCRIPTS"/judge.py --turns {input.turns:q} --metrics {input.metrics:q} '
+        'python "$SCRIPTS/judge.py" --turns {input.turns:q} --metrics {input.metrics:q} '
         "--baseline {input.baseline:q} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
@@ -44,7 +44,7 @@ rule request_judge_batch:
         spec=judge_spec,
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
-        'python "$SCRIPTS"/request_judge_batch.py --settings {params.settings:q} --results "$RESULTS" '
+        'python "$SCRIPTS/request_judge_batch.py" --settings {params.settings:q} --results "$RESULTS" '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
@@ -67,7 +67,7 @@ rule compare_replies:
     params:
         spec=judge_spec,
     shell:
-        'python "$SCRIPTS"/compare_replies.py --turns {input.turns:q} '
+        'python "$SCRIPTS/compare_replies.py" --turns {input.turns:q} '
         "--baseline {input.baseline:q} --rubric {input.rubric:q} --name {wildcards.judge:q} "
         "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
         "--batch-record {input.batch_record:q} --out {output:q} > {log:q} 2>&1"

@@ -15,5 +15,5 @@ rule merge:
         settings=json.dumps(merge_settings(SETTINGS), sort_keys=True),
         code=stage_digest("merge"),
     shell:
-        'python "$SCRIPTS"/merge.py --settings {params.settings:q} --out "$RESULTS" '
+        'python "$SCRIPTS/merge.py" --settings {params.settings:q} --out "$RESULTS" '
         "> {log:q} 2>&1"

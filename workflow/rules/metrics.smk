@@ -17,5 +17,5 @@ rule measure:
     params:
         code=stage_digest("measure"),
     shell:
-        'python "$SCRIPTS"/measure.py --turns {input.turns:q} --out {output.metrics:q} '
+        'python "$SCRIPTS/measure.py" --turns {input.turns:q} --out {output.metrics:q} '
         "> {log:q} 2>&1"

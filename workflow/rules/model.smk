@@ -18,6 +18,6 @@ rule fetch_model:
     params:
         spec=model_spec,
     shell:
-        'python "$SCRIPTS"/fetch_model.py --spec {params.spec:q} --out {output.folder:q} '
+        'python "$SCRIPTS/fetch_model.py" --spec {params.spec:q} --out {output.folder:q} '
         "--record {output.record:q} --configured {input.configured:q} --source {output.source:q} "
         "> {log:q} 2>&1"

@@ -16,7 +16,7 @@ rule corrupt_replies:
     params:
         spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
     shell:
-        'python "$SCRIPTS"/corrupt_replies.py --pool {input:q} --spec {params.spec:q} --out {output:q} '
+        'python "$SCRIPTS/corrupt_replies.py" --pool {input:q} --spec {params.spec:q} --out {output:q} '
         "> {log:q} 2>&1"
 
 
@@ -49,7 +49,7 @@ rule score_corruptions:
         device=lookup("models/{model}/device", within=SETTINGS),
         code=stage_digest("generate"),
     shell:
-        'python "$SCRIPTS"/score_corruptions.py --model-dir {input.model:q} --dtype {params.dtype:q} '
+        'python "$SCRIPTS/score_corruptions.py" --model-dir {input.model:q} --dtype {params.dtype:q} '
         "--device {params.device:q} --code-digest {params.code:q} "
         "--prefix-memory {resources.prefix_memory:q} --threads {threads} --texts {input.texts:q} "
         "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
@@ -73,7 +73,7 @@ rule test_judge:
     params:
         spec=judge_test_spec,
     shell:
-        'python "$SCRIPTS"/test_judge.py --texts {input.texts:q} --likelihood {input.likelihood:q} '
+        'python "$SCRIPTS/test_judge.py" --texts {input.texts:q} --likelihood {input.likelihood:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
@@ -94,7 +94,7 @@ rule test_pairwise_judge:
     params:
         spec=judge_test_spec,
     shell:
-        'python "$SCRIPTS"/compare_replies.py --texts {input.texts:q} '
+        'python "$SCRIPTS/compare_replies.py" --texts {input.texts:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
@@ -120,5 +120,5 @@ rule judge_reliability:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_digest("judge_reliability"),
     shell:
-        'python "$SCRIPTS"/judge_reliability.py --settings {params.settings:q} --results "$RESULTS" '
+        'python "$SCRIPTS/judge_reliability.py" --settings {params.settings:q} --results "$RESULTS" '
         "--judge-tests {input.judge_tests:q} --pairs {input.pairs:q} > {log:q} 2>&1"

@@ -24,8 +24,8 @@ rule aggregate:
         settings=table_parameters,
         code=stage_digest("aggregate"),
     shell:
-        'python "$SCRIPTS"/aggregate.py --settings {params.settings:q} --results "$RESULTS" '
-        '--out "$RESULTS"/tables > {log:q} 2>&1'
+        'python "$SCRIPTS/aggregate.py" --settings {params.settings:q} --results "$RESULTS" '
+        '--out "$RESULTS/tables" > {log:q} 2>&1'
 
 
 rule claims:
@@ -51,7 +51,7 @@ rule claims:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_digest("claims"),
     shell:
-        'python "$SCRIPTS"/claims.py --settings {params.settings:q} --tables "$RESULTS"/tables '
+        'python "$SCRIPTS/claims.py" --settings {params.settings:q} --tables "$RESULTS/tables" '
         "--claims {input.claims:q} > {log:q} 2>&1"
 
 
@@ -74,7 +74,7 @@ rule paper_tables:
     params:
         code=stage_digest("paper_tables"),
     shell:
-        'python "$SCRIPTS"/paper_tables.py --tables "$RESULTS"/tables > {log:q} 2>&1'
+        'python "$SCRIPTS/paper_tables.py" --tables "$RESULTS/tables" > {log:q} 2>&1'
 
 
 rule figures:
@@ -98,7 +98,7 @@ rule figures:
     params:
         code=stage_digest("report"),
     shell:
-        'python "$SCRIPTS"/figures.py --tables "$RESULTS"/tables --out "$RESULTS"/figures '
+        'python "$SCRIPTS/figures.py" --tables "$RESULTS/tables" --out "$RESULTS/figures" '
         "> {log:q} 2>&1"
 
 
@@ -129,5 +129,5 @@ rule report:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_digest("report"),
     shell:
-        'python "$SCRIPTS"/report.py --settings {params.settings:q} --results "$RESULTS" '
+        'python "$SCRIPTS/report.py" --settings {params.settings:q} --results "$RESULTS" '
         "--out {output.page:q} > {log:q} 2>&1"
