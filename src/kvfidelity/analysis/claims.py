@@ -25,7 +25,7 @@ from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.shares import column_share
-from kvfidelity.analysis.statistics import column_mean
+from kvfidelity.analysis.statistics import MIN_DIALOGUES, column_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
@@ -134,9 +134,10 @@ def _evaluate(
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
             for name in SHOWN_NOWHERE:
                 row.pop(name, None)
-            if row["estimate"] is None:
+            enough = row["n_dialogues"] >= max(claim.min_dialogues, MIN_DIALOGUES)
+            if enough and row["estimate"] is None:
                 decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
-            elif guessing:
+            elif enough and guessing:
                 decision, reason = UNDECIDED, "the baseline itself may be guessing"
             yield _claim_columns(claim) | row | {"decision": decision, "reason": reason}
     if not found:

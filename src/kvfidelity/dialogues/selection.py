@@ -205,6 +205,9 @@ class Selector:
         # A token is at least a byte, so a shorter text cannot have enough of them.
         if candidate.text_bytes + 64 * turns < chosen.min_tokens:
             return "too_few_tokens"
+        asked = sum(len(turn.user.encode()) for turn in candidate.turns) + 64 * turns
+        if chosen.min_prompt_tokens is not None and asked < chosen.min_prompt_tokens:
+            return "too_few_prompt_tokens"
         if chosen.category is not None and category_of(candidate.turns) != chosen.category:
             return "other_category"
         return None
