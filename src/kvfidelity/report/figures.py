@@ -35,7 +35,7 @@ RETENTION = {
 
 
 #: Rows of a figure of one dialogue at most: of a longer one every so many turns are drawn.
-MAX_ROWS = 20_000
+MAX_ROWS = 5_000
 NO_EVICTION = "no policy that evicts came to the end of a turn"
 NO_LOSS = "no reference reply was scored after an eviction inside the trained window"
 
