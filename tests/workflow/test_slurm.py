@@ -229,6 +229,8 @@ def test_a_killed_job_a_lost_node_and_a_resumed_run_give_the_artifacts_of_a_loca
             for jobs in (known, of(slurm, "runs", "PENDING") - known)
         )
         assert new == pytest.approx(2 * old, rel=0.01)
+        # Else the job that scores corruptions may be cancelled once its artifact is there.
+        wait_until(lambda: not slurm.jobs("RUNNING", "COMPLETING"), log.read_text)
         first.send_signal(signal.SIGINT)
         assert first.wait(LIMIT_S) != 0
     slurm.resume()

@@ -19,7 +19,7 @@ from kvfidelity.records.declaration import schema
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
-DEPTHS = ("gist", "middle", "recent", "unknown")
+DEPTHS = ("early", "middle", "recent", "unknown")
 SHARES = ("recalled", "answered")
 MEANS = ("recall_lost", "margin", "margin_lost")
 RECALL_STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")

@@ -12,7 +12,7 @@ from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.pipeline.setting_errors import SHOWN, explain_error, shown
-from kvfidelity.pipeline.setting_schemas import fill_defaults, policy_schemas
+from kvfidelity.pipeline.setting_schemas import fill_defaults, policy_entries, policy_schemas
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
 from kvfidelity.sizes import parse_size
 from kvfidelity.suggestions import did_you_mean, nearest
@@ -40,15 +40,18 @@ def setting_faults(settings: Mapping[str, Any]) -> list[str]:
 
 def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
     schemas = policy_schemas()
-    for name, entry in settings["policies"].items():
-        kind = entry["kind"]
-        if kind in schemas:
-            validator = SchemaValidator(schemas[kind])
-            for error in validator.iter_errors(dict(entry)):
-                error.path.extendleft((name, "policies"))
-                yield explain_error(error)
-        elif not settings["policy_files"]:  # otherwise checked where those files are read
-            yield f"policies.{name}: unknown kind {shown(kind)}{did_you_mean(kind, schemas)}"
+    for name, outer in settings["policies"].items():
+        for path, entry in policy_entries(outer):
+            kind, where = entry["kind"], ".".join(("policies", name, *path))
+            if kind in schemas:
+                validator = SchemaValidator(schemas[kind])
+                for error in validator.iter_errors(dict(entry)):
+                    error.path.extendleft(reversed(("policies", name, *path)))
+                    yield explain_error(error)
+                if path and kind == BASELINE:
+                    yield f"{where}: {kind} ranks nothing; wrap another"
+            elif not settings["policy_files"]:  # otherwise checked where those files are read
+                yield f"{where}: unknown kind {shown(kind)}{did_you_mean(kind, schemas)}"
     baselines = [name for name, one in settings["policies"].items() if one["kind"] == BASELINE]
     if len(baselines) > 1:
         yield (

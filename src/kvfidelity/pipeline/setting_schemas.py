@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,23 @@ def policy_schemas() -> dict[str, Any]:
     """JSON schema of each policy kind, made by `python -m kvfidelity.cache.policies.registry`."""
     schemas: dict[str, Any] = json.loads((SCHEMAS / "policies.json").read_text(encoding="utf-8"))
     return schemas
+
+
+def policy_entries(
+    entry: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """A policy's entry and those of the policies that it wraps, each with the keys that lead there.
+
+    A wrapped policy that is named by its kind alone becomes an entry.
+    """
+    yield path, dict(entry)
+    known = policy_schemas().get(entry["kind"], {"properties": {}})["properties"]
+    for name in dict.fromkeys([*known, *entry]):
+        inner = entry.get(name, known.get(name, {}).get("default"))
+        if known.get(name, {}).get("format") == "policy" and isinstance(inner, str):
+            inner = {"kind": inner}
+        if isinstance(inner, Mapping) and isinstance(inner.get("kind"), str):
+            yield from policy_entries(inner, (*path, name))
 
 
 def fill_defaults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
