@@ -54,7 +54,7 @@ audit: .venv/installed ## known vulnerabilities of the locked versions; asks the
 	@.venv/bin/python -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit==2.10.1
 	@.venv/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.lock
 
-fuzz: .venv/installed ## random and damaged answers, store lines, records, messages; SECONDS=1800
+fuzz: .venv/installed ## random and damaged answers, model folders, store lines, records, messages; SECONDS=1800
 	@$(IN_VENV) python tests/fuzz/run.py --seconds $(SECONDS) $(ARGS)
 
 clean: ## remove results, keep downloads and paid verdicts

@@ -89,6 +89,7 @@ onstart:
     announce_sigterm(lambda: len(workflow.scheduler.running))
     if SETTINGS["session"]["batch_size"] > 1:
         write_planned_runs(SETTINGS, planned_runs())
+    write_invocation(Path("results"), SETTINGS, sys.argv, Path(workflow.basedir))
     if moved := redate_future_files([Path("results"), Path("resources")]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): they are dated now, "

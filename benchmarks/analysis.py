@@ -105,8 +105,10 @@ def write(results: Path, chosen: dict) -> None:
             drawn[cell] = (
                 rows,
                 log,
-                synthetic.metric_rows(rows, rng),
-                synthetic.verdict_rows(rows, "formula", cost),
+                synthetic.metric_rows(rows, cost, rng),
+                synthetic.verdict_rows(
+                    rows.with_columns(dialogue=pl.lit("0")), "formula", cost, 0.0
+                ),
             )
         turns, log, metrics, verdicts = drawn[cell]
         shift = np.random.default_rng(number).normal(0, 0.1) * (kind != "baseline")

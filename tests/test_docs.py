@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvfidelity.pipeline.settings import config_schema
+from kvfidelity.pipeline.setting_schemas import config_schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -44,12 +44,12 @@ def run_test(folder: Path, name: str) -> None:
 
 
 def test_a_policy(tmp_path: Path) -> None:
-    write_files(tmp_path, "my_policy.py", "test_my_policy.py")
+    write_files(tmp_path, "my_policy.py", "my_funnel.py", "test_my_policy.py")
     run_test(tmp_path, "test_my_policy.py")
 
 
 def test_the_config_of_the_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(tmp_path, "my_policy.py")
+    write_files(tmp_path, "my_policy.py", "my_funnel.py")
     monkeypatch.chdir(tmp_path)
     [entry] = [code for code in blocks("yaml") if "policy_files" in code]
     config = yaml.safe_load(entry)
@@ -88,7 +88,7 @@ USES_OF_THE_MODE = """
 import torch
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.pipeline.settings import config_schema
+from kvfidelity.pipeline.setting_schemas import config_schema
 slots = SlotTable(PositionMode("gap"))
 slots.append(8)
 slots.keep(torch.tensor([0, 7]))

@@ -30,6 +30,7 @@ def option(
     choices: tuple[str, ...] | None = None,
     odd: bool = False,
     check: Callable[[Any], str | None] | None = None,
+    schema: Mapping[str, Any] | None = None,
     changes_verdict: bool = True,
 ) -> Any:
     """A dataclass field that a config entry may set.
@@ -41,6 +42,7 @@ def option(
         above: an exclusive lower bound.
         choices: the allowed strings. odd: only odd numbers are allowed.
         check: says what is wrong with a value; None if it is allowed.
+        schema: the JSON schema of what a config may say, where it is not that of the field's type.
         changes_verdict: of a judge's option, whether another value can change a verdict; if so, it
             reruns the judge.
     """
@@ -51,6 +53,7 @@ def option(
         "exclusiveMinimum": above,
     }
     metadata |= {"enum": choices, "odd": odd, "check": check, "changes_verdict": changes_verdict}
+    metadata |= {"schema": schema}
     return field(default=default, metadata=metadata)
 
 
@@ -64,7 +67,9 @@ def option_schemas(cls: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
     hints = typing.get_type_hints(cls)
     properties, required = {}, []
     for item in option_fields(cls):
-        schema = _json_type(hints[item.name]) | {"description": item.metadata["doc"]}
+        own = item.metadata["schema"]
+        schema = dict(own) if own is not None else _json_type(hints[item.name])
+        schema |= {"description": item.metadata["doc"]}
         kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
         is_number = not {"integer", "number"}.isdisjoint(kinds)
         for key in ("minimum", "maximum", "exclusiveMinimum", "enum"):

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvfidelity.atomic_files import write_text
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
 from kvfidelity.records.artifacts import read_parquet, write_parquet
 from kvfidelity.report.figure_registry import TABLES, charts
-from kvfidelity.report.theme import svg, with_theme
+from kvfidelity.report.theme import save_for_page
 from tests.analysis.synthetic import settings, write
 from tests.analysis.test_reliability import judge_test
 
@@ -82,7 +81,7 @@ def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
     script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
     drawn = {name: read_parquet(tables / f"{name}.parquet", kind=name) for name in TABLES}
     for name, chart in charts(drawn).items():
-        write_text(results / f"figures/{name}.svg", svg(with_theme(chart), name))
+        save_for_page(chart, results / "figures", name)
     about = json.dumps(report_settings(chosen))
     out = folder / "report.html"
     script("report.py", "--settings", about, "--results", results, "--out", out)

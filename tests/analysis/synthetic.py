@@ -46,6 +46,7 @@ def settings(dialogues: int, **changes: Any) -> dict[str, Any]:
                 "path": "none.jsonl",
                 "format": "sharegpt",
                 "count": dialogues,
+                "select": {"pool": max(64, dialogues)},
             }
         },
         "policies": {
@@ -309,8 +310,8 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
     forgotten is guessed: right in one of four.
     """
     first, last = turns.row(0, named=True), turns.row(-1, named=True)
-    kept = {"sliding_window_gist": ("gist",), "streaming_llm": ("recent",)}
-    depths = ("gist", "middle", "recent")
+    kept = {"sliding_window_gist": ("early",), "streaming_llm": ("recent",)}
+    depths = ("early", "middle", "recent")
     known = depths if first["kind"] == "baseline" else kept.get(first["kind"], depths)
     if first["positions"] == "stale" and first["kind"] != "sliding_window_gist":
         known = ()

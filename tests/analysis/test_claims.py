@@ -116,6 +116,34 @@ def test_the_projects_claims_on_planted_effects_in_own_replies(
     assert "config/config.yaml tests it" in by_name["C2"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("claim", "kind"),
+    [
+        ("C2-repetition", "attention_top"),
+        ("C2-echo", "attention_top"),
+        ("C2-echo", "baseline"),
+        ("C2-likelihood", "attention_top"),
+        ("C4a-repetition", "attention_top"),
+        ("C4a-repetition", "sliding_window_gist"),
+    ],
+)
+def test_empty_replies_are_counted_by_claims_that_they_have_no_value_for(
+    own_tables: dict[str, pl.DataFrame], claim: str, kind: str
+) -> None:
+    [one] = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim == claim]
+    turns = own_tables["turns"]
+    [before] = evaluate_claims([one], own_tables, OPTIONS).to_dicts()
+    compared = turns.filter(pl.col("kind") == "attention_top", "after_eviction", "inside_window")
+    some = compared.select("dialogue", "turn").head(3).with_columns(kind=pl.lit(kind), one=True)
+    nothing = turns.join(some, on=["dialogue", "turn", "kind"], how="left").with_columns(
+        pl.when(pl.col("one").is_null()).then(name).alias(name)
+        for name in ("rep_3", "echo_share", "reply_nll_baseline_history")
+    )
+    [row] = evaluate_claims([one], own_tables | {"turns": nothing}, OPTIONS).to_dicts()
+    assert (before["n_unpaired"], row["n_unpaired"]) == (0, 3)
+    assert row["n_turns"] == before["n_turns"] - 3
+
+
 @pytest.mark.parametrize(("overshoot", "decision"), [(0.3, "supported"), (0.01, "contradicted")])
 def test_prompts_as_long_as_half_of_the_threshold_test_c3(
     own_tables: dict[str, pl.DataFrame], overshoot: float, decision: str
@@ -366,8 +394,11 @@ def test_a_claim_without_data_says_whether_runs_or_values_are_missing(
     [row] = judged(tables, quantity="reply_nll", turns="past_window", of={"kind": "h2o"})
     assert row["reason"] == "no run of this grid is at the claim's setting"
     unmeasured = tables["turns"].with_columns(chrf=pl.lit(None, pl.Float64))
-    [row] = judged(tables | {"turns": unmeasured}, quantity="chrf")
-    assert row["reason"] == "runs are at the claim's setting, but none has chrf on its turns"
+    [row] = judged(tables | {"turns": unmeasured}, quantity="chrf", turns="past_window", **about)
+    assert row["reason"] == (
+        "runs are at the claim's setting, but none has chrf on turns after an eviction, past the "
+        "trained window; config/paper.yaml tests it"
+    )
 
 
 def test_a_claim_over_all_cells_of_a_mode_says_which(tables: dict[str, pl.DataFrame]) -> None:
@@ -404,11 +435,13 @@ def test_an_unknown_quantity_is_an_error(tables: dict[str, pl.DataFrame]) -> Non
         judged(tables, quantity="exces_nll")
 
 
-def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
-    """A thousand cells without an effect, 20 dialogues of six turns that share a level: those that
-    are found above or below 0 are 3 to 7%, as a two-sided 95% interval promises."""
+@pytest.mark.parametrize(("dialogues", "least"), [(10, 0.02), (20, 0.03)])
+def test_a_thousand_null_claims_are_wrong_at_their_rate(dialogues: int, least: float) -> None:
+    """A thousand cells without an effect, dialogues of six turns that share a level: those that are
+    found above or below 0 are at most 7%, as a two-sided 95% interval promises, and not far
+    fewer."""
     rng = np.random.default_rng(7)
-    cells, dialogues, turns = 1000, 20, 6
+    cells, turns = 1000, 6
     shape = (cells, dialogues, turns)
     loss = rng.normal(0, 1, shape) + rng.normal(0, 1, (cells, dialogues, 1))
     cell, dialogue, turn = (part.ravel() for part in np.indices(shape))
@@ -435,7 +468,7 @@ def test_a_thousand_null_claims_are_wrong_at_their_rate() -> None:
     found = evaluate_claims(asked, tables, OPTIONS)
     assert found.height == 2 * cells
     wrong = found.filter(decision="supported")
-    assert 0.03 <= wrong.height / cells <= 0.07
+    assert least <= wrong.height / cells <= 0.07
     assert abs(wrong.filter(claim="X").height - wrong.height / 2) < 15
 
 

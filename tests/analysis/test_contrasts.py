@@ -170,6 +170,22 @@ def test_that_nothing_is_lost_takes_twenty() -> None:
     assert enough["cause"] == "none"
 
 
+def test_equal_losses_with_both_positions_leave_only_the_loss_open() -> None:
+    """A kept beginning is the same under stale and rerotated: positions cost nothing, however few
+    the dialogues; whether the policy loses anything is another question."""
+    rows = scored({("z", "stale"): 0.1}, 10, noise=0.3)
+    same = rows.with_columns(positions=pl.lit("rerotated"), excess_nll=pl.col("excess_nll") + 1e-7)
+    [row] = attribution(pl.concat([rows, same]), frozenset(), OPTIONS).to_dicts()
+    assert (row["cause"], row["positions_cost"], row["loses"]) == ("undecided", "no", "open")
+
+
+def test_what_is_sure_is_said_of_the_loss_and_of_positions() -> None:
+    [row] = attribution(
+        scored({("z", "stale"): 2.0, ("z", "rerotated"): 0.0}, 12), frozenset(), OPTIONS
+    ).to_dicts()
+    assert (row["positions_cost"], row["loses"]) == ("yes", "yes")
+
+
 def test_a_share_near_its_bound_is_not_decided() -> None:
     """Positions cost 83% of the loss, with an interval on both sides of 80%."""
     cells = {("z", "stale"): 2.0, ("z", "rerotated"): 0.34}
@@ -183,7 +199,7 @@ def test_a_model_that_knows_nothing_is_called_out(
 ) -> None:
     """The synthetic baseline takes 2 nats a token, and guessing among eight tokens 2.08."""
     chosen = settings(12)
-    write(tmp_path, chosen, {("attention_top", "stale"): 2.0}, noise=0.02)
+    write(tmp_path, chosen, {("attention_top", "stale"): 2.0})
     if vocabulary:
         folder = tmp_path / "dialogues/synthetic/made/tokenizer"
         write_json(folder / "config.json", {"vocab_size": vocabulary})

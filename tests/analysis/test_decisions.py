@@ -19,12 +19,14 @@ def decided(
     dialogues: int = 40,
     strict_ends: Ends | None = None,
     largest: float | None = None,
+    sign: int | None = None,
+    core: Ends = (None, None),
     **options: object,
 ) -> str:
     low, high = ends
     strict_low, strict_high = ends if strict_ends is None else strict_ends
     row = {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
-    row |= {"largest": largest}
+    row |= {"largest": largest, "sign": sign, "core": core}
     return decide(direction, margin, row | {"n_dialogues": dialogues}, **options)[0]  # type: ignore[arg-type]
 
 
@@ -49,8 +51,37 @@ def test_decisions_by_hand(direction: str, interval: Ends, expected: str) -> Non
 def test_beyond_a_margin_the_strict_interval_decides() -> None:
     assert decided("above", 0.1, (0.2, 0.3), strict_ends=(0.05, 0.4)) == "not decided"
     assert decided("above", 0, (0.1, 0.3), strict_ends=(-0.1, 0.5)) == "supported"
+
+
+def test_at_margin_0_the_sign_decides() -> None:
+    """The interval that is shown may leave 0 out on the side of a long tail."""
+    for dialogues in (MIN_DIALOGUES, MIN_DIALOGUES_WITHIN):
+        assert decided("above", 0, (0.1, 0.3), dialogues, sign=1) == "supported"
+        assert decided("below", 0, (0.1, 0.3), dialogues, sign=1) == "contradicted"
+        assert decided("below", 0, (-0.3, -0.1), dialogues, sign=0) == "not decided"
+        assert decided("above", 0, (-0.3, -0.1), dialogues, sign=0) == "not decided"
+    assert decided("above", 0.1, (0.2, 0.3), sign=0) == "supported"
+
+
+@pytest.mark.parametrize(
+    ("direction", "margin", "core"),
+    [
+        ("above", 0, (1.0, 1.04)),
+        ("above", 1, (2.0, 2.04)),
+        ("below", 0, (-1.04, -1.0)),
+        ("below", 1, (2.0, 2.04)),
+        ("within", 1, (-2.04, -2.0)),
+    ],
+)
+def test_few_dialogues_that_are_nearly_alike_decide_nothing(
+    direction: str, margin: float, core: Ends
+) -> None:
+    """Their spread is less than a twentieth of how far they are from the margin."""
     few = MIN_DIALOGUES_WITHIN - 1
-    assert decided("above", 0, (0.1, 0.3), few, strict_ends=(-0.1, 0.5)) == "not decided"
+    assert decided(direction, margin, core, few, core=core) == "not decided"
+    assert decided(direction, margin, core, MIN_DIALOGUES_WITHIN, core=core) != "not decided"
+    wider = (core[0] - 0.1, core[1] + 0.1)
+    assert decided(direction, margin, core, few, core=wider) != "not decided"
 
 
 @pytest.mark.parametrize("direction", ["above", "below", "within"])

@@ -39,7 +39,7 @@ def test_a_kept_beginning_knows_the_beginning_only(tables: dict[str, pl.DataFram
     assert full["recalled"] == pytest.approx(0.8, abs=0.15)
     assert full["recall_lost"] is None
     for positions in ("stale", "rerotated"):
-        kept = cell(tables, "gist", positions, "gist")
+        kept = cell(tables, "gist", positions, "early")
         assert (kept["recall_lost"], kept["evidence_retained_share"]) == (0, 1)
         gone = cell(tables, "gist", positions, "middle")
         assert gone["recall_lost"] == pytest.approx(full["recalled"] - gone["recalled"])
@@ -61,10 +61,10 @@ def test_the_words_say_so(tables: dict[str, pl.DataFrame]) -> None:
         for entry in recall_statements(tables["recall_by_depth"])
         for mode in entry["modes"]
     }
-    lost = dict.fromkeys(("gist", "middle", "recent"), "forgotten")
+    lost = dict.fromkeys(("early", "middle", "recent"), "forgotten")
     assert verdicts["attention_top", "stale"] == lost
     assert verdicts["attention_top", "original"] == dict.fromkeys(lost, "kept")
-    assert verdicts["gist", "stale"] == lost | {"gist": "kept"}
+    assert verdicts["gist", "stale"] == lost | {"early": "kept"}
     assert verdicts["streaming_llm", "rerotated"] == lost | {"recent": "kept"}
 
 
@@ -89,7 +89,7 @@ def test_questions_before_any_eviction_are_not_counted(tables: dict[str, pl.Data
     early = tables["recall"].with_columns(
         after_eviction=pl.col("after_eviction") & (pl.col("dialogue") > "003")
     )
-    found = by_depth(early, OPTIONS).filter(policy="gist", positions="stale", depth="gist")
+    found = by_depth(early, OPTIONS).filter(policy="gist", positions="stale", depth="early")
     assert found["n_dialogues"].item() == 20
     assert by_depth(early, OPTIONS).filter(policy="baseline")["n_dialogues"].unique().item() == 24
 
@@ -122,16 +122,16 @@ def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) 
     spec = with_theme(chart)
     marks = [layer["mark"]["type"] for layer in spec["spec"]["layer"]]
     assert marks == ["rule", "rule", "point", "point"]
-    assert spec["facet"]["sort"] == ["gist (n = 72)", "middle (n = 72)", "recent (n = 72)"]
+    assert spec["facet"]["sort"] == ["early (n = 72)", "middle (n = 72)", "recent (n = 72)"]
 
 
 @pytest.mark.parametrize(
     ("quantity", "depth", "expected"),
     [
         ("margin_lost", "middle", "supported"),
-        ("margin_lost", "gist", "contradicted"),
+        ("margin_lost", "early", "contradicted"),
         ("recall_lost", "middle", "supported"),
-        ("recall_lost", "gist", "not decided"),
+        ("recall_lost", "early", "not decided"),
     ],
 )
 def test_a_claim_is_about_a_depth(

@@ -14,6 +14,7 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.errors import UserError
 from tests.cache.conftest import tiny
 from tests.cache.test_policies import REQUIRED
 
@@ -21,7 +22,20 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here"),
 ]
-EVICTING = [kind for kind, policy in known_policies().items() if policy.evicts]
+RAGGED = [kind for kind, policy in known_policies().items() if policy.ragged]
+EVICTING = [
+    kind for kind, policy in known_policies().items() if policy.evicts and kind not in RAGGED
+]
+
+
+@pytest.mark.parametrize("kind", RAGGED)
+def test_a_ragged_policy_is_refused_by_name_before_its_first_token(kind: str) -> None:
+    model = tiny("llama").to("cuda")
+    evictor = Evictor(build_policy(kind, {}), EvictionSchedule(Trigger.STEP, 40, 24))
+    cache = new_cache(model, evictor=evictor)
+    with pytest.raises(UserError, match=rf"^policy {kind}: .* on a CPU only"):
+        model(torch.ones(1, 5, dtype=torch.int64, device="cuda"), **{cache_argument(model): cache})
+    assert cache.size == 0
 
 
 def run(model: Any, kind: str, mode: str) -> tuple[torch.Tensor, list[torch.Tensor]]:

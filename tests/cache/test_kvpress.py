@@ -14,14 +14,38 @@ import pytest
 import torch
 
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies.qfilter import query_filters
+from kvfidelity.cache.ragged import RaggedKeepSet, apportion
 from kvfidelity.cache.view import CacheView, LayerView
-from tests.cache.crosscheck import BUDGET, SEEDS, SIZE, SLOTS, WINDOW, angles, tensors
+from tests.cache.crosscheck import (
+    BUDGET,
+    CHUNK,
+    LAG,
+    SEEDS,
+    SIZE,
+    SKETCH,
+    SLOTS,
+    STRETCH,
+    WINDOW,
+    angles,
+    filters,
+    tensors,
+)
 
-KEPT = json.loads(Path(__file__).with_name("kvpress.json").read_text())["kept"]
+REFERENCE = json.loads(Path(__file__).with_name("kvpress.json").read_text())
+KEPT, PYRAMIDS = REFERENCE["kept"], REFERENCE["pyramids"]
 PARAMETERS: dict[str, dict[str, Any]] = {
     "snapkv": {"window": WINDOW, "kernel": 5},
     "streaming_llm": {"sinks": 4},
     "expected_attention": {"window": SLOTS},
+    "lagkv": {"lag": LAG},
+    "leverage_score": {"sketch": SKETCH},
+    "finch": {"window": WINDOW},
+    "qfilter": {"window": WINDOW},
+    "criticalkv": {"policy": {"kind": "snapkv", "window": WINDOW}},
+    "adakv": {"policy": "knorm"},
+    "chunkkv": {"policy": "knorm", "chunk": CHUNK},
+    "per_chunk": {"policy": "knorm", "chunk": STRETCH},
 }
 
 
@@ -34,13 +58,19 @@ def llama_angles(position: torch.Tensor, device: torch.device) -> tuple[torch.Te
     return angles(position)
 
 
-def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
+def kept(kind: str, seed: int, extra_queries: int = 0) -> Any:
     """What a policy keeps; `extra_queries`: how many more queries the cache holds than given."""
     given = tensors(seed)
     queries = given["history" if kind == "expected_attention" else "queries"]
     earlier = torch.randn(queries.shape[0], extra_queries, SIZE)
     queries = torch.cat([earlier, queries], dim=1)
-    layer = LayerView(given["keys"], lambda: given["keys"], given["values"], queries)
+    layer = LayerView(
+        given["keys"],
+        lambda: given["keys"],
+        given["values"],
+        queries,
+        lambda: given["projection"],
+    )
     index = torch.arange(SLOTS)[None, None]
     view = CacheView(
         budget=BUDGET,
@@ -48,7 +78,7 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
         position=index,
         next_position=SLOTS,
         tokens_seen=SLOTS,
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
         layers=[layer],
         scaling=SIZE**-0.5,
         angles=llama_angles if kind == "expected_attention" else unrotated,
@@ -57,9 +87,68 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", ["snapkv", "keydiff", "knorm", "expected_attention"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "snapkv",
+        "keydiff",
+        "knorm",
+        "expected_attention",
+        "lagkv",
+        "leverage_score",
+        "cur",
+        "finch",
+        "qfilter",
+        "criticalkv",
+        "per_chunk",
+    ],
+)
 def test_the_same_slots_per_head(kind: str, seed: int) -> None:
     assert kept(kind, seed)[0].tolist() == KEPT[kind][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chunkkv_keeps_the_same_chunks_for_every_head(seed: int) -> None:
+    """The budget is three chunks here; where it is not, kvpress keeps fewer slots than it."""
+    assert [kept("chunkkv", seed)[0].tolist()] * 2 == KEPT["chunkkv"][str(seed)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_adakv_shares_a_layers_budget_out_as_kvpress_does(seed: int) -> None:
+    found = kept("adakv", seed)
+    assert isinstance(found, RaggedKeepSet)
+    assert [row.tolist() for row in found.rows()[0]] == KEPT["adakv"][str(seed)]
+
+
+@pytest.mark.parametrize("case", range(len(PYRAMIDS)))
+def test_pyramidkvs_layers_differ_by_the_rounding_alone(case: int) -> None:
+    """kvpress rounds each layer by itself and may miss the total; here the total is exact."""
+    slots, share, window, beta, layers, theirs = PYRAMIDS[case]
+    budget = round(slots * share)
+    inner = build_policy("snapkv", {"window": window})
+    policy = build_policy("pyramidkv", {"policy": inner, "beta": beta})
+    keys = torch.zeros(1, slots, 1)
+    view = CacheView(
+        budget=budget,
+        token_index=torch.arange(slots)[None, None],
+        position=torch.arange(slots)[None, None],
+        next_position=slots,
+        tokens_seen=slots,
+        rng=np.random.default_rng(0),
+        layers=[LayerView(keys, lambda: keys, keys)] * layers,
+    )
+    grid = torch.ones(layers, 1, dtype=torch.int64)
+    shares = policy.shares(view, torch.zeros(layers, 1, slots)).expand(layers, 1)
+    ours = apportion(shares, budget * layers, grid, slots * grid)[:, 0]
+    assert int(ours.sum()) == budget * layers
+    assert (ours - torch.tensor(theirs)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_filter_is_the_main_direction_of_the_queries(seed: int) -> None:
+    """By an eigenvalue decomposition in float64; kvpress was given these filters, negated."""
+    found = query_filters(tensors(seed)["queries"]).view(2, 3, SIZE).mean(1)
+    assert torch.allclose(found, filters(seed), atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

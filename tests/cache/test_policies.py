@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import Policy, build_policy, known_policies
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import as_grid
 from kvfidelity.errors import ModelOverflowError, UserError
@@ -55,6 +57,13 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def rows_of(kept: torch.Tensor | RaggedKeepSet) -> list[torch.Tensor]:
+    """Every keep set of its own, int64 [k]."""
+    if isinstance(kept, RaggedKeepSet):
+        return [row for layer in kept.rows() for row in layer]
+    return list(kept.reshape(-1, kept.shape[-1]))
+
+
 @pytest.mark.parametrize("kind", EVICTING)
 @settings(deadline=None)  # a busy machine is not an error
 @given(situation=situations())
@@ -67,16 +76,19 @@ def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -
     if not can_rank or (kind == "h2o" and not situation["scored"]):
         return
     kept = policy.keep(view)
-    assert kept.dtype == torch.int64
-    assert kept.dim() in (1, 2, 3)
-    assert kept.shape[-1] == budget
-    assert (kept[..., 1:] > kept[..., :-1]).all(), "sorted, without repeats"
-    assert kept.min() >= 0 and kept.max() < slots
-    for start, stop in situation["protected"]:
-        inside = ((kept >= start) & (kept < stop)).sum(-1)
-        assert (inside == stop - start).all(), "protected slots survive"
-    again = random_view(**situation)
-    assert torch.equal(policy.keep(again), kept), "deterministic given the seed"
+    assert isinstance(kept, RaggedKeepSet) == policy.ragged
+    rows = rows_of(kept)
+    assert sum(row.numel() for row in rows) == budget * len(rows), "the total is the budget's"
+    for row in rows:
+        assert row.dtype == torch.int64
+        assert row.numel() == budget or (policy.ragged and row.numel() >= 1)
+        assert (row.diff() > 0).all(), "sorted, without repeats"
+        assert row.min() >= 0 and row.max() < slots
+        for start, stop in situation["protected"]:
+            inside = ((row >= start) & (row < stop)).sum()
+            assert inside == stop - start, "protected slots survive"
+    again = rows_of(policy.keep(random_view(**situation)))
+    assert all(map(torch.equal, again, rows)), "deterministic given the seed"
 
 
 @pytest.mark.parametrize("kind", EVICTING)
@@ -148,6 +160,11 @@ def test_heads_and_layers_are_combined_as_asked(over_heads: str, over_layers: st
     expected = getattr(getattr(scores, over_heads)(1), over_layers)(0)
     policy = build_policy("attention_top", {"over_heads": over_heads, "over_layers": over_layers})
     assert torch.allclose(policy.priority(view), torch.from_numpy(expected))
+
+
+def test_criticalkv_refuses_a_ranking_below_zero() -> None:
+    with pytest.raises(UserError, match="knorm ranks below 0; wrap a policy that ranks by"):
+        kept("criticalkv", 50, 9, policy="knorm")
 
 
 def test_age_normalised_scores_do_not_favour_the_old() -> None:
@@ -263,6 +280,164 @@ def test_policies_with_a_query_window_evict_by_their_own_ranking(
     assert not torch.equal(eviction.kept, newest), "the ranking decided, not the age"
 
 
+def unit_filters(queries: torch.Tensor) -> torch.Tensor:
+    """fp64 [H, d]: the main eigenvector of each head's queries, on their mean's side."""
+    main = torch.linalg.eigh(queries.transpose(1, 2) @ queries).eigenvectors[..., -1]
+    return main * (main * queries.mean(1)).sum(-1, keepdim=True).sign()
+
+
+def finch_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    before = torch.arange(52, 60)
+    rank = by_group((window_weights(cache, layer, 8) * before[:, None]).mean(1))
+    rank[:, -8:] = torch.inf
+    return rank
+
+
+def qfilter_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    assert cache.recent_queries is not None
+    recent = cache.recent_queries.of_layer(layer)
+    assert recent is not None
+    cos, sin = cache.rotary.angles(torch.arange(44, 60), recent.device)
+    filters = unit_filters(rotate(recent[:, -16:], cos, sin).double()).view(2, 3, 8).mean(1)
+    return (cache.rotated_keys(layer).double() * filters[:, None]).sum(-1)
+
+
+def lagkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    """Partitions of 8 after 4 sinks: 4..12, ..., 52..60."""
+    rank = torch.full((2, 60), torch.inf, dtype=torch.float64)
+    for head in range(2):
+        for start in range(4, 52, 8):
+            total = torch.zeros(8, dtype=torch.float64)
+            for tensor in (cache.rotated_keys(layer), cache.layers[layer].live_values):
+                own, following = tensor[head].double()[start : start + 16].split(8)
+                low, high = following.min(0).values, following.max(0).values
+                total += ((own - low) / (high - low)).std(-1).softmax(-1)
+            for slot in range(8):
+                rank[head, start + slot] = (total < total[slot]).sum() / 8
+    return rank - 1e-3 * torch.arange(60) / 60  # the earlier of two equals
+
+
+def cur_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    rank = torch.empty(2, 60, dtype=torch.float64)
+    keys, values = cache.layers[layer].live_keys, cache.layers[layer].live_values
+    for slot in range(60):
+        block = slice(slot - slot % 16, min(slot - slot % 16 + 16, 60))
+        rank[:, slot] = 1.0
+        for tensor in (keys, values):
+            squares = tensor.double().pow(2).sum(-1)
+            rank[:, slot] *= squares[:, slot] / squares[:, block].sum(-1)
+    rank[:, :4] = torch.inf
+    return rank
+
+
+def leverage_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    """One sketch is drawn for each layer in turn, from the generator of seed 0 and eviction 0."""
+    drawn = np.random.default_rng((0, 0)).standard_normal((3, 2, 8, 48))[layer]
+    rows = cache.layers[layer].live_keys.double()
+    sketched = (rows - rows.mean(1, keepdim=True)) @ torch.from_numpy(drawn) / 48**0.5
+    inverse = torch.linalg.inv(sketched.mT @ sketched + 0.01 * torch.eye(48))
+    return (sketched @ inverse @ sketched.mT).diagonal(dim1=1, dim2=2)
+
+
+def criticalkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    scores = snapkv_rank(cache, layer)
+    weights = cache.rotary.output_projection(layer, 8).double()
+    values = cache.layers[layer].live_values.double().repeat_interleave(3, 0)
+    norms = torch.stack([(values[h] @ weights[h]).abs().sum(-1) for h in range(6)])
+    rank = (scores.clamp(max=1) + 1e-4) * by_group(norms)
+    for head in range(2):
+        rank[head, scores[head].topk(12).indices] = torch.inf
+    return rank
+
+
+def chunkkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
+    """Chunks of 7 by the mean of minus the keys' norm, the last one of 4."""
+    norms = -cache.layers[layer].live_keys.double().norm(dim=-1).sum(0)
+    rank = torch.cat([chunk.mean().expand(chunk.numel()) for chunk in norms.split(7)])
+    return (rank - 1e-6 * torch.arange(60)).expand(2, 60)  # the earlier of two equals
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "rank_of_layer"),
+    [
+        ("finch", {"window": 8}, finch_rank),
+        ("qfilter", {"window": 16}, qfilter_rank),
+        ("lagkv", {"lag": 8}, lagkv_rank),
+        ("cur", {}, cur_rank),
+        ("leverage_score", {}, leverage_rank),
+        ("criticalkv", {"policy": {"kind": "snapkv", "window": 8}}, criticalkv_rank),
+        ("chunkkv", {"policy": "knorm", "chunk": 7}, chunkkv_rank),
+    ],
+)
+def test_policies_evict_by_the_formula_of_their_paper(
+    kind: str,
+    parameters: dict[str, Any],
+    rank_of_layer: Callable[[ManagedCache, int], torch.Tensor],
+    llama: Any,
+) -> None:
+    policy = build_policy(kind, parameters)
+    cache = cache_of(llama, policy)
+    rank = torch.stack([rank_of_layer(cache, layer) for layer in range(3)])
+    expected = rank.topk(24).indices.sort(-1).values
+    [eviction] = evict(cache, policy)
+    assert torch.equal(eviction.kept.expand_as(expected), expected)
+    newest = torch.arange(36, 60).expand_as(eviction.kept)
+    assert not torch.equal(eviction.kept, newest), "the ranking decided, not the age"
+
+
+def test_finch_asks_with_the_prompt_that_is_protected() -> None:
+    """Of 32 queries that are kept, the prompt's last 6 ask; the prompt survives."""
+    policy, short = (build_policy("finch", {"window": window}) for window in (32, 6))
+    view = random_view(50, 12, protected=((44, 50),))
+    assert torch.equal(policy.keep(view), short.keep(random_view(50, 12)))
+    assert not torch.equal(policy.keep(view), policy.keep(random_view(50, 12)))
+
+
+def test_wrappers_keep_what_their_name_says() -> None:
+    inner = {"kind": "block", "which": "middle"}
+    ends = {"policy": inner, "sinks": 2, "recent": 3}
+    assert kept("protect", 20, 8, **ends) == [0, 1, 8, 9, 10, 17, 18, 19]
+    last = {"kind": "block", "which": "last"}
+    assert kept("per_chunk", 20, 8, policy=last, chunk=5) == [3, 4, 8, 9, 13, 14, 18, 19]
+    assert kept("chunkkv", 20, 12, policy=last, chunk=5) == [5, 6, *range(10, 20)]
+
+
+def test_a_wrapper_needs_what_the_wrapped_policy_needs() -> None:
+    scored = build_policy("chunkkv", {"policy": "h2o"})
+    assert scored.needs_scores and not scored.query_window and not scored.needs_output_projection
+    deep = build_policy("protect", {"policy": {"kind": "criticalkv", "policy": "tova"}})
+    assert not deep.needs_scores and deep.query_window == 1 and deep.needs_output_projection
+    random = {"kind": "random", "keep_ratio": 0.5}
+    assert build_policy("protect", {"policy": random}).default_size(90) == 45
+
+
+def test_a_policy_that_does_not_declare_the_output_projection_does_not_see_it() -> None:
+    view = random_view(30, 9)
+    assert view.layers[0].output_projection.shape == (6, 8, 5)
+    with pytest.raises(LookupError, match="needs_output_projection = True"):
+        _ = view.limited_to(scores=True, query_window=9).layers[0].output_projection
+
+
+def test_the_output_projection_by_head_is_the_layers_own(model: Any) -> None:
+    """A layer's output is the sum over heads of each head's output times its part."""
+    cache = new_cache(model)
+    attention = model.get_decoder().layers[1].self_attn
+    heads, size = model.config.num_attention_heads, attention.head_dim
+    outputs = torch.randn(5, heads, size, generator=torch.Generator().manual_seed(0))
+    parts = torch.einsum("thd,hdo->to", outputs, cache.rotary.output_projection(1, size))
+    assert torch.allclose(parts, attention.o_proj(outputs.flatten(1)), atol=1e-4)
+
+
+def test_a_model_without_output_projections_is_refused_before_an_eviction_is_due(
+    llama: Any,
+) -> None:
+    cache = new_cache(llama, query_window=32)
+    cache.rotary._output_projections = (None, None, None)
+    evictor = Evictor(build_policy("criticalkv", {}), EvictionSchedule("turn", 400, 24))
+    with pytest.raises(UserError, match=r"^policy criticalkv ranks by .*`o_proj`"):
+        evictor.before_turn(cache)
+
+
 @pytest.mark.parametrize("budget", [1, 3, 4, 5, 8])
 def test_a_budget_below_sinks_and_recent_keeps_sinks_then_the_latest(budget: int) -> None:
     """Not the oldest of the recent slots, and not slots by their attention."""
@@ -310,6 +485,7 @@ def test_a_ranking_of_scores_that_overflowed_is_refused(kind: str) -> None:
         for tensor in (layer.keys, layer.values, layer.rotated_keys):
             tensor[0, 30] = torch.nan
     few = {"gist_tokens": 4, "recent_tokens": 4} if kind.endswith("attentive") else {}
+    few |= {"lag": 8} if kind == "lagkv" else {}
     policy = build_policy(kind, REQUIRED.get(kind, {}) | few)
     if policy.kind in BY_INDEX:
         assert policy.keep(view).numel() == 9
@@ -389,6 +565,10 @@ def test_without_scores_attention_top_waits_and_attention_bottom_draws() -> None
         ("snapkv", {"window": "32"}, "window is '32'; it must be of type int"),
         ("random", {"keep_ratio": float("nan")}, "keep_ratio is nan; it must be a finite number"),
         ("attention_top", {"age_normalised": 1}, "must be of type bool"),
+        ("chunkkv", {"policy": "snapvk"}, r"^policy chunkkv, policy: .* did you mean 'snapkv'"),
+        ("chunkkv", {"policy": {"kind": "cur", "sinks": -1}}, "policy cur: sinks is -1"),
+        ("chunkkv", {"policy": {"chunk": 3}}, "it must be a kind, or have a `kind`"),
+        ("chunkkv", {"policy": "baseline"}, "baseline ranks nothing"),
     ],
 )
 def test_a_mistaken_entry_is_refused_with_the_remedy(

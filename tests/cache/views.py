@@ -10,7 +10,7 @@ import torch
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.view import CacheView, LayerView, Span
 
-LAYERS, GROUPS, RATIO, SIZE = 2, 2, 3, 8
+LAYERS, GROUPS, RATIO, SIZE, HIDDEN = 2, 2, 3, 8, 5
 
 
 def random_view(
@@ -34,6 +34,7 @@ def random_view(
             rotate=partial(_same, normal(GROUPS, slots, SIZE)),
             values=normal(GROUPS, slots, SIZE),
             queries=normal(GROUPS * RATIO, min(queries, slots), SIZE),
+            project=partial(_same, normal(GROUPS * RATIO, SIZE, HIDDEN)),
         )
         for _ in range(LAYERS)
     ]

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.scores import ScoreHistory
 from kvfidelity.cache.tree import TokenTree
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together, plan_forwards
 from tests.cache.conftest import tiny
+from tests.cache.ragged_sets import random_ragged
 
 #: fp32: a matrix product over more rows may be summed in another order.
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
@@ -32,11 +34,15 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, 97, (count,), generator=generator).tolist()
 
 
-def keep_set(cache: ManagedCache, number: int) -> torch.Tensor:
-    """Shared, per-layer and per-head keep sets in turn: about two thirds of the slots."""
-    layers, heads = len(cache.layers), cache.layers[0].live_keys.shape[0]
-    shape = [(), (layers,), (layers, heads)][number % 3]
+def keep_set(cache: ManagedCache, number: int) -> torch.Tensor | RaggedKeepSet:
+    """Shared, per-layer, per-head and ragged keep sets in turn: about two thirds of the slots."""
     size = max(1, 2 * cache.size // 3)
+    if cache.slot_table.is_ragged:
+        return random_ragged(cache.slot_table.counts, size, number)
+    layers, heads = len(cache.layers), cache.layers[0].live_keys.shape[0]
+    if number % 4 == 3:
+        return random_ragged(torch.full((layers, heads), cache.size), size, number)
+    shape = [(), (layers,), (layers, heads)][number % 4]
     generator = torch.Generator().manual_seed(number)
     ranks = torch.rand(*shape, cache.size, generator=generator)
     return ranks.topk(size, dim=-1).indices.sort(-1).values
@@ -87,12 +93,15 @@ def test_fed_together_equals_fed_alone(architecture: str, batch: int, chunk: int
                 cache.keep(keep_set(cache, number + turn))
 
 
+@pytest.mark.parametrize("kept", [2, 3], ids=["per_head", "ragged"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_tree_equals_feeding_each_branch_on_a_copy(architecture: str, mode: PositionMode) -> None:
+def test_a_tree_equals_feeding_each_branch_on_a_copy(
+    architecture: str, mode: PositionMode, kept: int
+) -> None:
     engine = engine_of(architecture)
     cache = engine.new_cache(mode, collect_scores=True)
     engine.feed(cache, ids(40, 1))
-    cache.keep(keep_set(cache, 2))
+    cache.keep(keep_set(cache, kept))
     before = cache.fork()
     tree = TokenTree()
     trunk = tree.extend(ids(6, 2))

@@ -7,10 +7,12 @@ nats within 1e-5. `test_feeding` has single forwards with every kind of keep set
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import polars as pl
+import pytest
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import run_batch
@@ -123,6 +125,44 @@ def test_runs_together_equal_runs_alone_for_every_architecture(architecture: str
         for one, other in zip(alone[chosen], together, strict=True):
             assert_same(one, other)
     assert {*pl.concat([records.turns["concurrency"] for records in together])} >= {16}
+
+
+RAGGED: list[dict[str, Any]] = [
+    {"kind": "adakv", "parameters": {"policy": {"kind": "snapkv", "window": 8}}},
+    {"kind": "pyramidkv", "parameters": {"policy": "knorm", "beta": 4}},
+    {"kind": "simlayerkv", "parameters": {"threshold": 0.5, "sinks": 2, "recent": 6}},
+    {"kind": "adakv", "parameters": {"policy": "h2o"}},
+]
+
+
+def ragged_cell(number: int) -> RunSpec:
+    """Budgets that differ between kv heads, each with a trigger and kind of reply of its own."""
+    changes = {"at": "52tok", "target": "36tok", "positions": POSITIONS[number % 3]}
+    changes |= RAGGED[number % 4] | TRIGGERS[number % 3]
+    return replace(cell(number), **changes | {"max_new_tokens": 5})
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_ragged_runs_together_equal_runs_alone(name: str) -> None:
+    """Whole runs, with other runs whose kv heads hold the same number of slots."""
+    words = Words()
+    engine = Engine.from_parts(tiny(name), words, words)
+    specs = [ragged_cell(number) if number % 3 else cell(number) for number in range(9)]
+    runs = [(talk(number), spec) for number, spec in enumerate(specs)]
+    alone = [run_dialogue(engine, *run) for run in runs]
+    sizes = [
+        records.evictions.group_by("step").agg(pl.col("slots_after").n_unique())["slots_after"]
+        for records in alone
+    ]
+    assert sum(bool((unequal > 1).any()) for unequal in sizes) >= 3
+    for number, records in enumerate(alone):
+        if specs[number].target is not None and records.evictions.height:
+            totals = records.evictions.group_by("step").agg(pl.col("slots_after").mean())
+            assert set(totals["slots_after"]) == {36.0}
+    store = PrefixCache(1 << 30)
+    jobs = [partial(run, talk=talk, spec=spec, store=store) for talk, spec in runs]
+    for one, other in zip(alone, run_batch(engine, jobs, 9), strict=True):
+        assert_same(one, other)
 
 
 def run(engine: Engine, talk: Dialogue, spec: RunSpec, store: PrefixCache) -> Records:

@@ -116,6 +116,37 @@ def test_every_conversation_is_kept_or_counted_under_its_reason(
     assert accounted(manifest)
 
 
+def test_prompts_are_counted_as_the_session_cuts_them(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    """Long replies and later turns do not count, nor does what is cut from a prompt."""
+    words = [" ".join(f"{word}{n}" for word in WORDS * 10) for n in range(4)]
+    records = [
+        {"id": "asks", "conversations": say(words[0], "Yes", words[1], "No")},
+        {"id": "answers", "conversations": say("Who?", words[2], "Why?", words[3])},
+    ]
+    select = entry(min_prompt_tokens=200, max_similarity=None)
+    data = folder(tmp_path, records)
+    pool, manifest = extract(data, select, segmenter)
+    assert pool["dialogue_id"].to_list() == ["asks"]
+    assert manifest["dropped"] == {"too_few_prompt_tokens": 1}
+    assert accounted(manifest)
+    for cuts in ({"max_turns": 1}, {"max_prompt_tokens": 50}, {"max_first_prompt_tokens": 10}):
+        [row] = pool.to_dicts()
+        segments = segmenter.segments(
+            [Turn(**turn) for turn in row["turns"]][: cuts.get("max_turns")],
+            **{name: value for name, value in cuts.items() if name != "max_turns"},
+        )
+        fed = sum(len(segment.prompt_ids) for segment in segments)
+        for bound, kept in ((fed, 1), (fed + 1, 0)):
+            asked = entry(min_prompt_tokens=bound, max_similarity=None) | {"prompt_cuts": cuts}
+            if kept:
+                assert extract(data, asked, segmenter)[0]["dialogue_id"].to_list() == ["asks"]
+            else:
+                with pytest.raises(UserError, match="too_few_prompt_tokens: 2"):
+                    extract(data, asked, segmenter)
+
+
 def test_near_duplicates_stay_when_asked(tmp_path: Path, segmenter: ChatSegmenter) -> None:
     near = chatter(1)
     near[-1]["value"] += " again"

@@ -111,7 +111,7 @@ def test_questions_of_a_data_set_become_probes_with_depth_and_distractors() -> N
         Question("The same cat?", "The cat", "single-hop", (10,)),
     )
     pet, boat, alone, car, same = dataset_probes(replace(LONG, questions=questions))
-    assert (pet.depth, pet.evidence_turn, pet.distractors) == ("gist", 0, ("sold",))
+    assert (pet.depth, pet.evidence_turn, pet.distractors) == ("early", 0, ("sold",))
     assert (boat.depth, set(boat.distractors)) == ("recent", {"a cat", "The cat"})
     assert (same.depth, same.distractors) == ("middle", ("sold",))
     assert (alone.depth, alone.evidence_turn, alone.distractors) == ("unknown", None, ("red",))

@@ -108,7 +108,7 @@ def test_needles_are_inserted_at_every_depth(engine: Engine) -> None:
         for spec in (BASE, BASELINE)
     )
     assert found.recall["depth"].value_counts().sort("depth").rows() == [
-        ("gist", 2),
+        ("early", 2),
         ("middle", 2),
         ("recent", 2),
     ]
@@ -126,7 +126,7 @@ def test_needles_are_inserted_at_every_depth(engine: Engine) -> None:
 
 
 def test_a_reply_is_right_if_the_answer_is_in_it() -> None:
-    probe = Probe("Which pet?", "hamster", ("cat",), "gist", 0)
+    probe = Probe("Which pet?", "hamster", ("cat",), "early", 0)
     replies = ["It is a Hamster.", "Hamsters", None]
     found = [reply_has_answer(RecallResult(1.0, (2.0,), reply, None), probe) for reply in replies]
     assert found == [True, False, None]

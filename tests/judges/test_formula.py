@@ -53,6 +53,13 @@ def test_a_reply_that_is_missing_or_not_measured_gets_no_number() -> None:
     assert score(reply="  ") == 1
 
 
+def test_a_ruined_history_does_not_make_a_reply_likely() -> None:
+    """After its own loop a loop is likely; after the baseline's history it is not."""
+    assert score(reply_nll_baseline=0.1, reply_nll_baseline_history=4.0) == 3
+    assert score(reply_nll_baseline=None, reply_nll_baseline_history=4.0) == 3
+    assert score(reply_nll_baseline=4.0, reply_nll_baseline_history=None) == 3
+
+
 def test_a_verdict_cannot_be_invented() -> None:
     names = ("judge", "judge_kind", "judge_model", "rubric")
     about: dict[str, Any] = {"turn": 0, "reason": None} | dict.fromkeys(names, "x")
@@ -71,7 +78,9 @@ def test_verdicts_become_rows_under_their_own_name() -> None:
     assert "gpt" not in frame["judge_model"][0].lower()
 
 
-@pytest.mark.parametrize("column", ["reply_nll_baseline", "rep_3", "echo_share"])
+@pytest.mark.parametrize(
+    "column", ["reply_nll_baseline", "reply_nll_baseline_history", "rep_3", "echo_share"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_gets_no_score(column: str, value: float) -> None:
     refused = formula_verdict(GOOD | {column: value}, "formula", "formula")

@@ -156,7 +156,8 @@ def test_generating_needs_neither_the_workflow_nor_the_workers_plumbing() -> Non
     found = closure(ROOTS["generate"])
     assert not [name for name in found if name.startswith("kvfidelity.pipeline")]
     worker = {name for name in found if name.startswith("kvfidelity.worker.")}
-    assert worker <= {"kvfidelity.worker.job", "kvfidelity.worker.usage"}
+    noted = {f"kvfidelity.worker.{name}" for name in ("job", "processor", "usage")}
+    assert worker <= noted
     assert "kvfidelity.cache.triton.decode" in found, "imports inside functions count"
 
 

@@ -13,7 +13,8 @@ import yaml
 from kvfidelity.errors import UserError
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.judges.requests import Limits
-from kvfidelity.pipeline.settings import config_schema, load_settings, policy_schemas
+from kvfidelity.pipeline.setting_schemas import config_schema, policy_schemas
+from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.strict_yaml import read_yaml
 from tests.workflow.project import merged
 

@@ -15,12 +15,9 @@ import yaml
 from kvfidelity.cache.policies.registry import policy_schema
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.config_docs import config_docs
-from kvfidelity.pipeline.settings import (
-    check_files,
-    load_settings,
-    policy_schemas,
-    read_settings,
-)
+from kvfidelity.pipeline.rule_params import run_spec
+from kvfidelity.pipeline.setting_schemas import policy_schemas
+from kvfidelity.pipeline.settings import check_files, load_settings, read_settings
 from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
 from kvfidelity.sizes import size_in_bytes, size_in_tokens
 from kvfidelity.strict_yaml import read_yaml
@@ -55,7 +52,7 @@ def test_the_papers_configuration_stands_alone() -> None:
     assert {(cell.model, cell.dataset) for cell in found} == {
         ("llama-3-8b-instruct", "sharegpt-long")
     }
-    assert (len(found), len(run_keys(settings))) == (13, 130)
+    assert (len(found), len(run_keys(settings))) == (13, 260)
 
 
 def test_every_key_of_the_configuration_has_a_meaning() -> None:
@@ -82,6 +79,17 @@ def test_generated_files_are_current() -> None:
         (("policies", "mixed", "keep_ratio"), 0, "above 0"),
         (("policies", "mixed", "keep_rato"), 0.5, "did you mean 'keep_ratio'?"),
         (("policies", "mixed", "kind"), "randm", "did you mean 'random'?"),
+        (("policies", "mixed"), {"kind": "chunkkv", "policy": "knrm"}, "mean 'knorm'?"),
+        (
+            ("policies", "mixed"),
+            {
+                "kind": "protect",
+                "policy": {"kind": "chunkkv", "policy": {"kind": "cur", "bloc": 4}},
+            },
+            "policies.mixed.policy.policy: unknown key 'bloc'; did you mean 'block'?",
+        ),
+        (("policies", "mixed"), {"kind": "chunkkv", "policy": {"chunk": 4}}, "kind must be given"),
+        (("policies", "mixed"), {"kind": "chunkkv", "policy": "baseline"}, "ranks nothing"),
         (("polices",), {}, "did you mean 'policies'?"),
         (("models", "a/b"), {"source": "hub", "id": "x"}, "the name 'a/b' may have"),
         (("models", "smollm2-135m", "sha256"), "x", "64 digits"),
@@ -119,6 +127,11 @@ def test_generated_files_are_current() -> None:
             "api_version must be given",
         ),
         (("session", "replies"), 3, "not one of reference, own"),
+        (
+            ("session", "max_first_prompt_tokens"),
+            4096,
+            "a needle could be cut away",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(
@@ -290,3 +303,20 @@ def test_every_shipped_yaml_file_has_each_key_once() -> None:
     ]
     assert len(files) > 8
     check_files(files)
+
+
+def test_a_wrapped_policy_is_part_of_a_runs_parameters(tmp_path: Path) -> None:
+    """By its kind or as an entry; with its defaults, and with the digest of its code."""
+    specs = []
+    for inner in ("knorm", {"kind": "knorm"}, "cur", {"kind": "cur", "sinks": 5}):
+        config = default()
+        config["policies"]["mixed"] = {"kind": "chunkkv", "policy": inner}
+        config["grid"]["policies"] = ["baseline", "mixed"]
+        settings = load_settings(config, "my.yaml")
+        [key] = [key for key in run_keys(settings) if "/mixed/" in key][:1]
+        specs.append(run_spec(settings, tmp_path, **RunKey.from_path(key)._asdict()))
+    by_name, by_entry, cur, five = specs
+    assert by_name["parameters"] == {"policy": {"kind": "knorm"}, "chunk": 20}
+    assert by_name == by_entry
+    assert cur["parameters"]["policy"]["sinks"] == 4 and five["parameters"]["policy"]["sinks"] == 5
+    assert len({spec["policy_digest"] for spec in specs}) == 2

@@ -33,11 +33,11 @@ from pathlib import Path
 import sys
 from kvfidelity.report.figure_registry import charts
 from kvfidelity.report.page import figures_by_section
-from kvfidelity.report.theme import svg, with_theme
+from kvfidelity.report.theme import save_for_page
 from tests.analysis.empty import empty_tables
 folder = Path(sys.argv[1])
 for name, chart in charts(empty_tables()).items():
-    (folder / f"{name}.svg").write_text(svg(with_theme(chart), name))
+    save_for_page(chart, folder, name)
 sections = figures_by_section(folder, {"confidence": 0.95, "resamples": 100})
 [figure] = [one for one in sections["cost"] if one["alt_text"] == "How many turns"]
 assert "0 turns" in figure["svg"] and figure["caption"] == "Turns of all runs."
@@ -72,6 +72,6 @@ def test_a_figure_in_two_files_is_planned_drawn_and_shown(tmp_path: Path) -> Non
     registry.write_text(registry.read_text("utf-8").replace("FIGURES = (\n", ENTRY), "utf-8")
     drawing.write_text(drawing.read_text("utf-8") + FUNCTION, "utf-8")
     plan = run(tmp_path, "-m", "snakemake", "-n", "--verbose", "--cores", "1")
-    for ending in ("svg", "png", "html"):
+    for ending in ("svg", "narrow.svg", "png", "html", "csv"):
         assert f"results/figures/turn_count.{ending}" in plan
     run(tmp_path, "-c", USE, str(tmp_path))

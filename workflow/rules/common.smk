@@ -29,7 +29,9 @@ from kvfidelity.pipeline.resources import (
     estimate_scoring,
 )
 from kvfidelity.errors import UserError
+from kvfidelity.analysis.table_names import REPORTED_TABLES, TABLE_ROWS, table_files
 from kvfidelity.pipeline.console import attach
+from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.plan_message import Place, plan_message, run_seconds
 from kvfidelity.pipeline.planned_jobs import planned_jobs
 from kvfidelity.pipeline.planned_runs import write_planned_runs
@@ -300,14 +302,34 @@ def verdicts(wildcards):
     ]
 
 
+def tables_for_report(writer):
+    """The tables of a rule; those of Snakemake's own report with their place and what they show."""
+    names = {f"results/tables/{name}.csv": name for name in REPORTED_TABLES}
+    return [
+        table_for_report(path, names[path]) if path in names else path
+        for path in table_files(writer)
+    ]
+
+
+def table_for_report(path, name):
+    """A table with its place and what it shows in Snakemake's own report."""
+    return report(
+        path,
+        caption="../report/table.rst",
+        category="Tables",
+        labels={"item": f"table {name}", "shows": TABLE_ROWS[name]},
+    )
+
+
 def figure_for_report(figure):
     """A figure's SVG with its place and caption in Snakemake's own report."""
     settings = SETTINGS["report"]
     caption = figure.caption_with(settings["confidence"])
     return report(
         f"results/figures/{figure.name}.svg",
+        caption="../report/figure.rst",
         category=figure.category,
-        labels={"figure": figure.name, "shows": caption},
+        labels={"item": f"figure {figure.name}", "shows": caption},
     )
 
 

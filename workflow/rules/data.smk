@@ -59,6 +59,10 @@ rule lengths:
             "results/figures/lengths/{model}/{dataset}.svg",
             caption="../report/lengths.rst",
             category="Dialogues",
+            labels={
+                "item": "figure lengths, {model}, {dataset}",
+                "shows": "Tokens of the conversations that were read, and of those kept.",
+            },
         ),
     log:
         "logs/lengths/{model}/{dataset}.log",

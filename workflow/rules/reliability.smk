@@ -1,6 +1,3 @@
-from kvfidelity.analysis.table_names import table_files
-
-
 rule corrupt_replies:
     input:
         "results/dialogues/{model}/{dataset}/pool.parquet",
@@ -107,7 +104,7 @@ rule judge_reliability:
         pairs=judge_tests(True, "pairs.parquet"),
         comparisons=comparisons(),
     output:
-        table_files("judge_reliability"),
+        tables_for_report("judge_reliability"),
     log:
         "logs/judge_reliability.log",
     benchmark:

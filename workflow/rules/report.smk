@@ -1,4 +1,3 @@
-from kvfidelity.analysis.table_names import table_files
 from kvfidelity.report.figure_registry import FIGURES
 from kvfidelity.report.paper_tables import PAPER_TABLES
 
@@ -11,7 +10,7 @@ rule aggregate:
         artifacts("metrics", "metrics.parquet"),
         verdicts,
     output:
-        table_files("aggregate"),
+        tables_for_report("aggregate"),
     log:
         "logs/aggregate.log",
     benchmark:
@@ -36,7 +35,8 @@ rule claims:
         verdicts=report(
             multiext("results/tables/claims", ".csv"),
             caption="../report/claims.rst",
-            category="Claims",
+            category="Tables",
+            labels={"item": "table claims", "shows": TABLE_ROWS["claims"]},
         ),
         table="results/tables/claims.parquet",
     log:
@@ -85,7 +85,7 @@ rule figures:
         expand(
             "results/figures/{name}.{ending}",
             name=[figure.name for figure in FIGURES],
-            ending=["png", "html"],
+            ending=["narrow.svg", "png", "html", "csv"],
         ),
     log:
         "logs/figures.log",
@@ -114,9 +114,10 @@ rule report:
             "results/report.html",
             caption="../report/report.rst",
             category="Report",
+            labels={"item": "the page", "shows": "Everything below, in one file."},
         ),
         # By the last job, so that the others' benchmarks are there.
-        jobs=table_files("report"),
+        jobs=tables_for_report("report"),
     log:
         "logs/report.log",
     benchmark:

@@ -16,6 +16,8 @@ def main() -> None:
     from kvfidelity.analysis.jobs import jobs_table
     from kvfidelity.analysis.table_files import write_table
     from kvfidelity.atomic_files import write_text
+    from kvfidelity.pipeline.invocation import read_invocation
+    from kvfidelity.pipeline.settings import policy_schemas
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.report.page import TABLES, render
@@ -25,7 +27,9 @@ def main() -> None:
     jobs = jobs_table(options.results, tables["turns"]["run"].unique())
     write_table(folder, "jobs", jobs, notes_of("report"))
     tables["jobs"] = jobs
-    write_text(options.out, render(options.settings, tables, options.results))
+    kinds = {kind: schema["description"] for kind, schema in policy_schemas().items()}
+    started = read_invocation(options.results)
+    write_text(options.out, render(options.settings, tables, options.results, started, kinds))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
+from kvfidelity.analysis.decisions import CONTRADICTED, NEGLIGIBLE, SUPPORTED, decide
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.statistics import (
     MIN_DIALOGUES,
@@ -40,6 +40,11 @@ def attribution(
     - "both": both surely cost more than MARGIN;
     - "undecided", with its reason; always for models that know nothing.
 
+    `loses` and `positions_cost` say which part of it is open: "yes", "no" or "open", of the loss
+    with stale positions and of the difference. Where the difference is negligible against MARGIN
+    in every single dialogue, positions cost nothing, however few the dialogues: it was measured in
+    each, not concluded from them.
+
     Args:
         scored: turns with an excess, as for `contrasts`, and `kept_spans`.
         silent: models and data sets whose baseline knows nothing.
@@ -65,7 +70,12 @@ def attribution(
             "same_kept": None,
             "cause": cause,
             "reason": reason,
+            "loses": _sure(found["stale"]),
+            "positions_cost": _sure(found["difference"]),
         }
+        largest = found["difference"].largest
+        if largest is not None and largest <= NEGLIGIBLE * MARGIN:
+            row["positions_cost"] = "no"
         row |= {"n_dialogues": found["stale"].n_dialogues, "n_turns": found["stale"].n_turns}
         row |= {"n_unpaired": measured[key] - 2 * part.height}
         for name in ("stale", "rest", "difference"):
@@ -88,6 +98,12 @@ def _estimates(part: pl.DataFrame, options: Mapping[str, Any]) -> dict[str, Esti
         if name != "stale"
     }
     return found | shares
+
+
+def _sure(estimate: Estimate) -> str:
+    """Whether the estimate is more than MARGIN: "yes", "no" or "open"."""
+    decided, _ = decide("above", MARGIN, asdict(estimate))
+    return {SUPPORTED: "yes", CONTRADICTED: "no"}.get(decided, "open")
 
 
 def _cause(found: Mapping[str, Estimate]) -> tuple[str, str]:

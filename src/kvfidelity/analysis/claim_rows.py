@@ -32,6 +32,13 @@ WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift
 #: Kinds whose scores count the latest queries unless the configuration says otherwise.
 LATEST_BY_DEFAULT = ("attention_top", "attention_bottom")
 DEFAULT_KEEP_RATIO = 0.99
+#: `turns` of a claim in words.
+WHICH_TURNS = {
+    "after_eviction": " on turns after an eviction",
+    "inside_window": " on turns after an eviction, inside the trained window",
+    "past_window": " on turns after an eviction, past the trained window",
+    "change_at_window": " on turns on both sides of the trained window's edge",
+}
 #: How near a cell's retention must be to a claim's.
 RETENTION_TOLERANCE = 0.005
 
@@ -148,6 +155,7 @@ def why_not_tested(
     rows: pl.DataFrame,
     asked: Sequence[Mapping[str, Any]],
     quantity: str,
+    turns: str,
     tested_in: str | None,
 ) -> str:
     """Why a claim has nothing to be decided from.
@@ -155,15 +163,19 @@ def why_not_tested(
     Args:
         rows: of all runs.
         asked: what the claim asks of its rows, and of those that it subtracts.
+        turns: which turns it is over.
         tested_in: the configuration that tests it.
     """
+    where = f"; {tested_in} tests it" if tested_in else ""
     if not all(matching(rows, values).height for values in asked):
-        where = f"; {tested_in} tests it" if tested_in else ""
         return f"no run of this grid is at the claim's setting{where}"
+    if quantity in WINDOW_CHANGES:
+        return f"no run of this grid is long enough past the trained window{where}"
     if quantity.startswith("score."):
         judge = quantity.removeprefix("score.")
         return f"runs are at the claim's setting, but judge {judge} gave no score on its turns"
-    return f"runs are at the claim's setting, but none has {quantity} on its turns"
+    over = WHICH_TURNS.get(turns, "")
+    return f"runs are at the claim's setting, but none has {quantity}{over}{where}"
 
 
 def turns_of(turns: str, quantity: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -24,7 +24,8 @@ from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
-from kvfidelity.analysis.statistics import column_mean, column_share
+from kvfidelity.analysis.shares import column_share
+from kvfidelity.analysis.statistics import MIN_DIALOGUES, column_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
@@ -37,6 +38,8 @@ PER_TOKEN = ("excess_nll", "reference_nll", "kl_baseline", *WINDOW_CHANGES)
 #: Losses of recall against the baseline.
 LOSSES = ("recall_lost", "margin_lost")
 ESTIMATED = ("low", "high", "strict_low", "strict_high", "n_dialogues", "n_turns")
+#: What else a decision depends on.
+SHOWN_NOWHERE = ("sign", "largest", "core")
 #: Share of own replies that came to an end.
 COMPLETE = "complete"
 #: `turns` that lie after an eviction.
@@ -129,17 +132,21 @@ def _evaluate(
             found = True
             guessing = row.pop("baseline_at_chance", False)
             decision, reason = decide(claim.direction, claim.margin, row, least=claim.min_dialogues)
-            row.pop("largest", None)
-            if row["estimate"] is None:
+            for name in SHOWN_NOWHERE:
+                row.pop(name, None)
+            enough = row["n_dialogues"] >= max(claim.min_dialogues, MIN_DIALOGUES)
+            if enough and row["estimate"] is None:
                 decision, reason = UNDECIDED, NOTHING_LOST if claim.margin_of else UNDEFINED
-            elif guessing:
+            elif enough and guessing:
                 decision, reason = UNDECIDED, "the baseline itself may be guessing"
             yield _claim_columns(claim) | row | {"decision": decision, "reason": reason}
     if not found:
         blank = dict.fromkeys(SCHEMA)
         empty = {"n_dialogues": 0, "n_turns": 0, "decision": NOT_TESTED}
         asked = [claim.rows_of(), *([claim.rows_of_minus()] if claim.minus else [])]
-        reason = too_few or why_not_tested(observed, asked, claim.quantity, claim.tested_in)
+        reason = too_few or why_not_tested(
+            observed, asked, claim.quantity, claim.turns, claim.tested_in
+        )
         yield blank | _claim_columns(claim) | empty | {"reason": reason}
 
 
@@ -242,7 +249,7 @@ def _mean(
         found = asdict(column_share(rows, value, options, paired=claim.minus is not None))
     else:
         found = asdict(column_mean(rows, value, weight, options))
-    kept = {name: found[name] for name in (*ESTIMATED, "largest")}
+    kept = {name: found[name] for name in (*ESTIMATED, *SHOWN_NOWHERE)}
     if not found["n_turns"] or (found["mean"] is None and not claim.margin_of):
         return
     if claim.quantity in LOSSES:

@@ -159,7 +159,9 @@ class ZeroTest:
 
     stage = "aggregate"
     p: Annotated[
-        Dtype, "0 to 1", "two-sided, as the interval; missing with fewer than ten dialogues"
+        Dtype,
+        "0 to 1",
+        "two-sided, of the mean being 0; missing with fewer than ten dialogues, or twenty if alike",
     ] = pl.Float64
 
 
@@ -175,6 +177,36 @@ class Policies:
     cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
         pl.Float64
     )
+
+
+class Ranking:
+    """What a cell saves, next to its loss."""
+
+    stage = "aggregate"
+    rank: Annotated[
+        Dtype,
+        "",
+        "place among the cells of one model, dataset, threshold and budget by the mean, 1 is the "
+        "least loss; missing if policies set their own size",
+    ] = pl.Int64
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+    cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
+        pl.Float64
+    )
+    baseline_bytes: Annotated[Dtype, "bytes", "the same of the baseline on the same turns"] = (
+        pl.Float64
+    )
+    bytes_saved_share: Annotated[Dtype, "share", "1 - cache_bytes / baseline_bytes"] = pl.Float64
+    retained_share: Annotated[Dtype, "share", "cached tokens / tokens seen, mean"] = pl.Float64
+    tokens_per_s: Annotated[
+        Dtype, "tokens / s", "decoded per second, median over turns that were decoded alone"
+    ] = pl.Float64
+    baseline_tokens_per_s: Annotated[
+        Dtype, "tokens / s", "the same of the baseline, over all such turns"
+    ] = pl.Float64
+    n_timed: Annotated[Dtype, "turns", "turns that tokens_per_s is over"] = pl.Int64
 
 
 class ContrastSides:
@@ -225,6 +257,14 @@ class Attribution:
     threshold: Annotated[Dtype, "", "name of the threshold"] = pl.String
     cause: Annotated[Dtype, "", "none, positions, tokens, both or undecided"] = pl.String
     reason: Annotated[Dtype, "", "reason of the cause"] = pl.String
+    loses: Annotated[
+        Dtype, "", "whether the loss with stale positions is surely more than 0.05: yes, no or open"
+    ] = pl.String
+    positions_cost: Annotated[
+        Dtype,
+        "",
+        "the same of the difference; no as well where it is negligible in every single dialogue",
+    ] = pl.String
     stale: Annotated[Dtype, "nats / token", "excess NLL with stale positions"] = pl.Float64
     stale_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     stale_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
@@ -333,11 +373,13 @@ class Environments:
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
-    hardware: Annotated[Dtype, "", "name of the GPU, or the CPU's architecture"] = pl.String
+    hardware: Annotated[Dtype, "", "name of the GPU or of the processor"] = pl.String
     dtype: Annotated[Dtype, "", "number format of weights and cache"] = pl.String
     code: Annotated[Dtype, "", "digest of the code that a run depends on"] = pl.String
     versions: Annotated[Dtype, "", "of Python and of the packages that compute"] = pl.String
     runs: Annotated[Dtype, "runs", "runs made in this environment"] = pl.Int64
+    first_made: Annotated[Dtype, "UTC", "when the first of them ended"] = pl.String
+    last_made: Annotated[Dtype, "UTC", "when the last of them ended"] = pl.String
 
 
 class RecallPairs:
@@ -372,7 +414,7 @@ class RecallGroup:
     kind: Annotated[Dtype, "", "kind of the policy, such as attention_top"] = pl.String
     origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own questions"] = pl.String
     depth: Annotated[
-        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+        Dtype, "", "where in the dialogue the evidence is: early, middle, recent or unknown"
     ] = pl.String
 
 
@@ -768,6 +810,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
         Policies,
         Integrity,
     ),
+    "ranking": columns(Cell, PolicyMean, Interval, Counts, Ranking),
     "contrasts": columns(
         ContrastSides,
         Cell,

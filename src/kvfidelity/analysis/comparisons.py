@@ -11,7 +11,8 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
 from kvfidelity.analysis.pairs import unpaired_turns
-from kvfidelity.analysis.statistics import Estimate, column_share
+from kvfidelity.analysis.shares import column_share
+from kvfidelity.analysis.statistics import Estimate
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys

@@ -10,11 +10,12 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
-from kvfidelity.records.notes import VERSION
+from kvfidelity.records.notes import MADE, VERSION
 
 
 def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
-    """One row per distinct environment of a model's runs, the most common first.
+    """One row per distinct environment of a model's runs, the most common first, with when its
+    first and its last run were made.
 
     Args:
         turns: the turns artifacts of all runs. models: of each, its model.
@@ -23,12 +24,20 @@ def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
         UserError: an artifact is missing or damaged.
     """
     counts: Counter[tuple[str | None, ...]] = Counter()
+    made: dict[tuple[str | None, ...], list[str]] = {}
     for file, model in zip(turns, models, strict=True):
         notes = read_metadata(file)
         names = sorted(name for name in notes if name.startswith(VERSION))
         versions = ", ".join(f"{name.removeprefix(VERSION)} {notes[name]}" for name in names)
         about = [notes.get(name) for name in ("hardware", "dtype", "code")]
-        counts[model, *about, versions] += 1
-    rows = [(*about, count) for about, count in counts.items()]
+        environment = (model, *about, versions)
+        counts[environment] += 1
+        if MADE in notes:
+            made.setdefault(environment, []).append(notes[MADE])
+    rows = [
+        (*environment, count, min(times, default=None), max(times, default=None))
+        for environment, count in counts.items()
+        for times in [made.get(environment, [])]
+    ]
     table = pl.DataFrame(rows, table_schema("environments"), orient="row")
     return table.sort("model", -pl.col("runs"), "hardware", "code", "versions", nulls_last=True)

@@ -10,7 +10,8 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.pairs import compared_turns, unpaired_turns, with_baseline
 from kvfidelity.analysis.recall import rank_in
-from kvfidelity.analysis.statistics import Estimate, column_mean, column_share
+from kvfidelity.analysis.shares import column_share
+from kvfidelity.analysis.statistics import Estimate, column_mean
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, POSITIONS
 
 TEXT_MEANS = ("rep_3", "echo_share", "chrf")

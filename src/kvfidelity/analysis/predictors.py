@@ -57,11 +57,11 @@ def rank_correlation(
 
     Returns:
         correlation, low, high, strict_low, strict_high: None where they are not defined, as where
-        one of the two does not vary within turns; n_dialogues, n_turns.
+        one of the two does not vary within turns; sign, see `Estimate`; n_dialogues, n_turns.
     """
     by_dialogue = fisher_by_dialogue(rows, one, other)
     found = column_mean(by_dialogue, pl.col("z"), pl.lit(1), options)
     ends = {"correlation": found.mean} | {name: getattr(found, name) for name in ENDS}
     scaled = {name: None if z is None else math.tanh(z) for name, z in ends.items()}
     counts = {"n_dialogues": by_dialogue.height, "n_turns": int(by_dialogue["n_turns"].sum())}
-    return scaled | counts
+    return scaled | counts | {"sign": found.sign}

@@ -48,10 +48,10 @@ def clustered_ratio(
     weights, dialogues = weights[known], dialogues[known]
     whole = clustered_mean(wholes, weights, dialogues, **options)
     missing = Estimate(None, None, None, None, None, whole.n_dialogues, whole.n_turns, None)
-    part = clustered_mean(parts, weights, dialogues, **options).mean
-    if whole.mean is None or part is None or whole.strict_low is None or whole.strict_low <= 0:
+    part = clustered_mean(parts, weights, dialogues, **options)
+    if whole.mean is None or part.mean is None or whole.strict_low is None or whole.strict_low <= 0:
         return missing
-    ratio = part / whole.mean
+    ratio = part.mean / whole.mean
 
     def beyond(share: float) -> Estimate:
         return clustered_mean(parts - share * wholes, weights, dialogues, **options)
@@ -70,8 +70,18 @@ def clustered_ratio(
 
     low, high = interval("low", "high")
     strict_low, strict_high = interval("strict_low", "strict_high")
+    # Around the ratio, a dialogue moves it by what its part differs from its share of the whole.
+    around = beyond(ratio).core
+    core = tuple(None if end is None else ratio + end / whole.mean for end in around)
     return replace(
-        missing, mean=ratio, low=low, high=high, strict_low=strict_low, strict_high=strict_high
+        missing,
+        mean=ratio,
+        low=low,
+        high=high,
+        strict_low=strict_low,
+        strict_high=strict_high,
+        sign=part.sign,
+        core=(core[0], core[1]),
     )
 
 

@@ -13,16 +13,13 @@ import polars as pl
 
 from kvfidelity.analysis.columns import Cell, RecallEstimates, RecallGroup
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, decide
-from kvfidelity.analysis.statistics import (
-    Estimate,
-    column_mean,
-    column_share,
-)
+from kvfidelity.analysis.shares import column_share
+from kvfidelity.analysis.statistics import Estimate, column_mean
 from kvfidelity.records.declaration import schema
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 
 PAIRED = ("model", "dataset", "dialogue", "seed", "replies", "turn", "probe")
-DEPTHS = ("gist", "middle", "recent", "unknown")
+DEPTHS = ("early", "middle", "recent", "unknown")
 SHARES = ("recalled", "answered")
 MEANS = ("recall_lost", "margin", "margin_lost")
 RECALL_STATES = ("forgotten", "kept", "unchanged", "undecided", "untested")

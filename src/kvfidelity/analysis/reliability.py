@@ -14,14 +14,13 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
+from kvfidelity.analysis.shares import column_share, share_interval
 from kvfidelity.analysis.statistics import (
     Floats,
     Interval,
     column_mean,
-    column_share,
     finite,
     jackknife_error,
-    share_interval,
     t_interval,
 )
 from kvfidelity.judges.corruption_kinds import GOOD, INJECTION, KINDS, SHUFFLE

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kvfidelity.analysis.columns import TABLES
+from kvfidelity.analysis.table_names import TABLE_ROWS
 from kvfidelity.records.columns import ARTIFACTS
 from kvfidelity.records.declaration import ColumnInfo, columns
 from kvfidelity.records.schema_text import type_text
@@ -30,40 +31,6 @@ ARTIFACT_FILES = {
     "verdicts": "`results/judge/{judge}/{run}/verdicts.parquet`: one row per verdict.",
     "judge_test": "`results/reliability/{judge}/{model}/{dataset}/judge_test.parquet`: verdicts on "
     "good and corrupted replies.",
-}
-TABLE_ROWS = {
-    "turns": "One row per turn of every run, without its texts.",
-    "dialogues": "One row per run.",
-    "evictions": "One row per eviction and keep set of every run.",
-    "verdicts": "One row per verdict on a run's replies.",
-    "policies": "One row per cell: excess NLL, and integrity as the mean over the same turns.",
-    "baselines": "One row per model and dataset: whether the model knows anything.",
-    "contrasts": "Paired differences in excess NLL between position modes, and between policies "
-    "of one budget, in families that are named beforehand.",
-    "attribution": "One row per policy and threshold: whether its loss is one of tokens or of "
-    "positions, at the same kept tokens.",
-    "predictors": "One row per integrity metric: how well it orders turns by their loss.",
-    "window": "NLL of the baseline's reference replies by token index.",
-    "window_changes": "How the baseline's NLL changes along the trained window.",
-    "environments": "One row per set of versions, hardware and code that made a model's runs.",
-    "recall": "One row per recall question of every run, without its texts.",
-    "recall_by_depth": "One row per cell, origin and depth.",
-    "verdict_means": "One row per judge and cell: replies after an eviction, and the baseline's "
-    "of the same turns.",
-    "missing_verdicts": "One row per judge, reason and turn.",
-    "missing_by_cell": "One row per judge and setting: whether missing verdicts depend on the "
-    "cell.",
-    "own_replies": "One row per cell: the model's own replies after an eviction, and the "
-    "baseline's of the same turns.",
-    "prefill_overshoot": "One row per model, policy and threshold.",
-    "not_finite": "Measured values that are NaN or infinite. They count as missing in all tables.",
-    "claims": "One row per claim and cell that it is about.",
-    "reliability": "How far judges can be trusted: one row per measure.",
-    "comparisons": "One row per judge that compares and cell: replies after an eviction.",
-    "missing_comparisons": "One row per judge that compares and setting: whether missing "
-    "comparisons depend on the cell.",
-    "costs": "What judging cost.",
-    "jobs": "Seconds and memory of the workflow's jobs, by rule.",
 }
 
 

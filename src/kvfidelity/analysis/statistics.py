@@ -4,8 +4,7 @@ observation, and an interval comes from how much the dialogues differ.
 Means have the cluster jackknife's t-interval (CV3: MacKinnon, Nielsen and Webb 2023, Journal of
 Applied Econometrics 38, p. 671), joined with the studentised bootstrap's from 10 dialogues on
 (Hesterberg 2015, arXiv 1411.5279): losses are skewed, and a t-interval alone too often ends below
-their mean. Shares have Clopper and Pearson's interval with the sample size that the dialogues are
-worth (Korn and Graubard 1998, Survey Methodology 24, p. 193).
+their mean.
 `benchmarks/intervals.py` measures how often they are wrong; docs/metrics.md has the table.
 """
 
@@ -32,9 +31,12 @@ MIN_DIALOGUES_WITHIN = 20
 #: Dialogues that decide although all have the same value: if one dialogue in twenty had another,
 #: that many would all miss it in less than 5% of samples.
 MIN_DIALOGUES_ALIKE = 59
-#: Skewness of dialogues, in its standard errors, from which an interval reaches further on the side
-#: of the long tail, and by how much more rarely the mean may lie beyond that end.
-SKEWED, RARER = 0.2, 20
+#: Skewness of dialogues, in its standard errors, from which a test against 0 is stricter on the
+#: side of the long tail, and by how much more rarely the mean may lie beyond that end.
+SKEWED, RARER = 0.6, 20
+#: Share of the dialogues, and how near they are to each other as a share of their distance from a
+#: margin, for (nearly) all of them to be alike.
+MOST, NEAR = 0.75, 0.05
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
 #: Elements of the largest array that resampling holds.
@@ -50,9 +52,11 @@ class Estimate:
 
     low, high: the interval at the confidence that was asked for, or wider on the side of a long
     tail. strict_low, strict_high: at `strict_confidence` of it, which conclusions beyond a margin
-    need. p: two-sided, of the mean being 0; it is below 1 - confidence where low to high leaves 0
-    out, up to the resamples' resolution. None for shares and below MIN_DIALOGUES. largest: the
-    largest absolute mean of a dialogue; None for shares.
+    need. p: two-sided, of the mean being 0. None for shares, below MIN_DIALOGUES, and where few
+    dialogues are `nearly_alike`. sign: 1 or -1 where the mean is found above or below 0, 0 where it
+    is not: p is below 1 - confidence, up to the resamples' resolution. None for shares and below
+    MIN_DIALOGUES. largest: the largest absolute mean of a dialogue. core: the smallest range that
+    holds MOST of the dialogues' means. Both are None for shares.
     """
 
     mean: float | None
@@ -63,7 +67,9 @@ class Estimate:
     n_dialogues: int
     n_turns: int
     p: float | None
+    sign: int | None = None
     largest: float | None = None
+    core: Interval = (None, None)
 
 
 NOTHING = Estimate(None, None, None, None, None, 0, 0, None)
@@ -90,97 +96,69 @@ def clustered_mean(
     """Weighted mean over turns with an interval over dialogues.
 
     Each end is the outer one of the jackknife's and the studentised bootstrap's. Below
-    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. From
-    MIN_DIALOGUES_WITHIN on, which decide at 0 by this interval, the end towards which the dialogues
-    are skewed is that of a higher level (SKEWED, RARER): a sample seldom has the large values of a
-    long tail, and its mean and its spread are then both too small, so that a mean of 0 would be
-    found below it in up to 10% of samples. There is no interval
+    MIN_DIALOGUES the bootstrap says little, and the jackknife stands alone. There is no interval
     where all dialogues have the same mean, or so many that the bootstrap has no bound: how far rare
     other values would move the mean cannot be seen.
+
+    `sign` and p are of an interval whose end towards which the dialogues are skewed is that of a
+    higher level (SKEWED, RARER): a sample seldom has the large values of a long tail, and its mean
+    and its spread are then both too small, so that a mean of 0 would be found below it in 10% of
+    samples. From MIN_DIALOGUES_WITHIN on this is the interval that is shown.
 
     Args:
         values, weights, dialogues: one entry per turn. Turns whose value is not finite or whose
             weight is not above 0 say nothing: they are left out and not counted.
     """
-    sums, totals, turns = _by_dialogue(values, weights, dialogues)
+    sums, totals, turns = by_dialogue(values, weights, dialogues)
     if not turns:
         return NOTHING
     # Finite numbers can still be too large for their sum.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean = finite(sums.sum() / totals.sum())
         largest = finite(np.abs(sums / totals).max())
-        without = Estimate(mean, None, None, None, None, len(sums), turns, None, largest)
+        without = Estimate(mean, None, None, None, None, len(sums), turns, None)
+        without = replace(without, largest=largest, core=_core(sums / totals))
         if mean is None or len(sums) < 2:
             return without
         if _all_alike(sums / totals):
             end = mean if len(sums) >= MIN_DIALOGUES_ALIKE else None
             return replace(without, low=end, high=end, strict_low=end, strict_high=end)
-        left_out = _left_out(sums, totals)
-        error = jackknife_error(mean, left_out)
+        error = jackknife_error(mean, means_without_each(sums, totals))
         if error is None:
             return without
-        studentised = None
-        if len(sums) >= MIN_DIALOGUES:
-            studentised = _studentised(sums, totals, mean, error, resamples, seed)
-        levels = (confidence, strict_confidence(confidence), 1 - (1 - confidence) / RARER)
+        level, strict_level = confidence, strict_confidence(confidence)
+        if len(sums) < MIN_DIALOGUES:
+            shown, strict = (
+                t_interval(mean, error, len(sums), one) for one in (level, strict_level)
+            )
+            return _with_ends(without, shown, strict)
+        studentised = _studentised(sums, totals, mean, error, resamples, seed)
         shown, strict, wider = (
-            _mean_interval(mean, error, len(sums), studentised, level) for level in levels
+            _mean_interval(mean, error, len(sums), studentised, one)
+            for one in (level, strict_level, 1 - (1 - level) / RARER)
         )
+        tail = _long_tail(sums / totals)
+        tested = _reaching(shown, wider, tail)
+        if len(sums) >= MIN_DIALOGUES_WITHIN:
+            shown, strict = tested, _reaching(strict, wider, tail)
+        rarer = RARER if tail * mean < 0 else 1
+        p = _p_value(mean / error, len(sums), studentised, rarer)
+    if nearly_alike(len(sums), without.core, 0):
         p = None
-        if studentised is not None:
-            tail = _long_tail(left_out) if len(sums) >= MIN_DIALOGUES_WITHIN else 0
-            shown, strict = (_reaching(ends, wider, tail) for ends in (shown, strict))
-            rarer = RARER if tail * mean < 0 else 1
-            p = _p_value(mean / error, len(sums), studentised, rarer)
-    (low, high), (strict_low, strict_high) = _bounded(shown), _bounded(strict)
-    return replace(without, low=low, high=high, strict_low=strict_low, strict_high=strict_high, p=p)
+    return replace(_with_ends(without, shown, strict), p=p, sign=_sign(*tested))
 
 
-def clustered_share(
-    values: Floats,
-    weights: Floats,
-    dialogues: NDArray[np.str_],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    paired: bool = False,
-) -> Estimate:
-    """Weighted mean of values from 0 to 1 or, `paired`, of differences of such, from -1 to 1.
+def nearly_alike(dialogues: int, core: Interval, margin: float) -> bool:
+    """Whether nearly all of few dialogues lie so close together that they cannot show on which side
+    of a margin the mean is.
 
-    The interval of a difference joins those of what is won and of what is lost (MOVER: Zou and
-    Donner 2008, Statistics in Medicine 27, p. 1693), with their covariance over dialogues. Unlike
-    `clustered_mean` it exists where all dialogues are alike: ten dialogues in which nothing is lost
-    do not rule out that 30% is lost on average.
-
-    Args:
-        resamples, seed: not used; here so that both kinds of mean are called alike.
+    If one dialogue in five is far on the other side, ten dialogues hold none of these in 11% of
+    samples. Where the others are alike, their spread says that such a mean is certain.
     """
-    del resamples, seed
-    if not paired:
-        share = _Share(values, weights, dialogues)
-        if not share.turns:
-            return NOTHING
-        ends = [share.interval(level) for level in (confidence, strict_confidence(confidence))]
-        return Estimate(share.share, *ends[0], *ends[1], share.clusters, share.turns, None)
-    won = _Share(np.maximum(values, 0), weights, dialogues)
-    lost = _Share(np.maximum(-values, 0), weights, dialogues)
-    if not won.turns:
-        return NOTHING
-    both = won.error * lost.error
-    together = float((won.influence * lost.influence).sum()) / both if both > 0 else 0.0
-    ends = []
-    for level in (confidence, strict_confidence(confidence)):
-        (won_low, won_high), (lost_low, lost_high) = won.interval(level), lost.interval(level)
-        if won_low is None or won_high is None or lost_low is None or lost_high is None:
-            ends.append((None, None))
-            continue
-        difference = won.share - lost.share
-        below = _joined(won.share - won_low, lost_high - lost.share, together)
-        above = _joined(won_high - won.share, lost.share - lost_low, together)
-        ends.append((max(-1.0, difference - below), min(1.0, difference + above)))
-    mean = won.share - lost.share
-    return Estimate(mean, *ends[0], *ends[1], won.clusters, won.turns, None)
+    low, high = core
+    if dialogues >= MIN_DIALOGUES_WITHIN or low is None or high is None:
+        return False
+    return high - low < NEAR * max(low - margin, margin - high)
 
 
 def column_mean(
@@ -192,39 +170,6 @@ def column_mean(
         options: confidence, resamples and seed, among others.
     """
     return clustered_mean(*column_arrays(rows, value, weight), **interval_options(options))
-
-
-def column_share(
-    rows: pl.DataFrame, value: pl.Expr, options: Mapping[str, Any], *, paired: bool = False
-) -> Estimate:
-    """`clustered_share` of an expression over a table's rows, which count alike."""
-    arrays = column_arrays(rows, value, pl.lit(1))
-    return clustered_share(*arrays, paired=paired, **interval_options(options))
-
-
-def share_interval(
-    share: float, error: float, clusters: int, values: int, confidence: float
-) -> Interval:
-    """Clopper and Pearson's interval of a share whose standard error over dialogues is known.
-
-    The sample size is the one that would give this error, reduced as Student's t is wider than the
-    normal with so few dialogues, and at most the number of values. Where the share is 0 or 1 how
-    alike the values of a dialogue are cannot be seen, and each dialogue counts as one value.
-    """
-    if clusters < 2:
-        return None, None
-    tail = (1 - confidence) / 2
-    if share <= ROUNDING or share >= 1 - ROUNDING:
-        share, n = float(round(share)), float(clusters)
-    else:
-        wider = stats.norm.isf(tail) / stats.t.isf(tail, clusters - 1)
-        spread = share * (1 - share)
-        size = spread / error**2 if error > ROUNDING else math.inf
-        n = min(size, values) * wider**2
-    right = share * n
-    low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
-    high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
-    return low, high
 
 
 def jackknife_error(value: float, left_out: Floats) -> float | None:
@@ -290,29 +235,7 @@ def holm(p_values: list[float | None]) -> list[float | None]:
     return adjusted
 
 
-class _Share:
-    """A share, how many dialogues and values it is over, and its error over dialogues."""
-
-    def __init__(self, values: Floats, weights: Floats, dialogues: NDArray[np.str_]) -> None:
-        sums, totals, self.turns = _by_dialogue(values, weights, dialogues)
-        self.clusters = len(sums)
-        self.share = float(np.clip(sums.sum() / totals.sum(), 0, 1)) if self.turns else 0.0
-        self.influence = np.zeros(self.clusters)
-        if self.clusters > 1:
-            scale = math.sqrt((self.clusters - 1) / self.clusters)
-            self.influence = scale * (_left_out(sums, totals) - self.share)
-        self.error = float(np.sqrt((self.influence**2).sum()))
-
-    def interval(self, confidence: float) -> Interval:
-        return share_interval(self.share, self.error, self.clusters, self.turns, confidence)
-
-
-def _joined(own: float, other: float, correlation: float) -> float:
-    """How far an end of a difference lies from it, given the ends of its two parts."""
-    return math.sqrt(max(0.0, own**2 + other**2 - 2 * correlation * own * other))
-
-
-def _by_dialogue(
+def by_dialogue(
     values: Floats, weights: Floats, dialogues: NDArray[np.str_]
 ) -> tuple[Floats, Floats, int]:
     """Per dialogue the sum of weighted values and of weights, and how many values count."""
@@ -324,7 +247,7 @@ def _by_dialogue(
     return sums, np.bincount(groups, weights).astype(np.float64), len(values)
 
 
-def _left_out(sums: Floats, totals: Floats) -> Floats:
+def means_without_each(sums: Floats, totals: Floats) -> Floats:
     """The mean without each dialogue in turn."""
     left: Floats = (sums.sum() - sums) / (totals.sum() - totals)
     return left
@@ -334,12 +257,24 @@ def _all_alike(means: Floats) -> bool:
     return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())
 
 
-def _long_tail(left_out: Floats) -> int:
-    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one."""
-    influence = left_out.mean() - left_out
-    influence = influence / np.abs(influence).max()  # so that no cube overflows
-    skewness = (influence**3).mean() / (influence**2).mean() ** 1.5
-    clear = SKEWED * math.sqrt(6 / left_out.size)
+def _core(means: Floats) -> Interval:
+    """The smallest range that holds MOST of the means."""
+    ordered = np.sort(means)
+    held = math.ceil(MOST * means.size)
+    widths = ordered[held - 1 :] - ordered[: means.size - held + 1]
+    first = int(np.argmin(widths))
+    return finite(ordered[first]), finite(ordered[first + held - 1])
+
+
+def _long_tail(means: Floats) -> int:
+    """-1 or 1 where the dialogues have their long tail, below or above the mean; 0 without one.
+
+    They count alike, whatever their weight: a long dialogue is no tail.
+    """
+    away = means - means.mean()
+    away = away / np.abs(away).max()  # so that no cube overflows
+    skewness = (away**3).mean() / (away**2).mean() ** 1.5
+    clear = SKEWED * math.sqrt(6 / means.size)
     return int(skewness > clear) - int(skewness < -clear)
 
 
@@ -348,17 +283,24 @@ def _reaching(ends: Interval, wider: Interval, tail: int) -> Interval:
     return wider[0] if tail < 0 else ends[0], wider[1] if tail > 0 else ends[1]
 
 
-def _bounded(ends: Interval) -> Interval:
-    """The interval, or none if one of its ends is unbounded."""
-    return (None, None) if None in ends else ends
+def _with_ends(found: Estimate, shown: Interval, strict: Interval) -> Estimate:
+    """The estimate with both intervals, each with none of its ends if one is unbounded."""
+    low, high = (None, None) if None in shown else shown
+    strict_low, strict_high = (None, None) if None in strict else strict
+    return replace(found, low=low, high=high, strict_low=strict_low, strict_high=strict_high)
+
+
+def _sign(low: float | None, high: float | None) -> int:
+    """On which side of 0 an interval is; 0 if 0 is in it."""
+    return int(low is not None and low > 0) - int(high is not None and high < 0)
 
 
 def _mean_interval(
-    mean: float, error: float, clusters: int, studentised: Floats | None, confidence: float
+    mean: float, error: float, clusters: int, studentised: Floats, confidence: float
 ) -> Interval:
     """The outer ends of both intervals; None for an end that is unbounded."""
     low, high = t_interval(mean, error, clusters, confidence)
-    if studentised is None or low is None or high is None:
+    if low is None or high is None:
         return low, high
     tail = (1 - confidence) / 2
     # Interpolation between an infinite value and a finite one is not defined.

@@ -26,6 +26,7 @@ from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
 from kvfidelity.analysis.predictors import predictors
+from kvfidelity.analysis.ranking import ranking
 from kvfidelity.analysis.statistics import (
     INTERVAL_OPTIONS,
     Floats,
@@ -48,7 +49,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
-    contrasts, attribution, baselines: see their functions.
+    ranking, contrasts, attribution, baselines: see their functions.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
@@ -99,13 +100,15 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
     scored = scored_turns(turns)
     beginnings = baselines(turns, results / "dialogues", options)
+    means = policies(turns, options)
     return {
         "turns": turns,
         "dialogues": runs,
         "evictions": _with_run_columns(measured["evictions"], turns),
         "verdicts": named_verdicts,
         "baselines": beginnings,
-        "policies": policies(turns, options),
+        "policies": means,
+        "ranking": ranking(turns, means),
         "contrasts": with_same_kept(
             contrasts(scored, settings["policies"], options),
             runs,

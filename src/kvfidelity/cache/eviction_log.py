@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable, as_grid
 
 
@@ -16,7 +17,8 @@ from kvfidelity.cache.slots import SlotTable, as_grid
 class Eviction:
     """One eviction: when, and which slots survived.
 
-    kept: int64 [L', G', k], slots before the eviction that survived.
+    slots_before: per kv head, on average if heads hold different numbers of slots.
+    kept: int64 [L', G', k], or ragged: slots before the eviction that survived.
     scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
     attention_share: the evicted slots' share of the latest forward's attention; None without
     scores.
@@ -26,13 +28,16 @@ class Eviction:
     step: int
     tokens_seen: int
     slots_before: int
-    kept: Tensor
+    kept: Tensor | RaggedKeepSet
     scoring_s: float
     eviction_s: float
     attention_share: float | None = None
 
     @property
     def slots_after(self) -> int:
+        """Per kv head, on average if heads keep different numbers of slots."""
+        if isinstance(self.kept, RaggedKeepSet):
+            return self.kept.per_head
         return self.kept.shape[-1]
 
 
@@ -69,8 +74,14 @@ def span_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
 
 
-def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
+def groups(kept: Tensor | RaggedKeepSet) -> list[tuple[str, Tensor]]:
     """The distinct keep sets of [L', G', k] by name: "shared", "layer:3" or "head:3:1"."""
+    if isinstance(kept, RaggedKeepSet):
+        return [
+            (f"head:{layer}:{head}", slots)
+            for layer, row in enumerate(kept.rows())
+            for head, slots in enumerate(row)
+        ]
     kept = as_grid(kept)
     layers, heads, _ = kept.shape
     if layers == 1 and heads == 1:
@@ -82,3 +93,14 @@ def groups(kept: Tensor) -> list[tuple[str, Tensor]]:
         for layer in range(layers)
         for head in range(heads)
     ]
+
+
+def of_head(eviction: Eviction, layer: int, head: int) -> Eviction:
+    """What an eviction did to one kv head alone: `kept` is int64 [1, 1, k]."""
+    kept = eviction.kept
+    if isinstance(kept, RaggedKeepSet):
+        own = kept.row(layer, head)
+    else:
+        rows = as_grid(kept)
+        own = rows[min(layer, rows.shape[0] - 1), min(head, rows.shape[1] - 1)]
+    return replace(eviction, kept=own[None, None])

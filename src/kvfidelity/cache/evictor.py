@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
-from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
 from kvfidelity.cache.policies.base import Policy
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
+from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.cache.view import CacheView, Span, view_of
 from kvfidelity.errors import UserError
 
@@ -155,7 +157,9 @@ class Evictor:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
         view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
         view = view.limited_to(
-            scores=self.policy.needs_scores, query_window=self.policy.query_window
+            scores=self.policy.needs_scores,
+            query_window=self.policy.query_window,
+            output_projection=self.policy.needs_output_projection,
         )
         if view.budget >= cache.size or not self._can_rank(view):
             return None
@@ -164,7 +168,7 @@ class Evictor:
         _check_keep_set(self.policy, kept, view)
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
-        evicted_share = None if cache.scores is None else cache.scores.share_outside(kept)
+        evicted_share = cache.attention_share_outside(kept)
         move_start = _now(cache)
         cache.keep(kept)
         move_end = _now(cache)
@@ -173,7 +177,7 @@ class Evictor:
             step=self.step,
             tokens_seen=seen,
             slots_before=before,
-            kept=as_grid(kept).cpu(),
+            kept=kept if isinstance(kept, RaggedKeepSet) else as_grid(kept).cpu(),
             scoring_s=ranking_end - ranking_start,
             eviction_s=move_end - move_start,
             attention_share=evicted_share,
@@ -184,6 +188,13 @@ class Evictor:
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""
         policy, missing = self.policy, ""
+        if policy.ragged and kernels_run_on(cache.rotary.device):
+            raise UserError(f"policy {policy.kind}: {RAGGED_ON_GPU}")
+        if policy.needs_output_projection and not cache.rotary.has_output_projections:
+            raise UserError(
+                f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "
+                "of this architecture has none; use another policy"
+            )
         if policy.needs_scores and cache.scores is None:
             missing = "attention scores, and this cache collects none"
         elif policy.query_window > cache.query_window:
@@ -216,8 +227,19 @@ def _check_keep_set(policy: Policy, kept: object, view: CacheView) -> None:
     """Refuse a keep set of a policy with a `keep` of its own that no cache could follow."""
     if type(policy).keep is Policy.keep:
         return
-    layers, groups = len(view.layers), view.layers[0].keys.shape[0]
+    layers, groups = view.grid
     size = min(view.budget, view.slots)
+    if isinstance(kept, RaggedKeepSet):
+        try:
+            kept.check(view.counts)
+        except ValueError as error:
+            raise UserError(f"policy {policy.kind}: {error}") from None
+        if kept.per_head != size:
+            raise UserError(
+                f"policy {policy.kind}: its keep set has {kept.per_head} slots per kv head, "
+                f"not {size}"
+            )
+        return
     allowed = ((size,), (layers, size), (layers, groups, size))
     if (
         not isinstance(kept, Tensor)

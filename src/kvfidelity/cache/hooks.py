@@ -27,7 +27,8 @@ def hook(model: Any) -> Any:
     AttentionInterface.register(NAME, managed_attention)
     AttentionMaskInterface.register(NAME, no_mask)
     model.set_attn_implementation(NAME)
-    decoder.rotary_emb = IdentityRotary(decoder.rotary_emb)
+    projections = [getattr(layer.self_attn, "o_proj", None) for layer in decoder.layers]
+    decoder.rotary_emb = IdentityRotary(decoder.rotary_emb, projections)
     for layer in decoder.layers:
         layer.self_attn.register_forward_pre_hook(_pass_cache, with_kwargs=True)
     decoder.register_forward_pre_hook(_check_positions, with_kwargs=True)

@@ -107,6 +107,18 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships no
             buffer[0, :, :size] = survivors
         self.slots = size
 
+    def select(self, group: int, kept: Tensor) -> SlotLayer:
+        """A copy of one kv head's slots `kept`, int64 [k]: a layer of one head; on a CPU."""
+        head = SlotLayer()
+        one = slice(group, group + 1)
+        head.lazy_initialization(self._keys[:, one], self._values[:, one])
+        head.reserve(kept.numel() + GRANULE)
+        for name in self._buffers:
+            live = getattr(self, name)[:, one, : self.slots]
+            getattr(head, name)[:, :, : kept.numel()] = live.index_select(2, kept)
+        head.slots = kept.numel()
+        return head
+
     def rerotate(self, cos: Tensor, sin: Tensor) -> None:
         """Rotate every un-rotated key into the workspace; cos, sin broadcast to [G, n, r]."""
         rotate(self.live_keys, cos, sin, out=self.rotated_keys)

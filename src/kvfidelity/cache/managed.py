@@ -15,11 +15,19 @@ from kvfidelity.cache.device_positions import DevicePositions
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.triton import kernels_run_on
+from kvfidelity.errors import UserError
+
+RAGGED_ON_GPU = (
+    "budgets that differ between kv heads are computed on a CPU only: set the model's device to "
+    "cpu, or choose a policy with one budget for all"
+)
 
 
 class ManagedCache(AttentionCache):
@@ -63,7 +71,8 @@ class ManagedCache(AttentionCache):
 
     @property
     def size(self) -> int:
-        """Slots in use, the same in every layer."""
+        """Slots in use, the same in every layer and kv head; after a ragged eviction the mean over
+        kv heads, which is a whole number."""
         return len(self.slot_table)
 
     @property
@@ -92,7 +101,8 @@ class ManagedCache(AttentionCache):
         """Append one layer's new keys (un-rotated) and values, both [1, G, q, d].
 
         Returns:
-            All rotated keys and all values of the layer, [1, G, n, d].
+            All rotated keys and all values of the layer, [1, G, n, d]; the new ones alone if kv
+            heads hold different numbers of slots: `attend` then reads the others itself.
         """
         if layer_idx == 0:
             if key_states.shape[0] != 1:
@@ -101,6 +111,11 @@ class ManagedCache(AttentionCache):
                 )
             self._append_tokens(key_states.shape[2], key_states.device)
         layer = self.layers[layer_idx]
+        if isinstance(layer, RaggedLayer):
+            assert self._fed_positions is not None
+            self._angles = self.rotary.angles(self._fed_positions[layer_idx], key_states.device)
+            layer.append(key_states, value_states, self._angles)
+            return key_states, value_states
         layer.append(key_states, value_states, self._angles)
         return self.rotated_keys(layer_idx)[None], layer.live_values[None]
 
@@ -113,6 +128,9 @@ class ManagedCache(AttentionCache):
             first = self.slot_table.tokens_seen - query.shape[2]
             self.recent_queries.add(layer_idx, query[0], first)
         self.scaling = scaling
+        layer = self.layers[layer_idx]
+        if isinstance(layer, RaggedLayer):
+            return self._attend_ragged(layer, layer_idx, query[0])
         rotated = self._rotated_query(query[0])
         attention = _attention_backend(query)
         out: Tensor
@@ -181,12 +199,16 @@ class ManagedCache(AttentionCache):
             self._continues = self._latest_is_last = False
 
     @torch.inference_mode()
-    def keep(self, kept: Tensor) -> None:
-        """Evict all but `kept`: int64 [k], [L, k] or [L, G, k], sorted slots.
+    def keep(self, kept: Tensor | RaggedKeepSet) -> None:
+        """Evict all but `kept`: int64 [k], [L, k] or [L, G, k], sorted slots; or ragged.
 
         Raises:
             ValueError: unsorted, repeated or out-of-range slots.
+            UserError: a ragged keep set on a GPU, whose kernels have none.
         """
+        if self.slot_table.is_ragged or isinstance(kept, RaggedKeepSet):
+            self._keep_ragged(self.slot_table.as_ragged(kept))
+            return
         self.slot_table.keep(kept)
         grid = as_grid(kept).to(self.device)
         if kernels_run_on(self.device):
@@ -206,6 +228,17 @@ class ManagedCache(AttentionCache):
             cos, sin = self.rotary.angles(torch.arange(self.size), self.device)
             for layer in self.layers:
                 layer.rerotate(cos, sin)
+
+    def attention_share_outside(self, kept: Tensor | RaggedKeepSet) -> float | None:
+        """Share of the latest forward's attention that went to slots not in `kept`; None without
+        scores."""
+        if self.scores is None:
+            return None
+        if self.slot_table.is_ragged or isinstance(kept, RaggedKeepSet):
+            ragged = self.slot_table.as_ragged(kept)
+            columns = ragged.columns(self.slot_table.pad.expand(ragged.counts.shape))
+            return self.scores.share_outside_columns(columns)
+        return self.scores.share_outside(kept)
 
     def fork(
         self,
@@ -277,8 +310,11 @@ class ManagedCache(AttentionCache):
                 raise RuntimeError("an eviction cannot be rolled back")
         finally:
             self.slot_table, self.scores, self.recent_queries = before
-            for layer in self.layers:
-                layer.slots = self.size
+            for index, layer in enumerate(self.layers):
+                if isinstance(layer, RaggedLayer):
+                    layer.set_counts(self.slot_table.counts[index])
+                else:
+                    layer.slots = self.size
 
     def append_unfilled(self, count: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Append `count` slots in all layers, for kernels that fill them during a forward.
@@ -317,6 +353,9 @@ class ManagedCache(AttentionCache):
     def _append_tokens(self, count: int, device: torch.device) -> None:
         if self.before_forward is not None and not self._continues:
             self.before_forward(self)
+        if self.slot_table.is_ragged:
+            self._fed_positions = self.slot_table.append(count)
+            return
         start, first = self.size, self.slot_table.next_position
         positions = self.slot_table.append(count)
         self._angles = None
@@ -329,6 +368,57 @@ class ManagedCache(AttentionCache):
             self._fed_positions = self._device_positions.positions[0, :1, start : start + count]
         else:
             self._angles = self.rotary.angles(positions, device)
+
+    def _attend_ragged(self, layer: RaggedLayer, layer_idx: int, query: Tensor) -> Tensor:
+        """One layer's attention output [1, q, H, d] for un-rotated queries [H, q, d]."""
+        assert self._angles is not None
+        if self.scores is None:
+            return layer.attend(query, self._angles, self.scaling).transpose(0, 1)[None]
+        given = (query, self._angles, self.scaling, self.slot_table.columns)
+        out, sums = layer.attend_with_scores(*given)
+        last = layer.last_scores(*given) if self._latest_is_last and query.shape[1] > 1 else None
+        self.scores.add(layer_idx, sums, continues=self._continues, last=last)
+        return out.transpose(0, 1)[None]
+
+    def _keep_ragged(self, kept: RaggedKeepSet) -> None:
+        if kernels_run_on(self.device):
+            raise UserError(RAGGED_ON_GPU)
+        table, groups = self.slot_table, self._groups
+        if kept.counts.shape != (len(self.layers), groups):
+            raise ValueError(
+                f"keep set is for {list(kept.counts.shape)} layers and kv heads, and the cache has "
+                f"{[len(self.layers), groups]}"
+            )
+        pads = table.pad.expand(kept.counts.shape)
+        columns = kept.columns(pads)
+        # Buffers made in inference mode could not be written to by `generate`, which is not in it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._replace_layers(kept)
+        if self.scores is not None:
+            self.scores.keep_columns(columns)
+
+    def _replace_layers(self, kept: RaggedKeepSet) -> None:
+        table = self.slot_table
+        table.keep(kept)
+        for index, rows in enumerate(kept.rows()):
+            layer = self.layers[index]
+            if isinstance(layer, RaggedLayer):
+                layer.keep(rows)
+            else:
+                self.layers[index] = RaggedLayer.of(layer, rows)
+        if table.mode.traits.renumbers:
+            cos, sin = self.rotary.angles(torch.arange(int(kept.counts.max())), self.device)
+            for layer in self.layers:
+                for head in layer.heads:
+                    head.rerotate(cos[: head.slots], sin[: head.slots])
+
+    @property
+    def _groups(self) -> int:
+        """G; known after the first forward."""
+        layer = self.layers[0]
+        if isinstance(layer, RaggedLayer):
+            return len(layer.heads)
+        return int(layer.live_keys.shape[0])
 
     def _compact(self, kept: Tensor) -> None:
         from kvfidelity.cache.triton.compact import compact

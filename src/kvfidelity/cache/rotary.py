@@ -5,22 +5,30 @@ On a CPU only `rotate` rotates queries and keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kvfidelity.cache.scores import NotCollectedError
 
 
 class IdentityRotary(nn.Module):
     """Replaces a model's rotary module, so that queries and keys arrive here un-rotated.
 
     It returns cos = 1 and sin = 0, so that every architecture's own rotation changes nothing. It
-    keeps the real module for `angles`.
+    keeps the real module for `angles`, and names the layers' output projections, so that all that a
+    cache needs of its model is in one place.
     """
 
-    def __init__(self, rotary: nn.Module) -> None:
+    def __init__(
+        self, rotary: nn.Module, output_projections: Sequence[nn.Module | None] = ()
+    ) -> None:
         super().__init__()
         self.rotary = rotary
+        # In a tuple, so that they are not registered as this module's parameters too.
+        self._output_projections = tuple(output_projections)
         # No table is dropped: a captured graph may hold the address of a shorter one.
         self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
@@ -54,6 +62,25 @@ class IdentityRotary(nn.Module):
         dtype_like = torch.empty(1, 1, dtype=torch.float32, device=device)
         cos, sin = self.rotary(dtype_like, flat)
         return cos.view(*position.shape, -1), sin.view(*position.shape, -1)
+
+    @property
+    def has_output_projections(self) -> bool:
+        """Whether every layer's output projection is known."""
+        known = self._output_projections
+        return bool(known) and all(isinstance(module, nn.Linear) for module in known)
+
+    def output_projection(self, layer: int, size: int) -> Tensor:
+        """One layer's output projection by query head, [H, d, hidden] for heads of `size`.
+
+        Raises:
+            NotCollectedError: the layer has no linear module `o_proj`.
+        """
+        known = self._output_projections
+        module = known[layer] if layer < len(known) else None
+        if not isinstance(module, nn.Linear):
+            raise NotCollectedError("this architecture has no output projection `o_proj`")
+        weight = module.weight.detach()
+        return weight.T.reshape(-1, size, weight.shape[0])
 
     def table(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of positions 0 to at least `count` - 1, two fp32 tensors [P, r / 2].

@@ -130,6 +130,33 @@ class AttentionScores:
             rows[..., :size] = survivors
         self._slots = [size if slots else 0 for slots in self._slots]
 
+    def keep_columns(self, columns: Tensor) -> None:
+        """Follow a ragged eviction.
+
+        Rows stay aligned at the right: the first columns of a head with fewer slots are 0.
+
+        Args:
+            columns: int64 [L, G, k], columns now, -1 where a head has fewer slots.
+        """
+        if self._latest is None or self._accumulated is None or not self.available:
+            return
+        width, live = columns.shape[-1], self._slots[-1]
+        index = columns.repeat_interleave(self.heads // columns.shape[1], dim=1)
+        for rows in (self._latest, self._accumulated):
+            survivors = rows[..., :live].gather(-1, index.clamp(min=0))
+            rows[..., :width] = survivors.masked_fill(index < 0, 0)
+        self._slots = [width] * self._layers
+
+    def share_outside_columns(self, columns: Tensor) -> float | None:
+        """`share_outside` of a ragged keep set's columns, as in `keep_columns`."""
+        if not self.available:
+            return None
+        scores = self.rows(ScoreHistory.LATEST)
+        index = columns.repeat_interleave(self.heads // columns.shape[1], dim=1)
+        inside = scores.gather(-1, index.clamp(min=0)).masked_fill(index < 0, 0).sum()
+        share = float(1 - inside / scores.sum())
+        return share if math.isfinite(share) else None
+
     def add_earlier(self, earlier: AttentionScores) -> None:
         """Add what slots had received before, fp32 [L, H, m], m <= n, to the accumulated scores."""
         before = earlier.rows(ScoreHistory.ACCUMULATED)
@@ -147,6 +174,25 @@ class AttentionScores:
         inside = grouped.gather(-1, grid.expand(layers, -1, -1)).sum()
         share = float(1 - inside / grouped.sum())
         return share if math.isfinite(share) else None
+
+    def of_head(
+        self, layer: int, group: int, groups: int, slots: int | None = None
+    ) -> AttentionScores:
+        """The scores of the query heads of one of `groups` kv heads, as of a cache of one layer.
+
+        Args:
+            slots: how many slots the head has, the last columns; all columns by default.
+        """
+        if not self.available:
+            return AttentionScores(1)
+        width, ratio = self._slots[-1], self.heads // groups
+        first = 0 if slots is None else width - slots
+        own = slice(group * ratio, (group + 1) * ratio)
+        latest, accumulated = (
+            self.rows(history)[layer : layer + 1, own, first:]
+            for history in (ScoreHistory.LATEST, ScoreHistory.ACCUMULATED)
+        )
+        return AttentionScores.from_rows(latest, accumulated)
 
     def reserve(self, slots: int, heads: int, device: torch.device) -> None:
         """Make room for rows of `slots` slots."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.ragged import RaggedKeepSet
 
 
 class SlotTable:
@@ -19,18 +20,47 @@ class SlotTable:
     Both are int64 of shape [L', G', n]: L' is 1 or the number of layers, G' is 1 or the number of
     kv heads. They start shared (1, 1) on the CPU, and widen when an eviction keeps different slots
     per layer or per head; from then on they are on the device of those keep sets.
+
+    After a ragged eviction kv heads have different numbers of slots. Rows are then aligned at the
+    right, so that new tokens are one more column for all, and a row's first `pad` columns are not
+    slots: they hold -1. A head counts its own slots, so positions of new tokens differ by head.
     """
 
     def __init__(self, mode: PositionMode, capacity: int = 1024) -> None:
         self.mode = mode
         self.tokens_seen = 0
         self.evictions = 0
-        self._slots = 0
+        self._slots = 0  # columns in use; the slots of every row unless it is ragged
+        self._pad: Tensor | None = None
+        self._mean_pad = 0
         self._token_index = torch.empty(1, 1, capacity, dtype=torch.int64)
         self._position = torch.empty(1, 1, capacity, dtype=torch.int64)
 
     def __len__(self) -> int:
+        """Slots per row; on average, and exactly so, if rows are ragged."""
+        return self._slots - self._mean_pad
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether kv heads may have different numbers of slots."""
+        return self._pad is not None
+
+    @property
+    def columns(self) -> int:
+        """Width of `token_index`: the slots of the longest row."""
         return self._slots
+
+    @property
+    def pad(self) -> Tensor:
+        """The first column of each row's slots, int64 [L', G']."""
+        if self._pad is not None:
+            return self._pad
+        return torch.zeros(self._token_index.shape[:2], dtype=torch.int64)
+
+    @property
+    def counts(self) -> Tensor:
+        """Slots of each row, int64 [L', G']."""
+        return self._slots - self.pad
 
     @property
     def token_index(self) -> Tensor:
@@ -44,14 +74,45 @@ class SlotTable:
 
     @property
     def next_position(self) -> int:
-        """The position that the next fed token gets; the same for every layer and head."""
+        """The position that the next fed token gets, the same for every layer and head.
+
+        Raises:
+            ValueError: it is not the same, because kv heads hold different numbers of slots.
+        """
+        if self._pad is not None:
+            common = self.common_next_position
+            if common is None:
+                raise ValueError("the next position differs between kv heads: see next_positions")
+            return common
         return self.mode.traits.next_position(self._slots, self.tokens_seen)
 
+    @property
+    def common_next_position(self) -> int | None:
+        """The position that the next fed token gets; None if it differs between kv heads."""
+        if self._pad is None:
+            return self.next_position
+        least, most = self.next_positions.aminmax()
+        return int(least) if bool(least == most) else None
+
+    @property
+    def next_positions(self) -> Tensor:
+        """The position that the next fed token gets in each row, int64 [L', G']."""
+        counts = self.counts
+        positions = [
+            self.mode.traits.next_position(count, self.tokens_seen)
+            for count in counts.flatten().tolist()
+        ]
+        return torch.tensor(positions).view(counts.shape)
+
     def append(self, count: int) -> Tensor:
-        """Add `count` new tokens; returns their positions, int64 [count]."""
+        """Add `count` new tokens; returns their positions, int64 [count], or [L, G, count] if rows
+        are ragged."""
         self._reserve(self._slots + count)
         new, device = slice(self._slots, self._slots + count), self._position.device
-        positions = torch.arange(self.next_position, self.next_position + count, device=device)
+        if self._pad is None:
+            positions = torch.arange(self.next_position, self.next_position + count, device=device)
+        else:
+            positions = self.next_positions[..., None] + torch.arange(count)
         self._token_index[..., new] = torch.arange(
             self.tokens_seen, self.tokens_seen + count, device=device
         )
@@ -60,15 +121,19 @@ class SlotTable:
         self.tokens_seen += count
         return positions
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, kept: Tensor | RaggedKeepSet) -> None:
         """Evict every slot that is not in `kept`.
 
         Args:
-            kept: int64 [k], [L, k] or [L, G, k]: sorted, distinct slots, the same k everywhere.
+            kept: int64 [k], [L, k] or [L, G, k]: sorted, distinct slots, the same k everywhere; or
+                another k for each head.
 
         Raises:
             ValueError: unsorted, repeated or out-of-range slots.
         """
+        if self._pad is not None or isinstance(kept, RaggedKeepSet):
+            self._keep_ragged(self.as_ragged(kept))
+            return
         kept = as_grid(kept)
         if self._position.is_cuda:
             kept = kept.to(self._position.device)
@@ -83,6 +148,42 @@ class SlotTable:
         self._slots = size
         self.evictions += 1
 
+    def as_ragged(self, kept: Tensor | RaggedKeepSet) -> RaggedKeepSet:
+        """A keep set for this table as a ragged one."""
+        if isinstance(kept, RaggedKeepSet):
+            return kept
+        rows = as_grid(kept).expand(*self._token_index.shape[:2], -1)
+        return RaggedKeepSet.of_rows([list(layer) for layer in rows])
+
+    def row(self, layer: int, head: int) -> SlotTable:
+        """A copy of one kv head's slots alone, as a table of one row."""
+        index = tuple(
+            min(i, size - 1) for i, size in zip((layer, head), self.pad.shape, strict=True)
+        )
+        first = int(self.pad[index])
+        copy = SlotTable(self.mode, capacity=1)
+        copy.tokens_seen, copy.evictions = self.tokens_seen, self.evictions
+        copy._slots = self._slots - first
+        copy._token_index = self.token_index[index][None, None, first:].cpu().clone()
+        copy._position = self.position[index][None, None, first:].cpu().clone()
+        return copy
+
+    def _keep_ragged(self, kept: RaggedKeepSet) -> None:
+        shape = kept.counts.shape
+        kept.check(self.counts.expand(shape))
+        columns = kept.columns(self.pad.expand(shape))
+        empty = columns < 0
+        width = columns.shape[-1]
+        pad = width - kept.counts
+        self._token_index = _gather(self.token_index, columns.clamp(min=0)).masked_fill(empty, -1)
+        if self.mode.traits.renumbers:
+            self._position = torch.arange(width) - pad[..., None]
+        else:
+            self._position = _gather(self.position, columns.clamp(min=0))
+        self._position = self._position.masked_fill(empty, -1)
+        self._slots, self._pad, self._mean_pad = width, pad, width - kept.per_head
+        self.evictions += 1
+
     def fork(self, slots: int | None = None) -> SlotTable:
         """An independent copy, or one of the first `slots` slots of a table without evictions.
 
@@ -90,13 +191,16 @@ class SlotTable:
             ValueError: fewer slots than there are, after an eviction.
         """
         copy = SlotTable(self.mode, capacity=1)
-        if slots is None or slots == self._slots:
+        if slots == len(self):
+            slots = None
+        if slots is None:
             copy.tokens_seen, copy.evictions = self.tokens_seen, self.evictions
         elif self.evictions:
             raise ValueError("after an eviction a cache cannot be forked at an earlier moment")
         else:
             copy.tokens_seen = slots
         copy._slots = self._slots if slots is None else slots
+        copy._pad, copy._mean_pad = self._pad, self._mean_pad
         copy._token_index = self._token_index[..., : copy._slots].clone()
         copy._position = self._position[..., : copy._slots].clone()
         return copy

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 
 #: Parent of a token that continues the cache itself.
@@ -64,16 +65,22 @@ class TreeCache(AttentionCache):
     def __init__(self, cache: ManagedCache, tree: TokenTree) -> None:
         super().__init__(layers=[])
         self._cache = cache
-        positions = cache.slot_table.next_position + tree.depths()
-        self._angles = cache.rotary.angles(positions, cache.device)
-        slots = torch.ones(len(tree.ids), cache.size, dtype=torch.bool)
-        self._mask = torch.cat([slots, tree.sees()], dim=1).to(cache.device)
+        # Per row of the slot table: kv heads that hold different numbers of slots count their own.
+        table = cache.slot_table
+        next_positions = table.next_positions if table.is_ragged else table.next_position
+        self._positions = torch.as_tensor(next_positions)[..., None] + tree.depths()
+        self._sees = tree.sees().to(cache.device)
+        if not table.is_ragged:
+            self._angles = cache.rotary.angles(self._positions, cache.device)
+            self._mask = self._after_slots(cache.size)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Returns all rotated keys and all values of the layer [1, G, n + m, d]; keeps nothing."""
         layer = self._cache.layers[layer_idx]
+        if isinstance(layer, RaggedLayer):
+            return key_states, value_states
         keys = torch.cat(
             [self._cache.rotated_keys(layer_idx)[None], rotate(key_states, *self._angles)], dim=2
         )
@@ -83,6 +90,9 @@ class TreeCache(AttentionCache):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """One attention module's output [1, m, H, d]."""
+        layer = self._cache.layers[module.layer_idx]
+        if isinstance(layer, RaggedLayer):
+            return self._attend_ragged(layer, module.layer_idx, query, key, value, scaling)
         out = scaled_dot_product_attention(
             rotate(query, *self._angles),
             key,
@@ -92,6 +102,39 @@ class TreeCache(AttentionCache):
             enable_gqa=True,
         )
         return out.transpose(1, 2)
+
+    def _attend_ragged(
+        self,
+        layer: RaggedLayer,
+        index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Each kv head's query heads over that head's slots and the tree's keys [1, G, m, d]."""
+        parts = []
+        for group, own in enumerate(torch.chunk(query, len(layer.heads), dim=1)):
+            head, one = layer.heads[group], slice(group, group + 1)
+            angles = self._cache.rotary.angles(self._positions[index, group], query.device)
+            keys = torch.cat([head.rotated_keys[None], rotate(key[:, one], *angles)], dim=2)
+            values = torch.cat([head.live_values[None], value[:, one]], dim=2)
+            parts.append(
+                scaled_dot_product_attention(
+                    rotate(own, *angles),
+                    keys,
+                    values,
+                    attn_mask=self._after_slots(head.slots),
+                    scale=scaling,
+                    enable_gqa=True,
+                )
+            )
+        return torch.cat(parts, dim=1).transpose(1, 2)
+
+    def _after_slots(self, slots: int) -> Tensor:
+        """Which of `slots` slots, all of them, and of the tree's tokens a token sees [m, n + m]."""
+        all_slots = self._sees.new_ones(self._sees.shape[0], slots)
+        return torch.cat([all_slots, self._sees], dim=1)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

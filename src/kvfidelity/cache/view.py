@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.attention import window_scores
+from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
 
@@ -23,12 +26,28 @@ class LayerView:
     """One layer's tensors: keys and values [G, n, d]; the latest queries, un-rotated [H, w, d].
 
     rotate: computes the rotated keys [G, n, d]; few policies use them.
+    project: reads the output projection; None where a policy does not declare it.
     """
 
     keys: Tensor
     rotate: Callable[[], Tensor]
     values: Tensor
     queries: Tensor | None = None
+    project: Callable[[], Tensor] | None = None
+
+    @property
+    def output_projection(self) -> Tensor:
+        """The weights that mix the heads' outputs [H, d, hidden]: a head adds its output times its
+        part to the residual stream.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the model has none of this form.
+        """
+        if self.project is None:
+            raise NotCollectedError(
+                "no output projection: a policy declares `needs_output_projection = True`"
+            )
+        return self.project()
 
     @property
     def rotated_keys(self) -> Tensor:
@@ -49,12 +68,15 @@ class CacheView:
         position mode only draw the same numbers.
     scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
+        `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
+        aligned at the right, with -1 before a head's slots.
     """
 
     budget: int
     token_index: Tensor
     position: Tensor
-    next_position: int
+    next_position: Any
     tokens_seen: int
     rng: np.random.Generator
     layers: Sequence[LayerView]
@@ -62,11 +84,38 @@ class CacheView:
     scores: AttentionScores | None = None
     protected: tuple[Span, ...] = ()
     angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
+    heads: tuple[tuple[CacheView, ...], ...] = ()
 
     @property
     def slots(self) -> int:
-        """n, the number of slots now."""
+        """n, the number of slots now; per kv head on average if heads differ."""
+        if self.heads:
+            return int(self.counts.sum()) // self.counts.numel()
         return self.token_index.shape[-1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """L and G, the numbers of layers and of kv heads."""
+        if self.heads:
+            return len(self.heads), len(self.heads[0])
+        return len(self.layers), self.layers[0].keys.shape[0]
+
+    @property
+    def counts(self) -> Tensor:
+        """Slots of each kv head now, int64 [L, G]."""
+        if self.heads:
+            return torch.tensor([[head.slots for head in layer] for layer in self.heads])
+        return torch.full(self.grid, self.slots)
+
+    def by_head(self) -> tuple[tuple[CacheView, ...], ...]:
+        """A view of each layer's kv heads alone: one layer of one kv head, with the query heads of
+        that one. The budget of each is this view's."""
+        if self.heads:
+            return self.heads
+        layers, groups = self.grid
+        return tuple(
+            tuple(self._of_head(layer, group) for group in range(groups)) for layer in range(layers)
+        )
 
     @property
     def has_scores(self) -> bool:
@@ -122,7 +171,9 @@ class CacheView:
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
 
-    def limited_to(self, *, scores: bool, query_window: int) -> CacheView:
+    def limited_to(
+        self, *, scores: bool, query_window: int, output_projection: bool = False
+    ) -> CacheView:
         """The view of a policy that declares these needs.
 
         Whatever else a cache collects, for the baseline or for metrics, must not change a ranking.
@@ -131,15 +182,54 @@ class CacheView:
             scores: whether the policy ranks by attention scores.
             query_window: most of the latest queries that it looks through; never more than there
                 are slots, because `window_attention` needs a slot for each.
+            output_projection: whether it looks at the layers' output projections.
         """
         window = min(query_window, self.slots)
         layers = [
-            layer
-            if layer.queries is None
-            else replace(layer, queries=layer.queries[:, -window:] if window else None)
+            replace(
+                layer,
+                queries=layer.queries[:, -window:]
+                if layer.queries is not None and window
+                else None,
+                project=layer.project if output_projection else None,
+            )
             for layer in self.layers
         ]
-        return replace(self, layers=layers, scores=self.scores if scores else None)
+        heads = tuple(
+            tuple(
+                head.limited_to(
+                    scores=scores, query_window=query_window, output_projection=output_projection
+                )
+                for head in layer
+            )
+            for layer in self.heads
+        )
+        return replace(self, layers=layers, scores=self.scores if scores else None, heads=heads)
+
+    def _of_head(self, layer: int, group: int) -> CacheView:
+        view, (_, groups) = self.layers[layer], self.grid
+        own = slice(group, group + 1)
+        row = tuple(
+            min(i, size - 1)
+            for i, size in zip((layer, group), self.token_index.shape, strict=False)
+        )
+        return replace(
+            self,
+            token_index=self.token_index[row][None, None],
+            position=self.position[row][None, None],
+            layers=[
+                LayerView(
+                    keys=view.keys[own],
+                    rotate=lambda: view.rotated_keys[own],
+                    values=view.values[own],
+                    queries=None if view.queries is None else _part(view.queries, group, groups),
+                    project=None
+                    if view.project is None
+                    else lambda: _part(view.output_projection, group, groups),
+                )
+            ],
+            scores=None if self.scores is None else self.scores.of_head(layer, group, groups),
+        )
 
     def _collected_scores(self) -> AttentionScores:
         if self.scores is None:
@@ -156,6 +246,8 @@ def view_of(
     scores: bool = True,
 ) -> CacheView:
     """The view of a managed cache; as before its first scored forward if `scores` is false."""
+    if cache.slot_table.is_ragged:
+        return _ragged_view(cache, budget, seed, protected, scores)
     recent = cache.recent_queries
     layers = [
         LayerView(
@@ -163,6 +255,7 @@ def view_of(
             partial(cache.rotated_keys, index),
             layer.live_values,
             recent.of_layer(index) if recent is not None else None,
+            partial(cache.rotary.output_projection, index, layer.live_values.shape[-1]),
         )
         for index, layer in enumerate(cache.layers)
     ]
@@ -179,3 +272,78 @@ def view_of(
         protected=protected,
         angles=cache.rotary.angles,
     )
+
+
+def _ragged_view(
+    cache: ManagedCache, budget: int, seed: int, protected: tuple[Span, ...], scores: bool
+) -> CacheView:
+    table = cache.slot_table
+    if any(stop != cache.size for _, stop in protected):
+        raise ValueError("of a cache whose kv heads differ only the latest slots can be protected")
+    newest = max((stop - start for start, stop in protected), default=0)
+    rng = np.random.default_rng((seed, table.evictions))
+    heads = []
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, RaggedLayer)
+        groups = len(layer.heads)
+        queries = None if cache.recent_queries is None else cache.recent_queries.of_layer(index)
+        row = []
+        for group, head in enumerate(layer.heads):
+            own = table.row(index, group)
+            found = cache.scores if scores else AttentionScores(1)
+            if found is not None and scores:
+                found = found.of_head(index, group, groups, head.slots)
+            view = CacheView(
+                budget=min(max(budget, newest), head.slots),
+                token_index=own.token_index,
+                position=own.position,
+                next_position=own.next_position,
+                tokens_seen=table.tokens_seen,
+                rng=rng,
+                layers=[_head_layer(cache, index, group, head, queries, groups)],
+                scaling=cache.scaling,
+                scores=found,
+                protected=((head.slots - newest, head.slots),) if newest else (),
+                angles=cache.rotary.angles,
+            )
+            row.append(view)
+        heads.append(tuple(row))
+    return CacheView(
+        budget=max(budget, newest),
+        token_index=table.token_index,
+        position=table.position,
+        next_position=table.common_next_position,
+        tokens_seen=table.tokens_seen,
+        rng=rng,
+        layers=[],
+        scaling=cache.scaling,
+        scores=cache.scores if scores else AttentionScores(len(cache.layers)),
+        protected=protected,
+        angles=cache.rotary.angles,
+        heads=tuple(heads),
+    )
+
+
+def _head_layer(
+    cache: ManagedCache,
+    index: int,
+    group: int,
+    head: SlotLayer,
+    queries: Tensor | None,
+    groups: int,
+) -> LayerView:
+    return LayerView(
+        keys=head.live_keys,
+        rotate=lambda: head.rotated_keys,
+        values=head.live_values,
+        queries=None if queries is None else _part(queries, group, groups),
+        project=lambda: _part(
+            cache.rotary.output_projection(index, head.live_values.shape[-1]), group, groups
+        ),
+    )
+
+
+def _part(by_query_head: Tensor, group: int, groups: int) -> Tensor:
+    """The query heads [H / G, ...] of one kv head, of [H, ...]."""
+    ratio = by_query_head.shape[0] // groups
+    return by_query_head[group * ratio : (group + 1) * ratio]

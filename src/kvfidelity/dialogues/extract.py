@@ -29,6 +29,7 @@ def extract(
         data: folder with one `data.*` file and its `provenance.json`.
         entry: the dataset's entry in the config. `join_tokens`, if given, joins neighbouring
             dialogues into sessions of at least this many tokens before the selection.
+            `prompt_cuts`: how the session cuts the prompts that `select.min_prompt_tokens` counts.
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
@@ -41,7 +42,8 @@ def extract(
     """
     file = data_file(data)
     counts, lengths = SourceCounts(), LengthCounts()
-    selector = Selector(Selection.of(entry.get("select", {})), counts.dropped)
+    selection = Selection.of(entry.get("select", {}))
+    selector = Selector(selection, counts.dropped, entry.get("prompt_cuts"))
     raw = read_conversations(file, entry["format"], counts, entry.get("format_files", ()))
     candidates = _candidates(raw, counts, lengths)
     if entry.get("join_tokens"):

@@ -20,8 +20,8 @@ from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
 
 #: Depth: share of the text before the needle. Needles are inserted as near as can be to the
-#: middle of the range; those of the gist to its beginning, recent ones to its end.
-DEPTHS = {"gist": (0.0, 0.2), "middle": (0.2, 0.8), "recent": (0.8, 1.0)}
+#: middle of the range; early ones to its beginning, recent ones to its end.
+DEPTHS = {"early": (0.0, 0.2), "middle": (0.2, 0.8), "recent": (0.8, 1.0)}
 DISTRACTORS = 3
 
 
@@ -30,7 +30,7 @@ class Probe:
     """One question, to ask after the dialogue's last turn or any turn after `evidence_turn`.
 
     stem: how the answer begins, "" if unknown; answer and distractors continue it after a space.
-    depth: gist, middle or recent, "unknown" if the data set does not say. evidence_turn: the
+    depth: early, middle or recent, "unknown" if the data set does not say. evidence_turn: the
     first turn (0-based) that holds the answer, None if unknown. kind: of the fact or the
     question.
     """
@@ -139,7 +139,7 @@ def depth_of(share: float) -> str:
     """Name of the depth that has this share of the text before it.
 
     >>> depth_of(0.0), depth_of(0.5), depth_of(1.0)
-    ('gist', 'middle', 'recent')
+    ('early', 'middle', 'recent')
     """
     return next(
         (name for name, (low, high) in DEPTHS.items() if low <= share < high), list(DEPTHS)[-1]
@@ -181,7 +181,7 @@ def _with_fact(
 def _turns_at_depth(turns: Sequence[Turn], depth: str, count: int) -> list[int]:
     """Turns for the facts of one depth, best fitting first; repeats turns if there are too few."""
     low, high = DEPTHS[depth]
-    target = {"gist": 0.0, "recent": 1.0}.get(depth, (low + high) / 2)
+    target = {"early": 0.0, "recent": 1.0}.get(depth, (low + high) / 2)
     starts = _shares(turns)
     ranked = sorted(range(len(turns)), key=lambda turn: (abs(starts[turn] - target), turn))
     fitting = [turn for turn in ranked if depth_of(starts[turn]) == depth] or ranked[:1]

@@ -31,8 +31,9 @@ class Selection:
     """The `select` entry of a dataset; None sets no bound.
 
     min_tokens and max_tokens bound the whole conversation in tokens of the model's own tokenizer
-    and chat template. category: "prose" or "code". max_similarity: dialogues this similar to a
-    better ranked one are dropped (Jaccard index of their runs of five words); None keeps them.
+    and chat template; min_prompt_tokens bounds its prompts, as the session cuts them. category:
+    "prose" or "code". max_similarity: dialogues this similar to a better ranked one are dropped
+    (Jaccard index of their runs of five words); None keeps them.
     pool: how many dialogues the pool holds at most. allow_other_roles: whether a dialogue that has
     messages of other roles than user, assistant and system (calls of tools, their answers) is kept
     without these messages, or dropped.
@@ -42,6 +43,7 @@ class Selection:
     max_turns: int | None = None
     min_tokens: int = 1
     max_tokens: int | None = None
+    min_prompt_tokens: int | None = None
     language: str | None = None
     category: str | None = None
     max_similarity: float | None = 0.8
@@ -96,8 +98,18 @@ class Selector:
     the file nor on other conversations.
     """
 
-    def __init__(self, selection: Selection, dropped: Counter[str]) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        dropped: Counter[str],
+        cuts: Mapping[str, int | None] | None = None,
+    ) -> None:
+        """Args:
+        cuts: of `session`, how prompts are cut: max_turns, max_prompt_tokens,
+            max_first_prompt_tokens.
+        """
         self.selection, self.dropped = selection, dropped
+        self._cuts = dict(cuts or {})
         self._exact_duplicates = ExactDuplicates()
         self._heap: list[tuple[int, int, int, Candidate]] = []
         #: Those that `choose` chose, in the order of its rows.
@@ -142,6 +154,8 @@ class Selector:
                 self.dropped["too_few_tokens"] += 1
             elif self.selection.max_tokens is not None and tokens > self.selection.max_tokens:
                 self.dropped["too_many_tokens"] += 1
+            elif self._has_few_prompt_tokens(segmenter, candidate.turns):
+                self.dropped["too_few_prompt_tokens"] += 1
             elif self.selection.language not in (None, language_of(candidate.turns)):
                 self.dropped["other_language"] += 1
             elif near is not None and near.seen_before(candidate.turns):
@@ -167,6 +181,14 @@ class Selector:
                     break
         return segmenter.count(turns)
 
+    def _has_few_prompt_tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> bool:
+        least = self.selection.min_prompt_tokens
+        if least is None:
+            return False
+        cuts = dict(self._cuts)
+        segments = segmenter.segments(turns[: cuts.pop("max_turns", None)], **cuts)
+        return sum(len(segment.prompt_ids) for segment in segments) < least
+
     def _reason(self, candidate: Candidate) -> str | None:
         chosen = self.selection
         turns = len(candidate.turns)
@@ -183,6 +205,9 @@ class Selector:
         # A token is at least a byte, so a shorter text cannot have enough of them.
         if candidate.text_bytes + 64 * turns < chosen.min_tokens:
             return "too_few_tokens"
+        asked = sum(len(turn.user.encode()) for turn in candidate.turns) + 64 * turns
+        if chosen.min_prompt_tokens is not None and asked < chosen.min_prompt_tokens:
+            return "too_few_prompt_tokens"
         if chosen.category is not None and category_of(candidate.turns) != chosen.category:
             return "other_category"
         return None

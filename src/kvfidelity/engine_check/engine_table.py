@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.engine_check.bookkeeping import Bookkeeping, Ranges
@@ -30,7 +31,9 @@ class EngineTable(SlotTable):
             return self.tokens_seen
         return self.bookkeeping.next_position(len(self), self.tokens_seen, self.evictions)
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, kept: Tensor | RaggedKeepSet) -> None:
+        if isinstance(kept, RaggedKeepSet):
+            raise ValueError("probes of engines evict to one size for all kv heads")
         before = len(self)
         super().keep(kept)
         old, new = self.position.numpy(), np.arange(len(self))

@@ -64,7 +64,7 @@ class TurnOutcome:
     slots_peak: int
     tokens_seen_start: int
     tokens_seen_end: int
-    next_position: int
+    next_position: int | None
     prefill_s: float | None
     prompt_s: float | None
     peak_bytes: int | None
@@ -109,7 +109,7 @@ def run_turn(
         before_reply = cache.slot_table.fork()
     prompt_s = engine.now() - start_s
     last = hidden[prompt - 1 : prompt].clone()
-    prompt_evictions, next_position = len(evictor.log), before_reply.next_position
+    prompt_evictions, next_position = len(evictor.log), before_reply.common_next_position
     on_prompt(len(before_reply))
 
     reply, nll, kl, predicted = None, None, None, last

@@ -14,7 +14,13 @@ import polars as pl
 from kvfidelity.judges.verdict import NO_HISTORY, NOT_FINITE
 from kvfidelity.records.artifacts import read_parquet
 
-LIKELIHOODS = ("reply_nll", "reply_nll_baseline", "reference_nll", "kl_baseline")
+LIKELIHOODS = (
+    "reply_nll",
+    "reply_nll_baseline",
+    "reply_nll_baseline_history",
+    "reference_nll",
+    "kl_baseline",
+)
 
 
 def read_turns(turns: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +72,20 @@ def integrity(
         slots: slots and positions now.
         frequencies: rotary inverse frequencies theta_k, [r / 2].
         trained_window: in tokens.
-        weights: attention received per slot, [L', G', n] or broadcastable to it; any scale.
+        weights: attention received per slot, [L', G', n] or broadcastable to it; any scale. Of kv
+            heads with different numbers of slots [L, G, n], aligned as the table is.
     """
+    if slots.is_ragged:
+        return mean_integrity(
+            integrity(
+                slots.row(layer, head),
+                frequencies,
+                trained_window,
+                None if weights is None else weights[layer, head, int(first) :],
+            )
+            for layer, row in enumerate(slots.pad)
+            for head, first in enumerate(row)
+        )
     token, position = slots.token_index, slots.position
     count = token.shape[-1]
     if count == 0:
@@ -105,6 +119,16 @@ def integrity(
         ),
         **values,
     )
+
+
+def mean_integrity(found: Iterable[Integrity]) -> Integrity:
+    """The mean of each value; missing if it is missing in one of them."""
+    rows = list(found)
+    means: dict[str, Any] = {}
+    for name in (field.name for field in fields(Integrity)):
+        values = [getattr(row, name) for row in rows]
+        means[name] = None if None in values else sum(values) / len(values)
+    return Integrity(**means)
 
 
 def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:

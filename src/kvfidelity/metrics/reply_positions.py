@@ -22,9 +22,17 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.eviction_log import Eviction, of_head
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.metrics.positions import SINKS, Integrity, integrity, inversions, phase_distortion
+from kvfidelity.metrics.positions import (
+    SINKS,
+    Integrity,
+    integrity,
+    inversions,
+    mean_integrity,
+    phase_distortion,
+)
 
 #: What is measured: no scores are kept for each token.
 NAMES = tuple(
@@ -51,6 +59,20 @@ def integrity_over_reply(
         Without `phase_distortion_weighted`: no scores are kept for each token. Of a reply without
         tokens, the integrity after its evictions.
     """
+    ragged = [each.kept.counts for each in evictions if isinstance(each.kept, RaggedKeepSet)]
+    if slots.is_ragged or ragged:
+        shape = slots.pad.shape if slots.is_ragged else ragged[0].shape
+        return mean_integrity(
+            integrity_over_reply(
+                slots.row(layer, head),
+                [of_head(eviction, layer, head) for eviction in evictions],
+                tokens_seen,
+                frequencies,
+                trained_window,
+            )
+            for layer in range(shape[0])
+            for head in range(shape[1])
+        )
     slots = slots.fork()
     total = tokens_seen - slots.tokens_seen
     sums = dict.fromkeys(NAMES, 0.0)

@@ -61,9 +61,13 @@ def stage_digest(stage: str) -> str:
 
 
 @cache
-def policy_digest(module: str) -> str:
-    """The digest of a built-in policy's code beyond that of stage `generate`; 12 hex digits."""
-    return _digest(_beyond_generate((module,)))
+def policy_digest(*modules: str) -> str:
+    """The digest of built-in policies' code beyond that of stage `generate`; 12 hex digits.
+
+    Args:
+        modules: a policy's, and those of the policies that it wraps.
+    """
+    return _digest(_beyond_generate(modules))
 
 
 @cache

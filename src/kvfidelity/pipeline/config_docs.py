@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvfidelity.judges.registry import judge_schema, known_judges
-from kvfidelity.pipeline.settings import config_schema, policy_schemas
+from kvfidelity.pipeline.setting_schemas import config_schema, policy_schemas
 
 INTRO = """# Configuration
 

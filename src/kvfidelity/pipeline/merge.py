@@ -16,6 +16,7 @@ from kvfidelity.atomic_files import replacing
 from kvfidelity.bounded_json import parse_json, read_json
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import run_spec
+from kvfidelity.pipeline.setting_schemas import policy_entries
 from kvfidelity.records.grid import (
     GENERATED,
     MANIFEST,
@@ -159,7 +160,9 @@ def _check(
     _same_spec(settings, name, file, spec)
     made_by = {"generate": code}
     if not spec.get("policy_files"):
-        made_by[spec["kind"]] = spec.get("policy_digest", "")
+        entries = policy_entries({"kind": spec["kind"], **spec.get("parameters", {})})
+        kinds = " around ".join(inner["kind"] for _, inner in entries)
+        made_by[kinds] = spec.get("policy_digest", "")
     for part, found in made_by.items():
         known, first = codes.setdefault(part, (found, file))
         if found != known:

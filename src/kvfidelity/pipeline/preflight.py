@@ -18,8 +18,8 @@ from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.bounded_json import read_json
 from kvfidelity.cache.architectures import check_architecture
 from kvfidelity.errors import UserError
-from kvfidelity.pipeline.rule_params import selection_params
-from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.pipeline.rule_params import policy_parameters, selection_params
+from kvfidelity.pipeline.setting_schemas import policy_entries, policy_schemas
 from kvfidelity.pipeline.sources import Fetched, fetched_of
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.grid import Cell, cells, run_keys
@@ -87,9 +87,8 @@ def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:
     for section in ("policies", "thresholds", "models", "datasets"):
         first: dict[str, str] = {}
         for name, entry in settings[section].items():
-            schema = policy_schemas().get(entry.get("kind", ""), {}).get("properties", {})
-            defaults = {k: about["default"] for k, about in schema.items() if "default" in about}
-            same = json.dumps(defaults | {**entry, "label": None}, sort_keys=True)
+            filled = entry if section != "policies" else {**entry, **policy_parameters(entry)}
+            same = json.dumps({**filled, "label": None}, sort_keys=True)
             other = first.setdefault(same, name)
             if other != name:
                 found.append(f"{section}: {other} and {name} differ in name only")
@@ -252,9 +251,11 @@ def _policy_files(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
         kinds.update(kind for kind in found if kind is not None)
     if broken or not literal:
         return
-    for name, entry in settings["policies"].items():
-        if (kind := entry["kind"]) not in kinds:
-            yield f"policies.{name}: unknown kind {kind!r}{did_you_mean(kind, kinds)}"
+    for name, outer in settings["policies"].items():
+        for path, entry in policy_entries(outer):
+            if (kind := entry["kind"]) not in kinds:
+                where = ".".join(("policies", name, *path))
+                yield f"{where}: unknown kind {kind!r}{did_you_mean(kind, kinds)}"
 
 
 def _kinds(tree: ast.Module) -> Iterator[str | None]:

@@ -24,7 +24,7 @@ from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
-from kvfidelity.pipeline.settings import policy_schemas
+from kvfidelity.pipeline.setting_schemas import policy_entries, policy_schemas
 from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
@@ -44,6 +44,8 @@ SESSION_KEYS = (
     "recall",
 )
 
+#: How the session cuts the prompts of a dialogue.
+PROMPT_CUTS = ("max_turns", "max_prompt_tokens", "max_first_prompt_tokens")
 #: What a model's or dataset's entry says about where its files come from.
 SOURCE = (
     "source",
@@ -109,19 +111,22 @@ def run_spec(
         "seed": int(seed),
     }
     spec |= {key: settings["session"][key] for key in SESSION_KEYS}
-    if known := policy_schemas().get(entry["kind"]):
+    schemas = policy_schemas()
+    kinds = {inner["kind"] for _, inner in policy_entries(entry)}
+    modules = sorted({schemas[kind]["module"] for kind in kinds if kind in schemas})
+    if kinds <= schemas.keys():
         # A policy's code is in the parameters of its own runs, so that a new one reruns no others.
         # Merged runs may be older than this code; `merge` compares their policies' code.
-        digest = {} if settings["merge"] else {"policy_digest": policy_digest(known["module"])}
-        return spec | digest
+        return spec | ({} if settings["merge"] else {"policy_digest": policy_digest(*modules)})
     files = settings["policy_files"]
-    return spec | {"policy_files": list(files), "policy_digest": files_digest(files)}
+    digests = [files_digest(files), *([policy_digest(*modules)] if modules else [])]
+    return spec | {"policy_files": list(files), "policy_digest": " ".join(digests)}
 
 
 def own_policy(settings: Mapping[str, Any], policy: str) -> dict[str, Any] | None:
     """A policy of a user-defined kind, with the files that may define it; None if built in."""
     entry, files = settings["policies"][policy], settings["policy_files"]
-    if entry["kind"] in policy_schemas():
+    if {inner["kind"] for _, inner in policy_entries(entry)} <= policy_schemas().keys():
         return None
     return {"name": policy, "entry": entry, "files": list(files), "digest": files_digest(files)}
 
@@ -133,10 +138,18 @@ def generation_parameters(settings: Mapping[str, Any], results: Path, run: RunKe
 
 
 def policy_parameters(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy's parameters with its kind's defaults; those of a user's own kind as written."""
+    """A policy's parameters with its kind's defaults, wrapped policies as entries with theirs.
+
+    Those of a user's own kind are as written.
+    """
     known = policy_schemas().get(entry["kind"], {"properties": {}})["properties"]
     defaults = {key: about["default"] for key, about in known.items() if "default" in about}
-    return defaults | {key: value for key, value in entry.items() if key != "kind"}
+    inside = {
+        path[0]: {"kind": inner["kind"], **policy_parameters(inner)}
+        for path, inner in policy_entries(entry)
+        if len(path) == 1
+    }
+    return defaults | {key: value for key, value in entry.items() if key != "kind"} | inside
 
 
 def _in_tokens(size: str | None, geometry: Geometry | None, dtype: str) -> str | None:
@@ -163,6 +176,8 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
     """What extraction depends on: not `count`, so that raising it only adds jobs."""
     entry = settings["datasets"][dataset]
     chosen = {key: entry[key] for key in ("format", "join_tokens", "select") if key in entry}
+    if entry["select"]["min_prompt_tokens"] is not None:
+        chosen["prompt_cuts"] = {name: settings["session"][name] for name in PROMPT_CUTS}
     if not formats.is_built_in(entry["format"]):
         # Only dialogues in user-defined formats depend on these files.
         files = list(settings["format_files"])

@@ -34,6 +34,8 @@ TIMINGS = frozenset(
         "wall_s",
         "cpu_s",
         "peak_rss_mb",
+        "first_made",
+        "last_made",
     }
 )
 PREFIX = "kvfidelity."

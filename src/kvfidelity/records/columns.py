@@ -62,7 +62,9 @@ class TurnMeasures:
     ] = pl.Int32
     slots_end: Annotated[Dtype, "slots", "cached at the end of the turn"] = pl.Int32
     slots_peak: Annotated[Dtype, "slots", "most that were cached during the turn"] = pl.Int32
-    next_position: Annotated[Dtype, "positions", "position of the reply's first token"] = pl.Int32
+    next_position: Annotated[
+        Dtype, "positions", "position of the reply's first token; missing if kv heads differ in it"
+    ] = pl.Int32
     cache_bytes_start: Annotated[Dtype, "bytes", "size of the cache when the turn starts"] = (
         pl.Int64
     )
@@ -254,7 +256,7 @@ class Recall:
     probe: Annotated[Dtype, "", "number of the question in the run, from 0"] = pl.Int32
     origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own question"] = pl.String
     depth: Annotated[
-        Dtype, "", "where in the dialogue the evidence is: gist, middle, recent or unknown"
+        Dtype, "", "where in the dialogue the evidence is: early, middle, recent or unknown"
     ] = pl.String
     subject: Annotated[Dtype, "", "what the question is about"] = pl.String
     evidence_turn: Annotated[Dtype, "", "turn whose message holds the answer"] = pl.Int32

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from kvfidelity.cache.eviction_log import Eviction, advance, groups, span_edges
+from kvfidelity.cache.eviction_log import Eviction, groups, span_edges
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.metrics.positions import Integrity
@@ -37,31 +37,24 @@ def turns_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame:
     """The eviction log, with the columns of `EVICTIONS`: one row per eviction and keep set."""
     slots = SlotTable(mode)
-    rows = []
+    rows: list[dict[str, Any]] = []
     spans: dict[str, list[dict[str, np.ndarray]]] = {
         "slot_spans": [],
         "token_spans": [],
         "position_spans": [],
     }
     for eviction in log:
-        advance(slots, eviction)
+        slots.append(eviction.tokens_seen - slots.tokens_seen)
+        before = slots.fork()
+        slots.keep(eviction.kept)
+        if slots.is_ragged:
+            _add_heads(rows, spans, eviction, before, slots)
+            continue
         token = dict(groups(slots.token_index))
         position = dict(groups(slots.position))
         for name, kept in groups(eviction.kept):
-            rows.append(
-                {
-                    "turn": eviction.turn,
-                    "step": eviction.step,
-                    "tokens_seen": eviction.tokens_seen,
-                    "slots_before": eviction.slots_before,
-                    "slots_after": eviction.slots_after,
-                    "group": name,
-                    "next_position": slots.next_position,
-                    "eviction_s": eviction.eviction_s,
-                    "scoring_s": eviction.scoring_s,
-                    "attention_share": eviction.attention_share,
-                }
-            )
+            sizes = (eviction.slots_before, eviction.slots_after)
+            rows.append(_row(eviction, name, *sizes, slots.next_position))
             spans["slot_spans"].append(_spans(kept))
             spans["token_spans"].append(_spans(token.get(name, token.get("shared"))))
             spans["position_spans"].append(
@@ -70,6 +63,41 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
     schema = {name: kind for name, kind in EVICTIONS.items() if name not in spans}
     columns = [_list_column(name, parts) for name, parts in spans.items()]
     return pl.DataFrame(rows, schema).with_columns(columns).select(list(EVICTIONS))
+
+
+def _row(
+    eviction: Eviction, group: str, before: int, after: int, next_position: int
+) -> dict[str, Any]:
+    return {
+        "turn": eviction.turn,
+        "step": eviction.step,
+        "tokens_seen": eviction.tokens_seen,
+        "slots_before": before,
+        "slots_after": after,
+        "group": group,
+        "next_position": next_position,
+        "eviction_s": eviction.eviction_s,
+        "scoring_s": eviction.scoring_s,
+        "attention_share": eviction.attention_share,
+    }
+
+
+def _add_heads(
+    rows: list[dict[str, Any]],
+    spans: dict[str, list[dict[str, np.ndarray]]],
+    eviction: Eviction,
+    before: SlotTable,
+    after: SlotTable,
+) -> None:
+    """Add a row for each kv head, with the numbers of its own slots."""
+    for name, kept in groups(before.as_ragged(eviction.kept)):
+        layer, head = (int(part) for part in name.split(":")[1:])
+        own = after.row(layer, head)
+        slots_before = len(before.row(layer, head))
+        rows.append(_row(eviction, name, slots_before, len(own), own.next_position))
+        spans["slot_spans"].append(_spans(kept))
+        spans["token_spans"].append(_spans(own.token_index[0, 0]))
+        spans["position_spans"].append(_position_spans(own.position[0, 0]))
 
 
 def integrity_values(

@@ -13,6 +13,8 @@ from kvfidelity.wheels import file_sha256
 ALL = "artifacts"
 #: Prefix of the notes that name a package's version.
 VERSION = "version."
+#: When a job ended, ISO 8601 in UTC; no content digest covers it.
+MADE = "made"
 #: What a job took of the process that did it; no content digest covers these notes.
 WALL, CPU = "worker_wall_s", "worker_cpu_s"
 PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"

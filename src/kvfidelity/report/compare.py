@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from kvfidelity.analysis.statistics import clustered_mean, clustered_share, weighted_mean
+from kvfidelity.analysis.shares import clustered_share
+from kvfidelity.analysis.statistics import clustered_mean, weighted_mean
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import CELL_COLUMNS

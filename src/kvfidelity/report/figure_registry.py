@@ -45,10 +45,20 @@ class Figure:
 
 #: Places on the page where figures stand, from top to bottom.
 SECTIONS = (
-    *("heat_map", "policies", "recall", "cache", "evictions", "positions", "window"),
+    *("answer", "heat_map", "policies", "recall", "cache", "evictions", "positions", "window"),
     *("budgets", "cost"),
 )
 FIGURES = (
+    Figure(
+        "excess",
+        function="figures.excess",
+        tables=("policies", "dialogues"),
+        section="answer",
+        category="Quality",
+        alt_text="Excess NLL by policy and position mode with intervals",
+        caption="Excess NLL of the reference reply over the baseline. Points are token-weighted "
+        "means, bars {level}% intervals over dialogues; each small dot is a dialogue.",
+    ),
     Figure(
         "heat_map",
         function="tradeoffs.heat_map",
@@ -58,17 +68,6 @@ FIGURES = (
         alt_text="Heat map of excess NLL by policy and position mode; the numbers are in the table",
         caption="Mean excess NLL, nats per token, of every policy under every position mode, with "
         "the number of dialogues; darker is worse.",
-    ),
-    Figure(
-        "excess",
-        function="figures.excess",
-        tables=("policies", "dialogues"),
-        section="policies",
-        category="Quality",
-        alt_text="Excess NLL by policy and position mode with intervals; the table above holds the "
-        "numbers",
-        caption="Excess NLL of the reference reply over the baseline. Points are token-weighted "
-        "means, bars {level}% intervals over dialogues; each small dot is a dialogue.",
     ),
     Figure(
         "by_turn",
@@ -100,9 +99,10 @@ FIGURES = (
         tables=("turns",),
         section="cache",
         category="Cache",
-        alt_text="Cached tokens over tokens seen, one line per policy",
-        caption="Cached tokens over tokens seen, first dialogue. The size does not depend on the "
-        "position mode; policies of one budget coincide.",
+        alt_text="Cached tokens over tokens seen, one panel per policy and threshold, with the "
+        "baseline in each",
+        caption="Cached tokens over tokens seen, first dialogue, by policy and threshold; dashed: "
+        "the baseline. The size does not depend on the position mode.",
     ),
     Figure(
         "retention",
@@ -110,9 +110,10 @@ FIGURES = (
         tables=("turns", "evictions"),
         section="evictions",
         category="Cache",
-        alt_text="Which tokens are cached at the end of each turn, one panel per policy",
-        caption="Retention map of the first dialogue: share of each stretch of tokens that is "
-        "still cached at the end of a turn.",
+        alt_text="Which tokens are cached at the end of each turn, one panel per policy and "
+        "threshold",
+        caption="Retention map of the first dialogue, by policy and threshold: share of each "
+        "stretch of tokens that is still cached at the end of a turn.",
     ),
     Figure(
         "inside_turns",
@@ -120,9 +121,9 @@ FIGURES = (
         tables=("turns",),
         section="evictions",
         category="Cache",
-        alt_text="Cache size at four moments of every turn and the threshold, by policy",
-        caption="Cache size inside turns, first dialogue: at the start, before and after the "
-        "prompt was fed, and at the end. Dashed: the threshold.",
+        alt_text="Cache size at four moments of every turn, by policy and threshold",
+        caption="Cache size inside turns, first dialogue, by policy and threshold: at the start, "
+        "before and after the prompt was fed, and at the end. Dashed: the threshold.",
     ),
     Figure(
         "predictor_ranking",
@@ -177,11 +178,12 @@ FIGURES = (
         tables=("turns",),
         section="cost",
         category="Cost",
-        alt_text="Seconds per turn by policy, split into prefill, scoring, eviction and decoding",
-        caption="Mean seconds per turn on this machine with 95% t-intervals over dialogues, each "
-        "part on its own axis. Turns computed once for all policies, and those whose replies were "
-        "decoded together with others (session.batch_size), are left out. Decoding is over turns "
-        "with an own reply.",
+        alt_text="Milliseconds per turn by policy, split into prefill, scoring, eviction and "
+        "decoding",
+        caption="Milliseconds per turn on this machine, each part on its own axis: medians over "
+        "dialogues of the medians of their turns; each small dot is a dialogue. Turns computed "
+        "once for all policies, and those whose replies were decoded together with others "
+        "(session.batch_size), are left out. Decoding is over turns with an own reply.",
     ),
 )
 #: All tables that figures are made of.

@@ -20,12 +20,12 @@ MODE_COLOURS = alt.Scale(
 MODE_SHAPES = alt.Scale(
     domain=list(POSITIONS), range=[shown.marker for shown in PRESENTATIONS.values()]
 )
-# Okabe and Ito's palette.
-POLICY_COLOURS = ["currentColor", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2"]
+#: Lines that lie on each other stay two: what is drawn later has gaps.
+MODE_DASHES = ([1, 0], [8, 4], [3, 3])
 WIDTH = 560
 RETENTION_BINS = 96
 RETENTION = {
-    "policy": pl.String,
+    "panel": pl.String,
     "turn": pl.Int32,
     "start": pl.Int64,
     "stop": pl.Int64,
@@ -51,33 +51,59 @@ def dialogue_losses(dialogues: pl.DataFrame) -> pl.DataFrame:
     return means.drop("dialogue")
 
 
+def mode_colour(rows: pl.DataFrame) -> alt.Color:
+    """The colours of the position modes that rows have; others are in no legend."""
+    return alt.Color("positions:N", scale=_of_present(MODE_COLOURS, rows), title="positions")
+
+
+def mode_shape(rows: pl.DataFrame) -> alt.Shape:
+    """The shapes of the position modes that rows have: colour alone tells nothing in grey."""
+    return alt.Shape("positions:N", scale=_of_present(MODE_SHAPES, rows), title="positions")
+
+
+def _of_present(scale: alt.Scale, rows: pl.DataFrame) -> alt.Scale:
+    present = set(rows["positions"])
+    pairs = [pair for pair in zip(scale.domain, scale.range, strict=True) if pair[0] in present]
+    return alt.Scale(domain=[name for name, _ in pairs], range=[shown for _, shown in pairs])
+
+
 def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin:
     """Excess NLL by policy and position mode with intervals, and a dot per dialogue if they are
-    few, on a symmetric log axis."""
+    few, on a symmetric log axis. Cells of one threshold stand together, the least loss first."""
     if policies.is_empty():
         return nothing(NO_LOSS)
     data = policies.with_columns(
-        pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns").alias("n")
+        pl.format("dialogues: {}, turns: {}", "n_dialogues", "n_turns").alias("n"),
+        row=distinct_label(policies),
     )
+    setting = ["model", "dataset", "threshold"]
+    best = pl.col("mean").min().over(*setting, "policy")
+    rows = data.sort(*setting, best)["row"].unique(maintain_order=True).to_list()
     data = with_dots(data, dialogue_losses(dialogues), CELL_COLUMNS)
     scale = alt.Scale(type="symlog", constant=0.01)
     values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
     base = alt.Chart(data).encode(
-        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=240)),
+        y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows),
         yOffset=alt.YOffset("positions:N", sort=list(POSITIONS)),
-        color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
-        tooltip=["policy", "positions", "threshold", "mean", "low", "high", "n"],
+        color=mode_colour(policies).legend(orient="top"),
+        tooltip=[*CELL_COLUMNS, "mean", "low", "high", "n"],
     )
     title = ["excess NLL of the reference reply (nats per token, symmetric log)", count_label(data)]
     axis = alt.Axis(values=values, format="~g", grid=True)
-    points = of_means(base).mark_point(filled=True, size=70)
-    points = points.encode(x=alt.X("mean:Q", scale=scale, title=title, axis=axis))
+    points = of_means(base).mark_point(filled=True, size=80)
+    points = points.encode(
+        x=alt.X("mean:Q", scale=scale, title=title, axis=axis),
+        shape=mode_shape(policies).legend(orient="top"),
+    )
     bars = with_interval(base).mark_rule(strokeWidth=2)
     bars = bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
     each = dots(base, alt.X(f"{ONE}:Q", scale=scale))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    height = 60 * max(1, data["policy"].n_unique())
-    return _by_setting(alt.layer(zero, bars, each, points, data=data), data, height)
+    # A policy that ran under one mode takes as much room as that mode.
+    lines = policies.select("model", "dataset", "threshold", "policy", "positions").unique().height
+    height = 22 * lines + 14 * len(rows)
+    layers = alt.layer(zero, bars, each, points, data=data)
+    return layers.properties(width=0.7 * WIDTH, height=height)
 
 
 def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
@@ -92,41 +118,63 @@ def first_dialogue(turns: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def cache_size(turns: pl.DataFrame) -> alt.TopLevelMixin:
-    """Cached tokens over tokens seen, for the first dialogue."""
+    """Cached tokens over tokens seen of the first dialogue, one panel per policy and threshold; the
+    baseline is in each."""
     first, title = first_dialogue(turns)
     # The size does not depend on the position mode.
-    one_mode = first.filter(pl.col("positions") == pl.col("positions").min().over("policy"))
+    mode = pl.col("positions").min().over("policy", "threshold")
+    one_mode = first.filter(pl.col("positions") == mode)
     moments = [
         ("slots_start", pl.col("tokens_seen_start")),
         ("slots_after_eviction", pl.col("tokens_seen_start")),
         ("slots_after_prefill", pl.col("tokens_seen_start") + pl.col("prompt_tokens")),
         ("slots_end", pl.col("tokens_seen_end")),
     ]
-    keys = ["model", "dataset", "threshold", "policy", "turn"]
     data = pl.concat(
-        one_mode.select(*keys, moment=pl.lit(step), seen=seen, slots=pl.col(name))
+        one_mode.select(
+            *("policy", "threshold", "kind", "turn"),
+            moment=pl.lit(step),
+            seen=seen,
+            slots=pl.col(name),
+        )
         for step, (name, seen) in enumerate(moments)
     )
-    data = data.drop_nulls(["slots", "seen"]).sort("policy", "turn", "moment")
+    data = data.drop_nulls(["slots", "seen"])
     if data.is_empty():
         return nothing("memory ran out in the first turn")
     data = data.with_columns(step=pl.col("turn") * len(moments) + pl.col("moment"))
-    several = data.filter(pl.col("threshold") != "none")["threshold"].n_unique() > 1
-    dashed = alt.StrokeDash("threshold:N" if several else "policy:N")
-    return (
-        alt.Chart(data)
-        .mark_line(strokeWidth=2, interpolate="linear")
+    managed = data.filter(pl.col("kind") != "baseline")
+    baseline = data.filter(kind="baseline")
+    if managed.is_empty():
+        panels = baseline.with_columns(panel="policy", line="policy")
+    else:
+        managed = managed.with_columns(panel=panel_label(managed), line=pl.lit("policy"))
+        names = managed.select("panel").unique(maintain_order=True)
+        again = baseline.with_columns(line=pl.lit("baseline")).join(names, how="cross")
+        panels = pl.concat([again, managed], how="diagonal")
+    panels = panels.sort("panel", "line", "step").with_columns(pl.col("turn") + 1)
+    chart = (
+        alt.Chart(panels, title=title)
+        .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("seen:Q", title="tokens seen"),
             y=alt.Y("slots:Q", title="cached tokens"),
-            color=alt.Color("policy:N", scale=alt.Scale(range=POLICY_COLOURS)),
-            strokeDash=dashed,
-            detail="threshold:N",
+            color=alt.Color(
+                "line:N",
+                title=None,
+                scale=alt.Scale(domain=["policy", "baseline"], range=["#0072B2", "#888"]),
+            ),
+            strokeDash=alt.StrokeDash(
+                "line:N",
+                title=None,
+                scale=alt.Scale(domain=["policy", "baseline"], range=[[1, 0], [4, 3]]),
+            ),
             order="step:Q",
             tooltip=["policy", "threshold", "turn", "seen", "slots"],
         )
-        .properties(width=WIDTH, height=260, title=title)
+        .properties(width=250, height=110)
     )
+    return chart.facet(facet=alt.Facet("panel:N", title=None), columns=2)
 
 
 def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin:
@@ -148,10 +196,10 @@ def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin
                 title="share cached",
                 scale=alt.Scale(scheme="viridis", domain=[0, 1]),
             ),
-            tooltip=["policy", "turn", "start", "stop", "kept"],
+            tooltip=["panel", "turn", "start", "stop", "kept"],
         )
         .properties(width=250, height=150)
-        .facet(facet=alt.Facet("policy:N", title=None), columns=2)
+        .facet(facet=alt.Facet("panel:N", title=None), columns=2)
         .resolve_scale(x="shared", y="shared")
     )
 
@@ -159,17 +207,16 @@ def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin
 def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFrame:
     """Share of each of 96 stretches of tokens that is cached at the end of each turn.
 
-    Of the first dialogue, under stale or else the first position mode; keep sets by layer or head
-    are averaged. A turn for which memory ran out has no end.
+    Of the first dialogue, one panel per policy and threshold, under stale or else the last position
+    mode by name; keep sets by layer or head are averaged. A turn for which memory ran out has no
+    end.
     """
     ended = turns.filter(pl.col("kind") != "baseline", pl.col("tokens_seen_end").is_not_null())
-    runs = (
-        first_dialogue(ended)[0]
-        .filter(pl.col("threshold") == pl.col("threshold").min())
-        .filter(pl.col("positions") == pl.col("positions").max())
-    )
+    first = first_dialogue(ended)[0]
+    mode = pl.col("positions").max().over("policy", "threshold")
+    runs = first.filter(pl.col("positions") == mode).with_columns(panel=panel_label(first))
     rows: list[dict[str, Any]] = []
-    for (run, policy), part in runs.group_by("run", "policy", maintain_order=True):
+    for (run, panel), part in runs.group_by("run", "panel", maintain_order=True):
         log = evictions.filter(pl.col("run") == run).sort("tokens_seen", maintain_order=True)
         total = int(part["tokens_seen_end"].max())  # type: ignore[arg-type]
         edges = [round(total * number / RETENTION_BINS) for number in range(RETENTION_BINS + 1)]
@@ -183,7 +230,7 @@ def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFram
                 )
                 rows.append(
                     {
-                        "policy": str(policy),
+                        "panel": str(panel),
                         "turn": turn,
                         "start": start,
                         "stop": min(stop, end),
@@ -209,6 +256,13 @@ def distinct_label(rows: pl.DataFrame) -> pl.Expr:
     return pl.concat_str(["policy", *varied], separator=", ", ignore_nulls=True)
 
 
+def panel_label(rows: pl.DataFrame) -> pl.Expr:
+    """A panel's name where panels are of one setting: the policy, and its threshold if the policies
+    have several."""
+    several = rows["threshold"].n_unique() > 1
+    return pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
+
+
 def integer_axis(numbers: pl.Series) -> alt.Axis:
     """An axis with ticks at whole numbers only, about ten of them."""
     last = int(numbers.max() or 0)  # type: ignore[arg-type]
@@ -217,7 +271,7 @@ def integer_axis(numbers: pl.Series) -> alt.Axis:
 
 def _merge_equal_neighbours(cells: pl.DataFrame) -> pl.DataFrame:
     """Neighbours with the same share as one: most of a map is all kept or all gone."""
-    keys = ["policy", "turn"]
+    keys = ["panel", "turn"]
     number = pl.struct(*keys, "kept").rle_id().alias("stretch")
     return (
         cells.with_columns(number)
@@ -247,14 +301,19 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
         x=alt.X(
             "since:Q", title="turns since the first eviction", axis=integer_axis(means["since"])
         ),
-        color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
+        color=mode_colour(late),
     )
     band = with_interval(base).mark_area(opacity=0.15, aria=False)
-    line = of_means(base).mark_line(point=True, aria=False)
+    dashes = alt.Scale(domain=list(POSITIONS), range=MODE_DASHES)
+    line = of_means(base).mark_line(aria=False)
+    line = line.encode(strokeDash=alt.StrokeDash("positions:N", scale=dashes, legend=None))
     value = alt.Y("mean:Q", title="excess NLL (nats)", scale=scale, axis=axis)
-    points = of_means(base).mark_point(filled=True, size=30)
+    # Hollow, so that one mode's points do not cover another's.
+    points = of_means(base).mark_point(filled=False, size=40)
     points = points.encode(
-        y=value, tooltip=["panel", "positions", "since", "mean", "low", "high", "n"]
+        y=value,
+        shape=mode_shape(late),
+        tooltip=["panel", "positions", "since", "mean", "low", "high", "n"],
     )
     one = dots(base, alt.Y(f"{ONE}:Q", scale=scale))
     counts = base.transform_aggregate(n="min(n)", groupby=["panel", "since"]).mark_text(
@@ -278,13 +337,3 @@ def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
     weight = 1 / last.height
     spans = [(s["start"], s["stop"], weight) for row in last["token_spans"] for s in row]
     return [*spans, (int(last["tokens_seen"][0]), end, 1.0)]
-
-
-def _by_setting(chart: alt.LayerChart, data: pl.DataFrame, height: int) -> alt.TopLevelMixin:
-    """One row of panels per model, dataset and threshold, if there is more than one."""
-    setting = pl.concat_str(["model", "dataset", "threshold"], separator=", ")
-    labelled = data.with_columns(setting=setting)
-    chart = chart.properties(width=WIDTH, height=height)
-    if labelled["setting"].n_unique() < 2:
-        return chart
-    return chart.properties(data=labelled).facet(row=alt.Row("setting:N", title=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,47 @@ def percent_range(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     low, high = percent(min(known, default=None)), percent(max(known, default=None))
     return low if low == high else f"{low} to {high}"
+
+
+def megabytes(size: float | None) -> str:
+    """ "14.7 MB", of bytes; a dash for a missing value."""
+    return "\N{EN DASH}" if size is None else f"{rounded(size / 1e6)} MB"
+
+
+def perplexity(nll: float | None) -> str:
+    """ "4.63", of nats per token; a dash for a missing value, and from where it says nothing."""
+    return "\N{EN DASH}" if nll is None or nll > 20 else rounded(math.exp(nll))
+
+
+def moment(text: str) -> str:
+    """ "2026-11-27 11:06 UTC", of a moment in ISO 8601."""
+    return f"{text[:10]} {text[11:16]} UTC"
+
+
+def day(text: str) -> str:
+    """ "2026-11-27", of a moment in ISO 8601."""
+    return text[:10]
+
+
+#: What a reader calls a depth.
+DEPTH_NAMES = {
+    "early": "the beginning",
+    "middle": "the middle",
+    "recent": "the latest",
+    "unknown": "what is at no stated depth",
+}
+
+
+def depth_name(depth: str) -> str:
+    """ "the beginning", of "early"."""
+    return DEPTH_NAMES.get(depth, depth)
+
+
+def cell_text(value: object) -> str:
+    """A number of a figure's table with three significant digits; other values as they are."""
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def p_value(value: float | None) -> str:

@@ -8,24 +8,37 @@ import polars as pl
 
 from kvfidelity.analysis.columns import TABLES
 from kvfidelity.records.declaration import ColumnInfo
+from kvfidelity.report.position_modes import PRESENTATIONS
 
 TERMS = {
     "token index": "number of a token in the whole conversation as fed to the model, from 0",
     "slot": "one cached token; slots are sorted by token index",
     "position": "the integer that RoPE rotates a key or a query by",
-    "stale": "kept keys keep their rotation; the next position is the number of cached slots",
-    "original": "kept keys keep their rotation; the next position is the number of tokens seen",
-    "rerotated": "kept keys are rotated to 0, 1, 2, ...; the next position follows them",
-    "corrected positions": "original or rerotated",
+    **{mode.value: shown.meaning for mode, shown in PRESENTATIONS.items()},
+    "corrected positions": "original or rerotated: no key is at or after the next token's position",
     "threshold, target": "the cache size that triggers an eviction, and the size after it",
+    "budget": "tokens that an eviction leaves cached; missing if policies set their own size",
     "cell": "model, dataset, policy, positions, threshold, seed; a run is a cell on one dialogue",
     "baseline": "the run in which nothing is evicted",
     "reference reply": "the dataset's reply; it is fed so that every policy sees the same history",
+    "span": "a contiguous stretch of kept tokens; the fewer spans, the less scattered they are",
     "needle": "a fact inserted into a dialogue and asked for later",
-    "excess NLL": "NLL of the reference reply minus the baseline's on the same turn",
+    "depth": "how far along the conversation a needle is: early, middle or recent",
+    "excess NLL": "NLL of the reference reply minus the baseline's on the same turn, in nats per "
+    "token; 0 is no loss, 0.69 halves the probability of every token",
+    "retained share": "cached tokens of those seen",
 }
 #: Tables whose columns the page shows under their own names, and in the glossary.
-SHOWN_TABLES = ("policies", "contrasts", "predictors", "recall_by_depth", "own_replies")
+SHOWN_TABLES = (
+    "ranking",
+    "policies",
+    "attribution",
+    "claims",
+    "contrasts",
+    "predictors",
+    "recall_by_depth",
+    "own_replies",
+)
 
 
 def shown_columns(tables: Mapping[str, pl.DataFrame]) -> list[tuple[str, list[ColumnInfo]]]:

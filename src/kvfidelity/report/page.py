@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -10,33 +12,45 @@ from typing import Any
 
 import jinja2
 import polars as pl
+import yaml
 from markupsafe import Markup
 
+from kvfidelity.analysis.columns import TABLES as TABLE_COLUMNS
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
 from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
+from kvfidelity.analysis.table_names import table_endings
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import CELL_COLUMNS, MANIFEST, POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
+    cell_text,
     count,
+    day,
     decimal,
+    depth_name,
     extent,
     interval,
     interval_of,
+    megabytes,
+    moment,
     p_value,
     percent,
     percent_range,
+    perplexity,
     rounded,
     signed,
 )
 from kvfidelity.report.glossary import TERMS, shown_columns
+from kvfidelity.report.mode_drawing import mode_drawing
 from kvfidelity.report.paper_tables import cell_name, claim_question
+from kvfidelity.report.summary import causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
+from kvfidelity.report.what_was_run import policies_run, run_summaries
 
 TABLES = (
     "turns",
@@ -48,6 +62,8 @@ TABLES = (
     "prefill_overshoot",
     "baselines",
     "policies",
+    "ranking",
+    "recall",
     "contrasts",
     "attribution",
     "predictors",
@@ -64,48 +80,77 @@ TABLES = (
 )
 
 
-def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path) -> str:
+#: Sections by their anchors, in the order of the page, and what the contents call them.
+CONTENTS = {
+    "answer": "Answer and ranking",
+    "terms": "What the words mean",
+    "causes": "What positions cost",
+    "claims": "Claims",
+    "run": "What was run",
+    "cells-head": "Policy and position mode",
+    "recall": "What each policy forgets",
+    "cache": "What the cache holds",
+    "positions": "Positions and the loss",
+    "window": "Through the trained window",
+    "cost": "What it costs",
+    "contrasts": "Paired contrasts",
+    "verdicts": "Verdicts",
+    "judges": "Judges",
+    "own": "Own replies",
+    "replies": "Two replies side by side",
+    "jobs": "Seconds of the jobs",
+    "glossary": "Glossary",
+    "limits": "Limits",
+}
+#: Of a figure's numbers, as many rows stand in the page; its CSV has all.
+FIGURE_ROWS = 40
+
+
+def render(
+    settings: Mapping[str, Any],
+    tables: Mapping[str, pl.DataFrame],
+    results: Path,
+    invocation: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> str:
     """The page as HTML.
 
     Args:
         settings: what `rule_params.report_settings` chooses of the configuration.
         tables: those named in TABLES, and `jobs`.
         results: the folder with figures, manifests, tokenizers and artifacts.
+        invocation: how the workflow was started: `version`, `commit`, `started`, `command`,
+            `configuration`; None or empty if that is not known.
+        kinds: what each built-in kind of policy keeps.
     """
+    invocation, kinds = invocation or {}, kinds or {}
     here = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "signed": signed,
-        "interval": interval,
-        "interval_of": interval_of,
-        "p": p_value,
-        "claim_question": claim_question,
-    }
-    environment.filters |= {
-        "percent": percent,
-        "span": percent_range,
-        "extent": extent,
-        "decimal": decimal,
-    }
-    environment.filters |= {"rounded": rounded, "count_of": count}
-    environment.globals |= {"cell_name": cell_name, "cell_key": cell_key}
+    environment = _environment(here)
     turns = tables["turns"]
     cells = build_transcripts(turns, tables["evictions"], results, settings["session"])
+    script = (here / "page.js").read_text("utf-8")
+    environments = tables["environments"]
+    made = environments.select(pl.col("first_made").min(), pl.col("last_made").max()).row(0)
+    known = environments.drop_nulls("hardware")
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
         style=Markup((here / "page.css").read_text("utf-8")),
-        script=Markup((here / "page.js").read_text("utf-8")),
+        script=Markup(script),
+        security_policy=security_policy(script),
         cells=Markup(as_json(cells)),
         transcripts_summary=transcripts_summary(cells),
-        setups=run_summaries(settings, turns, results),
-        environments=tables["environments"].to_dicts(),
-        mixed=mixed(tables["environments"]),
+        setups=run_summaries(settings, tables, results),
+        policies_run=policies_run(turns, kinds),
+        drawing=mode_drawing(),
+        invocation=invocation,
+        configuration=as_yaml(invocation.get("configuration")),
+        made=made if made[0] else None,
+        hardware=lambda model: known.filter(model=model)["hardware"].unique().sort().to_list(),
+        ranking=ranked_groups(tables["ranking"], tables["recall_by_depth"]),
+        causes=causes(tables["attribution"]),
+        alone=without_partner(tables["policies"], tables["attribution"]),
+        environments=environments.to_dicts(),
+        mixed=mixed(environments),
         not_evicted=cells_without_evictions(turns),
         attribution=tables["attribution"].to_dicts(),
         silent=tables["baselines"].filter("knows_nothing").to_dicts(),
@@ -143,10 +188,72 @@ def render(settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], resu
         integrity=columns(Integrity),
         terms=TERMS,
         shown_columns=shown_columns(tables),
+        csv_tables=[name for name in TABLE_COLUMNS if "csv" in table_endings(name)],
         figures=figures_by_section(results / "figures", settings["report"]),
         report=settings["report"],
     )
-    return page
+    return _with_contents(page)
+
+
+def _environment(templates: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "signed": signed,
+        "interval": interval,
+        "interval_of": interval_of,
+        "p": p_value,
+        "percent": percent,
+        "span": percent_range,
+        "extent": extent,
+        "decimal": decimal,
+        "rounded": rounded,
+        "count_of": count,
+        "megabytes": megabytes,
+        "perplexity": perplexity,
+        "moment": moment,
+        "day": day,
+        "depth_name": depth_name,
+        "claim_question": claim_question,
+        "cell_key": cell_key,
+        "claim_cells": claim_cells,
+        "contrast_cells": contrast_cells,
+    }
+    environment.globals |= {"cell_name": cell_name}
+    return environment
+
+
+def _with_contents(page: str) -> str:
+    """The page with links to the sections that it has; which those are, its templates decide."""
+    present = [(anchor, name) for anchor, name in CONTENTS.items() if f'id="{anchor}"' in page]
+    links = "".join(f'<li><a href="#{anchor}">{name}</a></li>\n' for anchor, name in present)
+    return page.replace("<ol>\n</ol>\n</nav>", f"<ol>\n{links}</ol>\n</nav>", 1)
+
+
+def security_policy(script: str) -> str:
+    """What a browser lets the page do: its one script, its styles, its images; no request."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = {
+        "default-src": "'none'",
+        "script-src": f"'sha256-{digest}'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in allowed.items())
+
+
+def as_yaml(configuration: Mapping[str, Any] | None) -> str:
+    """The configuration as a person would write it; "" if it is not known."""
+    if not configuration:
+        return ""
+    return str(yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True, width=100))
 
 
 def as_json(cells: Mapping[str, Any]) -> str:
@@ -159,6 +266,20 @@ def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in CELL_COLUMNS}
 
 
+def claim_cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cell that a claim is about, and the one that it is compared with, if there is one."""
+    cells = [dict(row)]
+    policy, _, positions = (row["against"] or "").rpartition(", ")
+    if policy:
+        cells.append(dict(row) | {"policy": policy, "positions": positions})
+    return cells
+
+
+def contrast_cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Both sides of a contrast."""
+    return [dict(row) | {row["factor"]: row[side]} for side in ("first", "second")]
+
+
 def missing_by_reason(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Missing verdicts by judge and reason, with the turns that they are of as text."""
     of_turn = pl.format("turn {}: {} of {}", "turn", "missing", "replies")
@@ -169,53 +290,18 @@ def missing_by_reason(table: pl.DataFrame) -> list[dict[str, Any]]:
     )
 
 
-def inline_svg(svg: str) -> Markup:
+def inline_svg(svg: str, name: str) -> Markup:
     """An SVG to stand in the page, which describes it as one image.
+
+    Every figure numbers its clip paths from zero, so its name makes them different.
 
     What its marks stand for moves from `aria-label` to `data-label`, where the page's script finds
     it; the other roles and labels inside would only be read out against the image's own.
     """
     marks = re.sub(r'aria-label="([^"]*)" role="graphics-symbol"', r'data-label="\1"', svg)
+    marks = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', marks)
+    marks = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", marks)
     return Markup(re.sub(r' (role|aria-[a-z]+)="[^"]*"', "", marks))
-
-
-def run_summaries(
-    settings: Mapping[str, Any], turns: pl.DataFrame, results: Path
-) -> list[dict[str, Any]]:
-    """What was run: one entry per model and dataset."""
-    entries = []
-    chosen = turns.select(
-        *("model", "dataset", "model_revision", "dtype", "device", "trained_window"),
-        *("token_bytes", "kind", "dialogue", "run", "tokens_seen_end", "replies", "finish_reason"),
-    )
-    for (model, dataset), part in chosen.group_by("model", "dataset", maintain_order=True):
-        manifest = results / "dialogues" / str(model) / str(dataset) / MANIFEST
-        entry = settings["models"][str(model)]
-        base = part.filter(pl.col("kind") == "baseline")
-        entries.append(
-            {
-                "model": model,
-                "label": entry.get("label"),
-                "revision": part["model_revision"][0],
-                "licence": entry.get("licence", "not stated in the config"),
-                "dtype": part["dtype"].drop_nulls().first(),
-                "device": part["device"].drop_nulls().first(),
-                "window": part["trained_window"].drop_nulls().first(),
-                "token_bytes": part["token_bytes"].drop_nulls().first(),
-                "dataset": dataset,
-                "dataset_licence": settings["datasets"][str(dataset)].get("licence", "not stated"),
-                "manifest": json.loads(manifest.read_text("utf-8")),
-                "dialogues": part["dialogue"].n_unique(),
-                "runs": part["run"].n_unique(),
-                "turns": part.height,
-                "tokens": base.group_by("run")
-                .agg(pl.col("tokens_seen_end").max())["tokens_seen_end"]
-                .to_list(),
-                "replies": part["replies"][0],
-                "out_of_memory": part.filter(pl.col("finish_reason") == "out_of_memory").height,
-            }
-        )
-    return entries
 
 
 def mixed(environments: pl.DataFrame) -> list[str]:
@@ -225,14 +311,21 @@ def mixed(environments: pl.DataFrame) -> list[str]:
 
 
 def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The figures of each section of the page: `svg`, `alt` and `caption`."""
+    """The figures of each section of the page: `name`, `svg`, `narrow` (for narrow screens),
+    `alt_text`, `caption`, and of its numbers `head`, `rows` (the first FIGURE_ROWS) and `n_rows`.
+    """
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for figure in FIGURES:
-        svg = inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"))
-        caption = figure.caption_with(report["confidence"])
-        sections[figure.section].append(
-            {"svg": svg, "alt_text": figure.alt_text, "caption": caption}
-        )
+        entry: dict[str, Any] = {"name": figure.name, "alt_text": figure.alt_text}
+        entry["caption"] = figure.caption_with(report["confidence"])
+        for form, ending in (("svg", "svg"), ("narrow", "narrow.svg")):
+            text = (folder / f"{figure.name}.{ending}").read_text("utf-8")
+            entry[form] = inline_svg(text, f"{figure.name}-{form}")
+        file = folder / f"{figure.name}.csv"
+        rows = pl.read_csv(file) if file.read_text("utf-8").strip() else pl.DataFrame()
+        shown = [[cell_text(value) for value in row] for row in rows.head(FIGURE_ROWS).rows()]
+        entry |= {"head": rows.columns, "rows": shown, "n_rows": rows.height}
+        sections[figure.section].append(entry)
     return sections
 
 

@@ -11,14 +11,6 @@ from kvfidelity.report.dots import ONE, of_means, with_dots
 from kvfidelity.report.figures import MODE_COLOURS, MODE_SHAPES, distinct_label, nothing
 
 BASELINE_LABEL = "nothing evicted"
-COLOURS = alt.Scale(
-    domain=[*MODE_COLOURS.domain, BASELINE_LABEL], range=[*MODE_COLOURS.range, "currentColor"]
-)
-SHAPES = alt.Scale(
-    domain=[*MODE_SHAPES.domain, BASELINE_LABEL], range=[*MODE_SHAPES.range, "diamond"]
-)
-
-
 KEYS = (*CELL_COLUMNS, "origin", "depth")
 
 
@@ -52,7 +44,9 @@ def recall_figure(table: pl.DataFrame, questions: pl.DataFrame) -> alt.TopLevelM
     base = alt.Chart(data).encode(
         y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows.to_list()),
         yOffset=alt.YOffset("offset:N", sort=list(POSITIONS)),
-        color=alt.Color("mode:N", scale=COLOURS, title="positions"),
+        color=alt.Color(
+            "mode:N", scale=_of_modes(MODE_COLOURS, "currentColor", data), title="positions"
+        ),
         tooltip=[
             *("policy", "positions", "threshold", "depth", "recalled", "recalled_low"),
             *("recalled_high", "recall_lost", "evidence_retained_share", "n"),
@@ -73,7 +67,9 @@ def recall_figure(table: pl.DataFrame, questions: pl.DataFrame) -> alt.TopLevelM
         .mark_point(filled=True, size=50)
         .encode(
             x=alt.X("recalled:Q", scale=scale, title="answered right", axis=axis),
-            shape=alt.Shape("mode:N", scale=SHAPES, title="positions"),
+            shape=alt.Shape(
+                "mode:N", scale=_of_modes(MODE_SHAPES, "diamond", data), title="positions"
+            ),
         )
     )
     bars = of_means(base).transform_filter("isValid(datum.recalled_low)")
@@ -90,6 +86,13 @@ def recall_figure(table: pl.DataFrame, questions: pl.DataFrame) -> alt.TopLevelM
         .properties(width=165, height=height)
         .facet(facet=alt.Facet("panel:N", title=None, sort=panels.to_list()), columns=3)
     )
+
+
+def _of_modes(scale: alt.Scale, baseline: str, rows: pl.DataFrame) -> alt.Scale:
+    """The scale of the position modes, and of the baseline, as far as rows have them."""
+    shown = dict(zip([*scale.domain, BASELINE_LABEL], [*scale.range, baseline], strict=True))
+    present = [name for name in shown if name in set(rows["mode"])]
+    return alt.Scale(domain=present, range=[shown[name] for name in present])
 
 
 def _by_dialogue(questions: pl.DataFrame) -> pl.DataFrame:

@@ -13,6 +13,8 @@ import vl_convert
 
 from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import NotFiniteError
+from kvfidelity.report.figure_rows import figure_rows
+from kvfidelity.report.narrow import narrow
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
@@ -52,21 +54,36 @@ def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
 
 
 def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
-    """NAME.svg for the page and papers, NAME.png at 200 dots per inch, NAME.html to look around in.
+    """What `save_for_page` writes, NAME.png at 200 dots per inch, NAME.html to look around in.
 
     Nothing is fetched, then or later: the page holds its scripts.
 
     Raises:
         NotFiniteError: a number in the chart's data is not finite.
     """
-    spec = with_theme(chart)
-    write_text(folder / f"{name}.svg", svg(spec, name))
+    spec = save_for_page(chart, folder, name)
     on_white = as_json(spec | {"background": "white"}, name)
     with replacing(folder / f"{name}.png") as temporary:
         temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
     write_text(
         folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
     )
+
+
+def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> dict[str, Any]:
+    """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.csv with its numbers.
+
+    Returns:
+        The specification that is drawn.
+
+    Raises:
+        NotFiniteError: a number in the chart's data is not finite.
+    """
+    spec = with_theme(chart)
+    write_text(folder / f"{name}.svg", svg(spec, name))
+    write_text(folder / f"{name}.narrow.svg", svg(narrow(spec), name))
+    write_text(folder / f"{name}.csv", figure_rows(spec).write_csv())
+    return spec
 
 
 def svg(spec: dict[str, Any], name: str) -> str:

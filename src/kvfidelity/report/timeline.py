@@ -11,9 +11,11 @@ from kvfidelity.report.figures import (
     NO_EVICTION,
     WIDTH,
     count_label,
+    distinct_label,
     first_dialogue,
     integer_axis,
     nothing,
+    panel_label,
 )
 
 MOMENTS = {
@@ -53,6 +55,7 @@ def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
     points = of_means(base).mark_point(filled=True, size=40)
     points = points.encode(
         y=alt.Y("mean:Q", title=["NLL (nats per token)", count_label(data, "n")]),
+        shape=alt.Shape("model:N", legend=None),
         tooltip=["model", "start", "stop", "mean", "low", "high", "n"],
     )
     reached = data.filter(pl.col("stop") > pl.col("trained_window"))
@@ -68,7 +71,8 @@ def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
 
 
 def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
-    """Cache bytes at four moments of each turn, one dialogue: what prefill adds.
+    """Cache bytes at four moments of each turn, one dialogue, one panel per policy and threshold:
+    what prefill adds.
 
     The first position mode stands for all, for they hold as many bytes.
     """
@@ -76,16 +80,15 @@ def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
     if managed.is_empty():
         return nothing(NO_EVICTION)
     first, title = first_dialogue(managed)
-    chosen = first.filter(
-        pl.col("positions") == pl.col("positions").min().over("policy"),
-        pl.col("threshold") == pl.col("threshold").min(),
-    ).with_columns(
+    mode = pl.col("positions").min().over("policy", "threshold")
+    chosen = first.filter(pl.col("positions") == mode).with_columns(
+        panel=panel_label(first),
         bytes_before_prefill=(pl.col("slots_after_prefill") - pl.col("prompt_tokens"))
-        * pl.col("token_bytes")
+        * pl.col("token_bytes"),
     )
     data = pl.concat(
         chosen.select(
-            "policy",
+            "panel",
             "turn",
             moment=pl.lit(name),
             at=pl.col("turn") + 1 + number / len(MOMENTS),
@@ -93,7 +96,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
             limit=pl.col("threshold_tokens") * pl.col("token_bytes") / 1e6,
         )
         for number, (name, column) in enumerate(MOMENTS.items())
-    ).sort("policy", "at")
+    ).sort("panel", "at")
     data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
     base = alt.Chart(data).encode(
         x=alt.X(
@@ -107,47 +110,55 @@ def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
         y=alt.Y("megabytes:Q", title="cache (MB)")
     )
     points = base.mark_point(filled=True, size=22, color="#0072B2").encode(
-        y="megabytes:Q", tooltip=["policy", "turn", "moment", "megabytes", "limit"]
+        y="megabytes:Q", tooltip=["panel", "turn", "moment", "megabytes", "limit"]
     )
     limit = base.mark_rule(color="#D55E00", strokeDash=[4, 3]).encode(x=alt.X(), y="mean(limit):Q")
     layers = alt.layer(line, points, limit).properties(width=250, height=110)
-    return layers.facet(facet=alt.Facet("policy:N", title=None), columns=2, title=title)
+    return layers.facet(facet=alt.Facet("panel:N", title=None), columns=2, title=title)
 
 
 def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
-    """Mean seconds of each part of a turn with 95% t-intervals over dialogues, each on its own
-    axis: the turns of a dialogue are no independent measurements.
+    """Milliseconds of each part of a turn, each on its own axis: medians, and a dot per dialogue.
 
-    Turns computed once for all policies, and those decoded together with others, are left out;
-    decoding is of those with a reply of their own.
+    A dialogue's value is the median of its turns, a policy's that of its dialogues: the first turn
+    of a process warms up and would move a mean. Turns computed once for all policies, and those
+    decoded together with others, are left out; decoding is of those with a reply of their own.
     """
     single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency") == 1))
-    single = single.with_columns(decode_s=pl.col("tpot_s") * pl.col("reply_token_count"))
-    # Each dialogue weighs alike, however many of its turns were timed.
-    each = single.group_by("policy", "model", "dataset", "dialogue", maintain_order=True).agg(
-        pl.col(*SECONDS.values()).mean()
+    if single.is_empty():
+        return nothing(
+            "all runs were computed together with others; session.batch_size: 1 times each alone"
+        )
+    # The baseline has no threshold to be named by.
+    named = single.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
+    single = named.with_columns(
+        row=distinct_label(named), decode_s=pl.col("tpot_s") * pl.col("reply_token_count")
     )
-    data = pl.concat(
-        t_intervals(each, ["policy"], column).with_columns(pl.col("low").clip(0), part=pl.lit(part))
+    each = single.group_by("row", "model", "dataset", "dialogue", maintain_order=True).agg(
+        pl.col(*SECONDS.values()).median() * 1000
+    )
+    parts = [
+        each.select("row", part=pl.lit(part), one=pl.col(column)).drop_nulls("one")
         for part, column in SECONDS.items()
+    ]
+    data = pl.concat(parts).sort("row")
+    medians = data.group_by("row", "part", maintain_order=True).agg(
+        median=pl.col("one").median(), n=pl.len()
     )
-    if data.is_empty():
-        return nothing("no turn was computed for one policy alone")
-    base = alt.Chart(data.sort("policy")).encode(
-        y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=160)),
-        tooltip=["policy", "part", "mean", "low", "high", "n"],
+    rows = pl.concat([medians, data], how="diagonal")
+    base = alt.Chart(rows).encode(y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=160)))
+    middle = base.transform_filter("isValid(datum.median)")
+    bars = middle.mark_bar(color="#56B4E9", opacity=0.85).encode(
+        x=alt.X("median:Q", title=["ms per turn"], axis=alt.Axis(tickCount=3)),
+        tooltip=["row", "part", "median", "n"],
     )
-    bars = base.mark_bar(color="#56B4E9", opacity=0.85).encode(
-        x=alt.X("mean:Q", title=["seconds per turn"], axis=alt.Axis(tickCount=3))
-    )
-    rules = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
-    rules = rules.encode(x=alt.X("low:Q"), x2="high:Q", color=alt.value("currentColor"))
-    counts = base.mark_text(align="left", dx=3, dy=-7, fontSize=8, aria=False)
+    each_dialogue = dots(base, alt.X(f"{ONE}:Q", title=""))
+    counts = middle.mark_text(align="left", dx=3, dy=-7, fontSize=8, aria=False)
     counts = counts.transform_calculate(label="'n = ' + datum.n").encode(
         x=alt.value(0), text="label:N"
     )
     return (
-        alt.layer(bars, rules, counts)
+        alt.layer(bars, each_dialogue, counts)
         .properties(width=118, height=alt.Step(28))
         .facet(facet=alt.Facet("part:N", title=None, sort=list(SECONDS)), columns=4)
         .resolve_scale(x="independent")

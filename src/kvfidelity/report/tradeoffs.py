@@ -14,13 +14,13 @@ from kvfidelity.analysis.within_turns import fisher_by_dialogue
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.figures import (
-    MODE_COLOURS,
-    MODE_SHAPES,
     NO_LOSS,
     WIDTH,
     count_label,
     dialogue_losses,
     distinct_label,
+    mode_colour,
+    mode_shape,
     nothing,
 )
 from kvfidelity.report.formatting import interval, signed
@@ -77,7 +77,7 @@ def pareto(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin
     points = of_means(base).mark_point(filled=True, size=80)
     points = points.encode(
         y=loss,
-        color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
+        color=mode_colour(policies),
         shape=alt.Shape("policy:N", title="policy", scale=alt.Scale(range=SHAPES)),
         tooltip=[
             "policy",
@@ -90,13 +90,13 @@ def pareto(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin
             "n_dialogues",
         ],
     )
-    coloured = base.encode(color=alt.Color("positions:N", scale=MODE_COLOURS))
+    coloured = base.encode(color=mode_colour(policies))
     each = dots(coloured, alt.Y(f"{ONE}:Q", scale=scale, title=""))
     bars = with_interval(base).mark_rule()
     bars = bars.encode(
         y=alt.Y("low:Q", scale=scale, title=""),
         y2="high:Q",
-        color=alt.Color("positions:N", scale=MODE_COLOURS),
+        color=mode_colour(policies),
     )
     edge = (
         of_means(base)
@@ -204,8 +204,8 @@ def best_predictor(turns: pl.DataFrame, predictors: pl.DataFrame) -> alt.TopLeve
                 scale=alt.Scale(type="symlog", constant=0.05),
                 axis=axis,
             ),
-            color=alt.Color("positions:N", scale=MODE_COLOURS, title="positions"),
-            shape=alt.Shape("positions:N", scale=MODE_SHAPES, title="positions"),
+            color=mode_colour(data),
+            shape=mode_shape(data),
             tooltip=["policy", "positions", "dialogue", "turn", "value", "excess_nll"],
         )
         .properties(width=240, height=200)

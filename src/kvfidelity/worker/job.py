@@ -7,13 +7,15 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfidelity.models.checksums import PROVENANCE
-from kvfidelity.records.notes import VERSION
+from kvfidelity.records.notes import MADE, VERSION
 from kvfidelity.sizes import size_in_bytes
+from kvfidelity.worker.processor import processor
 from kvfidelity.worker.usage import Usage
 
 if TYPE_CHECKING:
@@ -204,7 +206,8 @@ class Generator:
         cuda = device.type == "cuda"
         notes = {VERSION + name: version(name) for name in PACKAGES}
         notes[VERSION + "python"] = platform.python_version()
-        notes["hardware"] = torch.cuda.get_device_name(device) if cuda else platform.machine()
+        notes["hardware"] = torch.cuda.get_device_name(device) if cuda else processor()
+        notes[MADE] = datetime.now(UTC).isoformat(timespec="seconds")
         chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
         return notes | {"code": self._config.code_digest, "chat": chat}
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvfidelity.cache.overflow import first_overflow, overflow_error
+from kvfidelity.cache.ragged import RaggedKeepSet, apportion
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
@@ -34,6 +36,22 @@ def keep_ratio(default: Any = MISSING) -> Any:
     return parameter(default, doc=doc, above=0, high=1)
 
 
+#: What a config may say of a policy that another one wraps.
+WRAPPED_SCHEMA: dict[str, Any] = {
+    "type": ["string", "object"],
+    "format": "policy",
+    "required": ["kind"],
+}
+
+
+def wrapped_policy(default: Any = MISSING, *, doc: str) -> Any:
+    """A dataclass field for a policy inside a policy; `build_policy` makes it.
+
+    In a config it is a kind (`policy: knorm`) or an entry (`policy: {kind: snapkv, window: 16}`).
+    """
+    return option(default, doc=doc, schema=WRAPPED_SCHEMA)
+
+
 def slots_for_ratio(slots: int, ratio: float) -> int:
     """That share of the slots, rounded down, at least 1 (as in the paper's code)."""
     return max(1, int(slots * ratio))
@@ -52,6 +70,10 @@ class Policy(ABC):
     evicts: ClassVar[bool] = True
     #: Whether it ranks by attention scores; the cache then collects them.
     needs_scores: ClassVar[bool] = False
+    #: Whether its budget differs between layers and kv heads; it then has `shares`.
+    ragged: ClassVar[bool] = False
+    #: Whether it looks at the layers' output projections.
+    needs_output_projection: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -86,8 +108,40 @@ class Policy(ABC):
             head. Infinity pins a slot; NaN is refused.
         """
 
-    def keep(self, view: CacheView) -> Tensor:
-        """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots.
+    def shares(self, view: CacheView, rank: Tensor) -> Tensor:
+        """Of a policy that is `ragged`: how the slots that remain are shared out.
+
+        Args:
+            rank: [L, G, n]; aligned at the right if kv heads hold different numbers of slots, with
+                minus infinity before a head's slots. Protected slots rank at infinity.
+
+        Returns:
+            Weights of any scale, at least 0: [L, G], or broadcastable to it. The total is always
+            `budget` * L * G; no head gets fewer than one slot or the protected ones, or more than
+            it holds.
+        """
+        return torch.ones(1, 1)
+
+    def rank(self, view: CacheView) -> Tensor:
+        """`priority` as a floating-point tensor, of a view that shows what the policy declares.
+
+        Raises:
+            UserError, ModelOverflowError: as in `keep`.
+        """
+        view = view.limited_to(
+            scores=self.needs_scores,
+            query_window=self.query_window,
+            output_projection=self.needs_output_projection,
+        )
+        try:
+            rank = self.priority(view)
+        except NotCollectedError as error:
+            raise UserError(f"policy {self.kind} cannot rank: {error}") from None
+        _check_rank(self.kind, rank, view)
+        return rank if rank.is_floating_point() else rank.double()
+
+    def keep(self, view: CacheView) -> Tensor | RaggedKeepSet:
+        """The keep set: int64 [k], [L, k] or [L, G, k] with k = budget, sorted slots; or ragged.
 
         A shared one is on the CPU, as the slot table is; others stay on the device of the ranking.
 
@@ -96,13 +150,14 @@ class Policy(ABC):
                 policy does not declare.
             ModelOverflowError: NaN, because keys, values or scores are not finite.
         """
-        view = view.limited_to(scores=self.needs_scores, query_window=self.query_window)
-        try:
-            rank = self.priority(view)
-        except NotCollectedError as error:
-            raise UserError(f"policy {self.kind} cannot rank: {error}") from None
-        _check_rank(self.kind, rank, view)
-        rank = rank if rank.is_floating_point() else rank.double()
+        if self.ragged:
+            return self._keep_ragged(view)
+        if view.heads:
+            raise UserError(
+                f"policy {self.kind} keeps as many slots in every kv head, and this cache holds "
+                "different numbers: evict from one cache by one policy"
+            )
+        rank = self.rank(view)
         # A policy may pin slots with infinity; protected slots still rank above them.
         highest = torch.finfo(rank.dtype).max
         rank = rank.clamp(-highest, highest)
@@ -113,6 +168,62 @@ class Policy(ABC):
         kept = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, best, True)
         slots = kept.nonzero()[:, -1].reshape(best.shape)
         return slots.cpu() if slots.dim() == 1 else slots
+
+    def _keep_ragged(self, view: CacheView) -> RaggedKeepSet:
+        rank = self._rank_by_head(view).cpu()
+        counts = view.counts
+        first = rank.shape[-1] - counts
+        highest = torch.finfo(rank.dtype).max
+        rank = rank.clamp(-highest, highest)
+        fewest = 1
+        for start, stop in view.protected:
+            # Columns of heads that differ are aligned at the right, where protected slots are then.
+            end = rank.shape[-1] - (view.slots - stop if view.heads else rank.shape[-1] - stop)
+            rank[..., end - (stop - start) : end] = torch.inf
+        if view.protected:
+            fewest = max(1, int((rank == torch.inf)[0, 0].sum()))
+        rank = rank.masked_fill(torch.arange(rank.shape[-1]) < first[..., None], -torch.inf)
+        size = min(view.budget, view.slots)
+        shares = self._checked_shares(view, rank)
+        low = counts.clamp(max=fewest)
+        budgets = apportion(shares, size * counts.numel(), low, counts)
+        order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
+        chosen = torch.arange(rank.shape[-1]) < budgets[..., None]
+        kept = torch.zeros_like(chosen).scatter_(-1, order, chosen)
+        return RaggedKeepSet((torch.arange(rank.shape[-1]) - first[..., None])[kept], budgets)
+
+    def _rank_by_head(self, view: CacheView) -> Tensor:
+        """[L, G, n], aligned at the right."""
+        layers, groups = view.grid
+        if not view.heads:
+            rank = self.rank(view)
+            while rank.dim() < 3:
+                rank = rank.unsqueeze(-2)
+            return rank.expand(layers, groups, -1).clone()
+        # One kv head at a time, as of a cache that has no other.
+        ranks = [[self.rank(head).flatten().cpu() for head in layer] for layer in view.heads]
+        width = int(view.counts.max())
+        padded = [pad(rank, (width - rank.numel(), 0)) for layer in ranks for rank in layer]
+        return torch.stack(padded).view(layers, groups, width)
+
+    def _checked_shares(self, view: CacheView, rank: Tensor) -> Tensor:
+        shares = self.shares(view, rank)
+        try:
+            if not isinstance(shares, Tensor) or shares.is_complex():
+                raise TypeError
+            shares = shares.double().cpu().expand(view.grid)
+        except (TypeError, RuntimeError):
+            found = list(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
+            raise UserError(
+                f"policy {self.kind}: its shares are {found}; they must be {list(view.grid)}"
+            ) from None
+        if bool(shares.isnan().any()):
+            _refuse_overflow(view)
+        if not bool(shares.isfinite().all()) or bool((shares < 0).any()) or not bool(shares.any()):
+            raise UserError(
+                f"policy {self.kind}: its shares must be finite, at least 0 and not all 0"
+            )
+        return shares
 
 
 def slot_indices(view: CacheView) -> Tensor:
@@ -135,7 +246,7 @@ def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
 
 
 def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
-    layers, groups, slots = len(view.layers), view.layers[0].keys.shape[0], view.slots
+    (layers, groups), slots = view.grid, view.slots
     allowed = ((slots,), (layers, slots), (layers, groups, slots))
     if not isinstance(rank, Tensor) or rank.is_complex():
         found = rank.dtype if isinstance(rank, Tensor) else type(rank).__name__
@@ -144,8 +255,20 @@ def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
         shapes = " or ".join(str(list(shape)) for shape in allowed)
         raise UserError(f"policy {kind}: its ranking is {list(rank.shape)}; it must be {shapes}")
     if rank.is_floating_point() and bool(rank.isnan().any()):
-        layer = first_overflow((layer.keys, layer.values) for layer in view.layers)
-        scores = None if view.scores is None or not view.has_scores else view.attention("latest")
-        if layer is not None or (scores is not None and not scores.isfinite().all()):
-            raise overflow_error(view.layers[0].keys.dtype, layer)
+        _refuse_overflow(view)
         raise UserError(f"policy {kind}: its ranking holds NaN, which orders nothing")
+
+
+def _refuse_overflow(view: CacheView) -> None:
+    """Refuse a view of keys, values or scores that are not finite, which is why a ranking is not.
+
+    Raises:
+        ModelOverflowError: names the first layer.
+    """
+    found = [[head.layers[0] for head in row] for row in view.heads] or [[e] for e in view.layers]
+    pairs = ((number, layer) for number, row in enumerate(found) for layer in row)
+    numbers, layers = zip(*pairs, strict=True)
+    first = first_overflow((layer.keys, layer.values) for layer in layers)
+    scores = None if view.scores is None or not view.has_scores else view.attention("latest")
+    if first is not None or (scores is not None and not scores.isfinite().all()):
+        raise overflow_error(layers[0].keys.dtype, None if first is None else numbers[first])

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import kvfidelity.cache.policies as package
-from kvfidelity.cache.policies.base import Policy
+from kvfidelity.cache.policies.base import WRAPPED_SCHEMA, Policy
 from kvfidelity.errors import UserError
-from kvfidelity.options import option_schemas
+from kvfidelity.options import option_fields, option_schemas
 from kvfidelity.suggestions import did_you_mean
 from kvfidelity.user_files import load_module
 
@@ -48,6 +48,7 @@ def build_policy(kind: str, parameters: Mapping[str, Any], files: Iterable[Path]
     Raises:
         UserError: unknown kind or parameter (the nearest known one is named), or a bad value.
     """
+    files = list(files)
     known = known_policies(files)
     if kind not in known:
         raise UserError(f"unknown policy kind {kind!r}{did_you_mean(kind, known)}")
@@ -55,10 +56,31 @@ def build_policy(kind: str, parameters: Mapping[str, Any], files: Iterable[Path]
     for name in parameters:
         if name not in names:
             raise UserError(f"policy {kind}: unknown parameter {name!r}{did_you_mean(name, names)}")
+    inside = {
+        item.name: _wrapped(kind, item.name, parameters.get(item.name, item.default), files)
+        for item in option_fields(known[kind])
+        if item.metadata["schema"] is WRAPPED_SCHEMA
+        and not (item.name not in parameters and item.default is dataclasses.MISSING)
+    }
     try:
-        return known[kind](**parameters)
+        return known[kind](**{**parameters, **inside})
     except TypeError as error:
         raise UserError(f"policy {kind}: {error}") from None
+
+
+def _wrapped(kind: str, name: str, entry: Any, files: list[Path]) -> Policy:
+    """The policy that `entry`, a parameter of policy `kind`, names."""
+    if isinstance(entry, Policy):
+        return entry
+    if isinstance(entry, str):
+        entry = {"kind": entry}
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
+        raise UserError(f"policy {kind}: {name} is {entry!r}; it must be a kind, or have a `kind`")
+    inner = {key: value for key, value in entry.items() if key != "kind"}
+    try:
+        return build_policy(entry["kind"], inner, files)
+    except UserError as error:
+        raise UserError(f"policy {kind}, {name}: {error}") from None
 
 
 def policy_schema(files: Iterable[Path] = ()) -> dict[str, Any]:
