@@ -3,9 +3,6 @@ CORES ?= 2
 ARGS ?=
 ROUNDS ?= 50
 SECONDS ?= 1800
-# Snakemake's short options may be joined, as in `-np`.
-SHORT := $(filter-out --%,$(filter -%,$(ARGS)))
-DRY := $(findstring n,$(SHORT))$(filter --dry-run --dryrun,$(ARGS))
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 .PHONY: help run test chaos lint format report verify compare lock audit fuzz clean
@@ -17,7 +14,6 @@ help: ## lists the commands
 run: export KVFIDELITY_COMMAND = make run$(if $(ARGS), ARGS="$(ARGS)")
 run: .venv/installed ## the default run: results/report.html
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
-	@$(if $(DRY),,test ! -e results/report.html || echo "report: results/report.html")
 
 test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -35,16 +31,16 @@ lint: .venv/installed ## style, types, workflow rules
 format: .venv/installed ## format the code
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
-report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip
+report: .venv/installed ## Snakemake's own report of the default run, results/snakemake-report.zip
 	@test -e results/report.html || { echo "usage: make report, after make run: there is no results/report.html yet" >&2; exit 2; }
 	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
 
 verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
 	@test -d results || { echo "usage: make verify, after make run: there is no folder results yet" >&2; exit 2; }
-	@$(IN_VENV) python workflow/scripts/verify.py results $(ARGS)
+	@$(IN_VENV) python workflow/scripts/verify.py $(ARGS)
 
-compare: .venv/installed ## compare two finished runs: make compare A=results B=other/results
-	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A=FOLDER B=FOLDER, two folders of results" >&2; exit 2; }
+compare: .venv/installed ## compare two finished runs, by name or folder: make compare default field
+	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A B, the names or folders of two runs" >&2; exit 2; }
 	@$(IN_VENV) python workflow/scripts/compare.py "$(A)" "$(B)"
 
 lock: ## write requirements.lock and envs/build.lock, with hashes, from what .venv holds
@@ -57,11 +53,19 @@ audit: .venv/installed ## known vulnerabilities of the locked versions; asks the
 fuzz: .venv/installed ## random and damaged answers, model folders, store lines, records, messages; SECONDS=1800
 	@$(IN_VENV) python tests/fuzz/run.py --seconds $(SECONDS) $(ARGS)
 
-clean: ## remove results, keep downloads and paid verdicts
+clean: ## remove the results of all runs, keep downloads and paid verdicts
 	rm -rf results logs
 
 .venv/installed: requirements.lock envs/build.lock envs/torch.txt pyproject.toml
 	@sha256sum --check --quiet --status .venv/installed 2>/dev/null && touch .venv/installed || envs/install.sh
+
+# `make compare A B` names two runs, not two more targets.
+ifeq (compare,$(firstword $(MAKECMDGOALS)))
+NAMES := $(wordlist 2,3,$(MAKECMDGOALS))
+A ?= $(word 1,$(NAMES))
+B ?= $(word 2,$(NAMES))
+$(foreach name,$(NAMES),$(eval $(name): ; @:))
+endif
 
 # A name that is no target, such as `make tests`.
 .DEFAULT:

@@ -5,9 +5,6 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-configfile: "config/config.yaml"
-
-
 # Both are counted within a scheduler's job, not over all jobs: a machine's GPUs, and `serial`. On a
 # scheduler each rule of a group takes one `serial`, and there is one. So a group's jobs run one
 # after another, and the group asks for the resources of its largest member, not for the sum.
@@ -89,8 +86,8 @@ onstart:
     announce_sigterm(lambda: len(workflow.scheduler.running))
     if SETTINGS["session"]["batch_size"] > 1:
         write_planned_runs(SETTINGS, planned_runs())
-    write_invocation(Path("results"), SETTINGS, sys.argv, Path(workflow.basedir))
-    if moved := redate_future_files([Path("results"), Path("resources")]):
+    write_invocation(RESULTS, SETTINGS, sys.argv, Path(workflow.basedir))
+    if moved := redate_future_files([RESULTS, Path("resources")]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): they are dated now, "
             "in their order",
@@ -99,11 +96,11 @@ onstart:
 
 
 onsuccess:
-    shell("python workflow/scripts/stop_worker.py --ended-well")
+    shell('python "$SCRIPTS/stop_worker.py" --ended-well')
 
 
 onerror:
-    shell("python workflow/scripts/stop_worker.py")
+    shell('python "$SCRIPTS/stop_worker.py"')
     if workflow.non_local_exec:
         # Snakemake leaves out what a scheduler says when it refuses a group's job.
         print(

@@ -23,7 +23,15 @@ import polars as pl
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings  # noqa: E402
+from kvfidelity.pipeline.rule_params import (  # noqa: E402
+    grid_settings,
+    judge_params,
+    report_settings,
+    run_spec,
+    table_settings,
+)
+from kvfidelity.pipeline.staleness import notes_of  # noqa: E402
+from kvfidelity.records.artifacts import PREFIX  # noqa: E402
 from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
 from kvfidelity.records.grid import RunKey, run_keys  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
@@ -86,6 +94,13 @@ def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
 def write(results: Path, chosen: dict) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
+    judged = notes_of("judge", judge_params(chosen, "formula"))
+    written = {"generate": notes_of("generate"), "metrics": notes_of("measure")}
+    written["judge/formula"] = judged
+    notes = {
+        stage: {PREFIX + name: text for name, text in found.items()}
+        for stage, found in written.items()
+    }
     for number, path in enumerate(run_keys(chosen)):
         run = RunKey.from_path(path)
         cell = (run.policy, run.positions)
@@ -115,6 +130,8 @@ def write(results: Path, chosen: dict) -> None:
         turns = turns.with_columns(
             dialogue=pl.lit(run.dialogue), reference_nll=pl.col("reference_nll") + shift
         )
+        spec = json.dumps(run_spec(chosen, results, **run._asdict()))
+        notes["generate"] |= {PREFIX + "spec": spec, PREFIX + "dtype": "float32"}
         for stage, name, frame in (
             ("generate", "turns", turns),
             ("generate", "evictions", log),
@@ -124,7 +141,7 @@ def write(results: Path, chosen: dict) -> None:
         ):
             file = results / stage / path / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            frame.write_parquet(file)
+            frame.write_parquet(file, metadata=notes[stage] | {PREFIX + "kind": name})
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
             synthetic.write_pool(results / "dialogues" / model / dataset, entry["count"], 1)

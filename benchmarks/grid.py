@@ -29,6 +29,8 @@ from startup import covered, intervals
 from kvfidelity.records.artifacts import read_parquet
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("results/grid")
+RUNS = RESULTS / "generate"
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
         snakemake(folder, options, prepared, "--until", "extract_dialogues", "check_policy")
         first: list[pl.DataFrame] = []
         for size in map(int, options.batch_sizes.split(",")):
-            for name in ("results/generate", "results/benchmarks", ".snakemake/log"):
+            for name in (RUNS, RESULTS / "benchmarks", ".snakemake/log"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             load = os.getloadavg()[0]
             with used_share(options.gpu) as shares:
@@ -56,7 +58,7 @@ def main() -> None:
             seconds = covered(intervals(log.read_text(encoding="utf-8"))["generate"])
             turns = [
                 read_parquet(file, kind="turns")
-                for file in sorted((folder / "results/generate").rglob("turns.parquet"))
+                for file in sorted((folder / RUNS).rglob("turns.parquet"))
             ]
             first = first or turns
             most = max(int(frame["concurrency"].max() or 1) for frame in turns)  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ def copy_project(folder: Path) -> None:
 
 def overlay(folder: Path, dialogues: int | None, batch_size: int) -> Path:
     """A configuration with this batch size."""
-    changes: dict[str, object] = {"session": {"batch_size": batch_size}}
+    changes: dict[str, object] = {"run": RESULTS.name, "session": {"batch_size": batch_size}}
     if dialogues is not None:
         default = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
         changes["datasets"] = {name: {"count": dialogues} for name in default["datasets"]}

@@ -41,7 +41,7 @@ def environments() -> dict[str, set[str]]:
     for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
         for _, body in RULE.findall(file.read_text()):
             environment = re.search(r"envs/(\w+\.yaml)", body)
-            script = re.search(r"workflow/scripts/(\w+\.py)", body)
+            script = re.search(r'"\$SCRIPTS/(\w+\.py)"', body)
             assert environment and script
             found.setdefault(environment[1], set()).add(script[1])
     return found

@@ -24,8 +24,7 @@ SIZES = {"smollm2-135m": (46_080, 8192), "llama-3-8b-instruct": (131_072, 8192)}
 
 @cache
 def settings_of(config: str) -> dict[str, Any]:
-    files = dict.fromkeys([ROOT / "config/config.yaml", ROOT / config])
-    return read_settings(list(files))
+    return read_settings([ROOT / config], default=ROOT / "config/config.yaml")
 
 
 @cache

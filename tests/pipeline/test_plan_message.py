@@ -26,7 +26,7 @@ NOWHERE = Path("nowhere")
 def plan(settings: dict[str, Any], models: Path = NOWHERE, gpus: int = 0) -> str:
     planned = [PlannedJob("generate", run, "") for run in run_keys(settings)]
     planned += [PlannedJob("judge", run, "") for run in run_keys(settings)]
-    return plan_message(settings, planned, Place(models, NOWHERE, gpus))
+    return plan_message(settings, planned, Place(models, NOWHERE, gpus), "mine")
 
 
 def message(**changes: Any) -> str:
@@ -109,7 +109,7 @@ def test_what_is_done_again_and_why_in_few_lines() -> None:
     planned = [PlannedJob("generate", run, reason) for run in runs[:6]]
     planned += [PlannedJob("measure", run, FOLLOWS) for run in runs[:6]]
     planned += [PlannedJob(f"rule{number}", "", f"reason {number}") for number in range(5)]
-    text = plan_message(settings, planned, Place(NOWHERE, NOWHERE, 0))
+    text = plan_message(settings, planned, Place(NOWHERE, NOWHERE, 0), "mine")
     assert f"6 generate, such as {runs[0]}: {reason}" in text.replace("as  ", "as ")
     assert "3 more for other reasons, 6 because what it is made from is made again" in text
     assert len(text.splitlines()) <= 10 and len(text) < 3000

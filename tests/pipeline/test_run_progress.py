@@ -46,7 +46,7 @@ def test_a_fault_of_many_jobs_is_said_once_and_others_apart(tmp_path: Path) -> N
     assert "other.log" in line and " and 91 more" in line
 
 
-def console(stream: StringIO, alone: bool = True) -> Console:
+def console(stream: StringIO, alone: bool = True, page: Path = Path("nowhere")) -> Console:
     return Console(
         stream,
         plan=lambda: "the plan",
@@ -56,6 +56,7 @@ def console(stream: StringIO, alone: bool = True) -> Console:
         progress=True,
         command="make run",
         logs=lambda: ["whole.log"],
+        page=page,
     )
 
 
@@ -86,3 +87,15 @@ def test_an_interrupted_run_ends_with_what_to_type(alone: bool) -> None:
     assert lines[-1] == "to go on, type: make run   (logs to read: whole.log)"
     assert ("a warning" in lines) == alone, "Snakemake's own handler says it otherwise"
     assert "Building" not in stream.getvalue()
+
+
+def test_a_run_that_is_done_or_was_done_names_its_report(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    for there in (False, True):
+        stream = StringIO()
+        handler = console(stream, page=page)
+        handler.handle(record("Nothing to be done (all requested files are present)."))
+        handler.close()
+        named = f"report: {page}" in stream.getvalue()
+        assert named == there
+        page.touch()

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.report.figure_rows import figure_rows
-from kvfidelity.report.figures import excess
+from kvfidelity.report.figures import MAX_ROWS, excess, thinned
 from kvfidelity.report.narrow import WIDTH, narrow
 from kvfidelity.report.theme import svg, with_theme
 from kvfidelity.report.timeline import latency
@@ -101,3 +101,15 @@ def test_seconds_are_milliseconds_and_a_slow_first_turn_moves_nothing() -> None:
     assert table["n"].drop_nulls().unique().to_list() == [3]
     together = turns.with_columns(concurrency=4)
     assert "session.batch_size: 1" in str(with_theme(latency(together)))
+
+
+def test_a_long_dialogue_is_thinned_and_drawn() -> None:
+    """Altair refuses more than 5,000 rows where nothing is said."""
+    turns = pl.DataFrame({"turn": [turn for turn in range(3000) for _ in range(16)]})
+    kept = thinned(turns)
+    assert 0 < kept.height <= MAX_ROWS
+    assert kept["turn"].unique().sort().head(3).to_list() == [0, 10, 20]
+    assert thinned(turns.head(MAX_ROWS)).height == MAX_ROWS
+    points = alt.Chart(turns.head(5001)).mark_point().encode(x="turn:Q")
+    [rows] = with_theme(points)["datasets"].values()
+    assert len(rows) == 5001

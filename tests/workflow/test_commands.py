@@ -58,7 +58,8 @@ def test_snakemake_plans_what_the_line_says(line: str, fresh: Project, tmp_path:
 @pytest.mark.parametrize(
     ("line", "usage"),
     [
-        ("make compare", "usage: make compare A=FOLDER B=FOLDER"),
+        ("make compare", "usage: make compare A B"),
+        ("make compare default", "usage: make compare A B"),
         ("make verify", "usage: make verify, after make run"),
         ("make report", "usage: make report, after make run"),
         ("make chaos ROUNDS=many", "usage: make chaos ROUNDS=10"),

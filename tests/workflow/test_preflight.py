@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvfidelity.pipeline.preflight import faults, same_but_for_their_names
+from kvfidelity.pipeline.run_folders import RESULTS
 from kvfidelity.pipeline.settings import read_settings
 from tests.workflow.project import Project
 
@@ -122,7 +123,7 @@ def test_policies_that_differ_in_name_only_are_named(new: Project) -> None:
 def found_in(project: Project, changes: dict[str, Any] | None = None) -> list[str]:
     project.configure(changes or {})
     settings = read_settings([project.folder / "config/config.yaml"])
-    return list(faults(settings, computes_here=False, root=project.folder))
+    return list(faults(settings, RESULTS, computes_here=False, root=project.folder))
 
 
 def test_links_that_lead_nowhere_are_named(new: Project) -> None:
@@ -175,7 +176,7 @@ def test_a_variable_that_changes_float32_is_named(
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     settings = read_settings([new.folder / "config/config.yaml"])
-    [line] = faults(settings, computes_here=True, root=new.folder)
+    [line] = faults(settings, RESULTS, computes_here=True, root=new.folder)
     assert line.startswith("models.tiny.device: the environment sets NVIDIA_TF32_OVERRIDE")
     settings["models"]["tiny"]["dtype"] = "bfloat16"
-    assert list(faults(settings, computes_here=True, root=new.folder)) == []
+    assert list(faults(settings, RESULTS, computes_here=True, root=new.folder)) == []

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 from polars.testing import assert_frame_equal
 
-from kvfidelity.pipeline.settings import load_settings
+from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from kvfidelity.records.grid import cells, run_keys
 from tests.cache.test_policies import OWN as OWN_POLICY
-from tests.workflow.project import ROOT, Project, merged
+from tests.workflow.project import ROOT, Project
 
 #: The last rules that make artifacts; the figures and the page show them.
 TABLES = ("claims", "paper_tables", "judge_reliability")
@@ -212,16 +211,13 @@ def test_each_finished_run_is_a_line_and_its_log_names_it(
 
 
 @pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])
-def test_a_second_configuration_is_laid_over_the_default(
+def test_a_second_configuration_is_laid_over_the_default_unless_it_stands_alone(
     fresh: Project, tmp_path: Path, file: str
 ) -> None:
     """The README says so: without a network, a GPU or the model."""
     project = fresh.copy(tmp_path / "project")
     shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
-    default, second = (
-        yaml.safe_load((ROOT / "config" / name).read_text()) for name in ("config.yaml", file)
-    )
-    settings = load_settings(merged(default, second))
+    settings = read_settings([ROOT / "config" / file], default=ROOT / "config/config.yaml")
     plan = f"{len(cells(settings))} cells, {len(run_keys(settings))} runs of one dialogue each"
     done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr

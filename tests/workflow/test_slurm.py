@@ -29,8 +29,8 @@ from tests.workflow.slurm import Cluster, cluster, missing
 WHY_NOT = missing()
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"no Slurm here: {WHY_NOT}"),
-    pytest.mark.long(250),
-    pytest.mark.timeout(3000),  # four minutes where nothing else runs
+    pytest.mark.long(150),
+    pytest.mark.timeout(3000),  # ten minutes on a busy machine
 ]
 #: Snakemake that asks Slurm every second: the plugin waits ten seconds longer each time that no job
 #: has ended, which is most of what a small workflow takes.

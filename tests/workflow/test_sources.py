@@ -135,8 +135,11 @@ def test_a_large_file_is_read_only_once_its_time_changes(project: Project, tmp_p
         content[-1] ^= 1
         weights.unlink()
         weights.write_bytes(content)
-        changed = "models.tiny: tiny/model.safetensors has changed since it was fetched"
-        assert sources.refresh(settings, root) == [f"{changed}: it is fetched again"]
-        assert sources.refresh(settings, root) == [f"{changed}: it is fetched again"]
+        line = (
+            "models.tiny: tiny/model.safetensors has changed since it was fetched: it is fetched "
+            "again, and what was made from it"
+        )
+        assert sources.refresh(settings, root) == [line]
+        assert sources.refresh(settings, root) == [line]
     finally:
         sources.READ_AT_ONCE = limit

@@ -15,10 +15,6 @@ for folder in (workflow.basedir, os.getcwd()):
             f"error: the folder {folder} has braces in its name, which Snakemake takes for wildcards: "
             "rename it"
         )
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
-    "${{PYTHONPATH:+:$PYTHONPATH}}; "
-)
 
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.pipeline.adopt import adopt
@@ -50,7 +46,14 @@ from kvfidelity.pipeline.preflight import (
     same_but_for_their_names,
 )
 from kvfidelity.pipeline.reach import reach_settings
-from kvfidelity.pipeline.settings import check_files, load_settings
+from kvfidelity.pipeline.settings import check_files, load_settings, stands_alone
+from kvfidelity.pipeline.run_folders import (
+    logs_folder,
+    results_folder,
+    run_folders,
+    run_name,
+)
+from kvfidelity.pipeline.reuse import reuse
 from kvfidelity.pipeline.sources import refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
@@ -72,6 +75,12 @@ from kvfidelity.pipeline.rule_params import (
     judge_test_pairs,
 )
 from kvfidelity.pipeline.termination import announce_sigterm
+from kvfidelity.pipeline.workflow_files import (
+    CLAIMS,
+    CONFIGURATION,
+    rubric_file,
+    workflow_file,
+)
 from kvfidelity.worker.gpus import visible_gpus
 
 
@@ -98,7 +107,7 @@ def check_inputs():
     here = not workflow.non_local_exec and workflow.resource_settings.nodes is None
     try:
         changed = [] if MERGED else refresh(SETTINGS)
-        refuse_faulty_inputs(SETTINGS, computes_here=here)
+        refuse_faulty_inputs(SETTINGS, RESULTS, computes_here=here)
     except UserError as error:
         raise refused(error) from None
     warnings = [f"warning: {line}" for line in same_but_for_their_names(SETTINGS)]
@@ -112,6 +121,40 @@ def merged_files():
         return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
     except UserError as error:
         raise refused(error) from None
+
+
+def checked_name(given):
+    """The name of the run, which says where its results are."""
+    try:
+        return run_name(config, given, workflow.overwrite_configfiles)
+    except UserError as error:
+        raise refused(error) from None
+
+
+GIVEN = dict(config)
+# A configuration that has all sections stands alone; another one is laid over the default.
+if not stands_alone(config):
+
+    configfile: str(workflow_file(CONFIGURATION))
+
+
+RUN_NAME = checked_name(GIVEN)
+RESULTS, LOGS = results_folder(RUN_NAME), logs_folder(RUN_NAME)
+
+
+# What commands call `$SCRIPTS` and `$RESULTS`. The working directory may be elsewhere.
+SCRIPTS = Path(os.path.relpath(workflow.basedir), "workflow/scripts")
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
+    "${{PYTHONPATH:+:$PYTHONPATH}}; "
+    f"SCRIPTS={shlex.quote(str(SCRIPTS))}; RESULTS={shlex.quote(str(RESULTS))}; "
+)
+
+
+# What `<results>` and `<logs>` stand for in the rules' paths.
+pathvars:
+    results=str(RESULTS),
+    logs=str(LOGS),
 
 
 SETTINGS = checked_settings()
@@ -134,7 +177,7 @@ def place():
     """What computes, as far as is known here."""
     return Place(
         Path("resources/models"),
-        Path("results/dialogues"),
+        RESULTS / "dialogues",
         gpus=len(visible_gpus()),
         jobs=gpus(),
         cores=workflow.global_resources.get("_cores").value,
@@ -143,8 +186,10 @@ def place():
 
 def plan():
     """What is to be done, on what, how long it takes, what it costs, what is done again and why."""
-    planned = planned_jobs(workflow.dag, Expectations(SETTINGS, Path("results")))
-    return plan_message(SETTINGS, planned, place())
+    planned = planned_jobs(workflow.dag, Expectations(SETTINGS, RESULTS))
+    files = " + ".join(os.path.relpath(file) for file in workflow.configfiles)
+    which = f"run {RUN_NAME}, into {RESULTS}, configured by {files}"
+    return plan_message(SETTINGS, planned, place(), which)
 
 
 def expected_seconds():
@@ -153,16 +198,22 @@ def expected_seconds():
 
 
 if workflow.is_main_process:
-    attach(workflow, plan, expected_seconds)
+    attach(workflow, plan, expected_seconds, RESULTS / "report.html")
 
 
 if workflow.is_main_process:
     check_inputs()
-    results = Path("results")
-    if adopted := adopt(Expectations(SETTINGS, results), results):
+    if not MERGED:
+        others = [folder for folder in run_folders() if folder != RESULTS]
+        for folder, number in reuse(SETTINGS, RESULTS, others).items():
+            print(
+                f"{number} runs are those of {folder}: same settings, code and dialogues",
+                file=sys.stderr,
+            )
+    if adopted := adopt(Expectations(SETTINGS, RESULTS), RESULTS):
         print(adopted, file=sys.stderr)
     # A benchmark that is older than its job's input would rerun the job.
-    date_now(results / "benchmarks")
+    date_now(RESULTS / "benchmarks")
 
 
 def model_spec(wildcards):
@@ -191,13 +242,11 @@ def own_policy_spec(wildcards):
 def policy_check(wildcards):
     """What says that a user-defined policy can be built. It changes only with the policy's runs."""
     own = own_policy(SETTINGS, wildcards.policy)
-    return [f"results/checks/policies/{wildcards.policy}.json"] if own else []
+    return [f"<results>/checks/policies/{wildcards.policy}.json"] if own else []
 
 
 def generation_spec(wildcards):
-    return generation_parameters(
-        SETTINGS, Path("results"), RunKey(**dict(wildcards.items()))
-    )
+    return generation_parameters(SETTINGS, RESULTS, RunKey(**dict(wildcards.items())))
 
 
 def generation_dtype(wildcards):
@@ -220,7 +269,7 @@ def judge_request_limits(wildcards):
 def batch_record(wildcards):
     """The record of the batch that a judge's answers came from, if the judge uses batches."""
     batched = SETTINGS["judges"][wildcards.judge].get("batch")
-    return ancient(f"results/judge_batches/{wildcards.judge}.json") if batched else []
+    return ancient(f"<results>/judge_batches/{wildcards.judge}.json") if batched else []
 
 
 def judge_test_spec(wildcards):
@@ -230,12 +279,12 @@ def judge_test_spec(wildcards):
 def corruption_likelihoods(wildcards):
     needed = needs_likelihood(SETTINGS, wildcards.judge)
     pair = f"{wildcards.model}/{wildcards.dataset}"
-    return [f"results/corruptions/{pair}/likelihood.parquet"] if needed else []
+    return [f"<results>/corruptions/{pair}/likelihood.parquet"] if needed else []
 
 
 def judge_tests(pairwise, name):
     return [
-        f"results/reliability/{judge}/{model}/{dataset}/{name}"
+        f"<results>/reliability/{judge}/{model}/{dataset}/{name}"
         for judge in active_judges(SETTINGS, pairwise=pairwise)
         for model, dataset in judge_test_pairs(SETTINGS, judge)
     ]
@@ -243,7 +292,7 @@ def judge_tests(pairwise, name):
 
 def comparisons():
     return [
-        f"results/comparisons/{judge}/{run}/comparisons.parquet"
+        f"<results>/comparisons/{judge}/{run}/comparisons.parquet"
         for judge in active_judges(SETTINGS, pairwise=True)
         for run in compared_run_keys(SETTINGS)
     ]
@@ -251,7 +300,7 @@ def comparisons():
 
 def baseline_turns(wildcards):
     key = RUN.format(**dict(wildcards.items()))
-    return f"results/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
+    return f"<results>/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
 
 
 def baseline_history(wildcards):
@@ -262,18 +311,18 @@ def baseline_history(wildcards):
 
 def table_parameters(wildcards):
     """A function, because sizes in tokens are known only after the dialogues are extracted."""
-    return json.dumps(table_settings(SETTINGS, Path("results")), sort_keys=True)
+    return json.dumps(table_settings(SETTINGS, RESULTS), sort_keys=True)
 
 
 def rubric(wildcards):
-    return f"resources/rubrics/{SETTINGS['judges'][wildcards.judge]['rubric']}.md"
+    return str(rubric_file(SETTINGS["judges"][wildcards.judge]["rubric"]))
 
 
 def length_figures():
     """One figure for each dataset as each model's tokenizer sees it."""
     pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
     return [
-        f"results/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs
+        f"<results>/figures/lengths/{model}/{dataset}.svg" for model, dataset in pairs
     ]
 
 
@@ -284,14 +333,14 @@ def tokenizers():
     """
     pairs = sorted({(cell.model, cell.dataset) for cell in cells(SETTINGS)})
     folders = [
-        f"results/dialogues/{model}/{dataset}/tokenizer" for model, dataset in pairs
+        f"<results>/dialogues/{model}/{dataset}/tokenizer" for model, dataset in pairs
     ]
     return [] if MERGED else ancient(folders)
 
 
 def artifacts(stage, name):
     """The files that a stage makes for all runs."""
-    return [f"results/{stage}/{run}/{name}" for run in run_keys(SETTINGS)]
+    return [f"<results>/{stage}/{run}/{name}" for run in run_keys(SETTINGS)]
 
 
 def verdicts(wildcards):
@@ -304,7 +353,7 @@ def verdicts(wildcards):
 
 def tables_for_report(writer):
     """The tables of a rule; those of Snakemake's own report with their place and what they show."""
-    names = {f"results/tables/{name}.csv": name for name in REPORTED_TABLES}
+    names = {f"<results>/tables/{name}.csv": name for name in REPORTED_TABLES}
     return [
         table_for_report(path, names[path]) if path in names else path
         for path in table_files(writer)
@@ -326,7 +375,7 @@ def figure_for_report(figure):
     settings = SETTINGS["report"]
     caption = figure.caption_with(settings["confidence"])
     return report(
-        f"results/figures/{figure.name}.svg",
+        f"<results>/figures/{figure.name}.svg",
         caption="../report/figure.rst",
         category=figure.category,
         labels={"item": f"figure {figure.name}", "shows": caption},
@@ -404,7 +453,7 @@ def generate_memory(wildcards, attempt, rulename):
 
 def generate_estimate(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
-    manifest = Path(f"results/dialogues/{model}/{dataset}/manifest.json")
+    manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
     folder = Path(f"resources/models/{model}")
     run = dict(wildcards.items())
     return estimate_run(

@@ -8,13 +8,13 @@ rule fetch_dataset:
         record="resources/provenance/datasets/{dataset}.json",
         source="resources/provenance/sources/datasets/{dataset}.json",
     log:
-        "logs/fetch_dataset/{dataset}.log",
+        "<logs>/fetch_dataset/{dataset}.log",
     conda:
         "../../envs/model.yaml"
     params:
         spec=dataset_spec,
     shell:
-        "python workflow/scripts/fetch_dataset.py --spec {params.spec:q} "
+        'python "$SCRIPTS/fetch_dataset.py" --spec {params.spec:q} '
         "--out {output.folder:q} --record {output.record:q} --configured {input.configured:q} "
         "--source {output.source:q} > {log:q} 2>&1"
 
@@ -26,14 +26,14 @@ rule extract_dialogues:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
     output:
-        pool="results/dialogues/{model}/{dataset}/pool.parquet",
-        manifest="results/dialogues/{model}/{dataset}/manifest.json",
+        pool="<results>/dialogues/{model}/{dataset}/pool.parquet",
+        manifest="<results>/dialogues/{model}/{dataset}/manifest.json",
         # Used by the page, which needs no weights.
-        tokenizer=directory("results/dialogues/{model}/{dataset}/tokenizer"),
+        tokenizer=directory("<results>/dialogues/{model}/{dataset}/tokenizer"),
     log:
-        "logs/extract_dialogues/{model}/{dataset}.log",
+        "<logs>/extract_dialogues/{model}/{dataset}.log",
     benchmark:
-        "results/benchmarks/extract_dialogues/{model}/{dataset}.tsv"
+        "<results>/benchmarks/extract_dialogues/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     resources:
@@ -45,7 +45,7 @@ rule extract_dialogues:
     params:
         spec=selection_spec,
     shell:
-        "python workflow/scripts/extract_dialogues.py --data {input.data:q} "
+        'python "$SCRIPTS/extract_dialogues.py" --data {input.data:q} '
         "--model {input.model:q} --spec {params.spec:q} --reach {resources.reach:q} "
         "--pool {output.pool:q} --manifest {output.manifest:q} --tokenizer {output.tokenizer:q} "
         "> {log:q} 2>&1"
@@ -53,10 +53,10 @@ rule extract_dialogues:
 
 rule lengths:
     input:
-        "results/dialogues/{model}/{dataset}/manifest.json",
+        "<results>/dialogues/{model}/{dataset}/manifest.json",
     output:
         report(
-            "results/figures/lengths/{model}/{dataset}.svg",
+            "<results>/figures/lengths/{model}/{dataset}.svg",
             caption="../report/lengths.rst",
             category="Dialogues",
             labels={
@@ -65,7 +65,7 @@ rule lengths:
             },
         ),
     log:
-        "logs/lengths/{model}/{dataset}.log",
+        "<logs>/lengths/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -74,5 +74,5 @@ rule lengths:
     params:
         code=stage_digest("lengths"),
     shell:
-        "python workflow/scripts/lengths.py --manifest {input:q} --title {wildcards.dataset:q} "
+        'python "$SCRIPTS/lengths.py" --manifest {input:q} --title {wildcards.dataset:q} '
         "--out {output:q} > {log:q} 2>&1"

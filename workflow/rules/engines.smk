@@ -3,18 +3,18 @@ rule probe_set:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
-        dialogues="resources/dialogues/own.jsonl",
+        dialogues=str(workflow_file("resources/dialogues/own.jsonl")),
     output:
-        "results/probes/{model}.jsonl",
+        "<results>/probes/{model}.jsonl",
     log:
-        "logs/probe_set/{model}.log",
+        "<logs>/probe_set/{model}.log",
     benchmark:
-        "results/benchmarks/probe_set/{model}.tsv"
+        "<results>/benchmarks/probe_set/{model}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: 2
     params:
         code=stage_digest("make_probe_set"),
     shell:
-        "python workflow/scripts/make_probe_set.py --model {input.model:q} "
+        'python "$SCRIPTS/make_probe_set.py" --model {input.model:q} '
         "--dialogues {input.dialogues:q} --threads {threads} --out {output:q} > {log:q} 2>&1"

@@ -2,9 +2,9 @@
 # for a policy, not by each run.
 rule check_policy:
     output:
-        "results/checks/policies/{policy}.json",
+        "<results>/checks/policies/{policy}.json",
     log:
-        "logs/check_policy/{policy}.log",
+        "<logs>/check_policy/{policy}.log",
     conda:
         "../../envs/model.yaml"
     resources:
@@ -14,23 +14,23 @@ rule check_policy:
     params:
         spec=own_policy_spec,
     shell:
-        "python workflow/scripts/check_policy.py --spec {params.spec:q} --out {output:q} > {log:q} 2>&1"
+        'python "$SCRIPTS/check_policy.py" --spec {params.spec:q} --out {output:q} > {log:q} 2>&1'
 
 
 rule generate:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
-        pool="results/dialogues/{model}/{dataset}/pool.parquet",
+        pool="<results>/dialogues/{model}/{dataset}/pool.parquet",
         policy_check=policy_check,
     output:
-        turns=f"results/generate/{RUN}/turns.parquet",
-        evictions=f"results/generate/{RUN}/evictions.parquet",
-        recall=f"results/generate/{RUN}/recall.parquet",
+        turns=f"<results>/generate/{RUN}/turns.parquet",
+        evictions=f"<results>/generate/{RUN}/evictions.parquet",
+        recall=f"<results>/generate/{RUN}/recall.parquet",
     log:
-        f"logs/generate/{RUN}.log",
+        f"<logs>/generate/{RUN}.log",
     benchmark:
-        f"results/benchmarks/generate/{RUN}.tsv"
+        f"<results>/benchmarks/generate/{RUN}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -54,7 +54,7 @@ rule generate:
         device=generation_device,
         code=stage_digest("generate"),
     shell:
-        "python workflow/scripts/generate.py --spec {params.spec:q} --model-dir {input.model:q} "
+        'python "$SCRIPTS/generate.py" --spec {params.spec:q} --model-dir {input.model:q} '
         "--dtype {params.dtype:q} --device {params.device:q} --code-digest {params.code:q} "
         "--prefix-memory {resources.prefix_memory:q} --threads {threads} --pool {input.pool:q} "
         "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "

@@ -1,14 +1,14 @@
 rule judge:
     input:
-        turns=f"results/generate/{RUN}/turns.parquet",
-        metrics=f"results/metrics/{RUN}/metrics.parquet",
+        turns=f"<results>/generate/{RUN}/turns.parquet",
+        metrics=f"<results>/metrics/{RUN}/metrics.parquet",
         baseline=baseline_history,
         rubric=rubric,
         batch_record=batch_record,
     output:
-        verdicts=f"results/judge/{{judge}}/{RUN}/verdicts.parquet",
+        verdicts=f"<results>/judge/{{judge}}/{RUN}/verdicts.parquet",
     log:
-        f"logs/judge/{{judge}}/{RUN}.log",
+        f"<logs>/judge/{{judge}}/{RUN}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -17,7 +17,7 @@ rule judge:
     params:
         spec=judge_spec,
     shell:
-        "python workflow/scripts/judge.py --turns {input.turns:q} --metrics {input.metrics:q} "
+        'python "$SCRIPTS/judge.py" --turns {input.turns:q} --metrics {input.metrics:q} '
         "--baseline {input.baseline:q} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
@@ -30,9 +30,9 @@ rule request_judge_batch:
         metrics=artifacts("metrics", "metrics.parquet"),
         rubric=rubric,
     output:
-        "results/judge_batches/{judge}.json",
+        "<results>/judge_batches/{judge}.json",
     log:
-        "logs/request_judge_batch/{judge}.log",
+        "<logs>/request_judge_batch/{judge}.log",
     # It waits for up to a day and computes nothing.
     localrule: True
     conda:
@@ -44,21 +44,21 @@ rule request_judge_batch:
         spec=judge_spec,
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
-        "python workflow/scripts/request_judge_batch.py --settings {params.settings:q} --results results "
+        'python "$SCRIPTS/request_judge_batch.py" --settings {params.settings:q} --results "$RESULTS" '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule compare_replies:
     input:
-        turns=f"results/generate/{RUN}/turns.parquet",
+        turns=f"<results>/generate/{RUN}/turns.parquet",
         baseline=baseline_turns,
         rubric=rubric,
         batch_record=batch_record,
     output:
-        f"results/comparisons/{{judge}}/{RUN}/comparisons.parquet",
+        f"<results>/comparisons/{{judge}}/{RUN}/comparisons.parquet",
     log:
-        f"logs/compare_replies/{{judge}}/{RUN}.log",
+        f"<logs>/compare_replies/{{judge}}/{RUN}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -67,7 +67,7 @@ rule compare_replies:
     params:
         spec=judge_spec,
     shell:
-        "python workflow/scripts/compare_replies.py --turns {input.turns:q} "
+        'python "$SCRIPTS/compare_replies.py" --turns {input.turns:q} '
         "--baseline {input.baseline:q} --rubric {input.rubric:q} --name {wildcards.judge:q} "
         "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
         "--batch-record {input.batch_record:q} --out {output:q} > {log:q} 2>&1"

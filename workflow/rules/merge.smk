@@ -5,15 +5,15 @@ rule merge:
     input:
         list(MERGED.values()),
     output:
-        [f"results/{name}" for name in MERGED],
-        "results/merge.json",
+        [f"<results>/{name}" for name in MERGED],
+        "<results>/merge.json",
     log:
-        "logs/merge.log",
+        "<logs>/merge.log",
     conda:
         "../../envs/analysis.yaml"
     params:
         settings=json.dumps(merge_settings(SETTINGS), sort_keys=True),
         code=stage_digest("merge"),
     shell:
-        "python workflow/scripts/merge.py --settings {params.settings:q} --out results "
+        'python "$SCRIPTS/merge.py" --settings {params.settings:q} --out "$RESULTS" '
         "> {log:q} 2>&1"

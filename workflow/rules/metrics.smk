@@ -1,12 +1,12 @@
 rule measure:
     input:
-        turns=f"results/generate/{RUN}/turns.parquet",
+        turns=f"<results>/generate/{RUN}/turns.parquet",
     output:
-        metrics=f"results/metrics/{RUN}/metrics.parquet",
+        metrics=f"<results>/metrics/{RUN}/metrics.parquet",
     log:
-        f"logs/measure/{RUN}.log",
+        f"<logs>/measure/{RUN}.log",
     benchmark:
-        f"results/benchmarks/measure/{RUN}.tsv"
+        f"<results>/benchmarks/measure/{RUN}.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -17,5 +17,5 @@ rule measure:
     params:
         code=stage_digest("measure"),
     shell:
-        "python workflow/scripts/measure.py --turns {input.turns:q} --out {output.metrics:q} "
+        'python "$SCRIPTS/measure.py" --turns {input.turns:q} --out {output.metrics:q} '
         "> {log:q} 2>&1"

@@ -10,14 +10,14 @@ rule fetch_model:
         record="resources/provenance/models/{model}.json",
         source="resources/provenance/sources/models/{model}.json",
     log:
-        "logs/fetch_model/{model}.log",
+        "<logs>/fetch_model/{model}.log",
     benchmark:
-        "results/benchmarks/fetch_model/{model}.tsv"
+        "<results>/benchmarks/fetch_model/{model}.tsv"
     conda:
         "../../envs/model.yaml"
     params:
         spec=model_spec,
     shell:
-        "python workflow/scripts/fetch_model.py --spec {params.spec:q} --out {output.folder:q} "
+        'python "$SCRIPTS/fetch_model.py" --spec {params.spec:q} --out {output.folder:q} '
         "--record {output.record:q} --configured {input.configured:q} --source {output.source:q} "
         "> {log:q} 2>&1"

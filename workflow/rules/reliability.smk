@@ -1,10 +1,10 @@
 rule corrupt_replies:
     input:
-        "results/dialogues/{model}/{dataset}/pool.parquet",
+        "<results>/dialogues/{model}/{dataset}/pool.parquet",
     output:
-        "results/corruptions/{model}/{dataset}/corruptions.parquet",
+        "<results>/corruptions/{model}/{dataset}/corruptions.parquet",
     log:
-        "logs/corrupt_replies/{model}/{dataset}.log",
+        "<logs>/corrupt_replies/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -13,7 +13,7 @@ rule corrupt_replies:
     params:
         spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
     shell:
-        "python workflow/scripts/corrupt_replies.py --pool {input:q} --spec {params.spec:q} --out {output:q} "
+        'python "$SCRIPTS/corrupt_replies.py" --pool {input:q} --spec {params.spec:q} --out {output:q} '
         "> {log:q} 2>&1"
 
 
@@ -21,13 +21,13 @@ rule score_corruptions:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
-        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
+        texts="<results>/corruptions/{model}/{dataset}/corruptions.parquet",
     output:
-        "results/corruptions/{model}/{dataset}/likelihood.parquet",
+        "<results>/corruptions/{model}/{dataset}/likelihood.parquet",
     log:
-        "logs/score_corruptions/{model}/{dataset}.log",
+        "<logs>/score_corruptions/{model}/{dataset}.log",
     benchmark:
-        "results/benchmarks/score_corruptions/{model}/{dataset}.tsv"
+        "<results>/benchmarks/score_corruptions/{model}/{dataset}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -46,7 +46,7 @@ rule score_corruptions:
         device=lookup("models/{model}/device", within=SETTINGS),
         code=stage_digest("generate"),
     shell:
-        "python workflow/scripts/score_corruptions.py --model-dir {input.model:q} --dtype {params.dtype:q} "
+        'python "$SCRIPTS/score_corruptions.py" --model-dir {input.model:q} --dtype {params.dtype:q} '
         "--device {params.device:q} --code-digest {params.code:q} "
         "--prefix-memory {resources.prefix_memory:q} --threads {threads} --texts {input.texts:q} "
         "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
@@ -55,13 +55,13 @@ rule score_corruptions:
 
 rule test_judge:
     input:
-        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
+        texts="<results>/corruptions/{model}/{dataset}/corruptions.parquet",
         likelihood=corruption_likelihoods,
         rubric=rubric,
     output:
-        "results/reliability/{judge}/{model}/{dataset}/judge_test.parquet",
+        "<results>/reliability/{judge}/{model}/{dataset}/judge_test.parquet",
     log:
-        "logs/test_judge/{judge}/{model}/{dataset}.log",
+        "<logs>/test_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -70,19 +70,19 @@ rule test_judge:
     params:
         spec=judge_test_spec,
     shell:
-        "python workflow/scripts/test_judge.py --texts {input.texts:q} --likelihood {input.likelihood:q} "
+        'python "$SCRIPTS/test_judge.py" --texts {input.texts:q} --likelihood {input.likelihood:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule test_pairwise_judge:
     input:
-        texts="results/corruptions/{model}/{dataset}/corruptions.parquet",
+        texts="<results>/corruptions/{model}/{dataset}/corruptions.parquet",
         rubric=rubric,
     output:
-        "results/reliability/{judge}/{model}/{dataset}/pairs.parquet",
+        "<results>/reliability/{judge}/{model}/{dataset}/pairs.parquet",
     log:
-        "logs/test_pairwise_judge/{judge}/{model}/{dataset}.log",
+        "<logs>/test_pairwise_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -91,24 +91,24 @@ rule test_pairwise_judge:
     params:
         spec=judge_test_spec,
     shell:
-        "python workflow/scripts/compare_replies.py --texts {input.texts:q} "
+        'python "$SCRIPTS/compare_replies.py" --texts {input.texts:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule judge_reliability:
     input:
-        turns="results/tables/turns.parquet",
-        verdicts="results/tables/verdicts.parquet",
+        turns="<results>/tables/turns.parquet",
+        verdicts="<results>/tables/verdicts.parquet",
         judge_tests=judge_tests(False, "judge_test.parquet"),
         pairs=judge_tests(True, "pairs.parquet"),
         comparisons=comparisons(),
     output:
         tables_for_report("judge_reliability"),
     log:
-        "logs/judge_reliability.log",
+        "<logs>/judge_reliability.log",
     benchmark:
-        "results/benchmarks/judge_reliability.tsv"
+        "<results>/benchmarks/judge_reliability.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -117,5 +117,5 @@ rule judge_reliability:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_digest("judge_reliability"),
     shell:
-        "python workflow/scripts/judge_reliability.py --settings {params.settings:q} --results results "
+        'python "$SCRIPTS/judge_reliability.py" --settings {params.settings:q} --results "$RESULTS" '
         "--judge-tests {input.judge_tests:q} --pairs {input.pairs:q} > {log:q} 2>&1"

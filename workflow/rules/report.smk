@@ -12,9 +12,9 @@ rule aggregate:
     output:
         tables_for_report("aggregate"),
     log:
-        "logs/aggregate.log",
+        "<logs>/aggregate.log",
     benchmark:
-        "results/benchmarks/aggregate.tsv"
+        "<results>/benchmarks/aggregate.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -23,26 +23,26 @@ rule aggregate:
         settings=table_parameters,
         code=stage_digest("aggregate"),
     shell:
-        "python workflow/scripts/aggregate.py --settings {params.settings:q} --results results "
-        "--out results/tables > {log:q} 2>&1"
+        'python "$SCRIPTS/aggregate.py" --settings {params.settings:q} --results "$RESULTS" '
+        '--out "$RESULTS/tables" > {log:q} 2>&1'
 
 
 rule claims:
     input:
         tables=rules.aggregate.output,
-        claims="config/claims.yaml",
+        claims=str(workflow_file(CLAIMS)),
     output:
         verdicts=report(
-            multiext("results/tables/claims", ".csv"),
+            multiext("<results>/tables/claims", ".csv"),
             caption="../report/claims.rst",
             category="Tables",
             labels={"item": "table claims", "shows": TABLE_ROWS["claims"]},
         ),
-        table="results/tables/claims.parquet",
+        table="<results>/tables/claims.parquet",
     log:
-        "logs/claims.log",
+        "<logs>/claims.log",
     benchmark:
-        "results/benchmarks/claims.tsv"
+        "<results>/benchmarks/claims.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -51,7 +51,7 @@ rule claims:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_digest("claims"),
     shell:
-        "python workflow/scripts/claims.py --settings {params.settings:q} --tables results/tables "
+        'python "$SCRIPTS/claims.py" --settings {params.settings:q} --tables "$RESULTS/tables" '
         "--claims {input.claims:q} > {log:q} 2>&1"
 
 
@@ -61,12 +61,12 @@ rule paper_tables:
         claims=rules.claims.output.table,
     output:
         expand(
-            "results/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
+            "<results>/tables/{name}.{ending}", name=PAPER_TABLES, ending=["md", "tex"]
         ),
     log:
-        "logs/paper_tables.log",
+        "<logs>/paper_tables.log",
     benchmark:
-        "results/benchmarks/paper_tables.tsv"
+        "<results>/benchmarks/paper_tables.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -74,7 +74,7 @@ rule paper_tables:
     params:
         code=stage_digest("paper_tables"),
     shell:
-        "python workflow/scripts/paper_tables.py --tables results/tables > {log:q} 2>&1"
+        'python "$SCRIPTS/paper_tables.py" --tables "$RESULTS/tables" > {log:q} 2>&1'
 
 
 rule figures:
@@ -83,14 +83,14 @@ rule figures:
     output:
         *[figure_for_report(figure) for figure in FIGURES],
         expand(
-            "results/figures/{name}.{ending}",
+            "<results>/figures/{name}.{ending}",
             name=[figure.name for figure in FIGURES],
             ending=["narrow.svg", "png", "html", "csv"],
         ),
     log:
-        "logs/figures.log",
+        "<logs>/figures.log",
     benchmark:
-        "results/benchmarks/figures.tsv"
+        "<results>/benchmarks/figures.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -98,7 +98,7 @@ rule figures:
     params:
         code=stage_digest("report"),
     shell:
-        "python workflow/scripts/figures.py --tables results/tables --out results/figures "
+        'python "$SCRIPTS/figures.py" --tables "$RESULTS/tables" --out "$RESULTS/figures" '
         "> {log:q} 2>&1"
 
 
@@ -111,7 +111,7 @@ rule report:
         tokenizers=tokenizers(),
     output:
         page=report(
-            "results/report.html",
+            "<results>/report.html",
             caption="../report/report.rst",
             category="Report",
             labels={"item": "the page", "shows": "Everything below, in one file."},
@@ -119,9 +119,9 @@ rule report:
         # By the last job, so that the others' benchmarks are there.
         jobs=tables_for_report("report"),
     log:
-        "logs/report.log",
+        "<logs>/report.log",
     benchmark:
-        "results/benchmarks/report.tsv"
+        "<results>/benchmarks/report.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -130,5 +130,5 @@ rule report:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_digest("report"),
     shell:
-        "python workflow/scripts/report.py --settings {params.settings:q} --results results "
+        'python "$SCRIPTS/report.py" --settings {params.settings:q} --results "$RESULTS" '
         "--out {output.page:q} > {log:q} 2>&1"

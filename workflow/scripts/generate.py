@@ -34,7 +34,7 @@ def main() -> None:
         evictions=str(options.evictions.resolve()),
         recall=str(options.recall.resolve()),
     )
-    run = options.run = "/".join(options.turns.parent.parts[-len(RUN_FIELDS) :])
+    options.run = "/".join(options.turns.parent.parts[-len(RUN_FIELDS) :])
     config = worker_config(options)
     salvaged = SalvagedRuns(FOLDER) if scheduler_job() else None
     if salvaged and salvaged.restore(config, job):
@@ -42,20 +42,23 @@ def main() -> None:
             f"restored {options.turns.parent} from an earlier job that was killed", file=sys.stderr
         )
         return
-    submit(options, job, next_runs(run) if PLANNED_RUNS.is_file() else None)
+    submit(options, job, next_runs(options.turns) if PLANNED_RUNS.is_file() else None)
     if salvaged:
         salvaged.store(config, job)
     print(f"wrote {options.turns}, {options.evictions} and {options.recall}", file=sys.stderr)
 
 
-def next_runs(run: str) -> NextRuns:
-    """What the worker may ask for: the runs that follow."""
+def next_runs(turns: Path) -> NextRuns:
+    """What the worker may ask for: the runs that follow the one with these turns."""
+    # RESULTS/generate/RUN/turns.parquet
+    run = "/".join(turns.parent.parts[-len(RUN_FIELDS) :])
+    results = turns.parents[len(RUN_FIELDS) + 1]
 
     def following(limit: int) -> list[dict[str, str]]:
         # Here, for few jobs are asked, and the import takes longer than the rest of this script.
         from kvfidelity.pipeline.planned_runs import runs_after
 
-        return runs_after(run, Path("results"), limit)
+        return runs_after(run, results, limit)
 
     return following
 

@@ -17,7 +17,7 @@ def main() -> None:
     from kvfidelity.analysis.table_files import write_table
     from kvfidelity.atomic_files import write_text
     from kvfidelity.pipeline.invocation import read_invocation
-    from kvfidelity.pipeline.settings import policy_schemas
+    from kvfidelity.pipeline.setting_schemas import policy_schemas
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet
     from kvfidelity.report.page import TABLES, render

@@ -7,18 +7,22 @@ from pathlib import Path
 
 from kvfidelity.cli import main_guard
 
-DEFAULT = Path("config/config.yaml")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", nargs="?", default=Path("results"), type=Path)
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        metavar="RESULTS",
+        help="a run's folder; that of the run of the configuration if not given",
+    )
     parser.add_argument(
         "--configfile",
         nargs="*",
         default=[],
         type=Path,
-        help=f"as given to Snakemake; merged into {DEFAULT} where that exists",
+        help="as given to Snakemake; the default is that of the working directory",
     )
     parser.add_argument(
         "--remove",
@@ -30,11 +34,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     from kvfidelity.pipeline.quarantine import MOVED, move_aside
+    from kvfidelity.pipeline.run_folders import folder_of_files
     from kvfidelity.pipeline.settings import read_settings
     from kvfidelity.pipeline.verify import State, other_versions, verify
+    from kvfidelity.pipeline.workflow_files import CONFIGURATION
 
-    files = [*([DEFAULT] if DEFAULT.is_file() else []), *options.configfile]
-    count, found = verify(options.results, read_settings(files) if files else None)
+    default = Path(CONFIGURATION) if Path(CONFIGURATION).is_file() else None
+    known = default or options.configfile
+    settings = read_settings(options.configfile, default) if known else None
+    options.results = options.results or folder_of_files(settings or {}, options.configfile)
+    count, found = verify(options.results, settings)
     for finding in found:
         print(finding)
     for (package, made, here), artifacts in sorted(other_versions(options.results).items()):

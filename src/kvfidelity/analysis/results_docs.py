@@ -36,7 +36,7 @@ ARTIFACT_FILES = {
 
 def results_docs() -> str:
     """The whole page, as Markdown."""
-    parts = [INTRO, "## Artifacts\n", "`{run}` is "]
+    parts = [INTRO, "## Artifacts\n", "Paths are those of the default run. `{run}` is "]
     parts[-1] += "`{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}`.\n"
     for name, tables in ARTIFACTS.items():
         parts += [

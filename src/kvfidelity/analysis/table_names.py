@@ -1,4 +1,4 @@
-"""The tables in results/tables: which rule writes each, and as which files.
+"""The tables of a run: which rule writes each, and as which files.
 
 The Snakefile reads this list, so nothing here imports polars. Their columns are in `columns`, and
 how some are laid out for papers in `report.paper_tables`.
@@ -86,9 +86,9 @@ def table_endings(table: str) -> tuple[str, ...]:
 
 
 def table_files(rule: str) -> list[str]:
-    """The files that a rule writes its tables to, relative to the working directory."""
+    """The files that a rule writes its tables to; `<results>` is the run's folder."""
     return [
-        f"results/tables/{table}.{ending}"
+        f"<results>/tables/{table}.{ending}"
         for table in TABLES_OF_RULE[rule]
         for ending in table_endings(table)
     ]

@@ -29,7 +29,7 @@ class StoredClient:
         if len(found) < len(outcomes):
             raise UserError(
                 f"judge {self.judge}: {len(outcomes) - len(found)} answers that its batch gave are "
-                "not in the verdict store; delete results/judge_batches and run again"
+                "not in the verdict store; delete the results' folder judge_batches and run again"
             )
         return found
 

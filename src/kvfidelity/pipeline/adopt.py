@@ -52,9 +52,10 @@ TIMESTAMP = ".snakemake_timestamp"
 
 @dataclass
 class Adopted:
-    """Files without a record: how many are up to date; which are not, and why."""
+    """Files without a record: how many are up to date; which are not, and why; how many are new."""
 
     current: int = 0
+    new: int = 0
     stale: list[tuple[Path, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ class Adopted:
 
 
 def adopt(expected: Expectations, results: Path) -> Adopted | None:
-    """Date files that have no record; None if all have one.
+    """Date files that have no record; None if there is nothing new to say of them.
 
     A file keeps the time that it was given until it is made again or becomes stale.
     """
@@ -92,6 +93,7 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
         except UserError as error:
             reason = str(error)
         # Kept for stale files too: the configuration may be changed back.
+        found.new += str(path) not in known_dates
         moment = dates[str(path)] = known_dates.get(str(path), now - STEP_NS * (100 - rank))
         if reason:
             found.stale.append((path, reason))
@@ -100,8 +102,9 @@ def adopt(expected: Expectations, results: Path) -> Adopted | None:
             found.current += 1
         _date(path, moment)
     DATES_FILE.parent.mkdir(exist_ok=True)
-    DATES_FILE.write_text(json.dumps(dates))
-    return found
+    # Those of other runs, which lie in other folders, are kept.
+    DATES_FILE.write_text(json.dumps(known_dates | dates))
+    return found if found.new or found.stale else None
 
 
 def _recorded() -> Iterator[str]:

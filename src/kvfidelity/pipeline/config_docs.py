@@ -15,8 +15,9 @@ Generated from the package's schemas by
 `python -m kvfidelity.pipeline.config_docs`; a test keeps it current.
 
 `config/config.yaml` is the default. Put what differs into another file and add it with
-`--configfile mine.yaml`: sections are merged key by key. (`--config a.b=0.1` turns numbers into
-strings; do not use it for nested keys.)
+`--configfile mine.yaml`: sections are merged key by key. A file with all of `models`, `datasets`,
+`policies` and `thresholds` stands alone. (`--config a.b=0.1` turns numbers into strings; do not use
+it for nested keys.)
 
 Sizes are written `600MB` (10^6 bytes), `600MiB` (2^20 bytes), `5600tok` (tokens) or `0.7win` (share
 of the trained window). For what a size is in tokens and bytes of

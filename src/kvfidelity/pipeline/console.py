@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,10 @@ NOISE = (
 MESSAGES = (None, "error")
 #: Messages after which a run ends before it is done.
 INTERRUPTED = ("Terminating processes on user request", "Will exit after finishing")
+#: What Snakemake says if there is nothing to run.
+COMPLETE = "Nothing to be done"
+#: Said of files that another run made, which is said at the start.
+WITHOUT_RECORD = re.compile(r"\d+ jobs have missing provenance/metadata")
 DRY_RUN_HINT = "each job and its reason: the same command with --verbose"
 
 
@@ -66,6 +71,7 @@ class Console(logging.Handler):
         progress: whether a line per run is wanted.
         command: what was typed.
         logs: gives the files that hold the log of the whole workflow.
+        page: the report, which is named at the end.
     """
 
     def __init__(
@@ -79,16 +85,18 @@ class Console(logging.Handler):
         progress: bool,
         command: list[str] | str,
         logs: Callable[[], list[str]],
+        page: Path,
     ) -> None:
         super().__init__(logging.INFO)
         self._stream, self._plan, self._expected = stream, plan, expected
         self._alone, self._dry_run, self._shows_progress = alone, dry_run, progress
-        self._command, self._logs = command, logs
+        self._command, self._logs, self._page = command, logs, page
         self._jobs: dict[int, tuple[str, str, float]] = {}
         self._failures = Failures()
         self._progress: RunProgress | None = None
         self._began = time.monotonic()
         self._finished, self._interrupted, self._ended = 0, False, False
+        self._complete = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Handle one record."""
@@ -119,7 +127,9 @@ class Console(logging.Handler):
     def _message(self, record: logging.LogRecord) -> None:
         text = record.getMessage() if record.msg else ""
         self._interrupted |= text.startswith(INTERRUPTED)
-        if self._alone and text and not text.startswith(NOISE):
+        self._complete |= text.startswith(COMPLETE)
+        noise = text.startswith(NOISE) or WITHOUT_RECORD.match(text)
+        if self._alone and text and not noise:
             self._write(text)
 
     def _starts(self) -> None:
@@ -149,10 +159,16 @@ class Console(logging.Handler):
                 self._write(line)
             if self._failures or self._interrupted:
                 self._write(last_line(self._command, self._failures.logs(), self._logs()))
-            elif self._finished and self._shows_progress:
-                took = duration(time.monotonic() - self._began)
-                self._write(f"done: {self._finished} jobs in {took}")
+            elif self._shows_progress and (self._finished or self._complete):
+                self._write_end()
         super().close()
+
+    def _write_end(self) -> None:
+        if self._finished:
+            took = duration(time.monotonic() - self._began)
+            self._write(f"done: {self._finished} jobs in {took}")
+        if self._page.is_file():
+            self._write(f"report: {self._page}")
 
     def _write(self, text: str | None) -> None:
         if text:
@@ -161,12 +177,15 @@ class Console(logging.Handler):
 
 
 def attach(
-    workflow: Any, plan: Callable[[], str], expected: Callable[[], dict[str, float]]
+    workflow: Any,
+    plan: Callable[[], str],
+    expected: Callable[[], dict[str, float]],
+    page: Path,
 ) -> None:
     """Write to the console what `Console` says, in place of what Snakemake would.
 
     Args:
-        workflow: Snakemake's. plan, expected: as for `Console`.
+        workflow: Snakemake's. plan, expected, page: as for `Console`.
     """
     settings, logger = workflow.output_settings, logging.getLogger("snakemake.logging")
     manager = workflow.logger_manager
@@ -188,6 +207,7 @@ def attach(
             dry_run=settings.dryrun,
             progress=quiet.isdisjoint({"all", "progress"}),
             command=typed or ["snakemake", *sys.argv[1:]],
+            page=page,
             logs=lambda: [os.path.relpath(Path(file)) for file in manager.get_logfile()],
         )
     )

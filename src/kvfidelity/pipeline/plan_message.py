@@ -61,17 +61,21 @@ def run_seconds(settings: Mapping[str, Any], run: str, place: Place) -> float:
     ).seconds
 
 
-def plan_message(settings: Mapping[str, Any], planned: Sequence[PlannedJob], place: Place) -> str:
+def plan_message(
+    settings: Mapping[str, Any], planned: Sequence[PlannedJob], place: Place, run: str
+) -> str:
     """About ten lines for a person who is about to start a run.
 
     Args:
         settings: the checked configuration.
         planned: the jobs to do.
+        run: its name, where its results go, and what configures it.
     """
     runs = [job.name for job in planned if job.rule == GENERATE]
     everything = run_keys(settings)
     grid = f"{len(cells(settings))} cells, {len(everything)} runs of one dialogue each"
-    lines = [_line("what", f"{grid}: {len(runs)} to do, {_small_jobs(planned)}")]
+    lines = [_line("which", run)]
+    lines += [_line("what", f"{grid}: {len(runs)} to do, {_small_jobs(planned)}")]
     if runs:
         lines.append(_line("on what", _machine(settings, runs, place)))
         lines.append(_line("how long", _how_long(settings, runs, place)))
@@ -107,7 +111,7 @@ def _machine(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> 
     for name in sorted({key.model for key in keys}):
         entry = settings["models"][name]
         size = model_size(entry, place.models / name).parameters
-        unit = f"{place.cores} CPU cores" if place.cores else "the CPU"
+        unit = f"{place.cores} CPU core{'s' * (place.cores != 1)}" if place.cores else "the CPU"
         if place.has_gpu_for(entry):
             batch = settings["session"]["batch_size"]
             unit = "a GPU" if place.jobs == 1 else f"{place.jobs} GPUs"

@@ -22,12 +22,11 @@ from kvfidelity.pipeline.rule_params import policy_parameters, selection_params
 from kvfidelity.pipeline.setting_schemas import policy_entries, policy_schemas
 from kvfidelity.pipeline.sources import Fetched, fetched_of
 from kvfidelity.pipeline.staleness import notes_of
+from kvfidelity.pipeline.workflow_files import CLAIMS, RUBRICS, WORKFLOW, rubric_file, workflow_file
 from kvfidelity.records.grid import Cell, cells, run_keys
 from kvfidelity.suggestions import did_you_mean
 from kvfidelity.worker.gpus import visible_gpus
 
-RUBRICS = Path("resources/rubrics")
-CLAIMS = Path("config/claims.yaml")
 #: A model's files without its weights.
 MODEL_FILES = ("config.json",)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -40,34 +39,35 @@ PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
 
 
 def refuse_faulty_inputs(
-    settings: Mapping[str, Any], *, computes_here: bool, root: Path = Path()
+    settings: Mapping[str, Any], results: Path, *, computes_here: bool, root: Path = Path()
 ) -> None:
     """Check every input that the configuration names.
 
     Args:
         settings: the checked configuration.
+        results: the folder of its results, relative to `root`.
         computes_here: whether jobs run on this machine, so that its GPUs are theirs.
         root: the working directory of the workflow.
 
     Raises:
         UserError: everything that is wrong, one line each.
     """
-    found = list(faults(settings, computes_here=computes_here, root=root))
+    found = list(faults(settings, results, computes_here=computes_here, root=root))
     if found:
         raise UserError("\n".join(found))
 
 
 def faults(
-    settings: Mapping[str, Any], *, computes_here: bool, root: Path = Path()
+    settings: Mapping[str, Any], results: Path, *, computes_here: bool, root: Path = Path()
 ) -> Iterator[str]:
     """What is wrong with the inputs, one line each."""
-    yield from _claims(root / CLAIMS)
+    yield from _claims(workflow_file(CLAIMS, root))
     yield from _rubrics(settings, root)
     if settings["merge"]:
         return
     yield from _policy_files(settings, root)
     grid = cells(settings)
-    open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root)}
+    open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root / results)}
     for item in fetched_of(settings, root):
         field = item.section.removesuffix("s")
         used = any(getattr(cell, field) == item.name for cell in grid)
@@ -75,7 +75,7 @@ def faults(
         if used and wanted and item.local is not None and not item.folder.exists():
             yield from _local(item)
     for model, dataset in sorted(open_pairs):
-        yield from _count(settings, model, dataset, root)
+        yield from _count(settings, model, dataset, results, root)
     if computes_here:
         for model in sorted({model for model, _ in open_pairs}):
             yield from _device(model, settings["models"][model])
@@ -95,9 +95,9 @@ def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _unfinished(settings: Mapping[str, Any], root: Path) -> list[Cell]:
+def _unfinished(settings: Mapping[str, Any], results: Path) -> list[Cell]:
     """Cells of which a run, or the dialogues, are still to be made."""
-    results, missing = root / "results", set()
+    missing = set()
     for key in run_keys(settings):
         if not (results / "generate" / key / "turns.parquet").exists():
             missing.add(key.rpartition("/")[0])
@@ -205,9 +205,11 @@ def _device(model: str, entry: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{key}: the environment sets {name}, which makes float32 inexact; unset it"
 
 
-def _count(settings: Mapping[str, Any], model: str, dataset: str, root: Path) -> Iterator[str]:
+def _count(
+    settings: Mapping[str, Any], model: str, dataset: str, results: Path, root: Path
+) -> Iterator[str]:
     """More dialogues than the selection left, where they were selected with today's settings."""
-    manifest = root / "results/dialogues" / model / dataset / "manifest.json"
+    manifest = root / results / "dialogues" / model / dataset / "manifest.json"
     try:
         known = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -273,9 +275,10 @@ def _kinds(tree: ast.Module) -> Iterator[str | None]:
 def _rubrics(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
     for name in settings["judging"]:
         rubric = settings["judges"][name]["rubric"]
-        file = RUBRICS / f"{rubric}.md"
-        if not (root / file).is_file():
-            known = [other.stem for other in sorted((root / RUBRICS).glob("*.md"))]
+        if not rubric_file(rubric, root).is_file():
+            folders = (root / RUBRICS, WORKFLOW / RUBRICS)
+            known = sorted({file.stem for folder in folders for file in folder.glob("*.md")})
+            file = f"{RUBRICS}/{rubric}.md"
             yield f"judges.{name}.rubric: {file} does not exist{did_you_mean(rubric, known)}"
 
 

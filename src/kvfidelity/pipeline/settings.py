@@ -53,8 +53,12 @@ def _raise(faults: Sequence[str], where: str) -> None:
         raise UserError("\n".join(f"{where}: {fault}" for fault in dict.fromkeys(faults)))
 
 
-def read_settings(files: Sequence[Path]) -> dict[str, Any]:
+def read_settings(files: Sequence[Path], default: Path | None = None) -> dict[str, Any]:
     """Configuration files merged in order, as Snakemake merges them, and checked.
+
+    Args:
+        files: as given to Snakemake.
+        default: what they are laid over, unless they stand alone; None for nothing.
 
     Raises:
         UserError: a file cannot be read, a key is given twice, or what is wrong with the
@@ -63,7 +67,14 @@ def read_settings(files: Sequence[Path]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for file in files:
         config = _merged(config, read_yaml(file) or {})
+    if default and not stands_alone(config):
+        files, config = [default, *files], _merged(read_yaml(default) or {}, config)
     return load_settings(config, " + ".join(map(str, files)))
+
+
+def stands_alone(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has all sections that are needed, and so is not laid over another."""
+    return all(section in config for section in config_schema()["required"])
 
 
 def check_files(files: Sequence[Path]) -> None:

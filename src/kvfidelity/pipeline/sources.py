@@ -116,7 +116,7 @@ def refresh(settings: Mapping[str, Any], root: Path = Path()) -> list[str]:
         if reason:
             # So that the content differs from what Snakemake recorded, whoever changed it.
             content = content | {"fetched_again": reason}
-            found.append(f"{item}: {reason}: it is fetched again")
+            found.append(f"{item}: {reason}: it is fetched again, and what was made from it")
         _write(item.configured, content, changed=reason is not None)
     ledger.save()
     return found

@@ -17,6 +17,7 @@ from typing import Any
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline import rule_params
 from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.workflow_files import rubric_file
 from kvfidelity.records.grid import (
     CELL_FIELDS,
     GENERATED,
@@ -176,7 +177,7 @@ class Expectations:
                 return self._results / f"generate/{other}/turns.parquet"
             case "rubric":
                 entry = self._settings.get("judges", {}).get(parts[0])
-                return Path(f"resources/rubrics/{entry['rubric']}.md") if entry else None
+                return rubric_file(entry["rubric"]) if entry else None
             case "pool":
                 return self._results / f"dialogues/{parts[0]}/{parts[1]}/pool.parquet"
             case "model":

@@ -18,6 +18,7 @@ from typing import Any
 from kvfidelity.atomic_files import TEMPORARY
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.code_digest import stage_digest
+from kvfidelity.pipeline.run_folders import named_runs
 from kvfidelity.pipeline.sources import changed_sources
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
@@ -69,7 +70,7 @@ class Finding:
 
 
 def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[int, list[Finding]]:
-    """Check every artifact below a folder.
+    """Check every artifact of a run's folder; the folders of other runs in it are not looked at.
 
     Args:
         settings: a checked configuration; artifacts of its grid are compared with what it would
@@ -86,7 +87,12 @@ def verify(results: Path, settings: Mapping[str, Any] | None = None) -> tuple[in
     """
     if not results.is_dir():
         raise UserError(f"{results} is no folder: name the one that the workflow wrote")
-    files = sorted(path for path in results.rglob("*") if path.is_file())
+    others = [results / name for name in named_runs(results)]
+    files = sorted(
+        path
+        for path in results.rglob("*")
+        if path.is_file() and not any(path.is_relative_to(other) for other in others)
+    )
     expected = Expectations(settings, results) if settings else None
     found = [finding for path in files for finding in _check_file(path, results, expected)]
     return len(files), [*found, *_missing(settings, results), *_changed(settings)]

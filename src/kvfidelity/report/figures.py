@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import altair as alt
@@ -33,6 +34,8 @@ RETENTION = {
 }
 
 
+#: Rows of a figure of one dialogue at most: of a longer one every so many turns are drawn.
+MAX_ROWS = 5_000
 NO_EVICTION = "no policy that evicts came to the end of a turn"
 NO_LOSS = "no reference reply was scored after an eviction inside the trained window"
 
@@ -152,7 +155,7 @@ def cache_size(turns: pl.DataFrame) -> alt.TopLevelMixin:
         names = managed.select("panel").unique(maintain_order=True)
         again = baseline.with_columns(line=pl.lit("baseline")).join(names, how="cross")
         panels = pl.concat([again, managed], how="diagonal")
-    panels = panels.sort("panel", "line", "step").with_columns(pl.col("turn") + 1)
+    panels = thinned(panels).sort("panel", "line", "step").with_columns(pl.col("turn") + 1)
     chart = (
         alt.Chart(panels, title=title)
         .mark_line(strokeWidth=2)
@@ -182,7 +185,7 @@ def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin
     data = retention_table(turns, evictions)
     if data.is_empty():
         return nothing(NO_EVICTION)
-    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    data = thinned(data).with_columns(pl.col("turn") + 1)  # a person counts from one
     title = first_dialogue(turns)[1]
     return (
         alt.Chart(data, title=title)
@@ -261,6 +264,12 @@ def panel_label(rows: pl.DataFrame) -> pl.Expr:
     have several."""
     several = rows["threshold"].n_unique() > 1
     return pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
+
+
+def thinned(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of every so many turns, so that about MAX_ROWS are left."""
+    step = max(1, math.ceil(rows.height / MAX_ROWS))
+    return rows.filter(pl.col("turn") % step == 0)
 
 
 def integer_axis(numbers: pl.Series) -> alt.Axis:

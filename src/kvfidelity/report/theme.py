@@ -24,7 +24,9 @@ INK = "currentColor"
 
 def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The chart's Vega-Lite specification with the common look."""
-    spec: dict[str, Any] = chart.to_dict()
+    # Figures bound their rows themselves.
+    with alt.data_transformers.disable_max_rows():
+        spec: dict[str, Any] = chart.to_dict()
     lines = {"gridColor": INK, "gridOpacity": 0.12, "domainColor": INK, "tickColor": INK}
     domain_style = {"domainOpacity": 0.4, "tickOpacity": 0.4}
     text_style = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}

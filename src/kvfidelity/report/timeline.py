@@ -16,6 +16,7 @@ from kvfidelity.report.figures import (
     integer_axis,
     nothing,
     panel_label,
+    thinned,
 )
 
 MOMENTS = {
@@ -97,7 +98,7 @@ def inside_turns(turns: pl.DataFrame) -> alt.TopLevelMixin:
         )
         for number, (name, column) in enumerate(MOMENTS.items())
     ).sort("panel", "at")
-    data = data.with_columns(pl.col("turn") + 1)  # a person counts from one
+    data = thinned(data).with_columns(pl.col("turn") + 1)  # a person counts from one
     base = alt.Chart(data).encode(
         x=alt.X(
             "at:Q",
