@@ -22,6 +22,21 @@ def test_a_line_counts_runs_and_says_the_time_left() -> None:
     assert progress.finishes("c", 180.0) == "[3 of 3 runs] c"
 
 
+def test_the_first_of_runs_that_are_computed_together_does_not_set_the_pace() -> None:
+    progress = RunProgress({f"{number:03d}": 1.0 for number in range(204)})
+    progress.starts(0.0)
+    # Forty-eight runs take a minute and end together.
+    for number in range(48):
+        line = progress.finishes(f"{number:03d}", 60.0 + number / 10)
+    assert line.endswith("about 3 min left")
+    for number in range(48, 96):
+        line = progress.finishes(f"{number:03d}", 120.0 + number / 10)
+    assert line.endswith("about 2 min left")
+    slow = RunProgress({f"{number:03d}": 1.0 for number in range(204)})
+    slow.starts(0.0)
+    assert slow.finishes("000", 300.0).endswith("about 17 h left")
+
+
 def test_a_fault_of_many_jobs_is_said_once_and_others_apart(tmp_path: Path) -> None:
     failures, said = Failures(), []
     for number in range(92):

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 
 from kvfidelity.pipeline.plan_message import duration
 
+#: A pace is measured from so many seconds or this share of the work on. Runs that a worker computes
+#: together end together: the first one takes the time of all of them.
+MEASURED_S, MEASURED_SHARE = 300.0, 0.25
+
 
 class RunProgress:
     """Counts runs.
 
     The time left is what the remaining runs should take, by the estimate before the start, times
-    what the finished ones took against theirs. Runs differ: a baseline feeds a whole dialogue.
+    what the finished ones took against theirs, once these are enough to tell. Runs differ: a
+    baseline feeds a whole dialogue.
 
     Args:
         expected: seconds of each run to do, by name.
@@ -41,5 +46,6 @@ class RunProgress:
         left = sum(self._expected[run] for run in self._left)
         done = sum(self._expected.values()) - left
         elapsed = now - self._started
-        pace = elapsed / done if done > 0 and elapsed > 0 else 1.0
+        enough = elapsed >= MEASURED_S or done >= MEASURED_SHARE * (left + done)
+        pace = elapsed / done if enough and done > 0 and elapsed > 0 else 1.0
         return f", about {duration(left * pace)} left"
