@@ -236,7 +236,7 @@ def section(judge_tests: pl.DataFrame, verdicts: pl.DataFrame) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
     names = ("signed", "interval", "percent")
     environment.filters |= {name: getattr(page, name) for name in names}
-    environment.filters["count_of"] = page.count
+    environment.filters |= {"count_of": page.count, "p": page.p_value}
     template = environment.from_string(f'{macros}{{% include "judges.html.j2" %}}')
     return template.render(
         setups=[{}],

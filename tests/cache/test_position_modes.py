@@ -42,7 +42,6 @@ from kvfidelity.cache.slots import SlotTable
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.records.grid import cells
 from kvfidelity.report.figures import MODE_COLOURS, MODE_SHAPES
-from kvfidelity.report.recall_figure import COLOURS, SHAPES
 
 config = yaml.safe_load(Path("config.yaml").read_text())
 config["grid"] = {"positions": ["frozen"], "policies": ["gist"]}
@@ -57,8 +56,7 @@ claim["of"] = {"positions": "frozen"}
 Path("claims.yaml").write_text(yaml.safe_dump({name: claim}))
 assert read_claims(Path("claims.yaml"))[0].of == {"positions": "frozen"}
 
-for scale, look in ((MODE_COLOURS, "#CC79A7"), (MODE_SHAPES, "cross"),
-                    (COLOURS, "#CC79A7"), (SHAPES, "cross")):
+for scale, look in ((MODE_COLOURS, "#CC79A7"), (MODE_SHAPES, "cross")):
     shown = dict(zip(scale.domain, scale.range, strict=True))
     assert shown["frozen"] == look and len(set(shown.values())) == len(shown)
 

@@ -28,7 +28,7 @@ LOSSES = {
 def test_headline_and_claims_do_not_contradict_each_other(loss: str, tmp_path: Path) -> None:
     stale, rest = LOSSES[loss]
     policies = {"baseline": {"kind": "baseline"}, "streaming_llm": {"kind": "streaming_llm"}}
-    chosen = settings(12, policies=policies, grid={"positions": ["stale", "rerotated"]})
+    chosen = settings(24, policies=policies, grid={"positions": ["stale", "rerotated"]})
     effects = {("streaming_llm", "stale"): stale, ("streaming_llm", "rerotated"): rest}
     write(tmp_path, chosen, effects, turns=8, noise=0.05)
     tables = build_tables(chosen, tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kvfidelity
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
+from kvfidelity.records.notes import MADE
 from tests.waiting import wait_until
 from tests.worker.conftest import SCRIPTS, Workdir, write_pool
 
@@ -23,9 +24,11 @@ def artifact_digests(workdir: Workdir, name: str) -> list[str]:
 
 
 def lasting_notes(workdir: Workdir, name: str) -> dict[str, str]:
-    """A job's notes without the time and memory it took."""
+    """A job's notes without when it was made, and the time and memory it took."""
     notes = read_metadata(workdir.folder / name / "turns.parquet")
-    return {key: value for key, value in notes.items() if not key.startswith("worker_")}
+    return {
+        key: value for key, value in notes.items() if key != MADE and not key.startswith("worker_")
+    }
 
 
 def test_a_worker_and_a_job_without_one_give_identical_artifacts(warm: Workdir) -> None:

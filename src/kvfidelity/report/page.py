@@ -322,7 +322,7 @@ def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, lis
             text = (folder / f"{figure.name}.{ending}").read_text("utf-8")
             entry[form] = inline_svg(text, f"{figure.name}-{form}")
         file = folder / f"{figure.name}.csv"
-        rows = pl.read_csv(file) if file.read_text("utf-8").strip() else pl.DataFrame()
+        rows = pl.read_csv(file, glob=False) if file.read_text("utf-8").strip() else pl.DataFrame()
         shown = [[cell_text(value) for value in row] for row in rows.head(FIGURE_ROWS).rows()]
         entry |= {"head": rows.columns, "rows": shown, "n_rows": rows.height}
         sections[figure.section].append(entry)
