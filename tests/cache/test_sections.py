@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -68,11 +70,13 @@ def test_sections_equal_feeding_one_after_another(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("caches", [1, 3])
+@pytest.mark.parametrize(("caches", "chunk"), [(1, 8192), (3, 8192), (1, 19), (1, 7)])
 def test_the_latest_scores_of_a_long_feed_can_be_those_of_its_last_token(
-    architecture: str, caches: int, device: str
+    architecture: str, caches: int, chunk: int, device: str
 ) -> None:
+    """Also where the last of several chunks is a single token."""
     engine = Engine.from_parts(tiny(architecture).to(device), segmenter=None, tokenizer=None)
+    engine = dataclasses.replace(engine, chunk=chunk)
     ids = torch.randint(3, 97, (20,), generator=torch.Generator().manual_seed(2)).tolist()
     at_once = [engine.new_cache("original", collect_scores=True) for _ in range(caches)]
     alone = engine.new_cache("original", collect_scores=True)

@@ -14,7 +14,9 @@ import torch
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import run_batch
 from kvfidelity.errors import ModelOverflowError
+from kvfidelity.generation.known_turns import nll_of_turns
 from kvfidelity.generation.likelihood import score_replies
+from kvfidelity.generation.plan import plan_run
 from kvfidelity.generation.run import run_dialogue
 from tests.generation.test_recall import ASKED, dialogue_with_evidence
 from tests.generation.test_run import BASE, BASELINE, run, talk
@@ -135,3 +137,27 @@ def test_an_answer_candidate_that_gives_nan_is_not_a_wrong_answer(engine: Engine
     spec = dataclasses.replace(BASE, recall=ASKED, max_new_tokens=0)
     with pytest.raises(ModelOverflowError, match="NaN or infinity"):
         run_dialogue(poisoned(engine, token), asked, spec)
+
+
+def test_the_turn_is_named_where_many_are_fed_at_once(engine: Engine) -> None:
+    turns = 6
+    segments = engine.segmenter.segments(talk(turns).turns)
+    ids = [{*part.prompt_ids, *part.reply_ids} for part in segments]
+    number = next(n for n in range(2, turns) if ids[n] - set().union(*ids[:n]))
+    token = min(ids[number] - set().union(*ids[:number]))
+
+    def refused(at: Engine) -> None:
+        with pytest.raises(ModelOverflowError, match=rf"turn {number + 1} of {turns}: "):
+            run_dialogue(at, talk(turns), BASELINE)
+
+    run_batch(poisoned(engine, token), [refused], 2)
+
+
+def test_the_turn_is_named_whose_logits_overflow(engine: Engine) -> None:
+    plan = plan_run(engine, talk(4), BASELINE)
+    size = engine.model.config.hidden_size
+    predicted = [torch.zeros(len(part.reply_ids), size) for part in plan.segments]
+    assert len(nll_of_turns(engine, plan, range(4), predicted)) == 4
+    predicted[2][0] = torch.finfo(torch.float32).max
+    with pytest.raises(ModelOverflowError, match="turn 3 of 4: "):
+        nll_of_turns(engine, plan, range(4), predicted)

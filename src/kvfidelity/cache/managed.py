@@ -139,8 +139,9 @@ class ManagedCache(AttentionCache):
         else:
             out, sums = attention.attend_with_scores(rotated, key[0], value[0], scaling)
             last = None
-            if self._latest_is_last and query.shape[2] > 1:
-                last = window_scores(rotated[:, -1:], key[0], scaling)[:, 0]
+            if self._latest_is_last:
+                one = query.shape[2] == 1
+                last = sums if one else window_scores(rotated[:, -1:], key[0], scaling)[:, 0]
             self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 
@@ -376,7 +377,9 @@ class ManagedCache(AttentionCache):
             return layer.attend(query, self._angles, self.scaling).transpose(0, 1)[None]
         given = (query, self._angles, self.scaling, self.slot_table.columns)
         out, sums = layer.attend_with_scores(*given)
-        last = layer.last_scores(*given) if self._latest_is_last and query.shape[1] > 1 else None
+        last = None
+        if self._latest_is_last:
+            last = sums if query.shape[1] == 1 else layer.last_scores(*given)
         self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 

@@ -14,6 +14,7 @@ from kvfidelity.cache.evictor import Evictor
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.segments import Segment
+from kvfidelity.errors import ModelOverflowError
 from kvfidelity.generation.baseline_run import Checkpoint
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.timed_turn import Progress, naming_turn, turn_event
@@ -75,10 +76,7 @@ def feed_known_turns(
         # Row j predicts token j + 1; copied, or the rows of all prompts would stay in memory.
         row = first - start + len(segment.prompt_ids) - 1
         predicted.append(fed.hidden[row : row + len(segment.reply_ids)].clone())
-    with naming_turn(plan, turns[0]):
-        ids = [token for segment in segments for token in segment.reply_ids]
-        nll = engine.score(torch.cat(predicted), ids).nll
-    parts = torch.split(nll, [len(segment.reply_ids) for segment in segments])
+    parts = nll_of_turns(engine, plan, turns, predicted)
     outcomes, ends = [], []
     for (_, segment, end), first, rows, nats in zip(each, starts, predicted, parts, strict=False):
         evictor.step += 1 + len(segment.reply_ids)
@@ -88,6 +86,21 @@ def feed_known_turns(
     for turn, outcome in zip(turns, outcomes, strict=True):
         progress(turn_event(plan, turn, outcome, tokens_per_s))
     return KnownTurns(outcomes, ends)
+
+
+def nll_of_turns(
+    engine: Engine, plan: RunPlan, turns: range, predicted: list[Tensor]
+) -> list[Tensor]:
+    """Nats of each turn's tokens, scored at once; one by one to name the turn that overflows."""
+    replies = [plan.segments[turn].reply_ids for turn in turns]
+    try:
+        nll = engine.score(torch.cat(predicted), [token for ids in replies for token in ids]).nll
+    except ModelOverflowError:
+        for turn, rows, ids in zip(turns, predicted, replies, strict=True):
+            with naming_turn(plan, turn):
+                engine.score(rows, ids)
+        raise
+    return list(torch.split(nll, [len(ids) for ids in replies]))
 
 
 def _outcome(
