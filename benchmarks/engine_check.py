@@ -37,7 +37,7 @@ from tests.engine_check.simulated import (
 
 #: Faults that 4-bit rounding of these weights, 0.62 nats a token, hides.
 HIDDEN_BY_ROUNDING = {("int4", "only_sinks_rerotated"), ("int4", "original_of_first_head")}
-#: What an engine is, what it should be called ("" for a fault that is not known), and what was found.
+#: What an engine is, what it should be called (empty for a fault not known), and what was found.
 Case = tuple[str, str, Verdict]
 
 
