@@ -99,7 +99,7 @@ def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:
     fed = outcome.tokens_seen_end - outcome.tokens_seen_start
     return row | {
         "token_bytes": engine.token_bytes,
-        "prompt_tokens": fed - len(outcome.fed),
+        "prompt_tokens": fed - len(outcome.fed) - outcome.healing_tokens,
         "reply_tokens": len(outcome.fed),
         "tokens_seen_start": outcome.tokens_seen_start,
         "tokens_seen_end": outcome.tokens_seen_end,
