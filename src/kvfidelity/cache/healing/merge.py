@@ -59,13 +59,11 @@ class Merge(Healing):
         received = attention.softmax(-1).mean(1).view(groups, -1, slots).mean(1)
         kept = kept.expand(groups, -1).contiguous()
         nearest = _nearest(kept, slots)
-        into = torch.zeros(groups, kept.shape[-1], device=values.device)
         evicted = received.scatter(-1, kept, 0) * self.weight
-        mass = into.scatter_add(-1, nearest, evicted)
-        sums = into[..., None].expand(-1, -1, size).contiguous()
-        sums = sums.scatter_add(
-            1, nearest[..., None].expand(-1, -1, size), evicted[..., None] * values
-        )
+        mass = values.new_zeros(groups, kept.shape[-1]).scatter_add(-1, nearest, evicted)
+        sums = values.new_zeros(groups, kept.shape[-1], size)
+        into = nearest[..., None].expand(-1, -1, size)
+        sums = sums.scatter_add(1, into, evicted[..., None] * values)
         own = values.gather(1, kept[..., None].expand(-1, -1, size))
         whole = (received.gather(-1, kept) + mass).clamp(min=LEAST)
         return own + (sums - mass[..., None] * own) / whole[..., None]
@@ -81,7 +79,5 @@ def _nearest(kept: Tensor, slots: int) -> Tensor:
     all_slots = torch.arange(slots, device=kept.device).expand(kept.shape[0], -1).contiguous()
     after = torch.searchsorted(kept, all_slots).clamp(max=kept.shape[-1] - 1)
     before = (after - 1).clamp(min=0)
-    nearer = (all_slots - kept.gather(-1, before)).abs() <= (
-        kept.gather(-1, after) - all_slots
-    ).abs()
-    return torch.where(nearer, before, after)
+    back, ahead = ((all_slots - kept.gather(-1, side)).abs() for side in (before, after))
+    return torch.where(back <= ahead, before, after)

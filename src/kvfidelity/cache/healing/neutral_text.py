@@ -11,62 +11,12 @@ from kvfidelity.cache.healing.notice import NOTICE, TextInGap
 from kvfidelity.errors import UserError
 
 #: Common words, most of them one token each.
-WORDS = [
-    "The",
-    "sun",
-    "is",
-    "up",
-    "and",
-    "the",
-    "day",
-    "is",
-    "warm",
-    "and",
-    "the",
-    "sea",
-    "is",
-    "calm",
-    "and",
-    "the",
-    "old",
-    "man",
-    "sits",
-    "by",
-    "the",
-    "door",
-    "and",
-    "looks",
-    "at",
-    "the",
-    "boat",
-    "that",
-    "goes",
-    "out",
-    "in",
-    "the",
-    "morning",
-    "and",
-    "comes",
-    "back",
-    "in",
-    "the",
-    "evening",
-    "with",
-    "fish",
-    "and",
-    "salt",
-    "and",
-    "rope",
-    "and",
-    "a",
-    "bag",
-    "of",
-    "wood",
-    "for",
-    "the",
-    "fire",
-]
-ENDINGS = (".", "", " too.", ", too.", " and so on.")
+TEXT = (
+    "The sun is up and the day is warm and the sea is calm and the old man sits by the door and "
+    "looks at the boat that goes out in the morning and comes back in the evening with fish and "
+    "salt and rope and a bag of wood for the fire"
+)
+ENDINGS = (".", "", " too.", ", too.", " now.", " so.", " as ever.", " and so on.")
 
 
 def neutral_text(encode: Encode) -> str:
@@ -86,9 +36,10 @@ def neutral_text(encode: Encode) -> str:
 
 
 def _candidates() -> Iterator[str]:
+    words = TEXT.split()
     for ending in ENDINGS:
-        for count in range(1, len(WORDS) + 1):
-            yield " ".join(WORDS[:count]) + ending
+        for count in range(1, len(words) + 1):
+            yield " ".join(words[:count]) + ending
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,8 @@ def build_healing(kind: str, parameters: Mapping[str, Any] | None = None) -> Hea
     names = [item.name for item in fields(known[kind])]
     for name in parameters or {}:
         if name not in names:
-            raise UserError(
-                f"healing {kind}: unknown parameter {name!r}{did_you_mean(name, names)}"
-            )
+            nearest = did_you_mean(name, names)
+            raise UserError(f"healing {kind}: unknown parameter {name!r}{nearest}")
     return known[kind](**(parameters or {}))
 
 
