@@ -19,7 +19,7 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import Policy, build_policy, known_policies
-from kvfidelity.cache.policies.hybrid import Hybrid, span_means
+from kvfidelity.cache.policies.hybrid import Hybrid, span_means, span_numbers
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import as_grid
@@ -671,7 +671,28 @@ def test_hybrid_ranks_a_span_by_its_mean_and_fills_the_budget_with_part_of_one()
 def test_a_span_stays_the_same_however_often_the_cache_is_evicted() -> None:
     scores = torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0])
     token = torch.tensor([0, 3, 4, 8, 11])[None, None]
-    assert span_means(scores, token, 4).tolist() == [2.0, 2.0, 5.0, 8.0, 8.0]
+    assert span_means(scores, span_numbers(token, 4)).tolist() == [2.0, 2.0, 5.0, 8.0, 8.0]
+
+
+MESSAGES = ((0, 20), (20, 32), (32, 51))
+
+
+def test_spans_can_be_messages() -> None:
+    view = random_view(60, 30)
+    view = dataclasses.replace(
+        view, token_index=torch.arange(60)[None, None], tokens_seen=60, messages=(0, 20, 32, 51)
+    )
+    entry = {"sinks": 0, "gist": 0, "recent": 0.3, "spans": "messages"}
+    found = build_policy("hybrid", entry).keep(view).tolist()
+    assert found[-9:] == list(range(51, 60))
+    parts = [[slot for slot in found if start <= slot < stop] for start, stop in MESSAGES]
+    sizes = [stop - start for start, stop in MESSAGES]
+    cut = [part for part, size in zip(parts, sizes, strict=True) if 0 < len(part) < size]
+    assert len(cut) == 1, "21 slots hold no two whole messages"
+    assert cut[0] == list(range(cut[0][0], cut[0][-1] + 1)), "its first slots"
+    unknown = dataclasses.replace(view, messages=None)
+    with pytest.raises(UserError, match="no messages are known"):
+        build_policy("hybrid", entry).keep(unknown)
 
 
 def test_random_spans_keeps_as_many_spans_as_hybrid_and_draws_them() -> None:

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
-from kvfidelity.cache.healing import FedTokens, Healing, build_healing
+from kvfidelity.cache.healing import Healing, build_healing
+from kvfidelity.cache.healing.base import FedTokens
 from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
@@ -85,7 +86,7 @@ class Evictor:
         seed: the run's seed; together with the number of the eviction it seeds random policies.
         healing: what is done about the gap; nothing by default.
 
-    `tokens` is needed by a healing that feeds tokens.
+    `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
     Raises:
         UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
@@ -112,7 +113,7 @@ class Evictor:
         other = Evictor(self.policy, self.schedule, self.seed, self.healing)
         other.turn, other.step = turn, self.step
         if self.tokens is not None:
-            other.tokens = FedTokens([*self.tokens.ids], self.tokens.feed)
+            other.tokens = self.tokens.copy()
         return other
 
     def before_turn(self, cache: ManagedCache) -> Eviction | None:
@@ -172,6 +173,8 @@ class Evictor:
 
         def view_with(budget: int) -> CacheView:
             view = view_of(cache, budget, self.seed, protected, scores=scores)
+            if self.tokens is not None:
+                view = replace(view, messages=tuple(self.tokens.messages))
             return view.limited_to(
                 scores=self.policy.needs_scores,
                 query_window=self.policy.query_window,

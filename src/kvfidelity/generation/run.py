@@ -100,8 +100,7 @@ def _shared_turns(
         if prober.is_due_after(turn):
             end = baseline.end_of_turn(turn)
             evictor.step, evictor.turn = end.step, turn
-            known = tokens_of_turns(baseline.outcomes[: turn + 1])
-            evictor.tokens = FedTokens(known, engine.feed)
+            evictor.tokens = tokens_of_turns(engine, baseline.outcomes[: turn + 1])
             cache = baseline.fork(end, plan.spec.positions, plan.query_window)
             prober.ask_all(cache, evictor)
     if baseline.out_of_memory and turns == len(baseline.outcomes):
@@ -109,9 +108,12 @@ def _shared_turns(
     return rows
 
 
-def tokens_of_turns(outcomes: Sequence[TurnOutcome]) -> list[int]:
-    """The token ids of turns, by token index."""
-    return [token for outcome in outcomes for token in (*outcome.prompt, *outcome.fed)]
+def tokens_of_turns(engine: Engine, outcomes: Sequence[TurnOutcome]) -> FedTokens:
+    """The tokens of the turns so far, which evicted nothing."""
+    tokens = FedTokens([], engine.feed)
+    for outcome in outcomes:
+        tokens.add_turn(outcome.prompt, outcome.fed)
+    return tokens
 
 
 def _evicting_turns(
@@ -126,7 +128,7 @@ def _evicting_turns(
     evictor, start = plan.evictor, baseline.starts[first]
     evictor.step = start.step
     cache = baseline.fork(start, plan.spec.positions, plan.query_window)
-    evictor.tokens = FedTokens(tokens_of_turns(baseline.outcomes[:first]), engine.feed)
+    evictor.tokens = tokens_of_turns(engine, baseline.outcomes[:first])
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
         cache.scores = None
@@ -139,7 +141,7 @@ def _evicting_turns(
         if outcome is None:
             rows.append(failed_row(plan, turn, shared=False))
             break
-        evictor.tokens.ids += (*outcome.prompt, *outcome.fed)
+        evictor.tokens.add_turn(outcome.prompt, outcome.fed)
         comparison = comparer.compare(turn, outcome)
         prober.note_turn(outcome)
         if prober.is_due_after(turn):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -22,14 +22,25 @@ Encode = Callable[[str], tuple[int, ...]]
 
 @dataclass
 class FedTokens:
-    """The tokens of one run, for healings that feed some.
+    """The tokens of one run, for healings that feed some and policies that look at messages.
 
     ids: of every token that the cache has seen, by token index.
     feed: feeds tokens into a cache, as the run itself does.
+    messages: token indices at which messages begin.
     """
 
     ids: list[int]
     feed: Callable[[ManagedCache, Sequence[int]], Any]
+    messages: list[int] = field(default_factory=list)
+
+    def add_turn(self, prompt: Sequence[int], reply: Sequence[int]) -> None:
+        """Note a turn that was fed: two messages."""
+        self.messages += (len(self.ids), len(self.ids) + len(prompt))
+        self.ids += (*prompt, *reply)
+
+    def copy(self) -> FedTokens:
+        """An independent copy."""
+        return FedTokens([*self.ids], self.feed, [*self.messages])
 
 
 @dataclass(frozen=True)

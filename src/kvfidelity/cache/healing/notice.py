@@ -57,6 +57,7 @@ class TextInGap(Healing):
     def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
         known = tokens_of(self, tokens, cache)
         known.feed(cache, self.ids)
+        known.messages.append(len(known.ids))
         known.ids += self.ids
         return Healed(slots=len(self.ids), tokens=len(self.ids))
 

@@ -15,6 +15,7 @@ from kvfidelity.errors import UserError
 
 SCORES = ("attention", "window", "keydiff", "rank_mean")
 WHOLE, BY_HEAD = "shared", "head"
+TOKENS, MESSAGES = SPANS = ("tokens", "messages")
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Hybrid(Policy):
     arXiv 2511.04686).
 
     Of a budget b the first max(sinks, gist * b) slots and the last recent * b are kept; the rest of
-    it goes to spans. A span is `span` consecutive token indices, so it stays the same span however
-    often the cache is evicted; the last one that does not fit is kept up to its first slots that
-    do. A slot's score is the mean over layers and heads, or over a kv head's query heads, of:
-    the accumulated attention divided by the queries that could see the slot (`attention`, H2O's
-    scores without their bias towards old slots); the mean attention of the latest `window` queries
-    (`window`, as in SnapKV); minus the cosine to the mean key (`keydiff`, arXiv 2504.15364); or the
-    mean of the three scores' ranks among all slots, from 0 to 1 (`rank_mean`).
+    it goes to spans. A span is `span` consecutive token indices, or a message; so it stays the same
+    span however often the cache is evicted. The last one that does not fit is kept up to its first
+    slots that do.
+
+    A slot's score is the mean over layers and heads, or over a kv head's query heads, of one of:
+    `attention`, what it received in all divided by the queries that could see it (H2O's scores
+    without their bias towards old slots); `window`, the mean attention of the latest `window`
+    queries, as in SnapKV; `keydiff`, minus the cosine to the mean key (arXiv 2504.15364).
+    `rank_mean` is the mean of the three scores' places among all slots, from 0 to 1.
     """
 
     kind: ClassVar[str] = "hybrid"
@@ -39,6 +42,7 @@ class Hybrid(Policy):
     gist: float = parameter(0.1, doc="share of the budget for the first slots", low=0, high=1)
     recent: float = parameter(0.5, doc="share of the budget for the last slots", low=0, high=1)
     span: int = parameter(16, doc="tokens of a span; 1 keeps single slots", low=1)
+    spans: str = parameter(TOKENS, doc="spans of `span` tokens, or of a message", choices=SPANS)
     score: str = parameter("rank_mean", doc="what spans are ranked by", choices=SCORES)
     window: int = parameter(32, doc="latest queries of the score `window`", low=1)
     granularity: str = parameter(
@@ -56,7 +60,11 @@ class Hybrid(Policy):
         return self.window if self.score in ("window", "rank_mean") else 0
 
     def priority(self, view: CacheView) -> Tensor:
-        rank = span_means(self._scores(view), view.token_index, self.span)
+        if self.spans == TOKENS:
+            numbers = span_numbers(view.token_index, self.span)
+        else:
+            numbers = view.message_numbers()
+        rank = span_means(self._scores(view), numbers)
         return pin_shares(rank, view.budget, self.sinks, self.gist, self.recent)
 
     def _scores(self, view: CacheView) -> Tensor:
@@ -108,15 +116,18 @@ def place(scores: Tensor) -> Tensor:
     return places.masked_fill(scores.isnan(), torch.nan)  # which has no place
 
 
-def span_means(scores: Tensor, token_index: Tensor, span: int) -> Tensor:
-    """The mean score of each slot's span, the slots with the same token index // span.
+def span_numbers(token_index: Tensor, span: int) -> Tensor:
+    """The number of each token's span, int64 as `token_index`."""
+    return torch.div(token_index, span, rounding_mode="floor")
+
+
+def span_means(scores: Tensor, spans: Tensor) -> Tensor:
+    """The mean score of each slot's span.
 
     Args:
-        scores: [n] or [L, G, n]. token_index: int64 [L', G', n].
+        scores: [n] or [L, G, n]. spans: int64 [L', G', n], the number of each slot's span.
     """
-    if span == 1:
-        return scores
-    spans = torch.div(token_index.to(scores.device), span, rounding_mode="floor")
+    spans = spans.to(scores.device)
     spans = spans[0, 0] if scores.dim() == 1 else spans.expand(scores.shape)
     starts = torch.ones_like(spans, dtype=torch.bool)
     starts[..., 1:] = spans[..., 1:] != spans[..., :-1]

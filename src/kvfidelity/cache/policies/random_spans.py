@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.policies.base import Policy, parameter
-from kvfidelity.cache.policies.hybrid import check_shares, pin_shares, span_means
+from kvfidelity.cache.policies.hybrid import check_shares, pin_shares, span_numbers
 from kvfidelity.cache.view import CacheView
 
 
@@ -34,6 +34,5 @@ class RandomSpans(Policy):
         # One number per span of the whole conversation: which slots are left changes no draw.
         number = view.tokens_seen // self.span + 1
         drawn = torch.from_numpy(view.rng.random(number))
-        spans = torch.div(view.token_index[0, 0].cpu(), self.span, rounding_mode="floor")
-        rank = span_means(drawn[spans], view.token_index, self.span)
+        rank = drawn[span_numbers(view.token_index[0, 0].cpu(), self.span)]
         return pin_shares(rank, view.budget, self.sinks, self.gist, self.recent)
