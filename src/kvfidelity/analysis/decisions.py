@@ -26,7 +26,8 @@ def decide(
 ) -> tuple[str, str]:
     """ "supported", "contradicted" or "not decided", and why.
 
-    "above" is more than margin, "below" less than minus margin, "within" between the two. It is
+    "above" is more than margin, "below" less than minus margin, "within" between the two,
+    "not_above" anything below margin: it is not worse by more than that. It is
     supported if all of the interval is on the claimed side, contradicted if none of it is. The
     interval is `strict_low` to `strict_high`, because losses may be skewed. At margin 0 it is the
     one that `sign` is of, stricter only towards a long tail, or `low` to `high` where there is no
@@ -59,6 +60,8 @@ def decide(
             supported, contradicted, small = low > margin, high < margin, high >= -margin
         case "below":
             supported, contradicted, small = high < -margin, low > -margin, low <= margin
+        case "not_above":
+            supported, contradicted, small = high < margin, low > margin, False
         case _:
             supported = -margin <= low and high <= margin
             contradicted, small = low > margin or high < -margin, supported
@@ -66,7 +69,7 @@ def decide(
         few = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
         return UNDECIDED, f"{few} to say that something is small"
     nearer = margin if low > 0 else -margin
-    edge = {"above": margin, "below": -margin}.get(direction, nearer)
+    edge = {"above": margin, "below": -margin, "not_above": margin}.get(direction, nearer)
     core = estimate.get("core", (None, None))
     if (supported or contradicted) and nearly_alike(dialogues, core, edge):
         return UNDECIDED, "the dialogues are too alike for so few of them to rule out rare others"
