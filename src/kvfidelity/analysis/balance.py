@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED
-from kvfidelity.analysis.healings import ASKED, PAIRED
+from kvfidelity.analysis.healings import ASKED, NONE, PAIRED
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, Estimate, column_mean, holm
 from kvfidelity.records.grid import BASELINE
 
@@ -23,8 +23,10 @@ CANDIDATE = "hybrid"
 def balance(
     turns: pl.DataFrame, questions: pl.DataFrame, options: Mapping[str, Any]
 ) -> pl.DataFrame:
-    """One row per cell of a target: excess NLL, the middle's margin lost, whether the first is not
-    worse than the reference's by MARGIN, and whether the cell is on the Pareto front of the two.
+    """One row per cell of a target, without a healing: its loss and what it forgets of the middle.
+
+    Also whether it loses at most MARGIN more than the reference, and whether it is on the Pareto
+    front of the two means.
 
     Args:
         turns, questions: the tables `turns` and `recall`.
@@ -100,6 +102,7 @@ def _scored(turns: pl.DataFrame) -> pl.DataFrame:
         pl.col("kind") != BASELINE,
         pl.col("excess_nll").is_not_null(),
         pl.col("target_tokens").is_not_null(),
+        pl.col("parameters").str.json_path_match("$.healing").fill_null(NONE) == NONE,
     )
 
 
