@@ -242,6 +242,7 @@ def test_a_tokenizer_without_a_text_of_that_length_is_refused() -> None:
     ("kind", "trigger", "positions", "on_gpu", "message"),
     [
         ("notice", "step", "stale", False, "set trigger: turn, not step"),
+        ("notice_in_message", "prompt", "stale", False, "set trigger: turn, not prompt"),
         ("refresh", "turn", "stale", False, "set positions: rerotated, not stale"),
         ("ghost_slot", "step", "stale", True, "set trigger: turn or prompt"),
     ],

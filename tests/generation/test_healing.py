@@ -114,5 +114,5 @@ def test_the_notice_and_its_control_have_as_many_tokens(engine: Engine) -> None:
 
 
 def test_a_healing_under_another_trigger_is_refused_before_anything_is_fed(engine: Engine) -> None:
-    with pytest.raises(UserError, match="healing notice feeds tokens between turns"):
+    with pytest.raises(UserError, match="healing notice acts between turns"):
         healed(engine, "notice", trigger="step")

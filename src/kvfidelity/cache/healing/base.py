@@ -72,8 +72,8 @@ class Healing:
     kind: ClassVar[str]
     #: Whether it does anything at an eviction.
     acts: ClassVar[bool] = True
-    #: Whether it feeds tokens, which is possible between turns only.
-    feeds_tokens: ClassVar[bool] = False
+    #: Whether it acts on text, which is possible between turns only.
+    between_turns: ClassVar[bool] = False
     #: Whether it changes attention from the eviction on; the kernels of a GPU compute no such.
     changes_attention: ClassVar[bool] = False
     #: Whether it reads or writes slots, which must then be as many in every kv head.
@@ -95,9 +95,9 @@ class Healing:
         Raises:
             UserError: names the healing and what to set.
         """
-        if self.feeds_tokens and trigger != "turn":
+        if self.between_turns and trigger != "turn":
             raise UserError(
-                f"healing {self.kind} feeds tokens between turns: set trigger: turn, not {trigger}"
+                f"healing {self.kind} acts between turns: set trigger: turn, not {trigger}"
             )
         if self.only_positions not in (None, str(positions)):
             raise UserError(

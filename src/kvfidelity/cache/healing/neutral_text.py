@@ -60,6 +60,7 @@ class NeutralInMessage(Healing):
     """
 
     kind: ClassVar[str] = "neutral_in_message"
+    between_turns: ClassVar[bool] = True
 
     words: str = ""
 

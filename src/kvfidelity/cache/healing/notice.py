@@ -33,7 +33,7 @@ class TextInGap(Healing):
     ids: of that turn, set by `prepared`.
     """
 
-    feeds_tokens: ClassVar[bool] = True
+    between_turns: ClassVar[bool] = True
 
     ids: tuple[int, ...] = ()
 
@@ -77,6 +77,7 @@ class NoticeInMessage(Healing):
     """Says so at the start of the user's next message, outside the budget."""
 
     kind: ClassVar[str] = "notice_in_message"
+    between_turns: ClassVar[bool] = True
 
     def message(self, text: str) -> str:
         return f"{NOTICE}\n\n{text}"

@@ -33,7 +33,7 @@ class Refresh(Healing):
     """
 
     kind: ClassVar[str] = "refresh"
-    feeds_tokens: ClassVar[bool] = True
+    between_turns: ClassVar[bool] = True
     edits_slots: ClassVar[bool] = True
     only_positions: ClassVar[str | None] = "rerotated"
 
