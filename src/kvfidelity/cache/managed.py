@@ -87,7 +87,8 @@ class ManagedCache(AttentionCache):
     def nbytes(self) -> int:
         """Bytes of all live keys and values, and of what changes attention to them."""
         changed = self.changed_attention.nbytes if self.changed_attention is not None else 0
-        return changed + sum(layer.nbytes for layer in self.layers)
+        total: int = changed + sum(layer.nbytes for layer in self.layers)
+        return total
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones included: `generate` slices its input by this number."""
@@ -314,7 +315,7 @@ class ManagedCache(AttentionCache):
         """
         if not torch.equal(other.slot_table.position.cpu(), self.slot_table.position.cpu()):
             raise ValueError("contents can be replaced only by those of the same positions")
-        self.layers = other.layers
+        self.layers[:] = other.layers
 
     def section(self, before: int) -> ManagedCache:
         """A cache of the slots so far and the `before` next ones, in the same buffers.

@@ -66,7 +66,8 @@ class Merge(Healing):
         sums = sums.scatter_add(1, into, evicted[..., None] * values)
         own = values.gather(1, kept[..., None].expand(-1, -1, size))
         whole = (received.gather(-1, kept) + mass).clamp(min=LEAST)
-        return own + (sums - mass[..., None] * own) / whole[..., None]
+        merged: Tensor = own + (sums - mass[..., None] * own) / whole[..., None]
+        return merged
 
     def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
         for layer, values in zip(cache.layers, found, strict=True):

@@ -49,6 +49,7 @@ class Refresh(Healing):
     def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
         known = tokens_of(self, tokens, cache)
         fresh = cache.empty()
-        known.feed(fresh, [known.ids[index] for index in cache.slot_table.token_index[0, 0]])
+        kept = cache.slot_table.token_index[0, 0].tolist()
+        known.feed(fresh, [known.ids[index] for index in kept])
         cache.replace_contents(fresh)
         return Healed()

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def window_queries(cache: ManagedCache, layer: int, window: int) -> Tensor:
     """The latest w queries rotated by the positions right before the next one, fp32 [H, w, d]."""
     assert cache.recent_queries is not None
-    queries = cache.recent_queries.of_layer(layer)[:, -min(window, cache.size) :].float()
+    latest = cache.recent_queries.of_layer(layer)
+    assert latest is not None
+    queries = latest[:, -min(window, cache.size) :].float()
     end = cache.slot_table.next_position
     positions = torch.arange(end - queries.shape[1], end)
     return rotate(queries, *cache.rotary.angles(positions, queries.device))
