@@ -107,7 +107,7 @@ def test_a_ghost_holds_the_mean_of_what_it_stands_for(llama: Any) -> None:
     middle = (gap[0] + gap[1] - 1) // 2
     assert cache.slot_table.token_index[0, 0, 3] == middle
     for layer, before in zip(cache.layers, whole.layers, strict=True):
-        for name in ("live_keys", "live_values"):
+        for name in ("rotated_keys", "live_values"):
             mean = getattr(before, name)[:, gap[0] : gap[1]].mean(1)
             torch.testing.assert_close(getattr(layer, name)[:, 3], mean)
     assert cache.changed_attention is not None

@@ -14,7 +14,7 @@ from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing, Ke
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest, rows_of
 from kvfidelity.cache.healing.window import window_logits, window_queries
-from kvfidelity.cache.rotary import rotate
+from kvfidelity.cache.rotary import rotate_back
 from kvfidelity.cache.slots import as_grid
 from kvfidelity.errors import UserError
 
@@ -28,7 +28,8 @@ class GhostSlot(Healing):
     on its logit that gives it the attention mass that was evicted.
 
     The slot is the gap's middle one: its token index and its position are that one's, and it counts
-    in the budget. The key is the mean un-rotated key, the value the mean value. The bias of query
+    in the budget. The key is the mean rotated key, so that its logit is the mean of the evicted
+    ones; it is stored un-rotated by its position. The value is the mean value. The bias of query
     head h is log(mass) + log(sum_q p_gap(q) / sum_q p_ghost(q)) over the latest `window` queries,
     with p_gap their softmax mass on the gap, and p_ghost what the mean key alone would get at the
     same normaliser. The mean of a cluster of keys with the log of its size as bias is that of token
@@ -105,7 +106,11 @@ class GhostSlot(Healing):
         weight = (member * counts[..., None]).transpose(1, 2)
         total = weight.sum(-1)
         mean = weight / total[..., None]
-        keys, values = mean @ layer.live_keys.float(), mean @ layer.live_values.float()
+        rotated, values = mean @ cache.rotated_keys(index).float(), mean @ layer.live_values.float()
+        position = cache.slot_table.position.cpu()
+        position = position[min(index, position.shape[0] - 1)].expand(groups, -1)
+        at = position.gather(-1, ghosts.expand(groups, -1))
+        keys = rotate_back(rotated, *cache.rotary.angles(at, device))
 
         queries = window_queries(cache, index, self.window)
         logits = window_logits(cache, index, queries)
@@ -113,10 +118,6 @@ class GhostSlot(Healing):
         received = (logits - normaliser[..., None]).exp().sum(1)
         heads = received.shape[0]
         in_gap = (received.view(groups, -1, slots) @ member).reshape(heads, number)
-        position = cache.slot_table.position.cpu()
-        position = position[min(index, position.shape[0] - 1)].expand(groups, -1)
-        at = position.gather(-1, ghosts.expand(groups, -1))
-        rotated = rotate(keys, *cache.rotary.angles(at, device))
         flat = (queries * cache.scaling).reshape(groups, -1, size)
         own = (flat @ rotated.transpose(1, 2)).view(heads, -1, number) - normaliser[..., None]
         bias = in_gap.log() - own.logsumexp(1)
