@@ -46,6 +46,8 @@ def test_a_run_keeps_its_budget_and_names_its_healing(engine: Engine, healing: s
     assert (evictions["healing_slots"] > 0).all() == (texts or healing == "ghost_slot")
     assert (evictions["healing_bytes"] > 0).all() == (healing == "ghost_slot")
     turns = found.turns
+    after = turns.drop_nulls("slots_after_eviction")["slots_after_eviction"]
+    assert (after == 450).all(), "bytes after an eviction are those of the whole target"
     grown = turns["tokens_seen_end"] - turns["tokens_seen_start"]
     beyond = (grown - turns["prompt_tokens"] - turns["reply_tokens"]).sum()
     asked = int(evictions["healing_slots"].sum()) if texts else 0
@@ -116,3 +118,10 @@ def test_the_notice_and_its_control_have_as_many_tokens(engine: Engine) -> None:
 def test_a_healing_under_another_trigger_is_refused_before_anything_is_fed(engine: Engine) -> None:
     with pytest.raises(UserError, match="healing notice acts between turns"):
         healed(engine, "notice", trigger="step")
+
+
+def test_a_ghost_holds_no_token_of_the_message_that_it_stands_for(engine: Engine) -> None:
+    plain, ghost = (healed(engine, kind).recall for kind in ("none", "ghost_slot"))
+    gone = (plain["evidence_retained_share"] == 0).to_numpy()
+    assert gone.any()
+    assert (ghost["evidence_retained_share"].to_numpy()[gone] == 0).all()

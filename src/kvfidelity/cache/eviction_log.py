@@ -40,6 +40,17 @@ class Eviction:
     healing_s: float = 0.0
 
     @property
+    def slots_after_healing(self) -> int:
+        """`slots_after` with the tokens that the healing fed."""
+        return self.slots_after + self.healed.tokens
+
+    @property
+    def tokens_evicted(self) -> int:
+        """Tokens of the conversation that are gone, per kv head: a ghost slot holds none."""
+        ghosts = self.healed.slots - self.healed.tokens
+        return self.slots_before - self.slots_after + ghosts
+
+    @property
     def slots_after(self) -> int:
         """Per kv head, on average if heads keep different numbers of slots."""
         if isinstance(self.kept, RaggedKeepSet):

@@ -162,7 +162,7 @@ def run_turn(
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
-        slots_after_eviction=evictions[-1].slots_after if evictions else None,
+        slots_after_eviction=evictions[-1].slots_after_healing if evictions else None,
         slots_end=cache.size,
         slots_peak=max([start, after_prompt, cache.size, *(e.slots_before for e in evictions)]),
         tokens_seen_start=seen,
