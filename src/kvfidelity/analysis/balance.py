@@ -107,9 +107,9 @@ def _scored(turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def _middle(questions: pl.DataFrame) -> pl.DataFrame:
+    # As in recall_by_depth, wherever in the trained window they are asked.
     return questions.filter(
         "after_eviction",
-        "inside_window",
         pl.col("depth") == "middle",
         pl.col("margin_lost").is_not_null(),
     )

@@ -89,6 +89,8 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
 
 def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
     front = part.filter("on_front").sort("excess_nll")["policy"].to_list()
+    if not front:
+        return "Which others have less of both loss and forgetting is not tested here."
     ablated = ", ".join(
         f"{row['policy']} {signed(row['excess_nll'], 2)} and {signed(row['middle_lost'], 2)}"
         for row in part.filter(pl.col("policy").is_in(names)).sort("policy").to_dicts()
@@ -116,8 +118,9 @@ def _rescues(part: pl.DataFrame) -> str:
     less, more = (surely.filter(sign).height for sign in _signs())
     best = tried.sort("difference", nulls_last=True).row(0, named=True)
     return (
-        f"Of {tried.height} healings, each of a policy under a position mode, {less} surely lower "
-        f"and {more} surely raise the loss of the first 32 tokens after an eviction; the largest "
+        f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
+        f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
+        f"the largest "
         f"change for the better is {_estimate(best, 'difference', '')} nats per token, by "
         f"{best['policy']} under {best['positions']}, where nothing done costs "
         f"{signed(best['early_excess_nll_without'], 2)}."
