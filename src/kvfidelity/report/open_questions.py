@@ -81,7 +81,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
     less, more = (found.filter(sign)["against"].to_list() for sign in _signs())
     return (
         f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
-        f"over {count(own['n_questions'], 'question')}; of the {fair.height} others that are not "
+        f"over {count(own['n_questions'], 'question')}; of {count(fair.height, 'other')} not "
         f"worse than {REFERENCE} by {MARGIN}, it surely loses less than {_list(less)}, and more "
         f"than {_list(more)}."
     )
