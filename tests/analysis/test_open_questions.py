@@ -174,3 +174,11 @@ def test_not_above_is_supported_by_whatever_is_below_the_margin(
 ) -> None:
     ends = {"low": low, "high": high, "strict_low": low, "strict_high": high}
     assert decide("not_above", 0.05, ends | {"n_dialogues": 30})[0] == expected
+
+
+@pytest.mark.parametrize(("high", "expected"), [(0.04, UNDECIDED), (-0.01, SUPPORTED)])
+def test_that_a_loss_is_small_takes_more_dialogues_than_that_it_is_a_gain(
+    high: float, expected: str
+) -> None:
+    ends = {"low": -1.0, "high": high, "strict_low": -1.0, "strict_high": high}
+    assert decide("not_above", 0.05, ends | {"n_dialogues": 12})[0] == expected

@@ -4,14 +4,15 @@ arXiv 2511.04686)?"""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED
+from kvfidelity.analysis.decisions import SUPPORTED, decide
 from kvfidelity.analysis.healings import ASKED, NONE, PAIRED
-from kvfidelity.analysis.statistics import MIN_DIALOGUES, Estimate, column_mean, holm
+from kvfidelity.analysis.statistics import column_mean, holm
 from kvfidelity.records.grid import BASELINE
 
 SETTING = ("model", "dataset", "positions", "threshold")
@@ -86,15 +87,6 @@ def balance_pairs(
     return pl.DataFrame(rows, table_schema("balance_pairs"))
 
 
-def not_inferior(worse: Estimate) -> str:
-    """Whether an excess over the reference's is below MARGIN, by the strict interval."""
-    if worse.n_dialogues < MIN_DIALOGUES or worse.strict_low is None or worse.strict_high is None:
-        return UNDECIDED
-    if worse.strict_high < MARGIN:
-        return SUPPORTED
-    return CONTRADICTED if worse.strict_low > MARGIN else UNDECIDED
-
-
 def _scored(turns: pl.DataFrame) -> pl.DataFrame:
     return turns.filter(
         "after_eviction",
@@ -143,7 +135,9 @@ def _cell(
         "worse_low": worse.strict_low,
         "worse_high": worse.strict_high,
         # It is not worse than itself, however few dialogues there are.
-        "not_inferior": SUPPORTED if kind == REFERENCE else not_inferior(worse),
+        "not_inferior": SUPPORTED
+        if kind == REFERENCE
+        else decide("not_above", MARGIN, asdict(worse))[0],
         "n_dialogues": excess.n_dialogues,
         "n_questions": questions.height,
     }

@@ -34,7 +34,7 @@ def decide(
     sign. Few dialogues that are `nearly_alike` decide nothing.
 
     That something is small takes MIN_DIALOGUES_WITHIN dialogues, in whatever words: "within" that
-    is supported, and "above" or "below" that is contradicted by what is not beyond the margin on
+    is supported, "not_above" that is by what may be above 0, and "above" or "below" that is contradicted by what is not beyond the margin on
     the other side. From that number on, values that are all negligible decide by themselves,
     because only rounding says whether equal results have an interval.
 
@@ -61,11 +61,16 @@ def decide(
         case "below":
             supported, contradicted, small = high < -margin, low > -margin, low <= margin
         case "not_above":
-            supported, contradicted, small = high < margin, low > margin, False
+            supported, contradicted = high < margin, low > margin
+            small = supported and high >= 0
         case _:
             supported = -margin <= low and high <= margin
             contradicted, small = low > margin or high < -margin, supported
-    if (contradicted or direction == "within") and small and dialogues < MIN_DIALOGUES_WITHIN:
+    if (
+        (contradicted or direction in ("within", "not_above"))
+        and small
+        and dialogues < MIN_DIALOGUES_WITHIN
+    ):
         few = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
         return UNDECIDED, f"{few} to say that something is small"
     nearer = margin if low > 0 else -margin
