@@ -121,6 +121,7 @@ def _cell(
     pairs = own.join(reference.select(*PAIRED, other="excess_nll"), on=list(PAIRED))
     worse = column_mean(pairs, pl.col("excess_nll") - pl.col("other"), weight, options)
     kind = own["kind"][0]
+    decided, _ = decide("not_above", MARGIN, asdict(worse))
     return {
         "policy": policy,
         "kind": kind,
@@ -135,9 +136,7 @@ def _cell(
         "worse_low": worse.strict_low,
         "worse_high": worse.strict_high,
         # It is not worse than itself, however few dialogues there are.
-        "not_inferior": SUPPORTED
-        if kind == REFERENCE
-        else decide("not_above", MARGIN, asdict(worse))[0],
+        "not_inferior": SUPPORTED if kind == REFERENCE else decided,
         "n_dialogues": excess.n_dialogues,
         "n_questions": questions.height,
     }

@@ -34,9 +34,10 @@ def decide(
     sign. Few dialogues that are `nearly_alike` decide nothing.
 
     That something is small takes MIN_DIALOGUES_WITHIN dialogues, in whatever words: "within" that
-    is supported, "not_above" that is by what may be above 0, and "above" or "below" that is contradicted by what is not beyond the margin on
-    the other side. From that number on, values that are all negligible decide by themselves,
-    because only rounding says whether equal results have an interval.
+    is supported, "not_above" that is supported by what may be above 0, and "above" or "below" that
+    is contradicted by what is not beyond the margin on the other side. From that number on, values
+    that are all negligible decide by themselves, because only rounding says whether equal results
+    have an interval.
 
     Args:
         estimate: low, high, strict_low, strict_high, n_dialogues and, of a mean, sign, largest and
@@ -66,11 +67,8 @@ def decide(
         case _:
             supported = -margin <= low and high <= margin
             contradicted, small = low > margin or high < -margin, supported
-    if (
-        (contradicted or direction in ("within", "not_above"))
-        and small
-        and dialogues < MIN_DIALOGUES_WITHIN
-    ):
+    of_smallness = small and (contradicted or direction in ("within", "not_above"))
+    if of_smallness and dialogues < MIN_DIALOGUES_WITHIN:
         few = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
         return UNDECIDED, f"{few} to say that something is small"
     nearer = margin if low > 0 else -margin
