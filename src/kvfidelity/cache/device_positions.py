@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.capacity import grown_capacity
+from kvfidelity.cache.slots import SlotTable
+
+#: Rows start at multiples of this many positions: kernels load them as 16 bytes at once.
+ROW_ALIGNMENT = 4
 
 
 class DevicePositions:
@@ -37,6 +41,7 @@ class DevicePositions:
         slots = position.shape[-1]
         if position.shape[:-1] != self._positions.shape[:-1] or slots > self._positions.shape[-1]:
             room = max(slots, self._positions.shape[-1])
+            room += -room % ROW_ALIGNMENT
             self._positions = torch.empty(
                 *position.shape[:-1], room, dtype=torch.int32, device=self.device
             )
@@ -51,3 +56,40 @@ class DevicePositions:
         grown = self._positions.new_empty(*self._positions.shape[:-1], wanted)
         grown[..., :used] = self._positions[..., :used]
         self._positions = grown
+
+
+class HeadPositions:
+    """Positions of kv heads that hold different numbers of slots, int32 [L, G, capacity].
+
+    Aligned at the left, as the heads' keys are: kernels write a new slot's after the last one.
+    """
+
+    def __init__(self, table: SlotTable, device: torch.device) -> None:
+        position, pad = table.position.to(device), table.pad.to(device)
+        width = position.shape[-1]
+        column = torch.arange(width, device=device) + pad[..., None]
+        self.positions = position.new_empty(
+            *position.shape[:-1], grown_capacity(width, 0), dtype=torch.int32
+        )
+        if width:
+            self.positions[..., :width] = position.gather(-1, column.clamp(max=width - 1))
+
+    def append(self, table: SlotTable, count: int) -> None:
+        """Follow a table that has appended `count` tokens."""
+        self.reserve(int(table.counts.max()))
+        device, counts = self.positions.device, table.counts
+        slots, firsts = torch.stack([counts - count, table.next_positions - count]).to(device)
+        new = torch.arange(count, device=device)
+        values = (firsts[..., None] + new).to(torch.int32)
+        self.positions.scatter_(-1, slots[..., None] + new, values)
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` slots of each head."""
+        capacity = self.positions.shape[-1]
+        if slots <= capacity:
+            return
+        grown = self.positions.new_empty(
+            *self.positions.shape[:-1], grown_capacity(slots, capacity)
+        )
+        grown[..., :capacity] = self.positions
+        self.positions = grown

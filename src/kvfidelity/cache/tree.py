@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 
 #: Parent of a token that continues the cache itself.
@@ -79,7 +78,7 @@ class TreeCache(AttentionCache):
     ) -> tuple[Tensor, Tensor]:
         """Returns all rotated keys and all values of the layer [1, G, n + m, d]; keeps nothing."""
         layer = self._cache.layers[layer_idx]
-        if isinstance(layer, RaggedLayer):
+        if self._cache.ragged is not None:
             return key_states, value_states
         keys = torch.cat(
             [self._cache.rotated_keys(layer_idx)[None], rotate(key_states, *self._angles)], dim=2
@@ -90,9 +89,8 @@ class TreeCache(AttentionCache):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """One attention module's output [1, m, H, d]."""
-        layer = self._cache.layers[module.layer_idx]
-        if isinstance(layer, RaggedLayer):
-            return self._attend_ragged(layer, module.layer_idx, query, key, value, scaling)
+        if self._cache.ragged is not None:
+            return self._attend_ragged(module.layer_idx, query, key, value, scaling)
         out = scaled_dot_product_attention(
             rotate(query, *self._angles),
             key,
@@ -105,7 +103,6 @@ class TreeCache(AttentionCache):
 
     def _attend_ragged(
         self,
-        layer: RaggedLayer,
         index: int,
         query: Tensor,
         key: Tensor,
@@ -113,11 +110,12 @@ class TreeCache(AttentionCache):
         scaling: float,
     ) -> Tensor:
         """Each kv head's query heads over that head's slots and the tree's keys [1, G, m, d]."""
-        parts = []
-        for group, own in enumerate(torch.chunk(query, len(layer.heads), dim=1)):
-            head, one = layer.heads[group], slice(group, group + 1)
+        parts, heads = [], self._cache.layers[index].heads
+        for group, own in enumerate(torch.chunk(query, len(heads), dim=1)):
+            head, one = heads[group], slice(group, group + 1)
             angles = self._cache.rotary.angles(self._positions[index, group], query.device)
-            keys = torch.cat([head.rotated_keys[None], rotate(key[:, one], *angles)], dim=2)
+            cached = self._cache.rotated_head_keys(index, group)[None]
+            keys = torch.cat([cached, rotate(key[:, one], *angles)], dim=2)
             values = torch.cat([head.live_values[None], value[:, one]], dim=2)
             parts.append(
                 scaled_dot_product_attention(

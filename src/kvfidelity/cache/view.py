@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.attention import window_scores
-from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
 
@@ -277,18 +275,18 @@ def view_of(
 def _ragged_view(
     cache: ManagedCache, budget: int, seed: int, protected: tuple[Span, ...], scores: bool
 ) -> CacheView:
-    table = cache.slot_table
+    table = cache.slot_table.on_cpu()  # at once: heads are looked at one by one
     if any(stop != cache.size for _, stop in protected):
         raise ValueError("of a cache whose kv heads differ only the latest slots can be protected")
     newest = max((stop - start for start, stop in protected), default=0)
     rng = np.random.default_rng((seed, table.evictions))
     heads = []
     for index, layer in enumerate(cache.layers):
-        assert isinstance(layer, RaggedLayer)
-        groups = len(layer.heads)
+        own_slots = layer.heads
+        groups = len(own_slots)
         queries = None if cache.recent_queries is None else cache.recent_queries.of_layer(index)
         row = []
-        for group, head in enumerate(layer.heads):
+        for group, head in enumerate(own_slots):
             own = table.row(index, group)
             found = cache.scores if scores else AttentionScores(1)
             if found is not None and scores:
@@ -328,13 +326,13 @@ def _head_layer(
     cache: ManagedCache,
     index: int,
     group: int,
-    head: SlotLayer,
+    head: Any,
     queries: Tensor | None,
     groups: int,
 ) -> LayerView:
     return LayerView(
         keys=head.live_keys,
-        rotate=lambda: head.rotated_keys,
+        rotate=partial(cache.rotated_head_keys, index, group),
         values=head.live_values,
         queries=None if queries is None else _part(queries, group, groups),
         project=lambda: _part(

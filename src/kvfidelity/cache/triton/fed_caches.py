@@ -11,6 +11,7 @@ from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triton.feed import Workspace, feed_layer
 from kvfidelity.cache.triton.feed_table import FeedTable, feed_table
+from kvfidelity.cache.triton.head_feed import HeadForward
 
 
 class FedCaches(AttentionCache):
@@ -22,7 +23,7 @@ class FedCaches(AttentionCache):
     def __init__(self, caches: Sequence[ManagedCache], counts: Sequence[int]) -> None:
         super().__init__(layers=[])
         self._caches, self._counts = caches, counts
-        self._forward: tuple[FeedTable, Workspace] | None = None
+        self._forward: tuple[FeedTable, Workspace] | HeadForward | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -36,17 +37,21 @@ class FedCaches(AttentionCache):
         """One attention module's output [1, sum(counts), H, d]."""
         if self._forward is None:
             self._forward = self._start(query, key, value, scaling)
+        if isinstance(self._forward, HeadForward):
+            return self._forward.attend(module.layer_idx, query, key, value, scaling)
         table, workspace = self._forward
         out: Tensor = feed_layer(table, module.layer_idx, workspace, query, key, value, scaling)
         return out
 
     def _start(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> tuple[FeedTable, Workspace]:
+    ) -> tuple[FeedTable, Workspace] | HeadForward:
         """Append the tokens to each cache's slot table and make room for them in all layers."""
         for cache, count in zip(self._caches, self._counts, strict=True):
             cache.scaling = scaling
             cache.append_unfilled(count, query, key, value)
+        if any(cache.ragged is not None for cache in self._caches):
+            return HeadForward(self._caches, self._counts, query, key.shape[1])
         table = feed_table(self._caches, self._counts)
         return table, Workspace(table, query, key.shape[1])
 
