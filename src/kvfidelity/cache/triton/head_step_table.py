@@ -29,9 +29,7 @@ class HeadStepTable(StepTable):
         self._shape = (layers, batch_size, groups, -1)
         self.sequences = self.sequences.repeat(layers, 1, 1)
 
-    def admit(
-        self, index: int, cache: ManagedCache, *, alive: bool, max_new_tokens: int
-    ) -> None:
+    def admit(self, index: int, cache: ManagedCache, *, alive: bool, max_new_tokens: int) -> None:
         layers, _, groups, _ = self._shape
         table, scores, ring_size = cache.slot_table, cache.scores, ring_size_of(cache)
         seen = table.tokens_seen
@@ -85,5 +83,3 @@ class HeadStepTable(StepTable):
     def _by_sequence(self, rows: Tensor) -> Tensor:
         """[L, B, G, fields], a view."""
         return rows.view(self._shape)
-
-
