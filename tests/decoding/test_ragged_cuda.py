@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -151,10 +149,10 @@ def test_a_graph_of_ragged_caches_serves_every_cache_and_index() -> None:
     here, there = engines("llama")
     alone, together = new_caches(here, 4), new_caches(there, 4)
     for number, (one, other) in enumerate(zip(alone, together, strict=True)):
-        kept: Any = None
         for engine, cache in ((here, one), (there, other)):
             engine.feed(cache, ids(40 + 9 * number, number))
-            kept = kept or (ragged(one, number) if number else torch.arange(5, 30))
+        kept = ragged(one, number) if number else torch.arange(5, 30)
+        for cache in (one, other):
             cache.keep(kept)
     steps = GraphSteps(there, 3, sampled=False, max_new_tokens=64, ragged=True, compiled=False)
     baseline = Evictor(build_policy("baseline", {}), EvictionSchedule(Trigger.TURN, None))

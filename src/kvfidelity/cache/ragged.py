@@ -84,12 +84,11 @@ class RaggedKeepSet:
         """
         device, width = self.slots.device, int(self.counts.max())
         ends = self.counts.flatten().cumsum(0).view_as(self.counts)
-        # On a GPU one copy instead of three, and no boolean index, which would wait for the device.
-        firsts, starts, pads = torch.stack([width - self.counts, ends - self.counts, pad]).to(
-            device
-        )
+        numbers = torch.stack([width - self.counts, ends - self.counts, pad])
+        firsts, starts, pads = numbers.to(device)
         place = torch.arange(width, device=device) - firsts[..., None]
         index = (place + starts[..., None]).clamp(0, max(self.slots.numel() - 1, 0))
+        # No boolean index: on a GPU it would wait for the device.
         return torch.where(place >= 0, self.slots[index] + pads[..., None], -1)
 
     def check(self, counts: Tensor) -> None:
