@@ -46,7 +46,9 @@ class HeadForward:
             self._tables[layer],
             layer,
             self._workspace,
-            *(self._by_head(states) for states in (query, key, value)),
+            self._by_head(query),
+            self._by_head(key),
+            self._by_head(value),
             scaling,
         )
         by_head = out.view(self._groups, rows, heads // self._groups, size)
@@ -82,9 +84,9 @@ def head_feed_tables(
         own[..., FeedField.LATEST_IS_LAST] = cache.latest_is_last
         first_row = first_row + count
     heads = slots.reshape(layers, -1)
-    fields = fields.reshape(layers, heads.shape[1], -1)
-    fields[..., FeedField.FIRST_SLOT] = heads.cumsum(1) - heads
-    sequences = torch.from_numpy(fields).to(device)
+    before = heads.cumsum(1) - heads
+    fields[..., FeedField.FIRST_SLOT] = before.reshape(slots.shape)
+    sequences = torch.from_numpy(fields).view(*heads.shape, -1).to(device)
     addresses = np.stack([head_rows(cache) for cache in caches], axis=1)
     cos, sin = caches[0].rotary.table(max(c.slot_table.tokens_seen for c in caches), device)
     whole = FeedTable(
