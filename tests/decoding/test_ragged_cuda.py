@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.managed import ManagedCache
@@ -12,6 +13,7 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.scores import ScoreHistory
 from kvfidelity.cache.tree import TokenTree
+from kvfidelity.decoding import compiled
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.generate import generate
@@ -121,6 +123,31 @@ def test_fed_together_on_a_gpu_equals_fed_alone_on_a_cpu(name: str) -> None:
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(theirs, mine, **CLOSE)
     assert_same(alone[1], together[1])
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_compiled_layers_feed_ragged_caches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over rounds of other batches and lengths, all from one compilation."""
+    here, there = engines(name)
+    monkeypatch.setattr(compiled, "FORWARDS_BEFORE_COMPILING", 0)
+    counters.clear()
+    alone, together = new_caches(here, 5), new_caches(there, 5)
+    for turn, batch in enumerate([5, 5, 3, 2]):
+        parts = [ids(2 + (5 * turn + 7 * n) % 19, 100 * turn + n) for n in range(batch)]
+        if not turn:  # caches that were never fed are not compiled for
+            feed_together(there, [Feed(cache, ids(5, 1)) for cache in together])
+            for cache in alone:
+                here.feed(cache, ids(5, 1))
+            for pair in zip(alone[1:], together[1:], strict=True):
+                kept = ragged(pair[0], 1)
+                for cache in pair:
+                    cache.keep(kept)
+        feeds = [Feed(cache, part) for cache, part in zip(together, parts, strict=False)]
+        found = feed_together(there, feeds)
+        for number, (part, cache) in enumerate(zip(parts, alone, strict=False)):
+            torch.testing.assert_close(found[number].cpu(), here.feed(cache, part), **CLOSE)
+            assert_same(cache, together[number])
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

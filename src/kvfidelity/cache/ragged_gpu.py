@@ -23,7 +23,7 @@ class RaggedOnGpu:
 
     def __init__(self, positions: HeadPositions | None = None) -> None:
         self._positions = positions
-        self._forward: Any = None
+        self._table: Any = None  # of the forward under way
 
     @property
     def positions(self) -> HeadPositions:
@@ -32,7 +32,7 @@ class RaggedOnGpu:
         return self._positions
 
     def append(self, cache: ManagedCache, positions: Tensor) -> None:
-        self._forward = None
+        self._table = None
         self.positions.append(cache.slot_table, positions.shape[-1])
 
     def update(self, cache: ManagedCache, layer_idx: int, key: Tensor, value: Tensor) -> None:
@@ -41,15 +41,15 @@ class RaggedOnGpu:
     def attend(
         self, cache: ManagedCache, layer_idx: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        from kvfidelity.cache.triton.head_feed import HeadForward
+        from kvfidelity.cache.triton.head_feed import feed_by_head, head_feed_table
 
-        if self._forward is None:
+        if self._table is None:
             count = query.shape[2]
             cache.make_room(count, query, key, value)
-            self._forward = HeadForward([cache], [count], query, key.shape[1])
-        out: Tensor = self._forward.attend(layer_idx, query, key, value, cache.scaling)
-        if layer_idx == len(cache.layers) - 1:
-            self._forward = None  # its workspace is as large as a layer's keys
+            self._table = head_feed_table([cache], [count], key.shape[1])
+        table = self._table
+        rows = table.sequences[layer_idx], table.layers[layer_idx]
+        out: Tensor = feed_by_head(query, key, value, *rows, table, cache.scaling)
         return out
 
     def keep(self, cache: ManagedCache, kept: RaggedKeepSet) -> None:
