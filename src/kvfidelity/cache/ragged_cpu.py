@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.ragged_layer import RaggedLayer
@@ -61,6 +62,15 @@ class RaggedOnCpu:
     def rotated_keys(self, cache: ManagedCache, layer_idx: int, group: int) -> Tensor:
         keys: Tensor = cache.layers[layer_idx].heads[group].rotated_keys
         return keys
+
+    def rectangle(self, cache: ManagedCache, layer_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        heads = cache.layers[layer_idx].heads
+        keys, values = (
+            pad_sequence([getattr(head, name)[0] for head in heads], batch_first=True)
+            for name in ("rotated_keys", "live_values")
+        )
+        counts = torch.tensor([head.slots for head in heads])
+        return keys, values, torch.arange(keys.shape[1]) < counts[:, None]
 
     def reserve(self, cache: ManagedCache, extra: int) -> None:
         for layer in cache.layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from kvfidelity.cache.capacity import GRANULE, grown_capacity
@@ -68,6 +69,18 @@ class RaggedOnGpu:
         head = cache.layers[layer_idx].heads[group]
         position = self.positions.positions[layer_idx, group : group + 1, : head.slots]
         return cache.rotate_by(head.live_keys, position)
+
+    def rectangle(self, cache: ManagedCache, layer_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        layer: FlatLayer = cache.layers[layer_idx]
+        starts, counts = torch.tensor([layer.starts, layer.counts], device=cache.device)
+        column = torch.arange(max(layer.counts), device=cache.device)
+        live = column < counts[:, None]
+        slot = torch.where(live, starts[:, None] + column, 0)
+        positions = self.positions.positions[layer_idx, :, : column.numel()]
+        rotated = cache.rotate_by(layer.key_buffer[slot], positions.where(live, 0))
+        dead = ~live[..., None]
+        values = layer.value_buffer[slot].masked_fill(dead, 0)
+        return rotated.masked_fill(dead, 0), values, live
 
     def reserve(self, cache: ManagedCache, extra: int) -> None:
         self.positions.reserve(int(cache.slot_table.counts.max()) + extra)

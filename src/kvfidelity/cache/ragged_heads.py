@@ -39,6 +39,10 @@ class RaggedHeads(Protocol):
     def rotated_keys(self, cache: ManagedCache, layer_idx: int, group: int) -> Tensor:
         """One kv head's keys, rotated by their slots' positions [1, n, d]."""
 
+    def rectangle(self, cache: ManagedCache, layer_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer's rotated keys and values, both [G, n, d] for the most slots of a head, and
+        which of them are slots, bool [G, n]; the others are 0."""
+
     def reserve(self, cache: ManagedCache, extra: int) -> None:
         """Make room for `extra` more slots in each kv head."""
 

@@ -71,7 +71,9 @@ class TreeCache(AttentionCache):
         self._sees = tree.sees().to(cache.device)
         if not table.is_ragged:
             self._angles = cache.rotary.angles(self._positions, cache.device)
-            self._mask = self._after_slots(cache.size)
+            # Which of the slots, all of them, and of the tree's tokens a token sees [m, n + m].
+            all_slots = self._sees.new_ones(len(tree.ids), cache.size)
+            self._mask = torch.cat([all_slots, self._sees], dim=1)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -110,29 +112,25 @@ class TreeCache(AttentionCache):
         scaling: float,
     ) -> Tensor:
         """Each kv head's query heads over that head's slots and the tree's keys [1, G, m, d]."""
-        parts, heads = [], self._cache.layers[index].heads
-        for group, own in enumerate(torch.chunk(query, len(heads), dim=1)):
-            head, one = heads[group], slice(group, group + 1)
-            angles = self._cache.rotary.angles(self._positions[index, group], query.device)
-            cached = self._cache.rotated_head_keys(index, group)[None]
-            keys = torch.cat([cached, rotate(key[:, one], *angles)], dim=2)
-            values = torch.cat([head.live_values[None], value[:, one]], dim=2)
-            parts.append(
-                scaled_dot_product_attention(
-                    rotate(own, *angles),
-                    keys,
-                    values,
-                    attn_mask=self._after_slots(head.slots),
-                    scale=scaling,
-                    enable_gqa=True,
-                )
-            )
-        return torch.cat(parts, dim=1).transpose(1, 2)
-
-    def _after_slots(self, slots: int) -> Tensor:
-        """Which of `slots` slots, all of them, and of the tree's tokens a token sees [m, n + m]."""
-        all_slots = self._sees.new_ones(self._sees.shape[0], slots)
-        return torch.cat([all_slots, self._sees], dim=1)
+        assert self._cache.ragged is not None
+        keys, values, live = self._cache.ragged.rectangle(self._cache, index)
+        angles = self._cache.rotary.angles(self._positions[index], query.device)
+        groups, slots, size = keys.shape
+        heads, tokens = query.shape[1:3]
+        by_head = query.view(groups, heads // groups, tokens, size)
+        seen = torch.cat(
+            [live[:, None].expand(-1, tokens, slots), self._sees.expand(groups, -1, -1)], dim=2
+        )
+        # To PyTorch kv heads are a batch, because each sees other slots.
+        out = scaled_dot_product_attention(
+            rotate(by_head, *(angle[:, None] for angle in angles)),
+            torch.cat([keys, rotate(key[0], *angles)], dim=1)[:, None],
+            torch.cat([values, value[0]], dim=1)[:, None],
+            attn_mask=seen[:, None],
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return out.reshape(1, heads, tokens, size).transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
