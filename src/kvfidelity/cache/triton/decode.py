@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.triton.blocks import LOG2E, pointer_at
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
 from kvfidelity.cache.triton.layout import LayerField, SequenceField
 
@@ -171,14 +172,14 @@ def _split_kernel(
     slots = tl.load(sequences + SLOTS).to(tl.int32)
     position = tl.load(sequences + NEXT_POSITION)
     capacity = tl.load(sequences + CAPACITY)
-    cos = _pointer(sequences + COS, tl.float32)
-    sin = _pointer(sequences + SIN, tl.float32)
-    keys = _pointer(layer_rows + KEYS, DTYPE) + group * capacity * D
-    values = _pointer(layer_rows + VALUES, DTYPE) + group * capacity * D
+    cos = pointer_at(sequences + COS, tl.float32)
+    sin = pointer_at(sequences + SIN, tl.float32)
+    keys = pointer_at(layer_rows + KEYS, DTYPE) + group * capacity * D
+    values = pointer_at(layer_rows + VALUES, DTYPE) + group * capacity * D
     latest = tl.load(layer_rows + LATEST_SCORES)
     scores = latest.to(tl.pointer_type(tl.float32), bitcast=False)
     score_row = tl.load(sequences + SCORES_CAPACITY)
-    positions = _pointer(layer_rows + POSITIONS, tl.int32) + group * tl.load(
+    positions = pointer_at(layer_rows + POSITIONS, tl.int32) + group * tl.load(
         sequences + POSITIONS_STRIDE
     )
 
@@ -191,7 +192,7 @@ def _split_kernel(
     rest_in = rest < D
     feature = tl.arange(0, DP)
     feature_in = feature < D
-    factor = scaling * 1.4426950408889634
+    factor = scaling * LOG2E
 
     # The new query of each of this kv head's query heads, rotated.
     c = tl.load(cos + position * HALF + low, mask=low_in, other=0.0)
@@ -348,9 +349,3 @@ def _finish_kernel(
             tl.store(latest + slot, weight, mask=mask)
             before = tl.load(sums + slot, mask=slot < slots, other=0.0)
             tl.store(sums + slot, before + weight, mask=mask)
-
-
-@triton.jit
-def _pointer(address, dtype: tl.constexpr):
-    """The pointer stored at `address`; allocations are aligned, which lets loads be wide."""
-    return tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype), bitcast=False), 16)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvfidelity.cache.flat_layer import FlatLayer
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.triton.addresses import head_addresses
+from kvfidelity.cache.triton.blocks import pointer_at
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
 
 ROWS = 32
@@ -74,9 +75,7 @@ def _copy_kernel(
     count = tl.load(table + COUNT).to(tl.int32)
     if tl.program_id(0) * ROWS >= count:
         return
-    source = tl.load(table + SOURCE).to(tl.pointer_type(DTYPE), bitcast=False)
-    target = tl.load(table + TARGET).to(tl.pointer_type(DTYPE), bitcast=False)
-    source, target = tl.multiple_of(source, 16), tl.multiple_of(target, 16)
+    source, target = pointer_at(table + SOURCE, DTYPE), pointer_at(table + TARGET, DTYPE)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     feature = tl.arange(0, DP)[None, :]
     mask = (row < count)[:, None] & (feature < D)
