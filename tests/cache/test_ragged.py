@@ -569,3 +569,20 @@ def test_shares_of_a_policy_of_your_own_are_followed(tmp_path: Path) -> None:
     kept = build_policy("funnel", {}, [file]).keep(random_view(60, 10))
     assert isinstance(kept, RaggedKeepSet)
     assert kept.counts.tolist() == [[15, 15], [5, 5]]
+
+
+def test_a_ragged_keep_set_of_a_policy_that_declares_none_is_refused(
+    tmp_path: Path, llama: Any
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        FUNNEL.replace("RETURN", "pass").replace("ragged: ClassVar[bool] = True", "")
+        + "    def keep(self, view):\n"
+        "        from kvfidelity.cache.ragged import RaggedKeepSet\n"
+        "        return RaggedKeepSet.of_rows([[torch.arange(9), torch.arange(11)]] * 3)\n"
+    )
+    evictor = Evictor(build_policy("funnel", {}, [file]), EvictionSchedule("turn", 40, 10))
+    cache = grown(llama, "stale", tokens(OLD))
+    with pytest.raises(UserError, match="^policy funnel: its keep set is ragged; it must declare"):
+        evictor.before_turn(cache)
+    assert cache.size == OLD

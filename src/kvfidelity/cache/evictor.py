@@ -227,6 +227,10 @@ def _check_keep_set(policy: Policy, kept: object, view: CacheView) -> None:
     layers, groups = view.grid
     size = min(view.budget, view.slots)
     if isinstance(kept, RaggedKeepSet):
+        if not policy.ragged:  # decode steps on a GPU are built for one kind of cache
+            raise UserError(
+                f"policy {policy.kind}: its keep set is ragged; it must declare `ragged = True`"
+            )
         try:
             kept.check(view.counts)
         except ValueError as error:
