@@ -583,6 +583,6 @@ def test_a_ragged_keep_set_of_a_policy_that_declares_none_is_refused(
     )
     evictor = Evictor(build_policy("funnel", {}, [file]), EvictionSchedule("turn", 40, 10))
     cache = grown(llama, "stale", tokens(OLD))
-    with pytest.raises(UserError, match="^policy funnel: its keep set is ragged; it must declare"):
+    with pytest.raises(UserError, match=r"^policy funnel: its keep set is ragged; it must declare"):
         evictor.before_turn(cache)
     assert cache.size == OLD

@@ -157,7 +157,9 @@ def test_graph_steps_of_ragged_caches(name: str) -> None:
     found = []
     for engine in engines(name):
         cache = engine.new_cache(mode, collect_scores=True, query_window=8)
-        policy = build_policy("adakv", {"policy": "h2o"})
+        one_head = engine.model.config.num_key_value_heads == 1  # then only layers can differ
+        kind, more = ("pyramidkv", {"beta": 4}) if one_head else ("adakv", {})
+        policy = build_policy(kind, {"policy": "h2o", **more})
         evictor = Evictor(policy, EvictionSchedule(Trigger.STEP, 70, 50))
         hidden = engine.feed(cache, list(range(3, 63)))[-1:]
         reply = generate(engine, cache, evictor, hidden, 60, Sampling(), 0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.capacity import grown_capacity
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.slots import SlotTable
 
 #: Rows start at multiples of this many positions: kernels load them as 16 bytes at once.
@@ -65,20 +66,24 @@ class HeadPositions:
     """
 
     def __init__(self, table: SlotTable, device: torch.device) -> None:
-        position, pad = table.position.to(device), table.pad.to(device)
-        width = position.shape[-1]
-        column = torch.arange(width, device=device) + pad[..., None]
-        self.positions = position.new_empty(
-            *position.shape[:-1], grown_capacity(width, 0), dtype=torch.int32
+        width, counts = table.columns, table.counts
+        self.positions = torch.empty(
+            *counts.shape, grown_capacity(width, 0), dtype=torch.int32, device=device
         )
-        if width:
-            self.positions[..., :width] = position.gather(-1, column.clamp(max=width - 1))
+        column = torch.arange(width, device=device)
+        if table.mode.traits.renumbers:  # slot i has position i
+            self.positions[..., :width] = column
+        elif width:
+            own = column + upload(table.pad, device)[..., None]
+            position = table.position.to(device)
+            self.positions[..., :width] = position.gather(-1, own.clamp(max=width - 1))
 
     def append(self, table: SlotTable, count: int) -> None:
         """Follow a table that has appended `count` tokens."""
         self.reserve(int(table.counts.max()))
         device, counts = self.positions.device, table.counts
-        slots, firsts = torch.stack([counts - count, table.next_positions - count]).to(device)
+        numbers = torch.stack([counts - count, table.next_positions - count])
+        slots, firsts = upload(numbers, device)
         new = torch.arange(count, device=device)
         values = (firsts[..., None] + new).to(torch.int32)
         self.positions.scatter_(-1, slots[..., None] + new, values)

@@ -413,10 +413,9 @@ class ManagedCache(AttentionCache):
                 f"keep set is for {list(kept.counts.shape)} layers and kv heads, and the cache has "
                 f"{[len(self.layers), self._groups]}"
             )
-        columns = kept.columns(table.pad.expand(kept.counts.shape))
         # Buffers made in inference mode could not be written to by `generate`, which is not in it.
         with torch.inference_mode(False), torch.no_grad():
-            table.keep(kept)
+            columns = table.keep_ragged(kept)
             if self.ragged is None:
                 self.ragged = ragged_heads(self.device)
             self.ragged.keep(self, kept)

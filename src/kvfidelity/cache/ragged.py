@@ -85,7 +85,7 @@ class RaggedKeepSet:
         device, width = self.slots.device, int(self.counts.max())
         ends = self.counts.flatten().cumsum(0).view_as(self.counts)
         numbers = torch.stack([width - self.counts, ends - self.counts, pad])
-        firsts, starts, pads = numbers.to(device)
+        firsts, starts, pads = upload(numbers, device)
         place = torch.arange(width, device=device) - firsts[..., None]
         index = (place + starts[..., None]).clamp(0, max(self.slots.numel() - 1, 0))
         # No boolean index: on a GPU it would wait for the device.
@@ -106,18 +106,23 @@ class RaggedKeepSet:
         if not total:
             return
         kept, before = self.counts.flatten(), counts.flatten()
-        sizes = torch.stack([kept, before]).to(device)
+        sizes = upload(torch.stack([kept, before]), device)
         most = sizes[1].repeat_interleave(sizes[0], output_size=total)
         rising = self.slots.diff() > 0
         firsts = kept.cumsum(0)[:-1]
         firsts = firsts[(firsts > 0) & (firsts < total)]
-        rising[firsts.to(device) - 1] = True
+        rising[upload(firsts, device) - 1] = True
         inside = ((self.slots >= 0) & (self.slots < most)).all()
         known, ascending = torch.stack([inside, rising.all()]).tolist()
         if not known:
             raise ValueError("keep set names slots outside those of its kv head")
         if not ascending:
             raise ValueError("keep set must be sorted and without repeats")
+
+
+def upload(numbers: Tensor, device: torch.device) -> Tensor:
+    """A few numbers of the CPU on `device`, without waiting for what it still computes."""
+    return numbers.to(device, non_blocking=True)
 
 
 def apportion(shares: Tensor, total: int, low: Tensor, high: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 
 
 class SlotTable:
@@ -112,7 +112,7 @@ class SlotTable:
         if self._pad is None:
             positions = torch.arange(self.next_position, self.next_position + count, device=device)
         else:
-            firsts = self.next_positions.to(device)
+            firsts = upload(self.next_positions, device)
             positions = firsts[..., None] + torch.arange(count, device=device)
         self._token_index[..., new] = torch.arange(
             self.tokens_seen, self.tokens_seen + count, device=device
@@ -133,7 +133,7 @@ class SlotTable:
             ValueError: unsorted, repeated or out-of-range slots.
         """
         if self._pad is not None or isinstance(kept, RaggedKeepSet):
-            self._keep_ragged(self.as_ragged(kept))
+            self.keep_ragged(self.as_ragged(kept))
             return
         kept = as_grid(kept)
         if self._position.is_cuda:
@@ -176,7 +176,8 @@ class SlotTable:
         copy._token_index, copy._position = copy._token_index.cpu(), copy._position.cpu()
         return copy
 
-    def _keep_ragged(self, kept: RaggedKeepSet) -> None:
+    def keep_ragged(self, kept: RaggedKeepSet) -> Tensor:
+        """`keep` of a ragged keep set; returns its columns before, see `RaggedKeepSet.columns`."""
         if self._position.is_cuda:
             kept = kept.to(self._position.device)
         shape, device = kept.counts.shape, kept.slots.device
@@ -185,14 +186,17 @@ class SlotTable:
         empty = columns < 0
         width = columns.shape[-1]
         pad = width - kept.counts
-        self._token_index = _gather(self.token_index, columns.clamp(min=0)).masked_fill(empty, -1)
+        known = columns.clamp(min=0)
+        self._token_index = _gather(self.token_index, known).masked_fill(empty, -1)
         if self.mode.traits.renumbers:
-            self._position = torch.arange(width, device=device) - pad.to(device)[..., None]
+            first = upload(pad, device)[..., None]
+            self._position = torch.arange(width, device=device) - first
         else:
-            self._position = _gather(self.position, columns.clamp(min=0))
+            self._position = _gather(self.position, known)
         self._position = self._position.masked_fill(empty, -1)
         self._slots, self._pad, self._mean_pad = width, pad, width - kept.per_head
         self.evictions += 1
+        return columns
 
     def fork(self, slots: int | None = None) -> SlotTable:
         """An independent copy, or one of the first `slots` slots of a table without evictions.

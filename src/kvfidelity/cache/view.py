@@ -183,6 +183,8 @@ class CacheView:
             output_projection: whether it looks at the layers' output projections.
         """
         window = min(query_window, self.slots)
+        if not self.heads and self._is_limited_to(scores, window, output_projection):
+            return self  # heads are looked at one by one, and each by a policy inside a policy too
         layers = [
             replace(
                 layer,
@@ -203,6 +205,13 @@ class CacheView:
             for layer in self.heads
         )
         return replace(self, layers=layers, scores=self.scores if scores else None, heads=heads)
+
+    def _is_limited_to(self, scores: bool, window: int, output_projection: bool) -> bool:
+        return (scores or self.scores is None) and all(
+            (layer.queries is None or 0 < layer.queries.shape[1] <= window)
+            and (output_projection or layer.project is None)
+            for layer in self.layers
+        )
 
     def _of_head(self, layer: int, group: int) -> CacheView:
         view, (_, groups) = self.layers[layer], self.grid
@@ -281,21 +290,22 @@ def _ragged_view(
     newest = max((stop - start for start, stop in protected), default=0)
     rng = np.random.default_rng((seed, table.evictions))
     heads = []
+    firsts, following = table.pad.tolist(), table.next_positions.tolist()
     for index, layer in enumerate(cache.layers):
         own_slots = layer.heads
         groups = len(own_slots)
         queries = None if cache.recent_queries is None else cache.recent_queries.of_layer(index)
         row = []
         for group, head in enumerate(own_slots):
-            own = table.row(index, group)
+            own = slice(firsts[index][group], None)
             found = cache.scores if scores else AttentionScores(1)
             if found is not None and scores:
                 found = found.of_head(index, group, groups, head.slots)
             view = CacheView(
                 budget=min(max(budget, newest), head.slots),
-                token_index=own.token_index,
-                position=own.position,
-                next_position=own.next_position,
+                token_index=table.token_index[index, None, None, group, own],
+                position=table.position[index, None, None, group, own],
+                next_position=following[index][group],
                 tokens_seen=table.tokens_seen,
                 rng=rng,
                 layers=[_head_layer(cache, index, group, head, queries, groups)],

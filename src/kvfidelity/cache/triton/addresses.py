@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
@@ -46,18 +48,21 @@ def _of_layers(buffer: Tensor, layers: int) -> np.ndarray:
     return addresses
 
 
-def head_addresses(layer: SlotLayer | FlatLayer) -> np.ndarray:
-    """Addresses of each kv head's first key and first value, int64 [2, G]."""
-    if isinstance(layer, FlatLayer):
-        firsts = np.array(layer.starts, dtype=np.int64)
+def head_addresses(layers: Sequence[SlotLayer | FlatLayer]) -> np.ndarray:
+    """Addresses of each kv head's first key and first value, int64 [2, L, G].
+
+    All layers are of one type.
+    """
+    buffers = [(layer.key_buffer, layer.value_buffer) for layer in layers]
+    pointers = np.array([[part.data_ptr() for part in pair] for pair in buffers], dtype=np.int64)
+    steps = np.array([part.shape[-1] * part.element_size() for part in buffers[0]])
+    if isinstance(layers[0], FlatLayer):
+        firsts = np.array([layer.starts for layer in layers], dtype=np.int64)
     else:
-        firsts = np.arange(layer.key_buffer.shape[1], dtype=np.int64) * layer.capacity
-    return np.stack(
-        [
-            buffer.data_ptr() + firsts * buffer.shape[-1] * buffer.element_size()
-            for buffer in (layer.key_buffer, layer.value_buffer)
-        ]
-    )
+        groups = np.arange(buffers[0][0].shape[1], dtype=np.int64)
+        firsts = np.array([[layer.capacity] for layer in layers]) * groups
+    addresses: np.ndarray = pointers.T[..., None] + steps[:, None, None] * firsts
+    return addresses
 
 
 def head_rows(cache: ManagedCache) -> np.ndarray:
@@ -65,7 +70,7 @@ def head_rows(cache: ManagedCache) -> np.ndarray:
 
     Of any cache. Valid until a buffer grows, or the cache becomes ragged.
     """
-    heads = np.stack([head_addresses(layer) for layer in cache.layers], axis=1)
+    heads = head_addresses(cache.layers)
     rows = np.zeros((*heads.shape[1:], len(LayerField)), dtype=np.int64)
     rows[..., LayerField.KEYS], rows[..., LayerField.VALUES] = heads
     layers, groups = heads.shape[1:]

@@ -49,6 +49,7 @@ def decode(
     layer_rows: Tensor,
     half: int,
     scaling: float,
+    shares: int = 1,
 ) -> Tensor:
     """Append each living sequence's new key and value to its cache, and attend.
 
@@ -58,6 +59,8 @@ def decode(
         layer_rows: int64 [B, fields], this layer's row of LayerField each.
         half: half the rotary width.
         scaling: factor on the dot products.
+        shares: how many times as many programs share a sequence, if lengths differ so much that the
+            longest sequence would be waited for.
 
     Returns:
         [B, 1, H, d]; zeros for a sequence that is not alive, whose cache stays as it is.
@@ -65,7 +68,7 @@ def decode(
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     count, heads, _, size = query.shape
     groups = key.shape[1]
-    splits = split_count(count * groups, query.device)
+    splits = min(MAX_SPLITS, shares * split_count(count * groups, query.device))
     part = torch.empty(count, heads, splits, size, dtype=torch.float32, device=query.device)
     peak = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=query.device)
     out = torch.empty(count, 1, heads, size, dtype=query.dtype, device=query.device)
@@ -127,6 +130,7 @@ def _(
     layer_rows: Tensor,
     half: int,
     scaling: float,
+    shares: int = 1,
 ) -> Tensor:
     count, heads, _, size = query.shape
     return query.new_empty(count, 1, heads, size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_rows, ring_size_of
 from kvfidelity.cache.triton.feed import feed
 from kvfidelity.cache.triton.feed_table import FeedTable
@@ -89,12 +90,12 @@ def head_feed_table(
     heads = slots.reshape(layers, -1)
     before = heads.cumsum(1) - heads
     fields[..., FeedField.FIRST_SLOT] = before.reshape(slots.shape)
-    sequences = torch.from_numpy(fields).view(*heads.shape, -1).to(device)
+    sequences = upload(torch.from_numpy(fields).view(*heads.shape, -1), device)
     addresses = np.stack([head_rows(cache) for cache in caches], axis=1)
     cos, sin = caches[0].rotary.table(max(c.slot_table.tokens_seen for c in caches), device)
     return FeedTable(
         sequences=sequences,
-        layers=torch.from_numpy(addresses.reshape(*heads.shape, -1)).to(device),
+        layers=upload(torch.from_numpy(addresses.reshape(*heads.shape, -1)), device),
         cos=cos,
         sin=sin,
         rows=groups * rows,

@@ -14,6 +14,9 @@ from kvfidelity.cache.triton.addresses import head_rows, ring_size_of
 from kvfidelity.cache.triton.layout import SequenceField
 from kvfidelity.cache.triton.step_table import StepTable
 
+#: The longest of a layer's heads may hold several times as many slots as they do on average.
+SHARES = 4
+
 
 class HeadStepTable(StepTable):
     """A step table in which each kv head of a sequence is a sequence of its own, with one kv head.
@@ -77,6 +80,7 @@ class HeadStepTable(StepTable):
             module.step_rows,
             self.half,
             scaling,
+            SHARES,
         )
         return out.view(batch, 1, heads, size)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvfidelity.cache.flat_layer import FlatLayer
 from kvfidelity.cache.layers import SlotLayer
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_addresses
 from kvfidelity.cache.triton.blocks import pointer_at
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
@@ -40,16 +41,14 @@ def move_slots(
     if not sizes.any():
         return
     ends = sizes.cumsum().reshape(sizes.shape)
-    # [L, 2, G]: keys and values.
-    table = np.empty((len(sources), 2, sizes.shape[1], WIDTH), dtype=np.int64)
-    table[..., 0] = [head_addresses(layer) for layer in sources]
-    table[..., 1] = [head_addresses(layer) for layer in targets]
-    table[..., 2] = sizes[:, None]
-    table[..., 3] = (ends - sizes)[:, None]
+    # Of keys and values.
+    table = np.empty((2, *sizes.shape, WIDTH), dtype=np.int64)
+    table[..., 0], table[..., 1] = head_addresses(sources), head_addresses(targets)
+    table[..., 2], table[..., 3] = sizes, ends - sizes
     buffer = targets[0].key_buffer
     size = buffer.shape[-1]
     _copy_kernel[(triton.cdiv(int(sizes.max()), ROWS), table[..., 0].size)](
-        torch.from_numpy(table).to(buffer.device),
+        upload(torch.from_numpy(table), buffer.device),
         slots,
         DTYPE=TRITON_DTYPES[buffer.dtype],
         CHOSEN=slots is not None,
