@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ class CacheView:
             return len(self.heads), len(self.heads[0])
         return len(self.layers), self.layers[0].keys.shape[0]
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """Slots of each kv head now, int64 [L, G]."""
         if self.heads:
