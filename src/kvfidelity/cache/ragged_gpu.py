@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class RaggedOnGpu:
-    """See `cache.ragged_heads.RaggedHeads`: to the kernels each kv head is a cache of its own.
+    """See `cache.ragged_heads.RaggedHeads`: the kernels see each kv head as a separate
+    cache.
 
     positions: those of its slots. They are known from the first eviction on.
     """

@@ -54,7 +54,7 @@ class FeedCompiler:
     """Compiles a model's layers for forwards that feed several caches, after some of them."""
 
     def __init__(self) -> None:
-        # By whether caches are ragged, whose forwards have code of their own.
+        # By whether caches are ragged, whose forwards have other code.
         self._forwards = {False: 0, True: 0}
         self._calls: dict[bool, Callable[..., Any]] = {}
 

@@ -7,7 +7,7 @@
 - `compact`     moves the survivors of an eviction to the front of every buffer
 - `move`        copies chosen slots of kv heads into other buffers
 - `head_feed`   `feed` and `decode` for kv heads that hold different numbers of slots: each of them
-                is a cache of its own; `head_step_table`
+                is a separate cache; `head_step_table`
 - `blocks`      what several kernels do with a block of rows
 - `layout`      names the numbers of both tables; `addresses` finds a cache's buffers
 

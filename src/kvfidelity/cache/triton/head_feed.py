@@ -1,6 +1,6 @@
 """One forward of caches of which some hold different numbers of slots in their kv heads.
 
-To the kernels of `feed` each kv head is then a cache of its own: of one kv head, with the query
+The kernels of `feed` then see each kv head as a separate cache: of one kv head, with the query
 heads of that one, and with lengths, positions and addresses that differ from layer to layer.
 """
 

@@ -19,7 +19,7 @@ SHARES = 4
 
 
 class HeadStepTable(StepTable):
-    """A step table in which each kv head of a sequence is a sequence of its own, with one kv head.
+    """A step table in which each kv head of a sequence is a separate sequence, with one kv head.
 
     sequences: int64 [L, B * G, fields], layer_rows: the same shape: a row of SequenceField and one
     of LayerField for each layer, sequence and kv head.
