@@ -13,7 +13,7 @@ from kvfidelity.cache.overflow import overflow_error
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling, sample_tokens, uniform_draws
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
-from kvfidelity.decoding.steps import steps_of
+from kvfidelity.decoding.steps import StepsKind, steps_of
 from kvfidelity.decoding.steps_eager import EagerSteps
 from kvfidelity.metrics.likelihood import token_nll
 
@@ -58,9 +58,8 @@ def generate(
     alone = cache.changed_attention is not None and engine.device.type == "cuda"
     if engine.scheduler is not None and not alone:
         return engine.scheduler.decode(sequence)
-    decoder = Decoder(
-        EagerSteps(engine) if alone else steps_of(engine, 1, sampling, max_new_tokens), 1
-    )
+    steps = EagerSteps(engine) if alone else steps_of(engine, 1, StepsKind.of(sequence))
+    decoder = Decoder(steps, 1)
     try:
         decoder.add(sequence)
         decoder.decode_until_one_ends()

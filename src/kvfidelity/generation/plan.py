@@ -9,7 +9,6 @@ from pathlib import Path
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.healing import build_healing
 from kvfidelity.cache.healing.registry import without_healing
-from kvfidelity.cache.managed import RAGGED_ON_GPU
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
@@ -98,17 +97,14 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     turns = questions.dialogue.turns[: spec.max_turns]
     parameters, healing_kind = without_healing(spec.parameters)
     policy = build_policy(spec.kind, parameters, [Path(file) for file in spec.policy_files])
-    on_gpu = kernels_run_on(engine.device)
     healing = build_healing(healing_kind)
-    healing.check(spec.trigger, spec.positions, on_gpu=on_gpu)
+    healing.check(spec.trigger, spec.positions, on_gpu=kernels_run_on(engine.device))
     healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
     if policy.query_window > MAX_QUERY_WINDOW:
         raise UserError(
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
             f"{MAX_QUERY_WINDOW} queries are kept"
         )
-    if policy.ragged and on_gpu:
-        raise UserError(f"policy {spec.policy}: {RAGGED_ON_GPU}")
     threshold, target = (
         None
         if size is None
