@@ -6,10 +6,22 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+# The folder of the workflow, which is not that of the main Snakefile where another workflow imports
+# this one as a module.
+HERE = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True)))
+if not HERE.is_dir():
+    raise WorkflowError(
+        f"error: the workflow is read from {HERE}, but its rules call a library and scripts that come "
+        "with it: clone its repository, and name workflow/Snakefile in the clone"
+    )
+ROOT = HERE.parents[1]
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+# The `prefix` of a module's paths, for files that are read or written while planning.
+PREFIX = Path(str(workflow.modifier.modify_path("resources"))).parent
 # The library of this checkout, here and in the scripts that rules start.
-LIBRARY = str(Path(workflow.basedir) / "src")
+LIBRARY = str(ROOT / "src")
 sys.path.insert(0, LIBRARY)
-for folder in (workflow.basedir, os.getcwd()):
+for folder in (ROOT, os.getcwd()):
     if set("{}").intersection(str(folder)):
         raise WorkflowError(
             f"error: the folder {folder} has braces in its name, which Snakemake takes for wildcards: "
@@ -46,7 +58,12 @@ from kvfidelity.pipeline.preflight import (
     same_but_for_their_names,
 )
 from kvfidelity.pipeline.reach import reach_settings
-from kvfidelity.pipeline.settings import check_files, load_settings, stands_alone
+from kvfidelity.pipeline.settings import (
+    check_files,
+    laid_over_default,
+    load_settings,
+    stands_alone,
+)
 from kvfidelity.pipeline.run_folders import (
     logs_folder,
     results_folder,
@@ -92,7 +109,8 @@ def refused(error):
 
 def checked_settings():
     """The configuration with its defaults."""
-    files = [Path(file) for file in workflow.configfiles]
+    # Those of a workflow that imports this one are its own.
+    files = [] if IS_MODULE else [Path(file) for file in workflow.configfiles]
     try:
         if workflow.is_main_process:
             check_files(files)
@@ -106,8 +124,8 @@ def check_inputs():
     # With --jobs jobs may run elsewhere; a dry run does not say where they would run.
     here = not workflow.non_local_exec and workflow.resource_settings.nodes is None
     try:
-        changed = [] if MERGED else refresh(SETTINGS)
-        refuse_faulty_inputs(SETTINGS, RESULTS, computes_here=here)
+        changed = [] if MERGED else refresh(SETTINGS, prefix=PREFIX)
+        refuse_faulty_inputs(SETTINGS, RESULTS, computes_here=here, prefix=PREFIX)
     except UserError as error:
         raise refused(error) from None
     warnings = [f"warning: {line}" for line in same_but_for_their_names(SETTINGS)]
@@ -126,24 +144,28 @@ def merged_files():
 def checked_name(given):
     """The name of the run, which says where its results are."""
     try:
-        return run_name(config, given, workflow.overwrite_configfiles)
+        files = [] if IS_MODULE else workflow.overwrite_configfiles
+        return run_name(config, given, files)
     except UserError as error:
         raise refused(error) from None
 
 
 GIVEN = dict(config)
 # A configuration that has all sections stands alone; another one is laid over the default.
-if not stands_alone(config):
+if IS_MODULE:
+    # Snakemake skips `configfile` of a module that is given a configuration.
+    config = laid_over_default(config, ROOT / CONFIGURATION)
+elif not stands_alone(config):
 
     configfile: str(workflow_file(CONFIGURATION))
 
 
 RUN_NAME = checked_name(GIVEN)
-RESULTS, LOGS = results_folder(RUN_NAME), logs_folder(RUN_NAME)
+RESULTS = PREFIX / results_folder(RUN_NAME)
 
 
 # What commands call `$SCRIPTS` and `$RESULTS`. The working directory may be elsewhere.
-SCRIPTS = Path(os.path.relpath(workflow.basedir), "workflow/scripts")
+SCRIPTS = Path(os.path.relpath(ROOT), "workflow/scripts")
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
     "${{PYTHONPATH:+:$PYTHONPATH}}; "
@@ -153,8 +175,8 @@ shell.prefix(
 
 # What `<results>` and `<logs>` stand for in the rules' paths.
 pathvars:
-    results=str(RESULTS),
-    logs=str(LOGS),
+    results=str(results_folder(RUN_NAME)),
+    logs=str(logs_folder(RUN_NAME)),
 
 
 SETTINGS = checked_settings()
@@ -176,7 +198,7 @@ def planned_runs():
 def place():
     """What computes, as far as is known here."""
     return Place(
-        Path("resources/models"),
+        PREFIX / "resources/models",
         RESULTS / "dialogues",
         gpus=len(visible_gpus()),
         jobs=gpus(),
@@ -197,14 +219,15 @@ def expected_seconds():
     return {run: run_seconds(SETTINGS, run, place()) for run in planned_runs()}
 
 
-if workflow.is_main_process:
+# A workflow that imports this one says itself what it does.
+if workflow.is_main_process and not IS_MODULE:
     attach(workflow, plan, expected_seconds, RESULTS / "report.html")
 
 
 if workflow.is_main_process:
     check_inputs()
     if not MERGED:
-        others = [folder for folder in run_folders() if folder != RESULTS]
+        others = [folder for folder in run_folders(PREFIX) if folder != RESULTS]
         for folder, number in reuse(SETTINGS, RESULTS, others).items():
             print(
                 f"{number} runs are those of {folder}: same settings, code and dialogues",
@@ -315,7 +338,12 @@ def table_parameters(wildcards):
 
 
 def rubric(wildcards):
-    return str(rubric_file(SETTINGS["judges"][wildcards.judge]["rubric"]))
+    return fixed(rubric_file(SETTINGS["judges"][wildcards.judge]["rubric"]))
+
+
+def fixed(file):
+    """The path of a file that comes with the workflow; no prefix of a module counts for it."""
+    return str(file.absolute() if IS_MODULE else file)
 
 
 def length_figures():
@@ -454,7 +482,7 @@ def generate_memory(wildcards, attempt, rulename):
 def generate_estimate(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
     manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
-    folder = Path(f"resources/models/{model}")
+    folder = PREFIX / f"resources/models/{model}"
     run = dict(wildcards.items())
     return estimate_run(
         SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename)
@@ -470,6 +498,6 @@ def likelihood_memory(wildcards, attempt, rulename):
 
 
 def scoring_estimate(wildcards, rulename):
-    folder = Path(f"resources/models/{wildcards.model}")
+    folder = PREFIX / f"resources/models/{wildcards.model}"
     gpu = on_gpu(wildcards, rulename)
     return estimate_scoring(SETTINGS, wildcards.model, folder, on_gpu=gpu)

@@ -30,7 +30,7 @@ rule aggregate:
 rule claims:
     input:
         tables=rules.aggregate.output,
-        claims=str(workflow_file(CLAIMS)),
+        claims=fixed(workflow_file(CLAIMS)),
     output:
         verdicts=report(
             multiext("<results>/tables/claims", ".csv"),
