@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
-from tests.workflow.project import CONFIG, Project, environment, merged
+from tests.workflow.project import ROOT, Project, environment
 
 #: A workflow that imports this one, with a configuration of its own in which this one's is a section.
 IMPORTING = """
@@ -42,14 +43,12 @@ rule size:
 """
 
 
-def two_runs(project: Project) -> dict[str, object]:
-    """A configuration that makes two runs, with local paths that hold in every folder."""
-    paths = {
-        "models": {"tiny": {"path": str(project.folder / "tiny")}},
-        "datasets": {"own": {"path": str(project.folder / "resources/dialogues/own.jsonl")}},
-        "grid": {"policies": ["baseline", "streaming"], "positions": ["stale"]},
-    }
-    return merged(CONFIG, paths)
+def tiny(project: Project) -> dict[str, Any]:
+    """The configuration of .test, with local paths that hold in every folder."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / ".test/config/config.yaml").read_text())
+    config["models"]["tiny"]["path"] = str(project.folder / "tiny")
+    config["datasets"]["own"]["path"] = str(project.folder / "resources/dialogues/own.jsonl")
+    return config
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,7 +63,7 @@ def test_another_workflow_imports_it_with_a_prefix(fresh: Project, tmp_path: Pat
     folder = tmp_path / "other"
     (folder / "config").mkdir(parents=True)
     (folder / "config/config.yaml").write_text(
-        yaml.safe_dump({"samples": ["a"], "eviction": two_runs(fresh)})
+        yaml.safe_dump({"samples": ["a"], "eviction": tiny(fresh)})
     )
     snakefile = fresh.folder / "workflow/Snakefile"
     (folder / "Snakefile").write_text(IMPORTING.format(snakefile=snakefile))
@@ -78,3 +77,39 @@ def test_another_workflow_imports_it_with_a_prefix(fresh: Project, tmp_path: Pat
     }
     again = snakemake(folder, "-n")
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_the_tiny_configuration_runs_in_a_working_directory(fresh: Project, tmp_path: Path) -> None:
+    """`.test` as the catalog runs it, to the tables; and what remains is planned."""
+    folder = tmp_path / ".test"
+    shutil.copytree(ROOT / ".test/config", folder / "config")
+    shutil.copytree(fresh.folder / "tiny", folder / "model")
+    (tmp_path / "resources").symlink_to(fresh.folder / "resources")
+    elsewhere = ("--snakefile", str(fresh.folder / "workflow/Snakefile"), "--directory", ".test")
+    snakemake(tmp_path, *elsewhere, "aggregate")
+    assert (folder / "results/tables/turns.parquet").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {".test", "resources"}
+    rest = snakemake(tmp_path, *elsewhere, "-n", "--verbose").stdout
+    assert "rule report:" in rest and "rule generate:" not in rest
+
+
+def test_it_is_deployed_from_a_path(fresh: Project, tmp_path: Path) -> None:
+    """A copy of the configuration, and a Snakefile that imports the workflow."""
+    if (program := shutil.which("snakedeploy")) is None:
+        pytest.skip("snakedeploy is not installed")
+    folder = tmp_path / "deployed"
+    command = [program, "deploy-workflow", str(fresh.folder), str(folder), "--branch", "main"]
+    subprocess.run(command, check=True, capture_output=True)
+    snakefile = folder / "workflow/Snakefile"
+    text = snakefile.read_text()
+    # snakedeploy names the file relative to the source, which Snakemake looks for in the copy.
+    assert text.count('"workflow/Snakefile"') == 1
+    snakefile.write_text(
+        text.replace('"workflow/Snakefile"', f'"{fresh.folder}/workflow/Snakefile"')
+    )
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(tiny(fresh)))
+    plan = snakemake(folder, "-n").stdout
+    for rule in ("fetch_model", "generate", "judge", "report"):
+        assert f"rule {rule}:" in plan
+    assert "results/report.html" in plan
+
