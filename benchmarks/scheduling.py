@@ -44,8 +44,13 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     config = {
         "models": {"tiny": {"source": "path", "path": "tiny"}},
         "datasets": {
-            "one": {"source": "path", "path": "one.jsonl", "format": "plain", "count": dialogues,
-                    "select": {"pool": max(64, dialogues)}}
+            "one": {
+                "source": "path",
+                "path": "one.jsonl",
+                "format": "plain",
+                "count": dialogues,
+                "select": {"pool": max(64, dialogues)},
+            }
         },
         "policies": {"baseline": {"kind": "baseline"}} | POLICIES,
         "thresholds": {"small": {"at": "600tok", "trigger": "turn", "target": "200tok"}},

@@ -1,4 +1,4 @@
-"""The workflow used from other folders: imported as a module, deployed, with a working directory."""
+"""The workflow used from other folders: imported as a module, deployed, by `--directory`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import LIMIT_S
 from tests.workflow import forked
 from tests.workflow.project import ROOT, Project, environment
 
-#: A workflow that imports this one, with a configuration of its own in which this one's is a section.
+#: A workflow that imports this one; this one's configuration is a section of its own.
 IMPORTING = """
 configfile: "config/config.yaml"
 
@@ -112,4 +112,3 @@ def test_it_is_deployed_from_a_path(fresh: Project, tmp_path: Path) -> None:
     for rule in ("fetch_model", "generate", "judge", "report"):
         assert f"rule {rule}:" in plan
     assert "results/report.html" in plan
-

@@ -47,10 +47,8 @@ from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.records.grid import (
     RUN_FIELDS,
     RunKey,
-    baseline_run_key,
     cells,
-    compared_run_keys,
-    run_keys,
+    runs_by_dialogue,
 )
 from kvfidelity.pipeline.merge import merge_sources
 from kvfidelity.pipeline.preflight import (
@@ -136,7 +134,8 @@ def check_inputs():
 def merged_files():
     """Artifacts to take from other folders: path below results, and the file."""
     try:
-        return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
+        found = merge_sources(SETTINGS)
+        return {name: list(map(str, files)) for name, files in found.items()}
     except UserError as error:
         raise refused(error) from None
 
@@ -183,6 +182,11 @@ SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
 RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
+RUNS_OF = runs_by_dialogue(SETTINGS)
+TURNS_OF = {
+    dialogue: [f"<results>/generate/{run}/turns.parquet" for run in runs]
+    for dialogue, runs in RUNS_OF.items()
+}
 
 
 def planned_runs():
@@ -313,23 +317,22 @@ def judge_tests(pairwise, name):
     ]
 
 
-def comparisons():
+def comparisons(wildcards):
     return [
-        f"<results>/comparisons/{judge}/{run}/comparisons.parquet"
+        path
         for judge in active_judges(SETTINGS, pairwise=True)
-        for run in compared_run_keys(SETTINGS)
+        for path in of_dialogues(f"comparisons/{judge}", "comparisons.parquet")
     ]
 
 
-def baseline_turns(wildcards):
-    key = RUN.format(**dict(wildcards.items()))
-    return f"<results>/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
+def turns_of_dialogue(wildcards):
+    """The turns of all runs of a dialogue."""
+    return TURNS_OF[f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"]
 
 
-def baseline_history(wildcards):
-    """The turns whose replies a judge is shown, where runs have histories of their own."""
-    shown = shows_own_history(SETTINGS, wildcards.judge)
-    return [baseline_turns(wildcards)] if shown else []
+def judged_history(wildcards):
+    """Whose replies a judge is shown; the baseline's where runs have histories of their own."""
+    return "baseline" if shows_own_history(SETTINGS, wildcards.judge) else "own"
 
 
 def table_parameters(wildcards):
@@ -368,14 +371,21 @@ def tokenizers():
 
 def artifacts(stage, name):
     """The files that a stage makes for all runs."""
-    return [f"<results>/{stage}/{run}/{name}" for run in run_keys(SETTINGS)]
+    return [
+        f"<results>/{stage}/{run}/{name}" for runs in RUNS_OF.values() for run in runs
+    ]
+
+
+def of_dialogues(stage, name):
+    """The files that a stage makes for all dialogues, each of all runs of its dialogue."""
+    return [f"<results>/{stage}/{dialogue}/{name}" for dialogue in RUNS_OF]
 
 
 def verdicts(wildcards):
     return [
         path
         for judge in active_judges(SETTINGS, pairwise=False)
-        for path in artifacts(f"judge/{judge}", "verdicts.parquet")
+        for path in of_dialogues(f"judge/{judge}", "verdicts.parquet")
     ]
 
 

@@ -29,8 +29,6 @@ rule generate:
         recall=f"<results>/generate/{RUN}/recall.parquet",
     log:
         f"<logs>/generate/{RUN}.log",
-    benchmark:
-        f"<results>/benchmarks/generate/{RUN}.tsv"
     conda:
         "../../envs/model.yaml"
     threads: generate_threads

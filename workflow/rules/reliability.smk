@@ -102,7 +102,7 @@ rule judge_reliability:
         verdicts="<results>/tables/verdicts.parquet",
         judge_tests=judge_tests(False, "judge_test.parquet"),
         pairs=judge_tests(True, "pairs.parquet"),
-        comparisons=comparisons(),
+        comparisons=comparisons,
     output:
         tables_for_report("judge_reliability"),
     log:

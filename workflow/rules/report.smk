@@ -4,10 +4,9 @@ from kvfidelity.report.paper_tables import PAPER_TABLES
 
 rule aggregate:
     input:
-        artifacts("generate", "turns.parquet"),
-        artifacts("generate", "evictions.parquet"),
-        artifacts("generate", "recall.parquet"),
-        artifacts("metrics", "metrics.parquet"),
+        # Made of all files of the runs, which are not listed: each of the outputs' records would
+        # hold the list.
+        of_dialogues("metrics", "metrics.parquet"),
         verdicts,
     output:
         tables_for_report("aggregate"),

@@ -22,7 +22,7 @@ def main() -> None:
     from kvfidelity.atomic_files import write_json
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.replies import read_replies, read_turns
-    from kvfidelity.records.grid import baseline_run_key, compared_run_keys, run_keys
+    from kvfidelity.records.grid import baseline_run_key, compared_run_keys, runs_by_dialogue
 
     judge = build_judge(
         options.name, options.spec, options.rubric, options.limits, options.store, batch=True
@@ -40,14 +40,16 @@ def main() -> None:
         counts = Counter(comparison.status for run in compared for comparison in run)
     else:
         rows = [
-            read_replies(
-                generated / run / "turns.parquet",
-                measured / run / "metrics.parquet",
-                generated / baseline_run_key(options.settings, run) / "turns.parquet",
-            )
-            for run in run_keys(options.settings)
+            replies
+            for dialogue, runs in runs_by_dialogue(options.settings).items()
+            for replies in read_replies(
+                [generated / run / "turns.parquet" for run in runs],
+                measured / dialogue / "metrics.parquet",
+                baseline_history=True,
+            ).values()
         ]
-        counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
+        judged = judge.judge_runs(rows)
+        counts = Counter(verdict.status for run in judged for verdict in run)
     write_json(options.out, {"judge": options.name, "verdicts": dict(counts)})
 
 

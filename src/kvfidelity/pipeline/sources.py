@@ -102,9 +102,7 @@ def fetched_of(
     ]
 
 
-def refresh(
-    settings: Mapping[str, Any], root: Path = Path(), prefix: Path = Path()
-) -> list[str]:
+def refresh(settings: Mapping[str, Any], root: Path = Path(), prefix: Path = Path()) -> list[str]:
     """Write what each model and dataset points to, for Snakemake to see what has changed.
 
     Args:
