@@ -89,6 +89,7 @@ onstart:
     announce_sigterm(lambda: len(workflow.scheduler.running))
     if SETTINGS["session"]["batch_size"] > 1:
         write_planned_runs(SETTINGS, planned_runs())
+    write_run_time(RESULTS, SETTINGS, gpus())
     write_invocation(RESULTS, SETTINGS, sys.argv, ROOT)
     if moved := redate_future_files([RESULTS, PREFIX / "resources"]):
         print(

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "workflow", "profiles/default", "envs", "resources/rubrics")
+PARTS = ("Snakefile", "src", "workflow", "profiles/default", "envs", "resources/rubrics")
 #: 30 cells and the baseline for each dialogue.
 POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n in range(10)}
 #: Replaces `python`: makes the files that a generate job must write.

@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -75,7 +76,6 @@ from kvfidelity.pipeline.rule_params import (
     as_parameters,
     selection_params,
     judge_params,
-    judge_limits,
     grid_settings,
     active_judges,
     merge_settings,
@@ -83,12 +83,16 @@ from kvfidelity.pipeline.rule_params import (
     needs_likelihood,
     report_settings,
     shows_own_history,
-    generation_parameters,
+    policy_part,
+    session_part,
+    threshold_part,
     source_entry,
     table_settings,
     judge_test_params,
     judge_test_pairs,
 )
+from kvfidelity.models.revision import model_revision
+from kvfidelity.pipeline.run_time import write_run_time
 from kvfidelity.pipeline.termination import announce_sigterm
 from kvfidelity.pipeline.workflow_files import (
     CLAIMS,
@@ -220,7 +224,8 @@ def plan():
 
 def expected_seconds():
     """What each planned run should take."""
-    return {run: run_seconds(SETTINGS, run, place()) for run in planned_runs()}
+    where = place()
+    return {run: run_seconds(SETTINGS, run, where) for run in planned_runs()}
 
 
 # A workflow that imports this one says itself what it does.
@@ -241,6 +246,10 @@ if workflow.is_main_process:
         print(adopted, file=sys.stderr)
     # A benchmark that is older than its job's input would rerun the job.
     date_now(RESULTS / "benchmarks")
+
+
+# The resource `serial`: on a scheduler a group's jobs run one after another.
+SERIAL = int(workflow.non_local_exec)
 
 
 def model_spec(wildcards):
@@ -272,8 +281,40 @@ def policy_check(wildcards):
     return [f"<results>/checks/policies/{wildcards.policy}.json"] if own else []
 
 
-def generation_spec(wildcards):
-    return generation_parameters(SETTINGS, RESULTS, RunKey(**dict(wildcards.items())))
+# These are asked for thousands of runs, and differ for few.
+@cache
+def model_json(model):
+    revision = model_revision(SETTINGS["models"][model])
+    return json.dumps({"model_revision": revision})
+
+
+@cache
+def policy_json(policy):
+    return json.dumps(policy_part(SETTINGS, policy), sort_keys=True)
+
+
+@cache
+def threshold_json(model, dataset, threshold, known):
+    """Sizes are in tokens once the dialogues are `known`, which they may become in this process."""
+    found = threshold_part(SETTINGS, RESULTS, model, dataset, threshold)
+    return json.dumps(found, sort_keys=True)
+
+
+SESSION_SPEC = json.dumps(session_part(SETTINGS), sort_keys=True)
+
+
+def model_part(wildcards):
+    return model_json(wildcards.model)
+
+
+def policy_spec(wildcards):
+    return policy_json(wildcards.policy)
+
+
+def threshold_spec(wildcards):
+    model, dataset = wildcards.model, wildcards.dataset
+    config = RESULTS / "dialogues" / model / dataset / "tokenizer/config.json"
+    return threshold_json(model, dataset, wildcards.threshold, config.is_file())
 
 
 def generation_dtype(wildcards):
@@ -286,11 +327,6 @@ def generation_device(wildcards):
 
 def judge_spec(wildcards):
     return as_parameters(judge_params(SETTINGS, wildcards.judge), "judge")
-
-
-def judge_request_limits(wildcards):
-    """Limits of requests, as a resource: no verdict depends on them, so a change reruns nothing."""
-    return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
 
 
 def batch_record(wildcards):
@@ -467,11 +503,6 @@ def refuse_batches_on_a_scheduler():
         )
 
 
-def one_on_a_scheduler(wildcards):
-    """The resource `serial`: on a scheduler a group's jobs run one after another."""
-    return int(workflow.non_local_exec)
-
-
 def by_attempt(amount):
     """Minutes or MB of a job; a later attempt gets more, since they may have been too few."""
 
@@ -491,12 +522,27 @@ def generate_memory(wildcards, attempt, rulename):
 
 def generate_estimate(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
-    manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
-    folder = PREFIX / f"resources/models/{model}"
-    run = dict(wildcards.items())
-    return estimate_run(
-        SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename)
+    folder, manifest = files_of_sizes(model, dataset)
+    # Both may come to be while the workflow runs.
+    known = (os.path.isdir(folder), os.path.isfile(manifest))
+    gpu = on_gpu(wildcards, rulename)
+    return estimate_of(
+        model, dataset, wildcards.dialogue, wildcards.threshold, gpu, known
     )
+
+
+@cache
+def files_of_sizes(model, dataset):
+    """The folder of a model, and the manifest of dialogues."""
+    manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
+    return PREFIX / f"resources/models/{model}", manifest
+
+
+@cache
+def estimate_of(model, dataset, dialogue, threshold, gpu, known):
+    """The estimate of runs that differ in nothing that it depends on."""
+    run = dict(model=model, dataset=dataset, dialogue=dialogue, threshold=threshold)
+    return estimate_run(SETTINGS, run, *files_of_sizes(model, dataset), on_gpu=gpu)
 
 
 def likelihood_minutes(wildcards, attempt, rulename):
@@ -511,3 +557,8 @@ def scoring_estimate(wildcards, rulename):
     folder = PREFIX / f"resources/models/{wildcards.model}"
     gpu = on_gpu(wildcards, rulename)
     return estimate_scoring(SETTINGS, wildcards.model, folder, on_gpu=gpu)
+
+
+if workflow.is_main_process and IS_MODULE and not workflow.output_settings.dryrun:
+    # Snakemake runs `onstart` of the importing workflow alone.
+    write_run_time(RESULTS, SETTINGS, gpus())

@@ -12,9 +12,6 @@ rule judge:
         "<logs>/judge/{judge}/{model}/{dataset}/{dialogue}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
         history=judged_history,
@@ -22,7 +19,7 @@ rule judge:
         'python "$SCRIPTS/judge.py" --turns {input.turns:q} --metrics {input.metrics:q} '
         "--history {params.history} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
+        '--run-time "$RESULTS/run_time.json" --batch-record {input.batch_record:q} '
         "--out {output.verdicts:q} > {log:q} 2>&1"
 
 
@@ -39,16 +36,13 @@ rule request_judge_batch:
     localrule: True
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
         'python "$SCRIPTS/request_judge_batch.py" --settings {params.settings:q} --results "$RESULTS" '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
+        '--run-time "$RESULTS/run_time.json" --out {output:q} > {log:q} 2>&1'
 
 
 rule compare_replies:
@@ -62,13 +56,11 @@ rule compare_replies:
         "<logs>/compare_replies/{judge}/{model}/{dataset}/{dialogue}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
     shell:
         'python "$SCRIPTS/compare_replies.py" --turns {input.turns:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} "
-        "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
+        "--spec {params.spec:q} "
+        '--run-time "$RESULTS/run_time.json" '
         "--batch-record {input.batch_record:q} --out {output:q} > {log:q} 2>&1"

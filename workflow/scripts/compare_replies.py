@@ -14,8 +14,7 @@ def main() -> None:
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
-    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
-    parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
+    parser.add_argument("--run-time", required=True, type=Path, help="says how it is asked")
     parser.add_argument("--batch-record", nargs="*", help="record of an earlier batch")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
@@ -23,6 +22,7 @@ def main() -> None:
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.reliability import compare_corruptions
     from kvfidelity.judges.replies import baselines_of, read_turns
+    from kvfidelity.judges.run_time import read_run_time
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet, write_parquet
     from kvfidelity.records.grid import run_of_file
@@ -32,8 +32,7 @@ def main() -> None:
         options.name,
         options.spec,
         options.rubric,
-        options.limits,
-        options.store,
+        *read_run_time(options.run_time, options.name),
         batch=batch,
         from_batch=from_batch,
     )

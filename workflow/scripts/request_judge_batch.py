@@ -15,18 +15,17 @@ def main() -> None:
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
-    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
-    parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
+    parser.add_argument("--run-time", required=True, type=Path, help="says how it is asked")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.atomic_files import write_json
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.replies import read_replies, read_turns
+    from kvfidelity.judges.run_time import read_run_time
     from kvfidelity.records.grid import baseline_run_key, compared_run_keys, runs_by_dialogue
 
-    judge = build_judge(
-        options.name, options.spec, options.rubric, options.limits, options.store, batch=True
-    )
+    limits, store = read_run_time(options.run_time, options.name)
+    judge = build_judge(options.name, options.spec, options.rubric, limits, store, batch=True)
     generated, measured = options.results / "generate", options.results / "metrics"
     if options.name in options.settings["comparing"]:
         pairs = [

@@ -38,6 +38,7 @@ CONTENTS = frozenset(
         "probes",
         "reliability",
         "report.html",
+        "run_time.json",
         "snakemake-report.zip",
         "tables",
     }

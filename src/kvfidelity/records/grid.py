@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,8 @@ class Cell:
 
     def run_key(self, dialogue: str) -> str:
         """The path of the cell's run on a dialogue."""
-        return RunKey._make([*map(str, astuple(self)), dialogue]).path()
+        values = (self.model, self.dataset, self.policy, self.positions, self.threshold)
+        return "/".join((*values, str(self.seed), dialogue))
 
 
 def cells(settings: Mapping[str, Any]) -> list[Cell]:
