@@ -193,6 +193,23 @@ TURNS_OF = {
 }
 
 
+# The place of each dialogue in the order of computing: model by model, for a worker that takes turns
+# between models loads each of them again and again; then dialogue by dialogue, for the runs of one
+# share what precedes their first eviction.
+PLACES = {dialogue: place for place, dialogue in enumerate(RUNS_OF)}
+
+
+def in_order(wildcards):
+    """A generate job's priority; jobs of other rules have 0, which is higher."""
+    return -PLACES[f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"]
+
+
+def with_last_runs(wildcards):
+    """The priority of a job that needs a model without a dialogue."""
+    of_model = [key for key in PLACES if key.startswith(f"{wildcards.model}/")]
+    return -PLACES[of_model[-1]] if of_model else 0
+
+
 def planned_runs():
     """Paths of the runs whose generate jobs Snakemake will start."""
     jobs = workflow.dag.needrun_jobs()

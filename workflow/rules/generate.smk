@@ -29,6 +29,7 @@ rule generate:
         recall=f"<results>/generate/{RUN}/recall.parquet",
     log:
         f"<logs>/generate/{RUN}.log",
+    priority: in_order
     conda:
         "../../envs/model.yaml"
     threads: generate_threads

@@ -28,6 +28,7 @@ rule score_corruptions:
         "<logs>/score_corruptions/{model}/{dataset}.log",
     benchmark:
         "<results>/benchmarks/score_corruptions/{model}/{dataset}.tsv"
+    priority: with_last_runs
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
