@@ -25,7 +25,7 @@ from kvfidelity.records.grid import (
     cells,
     runs_by_dialogue,
 )
-from kvfidelity.records.notes import ALL, input_digest, input_notes, joint_digest, note_of_all
+from kvfidelity.records.notes import ALL, digest_of_digests, input_digest, input_notes
 
 #: Length of the digest of a run's specification.
 SPEC_DIGITS = 8
@@ -110,6 +110,8 @@ class Expectations:
         if expected is None:
             return None
         notes = read_metadata(path)
+        # Others are made from it, and reading thousands of files again takes its time.
+        self._digests[path] = notes.get("digest", "")
         if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
         if stage == "generate":
@@ -122,7 +124,7 @@ class Expectations:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
-                if self._digest_of_all() not in (digest, None):
+                if self._joint_digest(self.inputs_of_tables()) not in (digest, None):
                     return "it was made from other artifacts"
                 continue
             file = self._input(name, stage, parts)
@@ -204,17 +206,14 @@ class Expectations:
 
     def _joint_digest(self, files: list[Path]) -> str | None:
         """None if one of them is damaged or not here."""
-        try:
-            return joint_digest(files)
-        except (UserError, OSError):
-            return None
+        digests = list(map(self._digest, files))
+        known = [digest for digest in digests if digest is not None]
+        return digest_of_digests(known) if len(known) == len(digests) else None
 
-    def _digest_of_all(self) -> str | None:
-        try:
-            note: dict[str, str] = json.loads(note_of_all(self.inputs_of_tables())["inputs"])
-        except UserError:
-            return None
-        return note[ALL]
+    def note_of_inputs(self) -> dict[str, str]:
+        """The note of the artifacts that tables are made from; an empty dict if one is damaged."""
+        together = self._joint_digest(self.inputs_of_tables())
+        return {"inputs": json.dumps({ALL: together})} if together else {}
 
     def _scoring_judges(self) -> list[str]:
         chosen = self._settings["judging"]

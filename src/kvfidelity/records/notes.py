@@ -44,18 +44,18 @@ def input_digest(path: Path) -> str:
     return file_sha256(path)[:16]
 
 
-def note_of_all(paths: Iterable[Path]) -> dict[str, str]:
-    """The same note with one digest over many artifacts, in the order given."""
-    return {"inputs": json.dumps({ALL: joint_digest(paths)})}
-
-
 def joint_digest(paths: Iterable[Path]) -> str:
     """One digest of several files, in the order given; 16 hex digits.
 
     Raises:
         UserError: an artifact is missing or damaged.
     """
+    return digest_of_digests(map(input_digest, paths))
+
+
+def digest_of_digests(digests: Iterable[str]) -> str:
+    """One digest of several, in the order given; 16 hex digits."""
     together = hashlib.sha256()
-    for path in paths:
-        together.update(input_digest(path).encode())
+    for digest in digests:
+        together.update(digest.encode())
     return together.hexdigest()[:16]
