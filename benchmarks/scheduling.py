@@ -2,8 +2,9 @@
 
     python benchmarks/scheduling.py [--dialogues 97] [--plan-only]
 
-323 dialogues are 10,013 runs. The dry run is of the whole workflow. The jobs that are then run do nothing but make their files, so
-that the time is that of planning, starting and recording them: no model, no data.
+323 dialogues are 10,013 runs. The dry run is of the whole workflow. The jobs that are then run do
+nothing but make their files, so that the time is that of planning, starting and recording them: no
+model, no data.
 """
 
 from __future__ import annotations
