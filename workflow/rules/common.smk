@@ -380,7 +380,13 @@ def comparisons(wildcards):
 
 def turns_of_dialogue(wildcards):
     """The turns of all runs of a dialogue."""
-    return TURNS_OF[f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"]
+    dialogue = f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"
+    if dialogue not in TURNS_OF:
+        raise WorkflowError(
+            f"error: {dialogue} is no dialogue of this configuration: model, dataset, and a number "
+            "below datasets.NAME.count with three digits"
+        )
+    return TURNS_OF[dialogue]
 
 
 def judged_history(wildcards):

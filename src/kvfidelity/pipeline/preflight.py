@@ -11,6 +11,7 @@ import ast
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ WEIGHT_INDEX = "model.safetensors.index.json"
 #: The beginning of a file that stands for a large one that was not downloaded.
 LFS_POINTER = b"version https://git-lfs"
 GGUF_MAGIC = b"GGUF"
+#: Linux takes 131,072 characters as one argument, which the command of a shell is.
+LONGEST_FILES = 120_000
 #: They change what fp32 products on a GPU come to, and no artifact would say so.
 PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
@@ -77,6 +80,7 @@ def faults(
     if settings["merge"]:
         return
     yield from _policy_files(settings, root)
+    yield from _long_commands(settings, results)
     grid = cells(settings)
     open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root / results)}
     for item in fetched_of(settings, root, prefix):
@@ -104,6 +108,21 @@ def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:
             if other != name:
                 found.append(f"{section}: {other} and {name} differ in name only")
     return found
+
+
+def _long_commands(settings: Mapping[str, Any], results: Path) -> Iterator[str]:
+    """Jobs that measure and judge all runs of a dialogue are given the runs' files by name."""
+    for (model, dataset), found in groupby(
+        cells(settings), lambda cell: (cell.model, cell.dataset)
+    ):
+        runs = [cell.run_key("000") for cell in found]
+        length = sum(len(f"{results}/generate/{run}/turns.parquet ") for run in runs)
+        if length > LONGEST_FILES:
+            yield (
+                f"grid: {model} and {dataset} have {len(runs)} cells, whose files' names are "
+                f"{length} characters together, and a command may have {LONGEST_FILES}: split the "
+                "grid into several configurations"
+            )
 
 
 def _unfinished(settings: Mapping[str, Any], results: Path) -> list[Cell]:
