@@ -6,6 +6,7 @@ import polars as pl
 
 #: A fact is evicted if less than this share of its message's tokens is cached.
 EVICTED_BELOW = 0.1
+COLUMNS = ("confidence", "evicted", "overconfidence")
 
 
 def confidence_column() -> pl.Expr:
@@ -22,7 +23,7 @@ def confidence_column() -> pl.Expr:
 
 
 def with_overconfidence(questions: pl.DataFrame) -> pl.DataFrame:
-    """Add `evicted`, and `overconfidence`: confidence minus `recalled`.
+    """Add `evicted`, and `overconfidence`: confidence minus `recalled`. These columns come last.
 
     Its mean is 0 for a model that is right as often as it is sure, and above 0 for one that does
     not know that it does not know.
@@ -30,4 +31,4 @@ def with_overconfidence(questions: pl.DataFrame) -> pl.DataFrame:
     return questions.with_columns(
         evicted=pl.col("evidence_retained_share") < EVICTED_BELOW,
         overconfidence=pl.col("confidence") - pl.col("recalled"),
-    )
+    ).select(pl.exclude(COLUMNS), *COLUMNS)

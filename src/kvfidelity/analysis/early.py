@@ -9,6 +9,7 @@ from kvfidelity.records.grid import BASELINE
 
 #: Tokens of a reply that are early: 5% of the tokens carry two thirds of the loss.
 EARLY = 32
+COLUMNS = ("early_nll", "early_tokens", "early_excess_nll")
 #: Triggers under which an eviction comes before a reply and not inside it.
 BEFORE_REPLIES = ("turn", "prompt")
 
@@ -24,7 +25,7 @@ def early_columns() -> list[pl.Expr]:
 
 def with_early_excess(turns: pl.DataFrame) -> pl.DataFrame:
     """Add `early_excess_nll`: early_nll minus the baseline's, of turns that begin with an eviction;
-    missing in all others."""
+    missing in all others. The three columns come last."""
     baseline = turns.filter(pl.col("kind") == BASELINE).select(*PAIRED, _early="early_nll")
     evicted = (pl.col("evictions") > 0) & pl.col("trigger").is_in(BEFORE_REPLIES)
     excess = pl.col("early_nll") - pl.col("_early")
@@ -32,4 +33,5 @@ def with_early_excess(turns: pl.DataFrame) -> pl.DataFrame:
         turns.join(baseline, on=list(PAIRED), how="left", maintain_order="left")
         .with_columns(early_excess_nll=pl.when(evicted).then(excess))
         .drop("_early")
+        .select(pl.exclude(COLUMNS), *COLUMNS)
     )
