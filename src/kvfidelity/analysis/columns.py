@@ -804,7 +804,10 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *_without(columns(*ARTIFACTS["evictions"]), SLOT_COLUMNS),
         *columns(Run, RunColumns),
     ],
-    "verdicts": columns(*ARTIFACTS["verdicts"], Run, RunColumns),
+    "verdicts": [
+        *_without(columns(*ARTIFACTS["verdicts"]), ["run"]),
+        *columns(Run, RunColumns),
+    ],
     "baselines": columns(Baselines, Interval, Counts),
     "policies": columns(
         Cell,
