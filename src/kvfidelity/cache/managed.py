@@ -440,7 +440,7 @@ class ManagedCache(AttentionCache):
     def _rotate_by(self, x: Tensor, position: Tensor) -> Tensor:
         from kvfidelity.cache.triton.prefill import rotate_by
 
-        cos, sin = self.rotary.table(self.slot_table.tokens_seen, x.device)
+        cos, sin = self.rotary.table(self.slot_table.position_bound, x.device)
         return rotate_by(x, position, cos, sin)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.managed import RAGGED_ON_GPU
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.positions import PositionMode, check_shift
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling
@@ -97,6 +98,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         for size in (spec.at, spec.target)
     )
     schedule = EvictionSchedule(Trigger(spec.trigger), threshold, target)
+    check_shift(PositionMode(spec.positions), threshold if policy.evicts else None)
     return RunPlan(
         spec=spec,
         dialogue=dialogue,

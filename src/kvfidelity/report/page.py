@@ -25,7 +25,7 @@ from kvfidelity.analysis.table_names import table_endings
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     cell_text,
@@ -48,6 +48,7 @@ from kvfidelity.report.formatting import (
 from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.mode_drawing import mode_drawing
 from kvfidelity.report.paper_tables import cell_name, claim_question
+from kvfidelity.report.position_modes import position_order
 from kvfidelity.report.summary import causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 from kvfidelity.report.what_was_run import policies_run, run_summaries
@@ -344,5 +345,5 @@ def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows by setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
-        rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))
+        rows, key=lambda row: ([row[name] for name in names], position_order(row["positions"]))
     )
