@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.eviction_log import Disruption, Eviction
 from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
@@ -82,15 +83,22 @@ class Evictor:
     Args:
         policy, schedule: what to keep, and when to evict.
         seed: the run's seed; together with the number of the eviction it seeds random policies.
+        measure: measures an eviction before it happens, for the log: see `metrics.disruption`.
 
     Raises:
         UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
     """
 
-    def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: EvictionSchedule,
+        seed: int = 0,
+        measure: Callable[[ManagedCache, Tensor | RaggedKeepSet], Disruption | None] | None = None,
+    ) -> None:
         if policy.evicts and schedule.target is None:
             _check_size(policy, policy.default_size(1))
-        self.policy, self.schedule, self.seed = policy, schedule, seed
+        self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
         self.log: list[Eviction] = []
         self.turn = 0
         self.step = 0
@@ -169,6 +177,7 @@ class Evictor:
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
         evicted_share = cache.attention_share_outside(kept)
+        disruption = None if self.measure is None else self.measure(cache, kept)
         move_start = _now(cache)
         cache.keep(kept)
         move_end = _now(cache)
@@ -181,6 +190,7 @@ class Evictor:
             scoring_s=ranking_end - ranking_start,
             eviction_s=move_end - move_start,
             attention_share=evicted_share,
+            disruption=disruption,
         )
         self.log.append(eviction)
         return eviction

@@ -19,6 +19,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.generation.recall import Questions, RecallSetting, prepare_questions
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.turns import TurnSetting
+from kvfidelity.metrics.disruption import DisruptionMeter
 from kvfidelity.sizes import size_in_tokens
 
 #: Recent queries that the baseline keeps at each checkpoint: as many as any built-in policy needs.
@@ -30,8 +31,8 @@ class RunPlan:
     """One cell on one dialogue.
 
     turns, segments: the turns to run, as text and as token ids. evictor: of the cell's policy, not
-    yet used. query_window: number of recent queries that the policy needs. scored: whether
-    attention scores are collected.
+    yet used. query_window: number of recent queries that the policy and the disruption need.
+    scored: whether attention scores are collected.
     """
 
     spec: RunSpec
@@ -84,6 +85,11 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     )
     turns = questions.dialogue.turns[: spec.max_turns]
     policy = build_policy(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
+    if spec.disruption_window > MAX_QUERY_WINDOW:
+        raise UserError(
+            f"session.disruption_window is {spec.disruption_window}; at most {MAX_QUERY_WINDOW} "
+            "queries are kept"
+        )
     if policy.query_window > MAX_QUERY_WINDOW:
         raise UserError(
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
@@ -108,8 +114,13 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             max_prompt_tokens=spec.max_prompt_tokens,
             max_first_prompt_tokens=spec.max_first_prompt_tokens,
         ),
-        evictor=Evictor(policy, schedule, spec.seed),
-        query_window=policy.query_window,
+        evictor=Evictor(
+            policy,
+            schedule,
+            spec.seed,
+            DisruptionMeter(spec.disruption_window) if spec.disruption_window else None,
+        ),
+        query_window=max(policy.query_window, spec.disruption_window),
         scored=policy.needs_scores or spec.score_every_run,
         recall=recall,
         questions=questions,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction, groups, span_edges
+from kvfidelity.cache.eviction_log import Disruption, Eviction, groups, span_edges
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.slots import SlotTable
+from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.metrics.positions import Integrity
-from kvfidelity.records.columns import EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
+from kvfidelity.records.columns import DISRUPTION, EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
 
 
 def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -54,7 +57,8 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
         position = dict(groups(slots.position))
         for name, kept in groups(eviction.kept):
             sizes = (eviction.slots_before, eviction.slots_after)
-            rows.append(_row(eviction, name, *sizes, slots.next_position))
+            measured = _disruption(eviction, name)
+            rows.append(_row(eviction, name, *sizes, slots.next_position) | measured)
             spans["slot_spans"].append(_spans(kept))
             spans["token_spans"].append(_spans(token.get(name, token.get("shared"))))
             spans["position_spans"].append(
@@ -82,6 +86,31 @@ def _row(
     }
 
 
+def _disruption(eviction: Eviction, group: str) -> dict[str, Any]:
+    """The columns of an eviction's disruption, for the layers and heads of one keep set."""
+    if eviction.disruption is None:
+        return {}
+    kept = eviction.kept
+    heads = kept.counts.shape[1] if isinstance(kept, RaggedKeepSet) else as_grid(kept).shape[1]
+    found = eviction.disruption.of_group(group, heads)
+    return disruption_values(found) | {
+        "disruption_tokens_by_head": _finite_rows(found.tokens),
+        "disruption_positions_by_head": _finite_rows(found.positions),
+    }
+
+
+def _finite_rows(values: Tensor) -> list[list[float | None]]:
+    """[L, H] as lists; None where a value is not finite."""
+    return [[one if math.isfinite(one) else None for one in row] for row in values.tolist()]
+
+
+def disruption_values(found: Disruption | None) -> dict[str, float | None]:
+    """The columns of `records.columns.Disruption`; missing where nothing was measured."""
+    if found is None:
+        return dict.fromkeys(DISRUPTION)
+    return dict(zip(DISRUPTION, found.means(), strict=True))
+
+
 def _add_heads(
     rows: list[dict[str, Any]],
     spans: dict[str, list[dict[str, np.ndarray]]],
@@ -94,7 +123,8 @@ def _add_heads(
         layer, head = (int(part) for part in name.split(":")[1:])
         own = after.row(layer, head)
         slots_before = len(before.row(layer, head))
-        rows.append(_row(eviction, name, slots_before, len(own), own.next_position))
+        row = _row(eviction, name, slots_before, len(own), own.next_position)
+        rows.append(row | _disruption(eviction, name))
         spans["slot_spans"].append(_spans(kept))
         spans["token_spans"].append(_spans(own.token_index[0, 0]))
         spans["position_spans"].append(_position_spans(own.position[0, 0]))
