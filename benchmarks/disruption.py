@@ -2,8 +2,8 @@
 
     python benchmarks/disruption.py [--device cuda]
 
-On a model of SmolLM2-135M's shape with random weights: streaming_llm keeps 2,000 of 5,600 tokens (and
-700 of 1,400), stale positions, so that both rotations are computed. The medians of several
+On a model of SmolLM2-135M's shape with random weights, 2,000 of 5,600 tokens are kept (and
+700 of 1,400) under stale positions, so that both rotations are computed. The medians of several
 measurements, next to the seconds that feeding the same tokens took.
 """
 

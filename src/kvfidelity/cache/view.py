@@ -14,6 +14,7 @@ from torch import Tensor
 from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
@@ -68,6 +69,7 @@ class CacheView:
         position mode only draw the same numbers.
     scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    mode: what becomes of positions at this eviction.
     heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
         `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
         aligned at the right, with -1 before a head's slots.
@@ -85,6 +87,7 @@ class CacheView:
     protected: tuple[Span, ...] = ()
     angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
     heads: tuple[tuple[CacheView, ...], ...] = ()
+    mode: PositionMode = PositionMode.ORIGINAL
 
     @property
     def slots(self) -> int:
@@ -271,6 +274,7 @@ def view_of(
         scores=cache.scores if scores else AttentionScores(len(layers)),
         protected=protected,
         angles=cache.rotary.angles,
+        mode=cache.slot_table.mode,
     )
 
 
@@ -305,6 +309,7 @@ def _ragged_view(
                 scores=found,
                 protected=((head.slots - newest, head.slots),) if newest else (),
                 angles=cache.rotary.angles,
+                mode=table.mode,
             )
             row.append(view)
         heads.append(tuple(row))
@@ -321,6 +326,7 @@ def _ragged_view(
         protected=protected,
         angles=cache.rotary.angles,
         heads=tuple(heads),
+        mode=table.mode,
     )
 
 
