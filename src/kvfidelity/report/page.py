@@ -26,6 +26,8 @@ from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
 from kvfidelity.records.grid import CELL_COLUMNS
+from kvfidelity.report.disruption import SHOWN as SHOWN_MEASURES
+from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     cell_text,
@@ -68,6 +70,8 @@ TABLES = (
     "contrasts",
     "attribution",
     "predictors",
+    "predictor_validation",
+    "penalties",
     "window",
     "window_changes",
     "environments",
@@ -92,6 +96,7 @@ CONTENTS = {
     "recall": "What each policy forgets",
     "cache": "What the cache holds",
     "positions": "Positions and the loss",
+    "disruption": "A measure of disruption",
     "window": "Through the trained window",
     "cost": "What it costs",
     "contrasts": "Paired contrasts",
@@ -167,6 +172,10 @@ def render(
             row | {"setting": f"{row['model']}, {row['dataset']}"}
             for row in tables["predictors"].to_dicts()
         ],
+        disruption=disruption_answers(
+            tables["predictor_validation"], tables["penalties"], tables["policies"]
+        ),
+        disruption_measures=SHOWN_MEASURES,
         recall_statements=recall_statements(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
         managed=(turns["kind"] != "baseline").any(),

@@ -68,7 +68,7 @@ def position_order(mode: str) -> tuple[int, int]:
 
 def position_mode_schema() -> dict[str, object]:
     """JSON schema of one position mode, with the meaning of each."""
-    shown = {**PRESENTATIONS, "shifted-512": SHIFTED}
+    shown = {mode.value: one for mode, one in PRESENTATIONS.items()} | {"shifted-512": SHIFTED}
     meanings = "; ".join(f"`{mode}`: {one.meaning}" for mode, one in shown.items())
     names = [mode.value for mode in PositionMode]
     return {
