@@ -194,7 +194,7 @@ class Tile(NamedTuple):
 def _attention_tile(most_rows: int, size: int, ratio: int, exact: bool) -> Tile:
     """Query heads of one kv head (`ratio` of them) share the keys that a program loads."""
     if exact:
-        return Tile(32, 32, 4, 2)
+        return Tile(32, 64 if size <= 64 else 32, 4, 2)
     shared = ratio if ratio in (2, 4, 8) else 1
     if most_rows * shared <= 32:
         return Tile(32, 64, 4, 3, shared)
@@ -202,7 +202,7 @@ def _attention_tile(most_rows: int, size: int, ratio: int, exact: bool) -> Tile:
 
 
 def _score_tile(exact: bool) -> Tile:
-    return Tile(32, 64, 4, 2) if exact else Tile(64, 128, 4, 3)
+    return Tile(32, 128, 4, 2) if exact else Tile(64, 128, 4, 3)
 
 
 @triton.jit
