@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictor_validation import FITTED
+from kvfidelity.report import disruption
 from kvfidelity.report.disruption import SHOWN, disruption_answers
+from kvfidelity.report.page import _environment
 
 
 def row(
@@ -95,3 +99,21 @@ def test_doses_stand_next_to_the_modes_of_their_policy() -> None:
     assert [(one["policy"], one["positions"]) for one in answer["doses"]] == [
         *(("a", "stale"), ("a", "shifted-8"), ("a", "shifted+64")),
     ]
+
+
+def test_the_section_shows_sentences_measures_and_doses_or_that_nothing_was_tested() -> None:
+    around = (
+        "{% macro region(label) %}{{ caller() }}{% endmacro %}{% macro csv(name) %}{% endmacro %}"
+        "{% set thresholds = 2 %}{% include 'disruption.html.j2' %}"
+    )
+    template = _environment(Path(disruption.__file__).parent / "templates").from_string(around)
+    cell = dict.fromkeys(table_schema("policies")) | {"model": "m", "dataset": "d", "mean": 1.25}
+    doses = [cell | {"threshold": "half", "policy": "a", "positions": "shifted-8"}]
+    rows = [row(FITTED, 0.95), row("future_share", 0.84, "mode", "stale", "without")]
+    answers = disruption_answers(
+        validation(rows), NONE, pl.DataFrame(doses, table_schema("policies"))
+    )
+    page = template.render(disruption=answers, disruption_measures=SHOWN)
+    for shown in ("+0.95", "mode: stale", "+0.84", "shifted-8", "+1.25", "a at half"):
+        assert shown in page
+    assert "is not tested here" in template.render(disruption=[], disruption_measures=SHOWN)
