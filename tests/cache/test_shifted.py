@@ -17,6 +17,7 @@ from kvfidelity.cache.positions import PositionMode, check_shift, shifted_name
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.errors import UserError
 from kvfidelity.metrics.positions import integrity
+from tests.cache.conftest import tiny
 
 
 def logits_after(model: Any, mode: str, kept: list[int], before: int, after: int) -> torch.Tensor:
@@ -83,3 +84,23 @@ def test_a_shift_below_position_0_is_refused_by_name() -> None:
     check_shift(PositionMode("shifted-512"), None)
     with pytest.raises(UserError, match=r"shifted-513: after 512 tokens .* shift by at least -512"):
         check_shift(PositionMode("shifted-513"), 512)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+@pytest.mark.parametrize("mode", ["shifted-6", "shifted+9000"])
+def test_a_gpu_reads_angles_past_the_tokens_seen(mode: str) -> None:
+    """9,000 positions past them there is no row in a table of as many positions as tokens."""
+    found = []
+    for device in ("cpu", "cuda"):
+        model = tiny("llama").to(device)
+        cache = new_cache(model, positions=mode)
+        ids = torch.arange(3, 23, device=device)[None]
+        with torch.inference_mode():
+            model(input_ids=ids[:, :12], past_key_values=cache)
+            cache.keep(torch.tensor([0, 1, 5, 6, 7, 11]))
+            rows = [
+                model(input_ids=part, past_key_values=cache) for part in ids[:, 12:].split(3, 1)
+            ]
+        found.append(torch.cat([row.logits[0].cpu() for row in rows]))
+    assert (found[0] - found[1]).abs().max() < 1e-3

@@ -235,9 +235,8 @@ def test_an_evictor_measures_before_it_evicts_and_the_log_has_it(model: Any, kin
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
 def test_a_gpu_measures_what_a_cpu_does(model: Any) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no GPU here")
     kept = torch.tensor([0, 1, 7, 8, 20, 23])
     on_cpu = disruption(cache_of(model, "stale"), kept, WINDOW)
     moved = tiny("llama").cuda()
