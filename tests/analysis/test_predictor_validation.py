@@ -13,7 +13,7 @@ from kvfidelity.analysis.penalties import penalties
 from kvfidelity.analysis.predictor_validation import (
     FITTED,
     WEIGHTS,
-    fitted_weight,
+    fitted_weights,
     predictor_validation,
 )
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
@@ -73,8 +73,10 @@ def test_a_law_that_holds_everywhere_is_found_in_every_group_left_out() -> None:
     }
     whole = found.filter(factor="none")
     assert whole["metric"].to_list()[:2] == [FITTED, "disruption_positions"]
-    assert whole["weight"].to_list()[0] == pytest.approx(0.75, abs=0.06)
-    assert whole["weight"].to_list()[1] is None
+    first, second, *_ = whole.to_dicts()
+    assert first["weight_positions"] / first["weight_tokens"] == pytest.approx(4)
+    assert first["weight_future"] < 0.1
+    assert second["weight_tokens"] is None
     assert set(whole["metric"]) == {FITTED, *DISRUPTION}, "constant measures order nothing"
 
 
@@ -86,9 +88,9 @@ def test_the_weight_of_a_group_comes_from_the_others() -> None:
 
     found = predictor_validation(turns(loss), OPTIONS).filter(factor="policy", metric=FITTED)
     alone = {row["group"]: row for row in found.filter(cells="only").to_dicts()}
-    assert alone["d"]["weight"] == 1 and abs(alone["d"]["correlation"]) < 0.4
+    assert alone["d"]["weight_positions"] > 0.85 and abs(alone["d"]["correlation"]) < 0.4
     without = {row["group"]: row for row in found.filter(cells="without").to_dicts()}
-    assert without["d"]["weight"] == 1 and without["d"]["correlation"] > 0.98
+    assert without["d"]["weight_positions"] > 0.85 and without["d"]["correlation"] > 0.98
 
 
 def test_a_model_is_predicted_with_the_weight_of_the_others() -> None:
@@ -98,7 +100,7 @@ def test_a_model_is_predicted_with_the_weight_of_the_others() -> None:
     found = predictor_validation(turns(loss, ("m", "n")), OPTIONS).filter(factor="model")
     rows = {(row["model"], row["group"]): row for row in found.filter(metric=FITTED).to_dicts()}
     assert set(rows) == {("m", "m"), ("n", "n")}
-    assert rows["m", "m"]["weight"] == 1 and rows["n", "n"]["weight"] == 0
+    assert rows["m", "m"]["weight_positions"] > 0.85 < rows["n", "n"]["weight_tokens"]
     assert all(abs(row["correlation"]) < 0.4 for row in rows.values())
 
 
@@ -117,7 +119,7 @@ def test_nothing_is_validated_where_nothing_was_measured() -> None:
     rows = turns(lambda tokens, moved, *_: moved, dialogues=1)
     without = rows.with_columns(disruption_positions=pl.lit(None, pl.Float64))
     assert predictor_validation(without, OPTIONS).is_empty()
-    assert fitted_weight(without) is None or fitted_weight(without) in WEIGHTS
+    assert fitted_weights(without) in (None, *WEIGHTS)
 
 
 def test_a_penalty_is_compared_with_the_same_policy_without_it() -> None:

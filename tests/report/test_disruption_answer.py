@@ -23,7 +23,9 @@ def row(
         "group": group,
         "cells": cells,
         "metric": metric,
-        "weight": 0.5 if metric == FITTED else None,
+        "weight_tokens": 0.25 if metric == FITTED else None,
+        "weight_positions": 0.0 if metric == FITTED else None,
+        "weight_future": 0.75 if metric == FITTED else None,
         "correlation": value,
         "low": value - 0.02,
         "high": value + 0.02,
@@ -71,6 +73,7 @@ def test_numbers_next_to_the_strongest_simpler_measure_and_the_goals() -> None:
     rows = [penalty | {"positions": mode} for mode in ("rerotated", "stale")]
     [answer] = disruption_answers(table, pl.DataFrame(rows, table_schema("penalties")), POLICIES)
     first, second, third = answer["sentences"]
+    assert "(tokens 0.25, positions 0.00, future 0.75, fitted" in first
     assert "+0.95 [+0.93, +0.97]" in first and "at least the goal of 0.9" in first
     assert first.endswith("simpler measure there: signed offset error −0.88 [−0.90, −0.86].")
     assert "in 2 groups left out (by policy, mode) is +0.70" in second

@@ -343,12 +343,16 @@ class ValidationSplit:
     metric: Annotated[
         Dtype,
         "",
-        "column of turns, or disruption_fitted: the weighted sum of both disruptions; for `only` "
-        "its weight is from the other cells",
+        "column of turns, or disruption_fitted: a weighted sum of three; for `only` its weights "
+        "are from the other cells",
     ] = pl.String
-    weight: Annotated[
-        Dtype, "0 to 1", "weight of disruption_positions in the sum; missing for other measures"
+    weight_tokens: Annotated[
+        Dtype, "0 to 1", "weight of disruption_tokens in the sum; missing for other measures"
     ] = pl.Float64
+    weight_positions: Annotated[Dtype, "0 to 1", "weight of disruption_positions in it"] = (
+        pl.Float64
+    )
+    weight_future: Annotated[Dtype, "0 to 1", "weight of future_attention_share in it"] = pl.Float64
 
 
 class RankCorrelation:

@@ -1,20 +1,19 @@
 """Whether a measure predicts the loss where it was not looked for: one group of cells left out.
 
 For each policy, position mode, trigger and model: how well every measure orders its cells alone
-(`only`), and all others without it (`without`). A measure of positions has nothing to fit, but the
-sum of both disruptions has one weight w,
+(`only`), and all others without it (`without`). A single measure has nothing to fit, but
 
-    disruption_fitted = (1 - w) disruption_tokens + w disruption_positions
+    disruption_fitted = w1 disruption_tokens + w2 disruption_positions + w3 future_attention_share
 
-which is chosen on the cells that are not looked at: for `only`, on the others.
+has weights, of sum 1. They are chosen on cells that are not looked at: for `only`, on the others.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
@@ -27,13 +26,22 @@ FITTED = "disruption_fitted"
 #: What is left out, and the column that says which group a cell is in.
 FACTORS = {"policy": "policy", "mode": "mode", "trigger": "trigger", "model": "model"}
 NO_FACTOR = "none"
-#: Weights of positions that are tried; the steps are even on the scale of their odds.
-WEIGHTS = (0.0, *(1 / (1 + np.exp2(np.arange(6.0, -7.0, -1.0)))), 1.0)
+#: Weights of `DISRUPTION` that are tried, by their ratios.
+RATIOS = (0, 1, 4, 16)
+Weights = tuple[float, float, float]
+WEIGHTS: list[Weights] = sorted(
+    {
+        (one / (one + two + three), two / (one + two + three), three / (one + two + three))
+        for one, two, three in itertools.product(RATIOS, repeat=3)
+        if one + two + three
+    }
+)
+WEIGHT_COLUMNS = ("weight_tokens", "weight_positions", "weight_future")
 KEPT = ("model", "dataset", "dialogue", "seed", "turn", "policy", "trigger", "excess_nll")
 
 
 class Split(NamedTuple):
-    """Cells that a correlation is over, and those that the weight is fitted on."""
+    """Cells that a correlation is over, and those that the weights are fitted on."""
 
     factor: str
     group: str
@@ -70,8 +78,7 @@ def _counted(turns: pl.DataFrame) -> pl.DataFrame:
         "after_eviction",
         "inside_window",
         pl.col("excess_nll").is_not_null(),
-        pl.col("disruption_tokens").is_not_null(),
-        pl.col("disruption_positions").is_not_null(),
+        *(pl.col(name).is_not_null() for name in DISRUPTION),
     )
     mode = pl.col("positions").str.replace(f"^{SHIFTED_PATTERN}$", "shifted")
     return known.select(*KEPT, *INTEGRITY, *DISRUPTION, mode=mode).collect()
@@ -98,35 +105,37 @@ def _splits(part: pl.DataFrame, same: pl.DataFrame, model: str) -> Iterator[Spli
 
 def _correlations(split: Split, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     about = {"factor": split.factor, "group": split.group, "cells": split.cells}
-    weight = fitted_weight(split.fitted_on)
-    metrics: dict[str, float | None] = dict.fromkeys((*INTEGRITY, *DISRUPTION))
+    weights = fitted_weights(split.fitted_on)
+    metrics = [*INTEGRITY, *DISRUPTION]
     looked_at = split.looked_at
-    if weight is not None:
-        metrics[FITTED] = weight
-        looked_at = looked_at.with_columns(_sum(weight).alias(FITTED))
-    for metric, fitted in metrics.items():
+    if weights is not None:
+        metrics.append(FITTED)
+        looked_at = looked_at.with_columns(_sum(weights).alias(FITTED))
+    for metric in metrics:
         found = rank_correlation(looked_at, metric, "excess_nll", options)
         if found["correlation"] is not None:
             shown = ("correlation", "low", "high", "n_dialogues", "n_turns")
-            yield about | {"metric": metric, "weight": fitted} | {n: found[n] for n in shown}
+            fitted = weights if metric == FITTED and weights else (None,) * len(WEIGHT_COLUMNS)
+            named = dict(zip(WEIGHT_COLUMNS, fitted, strict=True))
+            yield about | {"metric": metric} | named | {name: found[name] for name in shown}
 
 
-def fitted_weight(rows: pl.DataFrame) -> float | None:
-    """The weight of positions whose sum orders the cells best, by the mean of Fisher's z over
-    dialogues and models; of equal ones the smallest. None if none orders any."""
+def fitted_weights(rows: pl.DataFrame) -> Weights | None:
+    """The weights whose sum orders the cells best, by the mean of Fisher's z over dialogues and
+    models; None if none orders any."""
     best, chosen = None, None
-    for weight in WEIGHTS:
-        summed = rows.with_columns(_sum(weight).alias(FITTED))
+    for weights in WEIGHTS:
+        summed = rows.with_columns(_sum(weights).alias(FITTED))
         parts = [
             fisher_by_dialogue(part, FITTED, "excess_nll")["z"]
             for _, part in summed.group_by("model", maintain_order=True)
         ]
         mean = pl.concat(parts).mean() if parts else None
         if isinstance(mean, float) and (best is None or mean > best):
-            best, chosen = mean, float(weight)
+            best, chosen = mean, weights
     return chosen
 
 
-def _sum(weight: float) -> pl.Expr:
-    tokens, positions = pl.col("disruption_tokens"), pl.col("disruption_positions")
-    return (1 - weight) * tokens + weight * positions
+def _sum(weights: Weights) -> pl.Expr:
+    terms = [weight * pl.col(name) for weight, name in zip(weights, DISRUPTION, strict=True)]
+    return pl.sum_horizontal(terms)

@@ -19,7 +19,7 @@ class Disruption:
 
     All are fp64 [L, H] on the CPU. tokens, positions: relative errors of a query head's output, by
     the slots that are gone and by the positions of those that stay. future: share of attention on
-    slots after the query.
+    slots whose position is not before the next token's.
     """
 
     tokens: Tensor

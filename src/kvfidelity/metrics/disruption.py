@@ -18,8 +18,8 @@ of a survivor moves by q_u' (R_{u - t_i + error_i} - R_{u - t_i}) k_i, and
 with |.| the Euclidean norm over the w queries and the head's features. Both are 0 where nothing
 changes, and the relative error of moved is at most their sum. Queries older than every survivor of
 their head are left out. Attention on the future: the share of `moved` attention on slots whose
-position is after the query's. Source: this project; the paper (arXiv 2511.04686) names
-positional disruption and gives no measure.
+position is not before the next token's, the slots of `future_share`. Source: this project; the
+paper (arXiv 2511.04686) names positional disruption and gives no measure.
 
 The latest queries stand for those that follow, as in SnapKV (arXiv 2404.14469). Slots that earlier
 evictions removed are in no output.
@@ -175,7 +175,8 @@ def _measure(
         everything.add(true.masked_fill(hidden, -torch.inf), value)
         kept.add(true.masked_fill(gone, -torch.inf), value)
         for logits in effective:
-            ahead = (offset + change.error[:, None, part] < 0).repeat(1, ratio, 1)
+            after = change.tokens_seen - change.token[:, None, part] + change.error[:, None, part]
+            ahead = after <= 0  # [G', 1, m]: the next position minus the slot's
             moved.add(logits.masked_fill(gone, -torch.inf), value, ahead)
     seen = kept.mass > 0  # whether any survivor is before the query: [G, H/G * w, 1]
     by_head = (groups * ratio, count, -1)

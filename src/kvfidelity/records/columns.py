@@ -200,7 +200,7 @@ class Disruption:
         Dtype, "share", "relative error of attention outputs by the survivors' positions alone"
     ] = pl.Float64
     future_attention_share: Annotated[
-        Dtype, "share", "attention on survivors whose position is after the query's"
+        Dtype, "share", "attention on survivors whose position is not before the next token's"
     ] = pl.Float64
 
 
@@ -263,7 +263,7 @@ class Evictions:
         Dtype, "share", "relative error of attention outputs by the survivors' positions alone"
     ] = pl.Float64
     future_attention_share: Annotated[
-        Dtype, "share", "attention on survivors whose position is after the query's"
+        Dtype, "share", "attention on survivors whose position is not before the next token's"
     ] = pl.Float64
     disruption_tokens_by_head: Annotated[
         Dtype, "share", "disruption_tokens of each query head, a list for each layer of the group"

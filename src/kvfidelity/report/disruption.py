@@ -8,18 +8,17 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.analysis.predictor_validation import FACTORS, FITTED
-from kvfidelity.records.columns import INTEGRITY
+from kvfidelity.analysis.predictor_validation import FACTORS, FITTED, WEIGHT_COLUMNS
+from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.report.formatting import count, decimal, interval, signed
 from kvfidelity.report.position_modes import position_order
 
 #: Correlations that were aimed at before anything was measured: within groups of cells, and in
 #: groups that nothing was fitted on.
 GOAL, GOAL_LEFT_OUT = 0.9, 0.8
-PARTS = ("disruption_positions", "disruption_tokens")
 #: Measures that the page's table shows; the CSV has all.
 SHOWN = (
-    *(FITTED, *PARTS, "future_attention_share"),
+    *(FITTED, *DISRUPTION),
     *("future_share", "signed_offset_error", "phase_distortion", "collisions"),
     "out_of_window_share",
 )
@@ -37,7 +36,7 @@ def disruption_answers(
 
     Returns:
         Each with `model`, `dataset`, `sentences` (three), `splits` (of the table: `factor`,
-        `group`, `cells`, `values` in the order of SHOWN, `weight`, `n_dialogues`) and `doses`
+        `group`, `cells`, `values` in the order of SHOWN, `weights`, `n_dialogues`) and `doses`
         (policy rows of shifted modes, and of the others of the same policy and threshold).
     """
     answers = []
@@ -60,11 +59,11 @@ def _over_all(part: pl.DataFrame) -> str:
     if FITTED not in found:
         return f"Whether disruption predicts the loss is {NOT_TESTED}: it varies in no turn."
     row = found[FITTED]
-    parts = [_named(found[name]) for name in PARTS if name in found]
+    parts = [_named(found[name]) for name in DISRUPTION if name in found]
     return (
-        f"Among the cells of one dialogue and turn, the sum of both disruptions (weight of "
-        f"positions {decimal(row['weight'])}, fitted on the same cells) has a mean rank "
-        f"correlation of {signed(row['correlation'], 2)} {interval(row, 2)} with excess NLL over "
+        f"Among the cells of one dialogue and turn, the fitted sum ({_weights(row)}, fitted on the "
+        f"same cells) has a mean rank correlation of {signed(row['correlation'], 2)} "
+        f"{interval(row, 2)} with excess NLL over "
         f"{count(row['n_dialogues'], 'dialogue')}, {_goal(row, GOAL)} of {GOAL}; its parts: "
         f"{', '.join(parts) or 'none varies'}{_simpler(whole)}."
     )
@@ -80,7 +79,7 @@ def _left_out(part: pl.DataFrame) -> str:
     untested = [factor for factor in FACTORS if factor not in tested]
     rest = f"; left out by {', '.join(untested)}: {NOT_TESTED}" if untested else ""
     return (
-        f"With its weight fitted on the other cells, its least correlation in {len(fitted)} groups "
+        f"With weights fitted on the other cells, its least correlation in {len(fitted)} groups "
         f"left out (by {', '.join(tested)}) is {signed(least['correlation'], 2)} "
         f"{interval(least, 2)}, of the {least['factor']} {least['group']}, "
         f"{_goal(least, GOAL_LEFT_OUT)} of {GOAL_LEFT_OUT}"
@@ -128,6 +127,13 @@ def _named(row: Mapping[str, Any]) -> str:
     return f"{row['metric'].replace('_', ' ')} {signed(row['correlation'], 2)} {interval(row, 2)}"
 
 
+def _weights(row: Mapping[str, Any]) -> str:
+    """ "tokens 0.06, positions 0.00, future 0.94"."""
+    return ", ".join(
+        f"{name.removeprefix('weight_')} {decimal(row[name])}" for name in WEIGHT_COLUMNS
+    )
+
+
 def _group(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["factor"], row["group"]
 
@@ -140,7 +146,7 @@ def _splits(part: pl.DataFrame) -> list[dict[str, Any]]:
             dict(zip(("factor", "group", "cells"), key, strict=True))
             | {
                 "values": [found.get(name, {}).get("correlation") for name in SHOWN],
-                "weight": found.get(FITTED, {}).get("weight"),
+                "weights": _weights(found[FITTED]) if FITTED in found else "",
                 "n_dialogues": int(same["n_dialogues"].max()),  # type: ignore[arg-type]
             }
         )
