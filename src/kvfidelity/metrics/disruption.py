@@ -138,7 +138,7 @@ def _of_heads(cache: ManagedCache, kept: Tensor | RaggedKeepSet) -> Iterator[_Ch
     ragged = table.as_ragged(kept)
     for layer, row in enumerate(ragged.rows()):
         for head, slots in enumerate(row):
-            yield _Change.of(table.row(layer, head), slots[None, None], cache.device)[0]
+            yield _Change.of(table.row(layer, head), slots[None, None].cpu(), cache.device)[0]
 
 
 def _heads_of(view: CacheView, layer: int) -> list[LayerView]:
