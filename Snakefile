@@ -35,7 +35,7 @@ wildcard_constraints:
     model="[^/]+",
     dataset="[^/]+",
     policy="[^/]+",
-    positions="|".join(PositionMode),
+    positions="|".join(PositionMode.patterns()),
     threshold="[^/]+",
     seed=r"\d+",
     dialogue=r"\d{3}",

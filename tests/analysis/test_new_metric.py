@@ -27,6 +27,7 @@ EDITS = (
 )
 USE = """
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 import polars as pl
 from kvfidelity.analysis.results_docs import results_docs
@@ -38,7 +39,8 @@ from tests.analysis import synthetic
 from tests.analysis.pages import page
 
 folder = Path(sys.argv[1])
-measured = Integrity(*[0.5] * 10)
+known = [field for field in fields(Integrity) if field.default is MISSING]
+measured = Integrity(*[0.5] * len(known))
 value = integrity_values(measured, ())["widest_gap"]
 rows = synthetic.turn_rows
 synthetic.turn_rows = lambda *args: rows(*args).with_columns(widest_gap=pl.lit(value))

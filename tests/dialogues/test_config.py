@@ -53,7 +53,7 @@ def test_every_documented_entry_is_valid() -> None:
     text = (ROOT / "config" / "datasets.md").read_text(encoding="utf-8")
     default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
     blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         settings = load_settings(default | yaml.safe_load(block), "datasets.md")
         assert all("select" in entry for entry in settings["datasets"].values())

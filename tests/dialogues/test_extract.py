@@ -12,6 +12,7 @@ import pytest
 from kvfidelity.dialogues.extract import extract
 from kvfidelity.dialogues.pool import KIND, Question, Turn, read_dialogue
 from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.dialogues.selection import Selection
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import write_parquet
 from tests.dialogues.conftest import bundled_records, make_tokenizer
@@ -325,3 +326,49 @@ def test_text_of_a_special_token_survives_to_the_pool(
     assert row["turns"][0]["assistant"].startswith("It closes a message: <|im_end|>")
     assert Turn(**row["turns"][1]) == Turn("<ok>", "Good")
     assert row["dialogue_id"] == "a-b"
+
+
+def test_development_and_test_are_disjoint_halves_of_the_data(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    """Whatever the ranking's seed and the ids are: a text is in one half, and in one only."""
+    texts = [chatter(n) for n in range(40)]
+    records = [{"id": f"c{n}", "conversations": text} for n, text in enumerate(texts)]
+    renamed = [{"id": f"other{n}", "conversations": text} for n, text in enumerate(texts)]
+
+    def chosen(records: list[Any], split: str | None, **select: Any) -> set[str]:
+        wanted = entry(split=split, max_similarity=None, **select)
+        pool, manifest = extract(folder(tmp_path, records), wanted, segmenter)
+        assert accounted(manifest)
+        assert manifest["dropped"].get("other_split", 0) == len(records) - pool.height
+        return {row["turns"][0]["user"] for row in pool.to_dicts()}
+
+    development, test = (chosen(records, split) for split in ("development", "test"))
+    assert not development & test and development | test == chosen(records, None)
+    assert 10 < len(development) < 30
+    assert chosen(renamed, "test", seed=7) == test
+    assert chosen(records, "test", split_seed=1) not in (test, development)
+
+
+def test_a_near_duplicate_of_a_dialogue_of_the_other_half_is_in_neither(
+    tmp_path: Path, segmenter: ChatSegmenter
+) -> None:
+    records = []
+    for n in range(20):
+        near = chatter(n)
+        near[-1]["value"] += " again"
+        texts = ((f"a{n}", chatter(n)), (f"b{n}", near))
+        records += [{"id": name, "conversations": text} for name, text in texts]
+    halves = [
+        extract(folder(tmp_path, records), entry(split=split), segmenter)
+        for split in ("development", "test")
+    ]
+    kept = [name for pool, _ in halves for name in pool["dialogue_id"].to_list()]
+    assert sorted(int(name[1:]) for name in kept) == list(range(20)), "one of each pair"
+    for _, manifest in halves:
+        assert accounted(manifest) and manifest["dropped"]["near_duplicate"] == 20
+
+
+def test_a_split_of_another_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"select\.split is 'train'; choose development or test"):
+        Selection.of({"split": "train"})

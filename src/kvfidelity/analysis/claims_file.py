@@ -7,8 +7,8 @@ from typing import Any
 
 import jsonschema
 
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.errors import UserError
-from kvfidelity.records.grid import POSITIONS
 from kvfidelity.strict_yaml import read_yaml
 
 SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
@@ -26,7 +26,7 @@ def read_claims_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: copy config/claims.yaml there")
     content = read_yaml(path)
     schema = read_yaml(SCHEMA_FILE)
-    schema["$defs"]["position_mode"] = {"enum": list(POSITIONS)}
+    schema["$defs"]["position_mode"] = {"pattern": f"^({'|'.join(PositionMode.patterns())})$"}
     wrong = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)
     )

@@ -332,6 +332,60 @@ class Predictors:
     n_turns: Annotated[Dtype, "turns", "turns that the estimate is over"] = pl.Int64
 
 
+class ValidationSplit:
+    """Which cells a measure is validated on."""
+
+    stage = "aggregate"
+    model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
+    dataset: Annotated[Dtype, "", "name of the dataset in the configuration"] = pl.String
+    factor: Annotated[
+        Dtype, "", "what is left out: policy, mode, trigger or model; none: nothing"
+    ] = pl.String
+    group: Annotated[
+        Dtype, "", "the policy, mode, trigger or model; all shifted modes are one group"
+    ] = pl.String
+    cells: Annotated[
+        Dtype, "", "only: the group's cells alone; without: all others; all: nothing is left out"
+    ] = pl.String
+    metric: Annotated[
+        Dtype,
+        "",
+        "column of turns, or disruption_fitted: a weighted sum of three; for `only` its weights "
+        "are from the other cells",
+    ] = pl.String
+    weight_tokens: Annotated[
+        Dtype, "0 to 1", "weight of disruption_tokens in the sum; missing for other measures"
+    ] = pl.Float64
+    weight_positions: Annotated[Dtype, "0 to 1", "weight of disruption_positions in it"] = (
+        pl.Float64
+    )
+    weight_future: Annotated[Dtype, "0 to 1", "weight of future_attention_share in it"] = pl.Float64
+
+
+class RankCorrelation:
+    """How well a measure orders the cells of a turn by their loss."""
+
+    stage = "aggregate"
+    correlation: Annotated[
+        Dtype, "-1 to 1", "Spearman's among the cells of a dialogue and turn, mean over dialogues"
+    ] = pl.Float64
+    low: Annotated[
+        Dtype, "-1 to 1", "lower end; missing if without one dialogue it would be undefined"
+    ] = pl.Float64
+    high: Annotated[Dtype, "-1 to 1", "upper end of the interval"] = pl.Float64
+
+
+class Penalties:
+    """What a penalty for disruption is worth."""
+
+    stage = "aggregate"
+    against: Annotated[Dtype, "", "the same policy with weight 0"] = pl.String
+    weight: Annotated[Dtype, "", "the penalty's weight, lambda"] = pl.Float64
+    mean: Annotated[
+        Dtype, "nats / token", "excess NLL minus that of `against` on the same dialogue and turn"
+    ] = pl.Float64
+
+
 class Window:
     """NLL of reference replies by token index."""
 
@@ -834,6 +888,8 @@ TABLES: dict[str, list[ColumnInfo]] = {
     ),
     "attribution": columns(Attribution),
     "predictors": columns(Predictors),
+    "predictor_validation": columns(ValidationSplit, RankCorrelation, Counts),
+    "penalties": columns(Cell, Penalties, Interval, Counts, ZeroTest, Holm),
     "window": columns(Window),
     "window_changes": columns(WindowChanges),
     "environments": columns(Environments),

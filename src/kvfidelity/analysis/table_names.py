@@ -19,6 +19,8 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "contrasts",
         "attribution",
         "predictors",
+        "predictor_validation",
+        "penalties",
         "window",
         "window_changes",
         "environments",
@@ -53,6 +55,9 @@ TABLE_ROWS = {
     "attribution": "One row per policy and threshold: whether its loss is one of tokens or of "
     "positions, at the same kept tokens.",
     "predictors": "One row per integrity metric: how well it orders turns by their loss.",
+    "predictor_validation": "One row per group of cells that is left out and measure: how well it "
+    "orders turns by their loss in the group, and without it.",
+    "penalties": "Policies with a penalty for disruption, against the same with weight 0.",
     "window": "NLL of the baseline's reference replies by token index.",
     "window_changes": "How the baseline's NLL changes along the trained window.",
     "environments": "One row per set of versions, hardware and code that made a model's runs.",

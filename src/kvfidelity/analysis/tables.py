@@ -29,6 +29,8 @@ from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
+from kvfidelity.analysis.penalties import penalties
+from kvfidelity.analysis.predictor_validation import predictor_validation
 from kvfidelity.analysis.predictors import predictors
 from kvfidelity.analysis.ranking import ranking
 from kvfidelity.analysis.statistics import (
@@ -40,7 +42,7 @@ from kvfidelity.analysis.statistics import (
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
-from kvfidelity.records.columns import INTEGRITY
+from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
 
 
@@ -54,7 +56,8 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
     ranking, contrasts, attribution, baselines: see their functions.
-    predictors: how well integrity metrics order turns by their loss.
+    predictors: how well integrity metrics order turns by their loss; predictor_validation: the same
+        where groups of cells are left out; penalties: see its function.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
     healings, balance, balance_pairs: see their functions.
@@ -131,7 +134,9 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
             pl.lit(STALE),
             pl.lit(REROTATED),
         ),
-        "predictors": predictors(turns, tuple(INTEGRITY), options),
+        "predictors": predictors(turns, (*INTEGRITY, *DISRUPTION), options),
+        "predictor_validation": predictor_validation(turns, options),
+        "penalties": penalties(turns, options),
         "window": window,
         "window_changes": window_changes(window, options),
         "environments": environments(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,37 @@ from kvfidelity.cache.slots import SlotTable, as_grid
 
 
 @dataclass(frozen=True)
+class Disruption:
+    """How much an eviction changes what attention computes; see `metrics.disruption`.
+
+    All are fp64 [L, H] on the CPU. tokens, positions: relative errors of a query head's output, by
+    the slots that are gone and by the positions of those that stay. future: share of attention on
+    slots whose position is not before the next token's.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    future: Tensor
+
+    def means(self) -> tuple[float, float, float]:
+        """Each as the mean over layers and query heads."""
+        tokens, positions, future = (
+            float(values.mean()) for values in (self.tokens, self.positions, self.future)
+        )
+        return tokens, positions, future
+
+    def of_group(self, name: str, groups: int) -> Disruption:
+        """What a keep set that `groups` names is about, of a cache with so many kv heads."""
+        if name == "shared":
+            return self
+        _, layer, *head = name.split(":")
+        rows = slice(int(layer), int(layer) + 1)
+        ratio = self.tokens.shape[1] // groups
+        columns = slice(int(head[0]) * ratio, (int(head[0]) + 1) * ratio) if head else slice(None)
+        return Disruption(*(getattr(self, one.name)[rows, columns] for one in fields(self)))
+
+
+@dataclass(frozen=True)
 class Eviction:
     """One eviction: when, and which slots survived.
 
@@ -22,9 +53,8 @@ class Eviction:
     kept: int64 [L', G', k], or ragged: slots before the eviction that survived.
     scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
     attention_share: the evicted slots' share of the latest forward's attention; None without
-    scores.
-    healing: kind of what was done about the gap; healed: the slots and bytes that this took.
-    healing_s: seconds of it.
+    scores. healing: kind of what was done about the gap; healed: the slots and bytes that this
+    took. healing_s: seconds of it. disruption: None if it is not measured.
     """
 
     turn: int
@@ -38,6 +68,7 @@ class Eviction:
     healing: str = "none"
     healed: Healed = Healed()  # noqa: RUF009 - frozen
     healing_s: float = 0.0
+    disruption: Disruption | None = None
 
     @property
     def slots_after_healing(self) -> int:

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.eviction_log import Disruption, Eviction
 from kvfidelity.cache.healing import Healing, build_healing
 from kvfidelity.cache.healing.base import FedTokens
 from kvfidelity.cache.managed import ManagedCache
@@ -85,6 +86,7 @@ class Evictor:
         policy, schedule: what to keep, and when to evict.
         seed: the run's seed; together with the number of the eviction it seeds random policies.
         healing: what is done about the gap; nothing by default.
+        measure: measures an eviction before it happens, for the log: see `metrics.disruption`.
 
     `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
@@ -98,10 +100,11 @@ class Evictor:
         schedule: EvictionSchedule,
         seed: int = 0,
         healing: Healing | None = None,
+        measure: Callable[[ManagedCache, Tensor | RaggedKeepSet], Disruption | None] | None = None,
     ) -> None:
         if policy.evicts and schedule.target is None:
             _check_size(policy, policy.default_size(1))
-        self.policy, self.schedule, self.seed = policy, schedule, seed
+        self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
         self.healing = healing if healing is not None else build_healing("none")
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
@@ -196,6 +199,7 @@ class Evictor:
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
         evicted_share = cache.attention_share_outside(kept)
+        disruption = None if self.measure is None else self.measure(cache, kept)
         with torch.inference_mode():
             found = self.healing.read(cache, choice)
         move_start = _now(cache)
@@ -216,6 +220,7 @@ class Evictor:
             healing=self.healing.kind,
             healed=healed,
             healing_s=healing_s if type(self.healing).acts else 0.0,
+            disruption=disruption,
         )
         self.log.append(eviction)
         return eviction

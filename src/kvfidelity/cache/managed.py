@@ -500,7 +500,7 @@ class ManagedCache(AttentionCache):
         """Rotate [G, n, d] by positions int32 [1, n] or [G, n], on a GPU."""
         from kvfidelity.cache.triton.prefill import rotate_by
 
-        cos, sin = self.rotary.table(self.slot_table.tokens_seen, x.device)
+        cos, sin = self.rotary.table(self.slot_table.position_bound, x.device)
         return rotate_by(x, position, cos, sin)
 
 

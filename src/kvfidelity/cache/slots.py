@@ -95,6 +95,11 @@ class SlotTable:
         return int(least) if bool(least == most) else None
 
     @property
+    def position_bound(self) -> int:
+        """No slot has this position or a higher one."""
+        return self.tokens_seen + max(0, self.mode.traits.shift or 0)
+
+    @property
     def next_positions(self) -> Tensor:
         """The position that the next fed token gets in each row, int64 [L', G']."""
         counts = self.counts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
 
@@ -67,6 +68,7 @@ class CacheView:
     scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
     messages: token indices at which messages begin; None where they are not known.
+    mode: what becomes of positions at this eviction.
     heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
         `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
         aligned at the right, with -1 before a head's slots.
@@ -85,6 +87,7 @@ class CacheView:
     angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
     messages: tuple[int, ...] | None = None
     heads: tuple[tuple[CacheView, ...], ...] = ()
+    mode: PositionMode = PositionMode.ORIGINAL
 
     @property
     def slots(self) -> int:
@@ -291,6 +294,7 @@ def view_of(
         scores=cache.scores if scores else AttentionScores(len(layers)),
         protected=protected,
         angles=cache.rotary.angles,
+        mode=cache.slot_table.mode,
     )
 
 
@@ -326,6 +330,7 @@ def _ragged_view(
                 scores=found,
                 protected=((head.slots - newest, head.slots),) if newest else (),
                 angles=cache.rotary.angles,
+                mode=table.mode,
             )
             row.append(view)
         heads.append(tuple(row))
@@ -342,6 +347,7 @@ def _ragged_view(
         protected=protected,
         angles=cache.rotary.angles,
         heads=tuple(heads),
+        mode=table.mode,
     )
 
 

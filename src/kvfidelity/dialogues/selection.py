@@ -21,6 +21,8 @@ from kvfidelity.errors import UserError
 
 #: Above this many characters per allowed token, count the first turns alone: they may be too long.
 MAX_CHARACTERS_PER_TOKEN = 5
+#: The two halves of a data set: numbers are tuned on the first and reported on the second.
+SPLITS = ("development", "test")
 #: Memory for candidates while a file is read, and what a turn takes without its text.
 TURN_BYTES = 64
 CANDIDATE_BYTES = 512 << 20
@@ -34,6 +36,7 @@ class Selection:
     and chat template; min_prompt_tokens bounds its prompts, as the session cuts them. category:
     "prose" or "code". max_similarity: dialogues this similar to a better ranked one are dropped
     (Jaccard index of their runs of five words); None keeps them.
+    split: the half of the dialogues that is taken; None takes both. split_seed: of the halves.
     pool: how many dialogues the pool holds at most. allow_other_roles: whether a dialogue that has
     messages of other roles than user, assistant and system (calls of tools, their answers) is kept
     without these messages, or dropped.
@@ -50,17 +53,21 @@ class Selection:
     seed: int = 0
     pool: int = 64
     allow_other_roles: bool = True
+    split: str | None = None
+    split_seed: int = 0
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Selection:
         """From the config.
 
         Raises:
-            UserError: unknown keys.
+            UserError: unknown keys, or a split of another name.
         """
         unknown = set(entry) - {item.name for item in fields(cls)}
         if unknown:
             raise UserError(f"select: unknown keys {', '.join(sorted(unknown))}")
+        if entry.get("split") not in (None, *SPLITS):
+            raise UserError(f"select.split is {entry['split']!r}; choose {' or '.join(SPLITS)}")
         return cls(**entry)
 
 
@@ -159,7 +166,10 @@ class Selector:
             elif self.selection.language not in (None, language_of(candidate.turns)):
                 self.dropped["other_language"] += 1
             elif near is not None and near.seen_before(candidate.turns):
+                # Also of a dialogue of the other split: what was tuned on would be tested on.
                 self.dropped["near_duplicate"] += 1
+            elif self.selection.split not in (None, split_of(candidate, self.selection.split_seed)):
+                self.dropped["other_split"] += 1
             else:
                 self.chosen.append(candidate)
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
@@ -211,6 +221,16 @@ class Selector:
         if chosen.category is not None and category_of(candidate.turns) != chosen.category:
             return "other_category"
         return None
+
+
+def split_of(candidate: Candidate, seed: int) -> str:
+    """Which half of a data set a conversation is in: by a hash of the seed and its texts.
+
+    It depends neither on its id, nor on other conversations, nor on any other setting. Copies of a
+    conversation are in one half.
+    """
+    texts = [text for turn in candidate.turns for text in (turn.user, turn.assistant)]
+    return SPLITS[_rank(seed, "\0".join(texts)) % len(SPLITS)]
 
 
 def _rank(seed: int, conversation_id: str) -> int:

@@ -10,6 +10,7 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.healing import build_healing
 from kvfidelity.cache.healing.registry import without_healing
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.positions import PositionMode, check_shift
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling
@@ -19,6 +20,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.generation.recall import Questions, RecallSetting, prepare_questions
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.turns import TurnSetting
+from kvfidelity.metrics.disruption import DisruptionMeter
 from kvfidelity.sizes import size_in_tokens
 
 #: Recent queries that the baseline keeps at each checkpoint: as many as any built-in policy needs.
@@ -30,7 +32,8 @@ class RunPlan:
     """One cell on one dialogue.
 
     turns, segments: the turns to run, as text and as token ids. evictor: of the cell's policy, not
-    yet used. query_window: number of recent queries that the policy and its healing need.
+    yet used. query_window: number of recent queries that the policy, its healing and the disruption
+    need.
     scored: whether attention scores are collected.
     """
 
@@ -100,6 +103,11 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     healing = build_healing(healing_kind)
     healing.check(spec.trigger, spec.positions, on_gpu=kernels_run_on(engine.device))
     healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
+    if spec.disruption_window > MAX_QUERY_WINDOW:
+        raise UserError(
+            f"session.disruption_window is {spec.disruption_window}; at most {MAX_QUERY_WINDOW} "
+            "queries are kept"
+        )
     if policy.query_window > MAX_QUERY_WINDOW:
         raise UserError(
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
@@ -112,6 +120,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         for size in (spec.at, spec.target)
     )
     schedule = EvictionSchedule(Trigger(spec.trigger), threshold, target)
+    check_shift(PositionMode(spec.positions), threshold if policy.evicts else None)
     return RunPlan(
         spec=spec,
         dialogue=dialogue,
@@ -121,8 +130,14 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             max_prompt_tokens=spec.max_prompt_tokens,
             max_first_prompt_tokens=spec.max_first_prompt_tokens,
         ),
-        evictor=Evictor(policy, schedule, spec.seed, healing),
-        query_window=max(policy.query_window, healing.query_window),
+        evictor=Evictor(
+            policy,
+            schedule,
+            spec.seed,
+            healing,
+            DisruptionMeter(spec.disruption_window) if spec.disruption_window else None,
+        ),
+        query_window=max(policy.query_window, healing.query_window, spec.disruption_window),
         scored=policy.needs_scores or spec.score_every_run,
         recall=recall,
         questions=questions,

@@ -31,6 +31,7 @@ class RunSpec:
         `ChatSegmenter.segments`.
     score_every_run: collect attention scores even if the policy needs none, so that
         attention-weighted metrics exist for all.
+    disruption_window: latest queries over which each eviction's disruption is measured; 0: not.
     share_prefix: compute the turns before the first eviction once for all policies.
     recall: questions about earlier messages, see `generation.recall.RecallSetting`.
     policy_files: where a policy of the user's own is. policy_digest: of the policy's code.
@@ -58,6 +59,7 @@ class RunSpec:
     max_first_prompt_tokens: int | None = None
     feed_end_of_turn: bool = True
     score_every_run: bool = False
+    disruption_window: int = 0
     share_prefix: bool = True
     recall: dict[str, Any] = field(default_factory=dict)
     policy_files: tuple[str, ...] = ()

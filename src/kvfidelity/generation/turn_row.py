@@ -14,7 +14,7 @@ from kvfidelity.generation.comparison import Comparison
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.records.columns import TURNS
-from kvfidelity.records.frames import integrity_values
+from kvfidelity.records.frames import disruption_values, integrity_values
 
 
 def turn_row(
@@ -36,6 +36,7 @@ def turn_row(
     row = _unmeasured(plan, turn, shared=shared)
     row |= _sizes(engine, outcome) | _timings(outcome) | _quality(engine, outcome)
     row |= comparison._asdict() | integrity_values(outcome.integrity, log, outcome.integrity_at_end)
+    row |= disruption_values(log[-1].disruption if log else None)
     return row | {
         "peak_device_bytes": outcome.peak_bytes,
         "trained_window": engine.window,

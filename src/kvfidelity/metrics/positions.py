@@ -42,6 +42,8 @@ class Integrity:
     order_inversions: pairs of slots whose positions are in the wrong order.
     out_of_window_share: share of slots whose |effective offset| is at least the trained window.
     mean_offset_error: mean |effective - true offset|, in positions.
+    signed_offset_error: mean effective - true offset; below 0 where slots are nearer than the text
+        says, or in the query's future.
     phase_distortion: mean over slots and rotary frequencies k of
         1 - cos(theta_k (effective - true offset)), in [0, 2].
     phase_distortion_weighted: the same, slots weighted by the attention they received in the
@@ -56,6 +58,7 @@ class Integrity:
     order_inversions: float
     out_of_window_share: float
     mean_offset_error: float
+    signed_offset_error: float
     phase_distortion: float
     phase_distortion_weighted: float | None
     sinks_kept: float
@@ -90,7 +93,7 @@ def integrity(
     count = token.shape[-1]
     if count == 0:
         weighted = None if weights is None else 0.0
-        return Integrity(0.0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0, weighted, 0)
+        return Integrity(0.0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, weighted, 0)
     effective = slots.next_position - position
     error = effective - (slots.tokens_seen - token)
     distortion = phase_distortion(error, frequencies)
@@ -102,6 +105,7 @@ def integrity(
         "order_inversions": inversions(rows),
         "out_of_window_share": effective.abs() >= trained_window,
         "mean_offset_error": error.abs(),
+        "signed_offset_error": error,
         "phase_distortion": distortion,
         "sinks_kept": (token < SINKS).sum(-1),
     }

@@ -142,6 +142,7 @@ def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> di
         "order_inversions": inversions(position) * tokens + (not_before[:, 1:] * left).sum(-1),
         "out_of_window_share": (far / size).sum(-1),
         "mean_offset_error": error.abs().sum(-1) * per_slot,
+        "signed_offset_error": error.sum(-1) * per_slot,
         "phase_distortion": distortion.sum(-1) * per_slot,
         "sinks_kept": sinks + new.clamp(max=max(0, SINKS - seen)).sum(),
         "retained_share": ((count + new).double() / (seen + new).clamp(min=1)).sum(),

@@ -40,6 +40,7 @@ SESSION_KEYS = (
     "max_first_prompt_tokens",
     "feed_end_of_turn",
     "score_every_run",
+    "disruption_window",
     "share_prefix",
     "recall",
 )

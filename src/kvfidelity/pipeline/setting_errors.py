@@ -56,7 +56,8 @@ def explain_error(error: jsonschema.ValidationError) -> str:
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             return f"{path}: the name {shown(value)} may have {NAMES} only"
         case "pattern":
-            return f"{path}: {shown(value)} is not {schema.get('x-expected', rule)}"
+            close = nearest(value, schema.get("x-names", []))
+            return f"{path}: {shown(value)} is not {schema.get('x-expected', rule)}{close}"
         case "minimum":
             return f"{path}: {value} is too small; it must be at least {rule}"
         case "maximum":

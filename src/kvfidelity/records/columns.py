@@ -13,6 +13,7 @@ import polars as pl
 from kvfidelity.records.declaration import Dtype, at_end, schema
 
 SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32}))
+BY_HEAD = pl.List(pl.List(pl.Float32))
 POSITION_SPANS = pl.List(pl.Struct({"start": pl.Int32, "stop": pl.Int32, "position": pl.Int32}))
 
 
@@ -162,6 +163,9 @@ class Integrity:
     mean_offset_error: Annotated[
         Dtype, "positions", "mean distance between the offset RoPE encodes and the true offset"
     ] = pl.Float64
+    signed_offset_error: Annotated[
+        Dtype, "positions", "mean of the offset RoPE encodes minus the true one; below 0: too near"
+    ] = pl.Float64
     phase_distortion: Annotated[
         Dtype, "0 to 2", "mean of 1 - cos(theta_k * offset error) over slots and frequencies k"
     ] = pl.Float64
@@ -181,6 +185,23 @@ class Integrity:
 #: The last two are of one moment only.
 NOT_AT_END = ("phase_distortion_weighted", "evicted_attention_share")
 IntegrityAtEnd = at_end(Integrity, without=NOT_AT_END)
+
+
+class Disruption:
+    """What the run's latest eviction changed in what attention computes, over the latest
+    `session.disruption_window` queries then, mean over layers and query heads; formulas in
+    `metrics.disruption`. Missing before an eviction, and where it is not measured."""
+
+    stage = "generate"
+    disruption_tokens: Annotated[
+        Dtype, "share", "relative error of attention outputs by the evicted slots, at true offsets"
+    ] = pl.Float64
+    disruption_positions: Annotated[
+        Dtype, "share", "relative error of attention outputs by the survivors' positions alone"
+    ] = pl.Float64
+    future_attention_share: Annotated[
+        Dtype, "share", "attention on survivors whose position is not before the next token's"
+    ] = pl.Float64
 
 
 class TurnSetting:
@@ -241,6 +262,21 @@ class Evictions:
     ] = pl.Int32
     healing_bytes: Annotated[Dtype, "bytes", "what it holds besides keys and values"] = pl.Int64
     healing_s: Annotated[Dtype, "s", "time of the healing"] = pl.Float64
+    disruption_tokens: Annotated[
+        Dtype, "share", "relative error of attention outputs by the evicted slots, at true offsets"
+    ] = pl.Float64
+    disruption_positions: Annotated[
+        Dtype, "share", "relative error of attention outputs by the survivors' positions alone"
+    ] = pl.Float64
+    future_attention_share: Annotated[
+        Dtype, "share", "attention on survivors whose position is not before the next token's"
+    ] = pl.Float64
+    disruption_tokens_by_head: Annotated[
+        Dtype, "share", "disruption_tokens of each query head, a list for each layer of the group"
+    ] = BY_HEAD
+    disruption_positions_by_head: Annotated[
+        Dtype, "share", "disruption_positions of each query head, a list for each layer"
+    ] = BY_HEAD
 
 
 class Recall:
@@ -356,7 +392,8 @@ class CorruptedReply:
 
 INTEGRITY = schema(Integrity)
 INTEGRITY_AT_END = schema(IntegrityAtEnd)
-TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting)
+DISRUPTION = schema(Disruption)
+TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, Disruption, TurnSetting)
 EVICTIONS = schema(Evictions)
 RECALL = schema(Recall)
 METRICS = schema(MeasuredRun, TurnNumber, TextMetrics)
@@ -365,7 +402,7 @@ RUN_VERDICTS = schema(JudgedRun, Verdicts)
 CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
 #: What each artifact's columns are declared by.
 ARTIFACTS: dict[str, tuple[type, ...]] = {
-    "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting),
+    "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, Disruption, TurnSetting),
     "evictions": (Evictions,),
     "recall": (Recall,),
     "metrics": (MeasuredRun, TurnNumber, TextMetrics),

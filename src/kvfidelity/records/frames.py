@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction, group_names, groups, span_edges
+from kvfidelity.cache.eviction_log import Disruption, Eviction, group_names, groups, span_edges
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.metrics.positions import Integrity
-from kvfidelity.records.columns import EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
+from kvfidelity.records.columns import DISRUPTION, EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
 
 
 def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -51,7 +52,8 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
         kept = as_grid(eviction.kept)
         for name in group_names(kept):
             sizes = (eviction.slots_before, eviction.slots_after)
-            rows.append(_row(eviction, name, *sizes, slots.next_position))
+            measured = _disruption(eviction, name, kept.shape[1])
+            rows.append(_row(eviction, name, *sizes, slots.next_position) | measured)
         spans["slot_spans"].append(Spans.of(kept))
         spans["token_spans"].append(Spans.of(slots.token_index.expand(kept.shape)))
         spans["position_spans"].append(Spans.of_positions(slots.position.expand(kept.shape)))
@@ -81,6 +83,30 @@ def _row(
     }
 
 
+def _disruption(eviction: Eviction, group: str, heads: int) -> dict[str, Any]:
+    """The columns of an eviction's disruption, for the layers and heads of one keep set; `heads`:
+    kv heads, if keep sets differ between them."""
+    if eviction.disruption is None:
+        return {}
+    found = eviction.disruption.of_group(group, heads)
+    return disruption_values(found) | {
+        "disruption_tokens_by_head": _finite_rows(found.tokens),
+        "disruption_positions_by_head": _finite_rows(found.positions),
+    }
+
+
+def _finite_rows(values: Tensor) -> list[list[float | None]]:
+    """[L, H] as lists; None where a value is not finite."""
+    return [[one if math.isfinite(one) else None for one in row] for row in values.tolist()]
+
+
+def disruption_values(found: Disruption | None) -> dict[str, float | None]:
+    """The columns of `records.columns.Disruption`; missing where nothing was measured."""
+    if found is None:
+        return dict.fromkeys(DISRUPTION)
+    return dict(zip(DISRUPTION, found.means(), strict=True))
+
+
 def _add_heads(
     rows: list[dict[str, Any]],
     spans: dict[str, list[Spans]],
@@ -93,7 +119,8 @@ def _add_heads(
         layer, head = (int(part) for part in name.split(":")[1:])
         own = after.row(layer, head)
         slots_before = len(before.row(layer, head))
-        rows.append(_row(eviction, name, slots_before, len(own), own.next_position))
+        row = _row(eviction, name, slots_before, len(own), own.next_position)
+        rows.append(row | _disruption(eviction, name, after.pad.shape[1]))
         spans["slot_spans"].append(Spans.of(kept))
         spans["token_spans"].append(Spans.of(own.token_index))
         spans["position_spans"].append(Spans.of_positions(own.position))

@@ -13,7 +13,7 @@ from kvfidelity.analysis.statistics import t_intervals
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.formatting import count
-from kvfidelity.report.position_modes import PRESENTATIONS
+from kvfidelity.report.position_modes import PRESENTATIONS, position_order, presentation
 
 MODE_COLOURS = alt.Scale(
     domain=list(POSITIONS), range=[shown.colour for shown in PRESENTATIONS.values()]
@@ -65,9 +65,16 @@ def mode_shape(rows: pl.DataFrame) -> alt.Shape:
 
 
 def _of_present(scale: alt.Scale, rows: pl.DataFrame) -> alt.Scale:
-    present = set(rows["positions"])
-    pairs = [pair for pair in zip(scale.domain, scale.range, strict=True) if pair[0] in present]
-    return alt.Scale(domain=[name for name, _ in pairs], range=[shown for _, shown in pairs])
+    shown = look_of(scale, rows["positions"])
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def look_of(scale: alt.Scale, modes: pl.Series) -> dict[str, str]:
+    """The colour or marker of the modes that a column has, in their order."""
+    attribute = "colour" if scale is MODE_COLOURS else "marker"
+    known = dict(zip(scale.domain, scale.range, strict=True))
+    names = sorted(modes.drop_nulls().unique().to_list(), key=position_order)
+    return {name: known.get(name) or getattr(presentation(name), attribute) for name in names}
 
 
 def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin:

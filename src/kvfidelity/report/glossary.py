@@ -36,6 +36,8 @@ SHOWN_TABLES = (
     "claims",
     "contrasts",
     "predictors",
+    "predictor_validation",
+    "penalties",
     "recall_by_depth",
     "own_replies",
 )

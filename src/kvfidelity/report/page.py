@@ -25,7 +25,9 @@ from kvfidelity.analysis.table_names import table_endings
 from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
+from kvfidelity.records.grid import CELL_COLUMNS
+from kvfidelity.report.disruption import SHOWN as SHOWN_MEASURES
+from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.figure_registry import FIGURES, SECTIONS
 from kvfidelity.report.formatting import (
     cell_text,
@@ -49,6 +51,7 @@ from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.mode_drawing import mode_drawing
 from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.paper_tables import cell_name, claim_question
+from kvfidelity.report.position_modes import position_order
 from kvfidelity.report.summary import causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 from kvfidelity.report.what_was_run import policies_run, run_summaries
@@ -68,6 +71,8 @@ TABLES = (
     "contrasts",
     "attribution",
     "predictors",
+    "predictor_validation",
+    "penalties",
     "window",
     "window_changes",
     "environments",
@@ -96,6 +101,7 @@ CONTENTS = {
     "recall": "What each policy forgets",
     "cache": "What the cache holds",
     "positions": "Positions and the loss",
+    "disruption": "A measure of disruption",
     "window": "Through the trained window",
     "cost": "What it costs",
     "contrasts": "Paired contrasts",
@@ -172,6 +178,10 @@ def render(
             row | {"setting": f"{row['model']}, {row['dataset']}"}
             for row in tables["predictors"].to_dicts()
         ],
+        disruption=disruption_answers(
+            tables["predictor_validation"], tables["penalties"], tables["policies"]
+        ),
+        disruption_measures=SHOWN_MEASURES,
         recall_statements=recall_statements(tables["recall_by_depth"]),
         recall=tables["recall_by_depth"].to_dicts(),
         managed=(turns["kind"] != "baseline").any(),
@@ -350,5 +360,5 @@ def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows by setting and policy, position modes in their usual order."""
     names = ("model", "dataset", "threshold", "policy")
     return sorted(
-        rows, key=lambda row: ([row[name] for name in names], POSITIONS.index(row["positions"]))
+        rows, key=lambda row: ([row[name] for name in names], position_order(row["positions"]))
     )

@@ -45,9 +45,36 @@ _PRESENTATIONS = {
 }
 #: In the order of the modes.
 PRESENTATIONS = {mode: _PRESENTATIONS[mode] for mode in PositionMode}
+#: Of `shifted-512`, `shifted+64` and so on, which the axis tells apart.
+SHIFTED = Presentation(
+    meaning="survivors keep their position, and from the first eviction on the next position is "
+    "the number of tokens seen, moved by this number (from -999999 to 999999)",
+    colour="#767676",
+    marker="diamond",
+)
+
+
+def presentation(mode: str) -> Presentation:
+    """How a mode is shown, by its name."""
+    return PRESENTATIONS.get(PositionMode(mode), SHIFTED)
+
+
+def position_order(mode: str) -> tuple[int, int]:
+    """What to sort modes by: the named ones first, then shifted ones by their shift."""
+    known = PositionMode(mode)
+    order = list(PositionMode)
+    return (order.index(known) if known in order else len(order), known.traits.shift or 0)
 
 
 def position_mode_schema() -> dict[str, object]:
     """JSON schema of one position mode, with the meaning of each."""
-    meanings = "; ".join(f"`{mode}`: {shown.meaning}" for mode, shown in PRESENTATIONS.items())
-    return {"enum": [mode.value for mode in PositionMode], "description": meanings}
+    shown = {mode.value: one for mode, one in PRESENTATIONS.items()} | {"shifted-512": SHIFTED}
+    meanings = "; ".join(f"`{mode}`: {one.meaning}" for mode, one in shown.items())
+    names = [mode.value for mode in PositionMode]
+    return {
+        "type": "string",
+        "pattern": f"^({'|'.join(PositionMode.patterns())})$",
+        "x-names": names,
+        "x-expected": f"one of {', '.join(names)}, or a shift such as shifted-512 or shifted+64",
+        "description": meanings,
+    }

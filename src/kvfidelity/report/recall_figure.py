@@ -8,7 +8,13 @@ import polars as pl
 from kvfidelity.analysis.recall import DEPTHS, rank_in
 from kvfidelity.records.grid import BASELINE_POSITIONS, CELL_COLUMNS, POSITIONS
 from kvfidelity.report.dots import ONE, of_means, with_dots
-from kvfidelity.report.figures import MODE_COLOURS, MODE_SHAPES, distinct_label, nothing
+from kvfidelity.report.figures import (
+    MODE_COLOURS,
+    MODE_SHAPES,
+    distinct_label,
+    look_of,
+    nothing,
+)
 
 BASELINE_LABEL = "nothing evicted"
 KEYS = (*CELL_COLUMNS, "origin", "depth")
@@ -90,9 +96,11 @@ def recall_figure(table: pl.DataFrame, questions: pl.DataFrame) -> alt.TopLevelM
 
 def _of_modes(scale: alt.Scale, baseline: str, rows: pl.DataFrame) -> alt.Scale:
     """The scale of the position modes, and of the baseline, as far as rows have them."""
-    shown = dict(zip([*scale.domain, BASELINE_LABEL], [*scale.range, baseline], strict=True))
-    present = [name for name in shown if name in set(rows["mode"])]
-    return alt.Scale(domain=present, range=[shown[name] for name in present])
+    modes = rows.filter(pl.col("mode") != BASELINE_LABEL)["mode"]
+    shown = look_of(scale, modes)
+    if modes.len() < rows.height:
+        shown[BASELINE_LABEL] = baseline
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
 
 
 def _by_dialogue(questions: pl.DataFrame) -> pl.DataFrame:

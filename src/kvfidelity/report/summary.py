@@ -9,7 +9,7 @@ import polars as pl
 
 from kvfidelity.analysis.ranking import EQUAL_BYTES
 from kvfidelity.analysis.recall import recall_statements
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.report.position_modes import position_order
 
 #: What a loss is due to; see `causes`.
 CAUSES = ("positions", "tokens", "both", "none", "parts", "no difference", "open")
@@ -93,5 +93,5 @@ def without_partner(policies: pl.DataFrame, attribution: pl.DataFrame) -> list[d
 
 def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(
-        rows, key=lambda row: ([row[name] for name in SETTING], POSITIONS.index(row["positions"]))
+        rows, key=lambda row: ([row[name] for name in SETTING], position_order(row["positions"]))
     )

@@ -64,8 +64,8 @@ def feed_table(caches: Sequence[ManagedCache], counts: Sequence[int]) -> FeedTab
             )
         )
         first_row, first_slot = first_row + count, first_slot + cache.size
-    seen = max(cache.slot_table.tokens_seen for cache in caches)
-    cos, sin = caches[0].rotary.table(seen, device)
+    bound = max(cache.slot_table.position_bound for cache in caches)
+    cos, sin = caches[0].rotary.table(bound, device)
     layers = np.stack([layer_rows(cache) for cache in caches], axis=1)
     return FeedTable(
         sequences=torch.tensor(sequences, device=device),

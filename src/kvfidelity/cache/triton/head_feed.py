@@ -92,7 +92,7 @@ def head_feed_table(
     fields[..., FeedField.FIRST_SLOT] = before.reshape(slots.shape)
     sequences = upload(torch.from_numpy(fields).view(*heads.shape, -1), device)
     addresses = np.stack([head_rows(cache) for cache in caches], axis=1)
-    cos, sin = caches[0].rotary.table(max(c.slot_table.tokens_seen for c in caches), device)
+    cos, sin = caches[0].rotary.table(max(c.slot_table.position_bound for c in caches), device)
     return FeedTable(
         sequences=sequences,
         layers=upload(torch.from_numpy(addresses.reshape(*heads.shape, -1)), device),

@@ -36,7 +36,8 @@ class HeadStepTable(StepTable):
         layers, _, groups, _ = self._shape
         table, scores, ring_size = cache.slot_table, cache.scores, ring_size_of(cache)
         seen = table.tokens_seen
-        cos, sin = cache.rotary.table(seen + max_new_tokens, cache.device)
+        bound = cache.slot_table.position_bound + max_new_tokens
+        cos, sin = cache.rotary.table(bound, cache.device)
         rows = np.zeros((layers, groups, len(SequenceField)), dtype=np.int64)
         rows[..., SequenceField.SLOTS] = table.counts.expand(layers, groups).numpy()
         following = table.next_positions.expand(layers, groups).numpy()

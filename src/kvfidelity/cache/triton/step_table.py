@@ -49,7 +49,8 @@ class StepTable(AttentionCache):
         scores = cache.scores
         ring_size = ring_size_of(cache)
         seen = cache.slot_table.tokens_seen
-        cos, sin = cache.rotary.table(seen + max_new_tokens, cache.device)
+        bound = cache.slot_table.position_bound + max_new_tokens
+        cos, sin = cache.rotary.table(bound, cache.device)
         self.sequences[index] = torch.tensor(
             row(
                 SequenceField,
