@@ -10,6 +10,7 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.proof import prove
 from kvfidelity.cache.rotary import IdentityRotary
+from kvfidelity.cache.transcript import Transcript
 
 
 def attach(model: Any) -> Any:
@@ -56,4 +57,6 @@ def new_cache(
         options["collect_scores"] = options.get("collect_scores", False) or needs.needs_scores
         options["query_window"] = max(options.get("query_window", 0), needs.query_window)
         options.setdefault("before_forward", evictor.before_step)
+        if needs.needs_extra_forward:
+            options.setdefault("transcript", Transcript())
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)

@@ -17,6 +17,7 @@ from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.repetition import Repetition
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
 from kvfidelity.cache.triton import kernels_run_on
@@ -156,11 +157,7 @@ class Evictor:
         if size is None:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
         view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
-        view = view.limited_to(
-            scores=self.policy.needs_scores,
-            query_window=self.policy.query_window,
-            output_projection=self.policy.needs_output_projection,
-        )
+        view = self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
         if view.budget >= cache.size or not self._can_rank(view):
             return None
         ranking_start = _now(cache)
@@ -195,7 +192,14 @@ class Evictor:
                 f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "
                 "of this architecture has none; use another policy"
             )
-        if policy.needs_scores and cache.scores is None:
+        if policy.needs_calibration and cache.rotary.calibration is None:
+            raise UserError(
+                f"policy {policy.kind} ranks by a calibration, and this model has none: call "
+                "kvfidelity.cache.calibration.calibrate(model, ids) with the ids of a text"
+            )
+        if policy.needs_extra_forward and cache.transcript is None:
+            missing = "a text that is fed again, and this cache does not keep its text"
+        elif policy.needs_scores and cache.scores is None:
             missing = "attention scores, and this cache collects none"
         elif policy.query_window > cache.query_window:
             missing = f"the latest {policy.query_window} queries, and this cache keeps " + (

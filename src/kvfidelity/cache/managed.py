@@ -21,6 +21,7 @@ from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
+from kvfidelity.cache.transcript import Transcript
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.errors import UserError
 
@@ -43,7 +44,8 @@ class ManagedCache(AttentionCache):
         query_window: how many of the latest queries to keep per layer, un-rotated, for policies
             that rank by them.
         before_forward: called with this cache before each forward appends its tokens;
-            `new_cache(model, evictor=evictor)` sets it and both of the above.
+            `new_cache(model, evictor=evictor)` sets it and all others here.
+        transcript: where the fed text is noted, for policies that feed it again.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ManagedCache(AttentionCache):
         collect_scores: bool = False,
         query_window: int = 0,
         before_forward: Callable[[ManagedCache], None] | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.rotary = rotary
@@ -62,6 +65,7 @@ class ManagedCache(AttentionCache):
         self.scores = AttentionScores(layers) if collect_scores else None
         self.recent_queries = RecentQueries(layers, query_window) if query_window else None
         self.before_forward = before_forward
+        self.transcript = transcript
         self.scaling = 1.0
         self._continues = False
         self._latest_is_last = False
@@ -174,6 +178,11 @@ class ManagedCache(AttentionCache):
         if self.scores is not None and self.scores.available:
             self.scores.reserve(slots, self.scores.heads, self.device)
 
+    def note_tokens(self, ids: Callable[[], list[int]]) -> None:
+        """Note the text that a forward feeds, if it is kept."""
+        if self.transcript is not None:
+            self.transcript.add(ids())
+
     def note_decoded(self, count: int) -> None:
         """Note that decode steps on the device filled `count` more slots."""
         self.slot_table.append(count)
@@ -273,6 +282,8 @@ class ManagedCache(AttentionCache):
                 else RecentQueries(len(self.layers), self.query_window)
             )
         copy.scaling = self.scaling
+        if self.transcript is not None:
+            copy.transcript = self.transcript.fork(copy.slot_table.tokens_seen)
         return copy
 
     def section(self, before: int) -> ManagedCache:
@@ -303,7 +314,9 @@ class ManagedCache(AttentionCache):
             RuntimeError: slots were evicted inside; their content is lost.
         """
         before = (self.slot_table.fork(), self.scores, self.recent_queries)
-        evictions = self.slot_table.evictions
+        evictions, text = self.slot_table.evictions, self.transcript
+        if text is not None:
+            self.transcript = text.fork(self.slot_table.tokens_seen)
         self.scores = self.recent_queries = None
         try:
             yield
@@ -311,6 +324,7 @@ class ManagedCache(AttentionCache):
                 raise RuntimeError("an eviction cannot be rolled back")
         finally:
             self.slot_table, self.scores, self.recent_queries = before
+            self.transcript = text
             for index, layer in enumerate(self.layers):
                 if isinstance(layer, RaggedLayer):
                     layer.set_counts(self.slot_table.counts[index])

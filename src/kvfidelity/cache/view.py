@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.calibration import Calibration
+    from kvfidelity.cache.repetition import Repetition
 
 Span = tuple[int, int]
 
@@ -68,6 +72,7 @@ class CacheView:
         position mode only draw the same numbers.
     scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    known_heads, repetition: see `calibration` and `repeated_attention`.
     heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
         `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
         aligned at the right, with -1 before a head's slots.
@@ -85,6 +90,8 @@ class CacheView:
     protected: tuple[Span, ...] = ()
     angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
     heads: tuple[tuple[CacheView, ...], ...] = ()
+    known_heads: Calibration | None = None
+    repetition: Repetition | None = None
 
     @property
     def slots(self) -> int:
@@ -134,6 +141,30 @@ class CacheView:
         """
         return self._collected_scores().rows(history)
 
+    @property
+    def calibration(self) -> Calibration:
+        """What is known of the model's heads, measured once on a text.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the model was not calibrated.
+        """
+        if self.known_heads is None:
+            raise NotCollectedError("no calibration: a policy declares `needs_calibration = True`")
+        return self.known_heads
+
+    def repeated_attention(self, sinks: int, chunk: int) -> Tensor:
+        """The most attention that each slot gets while the model repeats the cached text in parts
+        of `chunk` tokens, fp32 [L, G, n]; see `Repetition.attention`. It takes an extra forward.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the cache does not know its text.
+        """
+        if self.repetition is None:
+            raise NotCollectedError(
+                "no extra forward: a policy declares `needs_extra_forward = True`"
+            )
+        return self.repetition.attention(sinks, chunk)
+
     def queries_seen(self) -> Tensor:
         """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""
         return self.tokens_seen - self.token_index
@@ -171,8 +202,30 @@ class CacheView:
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
 
+    def with_model(
+        self, known_heads: Calibration | None, repetition: Repetition | None
+    ) -> CacheView:
+        """The same view, with what is known of the model and an extra forward through it."""
+        heads = tuple(
+            tuple(
+                head.with_model(
+                    known_heads and known_heads.of_head(layer, group),
+                    repetition and repetition.of_head(layer, group),
+                )
+                for group, head in enumerate(row)
+            )
+            for layer, row in enumerate(self.heads)
+        )
+        return replace(self, known_heads=known_heads, repetition=repetition, heads=heads)
+
     def limited_to(
-        self, *, scores: bool, query_window: int, output_projection: bool = False
+        self,
+        *,
+        scores: bool,
+        query_window: int,
+        output_projection: bool = False,
+        calibration: bool = False,
+        extra_forward: bool = False,
     ) -> CacheView:
         """The view of a policy that declares these needs.
 
@@ -183,6 +236,8 @@ class CacheView:
             query_window: most of the latest queries that it looks through; never more than there
                 are slots, because `window_attention` needs a slot for each.
             output_projection: whether it looks at the layers' output projections.
+            calibration: whether it looks at what is known of the model's heads.
+            extra_forward: whether it feeds the text again.
         """
         window = min(query_window, self.slots)
         layers = [
@@ -198,13 +253,24 @@ class CacheView:
         heads = tuple(
             tuple(
                 head.limited_to(
-                    scores=scores, query_window=query_window, output_projection=output_projection
+                    scores=scores,
+                    query_window=query_window,
+                    output_projection=output_projection,
+                    calibration=calibration,
+                    extra_forward=extra_forward,
                 )
                 for head in layer
             )
             for layer in self.heads
         )
-        return replace(self, layers=layers, scores=self.scores if scores else None, heads=heads)
+        return replace(
+            self,
+            layers=layers,
+            scores=self.scores if scores else None,
+            heads=heads,
+            known_heads=self.known_heads if calibration else None,
+            repetition=self.repetition if extra_forward else None,
+        )
 
     def _of_head(self, layer: int, group: int) -> CacheView:
         view, (_, groups) = self.layers[layer], self.grid
@@ -229,6 +295,8 @@ class CacheView:
                 )
             ],
             scores=None if self.scores is None else self.scores.of_head(layer, group, groups),
+            known_heads=self.known_heads and self.known_heads.of_head(layer, group),
+            repetition=self.repetition and self.repetition.of_head(layer, group),
         )
 
     def _collected_scores(self) -> AttentionScores:

@@ -74,6 +74,10 @@ class Policy(ABC):
     ragged: ClassVar[bool] = False
     #: Whether it looks at the layers' output projections.
     needs_output_projection: ClassVar[bool] = False
+    #: Whether it looks at what is known of the model's heads, see `cache.calibration`.
+    needs_calibration: ClassVar[bool] = False
+    #: Whether it feeds the cached text again, see `cache.repetition`; the cache then keeps it.
+    needs_extra_forward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -122,17 +126,23 @@ class Policy(ABC):
         """
         return torch.ones(1, 1)
 
+    def declared(self, view: CacheView) -> CacheView:
+        """The view with what the policy declares, and nothing else that was collected."""
+        return view.limited_to(
+            scores=self.needs_scores,
+            query_window=self.query_window,
+            output_projection=self.needs_output_projection,
+            calibration=self.needs_calibration,
+            extra_forward=self.needs_extra_forward,
+        )
+
     def rank(self, view: CacheView) -> Tensor:
         """`priority` as a floating-point tensor, of a view that shows what the policy declares.
 
         Raises:
             UserError, ModelOverflowError: as in `keep`.
         """
-        view = view.limited_to(
-            scores=self.needs_scores,
-            query_window=self.query_window,
-            output_projection=self.needs_output_projection,
-        )
+        view = self.declared(view)
         try:
             rank = self.priority(view)
         except NotCollectedError as error:

@@ -11,6 +11,12 @@ from kvfidelity.cache.policies.base import Policy, wrapped_policy
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 
+#: What a policy declares as a constant of its class.
+NEEDS = (
+    *("needs_scores", "needs_output_projection"),
+    *("needs_calibration", "needs_extra_forward"),
+)
+
 
 @dataclass(frozen=True)
 class PolicyWrapper(Policy):
@@ -34,7 +40,7 @@ class PolicyWrapper(Policy):
                 f"{self.kind} in {self.policy.kind}"
             )
         # Declared by each class; here it is the other policy's, and the dataclass is frozen.
-        for name in ("needs_scores", "needs_output_projection"):
+        for name in NEEDS:
             object.__setattr__(self, name, getattr(self, name) or getattr(self.policy, name))
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.interface import AttentionCache, note_split
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triton.feed import Workspace, feed_layer
 from kvfidelity.cache.triton.feed_table import FeedTable, feed_table
@@ -49,6 +49,10 @@ class FedCaches(AttentionCache):
             cache.append_unfilled(count, query, key, value)
         table = feed_table(self._caches, self._counts)
         return table, Workspace(table, query, key.shape[1])
+
+    def note_tokens(self, ids: Callable[[], list[int]]) -> None:
+        """Give each cache its part of the tokens."""
+        note_split(self._caches, self._counts, ids)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
