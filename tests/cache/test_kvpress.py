@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from kvfidelity.cache.calibration import Calibration, query_filters
 from kvfidelity.cache.policies import build_policy
-from kvfidelity.cache.policies.qfilter import query_filters
 from kvfidelity.cache.ragged import RaggedKeepSet, apportion
 from kvfidelity.cache.view import CacheView, LayerView
 from tests.cache.crosscheck import (
@@ -41,7 +41,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "lagkv": {"lag": LAG},
     "leverage_score": {"sketch": SKETCH},
     "finch": {"window": WINDOW},
-    "qfilter": {"window": WINDOW},
     "criticalkv": {"policy": {"kind": "snapkv", "window": WINDOW}},
     "adakv": {"policy": "knorm"},
     "chunkkv": {"policy": "knorm", "chunk": CHUNK},
@@ -82,6 +81,7 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> Any:
         layers=[layer],
         scaling=SIZE**-0.5,
         angles=llama_angles if kind == "expected_attention" else unrotated,
+        known_heads=Calibration(filters(seed)[None], torch.zeros(1, 2)),
     )
     return build_policy(kind, PARAMETERS.get(kind, {})).keep(view)
 

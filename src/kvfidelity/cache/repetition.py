@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.view import CacheView, view_of
@@ -52,7 +53,8 @@ class Repetition:
             NotCollectedError: the cache does not know its text.
         """
         if (sinks, chunk) not in self._known:
-            self._known[sinks, chunk] = _attention(self.cache, sinks, chunk)
+            with _mode_of(self.cache), torch.no_grad():
+                self._known[sinks, chunk] = _attention(self.cache, sinks, chunk)
         rows = self._known[sinks, chunk]
         if self.head is not None:
             layer, head = self.head
@@ -60,7 +62,14 @@ class Repetition:
         return torch.stack([torch.stack(layer) for layer in rows])
 
 
-@torch.no_grad()  # in inference mode buffers that grow could not be written to by `generate`
+def _mode_of(cache: ManagedCache) -> torch.inference_mode:
+    """Inference mode if the cache's buffers were made in it, else not: those that grow can then be
+    written to by whoever wrote to these."""
+    layer = cache.layers[0]
+    first = layer.heads[0] if isinstance(layer, RaggedLayer) else layer
+    return torch.inference_mode(mode=first.live_keys.is_inference())
+
+
 def _attention(cache: ManagedCache, sinks: int, chunk: int) -> list[list[Tensor]]:
     known = cache.transcript
     if known is None or len(known.ids) < cache.slot_table.tokens_seen:

@@ -241,18 +241,30 @@ def slot_indices(view: CacheView) -> Tensor:
     return torch.arange(view.slots, dtype=torch.float64)
 
 
-def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
-    """A copy of `rank` whose first `first` and last `last` slots are infinite.
+#: Ranks from this share of the highest number on are pinned; between it and infinity they are
+#: ordered among themselves.
+PIN = 0.25
 
-    Where the budget is less than both, the first ones go before the last, and of the last the
-    latest stay.
+
+def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
+    """A copy of `rank` whose first `first` and last `last` slots are pinned.
+
+    Where the budget is less than both, or a kv head gets fewer slots than these, the first ones go
+    before the last, and of the last the latest stay.
     """
-    rank = rank.clone()
+    rank = rank.float() if rank.dtype.itemsize < 4 else rank.clone()
     first = min(first, budget)
-    last = min(last, budget - first)
+    last = min(last, budget - first, rank.shape[-1])
+    steps = torch.linspace(2 * PIN, 3 * PIN, last, dtype=torch.float64)
+    steps = steps.to(rank) * torch.finfo(rank.dtype).max
+    rank[..., rank.shape[-1] - last :] = steps
     rank[..., :first] = torch.inf
-    rank[..., max(rank.shape[-1] - last, 0) :] = torch.inf
     return rank
+
+
+def pinned(rank: Tensor) -> Tensor:
+    """Which slots a ranking pins, bool of its shape."""
+    return rank >= PIN * torch.finfo(rank.dtype).max
 
 
 def _check_rank(kind: str, rank: Any, view: CacheView) -> None:

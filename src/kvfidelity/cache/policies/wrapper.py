@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kvfidelity.cache.policies.base import Policy, wrapped_policy
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
@@ -52,8 +49,3 @@ class PolicyWrapper(Policy):
 
     def should_evict(self, view: CacheView) -> bool:
         return self.policy.should_evict(view)
-
-
-def pinned(rank: Tensor) -> Tensor:
-    """Which slots a ranking pins, bool of its shape."""
-    return rank == torch.inf
