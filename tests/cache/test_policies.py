@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvfidelity.cache.attach import new_cache
-from kvfidelity.cache.calibration import calibrate
 from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
 from kvfidelity.cache.hooks import cache_argument
@@ -25,6 +24,7 @@ from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import as_grid
 from kvfidelity.cache.transcript import Transcript
 from kvfidelity.errors import ModelOverflowError, UserError
+from tests.cache.calibrated import TEXT, calibrated
 from tests.cache.views import ragged_view, random_view
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -219,10 +219,8 @@ def test_age_normalised_scores_do_not_favour_the_old() -> None:
 def cache_of(model: Any, policy: Policy) -> ManagedCache:
     """60 tokens, fed in two forwards, with the scores and the latest queries that were computed."""
     # More queries than the policy's own: what it keeps must not depend on them.
-    if policy.needs_calibration:
-        calibrate(model, range(3, 50))
     cache = new_cache(
-        model,
+        calibrated(model, policy),
         collect_scores=True,
         query_window=policy.query_window + 7,
         transcript=Transcript(),
@@ -343,15 +341,15 @@ def finch_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
 
 
 def qfilter_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
-    """Filters of the queries of tokens 3 to 49, on which `cache_of` calibrates."""
-    other = ManagedCache(cache.rotary, len(cache.layers), query_window=47)
+    """Filters of the queries of the text on which `cache_of` calibrates."""
+    other = ManagedCache(cache.rotary, len(cache.layers), query_window=len(TEXT))
     decoder: Any = cache.rotary.decoder
     with torch.inference_mode():
-        decoder(torch.arange(3, 50)[None], **{cache_argument(decoder): other})
+        decoder(torch.tensor([list(TEXT)]), **{cache_argument(decoder): other})
     assert other.recent_queries is not None
     queries = other.recent_queries.of_layer(layer)
     assert queries is not None
-    cos, sin = cache.rotary.angles(torch.arange(47), queries.device)
+    cos, sin = cache.rotary.angles(torch.arange(len(TEXT)), queries.device)
     filters = unit_filters(rotate(queries, cos, sin).double()).view(2, 3, 8).mean(1)
     return (cache.rotated_keys(layer).double() * filters[:, None]).sum(-1)
 
@@ -561,9 +559,7 @@ def test_few_slots_and_small_targets_are_evicted_to_size(kind: str, llama: Any) 
     }
     policy = build_policy(kind, REQUIRED.get(kind, {}) | wide.get(kind, {}))
     evictor = Evictor(policy, EvictionSchedule("step", 24, 16))
-    if policy.needs_calibration:
-        calibrate(llama, range(3, 50))
-    cache = new_cache(llama, evictor=evictor)
+    cache = new_cache(calibrated(llama, policy), evictor=evictor)
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for part in torch.split(ids, [20, *[1] * 40], dim=1):

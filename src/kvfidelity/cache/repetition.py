@@ -63,11 +63,13 @@ class Repetition:
 
 
 def _mode_of(cache: ManagedCache) -> torch.inference_mode:
-    """Inference mode if the cache's buffers were made in it, else not: those that grow can then be
-    written to by whoever wrote to these."""
+    """Inference mode if the caller is in it or the cache's buffers were made in it: those that grow
+    can then be written to by whoever wrote to these."""
     layer = cache.layers[0]
     first = layer.heads[0] if isinstance(layer, RaggedLayer) else layer
-    return torch.inference_mode(mode=first.live_keys.is_inference())
+    buffers = (first.live_keys, cache.slot_table.token_index)
+    made = any(buffer.is_inference() for buffer in buffers)
+    return torch.inference_mode(mode=made or torch.is_inference_mode_enabled())
 
 
 def _attention(cache: ManagedCache, sinks: int, chunk: int) -> list[list[Tensor]]:
