@@ -8,13 +8,14 @@ from pathlib import Path
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.managed import RAGGED_ON_GPU
-from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies import Policy, build_policy
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
+from kvfidelity.generation.calibration import ensure_calibrated
 from kvfidelity.generation.recall import Questions, RecallSetting, prepare_questions
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.turns import TurnSetting
@@ -60,6 +61,15 @@ class RunPlan:
         )
 
 
+def policy_of(spec: RunSpec) -> Policy:
+    """The policy that a specification names.
+
+    Raises:
+        UserError: an unknown kind or parameter, or a file that defines no policy.
+    """
+    return build_policy(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
+
+
 def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     """Check a specification and a dialogue, and prepare what the run needs.
 
@@ -82,7 +92,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         max_prompt_tokens=spec.max_prompt_tokens,
     )
     turns = questions.dialogue.turns[: spec.max_turns]
-    policy = build_policy(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
+    policy = policy_of(spec)
     if policy.query_window > MAX_QUERY_WINDOW:
         raise UserError(
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
@@ -90,6 +100,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         )
     if policy.ragged and kernels_run_on(engine.device):
         raise UserError(f"policy {spec.policy}: {RAGGED_ON_GPU}")
+    ensure_calibrated(engine, policy)
     threshold, target = (
         None
         if size is None

@@ -13,6 +13,7 @@ from kvfidelity.generation.baseline import baseline_key, compute_baseline, share
 from kvfidelity.generation.baseline_run import BaselineRun, BaselineStore
 from kvfidelity.generation.comparison import BaselineComparer, compare_shared_turn
 from kvfidelity.generation.out_of_memory import ran_out_of_memory
+from kvfidelity.generation.known_text import known_text
 from kvfidelity.generation.plan import RunPlan, plan_run
 from kvfidelity.generation.recall_prober import RecallProber
 from kvfidelity.generation.spec import RunSpec
@@ -98,6 +99,7 @@ def _shared_turns(
             end = baseline.end_of_turn(turn)
             evictor.step, evictor.turn = end.step, turn
             cache = baseline.fork(end, plan.spec.positions, plan.query_window)
+            cache.transcript = known_text(engine, plan, baseline, turn + 1)
             prober.ask_all(cache, evictor)
     if baseline.out_of_memory and turns == len(baseline.outcomes):
         rows.append(failed_row(plan, turns, shared=shared))
@@ -116,6 +118,7 @@ def _evicting_turns(
     evictor, start = plan.evictor, baseline.starts[first]
     evictor.step = start.step
     cache = baseline.fork(start, plan.spec.positions, plan.query_window)
+    cache.transcript = known_text(engine, plan, baseline, first)
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
         cache.scores = None
