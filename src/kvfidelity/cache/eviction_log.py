@@ -22,6 +22,9 @@ class Eviction:
     scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
     attention_share: the evicted slots' share of the latest forward's attention; None without
     scores.
+    ranking_bytes: most bytes that ranking held at once, beyond the cache and what it collects for
+    the policy; None if it was not measured. held_bytes: what the cache and the model keep for the
+    policy between evictions: scores, queries, calibration.
     """
 
     turn: int
@@ -32,6 +35,8 @@ class Eviction:
     scoring_s: float
     eviction_s: float
     attention_share: float | None = None
+    ranking_bytes: int | None = None
+    held_bytes: int | None = None
 
     @property
     def slots_after(self) -> int:

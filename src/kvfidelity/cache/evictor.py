@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.live_bytes import LiveBytes
 from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
@@ -83,15 +84,25 @@ class Evictor:
     Args:
         policy, schedule: what to keep, and when to evict.
         seed: the run's seed; together with the number of the eviction it seeds random policies.
+        measures_memory: whether the first eviction ranks twice: once to measure the memory that it
+            takes, and once to time and to use it.
 
     Raises:
         UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
     """
 
-    def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: EvictionSchedule,
+        seed: int = 0,
+        *,
+        measures_memory: bool = False,
+    ) -> None:
         if policy.evicts and schedule.target is None:
             _check_size(policy, policy.default_size(1))
         self.policy, self.schedule, self.seed = policy, schedule, seed
+        self.measures_memory = measures_memory
         self.log: list[Eviction] = []
         self.turn = 0
         self.step = 0
@@ -156,10 +167,15 @@ class Evictor:
         size = target
         if size is None:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
-        view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
-        view = self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
+        budget = min(size, cache.size)
+        view = self._view(cache, budget, protected, scores)
         if view.budget >= cache.size or not self._can_rank(view):
             return None
+        ranking_bytes = None
+        if self.measures_memory and not self.log:
+            # The numbers that a view draws are used up: the next one draws the same.
+            ranking_bytes = self._memory_of_ranking(view)
+            view = self._view(cache, budget, protected, scores)
         ranking_start = _now(cache)
         kept = self.policy.keep(view)
         _check_keep_set(self.policy, kept, view)
@@ -178,9 +194,34 @@ class Evictor:
             scoring_s=ranking_end - ranking_start,
             eviction_s=move_end - move_start,
             attention_share=evicted_share,
+            ranking_bytes=ranking_bytes,
+            held_bytes=self._held_bytes(cache),
         )
         self.log.append(eviction)
         return eviction
+
+    def _view(
+        self, cache: ManagedCache, budget: int, protected: tuple[Span, ...], scores: bool
+    ) -> CacheView:
+        """What the policy sees of a cache now."""
+        view = view_of(cache, budget, self.seed, protected, scores=scores)
+        return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
+
+    def _memory_of_ranking(self, view: CacheView) -> int:
+        with LiveBytes() as memory:
+            self.policy.keep(view)
+        return memory.peak
+
+    def _held_bytes(self, cache: ManagedCache) -> int:
+        """Bytes that are kept for the policy, of what the cache collects and the model knows."""
+        held, recent, known = 0, cache.recent_queries, cache.rotary.calibration
+        if self.policy.needs_scores and cache.scores is not None:
+            held += cache.scores.nbytes
+        if self.policy.query_window and recent is not None:
+            held += recent.nbytes * self.policy.query_window // recent.window
+        if self.policy.needs_calibration and known is not None:
+            held += known.filters.nbytes + known.retrieval.nbytes
+        return held
 
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""

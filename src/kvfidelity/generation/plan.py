@@ -117,7 +117,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             max_prompt_tokens=spec.max_prompt_tokens,
             max_first_prompt_tokens=spec.max_first_prompt_tokens,
         ),
-        evictor=Evictor(policy, schedule, spec.seed),
+        evictor=Evictor(policy, schedule, spec.seed, measures_memory=True),
         query_window=policy.query_window,
         scored=policy.needs_scores or spec.score_every_run,
         recall=recall,

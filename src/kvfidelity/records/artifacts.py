@@ -21,6 +21,8 @@ TIMINGS = frozenset(
     {
         "eviction_s",
         "scoring_s",
+        "ranking_bytes",
+        "held_bytes",
         "prefill_s",
         "ttft_s",
         "tpot_s",

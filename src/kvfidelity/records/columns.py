@@ -235,6 +235,15 @@ class Evictions:
     attention_share: Annotated[
         Dtype, "share", "attention that the evicted slots received; missing without scores"
     ] = pl.Float64
+    ranking_bytes: Annotated[
+        Dtype,
+        "bytes",
+        "most that ranking held at once, beyond what was cached; measured at a run's first "
+        "eviction, missing at others",
+    ] = pl.Int64
+    held_bytes: Annotated[
+        Dtype, "bytes", "kept for the policy between evictions: scores, queries, calibration"
+    ] = pl.Int64
 
 
 class Recall:

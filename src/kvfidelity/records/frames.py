@@ -79,6 +79,8 @@ def _row(
         "eviction_s": eviction.eviction_s,
         "scoring_s": eviction.scoring_s,
         "attention_share": eviction.attention_share,
+        "ranking_bytes": eviction.ranking_bytes,
+        "held_bytes": eviction.held_bytes,
     }
 
 
