@@ -39,8 +39,9 @@ def test_the_snippet_of_a_cache_generates_and_evicts(kind: str, tmp_path: Path) 
     assert asked in code
     code = code.replace(asked, f"build_policy({kind!r}, {entry.get(kind, {})})")
     if known_policies()[kind].needs_calibration:
-        measure = "from kvfidelity.cache.calibration import calibrate\ncalibrate(model, range(3, 50))"
-        code = code.replace("cache = new_cache", f"{measure}\ncache = new_cache")
+        imported = "from kvfidelity.cache.calibration import calibrate\n"
+        measured = f"{imported}calibrate(model, range(3, 50))\ncache = new_cache"
+        code = code.replace("cache = new_cache", measured)
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}

@@ -84,9 +84,7 @@ def test_any_two_policies_differ_by_less_than_a_slot_per_head(mode: str, llama: 
             for part in ids:
                 llama(part, **{cache_argument(llama): cache})
                 evictor.before_turn(cache)
-                live = sum(
-                    each.live_keys.nbytes + each.live_values.nbytes for each in cache.layers
-                )
+                live = sum(each.live_keys.nbytes + each.live_values.nbytes for each in cache.layers)
                 assert cache.nbytes == live
                 sizes.setdefault(kind, []).append(cache.nbytes)
         assert isinstance(evictor.log[-1].kept, RaggedKeepSet) == policy.ragged

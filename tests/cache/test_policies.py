@@ -118,7 +118,7 @@ def test_every_policy_keeps_its_contract_where_kv_heads_differ(
 ) -> None:
     policy, view = example(kind), ragged_view(**situation)
     if not policy.ragged:
-        with pytest.raises(UserError, match=rf"^policy {kind} keeps as many slots in every kv head"):
+        with pytest.raises(UserError, match=rf"^policy {kind} keeps as many slots in every kv"):
             policy.keep(view)
         return
     found = policy.keep(view)

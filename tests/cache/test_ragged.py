@@ -28,8 +28,8 @@ from kvfidelity.errors import UserError
 from kvfidelity.metrics.positions import integrity, mean_integrity
 from kvfidelity.metrics.reply_positions import integrity_over_reply
 from kvfidelity.records.frames import evictions_frame
-from tests.cache.conftest import tiny
 from tests.cache.calibrated import calibrated
+from tests.cache.conftest import tiny
 from tests.cache.ragged_sets import ends, random_ragged
 from tests.cache.test_laws import feed, grown, tokens
 from tests.cache.views import random_view

@@ -55,7 +55,9 @@ def written_out(
         heads = [copy.slot_table.row(i, g) for i in range(layers) for g in range(groups)]
         starts = [head.next_position for head in heads]
         hooks = [
-            module.self_attn.q_proj.register_forward_hook(lambda _m, _a, out: kept.append(out))
+            module.self_attn.q_proj.register_forward_hook(
+                lambda _m, _a, out, kept=kept: kept.append(out)
+            )
             for module in model.get_decoder().layers
         ]
         with torch.inference_mode():
@@ -164,5 +166,5 @@ def test_a_cache_that_missed_a_part_of_its_text_is_refused(llama: Any) -> None:
     assert cache.transcript is not None
     del cache.transcript.ids[-1]
     evictor = Evictor(build_policy("kvzip", {}), EvictionSchedule("turn", 40, 24))
-    with pytest.raises(UserError, match="^policy kvzip cannot rank: the cache does not know"):
+    with pytest.raises(UserError, match=r"^policy kvzip cannot rank: the cache does not know"):
         evictor.before_turn(cache)

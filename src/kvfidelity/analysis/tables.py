@@ -22,6 +22,7 @@ from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
+from kvfidelity.analysis.leaderboard import leaderboard
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
@@ -49,7 +50,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
-    ranking, contrasts, attribution, baselines: see their functions.
+    ranking, leaderboard, contrasts, attribution, baselines: see their functions.
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
@@ -101,14 +102,17 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     scored = scored_turns(turns)
     beginnings = baselines(turns, results / "dialogues", options)
     means = policies(turns, options)
+    ranked = ranking(turns, means)
+    evictions = _with_run_columns(measured["evictions"], turns)
     return {
         "turns": turns,
         "dialogues": runs,
-        "evictions": _with_run_columns(measured["evictions"], turns),
+        "evictions": evictions,
         "verdicts": named_verdicts,
         "baselines": beginnings,
         "policies": means,
-        "ranking": ranking(turns, means),
+        "ranking": ranked,
+        "leaderboard": leaderboard(ranked, questions, evictions, options),
         "contrasts": with_same_kept(
             contrasts(scored, settings["policies"], options),
             runs,

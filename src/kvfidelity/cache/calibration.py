@@ -63,9 +63,7 @@ def calibrate(model: Any, ids: Sequence[int], provenance: Mapping[str, str] | No
         queries = query_filters(view.rotated_queries(layer).float())
         found.append(queries.view(groups, -1, queries.shape[-1]).mean(1))
     _feed(decoder, cache, ids)
-    retrieval = [
-        [_retrieval(head) for head in layer] for layer in view_of(cache, 1, 0).by_head()
-    ]
+    retrieval = [[_retrieval(head) for head in layer] for layer in view_of(cache, 1, 0).by_head()]
     decoder.rotary_emb.calibration = Calibration(
         torch.stack(found).cpu(), torch.tensor(retrieval), dict(provenance or {})
     )

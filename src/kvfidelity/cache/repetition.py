@@ -88,10 +88,14 @@ def _attention(cache: ManagedCache, sinks: int, chunk: int) -> list[list[Tensor]
         fed = [*known.request, *again]
         found = _of_part(cache, fed, part, sinks)
         # Each slot belongs to one part and is 0 in the others.
-        rows = found if not rows else [
-            [one + other for one, other in zip(*pair, strict=True)]
-            for pair in zip(rows, found, strict=True)
-        ]
+        rows = (
+            found
+            if not rows
+            else [
+                [one + other for one, other in zip(*pair, strict=True)]
+                for pair in zip(rows, found, strict=True)
+            ]
+        )
     return rows
 
 

@@ -12,8 +12,8 @@ from kvfidelity.dialogues.pool import Dialogue
 from kvfidelity.generation.baseline import baseline_key, compute_baseline, shared_turns
 from kvfidelity.generation.baseline_run import BaselineRun, BaselineStore
 from kvfidelity.generation.comparison import BaselineComparer, compare_shared_turn
-from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.known_text import known_text
+from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.plan import RunPlan, plan_run
 from kvfidelity.generation.recall_prober import RecallProber
 from kvfidelity.generation.spec import RunSpec

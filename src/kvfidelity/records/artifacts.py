@@ -21,6 +21,8 @@ TIMINGS = frozenset(
     {
         "eviction_s",
         "scoring_s",
+        "eviction_ms",
+        "scoring_ms",
         "ranking_bytes",
         "held_bytes",
         "prefill_s",

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from kvfidelity.cache.policies.base import Policy, parameter, pin_ends, slot_indices
