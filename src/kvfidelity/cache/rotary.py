@@ -21,7 +21,7 @@ class IdentityRotary(nn.Module):
     """Replaces a model's rotary module, so that queries and keys arrive here un-rotated.
 
     It returns cos = 1 and sin = 0, so that every architecture's own rotation changes nothing. It
-    keeps the real module for `angles`, and names the decoder, the layers' output projections and the
+    keeps the real module for `angles`, and names the decoder, its output projections and its
     calibration, so that all that a cache needs of its model is in one place.
     """
 

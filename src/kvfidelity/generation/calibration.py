@@ -7,7 +7,6 @@ of it. The stored file is named after what it depends on: model files, dtype, te
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -117,10 +116,11 @@ def _key(provenance: dict[str, str]) -> str:
 
 def _read(file: Path, provenance: dict[str, str]) -> Calibration | None:
     """What is stored; None if nothing is, or something else."""
-    with contextlib.suppress(OSError, SafetensorError, KeyError):
+    try:
         with safe_open(file, framework="pt") as stored:
-            if stored.metadata() == provenance:
-                return Calibration(
-                    stored.get_tensor("filters"), stored.get_tensor("retrieval"), provenance
-                )
-    return None
+            if stored.metadata() != provenance:
+                return None
+            filters, retrieval = (stored.get_tensor(name) for name in ("filters", "retrieval"))
+    except (OSError, SafetensorError):
+        return None
+    return Calibration(filters, retrieval, provenance)

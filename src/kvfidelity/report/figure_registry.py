@@ -91,9 +91,9 @@ FIGURES = (
         "and the memory of an eviction; the table leaderboard holds the numbers",
         caption="What each policy forgets at equal bytes under corrected positions, one panel per "
         "budget, the least first: the margin lost on needles where they were asked for, else "
-        "excess NLL; bars are {level}% intervals over dialogues. Right: medians of the milliseconds of an "
-        "eviction and of the memory beyond the cache that its ranking took and that is held for "
-        "it.",
+        "excess NLL; bars are {level}% intervals over dialogues. Right: medians of the "
+        "milliseconds of an eviction and of the memory beyond the cache that its ranking took and "
+        "that is held for it.",
     ),
     Figure(
         "recall",
