@@ -38,7 +38,9 @@ class Calibration:
 
 
 @torch.no_grad()
-def calibrate(model: Any, ids: Sequence[int], provenance: Mapping[str, str] | None = None) -> None:
+def calibrate(
+    model: Any, ids: Sequence[int], provenance: Mapping[str, str] | None = None
+) -> Calibration:
     """Measure `model` on a text, and keep the result where its caches find it.
 
     The text is fed twice in a row into an empty cache: two forwards.
@@ -64,9 +66,11 @@ def calibrate(model: Any, ids: Sequence[int], provenance: Mapping[str, str] | No
         found.append(queries.view(groups, -1, queries.shape[-1]).mean(1))
     _feed(decoder, cache, ids)
     retrieval = [[_retrieval(head) for head in layer] for layer in view_of(cache, 1, 0).by_head()]
-    decoder.rotary_emb.calibration = Calibration(
+    calibration = Calibration(
         torch.stack(found).cpu(), torch.tensor(retrieval), dict(provenance or {})
     )
+    decoder.rotary_emb.calibration = calibration
+    return calibration
 
 
 def query_filters(queries: Tensor) -> Tensor:

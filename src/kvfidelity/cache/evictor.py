@@ -210,7 +210,8 @@ class Evictor:
     def _memory_of_ranking(self, view: CacheView) -> int:
         with LiveBytes() as memory:
             self.policy.keep(view)
-        return memory.peak
+        peak: int = memory.peak
+        return peak
 
     def _held_bytes(self, cache: ManagedCache) -> int:
         """Bytes that are kept for the policy, of what the cache collects and the model knows."""

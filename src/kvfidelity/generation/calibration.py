@@ -45,9 +45,8 @@ def ensure_calibrated(engine: Engine, policy: Policy) -> None:
         if (known := _read(file, provenance)) is not None:
             rotary.calibration = known
             return
-    calibrate(engine.model, ids, provenance)
+    found = calibrate(engine.model, ids, provenance)
     if file is not None:
-        found: Calibration = rotary.calibration
         tensors = {"filters": found.filters.contiguous(), "retrieval": found.retrieval}
         with replacing(file) as temporary:
             save_file(tensors, temporary, metadata=provenance)
