@@ -110,15 +110,21 @@ def _of_part(cache: ManagedCache, fed: list[int], part: Tensor, sinks: int) -> l
             decoder(input_ids=ids, use_cache=True, **{cache_argument(decoder): cache})
             first, last = int(part[0]), int(part[-1])
             return [
-                [_of_head(head, len(fed), first, last, sinks) for head in layer]
+                [part_weights(head, len(fed), first, last, sinks) for head in layer]
                 for layer in view_of(cache, 1, 0, scores=False).by_head()
             ]
     finally:
         cache.before_forward, cache.transcript = before_forward, transcript
 
 
-def _of_head(view: CacheView, fed: int, first: int, last: int, sinks: int) -> Tensor:
-    """One kv head's weights, fp32 [n], of a view whose latest `fed` slots are the repetition."""
+def part_weights(view: CacheView, fed: int, first: int, last: int, sinks: int) -> Tensor:
+    """One kv head's weights, fp32 [n], in one part of its text; 0 for the slots of other parts.
+
+    Args:
+        view: of that kv head alone; its latest `fed` slots are the repetition.
+        first, last: token indices of the part.
+        sinks: see `Repetition.attention`.
+    """
     token = view.token_index[0, 0, : view.slots - fed]
     member = (token >= first) & (token <= last)
     sink = ~member & (torch.arange(token.numel(), device=token.device) < sinks) & (token < first)
