@@ -9,6 +9,7 @@ kvpress 0.5.5 needs transformers < 5.3, so it needs a separate environment:
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,10 @@ def shared_out(given: dict[str, torch.Tensor]) -> list[list[int]]:
     return [row.nonzero()[:, 0].tolist() for row in kept]
 
 
+def _first(value: torch.Tensor, *_: object) -> torch.Tensor:
+    return value
+
+
 def zipped(seed: int) -> list[list[int]]:
     """What KVzip keeps of two layers, per kv head; the second has the keys of the next seed."""
     context = SLOTS - WINDOW
@@ -175,9 +180,9 @@ def zipped(seed: int) -> list[list[int]]:
         layers.append(SimpleNamespace(self_attn=module))
         keys, values = own["keys"][None], own["values"][None]
         plain = (torch.ones(1, WINDOW, SIZE), torch.zeros(1, WINDOW, SIZE))
-        queries = own["queries"][None]
+        given = partial(_first, own["queries"][None])
         for press.start_idx, press.end_idx in PARTS:
-            with patch("kvpress.presses.kvzip_press.get_prerope_query_states", lambda *_: queries):
+            with patch("kvpress.presses.kvzip_press.get_prerope_query_states", given):
                 hidden, about = torch.zeros(1, WINDOW, 1), {"position_embeddings": plain}
                 press.score_kvzip(module, hidden, keys, values, None, about)
     press.compress_post(SimpleNamespace(model=SimpleNamespace(layers=layers)))
