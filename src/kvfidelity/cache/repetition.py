@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.view import CacheView, view_of
@@ -65,8 +64,8 @@ class Repetition:
 def _mode_of(cache: ManagedCache) -> torch.inference_mode:
     """Inference mode if the caller is in it or the cache's buffers were made in it: those that grow
     can then be written to by whoever wrote to these."""
-    layer = cache.layers[0]
-    first = layer.heads[0] if isinstance(layer, RaggedLayer) else layer
+    # Not the live keys of a ragged layer, which are put together when they are asked for.
+    first = getattr(cache.layers[0], "heads", [cache.layers[0]])[0]
     buffers = (first.live_keys, cache.slot_table.token_index)
     made = any(buffer.is_inference() for buffer in buffers)
     return torch.inference_mode(mode=made or torch.is_inference_mode_enabled())

@@ -255,9 +255,9 @@ def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
     rank = rank.float() if rank.dtype.itemsize < 4 else rank.clone()
     first = min(first, budget)
     last = min(last, budget - first, rank.shape[-1])
-    steps = torch.linspace(2 * PIN, 3 * PIN, last, dtype=torch.float64)
-    steps = steps.to(rank) * torch.finfo(rank.dtype).max
-    rank[..., rank.shape[-1] - last :] = steps
+    if last:
+        steps = torch.linspace(2 * PIN, 3 * PIN, last, dtype=rank.dtype, device=rank.device)
+        rank[..., -last:] = steps * torch.finfo(rank.dtype).max
     rank[..., :first] = torch.inf
     return rank
 
