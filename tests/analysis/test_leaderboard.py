@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +11,8 @@ import pytest
 from kvfidelity.analysis.leaderboard import leaderboard
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.report.leaderboard_figure import leaderboard_figure
+from kvfidelity.report.narrow import WIDTH, narrow
+from kvfidelity.report.theme import svg, with_theme
 from tests.analysis.synthetic import settings, write
 
 COSTS = {
@@ -98,9 +101,16 @@ def test_the_figure_shows_corrected_cells_in_the_order_of_their_place(
     asked: dict[str, pl.DataFrame],
 ) -> None:
     drawn = leaderboard_figure(asked["leaderboard"]).to_dict()
-    [rows] = drawn["datasets"].values()
+    rows = next(iter(drawn["datasets"].values()))
     expected = corrected(asked["leaderboard"])
     assert [row["policy"] for row in rows] == expected["policy"].to_list()
     assert {row["measure"] for row in rows} == {"margin lost on needles"}
     assert [row["first"] for row in rows].count(True) >= 1
     assert rows[0]["memory_mb"] == pytest.approx(0.0049)
+
+
+def test_the_figure_fits_a_phone(asked: dict[str, pl.DataFrame]) -> None:
+    drawn = svg(narrow(with_theme(leaderboard_figure(asked["leaderboard"]))), "leaderboard")
+    found = re.search(r'<svg[^>]* width="([\d.]+)"', drawn)
+    assert found and float(found[1]) <= WIDTH + 30
+    assert drawn.count("attention_top") >= 3, "each panel has the names"

@@ -6,10 +6,12 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.records.grid import POSITIONS
-from kvfidelity.report.figures import NO_LOSS, WIDTH, nothing
+from kvfidelity.report.figures import NO_LOSS, WIDTH, count_label, nothing
 
 #: The mode whose cells are shown where it was run: the loss is then of what was evicted alone.
 CORRECTED = "rerotated"
+#: A tick's number as it is: formats write 10 as 1e+1.
+PLAIN = "'' + datum.value"
 BEST, OTHERS = "#0072B2", "#999999"
 
 
@@ -35,10 +37,11 @@ def leaderboard_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
         .then(pl.lit("margin lost on needles"))
         .otherwise(pl.lit("excess NLL")),
         memory_mb=(pl.col("ranking_bytes").fill_null(0) + pl.col("held_bytes").fill_null(0)) / 1e6,
-        panel=pl.format("{}, {}: {} tokens, {}", "model", "dataset", "budget_tokens", "threshold"),
+        panel=pl.format("{} tokens ({})", "budget_tokens", "threshold"),
+        setting=pl.format("{}, {}", "model", "dataset"),
         first=pl.col("place") == 1,
     )
-    panels = [_panel(part) for part in data.partition_by("panel", maintain_order=True)]
+    panels = [_panel(part) for part in data.partition_by("setting", "panel", maintain_order=True)]
     return alt.vconcat(*panels).resolve_scale(y="independent")
 
 
@@ -49,23 +52,37 @@ def _panel(data: pl.DataFrame) -> alt.TopLevelMixin:
         tooltip=["place", "policy", "mean", "margin_lost", "recalled", "eviction_ms", "memory_mb"]
     )
     names = alt.Y("policy:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
+    # The narrow form, where panels stand below each other, gives these their names.
     unnamed = alt.Y("policy:N", sort=order, title=None, axis=None)
+    scale = alt.Scale(type="symlog", constant=0.05)
+    ticks = alt.Axis(values=[-10, -1, -0.1, 0, 0.1, 1, 10], labelExpr=PLAIN)
     height = 18 * len(order)
-    lost = alt.X("forgotten:Q", title=[measure, "nats per token"], axis=alt.Axis(format="~g"))
+    title = [measure, "nats per token, symmetric log", count_label(data)]
+    lost = alt.X("forgotten:Q", title=title, scale=scale, axis=ticks)
     colour = alt.condition("datum.first", alt.value(BEST), alt.value(OTHERS))
     points = base.mark_point(filled=True, size=60).encode(x=lost, y=names, color=colour)
     bars = base.transform_filter("isValid(datum.least)").mark_rule(strokeWidth=2)
-    bars = bars.encode(x=alt.X("least:Q"), x2="most:Q", y=names, color=colour)
+    bars = bars.encode(x=alt.X("least:Q", scale=scale), x2="most:Q", y=names, color=colour)
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     quality = alt.layer(zero, bars, points, data=data)
-    quality = quality.properties(width=WIDTH * 0.42, height=height, title=data["panel"][0])
+    quality = quality.properties(
+        width=WIDTH * 0.42, height=height, title=[*data.select("panel", "setting").row(0)]
+    )
     costs = [
         base.mark_bar(height=8, color="#56B4E9")
-        .encode(x=alt.X(f"{name}:Q", title=title, axis=alt.Axis(tickCount=3)), y=unnamed)
-        .properties(width=WIDTH * 0.19, height=height)
+        .encode(
+            x=alt.X(
+                f"{name}:Q",
+                title=title,
+                scale=alt.Scale(type="symlog", constant=1),
+                axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000], labelExpr=PLAIN),
+            ),
+            y=unnamed,
+        )
+        .properties(width=WIDTH * 0.21, height=height)
         for name, title in (
-            ("eviction_ms", ["an eviction", "milliseconds"]),
-            ("memory_mb", ["extra memory", "MB"]),
+            ("eviction_ms", ["an eviction", "milliseconds, log"]),
+            ("memory_mb", ["extra memory", "MB, log"]),
         )
     ]
-    return alt.hconcat(quality, *costs)
+    return alt.concat(quality, *costs, columns=3)
