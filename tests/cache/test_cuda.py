@@ -14,7 +14,9 @@ from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.cache.transcript import Transcript
 from kvfidelity.errors import UserError
+from tests.cache.calibrated import calibrated
 from tests.cache.conftest import tiny
 from tests.cache.test_policies import REQUIRED
 
@@ -41,7 +43,13 @@ def test_a_ragged_policy_is_refused_by_name_before_its_first_token(kind: str) ->
 def run(model: Any, kind: str, mode: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits of three feeds with an eviction before each of the last two, and the keep sets."""
     policy = build_policy(kind, REQUIRED.get(kind, {}))
-    cache = new_cache(model, mode, collect_scores=True, query_window=policy.query_window)
+    cache = new_cache(
+        calibrated(model, policy),
+        mode,
+        collect_scores=True,
+        query_window=policy.query_window,
+        transcript=Transcript(),
+    )
     evictor = Evictor(policy, EvictionSchedule(Trigger.TURN, 40, 24))
     ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0))
     logits = []
