@@ -28,7 +28,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
-from kvfidelity.decoding.steps import capacity_for, steps_of
+from kvfidelity.decoding.steps import StepsKind, steps_of
 
 T = TypeVar("T")
 #: Runs that wait, for instance for a baseline, keep their threads: at most so many batches of them.
@@ -100,7 +100,7 @@ class BatchScheduler(Generic[T]):
         self._between = between
         self._thread_local = threading.local()
         self._requests: SimpleQueue[tuple[RunThread[Any], Any]] = SimpleQueue()
-        self._decoders: dict[tuple[bool, int], Decoder] = {}
+        self._decoders: dict[StepsKind, Decoder] = {}
         self._thread_of: dict[int, RunThread[Any]] = {}
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._scorings: list[tuple[RunThread[Any], Scoring]] = []
@@ -290,13 +290,11 @@ class BatchScheduler(Generic[T]):
             )
 
     def _decoder_for(self, sequence: SequenceState) -> Decoder:
-        key = (sequence.sampling.greedy, capacity_for(sequence.max_new_tokens))
-        if key not in self._decoders:
-            steps = steps_of(
-                self._engine, self._batch_size, sequence.sampling, sequence.max_new_tokens
-            )
-            self._decoders[key] = Decoder(steps, self._batch_size)
-        return self._decoders[key]
+        kind = StepsKind.of(sequence)
+        if kind not in self._decoders:
+            steps = steps_of(self._engine, self._batch_size, kind)
+            self._decoders[kind] = Decoder(steps, self._batch_size)
+        return self._decoders[kind]
 
     def _run_in_thread(self, thread: RunThread[Any]) -> None:
         self._thread_local.run_thread = thread

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from kvfidelity.records.grid import (
     CELL_FIELDS,
     GENERATED,
     RUN_FIELDS,
-    baseline_run_key,
     cells,
-    run_keys,
+    runs_by_dialogue,
 )
-from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
+from kvfidelity.records.notes import ALL, digest_of_digests, input_digest, input_notes
 
 #: Length of the digest of a run's specification.
 SPEC_DIGITS = 8
@@ -34,12 +33,14 @@ SPEC_DIGITS = 8
 TABLES = {"turns": "aggregate", "claims": "claims", "reliability": "judge_reliability"}
 
 
-def notes_of(stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path) -> dict[str, str]:
+def notes_of(
+    stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path | Sequence[Path]
+) -> dict[str, str]:
     """The notes of an artifact: how it was made.
 
     Args:
         entry: the part of the configuration that its stage was given.
-        inputs: files that it is made from; a missing file is not noted.
+        inputs: files that it is made from, or several of one kind; a missing one is not noted.
     """
     notes = {"code": stage_digest(stage)}
     if entry is not None:
@@ -73,7 +74,8 @@ class Expectations:
     def __init__(self, settings: Mapping[str, Any], results: Path) -> None:
         self._settings = settings
         self._results = results
-        self._runs = frozenset(run_keys(settings))
+        self._of_dialogue = runs_by_dialogue(settings)
+        self._runs = frozenset(run for runs in self._of_dialogue.values() for run in runs)
         self._specs: dict[str, dict[str, Any] | str] = {}
         if "specs" in settings:
             chunks = zip(*[iter(settings["specs"])] * SPEC_DIGITS, strict=True)
@@ -88,10 +90,12 @@ class Expectations:
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
         judges = [f"judge/{judge}" for judge in self._scoring_judges()]
-        stages = [f"generate/{{}}/{name}" for name in GENERATED] + ["metrics/{}/metrics"]
-        stages += [f"{judge}/{{}}/verdicts" for judge in judges]
-        runs = sorted(self._runs)
-        return [self._results / f"{s.format(run)}.parquet" for s in stages for run in runs]
+        stages = [f"generate/{{}}/{name}" for name in GENERATED]
+        of_dialogues = ["metrics/{}/metrics", *(f"{judge}/{{}}/verdicts" for judge in judges)]
+        runs, dialogues = sorted(self._runs), sorted(self._of_dialogue)
+        names = [stage.format(run) for stage in stages for run in runs]
+        names += [stage.format(one) for stage in of_dialogues for one in dialogues]
+        return [self._results / f"{name}.parquet" for name in names]
 
     def stale(self, path: Path) -> str | None:
         """Why an artifact is not what would be made today; None if it is, or if it has no notes.
@@ -106,6 +110,8 @@ class Expectations:
         if expected is None:
             return None
         notes = read_metadata(path)
+        # Others are made from it, and reading thousands of files again takes its time.
+        self._digests[path] = notes.get("digest", "")
         if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
         if stage == "generate":
@@ -118,11 +124,14 @@ class Expectations:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
-                if self._digest_of_all() not in (digest, None):
+                if self._joint_digest(self.inputs_of_tables()) not in (digest, None):
                     return "it was made from other artifacts"
                 continue
             file = self._input(name, stage, parts)
-            if file is not None and self._digest(file) not in (digest, None):
+            if isinstance(file, list):
+                if self._joint_digest(file) not in (digest, None):
+                    return "it was made from other runs of its dialogue"
+            elif file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
         return None
 
@@ -131,9 +140,10 @@ class Expectations:
         settings, run = self._settings, "/".join(parts[-1 - len(RUN_FIELDS) : -1])
         if stage == "generate" and run in self._runs:
             return {"code": stage_digest("generate")}
-        if stage == "metrics" and run in self._runs:
+        dialogue = "/".join(parts[-4:-1])
+        if stage == "metrics" and dialogue in self._of_dialogue:
             return {"code": stage_digest("measure")}
-        if stage in ("judge", "comparisons") and run in self._runs:
+        if stage in ("judge", "comparisons") and dialogue in self._of_dialogue:
             known = settings.get("judges", {}).get(parts[0])
             return notes_of("judge", rule_params.judge_params(settings, parts[0])) if known else {}
         if stage == "dialogues" and parts[-1] == "pool" and parts[1] in settings["datasets"]:
@@ -164,17 +174,15 @@ class Expectations:
             case _:
                 return notes_of(stage, self._settings["report"])
 
-    def _input(self, name: str, stage: str, parts: list[str]) -> Path | None:
-        """The file of an input's note, None for an input that is not compared."""
-        run = "/".join(parts[-1 - len(RUN_FIELDS) : -1])
+    def _input(self, name: str, stage: str, parts: list[str]) -> Path | list[Path] | None:
+        """The file or files of an input's note, None for an input that is not compared."""
+        dialogue = "/".join(parts[-4:-1])
         match name:
             case "turns":
-                return self._results / f"generate/{run}/turns.parquet"
+                runs = self._of_dialogue[dialogue]
+                return [self._results / f"generate/{run}/turns.parquet" for run in runs]
             case "metrics":
-                return self._results / f"metrics/{run}/metrics.parquet"
-            case "baseline":
-                other = baseline_run_key(self._settings, run)
-                return self._results / f"generate/{other}/turns.parquet"
+                return self._results / f"metrics/{dialogue}/metrics.parquet"
             case "rubric":
                 entry = self._settings.get("judges", {}).get(parts[0])
                 return rubric_file(entry["rubric"]) if entry else None
@@ -196,12 +204,16 @@ class Expectations:
                 self._digests[file] = None
         return self._digests[file]
 
-    def _digest_of_all(self) -> str | None:
-        try:
-            note: dict[str, str] = json.loads(note_of_all(self.inputs_of_tables())["inputs"])
-        except UserError:
-            return None
-        return note[ALL]
+    def _joint_digest(self, files: list[Path]) -> str | None:
+        """None if one of them is damaged or not here."""
+        digests = list(map(self._digest, files))
+        known = [digest for digest in digests if digest is not None]
+        return digest_of_digests(known) if len(known) == len(digests) else None
+
+    def note_of_inputs(self) -> dict[str, str]:
+        """The note of the artifacts that tables are made from; an empty dict if one is damaged."""
+        together = self._joint_digest(self.inputs_of_tables())
+        return {"inputs": json.dumps({ALL: together})} if together else {}
 
     def _scoring_judges(self) -> list[str]:
         chosen = self._settings["judging"]

@@ -277,6 +277,8 @@ class BatchServer:
         for run in [run for run in self._runs if run.outcome is not None]:
             if run.client is None and run.records is not None:
                 continue  # kept for its job
+            if run.client is not None and run.client is self._asked and not run.client.gone:
+                continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
             self._exiting |= not run.healthy
             if run.client is None and run.content is not None:
