@@ -14,13 +14,15 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.metrics.positions import integrity
 from kvfidelity.metrics.text import text_metrics
-from kvfidelity.records.columns import INTEGRITY_AT_END, RECALL, TURNS
+from kvfidelity.records.columns import EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
 
 PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)
 # Columns of the tables that are computed from those of the records.
 DERIVED = {"baseline_nll", "excess_nll", "prefill_overshoot_share", "turn_overshoot_share"}
 DERIVED |= {"early_nll", "early_excess_nll", "confidence", "overconfidence"}
+#: Of the eviction log; its seconds are columns of turns too.
+EVICTION_BYTES = {"ranking_bytes", "held_bytes"}
 
 
 def measured(schema: dict[str, Any]) -> set[str]:
@@ -33,7 +35,9 @@ def metrics() -> set[str]:
     text = set(asdict(text_metrics("a reply", "a prompt", "a reference")))
     recall = measured(RECALL) | {"chosen", "answered"}
     # The page says once that each integrity metric also exists at the end of a reply.
-    return (measured(TURNS) - set(INTEGRITY_AT_END)) | recall | text | DERIVED
+    assert set(EVICTIONS) >= EVICTION_BYTES
+    derived = DERIVED | EVICTION_BYTES
+    return (measured(TURNS) - set(INTEGRITY_AT_END)) | recall | text | derived
 
 
 def test_every_metric_has_one_entry_and_no_entry_is_of_another_column() -> None:

@@ -38,6 +38,10 @@ def test_the_snippet_of_a_cache_generates_and_evicts(kind: str, tmp_path: Path) 
     asked = 'build_policy("streaming_llm", {"sinks": 4})'
     assert asked in code
     code = code.replace(asked, f"build_policy({kind!r}, {entry.get(kind, {})})")
+    if known_policies()[kind].needs_calibration:
+        imported = "from kvfidelity.cache.calibration import calibrate\n"
+        measured = f"{imported}calibrate(model, range(3, 50))\ncache = new_cache"
+        code = code.replace("cache = new_cache", measured)
     ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}

@@ -309,6 +309,8 @@ def eviction_rows(turns: pl.DataFrame) -> pl.DataFrame:
                 "eviction_s": 0.01,
                 "scoring_s": 0.02,
                 "attention_share": 0.1,
+                "ranking_bytes": 4000 if number == 0 else None,
+                "held_bytes": 900,
             }
         )
     return pl.DataFrame(rows, EVICTIONS)

@@ -8,6 +8,9 @@ import torch
 HIDDEN, SKETCH, LAG, CHUNK, STRETCH = 20, 12, 16, 10, 24
 GROUPS, RATIO, SLOTS, SIZE, WINDOW, BUDGET = 2, 3, 120, 16, 8, 30
 SEEDS = (0, 1, 2)
+#: For KVzip: the last WINDOW slots repeat the parts of the others in turn.
+PARTS = ((0, 60), (60, SLOTS - WINDOW))
+SINKS, ZIPPED = 4, 28
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ kvpress 0.5.5 needs transformers < 5.3, so it needs a separate environment:
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,16 @@ from crosscheck import (
     CHUNK,
     GROUPS,
     LAG,
+    PARTS,
     RATIO,
     SEEDS,
+    SINKS,
     SIZE,
     SKETCH,
     SLOTS,
     STRETCH,
     WINDOW,
+    ZIPPED,
     angles,
     filters,
     sketch,
@@ -43,6 +47,7 @@ from kvpress import (
     FinchPress,
     KeyDiffPress,
     KnormPress,
+    KVzipPress,
     LagKVPress,
     LeverageScorePress,
     PyramidKVPress,
@@ -157,6 +162,37 @@ def shared_out(given: dict[str, torch.Tensor]) -> list[list[int]]:
     return [row.nonzero()[:, 0].tolist() for row in kept]
 
 
+def _first(value: torch.Tensor, *_: object) -> torch.Tensor:
+    return value
+
+
+def zipped(seed: int) -> list[list[int]]:
+    """What KVzip keeps of two layers, per kv head; the second has the keys of the next seed."""
+    context = SLOTS - WINDOW
+    press = KVzipPress(compression_ratio=1 - ZIPPED / context, n_sink=SINKS)
+    press.context_length = context
+    press.score_val = torch.zeros(2, 1, GROUPS, context)
+    layers = []
+    for layer in range(2):
+        own = tensors(seed + layer)
+        module = module_of(own)
+        module.layer_idx = layer
+        layers.append(SimpleNamespace(self_attn=module))
+        keys, values = own["keys"][None], own["values"][None]
+        plain = (torch.ones(1, WINDOW, SIZE), torch.zeros(1, WINDOW, SIZE))
+        given = partial(_first, own["queries"][None])
+        for press.start_idx, press.end_idx in PARTS:
+            with patch("kvpress.presses.kvzip_press.get_prerope_query_states", given):
+                hidden, about = torch.zeros(1, WINDOW, 1), {"position_embeddings": plain}
+                press.score_kvzip(module, hidden, keys, values, None, about)
+    press.compress_post(SimpleNamespace(model=SimpleNamespace(layers=layers)))
+    kept = torch.ones(2, GROUPS, context, dtype=torch.bool)
+    for layer, each in enumerate(layers):
+        _, heads, slots = each.self_attn.masked_key_indices
+        kept[layer, heads, slots] = False
+    return [row.nonzero()[:, 0].tolist() for row in kept.flatten(0, 1)]
+
+
 def pyramid(slots: int, share: float, window: int, beta: int, layers: int) -> list[int]:
     press = PyramidKVPress(compression_ratio=1 - share, window_size=window, beta=beta)
     config = SimpleNamespace(num_hidden_layers=layers)
@@ -177,6 +213,7 @@ def main() -> None:
         for name, press in SELECTING.items():
             kept.setdefault(name, {})[str(seed)] = selected(press, given)
         kept.setdefault("adakv", {})[str(seed)] = shared_out(given)
+        kept.setdefault("kvzip", {})[str(seed)] = zipped(seed)
     reference = {
         "kvpress": version("kvpress"),
         "torch": torch.__version__.split("+")[0],

@@ -16,6 +16,8 @@ from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.transcript import Transcript
+from tests.cache.calibrated import calibrated
 from tests.cache.conftest import tiny
 from tests.cache.test_policies import REQUIRED
 
@@ -35,7 +37,13 @@ def same(one: Tensor | RaggedKeepSet, other: Tensor | RaggedKeepSet) -> bool:
 def run(model: Any, kind: str, mode: str) -> tuple[Tensor, list[Any]]:
     """Logits of three feeds with an eviction before each of the last two, and the keep sets."""
     policy = build_policy(kind, REQUIRED.get(kind, {}))
-    cache = new_cache(model, mode, collect_scores=True, query_window=policy.query_window)
+    cache = new_cache(
+        calibrated(model, policy),
+        mode,
+        collect_scores=True,
+        query_window=policy.query_window,
+        transcript=Transcript(),
+    )
     evictor = Evictor(policy, EvictionSchedule(Trigger.TURN, 40, 24))
     ids = torch.randint(3, 97, (1, 120), generator=torch.Generator().manual_seed(0))
     logits = []

@@ -15,6 +15,7 @@ from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.errors import UserError
+from tests.cache.calibrated import calibrated
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +158,7 @@ DEMANDING = [
     kind
     for kind in EVICTING
     if known_policies()[kind].needs_scores
+    or known_policies()[kind].needs_extra_forward
     or build_policy(kind, OWN_SIZE.get(kind, {})).query_window
 ]
 
@@ -166,7 +168,7 @@ def test_inside_generate_every_policy_evicts(kind: str, llama: Any) -> None:
     """As in README: the cache collects what the evictor's policy needs."""
     policy = build_policy(kind, OWN_SIZE.get(kind, {}))
     evictor = Evictor(policy, EvictionSchedule(Trigger.STEP, 40, 24))
-    cache = new_cache(llama, "rerotated", evictor=evictor)
+    cache = new_cache(calibrated(llama, policy), "rerotated", evictor=evictor)
     assert generate(llama, cache).shape[1] == 90
     assert cache.size <= 40
     assert cache.get_seq_length() == 89

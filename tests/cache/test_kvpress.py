@@ -6,6 +6,7 @@ kvpress_reference.py wrote kvpress.json in a separate environment.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,30 @@ import numpy as np
 import pytest
 import torch
 
+from kvfidelity.cache.calibration import Calibration, query_filters
 from kvfidelity.cache.policies import build_policy
-from kvfidelity.cache.policies.qfilter import query_filters
 from kvfidelity.cache.ragged import RaggedKeepSet, apportion
+from kvfidelity.cache.repetition import part_weights
 from kvfidelity.cache.view import CacheView, LayerView
 from tests.cache.crosscheck import (
     BUDGET,
     CHUNK,
+    GROUPS,
     LAG,
+    PARTS,
     SEEDS,
+    SINKS,
     SIZE,
     SKETCH,
     SLOTS,
     STRETCH,
     WINDOW,
+    ZIPPED,
     angles,
     filters,
     tensors,
 )
+from tests.cache.views import Repeated
 
 REFERENCE = json.loads(Path(__file__).with_name("kvpress.json").read_text())
 KEPT, PYRAMIDS = REFERENCE["kept"], REFERENCE["pyramids"]
@@ -41,7 +48,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "lagkv": {"lag": LAG},
     "leverage_score": {"sketch": SKETCH},
     "finch": {"window": WINDOW},
-    "qfilter": {"window": WINDOW},
     "criticalkv": {"policy": {"kind": "snapkv", "window": WINDOW}},
     "adakv": {"policy": "knorm"},
     "chunkkv": {"policy": "knorm", "chunk": CHUNK},
@@ -82,6 +88,7 @@ def kept(kind: str, seed: int, extra_queries: int = 0) -> Any:
         layers=[layer],
         scaling=SIZE**-0.5,
         angles=llama_angles if kind == "expected_attention" else unrotated,
+        known_heads=Calibration(filters(seed)[None], torch.zeros(1, 2)),
     )
     return build_policy(kind, PARAMETERS.get(kind, {})).keep(view)
 
@@ -118,6 +125,49 @@ def test_adakv_shares_a_layers_budget_out_as_kvpress_does(seed: int) -> None:
     found = kept("adakv", seed)
     assert isinstance(found, RaggedKeepSet)
     assert [row.tolist() for row in found.rows()[0]] == KEPT["adakv"][str(seed)]
+
+
+def view_of_layers(seeds: list[int], slots: int, budget: int, **more: Any) -> CacheView:
+    """The first `slots` slots of one layer per seed, without any rotation."""
+    layers = []
+    for given in map(tensors, seeds):
+        keys = given["keys"][:, :slots]
+        values = given["values"][:, :slots]
+        layers.append(LayerView(keys, partial(_same, keys), values, given["queries"]))
+    index = torch.arange(slots)[None, None]
+    return CacheView(
+        budget=budget,
+        token_index=index,
+        position=index,
+        next_position=slots,
+        tokens_seen=slots,
+        rng=np.random.default_rng(0),
+        layers=layers,
+        scaling=SIZE**-0.5,
+        angles=unrotated,
+        **more,
+    )
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kvzip_shares_the_budget_out_over_layers_and_heads_as_kvpress_does(seed: int) -> None:
+    """Two layers, whose text is repeated in two parts by the queries of the last slots."""
+    weights = torch.zeros(2, GROUPS, SLOTS - WINDOW)
+    for layer, row in enumerate(view_of_layers([seed, seed + 1], SLOTS, 1).by_head()):
+        for group, head in enumerate(row):
+            for first, stop in PARTS:
+                weights[layer, group] += part_weights(head, WINDOW, first, stop - 1, SINKS)
+    repeated: Any = Repeated(weights)
+    view = view_of_layers([seed, seed + 1], SLOTS - WINDOW, ZIPPED, repetition=repeated)
+    kept = build_policy("kvzip", {"sinks": SINKS}).keep(view)
+    assert isinstance(kept, RaggedKeepSet)
+    found = [row.tolist() for layer in kept.rows() for row in layer]
+    assert found == KEPT["kvzip"][str(seed)]
+    assert len({len(row) for row in found}) > 1, "heads differ"
 
 
 @pytest.mark.parametrize("case", range(len(PYRAMIDS)))

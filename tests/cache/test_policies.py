@@ -23,8 +23,10 @@ from kvfidelity.cache.policies.hybrid import Hybrid, span_means, span_numbers
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import as_grid
+from kvfidelity.cache.transcript import Transcript
 from kvfidelity.errors import ModelOverflowError, UserError
-from tests.cache.views import random_view
+from tests.cache.calibrated import TEXT, calibrated
+from tests.cache.views import ragged_view, random_view
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "random": {"keep_ratio": 0.9},
@@ -90,6 +92,46 @@ def test_every_policy_keeps_its_contract(kind: str, situation: dict[str, Any]) -
             assert inside == stop - start, "protected slots survive"
     again = rows_of(policy.keep(random_view(**situation)))
     assert all(map(torch.equal, again, rows)), "deterministic given the seed"
+
+
+@st.composite
+def ragged_situations(draw: st.DrawFn) -> dict[str, Any]:
+    """A cache whose kv heads differ, a budget, and protected newest slots that every head holds."""
+    first = [draw(st.integers(1, 60)) for _ in range(3)]
+    total = sum(first)
+    counts = torch.tensor([[first[0], first[1]], [first[2], 4 * max(first) - total]])
+    newest = draw(st.integers(0, int(counts.min())))
+    mean = int(counts.sum()) // 4
+    return {
+        "counts": counts,
+        "budget": draw(st.integers(max(newest, 1), mean)),
+        "newest": newest,
+        "seed": draw(st.integers(0, 99)),
+        "scored": draw(st.booleans()),
+    }
+
+
+@pytest.mark.parametrize("kind", EVICTING)
+@settings(deadline=None, max_examples=40)
+@given(situation=ragged_situations())
+def test_every_policy_keeps_its_contract_where_kv_heads_differ(
+    kind: str, situation: dict[str, Any]
+) -> None:
+    policy, view = example(kind), ragged_view(**situation)
+    if not policy.ragged:
+        with pytest.raises(UserError, match=rf"^policy {kind} keeps as many slots in every kv"):
+            policy.keep(view)
+        return
+    found = policy.keep(view)
+    assert isinstance(found, RaggedKeepSet)
+    assert found.per_head == situation["budget"], "the total is the budget's"
+    found.check(situation["counts"])  # sorted, without repeats, slots that the heads hold
+    for row, count in zip(rows_of(found), situation["counts"].flatten().tolist(), strict=True):
+        assert row.numel() >= 1
+        newest = torch.arange(count - situation["newest"], count)
+        assert bool(torch.isin(newest, row).all()), "protected slots survive"
+    again = policy.keep(ragged_view(**situation))
+    assert isinstance(again, RaggedKeepSet) and torch.equal(again.slots, found.slots)
 
 
 @pytest.mark.parametrize("kind", EVICTING)
@@ -178,7 +220,12 @@ def test_age_normalised_scores_do_not_favour_the_old() -> None:
 def cache_of(model: Any, policy: Policy) -> ManagedCache:
     """60 tokens, fed in two forwards, with the scores and the latest queries that were computed."""
     # More queries than the policy's own: what it keeps must not depend on them.
-    cache = new_cache(model, collect_scores=True, query_window=policy.query_window + 7)
+    cache = new_cache(
+        calibrated(model, policy),
+        collect_scores=True,
+        query_window=policy.query_window + 7,
+        transcript=Transcript(),
+    )
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for part in torch.split(ids, [45, 15], dim=1):
@@ -295,11 +342,16 @@ def finch_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
 
 
 def qfilter_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
-    assert cache.recent_queries is not None
-    recent = cache.recent_queries.of_layer(layer)
-    assert recent is not None
-    cos, sin = cache.rotary.angles(torch.arange(44, 60), recent.device)
-    filters = unit_filters(rotate(recent[:, -16:], cos, sin).double()).view(2, 3, 8).mean(1)
+    """Filters of the queries of the text on which `cache_of` calibrates."""
+    other = ManagedCache(cache.rotary, len(cache.layers), query_window=len(TEXT))
+    decoder: Any = cache.rotary.decoder
+    with torch.inference_mode():
+        decoder(torch.tensor([list(TEXT)]), **{cache_argument(decoder): other})
+    assert other.recent_queries is not None
+    queries = other.recent_queries.of_layer(layer)
+    assert queries is not None
+    cos, sin = cache.rotary.angles(torch.arange(len(TEXT)), queries.device)
+    filters = unit_filters(rotate(queries, cos, sin).double()).view(2, 3, 8).mean(1)
     return (cache.rotated_keys(layer).double() * filters[:, None]).sum(-1)
 
 
@@ -362,7 +414,7 @@ def chunkkv_rank(cache: ManagedCache, layer: int) -> torch.Tensor:
     ("kind", "parameters", "rank_of_layer"),
     [
         ("finch", {"window": 8}, finch_rank),
-        ("qfilter", {"window": 16}, qfilter_rank),
+        ("qfilter", {}, qfilter_rank),
         ("lagkv", {"lag": 8}, lagkv_rank),
         ("cur", {}, cur_rank),
         ("leverage_score", {}, leverage_rank),
@@ -410,6 +462,52 @@ def test_a_wrapper_needs_what_the_wrapped_policy_needs() -> None:
     assert not deep.needs_scores and deep.query_window == 1 and deep.needs_output_projection
     random = {"kind": "random", "keep_ratio": 0.5}
     assert build_policy("protect", {"policy": random}).default_size(90) == 45
+
+
+@pytest.mark.parametrize("outer", [kind for kind in EVICTING if known_policies()[kind].ragged])
+@pytest.mark.parametrize("inner", ["protect", "chunkkv", "per_chunk", "criticalkv"])
+def test_wrappers_compose_with_ragged_ones_from_the_inside(outer: str, inner: str) -> None:
+    """Of a ragged policy around a wrapper around a ranking the budgets are the outer one's."""
+    fields = {item.name for item in dataclasses.fields(known_policies()[outer])}
+    entry = {"kind": inner, "policy": {"kind": "snapkv", "window": 8}}
+    if "policy" not in fields:
+        with pytest.raises(UserError, match=f"wrap {inner} in {outer}"):
+            build_policy(inner, {"policy": outer})
+        return
+    policy = build_policy(outer, {"policy": entry})
+    even, uneven = random_view(60, 20), ragged_view(torch.tensor([[50, 30], [20, 60]]), 20)
+    for view in (even, uneven):
+        found = policy.keep(view)
+        assert isinstance(found, RaggedKeepSet) and found.per_head == 20
+        if inner == "protect":
+            for row, count in zip(rows_of(found), view.counts.flatten().tolist(), strict=True):
+                few = min(4, row.numel())
+                assert row[:few].tolist() == list(range(few)), "sinks survive in every head"
+                recent = min(16, row.numel() - few)  # as many as a uniform budget has room for
+                assert row[row.numel() - recent :].tolist() == [*range(count - recent, count)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((2, 1, 0), [38, 20, 2]), ((1, 2, 1), [15, 30, 15]), ((1, 1, 1), [20, 20, 20])],
+)
+def test_a_schedule_shares_the_budget_out_to_layers(
+    weights: tuple[int, int, int], expected: list[int], llama: Any
+) -> None:
+    """Three layers; what weight 0 leaves, one slot for each of its heads, the others give."""
+    first, middle, last = map(float, weights)
+    schedule = {"policy": "knorm", "first": first, "middle": middle, "last": last}
+    policy = build_policy("layer_schedule", schedule)
+    cache = cache_of(llama, policy)
+    evictor = Evictor(policy, EvictionSchedule("turn", 60, 20))
+    evictor.before_turn(cache)
+    counts = evictor.log[0].kept.counts  # type: ignore[union-attr]
+    assert counts[:, 0].tolist() == counts[:, 1].tolist()
+    if last:
+        assert counts[:, 0].tolist() == expected
+    else:
+        assert counts[2, 0] == 1 and counts[0, 0] > counts[1, 0] > 1
+    assert int(counts.sum()) == 20 * 6
 
 
 def test_a_policy_that_does_not_declare_the_output_projection_does_not_see_it() -> None:
@@ -462,7 +560,7 @@ def test_few_slots_and_small_targets_are_evicted_to_size(kind: str, llama: Any) 
     }
     policy = build_policy(kind, REQUIRED.get(kind, {}) | wide.get(kind, {}))
     evictor = Evictor(policy, EvictionSchedule("step", 24, 16))
-    cache = new_cache(llama, evictor=evictor)
+    cache = new_cache(calibrated(llama, policy), evictor=evictor)
     ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for part in torch.split(ids, [20, *[1] * 40], dim=1):
@@ -479,7 +577,7 @@ BY_INDEX = {
     "sliding_window",
     "sliding_window_gist",
 }
-BY_INDEX |= {"streaming_llm"}
+BY_INDEX |= {"streaming_llm", "duo_attention"}
 
 
 @pytest.mark.parametrize("kind", EVICTING)
@@ -494,9 +592,11 @@ def test_a_ranking_of_scores_that_overflowed_is_refused(kind: str) -> None:
             tensor[0, 30] = torch.nan
     few = {"gist_tokens": 4, "recent_tokens": 4} if kind.endswith("attentive") else {}
     few |= {"lag": 8} if kind == "lagkv" else {}
+    assert view.repetition is not None
+    view.repetition.attention(0, 1)[0, 0, 30] = torch.nan
     policy = build_policy(kind, REQUIRED.get(kind, {}) | few)
     if policy.kind in BY_INDEX:
-        assert policy.keep(view).numel() == 9
+        assert all(row.numel() for row in rows_of(policy.keep(view)))
     else:
         with pytest.raises(ModelOverflowError, match=r"float32 \(first in .* layer 0\)"):
             policy.keep(view)

@@ -29,6 +29,7 @@ from kvfidelity.metrics.positions import integrity, mean_integrity
 from kvfidelity.metrics.reply_positions import integrity_over_reply
 from kvfidelity.records.frames import evictions_frame
 from tests.cache import test_laws
+from tests.cache.calibrated import calibrated
 from tests.cache.conftest import tiny
 from tests.cache.ragged_sets import ends, random_ragged
 from tests.cache.test_laws import tokens
@@ -446,6 +447,8 @@ SMALL = {
     "adakv": {"policy": {"kind": "snapkv", "window": 4}},
     "pyramidkv": {"policy": {"kind": "snapkv", "window": 2}, "beta": 4},
     "simlayerkv": {"threshold": 0.3, "sinks": 2, "recent": 4},
+    "kvzip": {"chunk": 10, "sinks": 2},
+    "duo_attention": {"sinks": 2, "recent": 8},
 }
 
 
@@ -460,7 +463,7 @@ def test_ragged_policies_evict_again_and_again(
         pytest.skip("each policy in one mode: the kernels do not know of policies")
     policy = build_policy(kind, SMALL.get(kind, {}))
     evictor = Evictor(policy, EvictionSchedule(trigger, 40, 24))
-    cache = new_cache(llama, mode, evictor=evictor)
+    cache = new_cache(calibrated(llama, policy), mode, evictor=evictor)
     for turn in range(6):
         evictor.before_turn(cache)
         feed(llama, cache, tokens(13, turn))

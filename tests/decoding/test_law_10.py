@@ -132,13 +132,15 @@ RAGGED: list[dict[str, Any]] = [
     {"kind": "pyramidkv", "parameters": {"policy": "knorm", "beta": 4}},
     {"kind": "simlayerkv", "parameters": {"threshold": 0.5, "sinks": 2, "recent": 6}},
     {"kind": "adakv", "parameters": {"policy": "h2o"}},
+    {"kind": "kvzip", "parameters": {"chunk": 20, "sinks": 2}},
+    {"kind": "duo_attention", "parameters": {"sinks": 2, "recent": 10}},
 ]
 
 
 def ragged_cell(number: int) -> RunSpec:
     """Budgets that differ between kv heads, each with a trigger and kind of reply of its own."""
     changes = {"at": "52tok", "target": "36tok", "positions": POSITIONS[number % 3]}
-    changes |= RAGGED[number % 4] | TRIGGERS[number % 3]
+    changes |= RAGGED[number % len(RAGGED)] | TRIGGERS[number % 3]
     return replace(cell(number), **changes | {"max_new_tokens": 5})
 
 

@@ -80,7 +80,7 @@ def test_reference_nll_of_the_baseline_is_hugging_faces(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("replies", ["reference", "own"])
-@pytest.mark.parametrize("kind", ["streaming_llm", "attention_top", "snapkv"])
+@pytest.mark.parametrize("kind", ["streaming_llm", "attention_top", "snapkv", "kvzip", "qfilter"])
 @pytest.mark.parametrize("trigger", ["turn", "prompt", "step"])
 def test_a_shared_prefix_changes_nothing(
     engine: Engine, replies: str, kind: str, trigger: str

@@ -216,6 +216,48 @@ class Ranking:
     n_timed: Annotated[Dtype, "turns", "turns that tokens_per_s is over"] = pl.Int64
 
 
+class Leaderboard:
+    """What a cell forgets at equal bytes, and what its evictions cost."""
+
+    stage = "aggregate"
+    place: Annotated[
+        Dtype,
+        "",
+        "among the cells of one model, dataset, threshold, budget and position mode, 1 forgets "
+        "least; missing if policies set their own size",
+    ] = pl.Int64
+    ordered_by: Annotated[
+        Dtype, "", "what place is by: margin_lost, or mean where not every cell was asked"
+    ] = pl.String
+    margin_lost: Annotated[
+        Dtype, "nats / token", "needles: mean, paired with the baseline by question"
+    ] = pl.Float64
+    margin_lost_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
+    margin_lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
+    recalled: Annotated[Dtype, "share", "needles answered right: the likeliest answer"] = pl.Float64
+    recalled_baseline: Annotated[Dtype, "share", "the baseline's share of the same questions"] = (
+        pl.Float64
+    )
+    n_questions: Annotated[Dtype, "questions", "questions that these are over"] = pl.Int64
+    budget_tokens: Annotated[
+        Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
+    ] = pl.Int64
+    cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
+        pl.Float64
+    )
+    eviction_ms: Annotated[
+        Dtype, "ms", "an eviction, ranking and moving: median over evictions"
+    ] = pl.Float64
+    scoring_ms: Annotated[Dtype, "ms", "its ranking alone: median over evictions"] = pl.Float64
+    ranking_bytes: Annotated[
+        Dtype, "bytes", "most that ranking held at once: median over runs' first evictions"
+    ] = pl.Float64
+    held_bytes: Annotated[
+        Dtype, "bytes", "kept for the policy between evictions: median over evictions"
+    ] = pl.Float64
+    n_evictions: Annotated[Dtype, "evictions", "evictions that the costs are over"] = pl.Int64
+
+
 class ContrastSides:
     """What a contrast compares."""
 
@@ -875,6 +917,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
         Integrity,
     ),
     "ranking": columns(Cell, PolicyMean, Interval, Counts, Ranking),
+    "leaderboard": columns(Cell, PolicyMean, Interval, Counts, Leaderboard),
     "contrasts": columns(
         ContrastSides,
         Cell,

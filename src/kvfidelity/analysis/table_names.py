@@ -16,6 +16,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "baselines",
         "policies",
         "ranking",
+        "leaderboard",
         "contrasts",
         "attribution",
         "predictors",
@@ -49,6 +50,8 @@ TABLE_ROWS = {
     "policies": "One row per cell: excess NLL, and integrity as the mean over the same turns.",
     "ranking": "One row per cell: cells of one budget in the order of their loss, with what they "
     "save.",
+    "leaderboard": "One row per cell: cells of one budget and position mode in the order of what "
+    "they forget, with what their evictions cost.",
     "baselines": "One row per model and dataset: whether the model knows anything.",
     "contrasts": "Paired differences in excess NLL between position modes, and between policies "
     "of one budget, in families that are named beforehand.",
@@ -87,7 +90,8 @@ TABLE_ROWS = {
 }
 #: Those that Snakemake's own report holds, in the order of the page.
 REPORTED_TABLES = (
-    *("ranking", "attribution", "policies", "claims", "contrasts", "recall_by_depth"),
+    *("ranking", "leaderboard", "attribution", "policies", "claims", "contrasts"),
+    "recall_by_depth",
     *("own_replies", "verdict_means", "predictors", "window_changes", "prefill_overshoot"),
     *("baselines", "environments", "reliability", "comparisons", "costs", "jobs"),
 )

@@ -26,6 +26,7 @@ from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
 from kvfidelity.analysis.healings import healings
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
+from kvfidelity.analysis.leaderboard import leaderboard
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
 from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
@@ -55,7 +56,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     dialogues: one row per run: what its turns sum up to.
     policies: one row per cell: excess NLL with its interval, KL, integrity, bytes, over the turns
         after an eviction and inside the window.
-    ranking, contrasts, attribution, baselines: see their functions.
+    ranking, leaderboard, contrasts, attribution, baselines: see their functions.
     predictors: how well integrity metrics order turns by their loss; predictor_validation: the same
         where groups of cells are left out; penalties: see its function.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
@@ -114,14 +115,17 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     beginnings = baselines(turns, results / "dialogues", options)
     means = policies(turns, options)
     balanced = balance(turns, questions, options)
+    ranked = ranking(turns, means)
+    evictions = _with_run_columns(measured["evictions"], turns)
     return {
         "turns": turns,
         "dialogues": runs,
-        "evictions": _with_run_columns(measured["evictions"], turns),
+        "evictions": evictions,
         "verdicts": named_verdicts,
         "baselines": beginnings,
         "policies": means,
-        "ranking": ranking(turns, means),
+        "ranking": ranked,
+        "leaderboard": leaderboard(ranked, questions, evictions, options),
         "contrasts": with_same_kept(
             contrasts(scored, settings["policies"], options),
             runs,

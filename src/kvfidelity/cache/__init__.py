@@ -18,6 +18,9 @@ Where to look:
 - `attention`     attention in plain torch, with score sums
 - `scores`        attention received by each slot
 - `view`          what a policy can look at
+- `calibration`   what is measured of a model's heads once, for policies that ask for it
+- `repetition`    an extra forward, in which the text of a cache (`transcript`) is fed again
+- `live_bytes`    the memory that a ranking takes
 - `policies`      one file per policy, or per family
 - `evictor`       when a policy evicts, and down to which size
 - `healing`       what is done about the gap, one file per healing

@@ -10,6 +10,7 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.proof import prove
 from kvfidelity.cache.rotary import IdentityRotary
+from kvfidelity.cache.transcript import Transcript
 
 
 def attach(model: Any) -> Any:
@@ -57,4 +58,6 @@ def new_cache(
         window = max(needs.query_window, evictor.healing.query_window)
         options["query_window"] = max(options.get("query_window", 0), window)
         options.setdefault("before_forward", evictor.before_step)
+        if needs.needs_extra_forward:
+            options.setdefault("transcript", Transcript())
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)

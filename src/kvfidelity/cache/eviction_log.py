@@ -55,6 +55,9 @@ class Eviction:
     attention_share: the evicted slots' share of the latest forward's attention; None without
     scores. healing: kind of what was done about the gap; healed: the slots and bytes that this
     took. healing_s: seconds of it. disruption: None if it is not measured.
+    ranking_bytes: most bytes that ranking held at once, beyond the cache and what it collects for
+    the policy; None if it was not measured. held_bytes: what the cache and the model keep for the
+    policy between evictions: scores, queries, calibration.
     """
 
     turn: int
@@ -69,6 +72,8 @@ class Eviction:
     healed: Healed = Healed()  # noqa: RUF009 - frozen
     healing_s: float = 0.0
     disruption: Disruption | None = None
+    ranking_bytes: int | None = None
+    held_bytes: int | None = None
 
     @property
     def slots_after_healing(self) -> int:

@@ -17,9 +17,11 @@ from torch import Tensor
 from kvfidelity.cache.eviction_log import Disruption, Eviction
 from kvfidelity.cache.healing import Healing, build_healing
 from kvfidelity.cache.healing.base import FedTokens
+from kvfidelity.cache.live_bytes import LiveBytes
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.repetition import Repetition
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
 from kvfidelity.cache.triton import kernels_run_on
@@ -87,6 +89,8 @@ class Evictor:
         seed: the run's seed; together with the number of the eviction it seeds random policies.
         healing: what is done about the gap; nothing by default.
         measure: measures an eviction before it happens, for the log: see `metrics.disruption`.
+        measures_memory: whether the first eviction ranks twice: once to measure the memory that it
+            takes, and once to time and to use it.
 
     `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
@@ -101,10 +105,13 @@ class Evictor:
         seed: int = 0,
         healing: Healing | None = None,
         measure: Callable[[ManagedCache, Tensor | RaggedKeepSet], Disruption | None] | None = None,
+        *,
+        measures_memory: bool = False,
     ) -> None:
         if policy.evicts and schedule.target is None:
             _check_size(policy, policy.default_size(1))
         self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
+        self.measures_memory = measures_memory
         self.healing = healing if healing is not None else build_healing("none")
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
@@ -174,25 +181,19 @@ class Evictor:
         if size is None:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
 
-        def view_with(budget: int) -> CacheView:
-            view = view_of(cache, budget, self.seed, protected, scores=scores)
-            if self.tokens is not None:
-                view = replace(view, messages=tuple(self.tokens.messages))
-            return view.limited_to(
-                scores=self.policy.needs_scores,
-                query_window=self.policy.query_window,
-                output_projection=self.policy.needs_output_projection,
-            )
-
         def keep(budget: int) -> Tensor | RaggedKeepSet:
-            view = view_with(budget)
+            view = self._view(cache, budget, protected, scores)
             kept = self.policy.keep(view)
             _check_keep_set(self.policy, kept, view)
             return kept
 
-        view = view_with(min(size, cache.size))
+        view = self._view(cache, min(size, cache.size), protected, scores)
         if view.budget >= cache.size or not self._can_rank(view):
             return None
+        ranking_bytes = None
+        if self.measures_memory and not self.log:
+            # The numbers that a view draws are used up; `keep` makes a new one, which draws them.
+            ranking_bytes = self._memory_of_ranking(view)
         ranking_start = _now(cache)
         choice = self.healing.choose(keep, view.budget, cache.size)
         kept = choice.kept
@@ -221,9 +222,37 @@ class Evictor:
             healed=healed,
             healing_s=healing_s if type(self.healing).acts else 0.0,
             disruption=disruption,
+            ranking_bytes=ranking_bytes,
+            held_bytes=self._held_bytes(cache),
         )
         self.log.append(eviction)
         return eviction
+
+    def _view(
+        self, cache: ManagedCache, budget: int, protected: tuple[Span, ...], scores: bool
+    ) -> CacheView:
+        """What the policy sees of a cache now."""
+        view = view_of(cache, budget, self.seed, protected, scores=scores)
+        if self.tokens is not None:
+            view = replace(view, messages=tuple(self.tokens.messages))
+        return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
+
+    def _memory_of_ranking(self, view: CacheView) -> int:
+        with LiveBytes() as memory:
+            self.policy.keep(view)
+        peak: int = memory.peak
+        return peak
+
+    def _held_bytes(self, cache: ManagedCache) -> int:
+        """Bytes that are kept for the policy, of what the cache collects and the model knows."""
+        held, recent, known = 0, cache.recent_queries, cache.rotary.calibration
+        if self.policy.needs_scores and cache.scores is not None:
+            held += cache.scores.nbytes
+        if self.policy.query_window and recent is not None:
+            held += recent.nbytes * self.policy.query_window // recent.window
+        if self.policy.needs_calibration and known is not None:
+            held += known.filters.nbytes + known.retrieval.nbytes
+        return held
 
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""
@@ -250,7 +279,14 @@ class Evictor:
                 f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "
                 "of this architecture has none; use another policy"
             )
-        if policy.needs_scores and cache.scores is None:
+        if policy.needs_calibration and cache.rotary.calibration is None:
+            raise UserError(
+                f"policy {policy.kind} ranks by a calibration, and this model has none: call "
+                "kvfidelity.cache.calibration.calibrate(model, ids) with the ids of a text"
+            )
+        if policy.needs_extra_forward and cache.transcript is None:
+            missing = "a text that is fed again, and this cache does not keep its text"
+        elif policy.needs_scores and cache.scores is None:
             missing = "attention scores, and this cache collects none"
         elif policy.query_window > cache.query_window:
             missing = f"the latest {policy.query_window} queries, and this cache keeps " + (

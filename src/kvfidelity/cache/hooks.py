@@ -28,10 +28,11 @@ def hook(model: Any) -> Any:
     AttentionMaskInterface.register(NAME, no_mask)
     model.set_attn_implementation(NAME)
     projections = [getattr(layer.self_attn, "o_proj", None) for layer in decoder.layers]
-    decoder.rotary_emb = IdentityRotary(decoder.rotary_emb, projections)
+    decoder.rotary_emb = IdentityRotary(decoder.rotary_emb, projections, decoder)
     for layer in decoder.layers:
         layer.self_attn.register_forward_pre_hook(_pass_cache, with_kwargs=True)
     decoder.register_forward_pre_hook(_check_positions, with_kwargs=True)
+    decoder.register_forward_pre_hook(_note_tokens, with_kwargs=True)
     return model
 
 
@@ -113,4 +114,14 @@ def _check_positions(
                 f"position_ids differ from the next ones, {seen} to {seen + count - 1}: a managed "
                 "cache sets positions itself, by its mode; leave position_ids out"
             )
+    return args, kwargs
+
+
+def _note_tokens(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if isinstance(cache, AttentionCache) and ids is not None:
+        cache.note_tokens(ids.flatten().tolist)
     return args, kwargs

@@ -23,6 +23,7 @@ from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
+from kvfidelity.cache.transcript import Transcript
 from kvfidelity.cache.triton import kernels_run_on
 
 
@@ -39,7 +40,8 @@ class ManagedCache(AttentionCache):
         query_window: how many of the latest queries to keep per layer, un-rotated, for policies
             that rank by them.
         before_forward: called with this cache before each forward appends its tokens;
-            `new_cache(model, evictor=evictor)` sets it and both of the above.
+            `new_cache(model, evictor=evictor)` sets it and all others here.
+        transcript: where the fed text is noted, for policies that feed it again.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ManagedCache(AttentionCache):
         collect_scores: bool = False,
         query_window: int = 0,
         before_forward: Callable[[ManagedCache], None] | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
         super().__init__(layers=[SlotLayer() for _ in range(layers)])
         self.rotary = rotary
@@ -58,6 +61,7 @@ class ManagedCache(AttentionCache):
         self.scores = AttentionScores(layers) if collect_scores else None
         self.recent_queries = RecentQueries(layers, query_window) if query_window else None
         self.before_forward = before_forward
+        self.transcript = transcript
         self.ragged: RaggedHeads | None = None  # from the first ragged eviction on
         self.scaling = 1.0
         #: Set by a healing that changes attention; computed in plain torch on any device.
@@ -195,6 +199,11 @@ class ManagedCache(AttentionCache):
             columns = self.slot_table.columns + extra
             self.scores.reserve(columns, self.scores.heads, self.device)
 
+    def note_tokens(self, ids: Callable[[], list[int]]) -> None:
+        """Note the text that a forward feeds, if it is kept."""
+        if self.transcript is not None:
+            self.transcript.add(ids())
+
     def note_decoded(self, count: int) -> None:
         """Note that decode steps on the device filled `count` more slots."""
         self.slot_table.append(count)
@@ -300,6 +309,8 @@ class ManagedCache(AttentionCache):
         copy.scaling = self.scaling
         if self.changed_attention is not None:
             copy.changed_attention = self.changed_attention.fork()
+        if self.transcript is not None:
+            copy.transcript = self.transcript.fork(copy.slot_table.tokens_seen)
         return copy
 
     def empty(self) -> ManagedCache:
@@ -365,7 +376,9 @@ class ManagedCache(AttentionCache):
             RuntimeError: slots were evicted inside; their content is lost.
         """
         before = (self.slot_table.fork(), self.scores, self.recent_queries)
-        evictions = self.slot_table.evictions
+        evictions, text = self.slot_table.evictions, self.transcript
+        if text is not None:
+            self.transcript = text.fork(self.slot_table.tokens_seen)
         self.scores = self.recent_queries = None
         try:
             yield
@@ -373,6 +386,7 @@ class ManagedCache(AttentionCache):
                 raise RuntimeError("an eviction cannot be rolled back")
         finally:
             self.slot_table, self.scores, self.recent_queries = before
+            self.transcript = text
             self._set_slots()
 
     def append_unfilled(self, count: int, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.interface import AttentionCache, note_split
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triton import kernels_run_on
 
@@ -82,6 +82,10 @@ class PackedCache(AttentionCache):
             for cache, part, states in zip(self._caches, queries, self._states, strict=True)
         ]
         return torch.cat(parts, dim=1)
+
+    def note_tokens(self, ids: Callable[[], list[int]]) -> None:
+        """Give each cache its part of the tokens."""
+        note_split(self._caches, self._counts, ids)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -6,29 +6,37 @@ On a CPU only `rotate` rotates queries and keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kvfidelity.cache.scores import NotCollectedError
 
+if TYPE_CHECKING:
+    from kvfidelity.cache.calibration import Calibration
+
 
 class IdentityRotary(nn.Module):
     """Replaces a model's rotary module, so that queries and keys arrive here un-rotated.
 
     It returns cos = 1 and sin = 0, so that every architecture's own rotation changes nothing. It
-    keeps the real module for `angles`, and names the layers' output projections, so that all that a
-    cache needs of its model is in one place.
+    keeps the real module for `angles`, and names the decoder, its output projections and its
+    calibration, so that all that a cache needs of its model is in one place.
     """
 
     def __init__(
-        self, rotary: nn.Module, output_projections: Sequence[nn.Module | None] = ()
+        self,
+        rotary: nn.Module,
+        output_projections: Sequence[nn.Module | None] = (),
+        decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.rotary = rotary
         # In a tuple, so that they are not registered as this module's parameters too.
         self._output_projections = tuple(output_projections)
+        self._decoder = (decoder,)
+        self.calibration: Calibration | None = None
         # No table is dropped: a captured graph may hold the address of a shorter one.
         self._tables: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
 
@@ -62,6 +70,17 @@ class IdentityRotary(nn.Module):
         dtype_like = torch.empty(1, 1, dtype=torch.float32, device=device)
         cos, sin = self.rotary(dtype_like, flat)
         return cos.view(*position.shape, -1), sin.view(*position.shape, -1)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The decoder that this module is part of, for an extra forward.
+
+        Raises:
+            NotCollectedError: it is not known.
+        """
+        if self._decoder[0] is None:
+            raise NotCollectedError("no extra forward: this cache does not know its model")
+        return self._decoder[0]
 
     @property
     def has_output_projections(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.calibration import Calibration
+    from kvfidelity.cache.repetition import Repetition
 
 Span = tuple[int, int]
 
@@ -69,6 +73,7 @@ class CacheView:
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
     messages: token indices at which messages begin; None where they are not known.
     mode: what becomes of positions at this eviction.
+    known_heads, repetition: see `calibration` and `repeated_attention`.
     heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
         `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
         aligned at the right, with -1 before a head's slots.
@@ -88,6 +93,8 @@ class CacheView:
     messages: tuple[int, ...] | None = None
     heads: tuple[tuple[CacheView, ...], ...] = ()
     mode: PositionMode = PositionMode.ORIGINAL
+    known_heads: Calibration | None = None
+    repetition: Repetition | None = None
 
     @property
     def slots(self) -> int:
@@ -148,6 +155,30 @@ class CacheView:
         starts = torch.tensor(self.messages, device=self.token_index.device)
         return torch.searchsorted(starts, self.token_index.contiguous(), right=True)
 
+    @property
+    def calibration(self) -> Calibration:
+        """What is known of the model's heads, measured once on a text.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the model was not calibrated.
+        """
+        if self.known_heads is None:
+            raise NotCollectedError("no calibration: a policy declares `needs_calibration = True`")
+        return self.known_heads
+
+    def repeated_attention(self, sinks: int, chunk: int) -> Tensor:
+        """The most attention that each slot gets while the model repeats the cached text in parts
+        of `chunk` tokens, fp32 [L, G, n]; see `Repetition.attention`. It takes an extra forward.
+
+        Raises:
+            NotCollectedError: the policy does not declare it, or the cache does not know its text.
+        """
+        if self.repetition is None:
+            raise NotCollectedError(
+                "no extra forward: a policy declares `needs_extra_forward = True`"
+            )
+        return self.repetition.attention(sinks, chunk)
+
     def queries_seen(self) -> Tensor:
         """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""
         return self.tokens_seen - self.token_index
@@ -185,8 +216,30 @@ class CacheView:
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
 
+    def with_model(
+        self, known_heads: Calibration | None, repetition: Repetition | None
+    ) -> CacheView:
+        """The same view, with what is known of the model and an extra forward through it."""
+        heads = tuple(
+            tuple(
+                head.with_model(
+                    known_heads and known_heads.of_head(layer, group),
+                    repetition and repetition.of_head(layer, group),
+                )
+                for group, head in enumerate(row)
+            )
+            for layer, row in enumerate(self.heads)
+        )
+        return replace(self, known_heads=known_heads, repetition=repetition, heads=heads)
+
     def limited_to(
-        self, *, scores: bool, query_window: int, output_projection: bool = False
+        self,
+        *,
+        scores: bool,
+        query_window: int,
+        output_projection: bool = False,
+        calibration: bool = False,
+        extra_forward: bool = False,
     ) -> CacheView:
         """The view of a policy that declares these needs.
 
@@ -197,9 +250,18 @@ class CacheView:
             query_window: most of the latest queries that it looks through; never more than there
                 are slots, because `window_attention` needs a slot for each.
             output_projection: whether it looks at the layers' output projections.
+            calibration: whether it looks at what is known of the model's heads.
+            extra_forward: whether it feeds the text again.
         """
         window = min(query_window, self.slots)
-        if not self.heads and self._is_limited_to(scores, window, output_projection):
+        nothing_more = (self.known_heads is None or calibration) and (
+            self.repetition is None or extra_forward
+        )
+        if (
+            not self.heads
+            and nothing_more
+            and self._is_limited_to(scores, window, output_projection)
+        ):
             return self  # heads are looked at one by one, and each by a policy inside a policy too
         layers = [
             replace(
@@ -214,13 +276,24 @@ class CacheView:
         heads = tuple(
             tuple(
                 head.limited_to(
-                    scores=scores, query_window=query_window, output_projection=output_projection
+                    scores=scores,
+                    query_window=query_window,
+                    output_projection=output_projection,
+                    calibration=calibration,
+                    extra_forward=extra_forward,
                 )
                 for head in layer
             )
             for layer in self.heads
         )
-        return replace(self, layers=layers, scores=self.scores if scores else None, heads=heads)
+        return replace(
+            self,
+            layers=layers,
+            scores=self.scores if scores else None,
+            heads=heads,
+            known_heads=self.known_heads if calibration else None,
+            repetition=self.repetition if extra_forward else None,
+        )
 
     def _is_limited_to(self, scores: bool, window: int, output_projection: bool) -> bool:
         return (scores or self.scores is None) and all(
@@ -252,6 +325,8 @@ class CacheView:
                 )
             ],
             scores=None if self.scores is None else self.scores.of_head(layer, group, groups),
+            known_heads=self.known_heads and self.known_heads.of_head(layer, group),
+            repetition=self.repetition and self.repetition.of_head(layer, group),
         )
 
     def _collected_scores(self) -> AttentionScores:

@@ -79,7 +79,9 @@ class Engine:
     segmenter: turns dialogues into token ids by the chat template. window: trained window in
     tokens. token_bytes: bytes of one token's keys and values, over all layers. chunk: most tokens
     fed in one forward. scheduler: decodes the replies of several runs together; None decodes each
-    alone. graphs: decode steps captured so far. feed_compiler: compiles layers that feed.
+    alone. model_dir: where the model was loaded from, if known. calibrations: the folder in which
+    calibrations are stored; None stores none. graphs: decode steps captured so far. feed_compiler:
+    compiles layers that feed.
     """
 
     model: Any
@@ -89,6 +91,8 @@ class Engine:
     token_bytes: int
     chunk: int = CHUNK
     scheduler: Scheduler | None = None
+    model_dir: Path | None = None
+    calibrations: Path | None = None
     graphs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     feed_compiler: FeedCompiler = field(default_factory=FeedCompiler, repr=False, compare=False)
 
@@ -104,7 +108,7 @@ class Engine:
         """
         model, tokenizer = load_model(model_dir, dtype, device)
         engine = cls.from_model(model, tokenizer, end_token_ids(model_dir))
-        engine = replace(engine, chunk=chunk)
+        engine = replace(engine, chunk=chunk, model_dir=model_dir)
         if engine.device.type == "cuda":
             engine._warm_up()
         return engine

@@ -117,6 +117,10 @@ class GraphSteps:
         fed, alive = torch.stack([self._fed[index], self._table.alive[index]]).tolist()
         sequence = self._sequences[index]
         if fed > sequence.fed:
+            # Step k feeds what step k - 1 chose.
+            sequence.cache.note_tokens(
+                lambda: [sequence.token, *self.chosen(index, fed - 1)[0]][sequence.fed : fed]
+            )
             sequence.cache.note_decoded(fed - sequence.fed)
         return fed, bool(alive)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
-from kvfidelity.cache.healing import build_healing
+from kvfidelity.cache.healing import Healing, build_healing
 from kvfidelity.cache.healing.registry import without_healing
-from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies import Policy, build_policy
 from kvfidelity.cache.positions import PositionMode, check_shift
 from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
@@ -17,6 +17,7 @@ from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.dialogues.segments import Segment
 from kvfidelity.errors import UserError
+from kvfidelity.generation.calibration import ensure_calibrated
 from kvfidelity.generation.recall import Questions, RecallSetting, prepare_questions
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.turns import TurnSetting
@@ -76,6 +77,21 @@ class RunPlan:
         return prompt
 
 
+def policy_of(spec: RunSpec) -> Policy:
+    """The policy that a specification names.
+
+    Raises:
+        UserError: an unknown kind or parameter, or a file that defines no policy.
+    """
+    parameters, _ = without_healing(spec.parameters)
+    return build_policy(spec.kind, parameters, [Path(file) for file in spec.policy_files])
+
+
+def healing_of(spec: RunSpec) -> Healing:
+    """The healing that a specification names; one that does nothing by default."""
+    return build_healing(without_healing(spec.parameters)[1])
+
+
 def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     """Check a specification and a dialogue, and prepare what the run needs.
 
@@ -98,9 +114,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         max_prompt_tokens=spec.max_prompt_tokens,
     )
     turns = questions.dialogue.turns[: spec.max_turns]
-    parameters, healing_kind = without_healing(spec.parameters)
-    policy = build_policy(spec.kind, parameters, [Path(file) for file in spec.policy_files])
-    healing = build_healing(healing_kind)
+    policy, healing = policy_of(spec), healing_of(spec)
     healing.check(spec.trigger, spec.positions, on_gpu=kernels_run_on(engine.device))
     healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
     if spec.disruption_window > MAX_QUERY_WINDOW:
@@ -113,6 +127,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
             f"{MAX_QUERY_WINDOW} queries are kept"
         )
+    ensure_calibrated(engine, policy)
     threshold, target = (
         None
         if size is None
@@ -136,6 +151,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             spec.seed,
             healing,
             DisruptionMeter(spec.disruption_window) if spec.disruption_window else None,
+            measures_memory=True,
         ),
         query_window=max(policy.query_window, healing.query_window, spec.disruption_window),
         scored=policy.needs_scores or spec.score_every_run,

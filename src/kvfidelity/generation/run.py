@@ -14,6 +14,7 @@ from kvfidelity.dialogues.pool import Dialogue
 from kvfidelity.generation.baseline import baseline_key, compute_baseline, shared_turns
 from kvfidelity.generation.baseline_run import BaselineRun, BaselineStore
 from kvfidelity.generation.comparison import BaselineComparer, compare_shared_turn
+from kvfidelity.generation.known_text import known_text
 from kvfidelity.generation.out_of_memory import ran_out_of_memory
 from kvfidelity.generation.plan import RunPlan, plan_run
 from kvfidelity.generation.recall_prober import RecallProber
@@ -102,6 +103,7 @@ def _shared_turns(
             evictor.step, evictor.turn = end.step, turn
             evictor.tokens = tokens_of_turns(engine, baseline.outcomes[: turn + 1])
             cache = baseline.fork(end, plan.spec.positions, plan.query_window)
+            cache.transcript = known_text(engine, plan, baseline, turn + 1)
             prober.ask_all(cache, evictor)
     if baseline.out_of_memory and turns == len(baseline.outcomes):
         rows.append(failed_row(plan, turns, shared=shared))
@@ -129,6 +131,7 @@ def _evicting_turns(
     evictor.step = start.step
     cache = baseline.fork(start, plan.spec.positions, plan.query_window)
     evictor.tokens = tokens_of_turns(engine, baseline.outcomes[:first])
+    cache.transcript = known_text(engine, plan, baseline, first)
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
         cache.scores = None

@@ -277,6 +277,15 @@ class Evictions:
     disruption_positions_by_head: Annotated[
         Dtype, "share", "disruption_positions of each query head, a list for each layer"
     ] = BY_HEAD
+    ranking_bytes: Annotated[
+        Dtype,
+        "bytes",
+        "most that ranking held at once, beyond what was cached; measured at a run's first "
+        "eviction, missing at others",
+    ] = pl.Int64
+    held_bytes: Annotated[
+        Dtype, "bytes", "kept for the policy between evictions: scores, queries, calibration"
+    ] = pl.Int64
 
 
 class Recall:

@@ -80,6 +80,8 @@ def _row(
         "healing_slots": eviction.healed.slots,
         "healing_bytes": eviction.healed.nbytes,
         "healing_s": eviction.healing_s,
+        "ranking_bytes": eviction.ranking_bytes,
+        "held_bytes": eviction.held_bytes,
     }
 
 

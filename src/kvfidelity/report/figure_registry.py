@@ -82,6 +82,20 @@ FIGURES = (
         "at the foot say how many.",
     ),
     Figure(
+        "leaderboard",
+        function="leaderboard_figure.leaderboard_figure",
+        tables=("leaderboard",),
+        section="policies",
+        category="Quality",
+        alt_text="Policies in the order of what they forget at equal bytes, with the milliseconds "
+        "and the memory of an eviction; the table leaderboard holds the numbers",
+        caption="What each policy forgets at equal bytes under corrected positions, one panel per "
+        "budget, the least first: the margin lost on needles where they were asked for, else "
+        "excess NLL; bars are {level}% intervals over dialogues. Right: medians of the "
+        "milliseconds of an eviction and of the memory beyond the cache that its ranking took and "
+        "that is held for it.",
+    ),
+    Figure(
         "recall",
         function="recall_figure.recall_figure",
         tables=("recall_by_depth", "recall"),
@@ -197,11 +211,17 @@ def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:
         tables: those named in TABLES.
     """
     # Imported here: the Snakefile needs none of them.
-    from kvfidelity.report import figures, recall_figure, timeline, tradeoffs
+    from kvfidelity.report import (
+        figures,
+        leaderboard_figure,
+        recall_figure,
+        timeline,
+        tradeoffs,
+    )
 
     modules = {
         module.__name__.rsplit(".", 1)[1]: module
-        for module in (figures, recall_figure, timeline, tradeoffs)
+        for module in (figures, leaderboard_figure, recall_figure, timeline, tradeoffs)
     }
     drawn = {}
     for figure in FIGURES:

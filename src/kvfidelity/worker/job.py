@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,8 @@ Progress = Callable[[dict[str, Any]], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
 #: Baselines on disk, relative to the workflow's folder.
 PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
+#: Calibrations of models, relative to the workflow's folder; see `generation.calibration`.
+CALIBRATION_FOLDER = Path("resources/calibrations")
 #: The runs that the workflow will make; see `pipeline.planned_runs`.
 PLANNED_RUNS = Path(".snakemake/kvfidelity-planned-runs.json")
 
@@ -118,7 +120,8 @@ class Generator:
 
         torch.set_num_threads(config.threads)
         self._config = config
-        self.engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
+        engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
+        self.engine = replace(engine, calibrations=CALIBRATION_FOLDER.resolve())
         self._prefix_cache = PrefixCache(
             prefix_bytes(config.prefix_memory, self.engine.device),
             _disk_prefix_cache(config, self.engine),
@@ -153,22 +156,25 @@ class Generator:
         import torch
 
         from kvfidelity.dialogues.pool import read_dialogue
+        from kvfidelity.generation.calibration import calibration_notes
+        from kvfidelity.generation.plan import policy_of
         from kvfidelity.generation.run import run_dialogue
         from kvfidelity.generation.spec import RunSpec
         from kvfidelity.records.notes import input_notes
 
-        usage = self._usage(engine)
+        usage, run_spec = self._usage(engine), RunSpec.from_json(spec)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         found = run_dialogue(
             engine or self.engine,
             read_dialogue(Path(pool), dialogue),
-            RunSpec.from_json(spec),
+            run_spec,
             self._prefix_cache,
             progress,
         )
         print(self._prefix_cache.summary, file=sys.stderr, flush=True)
         notes = self._notes() | {"spec": spec, "dtype": self._config.dtype}
+        notes |= calibration_notes(self.engine, policy_of(run_spec))
         record = Path(self._config.model_dir) / PROVENANCE
         notes |= input_notes(pool=Path(pool), model=record)
         return Records(found._asdict(), notes, usage.notes())

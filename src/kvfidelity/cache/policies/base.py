@@ -74,6 +74,10 @@ class Policy(ABC):
     ragged: ClassVar[bool] = False
     #: Whether it looks at the layers' output projections.
     needs_output_projection: ClassVar[bool] = False
+    #: Whether it looks at what is known of the model's heads, see `cache.calibration`.
+    needs_calibration: ClassVar[bool] = False
+    #: Whether it feeds the cached text again, see `cache.repetition`; the cache then keeps it.
+    needs_extra_forward: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -122,17 +126,23 @@ class Policy(ABC):
         """
         return torch.ones(1, 1)
 
+    def declared(self, view: CacheView) -> CacheView:
+        """The view with what the policy declares, and nothing else that was collected."""
+        return view.limited_to(
+            scores=self.needs_scores,
+            query_window=self.query_window,
+            output_projection=self.needs_output_projection,
+            calibration=self.needs_calibration,
+            extra_forward=self.needs_extra_forward,
+        )
+
     def rank(self, view: CacheView) -> Tensor:
         """`priority` as a floating-point tensor, of a view that shows what the policy declares.
 
         Raises:
             UserError, ModelOverflowError: as in `keep`.
         """
-        view = view.limited_to(
-            scores=self.needs_scores,
-            query_window=self.query_window,
-            output_projection=self.needs_output_projection,
-        )
+        view = self.declared(view)
         try:
             rank = self.priority(view)
         except NotCollectedError as error:
@@ -233,18 +243,30 @@ def slot_indices(view: CacheView) -> Tensor:
     return torch.arange(view.slots, dtype=torch.float64)
 
 
-def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
-    """A copy of `rank` whose first `first` and last `last` slots are infinite.
+#: Ranks from this share of the highest number on are pinned; between it and infinity they are
+#: ordered among themselves.
+PIN = 0.25
 
-    Where the budget is less than both, the first ones go before the last, and of the last the
-    latest stay.
+
+def pin_ends(rank: Tensor, first: int, last: int, budget: int) -> Tensor:
+    """A copy of `rank` whose first `first` and last `last` slots are pinned.
+
+    Where the budget is less than both, or a kv head gets fewer slots than these, the first ones go
+    before the last, and of the last the latest stay.
     """
-    rank = rank.clone()
+    rank = rank.float() if rank.dtype.itemsize < 4 else rank.clone()
     first = min(first, budget)
-    last = min(last, budget - first)
+    last = min(last, budget - first, rank.shape[-1])
+    if last:
+        steps = torch.linspace(2 * PIN, 3 * PIN, last, dtype=rank.dtype, device=rank.device)
+        rank[..., -last:] = steps * torch.finfo(rank.dtype).max
     rank[..., :first] = torch.inf
-    rank[..., max(rank.shape[-1] - last, 0) :] = torch.inf
     return rank
+
+
+def pinned(rank: Tensor) -> Tensor:
+    """Which slots a ranking pins, bool of its shape."""
+    return rank >= PIN * torch.finfo(rank.dtype).max
 
 
 def _check_rank(kind: str, rank: Any, view: CacheView) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kvfidelity.cache.policies.base import parameter
-from kvfidelity.cache.policies.wrapper import PolicyWrapper, pinned
+from kvfidelity.cache.policies.base import parameter, pinned
+from kvfidelity.cache.policies.wrapper import PolicyWrapper
 from kvfidelity.cache.view import CacheView
 
 
@@ -30,13 +30,13 @@ class ChunkKV(PolicyWrapper):
 
     def priority(self, view: CacheView) -> Tensor:
         rank = self.policy.rank(view)
-        fixed = pinned(rank)
+        pins, fixed = rank, pinned(rank)
         if rank.dim() == 3:
-            fixed = fixed.any(1)
+            pins, fixed = rank.amax(1), fixed.any(1)
             rank = rank.sum(1)
         means = self._chunk_means(rank, fixed)
         ranked = means.repeat_interleave(self.chunk, dim=-1)[..., : view.slots]
-        return ranked.masked_fill(fixed, torch.inf)
+        return torch.where(fixed, pins, ranked)
 
     def _chunk_means(self, rank: Tensor, fixed: Tensor) -> Tensor:
         """The mean rank of each chunk's slots that are not fixed [..., chunks]."""

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.policies.base import parameter
-from kvfidelity.cache.policies.wrapper import PolicyWrapper, pinned
+from kvfidelity.cache.policies.base import PIN, parameter, pinned
+from kvfidelity.cache.policies.wrapper import PolicyWrapper
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 
@@ -48,7 +48,8 @@ class CriticalKV(PolicyWrapper):
             first = max(1, first)
         best = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :first]
         weighted = (scores.masked_fill(fixed, 0) + self.epsilon) * norms
-        return weighted.scatter(-1, best, torch.inf).masked_fill(fixed, torch.inf)
+        chosen = torch.finfo(weighted.dtype).max * PIN / 2  # after those that are pinned
+        return torch.where(fixed, scores, weighted.scatter(-1, best, chosen))
 
     def _norms(self, view: CacheView, index: int) -> Tensor:
         """Mean over a kv head's query heads of ||W_O v||_1, fp32 [G, n]."""

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.policies.base import parameter
-from kvfidelity.cache.policies.wrapper import PolicyWrapper, pinned
+from kvfidelity.cache.policies.base import parameter, pinned
+from kvfidelity.cache.policies.wrapper import PolicyWrapper
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.view import CacheView
 
@@ -53,7 +53,7 @@ class DisruptionPenalty(PolicyWrapper):
                 added = added.mean(0 if rank.dim() == 1 else 1)
             cost = torch.where(added > 0, _ranks(added), 0).to(salience.device)
             score = salience - self.weight * cost
-        return score.masked_fill(pinned(rank), torch.inf)
+        return torch.where(pinned(rank), rank.double(), score).to(rank.dtype)
 
     def _disruption(self, view: CacheView, kept: Tensor) -> Tensor:
         """What each slot adds to the output error, fp32 [L, G, n]; `kept`: bool, as the ranking."""

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.policies.base import parameter
-from kvfidelity.cache.policies.wrapper import PolicyWrapper, pinned
+from kvfidelity.cache.policies.base import parameter, pinned
+from kvfidelity.cache.policies.wrapper import PolicyWrapper
 from kvfidelity.cache.view import CacheView
 
 
@@ -30,7 +30,7 @@ class PerChunk(PolicyWrapper):
         places = torch.cat(
             [self._places(part) for part in torch.split(rank, self.chunk, dim=-1)], dim=-1
         )
-        return (-places).masked_fill(pinned(rank), torch.inf)
+        return torch.where(pinned(rank), rank, (-places).to(rank.dtype))
 
     def _places(self, rank: Tensor) -> Tensor:
         """Each slot's place, the highest rank first, as a share of the chunk; float64."""

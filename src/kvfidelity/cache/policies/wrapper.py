@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from kvfidelity.cache.policies.base import Policy, wrapped_policy
 from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
+
+#: What a policy declares as a constant of its class.
+NEEDS = (
+    *("needs_scores", "needs_output_projection"),
+    *("needs_calibration", "needs_extra_forward"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class PolicyWrapper(Policy):
                 f"{self.kind} in {self.policy.kind}"
             )
         # Declared by each class; here it is the other policy's, and the dataclass is frozen.
-        for name in ("needs_scores", "needs_output_projection"):
+        for name in NEEDS:
             object.__setattr__(self, name, getattr(self, name) or getattr(self.policy, name))
 
     @property
@@ -46,8 +49,3 @@ class PolicyWrapper(Policy):
 
     def should_evict(self, view: CacheView) -> bool:
         return self.policy.should_evict(view)
-
-
-def pinned(rank: Tensor) -> Tensor:
-    """Which slots a ranking pins, bool of its shape."""
-    return rank == torch.inf

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.interface import AttentionCache
+from kvfidelity.cache.interface import AttentionCache, note_split
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.triton.feed import feed
 from kvfidelity.cache.triton.feed_table import FeedTable, feed_table
@@ -108,6 +108,10 @@ class FedCaches(AttentionCache):
         else:
             self._table = feed_table(self._caches, self._counts)
         return self._table
+
+    def note_tokens(self, ids: Callable[[], list[int]]) -> None:
+        """Give each cache its part of the tokens."""
+        note_split(self._caches, self._counts, ids)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
