@@ -53,8 +53,11 @@ def clustered_ratio(
         return missing
     ratio = part.mean / whole.mean
 
+    # A dialogue has one number for its turns, so that they are not sorted for every share.
+    _, places = np.unique(dialogues, return_inverse=True)
+
     def beyond(share: float) -> Estimate:
-        return clustered_mean(parts - share * wholes, weights, dialogues, **options)
+        return clustered_mean(parts - share * wholes, weights, places, **options)
 
     def interval(low: str, high: str) -> Interval:
         def below(share: float) -> bool:

@@ -20,7 +20,13 @@ from kvfidelity.analysis.columns import (
 )
 from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.environments import environments
-from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
+from kvfidelity.analysis.finite import (
+    IN_LISTS,
+    counted,
+    counted_in_lists,
+    how_many_not_finite,
+    missing_if_not_finite,
+)
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
@@ -80,21 +86,32 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         for judge in settings["judging"]
     ]
     measured = {
-        "turns": _read(logged.drop(TURN_TEXTS)).join(metrics, on=["run", "turn"], how="left"),
+        "turns": _read(
+            logged.with_columns(**{IN_LISTS: how_many_not_finite("reference_token_nll")}).drop(
+                TURN_TEXTS
+            )
+        ).join(metrics, on=["run", "turn"], how="left"),
         "evictions": _read(log.drop(SLOT_COLUMNS)),
-        "recall": _read(recall_rows.drop(RECALL_TEXTS)),
+        "recall": _read(
+            recall_rows.with_columns(**{IN_LISTS: how_many_not_finite("distractor_nll")}).drop(
+                RECALL_TEXTS
+            )
+        ),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
     not_finite = pl.concat(
         [
             counted(measured),
-            counted_in_lists("turns", "reference_token_nll", logged),
-            counted_in_lists("recall", "distractor_nll", asked),
+            counted_in_lists("turns", "reference_token_nll", measured["turns"]),
+            counted_in_lists("recall", "distractor_nll", measured["recall"]),
         ]
     )
-    measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
+    measured = {
+        name: missing_if_not_finite(table.drop(IN_LISTS, strict=False))
+        for name, table in measured.items()
+    }
     turns = with_excess(measured["turns"])
-    runs = dialogues(turns, keep_sets(_read(log)))
+    runs = dialogues(turns, keep_sets(measured["evictions"]))
     questions = recall.questions(measured["recall"], turns)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
