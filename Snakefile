@@ -31,6 +31,7 @@ include: "workflow/rules/engines.smk"
 wildcard_constraints:
     model="[^/]+",
     dataset="[^/]+",
+    source="[0-9a-f]{8}",
     policy="[^/]+",
     positions="|".join(PositionMode),
     threshold="[^/]+",

@@ -124,6 +124,8 @@ class Expectations:
             file = self._input(name, stage, parts)
             if file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
+            if name == "dataset" and file and (other := self._other_source(file, digest)):
+                return f"it was made from {other}"
         return None
 
     def _expected(self, stage: str, parts: list[str]) -> dict[str, str] | None:
@@ -183,9 +185,22 @@ class Expectations:
             case "model":
                 return Path(f"resources/provenance/models/{parts[0]}.json")
             case "dataset":
-                return Path(f"resources/provenance/datasets/{parts[1]}.json")
+                entry = self._settings["datasets"][parts[1]]
+                digest = rule_params.source_digest(entry)
+                return Path(f"resources/provenance/datasets/{parts[1]}/{digest}.json")
             case _:
                 return None
+
+    def _other_source(self, record: Path, digest: str) -> Path | None:
+        """The record of another source of this dataset that an artifact was made from.
+
+        Where the configured source has no record, nothing says what was fetched: results that were
+        copied without `resources` are taken as they are, those of another source are not.
+        """
+        if record.is_file():
+            return None
+        others = sorted(record.parent.glob("*.json"))
+        return next((other for other in others if self._digest(other) == digest), None)
 
     def _digest(self, file: Path) -> str | None:
         """None for a file that is damaged or not here, such as weights: it cannot be compared."""
