@@ -148,6 +148,7 @@ def render(
         invocation=invocation,
         configuration=as_yaml(invocation.get("configuration")),
         made=made if made[0] else None,
+        machines=known["hardware"].unique().sort().to_list(),
         hardware=lambda model: known.filter(model=model)["hardware"].unique().sort().to_list(),
         ranking=ranking,
         budgets_run=budgets_run(ranking),
