@@ -36,7 +36,7 @@ def hidden(rows: int, seed: int) -> Tensor:
 def test_scored_together_equals_scored_alone_and_a_baseline_is_read_once(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", block)
+    monkeypatch.setitem(scoring.LOGIT_ROWS, "cpu", block)
     baselines = [hidden(7, 1), hidden(4, 2)]
     requests = [
         Scoring(hidden(7, 3), range(7), baselines[0]),

@@ -9,7 +9,7 @@ import torch
 
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.metrics.positions import integrity
+from kvfidelity.metrics.positions import integrity, inversions
 
 THETA = torch.tensor([1.0, 0.01])
 
@@ -123,3 +123,11 @@ def test_inversions_of_any_order_are_counted_pair_by_pair() -> None:
         found = integrity(slots, THETA, 8192)
         assert found.order_inversions == float(brute.double().mean())
         assert found.collisions == sum(twice) / 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+@pytest.mark.parametrize("slots", [1, 63, 64, 65, 1000, 3001])
+def test_a_gpu_counts_inversions_as_a_cpu_does(slots: int) -> None:
+    rows = torch.randint(0, 500, (5, slots), generator=torch.Generator().manual_seed(slots))
+    assert torch.equal(inversions(rows.cuda()).cpu(), inversions(rows))

@@ -63,15 +63,27 @@ def advance(slots: SlotTable, eviction: Eviction) -> None:
 
 def spans(numbers: Tensor) -> list[tuple[int, int]]:
     """Sorted int64 [k] as half-open spans: [3, 4, 5, 9] -> [(3, 6), (9, 10)]."""
-    starts, stops = span_edges(numbers)
+    _, starts, stops = span_edges(numbers)
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def span_edges(numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The same as two int64 arrays: where spans start, and where they stop."""
-    values = numbers.numpy()
-    breaks = np.flatnonzero(np.diff(values) != 1)
-    return values[np.r_[0, breaks + 1][: values.size]], values[np.r_[breaks, -1][: values.size]] + 1
+def span_edges(rows: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spans of each row of int64 [..., k], one row after another: their number in each row, and
+    where they start and stop."""
+    values = rows.reshape(-1, rows.shape[-1]).cpu().numpy()
+    starts, stops = np.ones(values.shape, dtype=bool), np.ones(values.shape, dtype=bool)
+    starts[:, 1:] = stops[:, :-1] = np.diff(values) != 1
+    return starts.sum(1), values[starts], values[stops] + 1
+
+
+def group_names(kept: Tensor) -> list[str]:
+    """The names of the distinct keep sets of [L', G', k]: see `groups`."""
+    layers, heads, _ = kept.shape
+    if layers == 1 and heads == 1:
+        return ["shared"]
+    if heads == 1:
+        return [f"layer:{layer}" for layer in range(layers)]
+    return [f"head:{layer}:{head}" for layer in range(layers) for head in range(heads)]
 
 
 def groups(kept: Tensor | RaggedKeepSet) -> list[tuple[str, Tensor]]:
@@ -83,16 +95,7 @@ def groups(kept: Tensor | RaggedKeepSet) -> list[tuple[str, Tensor]]:
             for head, slots in enumerate(row)
         ]
     kept = as_grid(kept)
-    layers, heads, _ = kept.shape
-    if layers == 1 and heads == 1:
-        return [("shared", kept[0, 0])]
-    if heads == 1:
-        return [(f"layer:{layer}", kept[layer, 0]) for layer in range(layers)]
-    return [
-        (f"head:{layer}:{head}", kept[layer, head])
-        for layer in range(layers)
-        for head in range(heads)
-    ]
+    return list(zip(group_names(kept), kept.flatten(0, 1), strict=True))
 
 
 def of_head(eviction: Eviction, layer: int, head: int) -> Eviction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from kvfidelity.cache.overflow import first_overflow, overflow_error
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.sections import join, sections_of
 from kvfidelity.cache.tree import TokenTree
+from kvfidelity.decoding.compiled import FeedCompiler
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.dialogues.segments import ChatSegmenter
@@ -77,7 +79,7 @@ class Engine:
     segmenter: turns dialogues into token ids by the chat template. window: trained window in
     tokens. token_bytes: bytes of one token's keys and values, over all layers. chunk: most tokens
     fed in one forward. scheduler: decodes the replies of several runs together; None decodes each
-    alone. graphs: decode steps captured so far.
+    alone. graphs: decode steps captured so far. feed_compiler: compiles layers that feed.
     """
 
     model: Any
@@ -88,6 +90,7 @@ class Engine:
     chunk: int = CHUNK
     scheduler: Scheduler | None = None
     graphs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    feed_compiler: FeedCompiler = field(default_factory=FeedCompiler, repr=False, compare=False)
 
     @classmethod
     def load(cls, model_dir: Path, dtype: str, device: str, chunk: int = CHUNK) -> Engine:
@@ -202,9 +205,20 @@ class Engine:
     def forward(self, tokens: Tensor, cache: AttentionCache) -> Tensor:
         """One forward of tokens int64 [B, q]; hidden states [B, q, hidden]."""
         decoder = self.model.get_decoder()
-        out = decoder(input_ids=tokens, use_cache=True, **{cache_argument(decoder): cache})
+        with self._compiled(decoder.layers, cache):
+            out = decoder(input_ids=tokens, use_cache=True, **{cache_argument(decoder): cache})
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def _compiled(self, layers: Any, cache: AttentionCache) -> AbstractContextManager[None]:
+        """Inside, layers are compiled where that is worth its time."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        from kvfidelity.cache.triton.fed_caches import FedCaches
+
+        if not isinstance(cache, FedCaches):
+            return nullcontext()
+        return self.feed_compiler.during(layers, cache, self.model.config.num_attention_heads)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -7,15 +7,14 @@ so a late check costs time and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from types import FunctionType
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from kvfidelity.cache.triton.step_table import StepTable
+from kvfidelity.decoding.compiled import compile_for_steps, layers_called_by
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import sample_tokens
 from kvfidelity.decoding.sequence import SequenceState
@@ -25,8 +24,6 @@ from kvfidelity.metrics.likelihood import token_nll
 # before, so that the device always has work queued; an ended reply wastes up to twice this many
 # steps.
 CHECK_EVERY = 4
-#: Bytes of the largest weight of a layer from which its products are tuned; models of 3B have it.
-TUNED_BYTES = 32 << 20
 
 
 class GraphSteps:
@@ -152,7 +149,10 @@ class GraphSteps:
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with _compiled(decoder.layers) if compiled else _uncompiled():
+        with ExitStack() as stack:
+            if compiled:
+                call = compile_for_steps(decoder.layers)
+                stack.enter_context(layers_called_by(call, decoder.layers))
             with torch.cuda.stream(side):
                 for _ in range(2):  # no sequence is active yet: this only compiles and allocates
                     self._decode_one_token()
@@ -160,35 +160,3 @@ class GraphSteps:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._decode_one_token()
         return graph
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _compiled(layers: Any) -> Iterator[None]:
-    """Inside, calls of the layers are compiled; all layers share one compilation."""
-    # PyTorch stops after eight compilations of one code object, so each capture gets a new one.
-    fresh = FunctionType(_forward.__code__.replace(), globals())
-    # With a batch of one: compute the input of a matrix product before it, not again for each of
-    # its rows; and tune the products of a large model to read weights at the memory's full speed.
-    # For a small one tuning takes longer (7 s) than many replies.
-    weight = max(each.numel() * each.element_size() for each in layers[0].parameters())
-    options: dict[str, Any] = {
-        "coordinate_descent_tuning": weight >= TUNED_BYTES,
-        "realize_opcount_threshold": 4,
-    }
-    call = torch.compile(fresh, fullgraph=True, dynamic=False, options=options)
-    for layer in layers:
-        layer.forward = partial(call, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    return type(layer).forward(layer, *args, **kwargs)

@@ -21,7 +21,7 @@ def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> Basel
     cache = engine.new_cache(
         PositionMode.ORIGINAL,
         collect_scores=plan.scored,
-        query_window=MAX_QUERY_WINDOW if plan.query_window else 0,
+        query_window=MAX_QUERY_WINDOW if _keeps_queries(engine, plan) else 0,
     )
     baseline = BaselineRun(cache)
     evictor = Evictor(
@@ -60,7 +60,13 @@ def compute_baseline(engine: Engine, plan: RunPlan, progress: Progress) -> Basel
     return baseline
 
 
-def baseline_key(plan: RunPlan) -> str:
+def _keeps_queries(engine: Engine, plan: RunPlan) -> bool:
+    """Whether the baseline keeps the latest queries at each checkpoint, for policies that rank by
+    them. On a GPU always: one baseline then serves all policies, and there is memory for it."""
+    return plan.query_window > 0 or engine.device.type == "cuda"
+
+
+def baseline_key(engine: Engine, plan: RunPlan) -> str:
     """A digest of everything in a plan that its baseline depends on; equal for equal baselines."""
     spec = plan.spec
     content = [
@@ -73,7 +79,7 @@ def baseline_key(plan: RunPlan) -> str:
         spec.top_p,
         spec.seed,
         plan.scored,
-        plan.query_window > 0,
+        _keeps_queries(engine, plan),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -61,7 +61,7 @@ def _run_plan(
         return compute_baseline(engine, plan, progress)
 
     baseline = (
-        prefix_cache.get(baseline_key(plan), compute, engine.scheduler)
+        prefix_cache.get(baseline_key(engine, plan), compute, engine.scheduler)
         if prefix_cache is not None
         else compute()
     )

@@ -27,8 +27,6 @@ from torch import Tensor
 from kvfidelity.cache.slots import SlotTable
 
 SINKS = 4
-#: Slots whose earlier slots are compared at once on a GPU.
-PAIRS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -152,14 +150,9 @@ def inversions(rows: Tensor) -> Tensor:
     if not bool((rows.diff(dim=-1) < 0).any()):
         return rows.new_zeros(rows.shape[0])
     if rows.is_cuda:
-        counts = torch.zeros_like(rows[:, 0])
-        for start in range(0, rows.shape[1], PAIRS_AT_ONCE):
-            part = rows[:, start : start + PAIRS_AT_ONCE, None]
-            earlier = rows[:, None, : start + PAIRS_AT_ONCE]
-            before = torch.arange(earlier.shape[2], device=rows.device)
-            own = torch.arange(start, start + part.shape[1], device=rows.device)
-            counts += ((earlier > part) & (before < own[:, None])).sum((1, 2))
-        return counts
+        from kvfidelity.cache.triton.inversions import count_inversions
+
+        return count_inversions(rows)
     return torch.tensor([_row_inversions(row) for row in rows.numpy()])
 
 

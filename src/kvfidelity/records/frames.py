@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction, groups, span_edges
+from kvfidelity.cache.eviction_log import Eviction, group_names, groups, span_edges
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.slots import SlotTable
+from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.metrics.positions import Integrity
 from kvfidelity.records.columns import EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
 
@@ -38,28 +40,21 @@ def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame
     """The eviction log, with the columns of `EVICTIONS`: one row per eviction and keep set."""
     slots = SlotTable(mode)
     rows: list[dict[str, Any]] = []
-    spans: dict[str, list[dict[str, np.ndarray]]] = {
-        "slot_spans": [],
-        "token_spans": [],
-        "position_spans": [],
-    }
+    spans: dict[str, list[Spans]] = {"slot_spans": [], "token_spans": [], "position_spans": []}
     for eviction in log:
         slots.append(eviction.tokens_seen - slots.tokens_seen)
         before = slots.fork()
         slots.keep(eviction.kept)
-        if slots.is_ragged:
+        if slots.is_ragged or isinstance(eviction.kept, RaggedKeepSet):
             _add_heads(rows, spans, eviction, before, slots)
             continue
-        token = dict(groups(slots.token_index))
-        position = dict(groups(slots.position))
-        for name, kept in groups(eviction.kept):
+        kept = as_grid(eviction.kept)
+        for name in group_names(kept):
             sizes = (eviction.slots_before, eviction.slots_after)
             rows.append(_row(eviction, name, *sizes, slots.next_position))
-            spans["slot_spans"].append(_spans(kept))
-            spans["token_spans"].append(_spans(token.get(name, token.get("shared"))))
-            spans["position_spans"].append(
-                _position_spans(position.get(name, position.get("shared")))
-            )
+        spans["slot_spans"].append(Spans.of(kept))
+        spans["token_spans"].append(Spans.of(slots.token_index.expand(kept.shape)))
+        spans["position_spans"].append(Spans.of_positions(slots.position.expand(kept.shape)))
     schema = {name: kind for name, kind in EVICTIONS.items() if name not in spans}
     columns = [_list_column(name, parts) for name, parts in spans.items()]
     return pl.DataFrame(rows, schema).with_columns(columns).select(list(EVICTIONS))
@@ -84,7 +79,7 @@ def _row(
 
 def _add_heads(
     rows: list[dict[str, Any]],
-    spans: dict[str, list[dict[str, np.ndarray]]],
+    spans: dict[str, list[Spans]],
     eviction: Eviction,
     before: SlotTable,
     after: SlotTable,
@@ -95,9 +90,9 @@ def _add_heads(
         own = after.row(layer, head)
         slots_before = len(before.row(layer, head))
         rows.append(_row(eviction, name, slots_before, len(own), own.next_position))
-        spans["slot_spans"].append(_spans(kept))
-        spans["token_spans"].append(_spans(own.token_index[0, 0]))
-        spans["position_spans"].append(_position_spans(own.position[0, 0]))
+        spans["slot_spans"].append(Spans.of(kept))
+        spans["token_spans"].append(Spans.of(own.token_index))
+        spans["position_spans"].append(Spans.of_positions(own.position))
 
 
 def integrity_values(
@@ -121,33 +116,39 @@ def integrity_values(
     )
 
 
-def _spans(numbers: Any) -> dict[str, np.ndarray]:
-    starts, stops = span_edges(numbers)
-    return {"start": starts, "stop": stops}
+@dataclass(frozen=True)
+class Spans:
+    """Spans of several rows of numbers, one row after another.
+
+    lengths: int64 [R], spans of each row. fields: int64 [sum(lengths)] each.
+    """
+
+    lengths: np.ndarray
+    fields: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Spans:
+        """Half-open spans of each sorted row, int64 [..., k] with k > 0."""
+        lengths, starts, stops = span_edges(rows)
+        return cls(lengths, {"start": starts, "stop": stops})
+
+    @classmethod
+    def of_positions(cls, rows: Tensor) -> Spans:
+        """Slots start..stop hold the positions from `position` on."""
+        lengths, first, last = span_edges(rows)
+        slots_of_earlier_rows = np.repeat(np.arange(lengths.size) * rows.shape[-1], lengths)
+        stops = np.cumsum(last - first) - slots_of_earlier_rows
+        return cls(lengths, {"start": stops - (last - first), "stop": stops, "position": first})
 
 
-def _position_spans(position: Any) -> dict[str, np.ndarray]:
-    """Slots start..stop hold the positions from `position` on."""
-    first, last = span_edges(position)
-    stops = np.cumsum(last - first)
-    return {"start": stops - (last - first), "stop": stops, "position": first}
-
-
-def _list_column(name: str, parts: list[dict[str, np.ndarray]]) -> pl.Series:
-    """One list of structs per part, built in one go: keep sets per head have many spans."""
+def _list_column(name: str, parts: list[Spans]) -> pl.Series:
+    """One list of structs per row, built in one go: keep sets per head have many spans."""
     if not parts:
         return pl.Series(name, [], EVICTIONS[name])
-    fields = list(parts[0])
-    lengths = [part[fields[0]].size for part in parts]
-    flat = pl.DataFrame(
-        {field: np.concatenate([part[field] for part in parts]) for field in fields}
-    )
-    rows = flat.select(
-        pl.struct(pl.col(fields).cast(pl.Int32)).alias(name),
-        row=pl.Series(np.repeat(np.arange(len(parts)), lengths)),
-    )
-    lists = rows.group_by("row", maintain_order=True).agg(name)
-    whole = pl.DataFrame({"row": np.arange(len(parts))}).join(
-        lists, "row", "left", maintain_order="left"
-    )
-    return whole[name].fill_null([])
+    lengths = np.concatenate([part.lengths for part in parts])
+    flat = {
+        field: np.concatenate([part.fields[field] for part in parts]) for field in parts[0].fields
+    }
+    structs = pl.DataFrame(flat, schema=dict.fromkeys(flat, pl.Int32)).to_struct(name)
+    rows = pl.DataFrame({"row": np.repeat(np.arange(lengths.size), lengths), name: structs})
+    return rows.group_by("row", maintain_order=True).agg(name)[name]

@@ -63,12 +63,14 @@ class RequestHandler:
         """The generator; its model is loaded at the first call."""
         if self._generator is None:
             send_event({"event": "loading", "model": self._config.model_dir, "pid": os.getpid()})
-            # Imports and weights stay, and looking for garbage takes a tenth of loading them.
+            # Imports and weights stay, and looking for garbage takes a tenth of loading them, and
+            # again a fifteenth of computing afterwards.
             gc.disable()
             try:
                 self._generator = Generator(self._config)
             finally:
                 gc.enable()
+            gc.freeze()
         return self._generator
 
     def run(self, work: Callable[[], Any]) -> tuple[Message, bool]:

@@ -3,6 +3,7 @@
 - `prefill`     rotates, attends and sums scores for many queries of one cache
 - `feed`        the same for several caches in one forward, and appends; `feed_table`, `fed_caches`
 - `decode`      all of it for one query per sequence in a captured step; `step_table`
+- `inversions`  counts slots whose positions are in the wrong order
 - `compact`     moves the survivors of an eviction to the front of every buffer
 - `layout`      names the numbers of both tables; `addresses` finds a cache's buffers
 

@@ -9,13 +9,14 @@ q new queries and n slots, the new ones included. The new queries are the last q
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
-from kvfidelity.cache.triton.feed_table import FeedTable
 from kvfidelity.cache.triton.layout import FeedField, LayerField
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -42,27 +43,19 @@ POSITIONS = tl.constexpr(LayerField.POSITIONS.value)
 BLOCK = 32
 
 
-class Workspace:
-    """Buffers that all layers of a forward share.
-
-    rotated_keys: each cache's rotated keys [G, n, d], one cache after another. rotated_queries:
-    [H, R, d]. lse: fp32 [H, R], natural logarithms of the softmax denominators.
-    """
-
-    def __init__(self, table: FeedTable, query: Tensor, groups: int) -> None:
-        heads, size = query.shape[1], query.shape[3]
-        self.rotated_keys = query.new_empty(table.slots * groups * size)
-        self.rotated_queries = query.new_empty(heads, table.rows, size)
-        self.lse = query.new_empty(heads, table.rows, dtype=torch.float32)
-
-
-def feed_layer(
-    table: FeedTable,
-    layer: int,
-    workspace: Workspace,
+@torch.library.custom_op("kvfidelity::feed", mutates_args=())
+def feed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    sequences: Tensor,
+    layer_rows: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    most_rows: int,
+    most_slots: int,
+    slots: int,
+    scored: bool,
     scaling: float,
 ) -> Tensor:
     """Append one layer's new keys and values to each cache, and attend.
@@ -70,15 +63,21 @@ def feed_layer(
     Args:
         query: [1, H, R, d], key, value: [1, G, R, d], all un-rotated, the last dimension
             contiguous.
+        sequences, cos, sin, most_rows, most_slots, slots, scored: of the `FeedTable`.
+        layer_rows: int64 [B, fields], this layer's row of LayerField for each cache.
         scaling: factor on the dot products.
 
     Returns:
         [1, R, H, d] in the dtype of `query`.
     """
     _, heads, rows, size = query.shape
-    groups, batch, half = key.shape[1], table.sequences.shape[0], table.cos.shape[1]
+    groups, batch, half = key.shape[1], sequences.shape[0], cos.shape[1]
+    # Each cache's rotated keys [G, n, d], one cache after another.
+    rotated_keys = query.new_empty(slots * groups * size)
+    rotated_queries = query.new_empty(heads, rows, size)
+    # Natural logarithms of the softmax denominators.
+    lse = query.new_empty(heads, rows, dtype=torch.float32)
     out = torch.empty(1, rows, heads, size, dtype=query.dtype, device=query.device)
-    layer_rows = table.layers[layer]
     exact = query.dtype is torch.float32
     shape = {
         "HEADS": heads,
@@ -97,15 +96,15 @@ def feed_layer(
         "ROWS": BLOCK,
     }
     precision = product_precision(query.dtype)
-    _append_kernel[(triton.cdiv(table.most_rows, BLOCK), heads, batch)](
+    _append_kernel[(triton.cdiv(most_rows, BLOCK), heads, batch)](
         query,
         key,
         value,
-        workspace.rotated_queries,
-        table.sequences,
+        rotated_queries,
+        sequences,
         layer_rows,
-        table.cos,
-        table.sin,
+        cos,
+        sin,
         query.stride(1),
         query.stride(2),
         key.stride(1),
@@ -116,64 +115,94 @@ def feed_layer(
         **shape,
         **rotation,
     )
-    _rotate_keys_kernel[(triton.cdiv(table.most_slots, BLOCK), groups, batch)](
-        workspace.rotated_keys,
-        table.sequences,
+    _rotate_keys_kernel[(triton.cdiv(most_slots, BLOCK), groups, batch)](
+        rotated_keys,
+        sequences,
         layer_rows,
-        table.cos,
-        table.sin,
+        cos,
+        sin,
         **shape,
         **rotation,
     )
-    tile_rows, tile_keys, warps, stages = _attention_tile(table.most_rows, size, exact)
-    _attention_kernel[(triton.cdiv(table.most_rows, tile_rows), heads, batch)](
-        workspace.rotated_queries,
-        workspace.rotated_keys,
+    tile = _attention_tile(most_rows, size, heads // groups, exact)
+    _attention_kernel[(triton.cdiv(most_rows * tile.heads, tile.rows), heads // tile.heads, batch)](
+        rotated_queries,
+        rotated_keys,
         out,
-        workspace.lse,
-        table.sequences,
+        lse,
+        sequences,
         layer_rows,
         rows,
         scaling,
         **shape,
-        ROWS=tile_rows,
-        KEYS_AT_ONCE=tile_keys,
+        ROWS=tile.rows,
+        HEADS_AT_ONCE=tile.heads,
+        KEYS_AT_ONCE=tile.keys,
         PRECISION=precision,
-        num_warps=warps,
-        num_stages=stages,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
-    if table.scored:
-        tile_keys, tile_rows, warps, stages = _score_tile(exact)
-        _score_kernel[(heads, triton.cdiv(table.most_slots, tile_keys), batch)](
-            workspace.rotated_queries,
-            workspace.rotated_keys,
-            workspace.lse,
-            table.sequences,
+    if scored:
+        tile = _score_tile(exact)
+        _score_kernel[(heads, triton.cdiv(most_slots, tile.keys), batch)](
+            rotated_queries,
+            rotated_keys,
+            lse,
+            sequences,
             layer_rows,
             rows,
             scaling,
             **shape,
-            ROWS=tile_rows,
-            KEYS_AT_ONCE=tile_keys,
+            ROWS=tile.rows,
+            KEYS_AT_ONCE=tile.keys,
             PRECISION=precision,
-            num_warps=warps,
-            num_stages=stages,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
     return out
 
 
-def _attention_tile(most_rows: int, size: int, exact: bool) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps and stages."""
+@feed.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Tensor,
+    layer_rows: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    most_rows: int,
+    most_slots: int,
+    slots: int,
+    scored: bool,
+    scaling: float,
+) -> Tensor:
+    _, heads, rows, size = query.shape
+    return query.new_empty(1, rows, heads, size)
+
+
+class Tile(NamedTuple):
+    """What a program holds at once: rows of queries, of so many query heads, and keys."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    heads: int = 1
+
+
+def _attention_tile(most_rows: int, size: int, ratio: int, exact: bool) -> Tile:
+    """Query heads of one kv head (`ratio` of them) share the keys that a program loads."""
     if exact:
-        return 32, 32, 4, 2
-    if most_rows <= 32:
-        return 32, 64, 4, 3
-    return 64, 64, 4, 3
+        return Tile(32, 64 if size <= 64 else 32, 4, 2)
+    shared = ratio if ratio in (2, 4, 8) else 1
+    if most_rows * shared <= 32:
+        return Tile(32, 64, 4, 3, shared)
+    return Tile(64, 64, 4, 3, shared)
 
 
-def _score_tile(exact: bool) -> tuple[int, int, int, int]:
-    """Keys and queries of a block, warps and stages."""
-    return (64, 32, 4, 2) if exact else (128, 64, 4, 3)
+def _score_tile(exact: bool) -> Tile:
+    return Tile(32, 128, 4, 2) if exact else Tile(64, 128, 4, 3)
 
 
 @triton.jit
@@ -340,26 +369,30 @@ def _attention_kernel(
     SEQUENCE_WIDTH: tl.constexpr,
     LAYER_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr,
     KEYS_AT_ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    head, sequence = tl.program_id(1), tl.program_id(2)
+    sequence = tl.program_id(2)
     sequences += sequence * SEQUENCE_WIDTH
     layer_rows += sequence * LAYER_WIDTH
     count = tl.load(sequences + COUNT).to(tl.int32)
     # The last queries see the most keys: they go first.
-    first = (tl.cdiv(count, ROWS) - 1 - tl.program_id(0)) * ROWS
+    tokens: tl.constexpr = ROWS // HEADS_AT_ONCE
+    first = (tl.cdiv(count, tokens) - 1 - tl.program_id(0)) * tokens
     if first < 0:
         return
     cached = tl.load(sequences + SLOTS).to(tl.int32)
     slots = cached + count
-    group = (head // RATIO).to(tl.int64)
-    row = first + tl.arange(0, ROWS)
+    first_head = tl.program_id(1) * HEADS_AT_ONCE
+    group = (first_head // RATIO).to(tl.int64)
+    head = (first_head + tl.arange(0, ROWS) % HEADS_AT_ONCE).to(tl.int64)
+    row = first + tl.arange(0, ROWS) // HEADS_AT_ONCE
     feature = tl.arange(0, DP)
     inside = feature[None, :] < D
     packed_row = tl.load(sequences + FIRST_ROW) + row
     q = tl.load(
-        rotated_queries + (head.to(tl.int64) * rows + packed_row[:, None]) * D + feature[None, :],
+        rotated_queries + (head * rows + packed_row)[:, None] * D + feature[None, :],
         mask=(row[:, None] < count) & inside,
         other=0.0,
     )
@@ -369,28 +402,70 @@ def _attention_kernel(
     top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     norm = tl.zeros((ROWS,), dtype=tl.float32)
     mixed = tl.zeros((ROWS, DP), dtype=tl.float32)
-    for begin in range(0, tl.minimum(cached + first + ROWS, slots), KEYS_AT_ONCE):
-        slot = begin + tl.arange(0, KEYS_AT_ONCE)
-        mask = (slot[:, None] < slots) & inside
-        offset = slot[:, None].to(tl.int64) * D + feature[None, :]
-        k = tl.load(keys + offset, mask, 0.0)
-        v = tl.load(values + offset, mask, 0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * factor
-        logits = tl.where(slot[None, :] <= cached + row[:, None], logits, float("-inf"))
-        higher = tl.maximum(top, tl.max(logits, 1))
-        weight = tl.exp2(logits - higher[:, None])
-        fade = tl.exp2(top - higher)
-        norm = norm * fade + tl.sum(weight, 1)
-        mixed = mixed * fade[:, None]
-        mixed += tl.dot(weight.to(DTYPE), v, input_precision=PRECISION)
-        top = higher
+    limit = cached + row
+    clear = (cached + first + 1) // KEYS_AT_ONCE * KEYS_AT_ONCE  # keys that all rows see
+    for begin in range(0, clear, KEYS_AT_ONCE):
+        top, norm, mixed = _attend_to_keys(
+            q, keys, values, begin, limit, slots, factor, top, norm, mixed,
+            D, DP, DTYPE, KEYS_AT_ONCE, PRECISION, False,
+        )  # fmt: skip
+    for begin in range(clear, tl.minimum(cached + first + tokens, slots), KEYS_AT_ONCE):
+        top, norm, mixed = _attend_to_keys(
+            q, keys, values, begin, limit, slots, factor, top, norm, mixed,
+            D, DP, DTYPE, KEYS_AT_ONCE, PRECISION, True,
+        )  # fmt: skip
     tl.store(
-        out + (packed_row[:, None] * HEADS + head) * D + feature[None, :],
+        out + (packed_row * HEADS + head)[:, None] * D + feature[None, :],
         (mixed / norm[:, None]).to(DTYPE),
         mask=(row[:, None] < count) & inside,
     )
     logarithm = (top + tl.log2(norm)) / LOG2E
-    tl.store(lse + head.to(tl.int64) * rows + packed_row, logarithm, mask=row < count)
+    tl.store(lse + head * rows + packed_row, logarithm, mask=row < count)
+
+
+@triton.jit
+def _attend_to_keys(
+    q,
+    keys,
+    values,
+    begin,
+    limit,
+    slots,
+    factor,
+    top,
+    norm,
+    mixed,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DTYPE: tl.constexpr,
+    KEYS_AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The running softmax (`top`, `norm`, `mixed`) of a block of queries after one more block of
+    keys; `limit` is the last slot that each query sees."""
+    slot = begin + tl.arange(0, KEYS_AT_ONCE)
+    feature = tl.arange(0, DP)[None, :]
+    offset = slot[:, None].to(tl.int64) * D + feature
+    mask = feature < D
+    if MASKED:
+        mask = mask & (slot[:, None] < slots)
+    if MASKED or D != DP:
+        k = tl.load(keys + offset, mask, 0.0)
+        v = tl.load(values + offset, mask, 0.0)
+    else:
+        k = tl.load(keys + offset)
+        v = tl.load(values + offset)
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * factor
+    if MASKED:
+        logits = tl.where(slot[None, :] <= limit[:, None], logits, float("-inf"))
+    higher = tl.maximum(top, tl.max(logits, 1))
+    weight = tl.exp2(logits - higher[:, None])
+    fade = tl.exp2(top - higher)
+    norm = norm * fade + tl.sum(weight, 1)
+    mixed = mixed * fade[:, None]
+    mixed += tl.dot(weight.to(DTYPE), v, input_precision=PRECISION)
+    return higher, norm, mixed
 
 
 @triton.jit(do_not_specialize=["rows"])
