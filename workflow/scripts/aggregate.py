@@ -16,12 +16,12 @@ def main() -> None:
     from kvfidelity.analysis.table_files import write_table
     from kvfidelity.analysis.tables import build_tables
     from kvfidelity.pipeline.staleness import Expectations, notes_of, refuse_stale
-    from kvfidelity.records.notes import note_of_all
 
     expected = Expectations(options.settings, options.results)
     refuse_stale(expected)
-    notes = notes_of("aggregate", options.settings) | note_of_all(expected.inputs_of_tables())
-    for name, table in build_tables(options.settings, options.results).items():
+    notes = notes_of("aggregate", options.settings) | expected.note_of_inputs()
+    tables = build_tables(options.settings, options.results, expected.notes)
+    for name, table in tables.items():
         write_table(options.out, name, table, notes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,16 @@ from kvfidelity.analysis.statistics import (
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, run_keys
 
 
-def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
+def build_tables(
+    settings: Mapping[str, Any],
+    results: Path,
+    notes_of: Callable[[Path], Mapping[str, str]] = read_metadata,
+) -> dict[str, pl.DataFrame]:
     """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
     turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
@@ -64,6 +69,11 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
         prefill_overshoot: see their functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
+
+    Args:
+        settings: what `rule_params.table_settings` chooses of the configuration.
+        results: the folder with the artifacts.
+        notes_of: reads an artifact's notes; a caller that has read them already gives its own.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -144,6 +154,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "environments": environments(
             [results / "generate" / key / "turns.parquet" for key in keys],
             [RunKey.from_path(key).model for key in keys],
+            notes_of,
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),

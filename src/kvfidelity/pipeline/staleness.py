@@ -84,6 +84,7 @@ class Expectations:
         # Merged runs may be older than this code; they agree with each other.
         self._any_code = bool(settings["merge"])
         self._digests: dict[Path, str | None] = {}
+        self._notes: dict[Path, dict[str, str]] = {}
 
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
@@ -93,19 +94,38 @@ class Expectations:
         runs = sorted(self._runs)
         return [self._results / f"{s.format(run)}.parquet" for s in stages for run in runs]
 
+    def notes(self, path: Path) -> dict[str, str]:
+        """The notes of an artifact. They are kept: tables are made of thousands of files, and each
+        is asked for its notes three times.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        from kvfidelity.records.artifacts import read_metadata
+
+        if path not in self._notes:
+            self._notes[path] = read_metadata(path)
+        return self._notes[path]
+
+    def note_of_inputs(self) -> dict[str, str]:
+        """What tables note of the artifacts that they are made from.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        return note_of_all(self._content(path) for path in self.inputs_of_tables())
+
     def stale(self, path: Path) -> str | None:
         """Why an artifact is not what would be made today; None if it is, or if it has no notes.
 
         Raises:
             UserError: it is damaged.
         """
-        from kvfidelity.records.artifacts import read_metadata
-
         stage, *parts = path.relative_to(self._results).with_suffix("").parts
         expected = self._expected(stage, parts)
         if expected is None:
             return None
-        notes = read_metadata(path)
+        notes = self.notes(path)
         if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
         if stage == "generate":
@@ -206,14 +226,18 @@ class Expectations:
         """None for a file that is damaged or not here, such as weights: it cannot be compared."""
         if file not in self._digests:
             try:
-                self._digests[file] = input_digest(file)
+                parquet = file.suffix == ".parquet"
+                self._digests[file] = self._content(file) if parquet else input_digest(file)
             except (UserError, OSError):
                 self._digests[file] = None
         return self._digests[file]
 
+    def _content(self, artifact: Path) -> str:
+        return self.notes(artifact).get("digest", "")
+
     def _digest_of_all(self) -> str | None:
         try:
-            note: dict[str, str] = json.loads(note_of_all(self.inputs_of_tables())["inputs"])
+            note: dict[str, str] = json.loads(self.note_of_inputs()["inputs"])
         except UserError:
             return None
         return note[ALL]
