@@ -128,8 +128,7 @@ def latency(turns: pl.DataFrame) -> alt.TopLevelMixin:
     single = turns.filter(~pl.col("shared_prefix") & (pl.col("concurrency") == 1))
     if single.is_empty():
         return nothing(
-            "all runs were computed together with others; the lines under the ranking say how to "
-            "time each alone"
+            "all runs were computed together with others; session.batch_size: 1 times each alone"
         )
     # The baseline has no threshold to be named by.
     named = single.with_columns(threshold=pl.when(pl.col("kind") != "baseline").then("threshold"))
