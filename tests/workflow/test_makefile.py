@@ -37,7 +37,8 @@ def typed(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]
         # It is installed already: `-o` keeps make from looking into that.
         ["make", "-o", ".venv/installed", *arguments],
         cwd=project.folder,
-        env=environment(),
+        # Its own library, not one that is being edited.
+        env=environment() | {"PYTHONPATH": str(project.folder / "src")},
         capture_output=True,
         text=True,
         check=False,
