@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
@@ -132,6 +133,10 @@ def test_a_reader_who_asks_for_another_budget_is_told_the_nearest(page: Path, te
     assert f"Budgets that were run: {budget:,} slots. No run holds 512 slots; nearest: " in answer
     assert f"nearest: {budget:,}." in answer
     assert 'make run CONFIG="config/config.yaml slots.yaml"' in answer
+    [entry] = re.findall(r"Write (thresholds: .*) to a file such as slots", answer)
+    chosen = yaml.safe_load(entry)["thresholds"]
+    assert chosen["slots512"]["target"] == "512tok"
+    assert "slots512" in settings(20, thresholds=chosen)["thresholds"], "it is accepted"
 
 
 def test_slots_and_speed_of_the_ranking_are_the_tables(page: Path, text: str) -> None:
