@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def clustered_ratio(
     # A dialogue has one number for its turns, so that they are not sorted for every share.
     _, places = np.unique(dialogues, return_inverse=True)
 
+    @cache  # both ends are looked for at two levels, from the same shares on
     def beyond(share: float) -> Estimate:
         return clustered_mean(parts - share * wholes, weights, places, **options)
 
