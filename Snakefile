@@ -5,6 +5,9 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
+report: "workflow/report/workflow.rst"
+
+
 # Both are counted within a scheduler's job, not over all jobs: a machine's GPUs, and `serial`. On a
 # scheduler each rule of a group takes one `serial`, and there is one. So a group's jobs run one
 # after another, and the group asks for the resources of its largest member, not for the sum.
@@ -62,11 +65,11 @@ rule all:
         artifacts("generate", "turns.parquet"),
         artifacts("generate", "evictions.parquet"),
         artifacts("generate", "recall.parquet"),
-        artifacts("metrics", "metrics.parquet"),
+        of_dialogues("metrics", "metrics.parquet"),
         verdicts,
         judge_tests(False, "judge_test.parquet"),
         judge_tests(True, "pairs.parquet"),
-        comparisons(),
+        comparisons,
         rules.aggregate.output,
         rules.judge_reliability.output,
         rules.claims.output,
@@ -87,8 +90,9 @@ onstart:
     announce_sigterm(lambda: len(workflow.scheduler.running))
     if SETTINGS["session"]["batch_size"] > 1:
         write_planned_runs(SETTINGS, planned_runs())
-    write_invocation(RESULTS, SETTINGS, sys.argv, Path(workflow.basedir))
-    if moved := redate_future_files([RESULTS, Path("resources")]):
+    write_run_time(RESULTS, SETTINGS, gpus())
+    write_invocation(RESULTS, SETTINGS, sys.argv, ROOT)
+    if moved := redate_future_files([RESULTS, PREFIX / "resources"]):
         print(
             f"{moved} files were dated in the future (was the clock set back?): they are dated now, "
             "in their order",

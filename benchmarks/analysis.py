@@ -1,6 +1,6 @@
 """A million synthetic turn rows from artifacts to page: seconds and peak memory.
 
-python benchmarks/analysis.py [--rows 1000000] [--folder FOLDER]
+python benchmarks/analysis.py [--rows 1000000] [--turns 200] [--folder FOLDER]
 
 Artifacts are written first (untimed) in the schema of real runs; no model is run. A folder that
 holds them already is used as it is.
@@ -33,10 +33,9 @@ from kvfidelity.pipeline.rule_params import (  # noqa: E402
 from kvfidelity.pipeline.staleness import notes_of  # noqa: E402
 from kvfidelity.records.artifacts import PREFIX  # noqa: E402
 from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
-from kvfidelity.records.grid import RunKey, run_keys  # noqa: E402
+from kvfidelity.records.grid import RunKey, dialogue_of, run_keys  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
-TURNS_PER_RUN = 200
 PROBES = 4  # questions at each of three depths
 CELLS = 10  # three policies under three position modes, and the baseline
 
@@ -44,14 +43,16 @@ CELLS = 10  # three policies under three position modes, and the baseline
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--turns", type=int, default=200, help="turns of a run")
+    parser.add_argument("--only", choices=["aggregate"], help="the one script to measure")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
-    dialogues = max(1, options.rows // (CELLS * TURNS_PER_RUN))
+    dialogues = max(1, options.rows // (CELLS * options.turns))
     chosen = synthetic.settings(dialogues, report={"resamples": 2000})
     results = folder / "results"
     if not results.is_dir():
-        write(results, chosen)
+        write(results, chosen, options.turns)
     tables = results / "tables"
     page, report = json.dumps(report_settings(chosen)), json.dumps(chosen["report"])
     claims = ROOT / "config/claims.yaml"
@@ -68,14 +69,16 @@ def main() -> None:
     }
     total, total_cpu, most = 0.0, 0.0, 0.0
     for name, arguments in steps.items():
+        if options.only not in (None, name):
+            continue
         start = time.perf_counter()
         peak, cpu_seconds = run_script(name, list(map(str, arguments)))
         seconds = time.perf_counter() - start
         total, total_cpu, most = total + seconds, total_cpu + cpu_seconds, max(most, peak)
         measured = f"{seconds:6.1f} s, {cpu_seconds:6.1f} s of CPU time, {peak / 2**30:5.2f} GiB"
         print(f"{name:17} {measured}", flush=True)
-    size = out.stat().st_size
-    rows = dialogues * CELLS * TURNS_PER_RUN
+    size = out.stat().st_size if out.exists() else 0
+    rows = dialogues * CELLS * options.turns
     times = f"{total:.1f} s, {total_cpu:.1f} s of CPU time"
     print(f"{rows} rows: {times}, {most / 2**30:.2f} GiB at most, page {size / 1e6:.1f} MB")
 
@@ -91,7 +94,7 @@ def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
     return usage.ru_maxrss * bytes_each, usage.ru_utime + usage.ru_stime
 
 
-def write(results: Path, chosen: dict) -> None:
+def write(results: Path, chosen: dict, length: int) -> None:
     """One run of each cell is drawn, then written once per dialogue with its loss shifted."""
     drawn = {}
     judged = notes_of("judge", judge_params(chosen, "formula"))
@@ -101,6 +104,7 @@ def write(results: Path, chosen: dict) -> None:
         stage: {PREFIX + name: text for name, text in found.items()}
         for stage, found in written.items()
     }
+    together: dict[tuple[str, str, str], list[pl.DataFrame]] = {}
     for number, path in enumerate(run_keys(chosen)):
         run = RunKey.from_path(path)
         cell = (run.policy, run.positions)
@@ -108,9 +112,7 @@ def write(results: Path, chosen: dict) -> None:
         if cell not in drawn:
             rng = np.random.default_rng(len(drawn))
             cost = 2.0 * (run.positions == "stale")
-            rows = synthetic.turn_rows(
-                kind, cost, TURNS_PER_RUN, 0.0, 0.2, rng, np.random.default_rng(0)
-            )
+            rows = synthetic.turn_rows(kind, cost, length, 0.0, 0.2, rng, np.random.default_rng(0))
             rows = rows.with_columns(trained_window=100_000)
             identity = {"model_revision": "synthetic", "dialogue_id": "", "kind": kind}
             identity |= run._asdict() | {"dialogue": "", "seed": int(run.seed)}
@@ -136,12 +138,20 @@ def write(results: Path, chosen: dict) -> None:
             ("generate", "turns", turns),
             ("generate", "evictions", log),
             ("generate", "recall", synthetic.recall_rows(turns, PROBES)),
-            ("metrics", "metrics", metrics),
-            ("judge/formula", "verdicts", verdicts),
         ):
             file = results / stage / path / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(file, metadata=notes[stage] | {PREFIX + "kind": name})
+        for stage, name, frame in (
+            ("metrics", "metrics", metrics),
+            ("judge/formula", "verdicts", verdicts),
+        ):
+            rows = frame.select(pl.lit(path).alias("run"), pl.all())
+            together.setdefault((stage, name, dialogue_of(path)), []).append(rows)
+    for (stage, name, dialogue), frames in together.items():
+        file = results / stage / dialogue / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pl.concat(frames).write_parquet(file, metadata=notes[stage] | {PREFIX + "kind": name})
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
             synthetic.write_pool(results / "dialogues" / model / dataset, entry["count"], 1)

@@ -4,9 +4,9 @@
 
 First every kernel is checked against plain attention in fp64. Then, with Llama-3-8B's shapes and
 random bf16 weights (speed only), side by side: prefill, decoding one sequence and a batch,
-eviction, a grid of runs, all cells of one dialogue. Times are medians by device events after a
-warm-up. With --smollm2 real weights in fp32 are compared with the CPU: tokens, and excess nats of
-reference replies.
+eviction, ragged and uniform keep sets, a grid of runs, all cells of one dialogue. Times are medians
+by device events after a warm-up. With --smollm2 real weights in fp32 are compared with the CPU:
+tokens, and excess nats of reference replies.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,9 @@ from gpu_batches import compare_batch_with_one
 from gpu_cells import cell_rows
 from gpu_checks import check_kernels
 from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
+from gpu_ragged import ragged_rows
 from gpu_real import compare_with_cpu
+from gpu_timing import bandwidth, median_ms, weight_bytes
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
@@ -69,6 +72,7 @@ def main() -> None:
         "checks": lambda: [("kernels against fp64", check_kernels())],
         "llama": llama,
         "evictions": evictions,
+        "ragged": lambda: list(ragged_rows(attached(random_llama()))),
         "grid": grid,
         "cells": lambda: cell_rows(attached(random_llama())),
         "static": static,
@@ -296,40 +300,6 @@ def prefill(run: Callable[[], Any]) -> tuple[float, int]:
     run()
     held = torch.cuda.max_memory_allocated() - before
     return median_ms(run, 5), held
-
-
-def weight_bytes(engine: Engine) -> int:
-    """Bytes of the weights that a step reads: all but the embedding table."""
-    return sum(
-        weight.numel() * weight.element_size()
-        for name, weight in engine.model.named_parameters()
-        if "embed_tokens" not in name
-    )
-
-
-def bandwidth() -> float:
-    """Bytes per second, read and written, of a large copy."""
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * source.numel() / median_ms(lambda: target.copy_(source), 9) * 1e3
-
-
-def median_ms(run: Callable[[], Any], times: int) -> float:
-    found = []
-    for _ in range(times):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        run()
-        stop.record()
-        torch.cuda.synchronize()
-        found.append(start.elapsed_time(stop))
-    return median(found)
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What Snakemake itself costs on a grid of 3,000 generate jobs, with the workflow's own rules.
 
-    python benchmarks/scheduling.py [--dialogues 97]
+    python benchmarks/scheduling.py [--dialogues 97] [--plan-only]
 
-The dry run is of the whole workflow. The jobs that are then run do nothing but make their files, so
-that the time is that of planning, starting and recording them: no model, no data.
+323 dialogues are 10,013 runs. The dry run is of the whole workflow. The jobs that are then run do
+nothing but make their files, so that the time is that of planning, starting and recording them: no
+model, no data.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import yaml
 from kvfidelity.pipeline.sources import Fetched
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "workflow", "profiles/default", "envs", "resources/rubrics")
+PARTS = ("Snakefile", "src", "workflow", "profiles/default", "envs", "resources/rubrics")
 #: 30 cells and the baseline for each dialogue.
 POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n in range(10)}
 #: Replaces `python`: makes the files that a generate job must write.
@@ -46,7 +48,13 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     config = {
         "models": {"tiny": {"source": "path", "path": "tiny"}},
         "datasets": {
-            "one": {"source": "path", "path": "one.jsonl", "format": "plain", "count": dialogues}
+            "one": {
+                "source": "path",
+                "path": "one.jsonl",
+                "format": "plain",
+                "count": dialogues,
+                "select": {"pool": max(64, dialogues)},
+            }
         },
         "policies": {"baseline": {"kind": "baseline"}} | POLICIES,
         "thresholds": {"small": {"at": "600tok", "trigger": "turn", "target": "200tok"}},
@@ -68,20 +76,24 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
-def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
-    """Wall seconds, and seconds of processor time including child processes."""
+def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float, float]:
+    """Wall seconds, seconds of processor time including child processes, largest process in GB."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--quiet", "all"]
     began, before = time.perf_counter(), os.times()
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     after = os.times()
     used = after.children_user + after.children_system
-    return time.perf_counter() - began, used - before.children_user - before.children_system
+    used -= before.children_user + before.children_system
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - began, used, largest
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dialogues", type=int, default=97)
-    dialogues = parser.parse_args().dialogues
+    parser.add_argument("--plan-only", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    dialogues = options.dialogues
     jobs = dialogues * (3 * len(POLICIES) + 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "project"
@@ -90,14 +102,17 @@ def main() -> None:
             f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {jobs} generate jobs"
         )
         timed(folder, environment, "--touch", "results/dialogues/tiny/one/pool.parquet")
-        for what, options in (
+        for what, arguments in (
             ("dry run of the generate jobs", ("only_generate", "-n")),
-            (f"dry run of all {3 * jobs} jobs", ("-n",)),
+            (f"dry run of all {jobs + 2 * dialogues} jobs", ("-n",)),
             ("running the generate jobs", ("only_generate",)),
-        ):
-            wall, used = timed(folder, environment, *options)
-            print(f"{what}: {wall:.1f} s, processor {used:.1f} s", flush=True)
-        print(f"{wall / jobs:.4f} s a job that is run, processor {used / jobs:.4f} s")
+        )[: 2 if options.plan_only else 3]:
+            wall, used, largest = timed(folder, environment, *arguments)
+            print(f"{what}: {wall:.1f} s, processor {used:.1f} s, {largest:.2f} GB", flush=True)
+        if not options.plan_only:
+            print(f"{wall / jobs:.4f} s a job that is run, processor {used / jobs:.4f} s")
+            files = sum(path.is_file() for path in (folder / "results").rglob("*"))
+            print(f"{files / jobs:.2f} files below results for each run")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,14 @@ def test_an_environments_versions_are_the_locks(environment: str) -> None:
     assert pins(environment).items() <= lock().items()
 
 
+@pytest.mark.parametrize("environment", sorted(environments()))
+def test_an_environment_names_each_package_once(environment: str) -> None:
+    content = yaml.safe_load((ROOT / "envs" / environment).read_text())
+    [listed] = [part["pip"] for part in content["dependencies"] if isinstance(part, dict)]
+    names = [canonicalize_name(Requirement(line).name) for line in listed]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_the_workflows_packages_are_not_the_bases() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = {Requirement(line).name for line in project["dependencies"]}

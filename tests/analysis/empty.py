@@ -12,8 +12,8 @@ from kvfidelity.analysis.claims import evaluate_claims
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.records.artifacts import write_parquet
-from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
-from kvfidelity.records.grid import run_keys
+from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, RUN_VERDICTS, TURNS
+from kvfidelity.records.grid import dialogue_of, run_keys
 
 SETTINGS: dict[str, Any] = {
     "models": {"none": {}},
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 ARTIFACTS = {
     "generate": {"turns": TURNS, "evictions": EVICTIONS, "recall": RECALL},
     "metrics": {"metrics": METRICS},
-    "judge/none": {"verdicts": VERDICTS},
+    "judge/none": {"verdicts": RUN_VERDICTS},
 }
 
 
@@ -39,7 +39,8 @@ def empty_tables() -> dict[str, pl.DataFrame]:
         for key in run_keys(SETTINGS):
             for stage, schemas in ARTIFACTS.items():
                 for kind, columns in schemas.items():
-                    file = results / stage / key / f"{kind}.parquet"
+                    made_for = key if stage == "generate" else dialogue_of(key)
+                    file = results / stage / made_for / f"{kind}.parquet"
                     write_parquet(pl.DataFrame(schema=columns), file, kind=kind)
         tables = build_tables(SETTINGS, results)
     claims = evaluate_claims([], tables, SETTINGS["report"])

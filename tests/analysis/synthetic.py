@@ -5,6 +5,7 @@ every number is drawn from a random generator and every text says so.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
-from kvfidelity.records.grid import RunKey, run_keys
+from kvfidelity.records.grid import RunKey, dialogue_of, run_keys
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
@@ -83,6 +84,8 @@ def write(
         probes: questions at each depth, asked after the last turn; see `recall_rows`.
         memory_for: turns of a run without an eviction before memory runs out; None for all.
     """
+    measured: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    judged: dict[tuple[str, str], list[pl.DataFrame]] = defaultdict(list)
     for index in run_keys(chosen):
         run = RunKey.from_path(index)
         model, dataset, policy, positions, threshold, number, dialogue = run
@@ -123,16 +126,23 @@ def write(
         for name, rows in made.items():
             file = results / "generate" / index / f"{name}.parquet"
             write_parquet(rows, file, kind=name, metadata=notes)
-        file = results / "metrics" / index / "metrics.parquet"
-        measured = metric_rows(frame, cost, rng)
-        write_parquet(measured, file, kind="metrics", metadata=notes_of("measure"))
+        measured[dialogue_of(index)].append(_of_run(index, metric_rows(frame, cost, rng)))
         for judge in chosen["judging"]:
-            file = results / "judge" / judge / index / "verdicts.parquet"
-            scored = verdict_rows(frame, judge, cost, edge)
-            write_parquet(scored, file, kind="verdicts")
+            rows = _of_run(index, verdict_rows(frame, judge, cost, edge))
+            judged[judge, dialogue_of(index)].append(rows)
+    for dialogue, tables in measured.items():
+        file = results / "metrics" / dialogue / "metrics.parquet"
+        write_parquet(pl.concat(tables), file, kind="metrics", metadata=notes_of("measure"))
+    for (judge, dialogue), tables in judged.items():
+        file = results / "judge" / judge / dialogue / "verdicts.parquet"
+        write_parquet(pl.concat(tables), file, kind="verdicts")
     for model in chosen["models"]:
         for dataset, entry in chosen["datasets"].items():
             write_pool(results / "dialogues" / model / dataset, entry["count"], turns)
+
+
+def _of_run(run: str, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(pl.lit(run).alias("run"), pl.all())
 
 
 def turn_rows(
@@ -357,7 +367,9 @@ def recall_rows(turns: pl.DataFrame, probes: int) -> pl.DataFrame:
 def metric_rows(turns: pl.DataFrame, cost: float, rng: np.random.Generator) -> pl.DataFrame:
     """Text metrics at random; repetition and echo grow by a quarter with each nat after an
     eviction."""
-    drawn = {name: rng.uniform(0, 1, turns.height) for name in METRICS if name != "turn"}
+    drawn = {
+        name: rng.uniform(0, 1, turns.height) for name in METRICS if name not in ("run", "turn")
+    }
     evicted = turns["evictions"].cum_sum().to_numpy() > 0
     for name in ("rep_3", "echo_share"):
         drawn[name] = np.clip(drawn[name] / 4 + cost / 4 * evicted, 0, 1)

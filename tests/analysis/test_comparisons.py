@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,24 @@ from kvfidelity.analysis.comparisons import (
 )
 from kvfidelity.analysis.reliability import costs
 from kvfidelity.analysis.verdicts import missing_by_cell
-from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, SCHEMA
+from kvfidelity.judges.comparison import CORRUPTION_COMPARISONS, RUN_COMPARISONS, SCHEMA
 from kvfidelity.pipeline.rule_params import grid_settings
 from kvfidelity.records.artifacts import write_parquet
-from kvfidelity.records.grid import RunKey, compared_run_keys
+from kvfidelity.records.grid import RunKey, compared_run_keys, dialogue_of
 from tests.analysis.synthetic import settings
 
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
 JUDGE = {"kind": "openai", "rubric": "pairwise", "model": "m"}
+
+
+def write(results: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """The comparisons of runs, one file for each dialogue."""
+    of_dialogue: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run, found in rows.items():
+        of_dialogue[dialogue_of(run)] += [{"run": run} | row for row in found]
+    for dialogue, together in of_dialogue.items():
+        file = results / "comparisons/pairs" / dialogue / "comparisons.parquet"
+        write_parquet(pl.DataFrame(together, RUN_COMPARISONS), file, kind="comparisons")
 
 
 def comparison(turn: int, outcome: str | None, *choices: str) -> dict[str, Any]:
@@ -67,9 +78,7 @@ def test_a_cells_balance_ties_and_what_the_place_decided(tmp_path: Path) -> None
     assert reliability_rows["judging"] == [] and reliability_rows["comparing"] == ["pairs"]
     runs = compared_run_keys(chosen)
     assert runs and not any("/baseline/" in run for run in runs)
-    for run in runs:
-        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
-        write_parquet(pl.DataFrame(ROWS, SCHEMA), file, kind="comparisons")
+    write(tmp_path, dict.fromkeys(runs, ROWS))
     gathered = gather_comparisons(reliability_rows, tmp_path)
     assert gathered.height == 6 * len(runs)
     table = comparison_table(gathered, turns_of(runs), OPTIONS)
@@ -98,9 +107,7 @@ def test_turns_before_an_eviction_are_no_ties_and_what_has_no_pair_is_counted(
     runs = compared_run_keys(chosen)
     same = [comparison(turn, "tie") | {"status": "same"} for turn in range(3)]
     rows = same + [comparison(turn, "worse", "second", "first") for turn in range(3, 6)]
-    for run in runs:
-        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
-        write_parquet(pl.DataFrame(rows, SCHEMA), file, kind="comparisons")
+    write(tmp_path, dict.fromkeys(runs, rows))
     gathered = gather_comparisons(grid_settings(chosen), tmp_path)
     turns = turns_of(runs, evicted=3)
     table = comparison_table(gathered, turns, OPTIONS)
@@ -133,10 +140,10 @@ def test_whether_missing_comparisons_depend_on_the_cell_is_told(
     same = comparison(0, "tie") | {"status": "same"}
     given = [same, *(comparison(turn, "worse", "second", "first") for turn in range(1, 6))]
     lacking = [*given[:4], comparison(4, None), comparison(5, None)]
-    for run in runs:
-        rows = lacking if all_miss or run.startswith(f"{cell}/") else given
-        file = tmp_path / "comparisons/pairs" / run / "comparisons.parquet"
-        write_parquet(pl.DataFrame(rows, SCHEMA), file, kind="comparisons")
+    write(
+        tmp_path,
+        {run: lacking if all_miss or run.startswith(f"{cell}/") else given for run in runs},
+    )
     gathered = gather_comparisons(grid_settings(chosen), tmp_path)
     [row] = missing_by_cell(gathered, OPTIONS, "missing_comparisons").to_dicts()
     assert row["judge"] == "pairs" and row["turns"] == 12 * 6

@@ -9,8 +9,9 @@ import pytest
 from snakemake.benchmark import BenchmarkRecord, print_benchmark_tsv
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.jobs import DEPTHS, jobs_table
+from kvfidelity.analysis.jobs import NAMED_BY, jobs_table
 from kvfidelity.records.artifacts import digest, read_metadata, write_parquet
+from kvfidelity.records.grid import dialogue_of
 from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 from kvfidelity.report.formatting import rounded
 
@@ -57,9 +58,10 @@ def test_no_measurement_is_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
-    for run, wall in zip(RUNS, (1.0, 2.0, 6.0), strict=True):
-        benchmark(tmp_path, f"measure/{run}", wall=wall, cpu=wall / 2, mib=100 * wall)
-    [row] = jobs_table(tmp_path, RUNS).to_dicts()
+    runs = [run.replace("/000", f"/{number:03d}") for number, run in enumerate(RUNS)]
+    for run, wall in zip(runs, (1.0, 2.0, 6.0), strict=True):
+        benchmark(tmp_path, f"measure/{dialogue_of(run)}", wall=wall, cpu=wall / 2, mib=100 * wall)
+    [row] = jobs_table(tmp_path, runs).to_dicts()
     assert row == {
         "rule": "measure",
         "measured": "job",
@@ -74,7 +76,7 @@ def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
 
 
 def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
-    names = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{RUNS[0]}"]
+    names = ["fetch_model/tiny", "extract_dialogues/tiny/own", f"measure/{dialogue_of(RUNS[0])}"]
     for name in (
         *names,
         "aggregate",
@@ -88,13 +90,13 @@ def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
     noted(tmp_path, f"generate/{RUNS[0]}/turns", 1)
     noted(tmp_path, "corruptions/tiny/own/likelihood", 1)
     table = jobs_table(tmp_path, RUNS)
-    assert table["rule"].to_list() == list(DEPTHS)
-    assert table["jobs"].to_list() == [1] * len(DEPTHS)
+    assert table["rule"].to_list() == list(NAMED_BY)
+    assert table["jobs"].to_list() == [1] * len(NAMED_BY)
 
 
 @pytest.mark.parametrize("mib", [None, 10.0])
 def test_a_job_that_ended_at_once_has_a_duration_only(tmp_path: Path, mib: float | None) -> None:
-    benchmark(tmp_path, f"measure/{RUNS[0]}", wall=0.25, cpu=0, mib=mib)
+    benchmark(tmp_path, f"measure/{dialogue_of(RUNS[0])}", wall=0.25, cpu=0, mib=mib)
     [row] = jobs_table(tmp_path, RUNS).to_dicts()
     assert (row["jobs"], row["wall_s"], row["cpu_s"], row["peak_rss_mb"]) == (1, 0.25, None, None)
 

@@ -28,14 +28,45 @@ from kvfidelity.errors import UserError
 from kvfidelity.metrics.positions import integrity, mean_integrity
 from kvfidelity.metrics.reply_positions import integrity_over_reply
 from kvfidelity.records.frames import evictions_frame
+from tests.cache import test_laws
 from tests.cache.conftest import tiny
 from tests.cache.ragged_sets import ends, random_ragged
-from tests.cache.test_laws import feed, grown, tokens
+from tests.cache.test_laws import tokens
 from tests.cache.views import random_view
 
 MODES = list(PositionMode)
 OLD, NEW, PER_HEAD = 60, 17, 25
 RAGGED = [kind for kind, policy in known_policies().items() if policy.ragged]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+#: Largest difference allowed on a GPU, in multiples of that on a CPU: products are summed in
+#: another order, and fp32 ones are made of three of TF32 parts.
+SLACK = {"cpu": 1, "cuda": 5}
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU])])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(architecture: str, device: str) -> Any:
+    return tiny(architecture).to(device)
+
+
+@pytest.fixture
+def llama(device: str) -> Any:
+    return tiny("llama").to(device)
+
+
+def feed(model: Any, cache: ManagedCache, ids: Tensor) -> Tensor:
+    """Logits on the CPU."""
+    return test_laws.feed(model, cache, ids.to(model.device)).cpu()
+
+
+def grown(model: Any, mode: str, ids: Tensor, **options: Any) -> ManagedCache:
+    cache = new_cache(model, mode, **options)
+    feed(model, cache, ids)
+    return cache
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +133,10 @@ class DenseReference:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_ragged_heads_attend_to_what_they_kept_at_their_own_positions(
-    architecture: str, mode: str
+    architecture: str, model: Any, device: str, mode: str
 ) -> None:
     """Logits of new tokens and the sums of their attention, against dense attention (law 7)."""
     ids, new = tokens(OLD), tokens(NEW, seed=1)
-    model = tiny(architecture)
     cache = grown(model, mode, ids, collect_scores=True)
     kept = random_ragged(grid_of(cache), PER_HEAD, seed=4)
     assert kept.counts.unique().numel() > 1
@@ -114,18 +144,19 @@ def test_ragged_heads_attend_to_what_they_kept_at_their_own_positions(
     found = feed(model, cache, new)
     reference = DenseReference(tiny(architecture), kept, OLD, mode)
     expected = reference.logits(torch.cat([ids, new], 1))
-    assert (found - expected).abs().max() < 2e-4
+    assert (found - expected).abs().max() < 2e-4 * SLACK[device]
     assert cache.scores is not None
+    found = cache.scores.rows("latest").cpu()
     for layer, sums in enumerate(reference.columns):
         ratio = sums.shape[0] // kept.counts.shape[1]
         for head, row in enumerate(sums):
             live = torch.cat([kept.row(layer, head // ratio), torch.arange(OLD, OLD + NEW)])
-            columns = cache.scores.rows("latest")[layer, head]
-            assert torch.allclose(columns[-live.numel() :], row[live], atol=1e-4)
+            columns = found[layer, head]
+            assert torch.allclose(columns[-live.numel() :], row[live], atol=1e-4 * SLACK[device])
             assert (columns[: -live.numel()] == 0).all()
 
 
-def test_a_ragged_prefix_makes_stale_and_rerotated_equal(model: Any) -> None:
+def test_a_ragged_prefix_makes_stale_and_rerotated_equal(model: Any, device: str) -> None:
     """Law 2, as far as heads that keep prefixes of their own allow it."""
     ids, new = tokens(OLD), tokens(NEW, seed=1)
     results = []
@@ -134,10 +165,10 @@ def test_a_ragged_prefix_makes_stale_and_rerotated_equal(model: Any) -> None:
         counts = grid_of(cache)
         cache.keep(ends(counts, random_ragged(counts, PER_HEAD, 5).counts, last=False))
         results.append(feed(model, cache, new))
-    assert (results[0] - results[1]).abs().max() < 1e-4
+    assert (results[0] - results[1]).abs().max() < 1e-4 * SLACK[device]
 
 
-def test_a_ragged_suffix_makes_original_and_rerotated_equal(model: Any) -> None:
+def test_a_ragged_suffix_makes_original_and_rerotated_equal(model: Any, device: str) -> None:
     """Law 3: each head shifts all its positions by a number of its own."""
     ids, new = tokens(OLD), tokens(NEW, seed=1)
     results = {}
@@ -147,12 +178,14 @@ def test_a_ragged_suffix_makes_original_and_rerotated_equal(model: Any) -> None:
         cache.keep(ends(counts, random_ragged(counts, PER_HEAD, 5).counts, last=True))
         results[mode] = feed(model, cache, new)
     apart = results[PositionMode.ORIGINAL] - results[PositionMode.REROTATED]
-    assert apart.abs().max() < 1e-4
+    assert apart.abs().max() < 1e-4 * SLACK[device]
     stale = results[PositionMode.ORIGINAL] - results[PositionMode.STALE]
     assert stale.abs().max() > 1e-2, "the weights see positions"
 
 
-def test_a_constant_added_to_every_position_changes_no_logit_of_a_ragged_cache(model: Any) -> None:
+def test_a_constant_added_to_every_position_changes_no_logit_of_a_ragged_cache(
+    model: Any, device: str
+) -> None:
     """Law 4."""
     ids, new = tokens(OLD), tokens(NEW, seed=1)
     plain, shifted = new_cache(model, "original"), new_cache(model, "original")
@@ -163,7 +196,7 @@ def test_a_constant_added_to_every_position_changes_no_logit_of_a_ragged_cache(m
         feed(model, cache, ids)
         cache.keep(random_ragged(grid_of(cache), PER_HEAD, 6))
         results.append(feed(model, cache, new))
-    assert (results[0] - results[1]).abs().max() < 5e-4
+    assert (results[0] - results[1]).abs().max() < 5e-4 * SLACK[device]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -180,10 +213,11 @@ def test_ragged_evictions_in_sequence_equal_one_to_the_last_keep_set(model: Any,
             for pair in zip(rows, kept.rows(), strict=True)
         ]
     once.keep(RaggedKeepSet.of_rows(rows))
-    for one, other in zip(once.layers, stepwise.layers, strict=True):
-        for mine, theirs in zip(one.heads, other.heads, strict=True):
-            assert torch.equal(mine.rotated_keys, theirs.rotated_keys)
-            assert torch.equal(mine.live_values, theirs.live_values)
+    for index, layers in enumerate(zip(once.layers, stepwise.layers, strict=True)):
+        assert torch.equal(layers[0].live_values, layers[1].live_values)
+        for group in range(grid_of(once).shape[1]):
+            mine, theirs = (each.rotated_head_keys(index, group) for each in (once, stepwise))
+            assert torch.equal(mine, theirs)
     assert torch.equal(once.slot_table.token_index, stepwise.slot_table.token_index)
     assert torch.equal(once.slot_table.position, stepwise.slot_table.position)
     assert once.scores is not None and stepwise.scores is not None
@@ -192,7 +226,9 @@ def test_ragged_evictions_in_sequence_equal_one_to_the_last_keep_set(model: Any,
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_ragged_keep_set_of_equal_sizes_is_a_keep_set_per_head(llama: Any, mode: str) -> None:
+def test_a_ragged_keep_set_of_equal_sizes_is_a_keep_set_per_head(
+    llama: Any, device: str, mode: str
+) -> None:
     draws = torch.Generator().manual_seed(2)
     kept = torch.rand(3, 2, OLD, generator=draws).argsort(-1)[..., :PER_HEAD].sort(-1).values
     results = []
@@ -204,19 +240,19 @@ def test_a_ragged_keep_set_of_equal_sizes_is_a_keep_set_per_head(llama: Any, mod
         assert cache.scores is not None
         found = integrity(cache.slot_table, torch.rand(4, generator=draws.manual_seed(0)), 64)
         results.append(
-            (share, logits, cache.scores.rows("latest"), cache.nbytes, found, cache.size)
+            (share, logits, cache.scores.rows("latest").cpu(), cache.nbytes, found, cache.size)
         )
     (share, logits, sums, nbytes, found, size), other = results
     assert other[0] == pytest.approx(share)
-    assert (other[1] - logits).abs().max() < 1e-4
-    assert torch.allclose(other[2], sums, atol=1e-5)
+    assert (other[1] - logits).abs().max() < 1e-4 * SLACK[device]
+    assert torch.allclose(other[2], sums, atol=1e-5 * SLACK[device])
     assert (other[3], other[5]) == (nbytes, size)
     for name, value in vars(found).items():
         assert getattr(other[4], name) == pytest.approx(value), name
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_reported_bytes_are_those_of_the_live_tensors(llama: Any, mode: str) -> None:
+def test_reported_bytes_are_those_of_the_live_tensors(llama: Any, device: str, mode: str) -> None:
     """Law 6: and no head has more memory than its own slots need."""
     cache = grown(llama, mode, tokens(700))
     for seed, size in enumerate((500, 41, 7)):
@@ -225,24 +261,33 @@ def test_reported_bytes_are_those_of_the_live_tensors(llama: Any, mode: str) -> 
         live = [tensor for head in heads for tensor in (head.live_keys, head.live_values)]
         assert cache.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in live)
         assert cache.nbytes == size * 3 * 2 * 2 * 8 * 4
-        assert all(head.capacity < head.slots + 512 for head in heads)
+        buffers = [
+            layer.key_buffer.shape[0] if device == "cuda" else sum(h.capacity for h in layer.heads)
+            for layer in cache.layers
+        ]
+        assert all(
+            held < sum(row) + 512 * len(row)
+            for held, row in zip(buffers, cache.slot_table.counts.tolist(), strict=True)
+        )
         feed(llama, cache, tokens(5, seed))
         assert cache.nbytes == (size + 5) * 3 * 2 * 2 * 8 * 4
         assert cache.size == size + 5
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_keys_do_not_drift_over_many_ragged_evictions(llama: Any, mode: str) -> None:
+def test_keys_do_not_drift_over_many_ragged_evictions(llama: Any, device: str, mode: str) -> None:
     cache = new_cache(llama, mode)
-    for seed in range(60):
+    for seed in range(60 if device == "cpu" else 20):
         feed(llama, cache, tokens(1 + seed % 5, seed))
         cache.keep(random_ragged(grid_of(cache), max(1, cache.size - seed % 4), seed))
         for index, layer in enumerate(cache.layers):
             for group, head in enumerate(layer.heads):
                 own = cache.slot_table.row(index, group)
                 assert len(own) == head.slots
-                angles = cache.rotary.angles(own.position[0, 0], torch.device("cpu"))
-                assert torch.equal(head.rotated_keys, rotate(head.live_keys, *angles))
+                angles = cache.rotary.angles(own.position[0, 0], cache.device)
+                exact = rotate(head.live_keys, *angles)
+                found = cache.rotated_head_keys(index, group)
+                assert torch.allclose(found, exact, atol=0 if device == "cpu" else 1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -259,7 +304,9 @@ def test_a_copy_and_a_rollback_leave_a_ragged_cache_as_it_was(llama: Any, mode: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_latest_scores_are_those_of_the_last_token_if_asked_for(llama: Any, mode: str) -> None:
+def test_the_latest_scores_are_those_of_the_last_token_if_asked_for(
+    llama: Any, device: str, mode: str
+) -> None:
     one, other = (grown(llama, mode, tokens(OLD), collect_scores=True) for _ in range(2))
     for cache in (one, other):
         cache.keep(random_ragged(grid_of(cache), PER_HEAD, 1))
@@ -270,7 +317,8 @@ def test_the_latest_scores_are_those_of_the_last_token_if_asked_for(llama: Any, 
     feed(llama, other, new[:, -1:])
     assert one.scores is not None and other.scores is not None
     for history in ("latest", "accumulated"):
-        assert torch.allclose(one.scores.rows(history), other.scores.rows(history), atol=1e-5)
+        found = [each.scores.rows(history).cpu() for each in (one, other)]
+        assert torch.allclose(*found, atol=1e-5 * SLACK[device])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -405,9 +453,11 @@ SMALL = {
 @pytest.mark.parametrize("trigger", ["turn", "prompt", "step"])
 @pytest.mark.parametrize("kind", RAGGED)
 def test_ragged_policies_evict_again_and_again(
-    kind: str, trigger: str, mode: str, llama: Any
+    kind: str, trigger: str, mode: str, llama: Any, device: str
 ) -> None:
     """Caches that are ragged already, with protected prompts; logits stay finite."""
+    if device == "cuda" and mode != MODES[RAGGED.index(kind) % 3]:
+        pytest.skip("each policy in one mode: the kernels do not know of policies")
     policy = build_policy(kind, SMALL.get(kind, {}))
     evictor = Evictor(policy, EvictionSchedule(trigger, 40, 24))
     cache = new_cache(llama, mode, evictor=evictor)
@@ -519,3 +569,20 @@ def test_shares_of_a_policy_of_your_own_are_followed(tmp_path: Path) -> None:
     kept = build_policy("funnel", {}, [file]).keep(random_view(60, 10))
     assert isinstance(kept, RaggedKeepSet)
     assert kept.counts.tolist() == [[15, 15], [5, 5]]
+
+
+def test_a_ragged_keep_set_of_a_policy_that_declares_none_is_refused(
+    tmp_path: Path, llama: Any
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        FUNNEL.replace("RETURN", "pass").replace("ragged: ClassVar[bool] = True", "")
+        + "    def keep(self, view):\n"
+        "        from kvfidelity.cache.ragged import RaggedKeepSet\n"
+        "        return RaggedKeepSet.of_rows([[torch.arange(9), torch.arange(11)]] * 3)\n"
+    )
+    evictor = Evictor(build_policy("funnel", {}, [file]), EvictionSchedule("turn", 40, 10))
+    cache = grown(llama, "stale", tokens(OLD))
+    with pytest.raises(UserError, match=r"^policy funnel: its keep set is ragged; it must declare"):
+        evictor.before_turn(cache)
+    assert cache.size == OLD

@@ -18,6 +18,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.decoding.scheduler import run_batch
+from kvfidelity.decoding.steps import StepsKind
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.generation.run import run_dialogue
 from kvfidelity.prefix.cache import PrefixCache
@@ -31,6 +32,19 @@ from tests.models.tiny import save_tiny, tiny_llama, tiny_tokenizer
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here"),
+]
+
+
+#: Budgets that differ between kv heads, in all position modes and with evictions at any time.
+RAGGED_CELLS: list[dict[str, Any]] = [
+    {"kind": "adakv", "parameters": {"policy": "h2o"}, "positions": "stale", "trigger": "step"},
+    {"kind": "pyramidkv", "parameters": {"policy": "knorm", "beta": 4}, "positions": "original"},
+    {
+        "kind": "simlayerkv",
+        "parameters": {"threshold": 0.5, "sinks": 2, "recent": 6},
+        "positions": "rerotated",
+        "trigger": "prompt",
+    },
 ]
 
 
@@ -75,11 +89,28 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(
     expected = run_dialogue(engine, talk(4), spec(**cell))
     found = run_dialogue(on_gpu, talk(4), spec(**cell))
     same_records(expected, found)
-    assert len(on_gpu.graphs) == 1, "one graph serves every run, turn and eviction"
+    assert len(graphs(on_gpu, ragged=False)) == 1, "one serves every run, turn and eviction"
+
+
+def graphs(engine: Engine, *, ragged: bool) -> list[StepsKind]:
+    """Kinds of the graphs captured for one sequence."""
+    return [kind for size, kind in engine.graphs if size == 1 and kind.ragged == ragged]
+
+
+@pytest.mark.parametrize("cell", RAGGED_CELLS, ids=lambda cell: cell["kind"])
+def test_a_ragged_run_on_the_gpu_is_the_run_on_the_cpu(
+    engine: Engine, on_gpu: Engine, cell: dict[str, Any]
+) -> None:
+    expected = run_dialogue(engine, talk(4), spec(**cell))
+    found = run_dialogue(on_gpu, talk(4), spec(**cell))
+    same_records(expected, found)
+    assert found.evictions.height
+    assert len(graphs(on_gpu, ragged=True)) == 1
 
 
 def test_a_batch_on_the_gpu_gives_single_runs(on_gpu: Engine) -> None:
-    specs = [spec(**cell) for cell in CELLS]
+    """Ragged ones and others together: prompts in one forward, replies by a graph of each kind."""
+    specs = [spec(**cell) for cell in (*CELLS, *RAGGED_CELLS)]
     talks = [talk(3 + index % 3) for index in range(len(specs))]
     pairs = list(zip(talks, specs, strict=True))
     alone = [run_dialogue(on_gpu, *pair) for pair in pairs]

@@ -72,7 +72,8 @@ def test_a_verdict_cannot_be_invented() -> None:
 
 
 def test_verdicts_become_rows_under_their_own_name() -> None:
-    frame = verdicts_frame([formula_verdict(GOOD, "my-judge", "formula")])
+    frame = verdicts_frame({"a/run": [formula_verdict(GOOD, "my-judge", "formula")]})
+    assert frame["run"].to_list() == ["a/run"]
     assert frame["judge"].to_list() == ["my-judge"]
     assert frame["judge_kind"].to_list() == ["formula"]
     assert "gpt" not in frame["judge_model"][0].lower()

@@ -57,32 +57,31 @@ def test_all_runs_are_judged_after_the_baselines_history(engine: Engine, tmp_pat
     own = dataclasses.replace(BASE, replies="own", max_new_tokens=3)
     baseline = run_dialogue(engine, talk(3), own).turns
     ruined = baseline.with_columns(reply=pl.lit("la ") + pl.col("turn").cast(pl.String))
-    metrics = (
-        pl.DataFrame({"turn": [0, 1, 2]})
-        .with_columns(
-            pl.lit(None, dtype).alias(name) for name, dtype in METRICS.items() if name != "turn"
-        )
-        .cast({"turn": METRICS["turn"]})
+    runs = ("tiny/own/random/stale/small/0/000", "tiny/own/none/original/none/0/000")
+    files = [tmp_path / "generate" / run / "turns.parquet" for run in runs]
+    metrics = pl.DataFrame([{"run": run, "turn": turn} for run in runs for turn in range(3)])
+    measured = metrics.with_columns(
+        pl.lit(None, dtype).alias(name)
+        for name, dtype in METRICS.items()
+        if name not in ("run", "turn")
     )
-    for name, table, kind in (
-        ("baseline", baseline, "turns"),
-        ("turns", ruined, "turns"),
-        ("metrics", metrics, "metrics"),
-    ):
-        write_parquet(table, tmp_path / f"{name}.parquet", kind=kind)
-    files = [tmp_path / f"{name}.parquet" for name in ("turns", "metrics", "baseline")]
-    alone, shown = read_replies(*files[:2]), read_replies(*files)
+    texts = tmp_path / "metrics.parquet"
+    write_parquet(measured.cast({"turn": METRICS["turn"]}), texts, kind="metrics")
+    for file, table in zip(files, (ruined, baseline), strict=True):
+        write_parquet(table, file, kind="turns")
+    alone = read_replies(files, texts, baseline_history=False)[runs[0]]
+    shown = read_replies(files, texts, baseline_history=True)[runs[0]]
     assert [row["reply"] for row in shown] == ["la 0", "la 1", "la 2"]
     assert "assistant: la 1" in conversation(alone[:2])
-    assert conversation(shown[:2]) == conversation(read_turns(files[2])[:2])
+    assert conversation(shown[:2]) == conversation(read_turns(files[1])[:2])
 
     # Memory runs out for the baseline at turn 1: there is no conversation before turn 2, and the
     # run's own, ruined one is not shown in its place.
     cut = baseline.head(2).with_columns(
         pl.when(pl.col("turn") < 1).then(name).alias(name) for name in ("reply", "reply_nll")
     )
-    write_parquet(cut, files[2], kind="turns")
-    shown = read_replies(*files)
+    write_parquet(cut, files[1], kind="turns")
+    shown = read_replies(files, texts, baseline_history=True)[runs[0]]
     assert [row["reply"] for row in shown] == ["la 0", "la 1", None]
     assert [row["finish_reason"] == "no_history" for row in shown] == [False, False, True]
     assert "la 0" not in conversation(shown[:1])
@@ -91,6 +90,6 @@ def test_all_runs_are_judged_after_the_baselines_history(engine: Engine, tmp_pat
     # Replies of the dataset are the history of all runs alike, also where the baseline has no turn.
     reference = ruined.with_columns(replies=pl.lit("reference"))
     write_parquet(reference, files[0], kind="turns")
-    shown = read_replies(*files)
+    shown = read_replies(files, texts, baseline_history=True)[runs[0]]
     assert [row["reply"] for row in shown] == ["la 0", "la 1", "la 2"]
     assert [row["fed_reply"] for row in shown] == reference["reference"].to_list()

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from kvfidelity.records.grid import dialogue_of
 from tests.waiting import LIMIT_S
 from tests.workflow.project import Project, environment
 
@@ -164,7 +165,7 @@ def read_only_results(scenario: Scenario) -> None:
 
 def truncated_table(scenario: Scenario) -> None:
     damaged = scenario.results / scenario.dice.choice(
-        [f"generate/{RUN}/turns.parquet", f"metrics/{RUN}/metrics.parquet"]
+        [f"generate/{RUN}/turns.parquet", f"metrics/{dialogue_of(RUN)}/metrics.parquet"]
     )
     size = damaged.stat().st_size
     damaged.write_bytes(damaged.read_bytes()[: scenario.dice.randrange(size)])

@@ -15,7 +15,7 @@ from kvfidelity.pipeline.sources import fetched_of, note_fetched, refresh
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import EVICTIONS, TURNS
-from kvfidelity.records.grid import RunKey, run_keys
+from kvfidelity.records.grid import RunKey, run_keys, runs_by_dialogue
 from tests.workflow.project import CONFIG, Project, merged
 
 METRICS = ("rep_2", "rep_3", "rep_4", "compression_ratio", "echo_share", "chrf", "rouge_l")
@@ -71,11 +71,13 @@ def with_replies(
         for kind, table in tables.items():
             file = results / "generate" / run / f"{kind}.parquet"
             write_parquet(table, file, kind=kind, metadata=notes)
-        metrics = pl.DataFrame({"turn": range(turns)}).with_columns(
-            [pl.lit(0.1).alias(name) for name in METRICS]
-        )
-        file = results / "metrics" / run / "metrics.parquet"
-        frame = metrics.cast({"turn": pl.Int32})
+    metrics = pl.DataFrame({"turn": range(turns)}).with_columns(
+        [pl.lit(0.1).alias(name) for name in METRICS]
+    )
+    for dialogue, runs in runs_by_dialogue(settings).items():
+        frame = pl.concat(metrics.select(pl.lit(run).alias("run"), pl.all()) for run in runs)
+        file = results / "metrics" / dialogue / "metrics.parquet"
+        frame = frame.cast({"turn": pl.Int32})
         write_parquet(frame, file, kind="metrics", metadata=notes_of("measure"))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from kvfidelity.records.grid import dialogue_of
 from tests.workflow.project import Project, environment
 from tests.workflow.test_reruns import ENDS, WHOLE, jobs_of
 
@@ -62,8 +63,8 @@ def test_a_truncated_artifact_is_named_and_only_its_run_is_made_again(
 @pytest.mark.parametrize(
     ("file", "jobs"),
     [
-        (f"metrics/{RUN}/metrics.parquet", jobs_of({RUN}, "measure", "judge") | ENDS),
-        (f"judge/formula/{RUN}/verdicts.parquet", jobs_of({RUN}, "judge") | ENDS),
+        (f"metrics/{dialogue_of(RUN)}/metrics.parquet", jobs_of({RUN}, "measure", "judge") | ENDS),
+        (f"judge/formula/{dialogue_of(RUN)}/verdicts.parquet", jobs_of({RUN}, "judge") | ENDS),
         ("tables/policies.parquet", ENDS),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kvfidelity.records.grid import dialogue_of
 from tests.workflow.project import Job, Project, environment
 
 STALE, REROTATED = "stale/small/0", "rerotated/small/0"
@@ -39,8 +40,12 @@ ALL_RUNS = {
 
 
 def jobs_of(runs: set[str], *stages: str) -> set[Job]:
-    named = {(stage, run) for run in runs for stage in stages if stage != "judge"}
-    return named | {("judge", f"formula/{run}") for run in runs if "judge" in stages}
+    """Of the runs themselves, and of the text metrics and verdicts of their dialogues' runs."""
+    found = {("generate", run) for run in runs if "generate" in stages}
+    for dialogue in map(dialogue_of, runs):
+        found |= {("measure", dialogue)} if "measure" in stages else set()
+        found |= {("judge", f"formula/{dialogue}")} if "judge" in stages else set()
+    return found
 
 
 WHOLE = ("generate", "measure", "judge")
@@ -305,6 +310,6 @@ def test_tables_are_not_made_of_artifacts_of_another_configuration(project: Proj
     done = project.snakemake("--rerun-triggers", "mtime")
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    assert "6 of 25 artifacts are not what this configuration and code would make" in output
+    assert "6 of 17 artifacts are not what this configuration and code would make" in output
     assert "it was made with other settings" in output and "make verify" in output
     assert not (project.folder / "results/tables/turns.parquet").exists()

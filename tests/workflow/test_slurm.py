@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -14,16 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import psutil
 import pytest
 
-from kvfidelity.pipeline.rule_params import run_settings
-from kvfidelity.pipeline.settings import load_settings
-from kvfidelity.records.artifacts import read_metadata, write_parquet
-from kvfidelity.records.grid import RunKey
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
-from tests.workflow.project import CONFIG, Project, environment, merged
+from tests.workflow.project import Project, environment
 from tests.workflow.slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
@@ -143,28 +137,22 @@ def test_a_batch_on_a_scheduler_is_one_line(fresh: Project, slurm: Cluster, tmp_
     assert "Traceback" not in log.read_text()
 
 
-def copy_run(project: Project, source: str, run: str, policies: dict[str, Any]) -> None:
-    """Artifacts of one run as those of another; their notes say so too."""
-    results = project.folder / "results"
-    settings = load_settings(merged(CONFIG, {"policies": policies}))
-    spec = run_settings(settings, results, **RunKey.from_path(run)._asdict())
-    for file in (results / "generate" / source).glob("*.parquet"):
-        known = read_metadata(file)
-        notes = {name: known[name] for name in ("code", "dtype", "inputs")}
-        notes["spec"] = json.dumps(spec)
-        target = results / "generate" / run / file.name
-        write_parquet(pl.read_parquet(file), target, kind=file.stem, metadata=notes)
+def copy_runs(project: Project, dialogue: str) -> None:
+    """Artifacts of the first dialogue's runs as those of another."""
+    for run in (project.folder / "results/generate").glob("*/*/*/*/*/*/000"):
+        shutil.copytree(run, run.with_name(dialogue), dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize(
-    ("group", "gpu", "cpus", "memory", "minutes"),
-    [("texts", 0, 1, 2000, 3), ("runs", 1, 2, 3000, 5), ("runs", 0, 2, 3000, 5)],
+    ("group", "jobs", "gpu", "cpus", "memory", "minutes"),
+    [("texts", 3, 0, 1, 2000, 3), ("runs", 16, 1, 2, 3000, 5), ("runs", 16, 0, 2, 3000, 5)],
 )
-def test_sixteen_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
+def test_the_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
     finished: Project,
     slurm: Cluster,
     tmp_path: Path,
     group: str,
+    jobs: int,
     gpu: int,
     cpus: int,
     memory: int,
@@ -172,14 +160,17 @@ def test_sixteen_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
 ) -> None:
     """What --set-resources sets leaves the other requests as they are."""
     project = copied(finished, tmp_path / "project")
-    sixteen = {f"own{n}": {"kind": "streaming_llm", "sinks": n} for n in range(1, 17)}
-    project.configure({"policies": sixteen})
-    runs = [f"tiny/own/{name}/stale/small/0/000" for name in sixteen]
     if group == "texts":
-        for run in runs:
-            copy_run(project, "tiny/own/streaming/stale/small/0/000", run, sixteen)
-        targets = [f"results/metrics/{run}/metrics.parquet" for run in runs]
+        project.configure({"datasets": {"own": {"count": jobs}}})
+        dialogues = [f"{number:03d}" for number in range(jobs)]
+        for dialogue in dialogues[1:]:
+            copy_runs(project, dialogue)
+        shutil.rmtree(project.folder / "results/metrics")
+        targets = [f"results/metrics/tiny/own/{number}/metrics.parquet" for number in dialogues]
     else:
+        policies = {f"own{n}": {"kind": "streaming_llm", "sinks": n} for n in range(jobs)}
+        project.configure({"policies": policies})
+        runs = [f"tiny/own/{name}/stale/small/0/000" for name in policies]
         targets = [f"results/generate/{run}/turns.parquet" for run in runs]
     known = [f"generate:{key}" for key in (f"gpu={gpu}", "mem_mb=3000", "runtime=5")]
     log = tmp_path / "snakemake.log"
@@ -191,7 +182,7 @@ def test_sixteen_jobs_of_a_group_ask_for_what_one_asks_for_but_for_time(
     finally:
         slurm.resume()
     assert (asked["NumCPUs"], asked["MinMemoryNode"]) == (str(cpus), f"{memory}M")
-    hours, rest = divmod(16 * minutes, 60)
+    hours, rest = divmod(jobs * minutes, 60)
     assert asked["TimeLimit"] == f"{hours:02d}:{rest:02d}:00"
     assert asked.get("TresPerJob", "").count("gpu") == gpu
 

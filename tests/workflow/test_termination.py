@@ -50,7 +50,7 @@ def waiting(prepared: Project, tmp_path: Path) -> Project:
 def started(project: Project, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The workflow in a process group of its own, with one run that waits."""
     target = "results/generate/tiny/own/mine/stale/small/0/000/turns.parquet"
-    following = target.replace("generate", "metrics").replace("turns", "metrics")
+    following = "results/metrics/tiny/own/000/metrics.parquet"
     with log.open("w") as file:
         process = subprocess.Popen(
             command(target, following),

@@ -2,14 +2,27 @@ import json
 import os
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+# The folder of the workflow, which is not that of the main Snakefile where another workflow imports
+# this one as a module.
+HERE = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=True)))
+if not HERE.is_dir():
+    raise WorkflowError(
+        f"error: the workflow is read from {HERE}, but its rules call a library and scripts that come "
+        "with it: clone its repository, and name workflow/Snakefile in the clone"
+    )
+ROOT = HERE.parents[1]
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+# The `prefix` of a module's paths, for files that are read or written while planning.
+PREFIX = Path(str(workflow.modifier.modify_path("resources"))).parent
 # The library of this checkout, here and in the scripts that rules start.
-LIBRARY = str(Path(workflow.basedir) / "src")
+LIBRARY = str(ROOT / "src")
 sys.path.insert(0, LIBRARY)
-for folder in (workflow.basedir, os.getcwd()):
+for folder in (ROOT, os.getcwd()):
     if set("{}").intersection(str(folder)):
         raise WorkflowError(
             f"error: the folder {folder} has braces in its name, which Snakemake takes for wildcards: "
@@ -35,10 +48,8 @@ from kvfidelity.pipeline.code_digest import stage_digest
 from kvfidelity.records.grid import (
     RUN_FIELDS,
     RunKey,
-    baseline_run_key,
     cells,
-    compared_run_keys,
-    run_keys,
+    runs_by_dialogue,
 )
 from kvfidelity.pipeline.merge import merge_sources
 from kvfidelity.pipeline.preflight import (
@@ -46,7 +57,12 @@ from kvfidelity.pipeline.preflight import (
     same_but_for_their_names,
 )
 from kvfidelity.pipeline.reach import reach_settings
-from kvfidelity.pipeline.settings import check_files, load_settings, stands_alone
+from kvfidelity.pipeline.settings import (
+    check_files,
+    laid_over_default,
+    load_settings,
+    stands_alone,
+)
 from kvfidelity.pipeline.run_folders import (
     logs_folder,
     results_folder,
@@ -60,7 +76,6 @@ from kvfidelity.pipeline.rule_params import (
     as_parameters,
     selection_params,
     judge_params,
-    judge_limits,
     grid_settings,
     active_judges,
     merge_settings,
@@ -68,12 +83,16 @@ from kvfidelity.pipeline.rule_params import (
     needs_likelihood,
     report_settings,
     shows_own_history,
-    generation_parameters,
+    policy_part,
+    session_part,
+    threshold_part,
     source_entry,
     table_settings,
     judge_test_params,
     judge_test_pairs,
 )
+from kvfidelity.models.revision import model_revision
+from kvfidelity.pipeline.run_time import write_run_time
 from kvfidelity.pipeline.termination import announce_sigterm
 from kvfidelity.pipeline.workflow_files import (
     CLAIMS,
@@ -92,7 +111,8 @@ def refused(error):
 
 def checked_settings():
     """The configuration with its defaults."""
-    files = [Path(file) for file in workflow.configfiles]
+    # Those of a workflow that imports this one are its own.
+    files = [] if IS_MODULE else [Path(file) for file in workflow.configfiles]
     try:
         if workflow.is_main_process:
             check_files(files)
@@ -106,8 +126,8 @@ def check_inputs():
     # With --jobs jobs may run elsewhere; a dry run does not say where they would run.
     here = not workflow.non_local_exec and workflow.resource_settings.nodes is None
     try:
-        changed = [] if MERGED else refresh(SETTINGS)
-        refuse_faulty_inputs(SETTINGS, RESULTS, computes_here=here)
+        changed = [] if MERGED else refresh(SETTINGS, prefix=PREFIX)
+        refuse_faulty_inputs(SETTINGS, RESULTS, computes_here=here, prefix=PREFIX)
     except UserError as error:
         raise refused(error) from None
     warnings = [f"warning: {line}" for line in same_but_for_their_names(SETTINGS)]
@@ -118,7 +138,8 @@ def check_inputs():
 def merged_files():
     """Artifacts to take from other folders: path below results, and the file."""
     try:
-        return {name: str(file) for name, file in merge_sources(SETTINGS).items()}
+        found = merge_sources(SETTINGS)
+        return {name: list(map(str, files)) for name, files in found.items()}
     except UserError as error:
         raise refused(error) from None
 
@@ -126,24 +147,28 @@ def merged_files():
 def checked_name(given):
     """The name of the run, which says where its results are."""
     try:
-        return run_name(config, given, workflow.overwrite_configfiles)
+        files = [] if IS_MODULE else workflow.overwrite_configfiles
+        return run_name(config, given, files)
     except UserError as error:
         raise refused(error) from None
 
 
 GIVEN = dict(config)
 # A configuration that has all sections stands alone; another one is laid over the default.
-if not stands_alone(config):
+if IS_MODULE:
+    # Snakemake skips `configfile` of a module that is given a configuration.
+    config = laid_over_default(config, ROOT / CONFIGURATION)
+elif not stands_alone(config):
 
     configfile: str(workflow_file(CONFIGURATION))
 
 
 RUN_NAME = checked_name(GIVEN)
-RESULTS, LOGS = results_folder(RUN_NAME), logs_folder(RUN_NAME)
+RESULTS = PREFIX / results_folder(RUN_NAME)
 
 
 # What commands call `$SCRIPTS` and `$RESULTS`. The working directory may be elsewhere.
-SCRIPTS = Path(os.path.relpath(workflow.basedir), "workflow/scripts")
+SCRIPTS = Path(os.path.relpath(ROOT), "workflow/scripts")
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH={shlex.quote(LIBRARY)}"
     "${{PYTHONPATH:+:$PYTHONPATH}}; "
@@ -153,14 +178,36 @@ shell.prefix(
 
 # What `<results>` and `<logs>` stand for in the rules' paths.
 pathvars:
-    results=str(RESULTS),
-    logs=str(LOGS),
+    results=str(results_folder(RUN_NAME)),
+    logs=str(logs_folder(RUN_NAME)),
 
 
 SETTINGS = checked_settings()
 MERGED = merged_files() if SETTINGS["merge"] else {}
 # A run's path below a stage's folder, with its wildcards.
 RUN = str(Path(*(f"{{{name}}}" for name in RUN_FIELDS)))
+RUNS_OF = runs_by_dialogue(SETTINGS)
+TURNS_OF = {
+    dialogue: [f"<results>/generate/{run}/turns.parquet" for run in runs]
+    for dialogue, runs in RUNS_OF.items()
+}
+
+
+# The place of each dialogue in the order of computing: model by model, for a worker that takes turns
+# between models loads each of them again and again; then dialogue by dialogue, for the runs of one
+# share what precedes their first eviction.
+PLACES = {dialogue: place for place, dialogue in enumerate(RUNS_OF)}
+
+
+def in_order(wildcards):
+    """A generate job's priority; jobs of other rules have 0, which is higher."""
+    return -PLACES[f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"]
+
+
+def with_last_runs(wildcards):
+    """The priority of a job that needs a model without a dialogue."""
+    of_model = [key for key in PLACES if key.startswith(f"{wildcards.model}/")]
+    return -PLACES[of_model[-1]] if of_model else 0
 
 
 def planned_runs():
@@ -176,7 +223,7 @@ def planned_runs():
 def place():
     """What computes, as far as is known here."""
     return Place(
-        Path("resources/models"),
+        PREFIX / "resources/models",
         RESULTS / "dialogues",
         gpus=len(visible_gpus()),
         jobs=gpus(),
@@ -194,17 +241,19 @@ def plan():
 
 def expected_seconds():
     """What each planned run should take."""
-    return {run: run_seconds(SETTINGS, run, place()) for run in planned_runs()}
+    where = place()
+    return {run: run_seconds(SETTINGS, run, where) for run in planned_runs()}
 
 
-if workflow.is_main_process:
+# A workflow that imports this one says itself what it does.
+if workflow.is_main_process and not IS_MODULE:
     attach(workflow, plan, expected_seconds, RESULTS / "report.html")
 
 
 if workflow.is_main_process:
     check_inputs()
     if not MERGED:
-        others = [folder for folder in run_folders() if folder != RESULTS]
+        others = [folder for folder in run_folders(PREFIX) if folder != RESULTS]
         for folder, number in reuse(SETTINGS, RESULTS, others).items():
             print(
                 f"{number} runs are those of {folder}: same settings, code and dialogues",
@@ -214,6 +263,10 @@ if workflow.is_main_process:
         print(adopted, file=sys.stderr)
     # A benchmark that is older than its job's input would rerun the job.
     date_now(RESULTS / "benchmarks")
+
+
+# The resource `serial`: on a scheduler a group's jobs run one after another.
+SERIAL = int(workflow.non_local_exec)
 
 
 def model_spec(wildcards):
@@ -245,8 +298,40 @@ def policy_check(wildcards):
     return [f"<results>/checks/policies/{wildcards.policy}.json"] if own else []
 
 
-def generation_spec(wildcards):
-    return generation_parameters(SETTINGS, RESULTS, RunKey(**dict(wildcards.items())))
+# These are asked for thousands of runs, and differ for few.
+@cache
+def model_json(model):
+    revision = model_revision(SETTINGS["models"][model])
+    return json.dumps({"model_revision": revision})
+
+
+@cache
+def policy_json(policy):
+    return json.dumps(policy_part(SETTINGS, policy), sort_keys=True)
+
+
+@cache
+def threshold_json(model, dataset, threshold, known):
+    """Sizes are in tokens once the dialogues are `known`, which they may become in this process."""
+    found = threshold_part(SETTINGS, RESULTS, model, dataset, threshold)
+    return json.dumps(found, sort_keys=True)
+
+
+SESSION_SPEC = json.dumps(session_part(SETTINGS), sort_keys=True)
+
+
+def model_part(wildcards):
+    return model_json(wildcards.model)
+
+
+def policy_spec(wildcards):
+    return policy_json(wildcards.policy)
+
+
+def threshold_spec(wildcards):
+    model, dataset = wildcards.model, wildcards.dataset
+    config = RESULTS / "dialogues" / model / dataset / "tokenizer/config.json"
+    return threshold_json(model, dataset, wildcards.threshold, config.is_file())
 
 
 def generation_dtype(wildcards):
@@ -259,11 +344,6 @@ def generation_device(wildcards):
 
 def judge_spec(wildcards):
     return as_parameters(judge_params(SETTINGS, wildcards.judge), "judge")
-
-
-def judge_request_limits(wildcards):
-    """Limits of requests, as a resource: no verdict depends on them, so a change reruns nothing."""
-    return json.dumps(judge_limits(SETTINGS, wildcards.judge), sort_keys=True)
 
 
 def batch_record(wildcards):
@@ -290,23 +370,28 @@ def judge_tests(pairwise, name):
     ]
 
 
-def comparisons():
+def comparisons(wildcards):
     return [
-        f"<results>/comparisons/{judge}/{run}/comparisons.parquet"
+        path
         for judge in active_judges(SETTINGS, pairwise=True)
-        for run in compared_run_keys(SETTINGS)
+        for path in of_dialogues(f"comparisons/{judge}", "comparisons.parquet")
     ]
 
 
-def baseline_turns(wildcards):
-    key = RUN.format(**dict(wildcards.items()))
-    return f"<results>/generate/{baseline_run_key(SETTINGS, key)}/turns.parquet"
+def turns_of_dialogue(wildcards):
+    """The turns of all runs of a dialogue."""
+    dialogue = f"{wildcards.model}/{wildcards.dataset}/{wildcards.dialogue}"
+    if dialogue not in TURNS_OF:
+        raise WorkflowError(
+            f"error: {dialogue} is no dialogue of this configuration: model, dataset, and a number "
+            "below datasets.NAME.count with three digits"
+        )
+    return TURNS_OF[dialogue]
 
 
-def baseline_history(wildcards):
-    """The turns whose replies a judge is shown, where runs have histories of their own."""
-    shown = shows_own_history(SETTINGS, wildcards.judge)
-    return [baseline_turns(wildcards)] if shown else []
+def judged_history(wildcards):
+    """Whose replies a judge is shown; the baseline's where runs have histories of their own."""
+    return "baseline" if shows_own_history(SETTINGS, wildcards.judge) else "own"
 
 
 def table_parameters(wildcards):
@@ -315,7 +400,12 @@ def table_parameters(wildcards):
 
 
 def rubric(wildcards):
-    return str(rubric_file(SETTINGS["judges"][wildcards.judge]["rubric"]))
+    return fixed(rubric_file(SETTINGS["judges"][wildcards.judge]["rubric"]))
+
+
+def fixed(file):
+    """The path of a file that comes with the workflow; no prefix of a module counts for it."""
+    return str(file.absolute() if IS_MODULE else file)
 
 
 def length_figures():
@@ -340,14 +430,21 @@ def tokenizers():
 
 def artifacts(stage, name):
     """The files that a stage makes for all runs."""
-    return [f"<results>/{stage}/{run}/{name}" for run in run_keys(SETTINGS)]
+    return [
+        f"<results>/{stage}/{run}/{name}" for runs in RUNS_OF.values() for run in runs
+    ]
+
+
+def of_dialogues(stage, name):
+    """The files that a stage makes for all dialogues, each of all runs of its dialogue."""
+    return [f"<results>/{stage}/{dialogue}/{name}" for dialogue in RUNS_OF]
 
 
 def verdicts(wildcards):
     return [
         path
         for judge in active_judges(SETTINGS, pairwise=False)
-        for path in artifacts(f"judge/{judge}", "verdicts.parquet")
+        for path in of_dialogues(f"judge/{judge}", "verdicts.parquet")
     ]
 
 
@@ -429,11 +526,6 @@ def refuse_batches_on_a_scheduler():
         )
 
 
-def one_on_a_scheduler(wildcards):
-    """The resource `serial`: on a scheduler a group's jobs run one after another."""
-    return int(workflow.non_local_exec)
-
-
 def by_attempt(amount):
     """Minutes or MB of a job; a later attempt gets more, since they may have been too few."""
 
@@ -453,12 +545,27 @@ def generate_memory(wildcards, attempt, rulename):
 
 def generate_estimate(wildcards, rulename):
     model, dataset = wildcards.model, wildcards.dataset
-    manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
-    folder = Path(f"resources/models/{model}")
-    run = dict(wildcards.items())
-    return estimate_run(
-        SETTINGS, run, folder, manifest, on_gpu=on_gpu(wildcards, rulename)
+    folder, manifest = files_of_sizes(model, dataset)
+    # Both may come to be while the workflow runs.
+    known = (os.path.isdir(folder), os.path.isfile(manifest))
+    gpu = on_gpu(wildcards, rulename)
+    return estimate_of(
+        model, dataset, wildcards.dialogue, wildcards.threshold, gpu, known
     )
+
+
+@cache
+def files_of_sizes(model, dataset):
+    """The folder of a model, and the manifest of dialogues."""
+    manifest = RESULTS / f"dialogues/{model}/{dataset}/manifest.json"
+    return PREFIX / f"resources/models/{model}", manifest
+
+
+@cache
+def estimate_of(model, dataset, dialogue, threshold, gpu, known):
+    """The estimate of runs that differ in nothing that it depends on."""
+    run = dict(model=model, dataset=dataset, dialogue=dialogue, threshold=threshold)
+    return estimate_run(SETTINGS, run, *files_of_sizes(model, dataset), on_gpu=gpu)
 
 
 def likelihood_minutes(wildcards, attempt, rulename):
@@ -470,6 +577,11 @@ def likelihood_memory(wildcards, attempt, rulename):
 
 
 def scoring_estimate(wildcards, rulename):
-    folder = Path(f"resources/models/{wildcards.model}")
+    folder = PREFIX / f"resources/models/{wildcards.model}"
     gpu = on_gpu(wildcards, rulename)
     return estimate_scoring(SETTINGS, wildcards.model, folder, on_gpu=gpu)
+
+
+if workflow.is_main_process and IS_MODULE and not workflow.output_settings.dryrun:
+    # Snakemake runs `onstart` of the importing workflow alone.
+    write_run_time(RESULTS, SETTINGS, gpus())

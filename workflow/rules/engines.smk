@@ -3,7 +3,7 @@ rule probe_set:
     input:
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
-        dialogues=str(workflow_file("resources/dialogues/own.jsonl")),
+        dialogues=fixed(workflow_file("resources/dialogues/own.jsonl")),
     output:
         "<results>/probes/{model}.jsonl",
     log:

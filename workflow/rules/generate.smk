@@ -8,7 +8,7 @@ rule check_policy:
     conda:
         "../../envs/model.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
         runtime=by_attempt(10),
         mem_mb=by_attempt(2000),
     params:
@@ -29,8 +29,7 @@ rule generate:
         recall=f"<results>/generate/{RUN}/recall.parquet",
     log:
         f"<logs>/generate/{RUN}.log",
-    benchmark:
-        f"<results>/benchmarks/generate/{RUN}.tsv"
+    priority: in_order
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -38,25 +37,23 @@ rule generate:
         gpu=generate_gpus,
         runtime=generate_minutes,
         mem_mb=generate_memory,
-        # A string, because a number would be a limited resource. Slurm has an option named `gpus`.
-        worker_gpus=str(gpus()),
-        batch_size=str(SETTINGS["session"]["batch_size"]),
-        prefix_memory=SETTINGS["session"]["prefix_memory"],
-        prefix_disk=SETTINGS["session"]["prefix_disk"],
-        store_prefixes=SETTINGS["session"]["store_prefixes"],
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
         # No MPI. If this is set, Slurm's plugin starts a group's runs in the job itself. Otherwise each
         # run is a Slurm step, and the worker that has loaded the model ends with that step.
         mpi=0,
     params:
-        spec=generation_spec,
+        # In parts, so that Snakemake's reason for doing a run again shows the one that changed.
+        revision=model_part,
+        policy=policy_spec,
+        threshold=threshold_spec,
+        session=SESSION_SPEC,
         dtype=generation_dtype,
         device=generation_device,
         code=stage_digest("generate"),
     shell:
-        'python "$SCRIPTS/generate.py" --spec {params.spec:q} --model-dir {input.model:q} '
+        'python "$SCRIPTS/generate.py" --spec {params.revision:q} {params.policy:q} '
+        "{params.threshold:q} {params.session:q} --model-dir {input.model:q} "
         "--dtype {params.dtype:q} --device {params.device:q} --code-digest {params.code:q} "
-        "--prefix-memory {resources.prefix_memory:q} --threads {threads} --pool {input.pool:q} "
-        "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
+        '--run-time "$RESULTS/run_time.json" --threads {threads} --pool {input.pool:q} '
         "--dialogue {wildcards.dialogue:q} --turns {output.turns:q} --evictions {output.evictions:q} "
-        "--recall {output.recall:q} --gpus {resources.worker_gpus:q} --batch-size {resources.batch_size:q} > {log:q} 2>&1"
+        "--recall {output.recall:q} > {log:q} 2>&1"

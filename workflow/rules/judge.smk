@@ -1,33 +1,32 @@
+# Of all runs of a dialogue: a job for each run would take longer to start than to judge. A paid
+# answer is kept, so a job that is run again asks only for what is new.
 rule judge:
     input:
-        turns=f"<results>/generate/{RUN}/turns.parquet",
-        metrics=f"<results>/metrics/{RUN}/metrics.parquet",
-        baseline=baseline_history,
+        turns=turns_of_dialogue,
+        metrics="<results>/metrics/{model}/{dataset}/{dialogue}/metrics.parquet",
         rubric=rubric,
         batch_record=batch_record,
     output:
-        verdicts=f"<results>/judge/{{judge}}/{RUN}/verdicts.parquet",
+        verdicts="<results>/judge/{judge}/{model}/{dataset}/{dialogue}/verdicts.parquet",
     log:
-        f"<logs>/judge/{{judge}}/{RUN}.log",
+        "<logs>/judge/{judge}/{model}/{dataset}/{dialogue}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
+        history=judged_history,
     shell:
         'python "$SCRIPTS/judge.py" --turns {input.turns:q} --metrics {input.metrics:q} '
-        "--baseline {input.baseline:q} "
+        "--history {params.history} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --batch-record {input.batch_record:q} "
+        '--run-time "$RESULTS/run_time.json" --batch-record {input.batch_record:q} '
         "--out {output.verdicts:q} > {log:q} 2>&1"
 
 
 rule request_judge_batch:
     input:
         turns=artifacts("generate", "turns.parquet"),
-        metrics=artifacts("metrics", "metrics.parquet"),
+        metrics=of_dialogues("metrics", "metrics.parquet"),
         rubric=rubric,
     output:
         "<results>/judge_batches/{judge}.json",
@@ -37,37 +36,31 @@ rule request_judge_batch:
     localrule: True
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
     shell:
         'python "$SCRIPTS/request_judge_batch.py" --settings {params.settings:q} --results "$RESULTS" '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
+        '--run-time "$RESULTS/run_time.json" --out {output:q} > {log:q} 2>&1'
 
 
 rule compare_replies:
     input:
-        turns=f"<results>/generate/{RUN}/turns.parquet",
-        baseline=baseline_turns,
+        turns=turns_of_dialogue,
         rubric=rubric,
         batch_record=batch_record,
     output:
-        f"<results>/comparisons/{{judge}}/{RUN}/comparisons.parquet",
+        "<results>/comparisons/{judge}/{model}/{dataset}/{dialogue}/comparisons.parquet",
     log:
-        f"<logs>/compare_replies/{{judge}}/{RUN}.log",
+        "<logs>/compare_replies/{judge}/{model}/{dataset}/{dialogue}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_spec,
     shell:
         'python "$SCRIPTS/compare_replies.py" --turns {input.turns:q} '
-        "--baseline {input.baseline:q} --rubric {input.rubric:q} --name {wildcards.judge:q} "
-        "--spec {params.spec:q} --limits {resources.limits:q} --store {resources.store:q} "
+        "--rubric {input.rubric:q} --name {wildcards.judge:q} "
+        "--spec {params.spec:q} "
+        '--run-time "$RESULTS/run_time.json" '
         "--batch-record {input.batch_record:q} --out {output:q} > {log:q} 2>&1"

@@ -3,7 +3,7 @@
 # Where two rules make a file, Snakemake takes the one without wildcards: this one.
 rule merge:
     input:
-        list(MERGED.values()),
+        [file for files in MERGED.values() for file in files],
     output:
         [f"<results>/{name}" for name in MERGED],
         "<results>/merge.json",

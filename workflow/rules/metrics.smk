@@ -1,16 +1,17 @@
+# Of all runs of a dialogue: a job for each run would take longer to start than to measure.
 rule measure:
     input:
-        turns=f"<results>/generate/{RUN}/turns.parquet",
+        turns=turns_of_dialogue,
     output:
-        metrics=f"<results>/metrics/{RUN}/metrics.parquet",
+        metrics="<results>/metrics/{model}/{dataset}/{dialogue}/metrics.parquet",
     log:
-        f"<logs>/measure/{RUN}.log",
+        "<logs>/measure/{model}/{dataset}/{dialogue}.log",
     benchmark:
-        f"<results>/benchmarks/measure/{RUN}.tsv"
+        "<results>/benchmarks/measure/{model}/{dataset}/{dialogue}.tsv"
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
         # It takes seconds and less than 1 GB.
         runtime=by_attempt(3),
         mem_mb=by_attempt(2000),

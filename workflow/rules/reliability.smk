@@ -8,7 +8,7 @@ rule corrupt_replies:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
         runtime=by_attempt(10),
     params:
         spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
@@ -28,6 +28,7 @@ rule score_corruptions:
         "<logs>/score_corruptions/{model}/{dataset}.log",
     benchmark:
         "<results>/benchmarks/score_corruptions/{model}/{dataset}.tsv"
+    priority: with_last_runs
     conda:
         "../../envs/model.yaml"
     threads: generate_threads
@@ -35,12 +36,6 @@ rule score_corruptions:
         gpu=model_gpus,
         runtime=likelihood_minutes,
         mem_mb=likelihood_memory,
-        worker_gpus=str(gpus()),
-        batch_size=str(SETTINGS["session"]["batch_size"]),
-        # This job shares no prefixes, but a worker with other settings would be replaced.
-        prefix_memory=lookup("session/prefix_memory", within=SETTINGS),
-        prefix_disk=lookup("session/prefix_disk", within=SETTINGS),
-        store_prefixes=lookup("session/store_prefixes", within=SETTINGS),
     params:
         dtype=lookup("models/{model}/dtype", within=SETTINGS),
         device=lookup("models/{model}/device", within=SETTINGS),
@@ -48,9 +43,8 @@ rule score_corruptions:
     shell:
         'python "$SCRIPTS/score_corruptions.py" --model-dir {input.model:q} --dtype {params.dtype:q} '
         "--device {params.device:q} --code-digest {params.code:q} "
-        "--prefix-memory {resources.prefix_memory:q} --threads {threads} --texts {input.texts:q} "
-        "--prefix-disk {resources.prefix_disk:q} --store-prefixes {resources.store_prefixes:q} "
-        "--gpus {resources.worker_gpus:q} --batch-size {resources.batch_size:q} --out {output:q} > {log:q} 2>&1"
+        '--run-time "$RESULTS/run_time.json" --threads {threads} --texts {input.texts:q} '
+        "--out {output:q} > {log:q} 2>&1"
 
 
 rule test_judge:
@@ -64,15 +58,12 @@ rule test_judge:
         "<logs>/test_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_test_spec,
     shell:
         'python "$SCRIPTS/test_judge.py" --texts {input.texts:q} --likelihood {input.likelihood:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
+        '--run-time "$RESULTS/run_time.json" --out {output:q} > {log:q} 2>&1'
 
 
 rule test_pairwise_judge:
@@ -85,15 +76,12 @@ rule test_pairwise_judge:
         "<logs>/test_pairwise_judge/{judge}/{model}/{dataset}.log",
     conda:
         "../../envs/analysis.yaml"
-    resources:
-        limits=judge_request_limits,
-        store=lookup("verdict_store", within=SETTINGS),
     params:
         spec=judge_test_spec,
     shell:
         'python "$SCRIPTS/compare_replies.py" --texts {input.texts:q} '
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
-        "--limits {resources.limits:q} --store {resources.store:q} --out {output:q} > {log:q} 2>&1"
+        '--run-time "$RESULTS/run_time.json" --out {output:q} > {log:q} 2>&1'
 
 
 rule judge_reliability:
@@ -102,7 +90,7 @@ rule judge_reliability:
         verdicts="<results>/tables/verdicts.parquet",
         judge_tests=judge_tests(False, "judge_test.parquet"),
         pairs=judge_tests(True, "pairs.parquet"),
-        comparisons=comparisons(),
+        comparisons=comparisons,
     output:
         tables_for_report("judge_reliability"),
     log:
@@ -112,7 +100,7 @@ rule judge_reliability:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_digest("judge_reliability"),

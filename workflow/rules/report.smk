@@ -4,10 +4,9 @@ from kvfidelity.report.paper_tables import PAPER_TABLES
 
 rule aggregate:
     input:
-        artifacts("generate", "turns.parquet"),
-        artifacts("generate", "evictions.parquet"),
-        artifacts("generate", "recall.parquet"),
-        artifacts("metrics", "metrics.parquet"),
+        # Made of all files of the runs, which are not listed: each of the outputs' records would
+        # hold the list.
+        of_dialogues("metrics", "metrics.parquet"),
         verdicts,
     output:
         tables_for_report("aggregate"),
@@ -18,7 +17,7 @@ rule aggregate:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         settings=table_parameters,
         code=stage_digest("aggregate"),
@@ -30,7 +29,7 @@ rule aggregate:
 rule claims:
     input:
         tables=rules.aggregate.output,
-        claims=str(workflow_file(CLAIMS)),
+        claims=fixed(workflow_file(CLAIMS)),
     output:
         verdicts=report(
             multiext("<results>/tables/claims", ".csv"),
@@ -46,7 +45,7 @@ rule claims:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_digest("claims"),
@@ -70,7 +69,7 @@ rule paper_tables:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         code=stage_digest("paper_tables"),
     shell:
@@ -94,7 +93,7 @@ rule figures:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         code=stage_digest("report"),
     shell:
@@ -125,7 +124,7 @@ rule report:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=one_on_a_scheduler,
+        serial=SERIAL,
     params:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_digest("report"),

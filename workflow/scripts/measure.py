@@ -1,4 +1,4 @@
-"""Measure the text of a run's replies."""
+"""Measure the text of the replies of a dialogue's runs."""
 
 import argparse
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from kvfidelity.cli import main_guard
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", required=True, type=Path)
+    parser.add_argument("--turns", required=True, nargs="+", type=Path, help="of each run")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     import polars as pl
@@ -18,11 +18,13 @@ def main() -> None:
     from kvfidelity.pipeline.staleness import notes_of
     from kvfidelity.records.artifacts import read_parquet, write_parquet
     from kvfidelity.records.columns import METRICS
+    from kvfidelity.records.grid import run_of_file
 
-    turns = read_parquet(options.turns, kind="turns")
     rows = [
-        {"turn": row["turn"]} | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
-        for row in turns.iter_rows(named=True)
+        {"run": run_of_file(file), "turn": row["turn"]}
+        | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
+        for file in options.turns
+        for row in read_parquet(file, kind="turns").iter_rows(named=True)
     ]
     frame = pl.DataFrame(rows, METRICS)
     notes = notes_of("measure", turns=options.turns)

@@ -15,18 +15,17 @@ def main() -> None:
     parser.add_argument("--rubric", required=True, type=Path)
     parser.add_argument("--name", required=True, help="the judge's name in the config")
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
-    parser.add_argument("--limits", default={}, type=json.loads, help="limits and prices, as JSON")
-    parser.add_argument("--store", required=True, type=Path, help="folder of paid answers")
+    parser.add_argument("--run-time", required=True, type=Path, help="says how it is asked")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.atomic_files import write_json
     from kvfidelity.judges.registry import build_judge
     from kvfidelity.judges.replies import read_replies, read_turns
-    from kvfidelity.records.grid import baseline_run_key, compared_run_keys, run_keys
+    from kvfidelity.judges.run_time import read_run_time
+    from kvfidelity.records.grid import baseline_run_key, compared_run_keys, runs_by_dialogue
 
-    judge = build_judge(
-        options.name, options.spec, options.rubric, options.limits, options.store, batch=True
-    )
+    limits, store = read_run_time(options.run_time, options.name)
+    judge = build_judge(options.name, options.spec, options.rubric, limits, store, batch=True)
     generated, measured = options.results / "generate", options.results / "metrics"
     if options.name in options.settings["comparing"]:
         pairs = [
@@ -40,14 +39,16 @@ def main() -> None:
         counts = Counter(comparison.status for run in compared for comparison in run)
     else:
         rows = [
-            read_replies(
-                generated / run / "turns.parquet",
-                measured / run / "metrics.parquet",
-                generated / baseline_run_key(options.settings, run) / "turns.parquet",
-            )
-            for run in run_keys(options.settings)
+            replies
+            for dialogue, runs in runs_by_dialogue(options.settings).items()
+            for replies in read_replies(
+                [generated / run / "turns.parquet" for run in runs],
+                measured / dialogue / "metrics.parquet",
+                baseline_history=True,
+            ).values()
         ]
-        counts = Counter(verdict.status for verdict in judge.judge_runs(rows))
+        judged = judge.judge_runs(rows)
+        counts = Counter(verdict.status for run in judged for verdict in run)
     write_json(options.out, {"judge": options.name, "verdicts": dict(counts)})
 
 

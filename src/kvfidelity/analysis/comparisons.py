@@ -15,7 +15,7 @@ from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import Estimate
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
 from kvfidelity.records.artifacts import read_parquet
-from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, RunKey, compared_run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, RUN_FIELDS, runs_by_dialogue
 
 PAIRS, ORDER = "pairs", "order"
 
@@ -30,13 +30,13 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
         UserError: an artifact is missing or damaged.
     """
     frames = [pl.DataFrame(schema={**SCHEMA, **dict.fromkeys(RUN_FIELDS, pl.String)})]
+    part = pl.col("run").str.split("/")
+    columns = {name: part.list.get(place) for place, name in enumerate(RUN_FIELDS)}
     for judge in settings["comparing"]:
-        for run in compared_run_keys(settings):
-            file = results / "comparisons" / judge / run / "comparisons.parquet"
-            names = RunKey.from_path(run)._asdict()
-            columns = {name: pl.lit(value) for name, value in names.items()}
+        for dialogue in runs_by_dialogue(settings):
+            file = results / "comparisons" / judge / dialogue / "comparisons.parquet"
             found = missing_if_not_finite(read_parquet(file, kind="comparisons"))
-            frames.append(found.with_columns(**columns))
+            frames.append(found.with_columns(**columns).drop("run"))
     return pl.concat(frames)
 
 

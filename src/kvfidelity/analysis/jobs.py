@@ -17,20 +17,21 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.records.artifacts import read_metadata
+from kvfidelity.records.grid import RUN_FIELDS, RunKey
 from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 
-#: How many parts of a run key a rule's jobs have: 1 is the model, 2 model and dataset.
-DEPTHS = {
-    "fetch_model": 1,
-    "extract_dialogues": 2,
-    "generate": 7,
-    "measure": 7,
-    "score_corruptions": 2,
-    "aggregate": 0,
-    "judge_reliability": 0,
-    "claims": 0,
-    "paper_tables": 0,
-    "figures": 0,
+#: What a rule's jobs are named by.
+NAMED_BY: dict[str, tuple[str, ...]] = {
+    "fetch_model": ("model",),
+    "extract_dialogues": ("model", "dataset"),
+    "generate": RUN_FIELDS,
+    "measure": ("model", "dataset", "dialogue"),
+    "score_corruptions": ("model", "dataset"),
+    "aggregate": (),
+    "judge_reliability": (),
+    "claims": (),
+    "paper_tables": (),
+    "figures": (),
 }
 #: Rules whose jobs a worker does, and the artifact that holds its notes.
 IN_WORKER = {
@@ -58,10 +59,10 @@ def jobs_table(results: Path, runs: Iterable[str]) -> pl.DataFrame:
         results: the folder with `benchmarks` and artifacts; jobs that left neither are not counted.
         runs: run keys, as model/dataset/.../dialogue.
     """
-    keys = [run.split("/") for run in runs]
+    keys = [RunKey.from_path(run) for run in runs]
     rows = []
-    for rule, depth in DEPTHS.items():
-        names = sorted({"/".join(key[:depth]) for key in keys})
+    for rule, fields in NAMED_BY.items():
+        names = sorted({"/".join(getattr(key, field) for field in fields) for key in keys})
         found = [job for name in names if (job := _job(results, rule, name))]
         if found:
             rows.append(_row(rule, found))

@@ -27,8 +27,10 @@ ARTIFACT_FILES = {
     "turns": "`results/generate/{run}/turns.parquet`: one row per turn.",
     "evictions": "`results/generate/{run}/evictions.parquet`: one row per eviction and keep set.",
     "recall": "`results/generate/{run}/recall.parquet`: one row per recall question.",
-    "metrics": "`results/metrics/{run}/metrics.parquet`: properties of the own reply, by turn.",
-    "verdicts": "`results/judge/{judge}/{run}/verdicts.parquet`: one row per verdict.",
+    "metrics": "`results/metrics/{model}/{dataset}/{dialogue}/metrics.parquet`: properties of the "
+    "own replies of a dialogue's runs, by turn.",
+    "verdicts": "`results/judge/{judge}/{model}/{dataset}/{dialogue}/verdicts.parquet`: one row "
+    "per verdict.",
     "judge_test": "`results/reliability/{judge}/{model}/{dataset}/judge_test.parquet`: verdicts on "
     "good and corrupted replies.",
 }

@@ -44,7 +44,7 @@ from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import INTEGRITY
-from kvfidelity.records.grid import CELL_COLUMNS, RunKey, run_keys
+from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
 
 
 def build_tables(
@@ -82,7 +82,8 @@ def build_tables(
     logged = _scan(results / "generate", keys, "turns.parquet")
     log = _scan(results / "generate", keys, "evictions.parquet")
     window = _read(by_token_index(logged))
-    metrics = _read(_scan(results / "metrics", keys, "metrics.parquet"))
+    talks = list(dict.fromkeys(map(dialogue_of, keys)))
+    metrics = _read(_scan_all(results / "metrics", talks, "metrics.parquet"))
     asked = _scan(results / "generate", keys, "recall.parquet")
     recall_rows = asked.with_columns(
         n_distractors=pl.col("distractors").list.len(),
@@ -92,7 +93,9 @@ def build_tables(
         ).then("margin"),
     )
     verdicts = [
-        _read(_scan(results / "judge" / judge, keys, "verdicts.parquet"))
+        _read(_scan_all(results / "judge" / judge, talks, "verdicts.parquet")).select(
+            pl.exclude("run"), "run"
+        )
         for judge in settings["judging"]
     ]
     measured = {
@@ -259,13 +262,23 @@ def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
 
 def _scan(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
     """All files as one lazy table, with the run each row is from."""
+    files = _existing(folder, keys, name)
+    start = len(str(folder)) + 1
+    run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
+    return pl.scan_parquet(files, include_file_paths="run", glob=False).with_columns(run)
+
+
+def _scan_all(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
+    """All files as one lazy table; their rows say which run they are from."""
+    return pl.scan_parquet(_existing(folder, keys, name), glob=False)
+
+
+def _existing(folder: Path, keys: Sequence[str], name: str) -> list[Path]:
     files = [folder / key / name for key in keys]
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
         raise UserError(f"{missing} does not exist: run the workflow to make it")
-    start = len(str(folder)) + 1
-    run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
-    return pl.scan_parquet(files, include_file_paths="run", glob=False).with_columns(run)
+    return files
 
 
 def _read(rows: pl.LazyFrame) -> pl.DataFrame:

@@ -11,6 +11,9 @@ Where to look:
 - `slots`         token index and position of every slot
 - `positions`     the position modes: what each does
 - `layers`        keys and values of one layer
+- `ragged`        keep sets of another size in each kv head, and how budgets are shared out
+- `ragged_heads`  the cache once they are: `ragged_cpu` on `ragged_layer`, `ragged_gpu` on
+                  `flat_layer`
 - `rotary`        angles and `rotate`
 - `attention`     attention in plain torch, with score sums
 - `scores`        attention received by each slot

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.capacity import grown_capacity
+from kvfidelity.cache.ragged import upload
+from kvfidelity.cache.slots import SlotTable
+
+#: Rows start at multiples of this many positions: kernels load them as 16 bytes at once.
+ROW_ALIGNMENT = 4
 
 
 class DevicePositions:
@@ -37,6 +42,7 @@ class DevicePositions:
         slots = position.shape[-1]
         if position.shape[:-1] != self._positions.shape[:-1] or slots > self._positions.shape[-1]:
             room = max(slots, self._positions.shape[-1])
+            room += -room % ROW_ALIGNMENT
             self._positions = torch.empty(
                 *position.shape[:-1], room, dtype=torch.int32, device=self.device
             )
@@ -51,3 +57,44 @@ class DevicePositions:
         grown = self._positions.new_empty(*self._positions.shape[:-1], wanted)
         grown[..., :used] = self._positions[..., :used]
         self._positions = grown
+
+
+class HeadPositions:
+    """Positions of kv heads that hold different numbers of slots, int32 [L, G, capacity].
+
+    Aligned at the left, as the heads' keys are: kernels write a new slot's after the last one.
+    """
+
+    def __init__(self, table: SlotTable, device: torch.device) -> None:
+        width, counts = table.columns, table.counts
+        self.positions = torch.empty(
+            *counts.shape, grown_capacity(width, 0), dtype=torch.int32, device=device
+        )
+        column = torch.arange(width, device=device)
+        if table.mode.traits.renumbers:  # slot i has position i
+            self.positions[..., :width] = column
+        elif width:
+            own = column + upload(table.pad, device)[..., None]
+            position = table.position.to(device)
+            self.positions[..., :width] = position.gather(-1, own.clamp(max=width - 1))
+
+    def append(self, table: SlotTable, count: int) -> None:
+        """Follow a table that has appended `count` tokens."""
+        self.reserve(int(table.counts.max()))
+        device, counts = self.positions.device, table.counts
+        numbers = torch.stack([counts - count, table.next_positions - count])
+        slots, firsts = upload(numbers, device)
+        new = torch.arange(count, device=device)
+        values = (firsts[..., None] + new).to(torch.int32)
+        self.positions.scatter_(-1, slots[..., None] + new, values)
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` slots of each head."""
+        capacity = self.positions.shape[-1]
+        if slots <= capacity:
+            return
+        grown = self.positions.new_empty(
+            *self.positions.shape[:-1], grown_capacity(slots, capacity)
+        )
+        grown[..., :capacity] = self.positions
+        self.positions = grown

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
-from kvfidelity.cache.managed import RAGGED_ON_GPU, ManagedCache
+from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
-from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.cache.view import CacheView, Span, view_of
 from kvfidelity.errors import UserError
 
@@ -177,7 +176,7 @@ class Evictor:
             step=self.step,
             tokens_seen=seen,
             slots_before=before,
-            kept=kept if isinstance(kept, RaggedKeepSet) else as_grid(kept).cpu(),
+            kept=kept.to("cpu") if isinstance(kept, RaggedKeepSet) else as_grid(kept).cpu(),
             scoring_s=ranking_end - ranking_start,
             eviction_s=move_end - move_start,
             attention_share=evicted_share,
@@ -188,8 +187,6 @@ class Evictor:
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""
         policy, missing = self.policy, ""
-        if policy.ragged and kernels_run_on(cache.rotary.device):
-            raise UserError(f"policy {policy.kind}: {RAGGED_ON_GPU}")
         if policy.needs_output_projection and not cache.rotary.has_output_projections:
             raise UserError(
                 f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "
@@ -230,6 +227,10 @@ def _check_keep_set(policy: Policy, kept: object, view: CacheView) -> None:
     layers, groups = view.grid
     size = min(view.budget, view.slots)
     if isinstance(kept, RaggedKeepSet):
+        if not policy.ragged:  # decode steps on a GPU are built for one kind of cache
+            raise UserError(
+                f"policy {policy.kind}: its keep set is ragged; it must declare `ragged = True`"
+            )
         try:
             kept.check(view.counts)
         except ValueError as error:

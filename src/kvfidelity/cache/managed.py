@@ -16,18 +16,13 @@ from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
-from kvfidelity.cache.ragged_layer import RaggedLayer
+from kvfidelity.cache.ragged_gpu import RaggedOnGpu
+from kvfidelity.cache.ragged_heads import RaggedHeads, ragged_heads
 from kvfidelity.cache.recent_queries import RecentQueries
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.triton import kernels_run_on
-from kvfidelity.errors import UserError
-
-RAGGED_ON_GPU = (
-    "budgets that differ between kv heads are computed on a CPU only: set the model's device to "
-    "cpu, or choose a policy with one budget for all"
-)
 
 
 class ManagedCache(AttentionCache):
@@ -62,6 +57,7 @@ class ManagedCache(AttentionCache):
         self.scores = AttentionScores(layers) if collect_scores else None
         self.recent_queries = RecentQueries(layers, query_window) if query_window else None
         self.before_forward = before_forward
+        self.ragged: RaggedHeads | None = None  # from the first ragged eviction on
         self.scaling = 1.0
         self._continues = False
         self._latest_is_last = False
@@ -111,10 +107,8 @@ class ManagedCache(AttentionCache):
                 )
             self._append_tokens(key_states.shape[2], key_states.device)
         layer = self.layers[layer_idx]
-        if isinstance(layer, RaggedLayer):
-            assert self._fed_positions is not None
-            self._angles = self.rotary.angles(self._fed_positions[layer_idx], key_states.device)
-            layer.append(key_states, value_states, self._angles)
+        if self.ragged is not None:
+            self.ragged.update(self, layer_idx, key_states, value_states)
             return key_states, value_states
         layer.append(key_states, value_states, self._angles)
         return self.rotated_keys(layer_idx)[None], layer.live_values[None]
@@ -124,13 +118,10 @@ class ManagedCache(AttentionCache):
     ) -> Tensor:
         """One layer's attention output [1, q, H, d] for un-rotated queries [1, H, q, d]."""
         layer_idx: int = module.layer_idx
-        if self.recent_queries is not None:
-            first = self.slot_table.tokens_seen - query.shape[2]
-            self.recent_queries.add(layer_idx, query[0], first)
         self.scaling = scaling
-        layer = self.layers[layer_idx]
-        if isinstance(layer, RaggedLayer):
-            return self._attend_ragged(layer, layer_idx, query[0])
+        if self.ragged is not None:
+            return self.ragged.attend(self, layer_idx, query, key, value)
+        self.note_queries(layer_idx, query)
         rotated = self._rotated_query(query[0])
         attention = _attention_backend(query)
         out: Tensor
@@ -145,6 +136,12 @@ class ManagedCache(AttentionCache):
             self.scores.add(layer_idx, sums, continues=self._continues, last=last)
         return out.transpose(0, 1)[None]
 
+    def note_queries(self, layer_idx: int, query: Tensor) -> None:
+        """Add one layer's queries [1, H, q, d] of the tokens just appended to the latest ones."""
+        if self.recent_queries is not None:
+            first = self.slot_table.tokens_seen - query.shape[2]
+            self.recent_queries.add(layer_idx, query[0], first)
+
     def rotated_keys(self, layer_idx: int) -> Tensor:
         """One layer's keys rotated by their slots' positions [G, n, d].
 
@@ -154,9 +151,14 @@ class ManagedCache(AttentionCache):
         if layer.has_workspace:
             rotated: Tensor = layer.rotated_keys
             return rotated
-        return self._rotate_by(
+        return self.rotate_by(
             layer.live_keys, self.device_positions.of_layer(layer_idx, layer.slots)
         )
+
+    def rotated_head_keys(self, layer_idx: int, group: int) -> Tensor:
+        """One kv head's keys rotated by their slots' positions [1, n, d], in a ragged cache."""
+        assert self.ragged is not None
+        return self.ragged.rotated_keys(self, layer_idx, group)
 
     @property
     def device_positions(self) -> DevicePositions:
@@ -165,22 +167,33 @@ class ManagedCache(AttentionCache):
             self._device_positions = DevicePositions(self.slot_table.position, self.device)
         return self._device_positions
 
+    @property
+    def position_buffer(self) -> Tensor:
+        """Positions on the device, int32 [L', G', capacity]; undefined after the last slots."""
+        if isinstance(self.ragged, RaggedOnGpu):
+            return self.ragged.positions.positions
+        return self.device_positions.positions
+
     def reserve(self, slots: int) -> None:
         """Make room for `slots` slots; no buffer moves in memory until they are filled."""
-        for layer in self.layers:
-            layer.reserve(slots)
-        if kernels_run_on(self.device):
-            self.device_positions.reserve(slots, self.size)
+        extra = slots - self.size
+        if self.ragged is not None:
+            self.ragged.reserve(self, extra)
+        else:
+            for layer in self.layers:
+                layer.reserve(slots)
+            if kernels_run_on(self.device):
+                self.device_positions.reserve(slots, self.size)
         if self.scores is not None and self.scores.available:
-            self.scores.reserve(slots, self.scores.heads, self.device)
+            columns = self.slot_table.columns + extra
+            self.scores.reserve(columns, self.scores.heads, self.device)
 
     def note_decoded(self, count: int) -> None:
         """Note that decode steps on the device filled `count` more slots."""
         self.slot_table.append(count)
-        for layer in self.layers:
-            layer.slots = self.size
+        self._set_slots()
         if self.scores is not None:
-            self.scores.note_decoded(self.size)
+            self.scores.note_decoded(self.slot_table.columns)
         if self.recent_queries is not None:
             self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
 
@@ -205,7 +218,6 @@ class ManagedCache(AttentionCache):
 
         Raises:
             ValueError: unsorted, repeated or out-of-range slots.
-            UserError: a ragged keep set on a GPU, whose kernels have none.
         """
         if self.slot_table.is_ragged or isinstance(kept, RaggedKeepSet):
             self._keep_ragged(self.slot_table.as_ragged(kept))
@@ -236,7 +248,7 @@ class ManagedCache(AttentionCache):
         if self.scores is None:
             return None
         if self.slot_table.is_ragged or isinstance(kept, RaggedKeepSet):
-            ragged = self.slot_table.as_ragged(kept)
+            ragged = self.slot_table.as_ragged(kept).to(self.device)
             columns = ragged.columns(self.slot_table.pad.expand(ragged.counts.shape))
             return self.scores.share_outside_columns(columns)
         return self.scores.share_outside(kept)
@@ -263,7 +275,11 @@ class ManagedCache(AttentionCache):
         copy.slot_table = self.slot_table.fork(slots)
         if positions is not None and not self.slot_table.evictions:
             copy.slot_table.mode = PositionMode(positions)
-        copy.layers = [layer.fork(copy.size) for layer in self.layers]
+        if self.ragged is None:
+            copy.layers = [layer.fork(copy.size) for layer in self.layers]
+        else:
+            copy.layers = self.layers
+            copy.ragged = self.ragged.fork(copy)
         forked_scores = scores or (self.scores if slots in (None, self.size) else None)
         copy.scores = forked_scores.fork() if forked_scores is not None else None
         if self.recent_queries is not None:
@@ -285,11 +301,15 @@ class ManagedCache(AttentionCache):
         )
         section.slot_table = self.slot_table.fork()
         section.slot_table.append(before)
-        section.layers = [layer.sharing(section.size) for layer in self.layers]
+        section.ragged = None if self.ragged is None else self.ragged.sharing()
+        sizes = section._slots_of_layers()
+        section.layers = [
+            layer.sharing(size) for layer, size in zip(self.layers, sizes, strict=True)
+        ]
         section.scaling = self.scaling
         section._device_positions = self._device_positions
         if self.scores is not None:
-            rows = (len(self.layers), self.scores.heads, section.size)
+            rows = (len(self.layers), self.scores.heads, section.slot_table.columns)
             section.scores = AttentionScores.from_rows(
                 torch.zeros(rows, device=self.device), torch.zeros(rows, device=self.device)
             )
@@ -311,11 +331,7 @@ class ManagedCache(AttentionCache):
                 raise RuntimeError("an eviction cannot be rolled back")
         finally:
             self.slot_table, self.scores, self.recent_queries = before
-            for index, layer in enumerate(self.layers):
-                if isinstance(layer, RaggedLayer):
-                    layer.set_counts(self.slot_table.counts[index])
-                else:
-                    layer.slots = self.size
+            self._set_slots()
 
     def append_unfilled(self, count: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Append `count` slots in all layers, for kernels that fill them during a forward.
@@ -328,15 +344,22 @@ class ManagedCache(AttentionCache):
                 buffers.
         """
         self._append_tokens(count, key.device)
-        for layer in self.layers:
-            if not layer.is_initialized:
-                layer.lazy_initialization(key, value)
-            layer.reserve(self.size)
-            layer.slots = self.size
+        self.make_room(count, query, key, value)
+
+    def make_room(self, count: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """The part of `append_unfilled` that follows the slot table, which has appended."""
+        if self.ragged is not None:
+            self.ragged.reserve(self, count)
+        else:
+            for layer in self.layers:
+                if not layer.is_initialized:
+                    layer.lazy_initialization(key, value)
+                layer.reserve(self.size)
+        self._set_slots()
         _, heads, _, size = query.shape
         if self.scores is not None:
-            self.scores.reserve(self.size, heads, key.device)
-            self.scores.note_decoded(self.size)
+            self.scores.reserve(self.slot_table.columns, heads, key.device)
+            self.scores.note_decoded(self.slot_table.columns)
         if self.recent_queries is not None:
             self.recent_queries.reserve(heads, size, query.dtype, query.device)
             self.recent_queries.note_added(self.slot_table.tokens_seen - count, count)
@@ -354,8 +377,8 @@ class ManagedCache(AttentionCache):
     def _append_tokens(self, count: int, device: torch.device) -> None:
         if self.before_forward is not None and not self._continues:
             self.before_forward(self)
-        if self.slot_table.is_ragged:
-            self._fed_positions = self.slot_table.append(count)
+        if self.ragged is not None:
+            self.ragged.append(self, self.slot_table.append(count))
             return
         start, first = self.size, self.slot_table.next_position
         positions = self.slot_table.append(count)
@@ -370,56 +393,40 @@ class ManagedCache(AttentionCache):
         else:
             self._angles = self.rotary.angles(positions, device)
 
-    def _attend_ragged(self, layer: RaggedLayer, layer_idx: int, query: Tensor) -> Tensor:
-        """One layer's attention output [1, q, H, d] for un-rotated queries [H, q, d]."""
-        assert self._angles is not None
-        if self.scores is None:
-            return layer.attend(query, self._angles, self.scaling).transpose(0, 1)[None]
-        given = (query, self._angles, self.scaling, self.slot_table.columns)
-        out, sums = layer.attend_with_scores(*given)
-        last = None
-        if self._latest_is_last:
-            last = sums if query.shape[1] == 1 else layer.last_scores(*given)
-        self.scores.add(layer_idx, sums, continues=self._continues, last=last)
-        return out.transpose(0, 1)[None]
+    def _slots_of_layers(self) -> list[Any]:
+        """Of each layer its slots; those of each kv head, if these differ."""
+        if self.ragged is None:
+            return [self.size] * len(self.layers)
+        return self.slot_table.counts.tolist()
+
+    def _set_slots(self) -> None:
+        for layer, slots in zip(self.layers, self._slots_of_layers(), strict=True):
+            if self.ragged is None:
+                layer.slots = slots
+            else:
+                layer.set_counts(slots)
 
     def _keep_ragged(self, kept: RaggedKeepSet) -> None:
-        if kernels_run_on(self.device):
-            raise UserError(RAGGED_ON_GPU)
-        table, groups = self.slot_table, self._groups
-        if kept.counts.shape != (len(self.layers), groups):
+        table, kept = self.slot_table, kept.to(self.device)
+        if kept.counts.shape != (len(self.layers), self._groups):
             raise ValueError(
                 f"keep set is for {list(kept.counts.shape)} layers and kv heads, and the cache has "
-                f"{[len(self.layers), groups]}"
+                f"{[len(self.layers), self._groups]}"
             )
-        pads = table.pad.expand(kept.counts.shape)
-        columns = kept.columns(pads)
         # Buffers made in inference mode could not be written to by `generate`, which is not in it.
         with torch.inference_mode(False), torch.no_grad():
-            self._replace_layers(kept)
+            columns = table.keep_ragged(kept)
+            if self.ragged is None:
+                self.ragged = ragged_heads(self.device)
+            self.ragged.keep(self, kept)
         if self.scores is not None:
             self.scores.keep_columns(columns)
-
-    def _replace_layers(self, kept: RaggedKeepSet) -> None:
-        table = self.slot_table
-        table.keep(kept)
-        for index, rows in enumerate(kept.rows()):
-            layer = self.layers[index]
-            if isinstance(layer, RaggedLayer):
-                layer.keep(rows)
-            else:
-                self.layers[index] = RaggedLayer.of(layer, rows)
-        if table.mode.traits.renumbers:
-            cos, sin = self.rotary.angles(torch.arange(int(kept.counts.max())), self.device)
-            for layer in self.layers:
-                for head in layer.heads:
-                    head.rerotate(cos[: head.slots], sin[: head.slots])
 
     @property
     def _groups(self) -> int:
         """G; known after the first forward."""
         layer = self.layers[0]
-        if isinstance(layer, RaggedLayer):
+        if self.ragged is not None:
             return len(layer.heads)
         return int(layer.live_keys.shape[0])
 
@@ -435,9 +442,10 @@ class ManagedCache(AttentionCache):
         if self._angles is not None:
             return rotate(query, *self._angles)
         assert self._fed_positions is not None
-        return self._rotate_by(query, self._fed_positions)
+        return self.rotate_by(query, self._fed_positions)
 
-    def _rotate_by(self, x: Tensor, position: Tensor) -> Tensor:
+    def rotate_by(self, x: Tensor, position: Tensor) -> Tensor:
+        """Rotate [G, n, d] by positions int32 [1, n] or [G, n], on a GPU."""
         from kvfidelity.cache.triton.prefill import rotate_by
 
         cos, sin = self.rotary.table(self.slot_table.tokens_seen, x.device)

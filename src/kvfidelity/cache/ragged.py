@@ -17,8 +17,8 @@ HALVINGS = 200
 class RaggedKeepSet:
     """Which slots survive, with a number of slots of its own for each layer and kv head.
 
-    slots: int64 [total] on the CPU: the first kv head's slots, then the next one's, layer by layer;
-        sorted within each head.
+    slots: int64 [total] on any device: the first kv head's slots, then the next one's, layer by
+        layer; sorted within each head.
     counts: int64 [L, G] on the CPU: how many slots each head keeps.
 
     Raises:
@@ -49,6 +49,16 @@ class RaggedKeepSet:
         counts = torch.tensor([[row.numel() for row in layer] for layer in rows])
         return cls(torch.cat(flat), counts)
 
+    @classmethod
+    def of_grid(cls, grid: Tensor) -> RaggedKeepSet:
+        """Of a keep set of the same size in each head, int64 [L, G, k]."""
+        counts = torch.full(grid.shape[:2], grid.shape[-1])
+        return cls(grid.reshape(-1), counts)
+
+    def to(self, device: torch.device | str) -> RaggedKeepSet:
+        """The same with its slots on `device`."""
+        return RaggedKeepSet(self.slots.to(device), self.counts)
+
     @property
     def per_head(self) -> int:
         """Slots per kv head on average, exactly."""
@@ -69,16 +79,20 @@ class RaggedKeepSet:
         """The same as a rectangle, int64 [L, G, k], aligned at the right, with -1 before.
 
         Args:
-            pad: int64 [L, G], the first column of each head's slots: column = slot + pad.
+            pad: int64 [L, G] on the CPU, the first column of each head's slots: column = slot +
+                pad.
         """
-        width = int(self.counts.max())
-        live = torch.arange(width) >= width - self.counts[..., None]
-        columns = torch.full(live.shape, -1)
-        columns[live] = self.slots
-        return torch.where(live, columns + pad[..., None], columns)
+        device, width = self.slots.device, int(self.counts.max())
+        ends = self.counts.flatten().cumsum(0).view_as(self.counts)
+        numbers = torch.stack([width - self.counts, ends - self.counts, pad])
+        firsts, starts, pads = upload(numbers, device)
+        place = torch.arange(width, device=device) - firsts[..., None]
+        index = (place + starts[..., None]).clamp(0, max(self.slots.numel() - 1, 0))
+        # No boolean index: on a GPU it would wait for the device.
+        return torch.where(place >= 0, self.slots[index] + pads[..., None], -1)
 
     def check(self, counts: Tensor) -> None:
-        """Refuse slots that heads with `counts` slots, int64 [L, G], do not have.
+        """Refuse slots that heads with `counts` slots, int64 [L, G] on the CPU, do not have.
 
         Raises:
             ValueError: another number of layers or heads; unsorted, repeated or unknown slots.
@@ -88,14 +102,27 @@ class RaggedKeepSet:
                 f"keep set is for {list(self.counts.shape)} layers and kv heads, and the cache has "
                 f"{list(counts.shape)}"
             )
-        before = counts.flatten().repeat_interleave(self.counts.flatten())
-        if bool(((self.slots < 0) | (self.slots >= before)).any()):
-            raise ValueError("keep set names slots outside those of its kv head")
-        firsts = self.counts.flatten().cumsum(0)[:-1]
+        device, total = self.slots.device, self.slots.numel()
+        if not total:
+            return
+        kept, before = self.counts.flatten(), counts.flatten()
+        sizes = upload(torch.stack([kept, before]), device)
+        most = sizes[1].repeat_interleave(sizes[0], output_size=total)
         rising = self.slots.diff() > 0
-        rising[firsts[(firsts > 0) & (firsts < self.slots.numel())] - 1] = True
-        if not bool(rising.all()):
+        firsts = kept.cumsum(0)[:-1]
+        firsts = firsts[(firsts > 0) & (firsts < total)]
+        rising[upload(firsts, device) - 1] = True
+        inside = ((self.slots >= 0) & (self.slots < most)).all()
+        known, ascending = torch.stack([inside, rising.all()]).tolist()
+        if not known:
+            raise ValueError("keep set names slots outside those of its kv head")
+        if not ascending:
             raise ValueError("keep set must be sorted and without repeats")
+
+
+def upload(numbers: Tensor, device: torch.device) -> Tensor:
+    """A few numbers of the CPU on `device`, without waiting for what it still computes."""
+    return numbers.to(device, non_blocking=True)
 
 
 def apportion(shares: Tensor, total: int, low: Tensor, high: Tensor) -> Tensor:

@@ -109,10 +109,16 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ships 
         """Keep only the slots `rows[g]`, int64 [k], of each kv head."""
         self.heads = [head.select(0, row) for head, row in zip(self.heads, rows, strict=True)]
 
-    def set_counts(self, counts: Tensor) -> None:
-        """Forget the slots of each head from `counts` [G] on."""
-        for head, count in zip(self.heads, counts.tolist(), strict=True):
+    def set_counts(self, counts: Sequence[int]) -> None:
+        """Set the slots of each head: more were filled, or the last ones are forgotten."""
+        for head, count in zip(self.heads, counts, strict=True):
             head.slots = count
+
+    def sharing(self, counts: Sequence[int]) -> RaggedLayer:
+        """A layer of `counts` slots in the same buffers: what it appends is there too."""
+        return RaggedLayer(
+            [head.sharing(count) for head, count in zip(self.heads, counts, strict=True)]
+        )
 
     def fork(self, slots: int | None = None) -> RaggedLayer:
         """An independent copy; of all slots, because some were evicted."""

@@ -141,10 +141,14 @@ class AttentionScores:
         if self._latest is None or self._accumulated is None or not self.available:
             return
         width, live = columns.shape[-1], self._slots[-1]
-        index = columns.repeat_interleave(self.heads // columns.shape[1], dim=1)
+        layers, groups, _ = columns.shape
+        known, empty = columns.clamp(min=0)[:, :, None], (columns < 0)[:, :, None]
         for rows in (self._latest, self._accumulated):
-            survivors = rows[..., :live].gather(-1, index.clamp(min=0))
-            rows[..., :width] = survivors.masked_fill(index < 0, 0)
+            # Query heads of a kv head share its columns.
+            by_head = rows.view(layers, groups, -1, rows.shape[-1])
+            index = known.expand(-1, -1, by_head.shape[2], -1)
+            survivors = by_head[..., :live].gather(-1, index)
+            by_head[..., :width] = survivors.masked_fill_(empty, 0)
         self._slots = [width] * self._layers
 
     def share_outside_columns(self, columns: Tensor) -> float | None:
@@ -152,8 +156,9 @@ class AttentionScores:
         if not self.available:
             return None
         scores = self.rows(ScoreHistory.LATEST)
-        index = columns.repeat_interleave(self.heads // columns.shape[1], dim=1)
-        inside = scores.gather(-1, index.clamp(min=0)).masked_fill(index < 0, 0).sum()
+        layers, groups, _ = columns.shape
+        by_head = scores.view(layers, groups, -1, scores.shape[-1]).sum(2)
+        inside = by_head.gather(-1, columns.clamp(min=0)).masked_fill(columns < 0, 0).sum()
         share = float(1 - inside / scores.sum())
         return share if math.isfinite(share) else None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 
 
 class SlotTable:
@@ -98,11 +98,11 @@ class SlotTable:
     def next_positions(self) -> Tensor:
         """The position that the next fed token gets in each row, int64 [L', G']."""
         counts = self.counts
-        positions = [
-            self.mode.traits.next_position(count, self.tokens_seen)
-            for count in counts.flatten().tolist()
-        ]
-        return torch.tensor(positions).view(counts.shape)
+        by_count = {
+            count: self.mode.traits.next_position(count, self.tokens_seen)
+            for count in set(counts.flatten().tolist())
+        }
+        return counts.clone().apply_(by_count.__getitem__)
 
     def append(self, count: int) -> Tensor:
         """Add `count` new tokens; returns their positions, int64 [count], or [L, G, count] if rows
@@ -112,7 +112,8 @@ class SlotTable:
         if self._pad is None:
             positions = torch.arange(self.next_position, self.next_position + count, device=device)
         else:
-            positions = self.next_positions[..., None] + torch.arange(count)
+            firsts = upload(self.next_positions, device)
+            positions = firsts[..., None] + torch.arange(count, device=device)
         self._token_index[..., new] = torch.arange(
             self.tokens_seen, self.tokens_seen + count, device=device
         )
@@ -132,7 +133,7 @@ class SlotTable:
             ValueError: unsorted, repeated or out-of-range slots.
         """
         if self._pad is not None or isinstance(kept, RaggedKeepSet):
-            self._keep_ragged(self.as_ragged(kept))
+            self.keep_ragged(self.as_ragged(kept))
             return
         kept = as_grid(kept)
         if self._position.is_cuda:
@@ -152,8 +153,7 @@ class SlotTable:
         """A keep set for this table as a ragged one."""
         if isinstance(kept, RaggedKeepSet):
             return kept
-        rows = as_grid(kept).expand(*self._token_index.shape[:2], -1)
-        return RaggedKeepSet.of_rows([list(layer) for layer in rows])
+        return RaggedKeepSet.of_grid(as_grid(kept).expand(*self._token_index.shape[:2], -1))
 
     def row(self, layer: int, head: int) -> SlotTable:
         """A copy of one kv head's slots alone, as a table of one row."""
@@ -168,21 +168,35 @@ class SlotTable:
         copy._position = self.position[index][None, None, first:].cpu().clone()
         return copy
 
-    def _keep_ragged(self, kept: RaggedKeepSet) -> None:
-        shape = kept.counts.shape
+    def on_cpu(self) -> SlotTable:
+        """The same table on the CPU: a copy if it is on a device."""
+        if self._position.device.type == "cpu":
+            return self
+        copy = self.fork()
+        copy._token_index, copy._position = copy._token_index.cpu(), copy._position.cpu()
+        return copy
+
+    def keep_ragged(self, kept: RaggedKeepSet) -> Tensor:
+        """`keep` of a ragged keep set; returns its columns before, see `RaggedKeepSet.columns`."""
+        if self._position.is_cuda:
+            kept = kept.to(self._position.device)
+        shape, device = kept.counts.shape, kept.slots.device
         kept.check(self.counts.expand(shape))
         columns = kept.columns(self.pad.expand(shape))
         empty = columns < 0
         width = columns.shape[-1]
         pad = width - kept.counts
-        self._token_index = _gather(self.token_index, columns.clamp(min=0)).masked_fill(empty, -1)
+        known = columns.clamp(min=0)
+        self._token_index = _gather(self.token_index, known).masked_fill(empty, -1)
         if self.mode.traits.renumbers:
-            self._position = torch.arange(width) - pad[..., None]
+            first = upload(pad, device)[..., None]
+            self._position = torch.arange(width, device=device) - first
         else:
-            self._position = _gather(self.position, columns.clamp(min=0))
+            self._position = _gather(self.position, known)
         self._position = self._position.masked_fill(empty, -1)
         self._slots, self._pad, self._mean_pad = width, pad, width - kept.per_head
         self.evictions += 1
+        return columns
 
     def fork(self, slots: int | None = None) -> SlotTable:
         """An independent copy, or one of the first `slots` slots of a table without evictions.

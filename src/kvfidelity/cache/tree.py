@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 
 #: Parent of a token that continues the cache itself.
@@ -72,14 +71,16 @@ class TreeCache(AttentionCache):
         self._sees = tree.sees().to(cache.device)
         if not table.is_ragged:
             self._angles = cache.rotary.angles(self._positions, cache.device)
-            self._mask = self._after_slots(cache.size)
+            # Which of the slots, all of them, and of the tree's tokens a token sees [m, n + m].
+            all_slots = self._sees.new_ones(len(tree.ids), cache.size)
+            self._mask = torch.cat([all_slots, self._sees], dim=1)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Returns all rotated keys and all values of the layer [1, G, n + m, d]; keeps nothing."""
         layer = self._cache.layers[layer_idx]
-        if isinstance(layer, RaggedLayer):
+        if self._cache.ragged is not None:
             return key_states, value_states
         keys = torch.cat(
             [self._cache.rotated_keys(layer_idx)[None], rotate(key_states, *self._angles)], dim=2
@@ -90,9 +91,8 @@ class TreeCache(AttentionCache):
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         """One attention module's output [1, m, H, d]."""
-        layer = self._cache.layers[module.layer_idx]
-        if isinstance(layer, RaggedLayer):
-            return self._attend_ragged(layer, module.layer_idx, query, key, value, scaling)
+        if self._cache.ragged is not None:
+            return self._attend_ragged(module.layer_idx, query, key, value, scaling)
         out = scaled_dot_product_attention(
             rotate(query, *self._angles),
             key,
@@ -105,7 +105,6 @@ class TreeCache(AttentionCache):
 
     def _attend_ragged(
         self,
-        layer: RaggedLayer,
         index: int,
         query: Tensor,
         key: Tensor,
@@ -113,28 +112,25 @@ class TreeCache(AttentionCache):
         scaling: float,
     ) -> Tensor:
         """Each kv head's query heads over that head's slots and the tree's keys [1, G, m, d]."""
-        parts = []
-        for group, own in enumerate(torch.chunk(query, len(layer.heads), dim=1)):
-            head, one = layer.heads[group], slice(group, group + 1)
-            angles = self._cache.rotary.angles(self._positions[index, group], query.device)
-            keys = torch.cat([head.rotated_keys[None], rotate(key[:, one], *angles)], dim=2)
-            values = torch.cat([head.live_values[None], value[:, one]], dim=2)
-            parts.append(
-                scaled_dot_product_attention(
-                    rotate(own, *angles),
-                    keys,
-                    values,
-                    attn_mask=self._after_slots(head.slots),
-                    scale=scaling,
-                    enable_gqa=True,
-                )
-            )
-        return torch.cat(parts, dim=1).transpose(1, 2)
-
-    def _after_slots(self, slots: int) -> Tensor:
-        """Which of `slots` slots, all of them, and of the tree's tokens a token sees [m, n + m]."""
-        all_slots = self._sees.new_ones(self._sees.shape[0], slots)
-        return torch.cat([all_slots, self._sees], dim=1)
+        assert self._cache.ragged is not None
+        keys, values, live = self._cache.ragged.rectangle(self._cache, index)
+        angles = self._cache.rotary.angles(self._positions[index], query.device)
+        groups, slots, size = keys.shape
+        heads, tokens = query.shape[1:3]
+        by_head = query.view(groups, heads // groups, tokens, size)
+        seen = torch.cat(
+            [live[:, None].expand(-1, tokens, slots), self._sees.expand(groups, -1, -1)], dim=2
+        )
+        # To PyTorch kv heads are a batch, because each sees other slots.
+        out = scaled_dot_product_attention(
+            rotate(by_head, *(angle[:, None] for angle in angles)),
+            torch.cat([keys, rotate(key[0], *angles)], dim=1)[:, None],
+            torch.cat([values, value[0]], dim=1)[:, None],
+            attn_mask=seen[:, None],
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return out.reshape(1, heads, tokens, size).transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

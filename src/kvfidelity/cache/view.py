@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.attention import window_scores
-from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.ragged_layer import RaggedLayer
 from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.scores import AttentionScores, NotCollectedError, ScoreHistory
 
@@ -100,7 +98,7 @@ class CacheView:
             return len(self.heads), len(self.heads[0])
         return len(self.layers), self.layers[0].keys.shape[0]
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """Slots of each kv head now, int64 [L, G]."""
         if self.heads:
@@ -185,6 +183,8 @@ class CacheView:
             output_projection: whether it looks at the layers' output projections.
         """
         window = min(query_window, self.slots)
+        if not self.heads and self._is_limited_to(scores, window, output_projection):
+            return self  # heads are looked at one by one, and each by a policy inside a policy too
         layers = [
             replace(
                 layer,
@@ -205,6 +205,13 @@ class CacheView:
             for layer in self.heads
         )
         return replace(self, layers=layers, scores=self.scores if scores else None, heads=heads)
+
+    def _is_limited_to(self, scores: bool, window: int, output_projection: bool) -> bool:
+        return (scores or self.scores is None) and all(
+            (layer.queries is None or 0 < layer.queries.shape[1] <= window)
+            and (output_projection or layer.project is None)
+            for layer in self.layers
+        )
 
     def _of_head(self, layer: int, group: int) -> CacheView:
         view, (_, groups) = self.layers[layer], self.grid
@@ -277,27 +284,28 @@ def view_of(
 def _ragged_view(
     cache: ManagedCache, budget: int, seed: int, protected: tuple[Span, ...], scores: bool
 ) -> CacheView:
-    table = cache.slot_table
+    table = cache.slot_table.on_cpu()  # at once: heads are looked at one by one
     if any(stop != cache.size for _, stop in protected):
         raise ValueError("of a cache whose kv heads differ only the latest slots can be protected")
     newest = max((stop - start for start, stop in protected), default=0)
     rng = np.random.default_rng((seed, table.evictions))
     heads = []
+    firsts, following = table.pad.tolist(), table.next_positions.tolist()
     for index, layer in enumerate(cache.layers):
-        assert isinstance(layer, RaggedLayer)
-        groups = len(layer.heads)
+        own_slots = layer.heads
+        groups = len(own_slots)
         queries = None if cache.recent_queries is None else cache.recent_queries.of_layer(index)
         row = []
-        for group, head in enumerate(layer.heads):
-            own = table.row(index, group)
+        for group, head in enumerate(own_slots):
+            own = slice(firsts[index][group], None)
             found = cache.scores if scores else AttentionScores(1)
             if found is not None and scores:
                 found = found.of_head(index, group, groups, head.slots)
             view = CacheView(
                 budget=min(max(budget, newest), head.slots),
-                token_index=own.token_index,
-                position=own.position,
-                next_position=own.next_position,
+                token_index=table.token_index[index, None, None, group, own],
+                position=table.position[index, None, None, group, own],
+                next_position=following[index][group],
                 tokens_seen=table.tokens_seen,
                 rng=rng,
                 layers=[_head_layer(cache, index, group, head, queries, groups)],
@@ -328,13 +336,13 @@ def _head_layer(
     cache: ManagedCache,
     index: int,
     group: int,
-    head: SlotLayer,
+    head: Any,
     queries: Tensor | None,
     groups: int,
 ) -> LayerView:
     return LayerView(
         keys=head.live_keys,
-        rotate=lambda: head.rotated_keys,
+        rotate=partial(cache.rotated_head_keys, index, group),
         values=head.live_values,
         queries=None if queries is None else _part(queries, group, groups),
         project=lambda: _part(

@@ -54,25 +54,28 @@ class FeedCompiler:
     """Compiles a model's layers for forwards that feed several caches, after some of them."""
 
     def __init__(self) -> None:
-        self._forwards = 0
-        self._call: Callable[..., Any] | None = None
+        # By whether caches are ragged, whose forwards have other code.
+        self._forwards = {False: 0, True: 0}
+        self._calls: dict[bool, Callable[..., Any]] = {}
 
     @contextmanager
-    def during(self, layers: Sequence[Any], caches: FedCaches, heads: int) -> Iterator[None]:
+    def during(
+        self, layers: Sequence[Any], caches: FedCaches, heads: int, groups: int
+    ) -> Iterator[None]:
         """Inside is one forward of `caches`.
 
         Args:
-            heads: query heads of a layer.
+            heads, groups: query heads and kv heads of a layer.
         """
-        self._forwards += 1
-        if self._forwards <= FORWARDS_BEFORE_COMPILING or not caches.fed_before:
+        kind = caches.ragged
+        self._forwards[kind] += 1
+        if self._forwards[kind] <= FORWARDS_BEFORE_COMPILING or not caches.can_start:
             yield
             return
-        if self._call is None:
-            self._call = torch.compile(_fresh_forward(), fullgraph=True, dynamic=True)
-        for layer, rows in zip(layers, caches.start(heads), strict=True):
-            layer.self_attn.feed_rows = rows
-        with layers_called_by(self._call, layers):
+        if kind not in self._calls:
+            self._calls[kind] = torch.compile(_fresh_forward(), fullgraph=True, dynamic=True)
+        caches.start([layer.self_attn for layer in layers], heads, groups)
+        with layers_called_by(self._calls[kind], layers):
             yield
 
 

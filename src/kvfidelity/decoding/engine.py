@@ -218,7 +218,9 @@ class Engine:
 
         if not isinstance(cache, FedCaches):
             return nullcontext()
-        return self.feed_compiler.during(layers, cache, self.model.config.num_attention_heads)
+        config = self.model.config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        return self.feed_compiler.during(layers, cache, heads, groups)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kvfidelity.cache.overflow import overflow_error
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling, sample_tokens, uniform_draws
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
-from kvfidelity.decoding.steps import steps_of
+from kvfidelity.decoding.steps import StepsKind, steps_of
 from kvfidelity.metrics.likelihood import token_nll
 
 
@@ -55,7 +55,7 @@ def generate(
         return Reply((), (), "eos", sequence.first_s, None)
     if engine.scheduler is not None:
         return engine.scheduler.decode(sequence)
-    decoder = Decoder(steps_of(engine, 1, sampling, max_new_tokens), 1)
+    decoder = Decoder(steps_of(engine, 1, StepsKind.of(sequence)), 1)
     try:
         decoder.add(sequence)
         decoder.decode_until_one_ends()

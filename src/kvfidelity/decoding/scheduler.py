@@ -28,7 +28,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.feeding import Feed, feed_together
 from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
-from kvfidelity.decoding.steps import capacity_for, steps_of
+from kvfidelity.decoding.steps import StepsKind, steps_of
 
 T = TypeVar("T")
 #: Runs that wait, for instance for a baseline, keep their threads: at most so many batches of them.
@@ -84,17 +84,23 @@ class BatchScheduler(Generic[T]):
     Args:
         batch_size: most runs active at the same time, as long as memory does not run out.
         free_memory: called before runs are restarted because memory ran out.
+        between: called in `advance` each time that a run has stopped to wait for the model.
     """
 
     def __init__(
-        self, engine: Engine, batch_size: int, free_memory: Callable[[], None] = lambda: None
+        self,
+        engine: Engine,
+        batch_size: int,
+        free_memory: Callable[[], None] = lambda: None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = replace(engine, scheduler=self)
         self._batch_size = batch_size
         self._free_memory = free_memory
+        self._between = between
         self._thread_local = threading.local()
         self._requests: SimpleQueue[tuple[RunThread[Any], Any]] = SimpleQueue()
-        self._decoders: dict[tuple[bool, int], Decoder] = {}
+        self._decoders: dict[StepsKind, Decoder] = {}
         self._thread_of: dict[int, RunThread[Any]] = {}
         self._feeds: list[tuple[RunThread[Any], Feed]] = []
         self._scorings: list[tuple[RunThread[Any], Scoring]] = []
@@ -153,6 +159,7 @@ class BatchScheduler(Generic[T]):
             answers = self._decode_until_one_ends()
         for thread, answer in answers:
             self._resume(thread, answer)
+            self._between()
 
     def _restart(self) -> None:
         """Start runs that memory ran out for, or one that must be alone."""
@@ -283,13 +290,11 @@ class BatchScheduler(Generic[T]):
             )
 
     def _decoder_for(self, sequence: SequenceState) -> Decoder:
-        key = (sequence.sampling.greedy, capacity_for(sequence.max_new_tokens))
-        if key not in self._decoders:
-            steps = steps_of(
-                self._engine, self._batch_size, sequence.sampling, sequence.max_new_tokens
-            )
-            self._decoders[key] = Decoder(steps, self._batch_size)
-        return self._decoders[key]
+        kind = StepsKind.of(sequence)
+        if kind not in self._decoders:
+            steps = steps_of(self._engine, self._batch_size, kind)
+            self._decoders[kind] = Decoder(steps, self._batch_size)
+        return self._decoders[kind]
 
     def _run_in_thread(self, thread: RunThread[Any]) -> None:
         self._thread_local.run_thread = thread

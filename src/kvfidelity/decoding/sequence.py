@@ -63,6 +63,11 @@ class SequenceState:
     reply: Reply | None = None
     error: Exception | None = None
 
+    @property
+    def ragged(self) -> bool:
+        """Whether kv heads hold different numbers of slots, or may while the reply is decoded."""
+        return self.cache.slot_table.is_ragged or self.evictor.policy.ragged
+
     def plan_next_check(self) -> None:
         """Set the step before which the evictor must be asked again."""
         free = self.evictor.steps_without_eviction(self.cache)

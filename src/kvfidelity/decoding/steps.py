@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.decoding.sampling import Sampling
-from kvfidelity.decoding.sequence import Steps
+from kvfidelity.decoding.sequence import SequenceState, Steps
 from kvfidelity.decoding.steps_eager import EagerSteps
 
 # Smallest reply length in tokens that a graph has room for; larger ones are powers of two.
 MIN_CAPACITY = 512
 
 
-def steps_of(engine: Engine, batch_size: int, sampling: Sampling, max_new_tokens: int) -> Steps:
+class StepsKind(NamedTuple):
+    """Sequences of one kind share their decode steps.
+
+    greedy: whether no token is sampled. capacity: reply length in tokens that there is room for.
+    ragged: whether kv heads may hold different numbers of slots, which matters on a GPU only.
+    """
+
+    greedy: bool
+    capacity: int
+    ragged: bool
+
+    @classmethod
+    def of(cls, sequence: SequenceState) -> StepsKind:
+        """The kind of the steps that decode `sequence`."""
+        return cls(
+            sequence.sampling.greedy,
+            capacity_for(sequence.max_new_tokens),
+            sequence.ragged and sequence.cache.device.type == "cuda",
+        )
+
+
+def steps_of(engine: Engine, batch_size: int, kind: StepsKind) -> Steps:
     """Decode steps for batches of up to `batch_size` sequences; a captured graph is used again."""
     if engine.device.type != "cuda":
         return EagerSteps(engine)
     from kvfidelity.decoding.steps_cudagraph import GraphSteps
 
-    capacity = capacity_for(max_new_tokens)
-    key = (batch_size, sampling.greedy, capacity)
+    key = (batch_size, kind)
     if key not in engine.graphs:
         engine.graphs[key] = GraphSteps(
-            engine, batch_size, sampled=not sampling.greedy, max_new_tokens=capacity
+            engine,
+            batch_size,
+            sampled=not kind.greedy,
+            max_new_tokens=kind.capacity,
+            ragged=kind.ragged,
         )
     steps: Steps = engine.graphs[key]
     return steps

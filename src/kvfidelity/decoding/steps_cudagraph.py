@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kvfidelity.cache.triton.head_step_table import HeadStepTable
 from kvfidelity.cache.triton.step_table import StepTable
 from kvfidelity.decoding.compiled import compile_for_steps, layers_called_by
 from kvfidelity.decoding.engine import Engine
@@ -33,6 +34,7 @@ class GraphSteps:
         batch_size: most sequences decoded at once.
         sampled: whether tokens may be sampled; a greedy graph has no sorting in it.
         max_new_tokens: longest reply in tokens.
+        ragged: whether kv heads may hold different numbers of slots; other caches are served too.
         compiled: compile the decoder layers for the step (once for all layers, about ten seconds),
             which fuses the operations between matrix products and attention.
     """
@@ -44,6 +46,7 @@ class GraphSteps:
         *,
         sampled: bool,
         max_new_tokens: int,
+        ragged: bool = False,
         compiled: bool = True,
     ) -> None:
         self._engine = engine
@@ -53,7 +56,12 @@ class GraphSteps:
         decoder = engine.model.get_decoder()
         rotary = decoder.rotary_emb
         half = rotary.table(1, device)[0].shape[1]
-        self._table = StepTable(len(decoder.layers), batch_size, half, device)
+        layers = len(decoder.layers)
+        if ragged:
+            groups = engine.model.config.num_key_value_heads
+            self._table: StepTable = HeadStepTable(layers, batch_size, groups, half, device)
+        else:
+            self._table = StepTable(layers, batch_size, half, device)
         self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._fed = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._ids = torch.zeros(batch_size, max_new_tokens + 1, dtype=torch.int64, device=device)
@@ -137,15 +145,13 @@ class GraphSteps:
         self._ids.scatter_(1, self._fed[:, None], token[:, None])
         self._nll.scatter_(1, self._fed[:, None], token_nll(logits, token)[:, None])
         self._table.advance()
-        alive = self._table.alive
-        self._fed += alive
-        alive *= (token[:, None] != self._stops).all(1)
+        self._fed += self._table.alive
+        self._table.end((token[:, None] != self._stops).all(1))
         self._token.copy_(token[:, None])
 
     @torch.inference_mode()
     def _capture(self, decoder: Any, compiled: bool) -> torch.cuda.CUDAGraph:
-        for layer, rows in zip(decoder.layers, self._table.layer_rows, strict=True):
-            layer.self_attn.step_rows = rows
+        self._table.give_rows([layer.self_attn for layer in decoder.layers])
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())

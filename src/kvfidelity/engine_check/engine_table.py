@@ -32,14 +32,16 @@ class EngineTable(SlotTable):
         return self.bookkeeping.next_position(len(self), self.tokens_seen, self.evictions)
 
     def keep(self, kept: Tensor | RaggedKeepSet) -> None:
-        if isinstance(kept, RaggedKeepSet):
-            raise ValueError("probes of engines evict to one size for all kv heads")
         before = len(self)
         super().keep(kept)
+        assert isinstance(kept, Tensor)  # or it was refused
         old, new = self.position.numpy(), np.arange(len(self))
         slots = as_grid(kept).expand(old.shape).numpy()
         moved = self.bookkeeping.moved(old, slots, new, before - len(self))
         self._position = torch.from_numpy(moved.copy())
+
+    def keep_ragged(self, kept: RaggedKeepSet) -> Tensor:
+        raise ValueError("probes of engines evict to one size for all kv heads")
 
     def slots_of(self, eviction: Eviction) -> Tensor:
         """Slots of the tokens that an eviction keeps, this bookkeeping too, and that are cached.

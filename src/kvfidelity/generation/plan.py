@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
-from kvfidelity.cache.managed import RAGGED_ON_GPU
 from kvfidelity.cache.policies import build_policy
-from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.dialogues.pool import Dialogue, Turn
@@ -88,8 +86,6 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
             f"{MAX_QUERY_WINDOW} queries are kept"
         )
-    if policy.ragged and kernels_run_on(engine.device):
-        raise UserError(f"policy {spec.policy}: {RAGGED_ON_GPU}")
     threshold, target = (
         None
         if size is None

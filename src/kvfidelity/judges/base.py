@@ -58,9 +58,9 @@ class Judge(ABC):
                 `reference`, `finish_reason`, `rep_3`.
         """
 
-    def judge_runs(self, runs: Sequence[Sequence[Row]]) -> list[Verdict]:
-        """Verdicts on the replies of several runs."""
-        return [verdict for rows in runs for verdict in self.judge(rows)]
+    def judge_runs(self, runs: Sequence[Sequence[Row]]) -> list[list[Verdict]]:
+        """What `judge` gives for each of several runs."""
+        return [self.judge(rows) for rows in runs]
 
     def judge_each(
         self, replies: Sequence[tuple[Row, Sequence[Row]]], variants: Sequence[Mapping[str, int]]

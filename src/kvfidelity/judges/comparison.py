@@ -24,6 +24,8 @@ SCHEMA: dict[str, Any] = {
         ((choice, pl.String) for choice in CHOICES) if name == "score" else ((name, kind),)
     )
 }
+#: Columns of comparisons of runs with their baselines.
+RUN_COMPARISONS: dict[str, Any] = {"run": pl.String, **SCHEMA}
 #: Columns of comparisons of a good reply with its corruption of one `kind`.
 CORRUPTION_COMPARISONS: dict[str, Any] = {
     "item": pl.Int32,
@@ -50,6 +52,7 @@ class Comparison(Judgement):
     choice_swapped: str | None
 
 
-def comparisons_frame(comparisons: Iterable[Comparison]) -> pl.DataFrame:
-    """Comparisons as a table."""
-    return pl.DataFrame([asdict(comparison) for comparison in comparisons], SCHEMA)
+def comparisons_frame(comparisons: Mapping[str, Iterable[Comparison]]) -> pl.DataFrame:
+    """Comparisons by run as a table with the columns of `RUN_COMPARISONS`."""
+    rows = [{"run": run} | asdict(one) for run, found in comparisons.items() for one in found]
+    return pl.DataFrame(rows, RUN_COMPARISONS)

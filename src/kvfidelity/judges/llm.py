@@ -53,12 +53,15 @@ class LLMJudge:
         Args:
             rows: `turn`, `prompt`, `fed_reply`, `reply`, `reference`, `finish_reason`.
         """
-        given = iter(self.judge_each(_with_replies(rows)))
-        return [self._no_reply(row) if row["reply"] is None else next(given) for row in rows]
+        return self.judge_runs([rows])[0]
 
-    def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Verdict]:
-        """Verdicts on the replies of several runs, requested together."""
-        return self.judge_each([reply for rows in runs for reply in _with_replies(rows)])
+    def judge_runs(self, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Verdict]]:
+        """The same for several runs, requested together."""
+        given = iter(self.judge_each([reply for rows in runs for reply in _with_replies(rows)]))
+        return [
+            [self._no_reply(row) if row["reply"] is None else next(given) for row in rows]
+            for rows in runs
+        ]
 
     def judge_each(
         self,

@@ -6,6 +6,7 @@ shows it, replies are withheld: `reply` is None and `finish_reason` is "not_fini
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import polars as pl
 
 from kvfidelity.judges.verdict import NO_HISTORY, NOT_FINITE
 from kvfidelity.records.artifacts import read_parquet
+from kvfidelity.records.grid import NO_THRESHOLD, RunKey, run_of_file
 
 LIKELIHOODS = (
     "reply_nll",
@@ -32,11 +34,15 @@ def read_turns(turns: Path) -> list[dict[str, Any]]:
     return _with_fed_reply(read_parquet(turns, kind="turns"))
 
 
-def read_replies(turns: Path, metrics: Path, baseline: Path | None = None) -> list[dict[str, Any]]:
-    """The same with the text metrics.
+def read_replies(
+    turns: Sequence[Path], metrics: Path, *, baseline_history: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """The same with the text metrics, for each run of a dialogue.
 
     Args:
-        baseline: turns of the baseline. Its replies are then the history that a judge is shown, so
+        turns: of the runs, the baselines among them.
+        metrics: of all of them.
+        baseline_history: whether the baseline's replies are the history that a judge is shown, so
             that the replies of all runs of a dialogue are judged after the same conversation: a
             reply that follows well from a ruined history is not a good one. Where memory ran out
             for the baseline, the conversation ends: own replies of later turns are withheld, with
@@ -46,10 +52,33 @@ def read_replies(turns: Path, metrics: Path, baseline: Path | None = None) -> li
         UserError: an artifact is missing or damaged.
     """
     texts = read_parquet(metrics, kind="metrics")
-    rows = _with_fed_reply(read_parquet(turns, kind="turns").join(texts, on="turn"))
-    if baseline is None:
-        return rows
-    history = {row["turn"]: row["fed_reply"] for row in read_turns(baseline)}
+    found = {
+        run: _with_fed_reply(
+            read_parquet(file, kind="turns").join(texts.filter(run=run).drop("run"), on="turn")
+        )
+        for file in turns
+        for run in [run_of_file(file)]
+    }
+    if not baseline_history:
+        return found
+    histories = {run: found[other] for run, other in baselines_of(found).items()}
+    return {run: _after_history(rows, histories[run]) for run, rows in found.items()}
+
+
+def baselines_of(runs: Iterable[str]) -> dict[str, str]:
+    """The baseline of each run of a dialogue: the one with its seed that never evicts."""
+    keys = {run: RunKey.from_path(run) for run in runs}
+    by_seed: dict[str, str] = {}
+    for run, key in keys.items():
+        if key.threshold == NO_THRESHOLD:
+            by_seed.setdefault(key.seed, run)
+    return {run: by_seed[key.seed] for run, key in keys.items()}
+
+
+def _after_history(
+    rows: list[dict[str, Any]], baseline: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    history = {row["turn"]: row["fed_reply"] for row in baseline}
     shown, known = [], True
     for row in rows:
         if not known and row["reply"] is not None:

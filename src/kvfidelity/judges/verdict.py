@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -83,11 +83,12 @@ class Verdict(Judgement):
             raise ValueError(f"a score is from 1 to 10, not {self.score}")
 
 
-def verdicts_frame(verdicts: Iterable[Verdict]) -> pl.DataFrame:
-    """Verdicts as a frame with the columns of `records.columns.VERDICTS`."""
+def verdicts_frame(verdicts: Mapping[str, Iterable[Verdict]]) -> pl.DataFrame:
+    """Verdicts by run as a frame with the columns of `records.columns.RUN_VERDICTS`."""
     # Here, for the Snakefile imports this module and no polars.
     import polars as pl
 
-    from kvfidelity.records.columns import VERDICTS
+    from kvfidelity.records.columns import RUN_VERDICTS
 
-    return pl.DataFrame([asdict(verdict) for verdict in verdicts], VERDICTS)
+    rows = [{"run": run} | asdict(verdict) for run, found in verdicts.items() for verdict in found]
+    return pl.DataFrame(rows, RUN_VERDICTS)

@@ -74,6 +74,8 @@ def integrity(
             heads with different numbers of slots [L, G, n], aligned as the table is.
     """
     if slots.is_ragged:
+        slots = slots.on_cpu()  # at once: heads are looked at one by one
+        weights = None if weights is None else weights.cpu()
         return mean_integrity(
             integrity(
                 slots.row(layer, head),

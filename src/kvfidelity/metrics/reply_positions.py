@@ -61,6 +61,7 @@ def integrity_over_reply(
     """
     ragged = [each.kept.counts for each in evictions if isinstance(each.kept, RaggedKeepSet)]
     if slots.is_ragged or ragged:
+        slots = slots.on_cpu()
         shape = slots.pad.shape if slots.is_ragged else ragged[0].shape
         return mean_integrity(
             integrity_over_reply(

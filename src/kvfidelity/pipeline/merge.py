@@ -6,6 +6,7 @@ what is missing, except generated replies.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +24,18 @@ from kvfidelity.records.grid import (
     RUN_FIELDS,
     TOKENIZER,
     cells,
+    dialogue_of,
     run_keys,
+    run_of_file,
+    runs_by_dialogue,
 )
+from kvfidelity.records.notes import input_digest, joint_digest
 
 
-def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
-    """The file to take for each artifact of the configuration's runs, by path below results.
+def merge_sources(settings: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """The files to take for each artifact of the configuration's runs, by path below results.
+
+    What was made of a dialogue's runs is taken from several folders if its runs are.
 
     Raises:
         UserError: no folder is listed, a folder is missing, or no folder has one of the runs.
@@ -51,12 +58,19 @@ def merge_sources(settings: Mapping[str, Any]) -> dict[str, Path]:
             f"merge: {len(missing)} of {len(keys)} runs are in none of {names}, such as "
             f"{missing[0]}: run them there, or leave them out of `grid`"
         )
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for run, origin in folder_of.items():
         if origin:
-            found |= {name: origin / name for name in _files_of_run(run, origin, settings)}
+            made = [f"generate/{run}/{kind}.parquet" for kind in GENERATED]
+            found |= {name: [origin / name] for name in made}
+    for dialogue, runs in runs_by_dialogue(settings).items():
+        origins = list(dict.fromkeys(origin for run in runs if (origin := folder_of[run])))
+        for name in _files_of_dialogue(dialogue, settings):
+            files = [origin / name for origin in origins]
+            if all(file.is_file() for file in files):
+                found[name] = files
     for pair, origin in _pairs(settings, folder_of):
-        found |= {name: origin / name for name in _files_of_pair(pair, origin, settings)}
+        found |= {name: [origin / name] for name in _files_of_pair(pair, origin, settings)}
     return found
 
 
@@ -74,26 +88,74 @@ def merge(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
     found = merge_sources(settings)
     codes: dict[str, tuple[str, Path]] = {}
-    for name, file in found.items():
-        _check(settings, name, file, codes)
+    for name, files in found.items():
+        for file in files:
+            _check(settings, name, file, codes)
     _same_dialogues(settings)
-    for name, file in found.items():
-        with replacing(out / name) as temporary:
-            shutil.copyfile(file, temporary)
+    origins = {
+        run_of_file(file): Path(str(file)[: -len(name) - 1])
+        for name, [file, *_] in found.items()
+        if name.startswith("generate/") and file.stem == "turns"
+    }
+    # Those of dialogues last: they are made of runs, which are in place then.
+    of_dialogues = {
+        name: dialogue
+        for dialogue in runs_by_dialogue(settings)
+        for name in _files_of_dialogue(dialogue, settings)
+        if name in found
+    }
+    for name, [file, *_] in found.items():
+        if name not in of_dialogues:
+            with replacing(out / name) as temporary:
+                shutil.copyfile(file, temporary)
+    of_dialogue = runs_by_dialogue(settings)
+    for name, dialogue in of_dialogues.items():
+        _join(name, {run: origins[run] for run in of_dialogue[dialogue]}, out)
     return _summary(settings, found)
+
+
+def _join(name: str, origins: Mapping[str, Path], out: Path) -> None:
+    """Write what was made of a dialogue's runs, each run's rows from the folder of that run.
+
+    Args:
+        name: of the file, below the results.
+        origins: the folder of each run, in the order of the rows.
+    """
+    import polars as pl
+
+    from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+
+    first = next(iter(origins.values())) / name
+    notes = read_metadata(first)
+    kind = notes["kind"]
+    tables = {folder: read_parquet(folder / name, kind=kind) for folder in set(origins.values())}
+    parts = [tables[folder].filter(run=run) for run, folder in origins.items()]
+    for (run, folder), part in zip(origins.items(), parts, strict=True):
+        # A comparison is with the baseline, which is compared with nothing.
+        if part.is_empty() and kind != "comparisons":
+            raise UserError(
+                f"merge: {folder / name} has no rows of {run}: finish the workflow there first"
+            )
+    turns = [out / "generate" / run / "turns.parquet" for run in origins]
+    made_of = json.loads(notes.get("inputs", "{}")) | {"turns": joint_digest(turns)}
+    metrics = out / "metrics" / dialogue_of(next(iter(origins))) / "metrics.parquet"
+    if "metrics" in made_of:
+        made_of["metrics"] = input_digest(metrics)
+    kept = {key: notes[key] for key in ("code", "settings") if key in notes}
+    written = kept | {"inputs": json.dumps(made_of, sort_keys=True)}
+    write_parquet(pl.concat(parts), out / name, kind=kind, metadata=written)
 
 
 def _first_folder_with(folders: Sequence[Path], name: str) -> Path | None:
     return next((folder for folder in folders if (folder / name).is_file()), None)
 
 
-def _files_of_run(run: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"generate/{run}/{kind}.parquet" for kind in GENERATED)
-    optional = [f"metrics/{run}/metrics.parquet"]
+def _files_of_dialogue(dialogue: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    # Verdicts are made of metrics, so after them.
+    yield f"metrics/{dialogue}/metrics.parquet"
     for judge in settings["judging"]:
-        optional.append(f"judge/{judge}/{run}/verdicts.parquet")
-        optional.append(f"comparisons/{judge}/{run}/comparisons.parquet")
-    yield from (name for name in optional if (folder / name).is_file())
+        yield f"judge/{judge}/{dialogue}/verdicts.parquet"
+        yield f"comparisons/{judge}/{dialogue}/comparisons.parquet"
 
 
 def _files_of_pair(pair: str, origin: Path, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -212,7 +274,7 @@ def _manifest(file: Path) -> dict[str, Any]:
     return content
 
 
-def _summary(settings: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, Any]:
+def _summary(settings: Mapping[str, Any], found: Mapping[str, list[Path]]) -> dict[str, Any]:
     from kvfidelity.records.artifacts import read_metadata
 
     taken: dict[str, int] = defaultdict(int)
@@ -220,7 +282,7 @@ def _summary(settings: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str
     differing: list[str] = []
     for run in run_keys(settings):
         name = f"generate/{run}/turns.parquet"
-        origin = found[name]
+        [origin] = found[name]
         folders = [Path(folder) for folder in settings["merge"] if Path(folder) / name != origin]
         taken[str(origin)[: -len(name) - 1]] += 1
         others = [folder / name for folder in folders if (folder / name).is_file()]

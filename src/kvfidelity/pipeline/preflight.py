@@ -11,6 +11,7 @@ import ast
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,19 @@ WEIGHT_INDEX = "model.safetensors.index.json"
 #: The beginning of a file that stands for a large one that was not downloaded.
 LFS_POINTER = b"version https://git-lfs"
 GGUF_MAGIC = b"GGUF"
+#: Linux takes 131,072 characters as one argument, which the command of a shell is.
+LONGEST_FILES = 120_000
 #: They change what fp32 products on a GPU come to, and no artifact would say so.
 PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def refuse_faulty_inputs(
-    settings: Mapping[str, Any], results: Path, *, computes_here: bool, root: Path = Path()
+    settings: Mapping[str, Any],
+    results: Path,
+    *,
+    computes_here: bool,
+    root: Path = Path(),
+    prefix: Path = Path(),
 ) -> None:
     """Check every input that the configuration names.
 
@@ -48,17 +56,23 @@ def refuse_faulty_inputs(
         results: the folder of its results, relative to `root`.
         computes_here: whether jobs run on this machine, so that its GPUs are theirs.
         root: the working directory of the workflow.
+        prefix: of a module, see `sources.Fetched`.
 
     Raises:
         UserError: everything that is wrong, one line each.
     """
-    found = list(faults(settings, results, computes_here=computes_here, root=root))
+    found = list(faults(settings, results, computes_here=computes_here, root=root, prefix=prefix))
     if found:
         raise UserError("\n".join(found))
 
 
 def faults(
-    settings: Mapping[str, Any], results: Path, *, computes_here: bool, root: Path = Path()
+    settings: Mapping[str, Any],
+    results: Path,
+    *,
+    computes_here: bool,
+    root: Path = Path(),
+    prefix: Path = Path(),
 ) -> Iterator[str]:
     """What is wrong with the inputs, one line each."""
     yield from _claims(workflow_file(CLAIMS, root))
@@ -66,16 +80,17 @@ def faults(
     if settings["merge"]:
         return
     yield from _policy_files(settings, root)
+    yield from _long_commands(settings, results)
     grid = cells(settings)
     open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root / results)}
-    for item in fetched_of(settings, root):
+    for item in fetched_of(settings, root, prefix):
         field = item.section.removesuffix("s")
         used = any(getattr(cell, field) == item.name for cell in grid)
         wanted = any(item.name in pair for pair in open_pairs)
         if used and wanted and item.local is not None and not item.folder.exists():
             yield from _local(item)
     for model, dataset in sorted(open_pairs):
-        yield from _count(settings, model, dataset, results, root)
+        yield from _count(settings, model, dataset, results, root, prefix)
     if computes_here:
         for model in sorted({model for model, _ in open_pairs}):
             yield from _device(model, settings["models"][model])
@@ -93,6 +108,21 @@ def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:
             if other != name:
                 found.append(f"{section}: {other} and {name} differ in name only")
     return found
+
+
+def _long_commands(settings: Mapping[str, Any], results: Path) -> Iterator[str]:
+    """Jobs that measure and judge all runs of a dialogue are given the runs' files by name."""
+    for (model, dataset), found in groupby(
+        cells(settings), lambda cell: (cell.model, cell.dataset)
+    ):
+        runs = [cell.run_key("000") for cell in found]
+        length = sum(len(f"{results}/generate/{run}/turns.parquet ") for run in runs)
+        if length > LONGEST_FILES:
+            yield (
+                f"grid: {model} and {dataset} have {len(runs)} cells, whose files' names are "
+                f"{length} characters together, and a command may have {LONGEST_FILES}: split the "
+                "grid into several configurations"
+            )
 
 
 def _unfinished(settings: Mapping[str, Any], results: Path) -> list[Cell]:
@@ -206,7 +236,7 @@ def _device(model: str, entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _count(
-    settings: Mapping[str, Any], model: str, dataset: str, results: Path, root: Path
+    settings: Mapping[str, Any], model: str, dataset: str, results: Path, root: Path, prefix: Path
 ) -> Iterator[str]:
     """More dialogues than the selection left, where they were selected with today's settings."""
     manifest = root / results / "dialogues" / model / dataset / "manifest.json"
@@ -217,7 +247,7 @@ def _count(
     notes = notes_of("dialogues", selection_params(settings, dataset))
     if {key: known.get(key) for key in notes} != notes:
         return
-    record = Fetched("datasets", dataset, settings["datasets"][dataset], root)
+    record = Fetched("datasets", dataset, settings["datasets"][dataset], root, prefix)
     if record.configured.is_file() and "fetched_again" in record.configured.read_text("utf-8"):
         return
     count, kept = settings["datasets"][dataset]["count"], known["kept"]

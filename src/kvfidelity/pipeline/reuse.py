@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from kvfidelity.atomic_files import replacing, write_json
 from kvfidelity.errors import UserError
 from kvfidelity.pipeline.rule_params import own_policy
 from kvfidelity.pipeline.staleness import Expectations
-from kvfidelity.records.grid import GENERATED, MANIFEST, TOKENIZER, RunKey, cells, run_keys
+from kvfidelity.records.grid import (
+    GENERATED,
+    MANIFEST,
+    TOKENIZER,
+    RunKey,
+    cells,
+    run_keys,
+    runs_by_dialogue,
+)
 from kvfidelity.records.notes import BATCH_SIZE
 
 POOL = "pool.parquet"
@@ -47,9 +55,15 @@ def reuse(settings: Mapping[str, Any], results: Path, others: Sequence[Path]) ->
     for other in others if missing else ():
         expected = Expectations(settings, other)
         same = {pair for pair in pairs if _same_dialogues("/".join(pair), results, other, expected)}
-        for run in missing:
-            if RunKey.from_path(run)[:2] in same and not (results / _turns(run)).exists():
-                taken[other] += _take_run(settings, run, results, other, expected)
+        from_here = {
+            run
+            for run in missing
+            if RunKey.from_path(run)[:2] in same
+            and not (results / _turns(run)).exists()
+            and _take_run(settings, run, results, other, expected)
+        }
+        _take_following(settings, from_here, results, other, expected)
+        taken[other] += len(from_here)
     return +taken
 
 
@@ -78,7 +92,7 @@ def _same_dialogues(pair: str, results: Path, other: Path, expected: Expectation
 def _take_run(
     settings: Mapping[str, Any], run: str, results: Path, other: Path, expected: Expectations
 ) -> bool:
-    """Copy a run with what was measured and judged of it, if it is what would be made."""
+    """Copy a run, if it is what would be made."""
     generated = [f"generate/{run}/{kind}.parquet" for kind in GENERATED]
     if not all(_is_current(other / name, expected) for name in generated):
         return False
@@ -86,9 +100,8 @@ def _take_run(
         return False
     if not _take_check(settings, RunKey.from_path(run).policy, results, other):
         return False
-    following = [name for name in _following(settings, run) if _is_current(other / name, expected)]
     # The turns last: a run is there once they are.
-    for name in [*following, *reversed(generated)]:
+    for name in reversed(generated):
         _copy(other / name, results / name)
     return True
 
@@ -105,11 +118,23 @@ def _made_alike(settings: Mapping[str, Any], run: str, other: Path) -> bool:
     return device == "auto" or (device == "cpu") == on_cpu
 
 
-def _following(settings: Mapping[str, Any], run: str) -> Iterator[str]:
-    yield f"metrics/{run}/metrics.parquet"
+def _following(settings: Mapping[str, Any], dialogue: str) -> Iterator[str]:
+    """What was measured and judged of a dialogue's runs."""
+    yield f"metrics/{dialogue}/metrics.parquet"
     for judge in settings["judging"]:
-        yield f"judge/{judge}/{run}/verdicts.parquet"
-        yield f"comparisons/{judge}/{run}/comparisons.parquet"
+        yield f"judge/{judge}/{dialogue}/verdicts.parquet"
+        yield f"comparisons/{judge}/{dialogue}/comparisons.parquet"
+
+
+def _take_following(
+    settings: Mapping[str, Any], taken: Set[str], results: Path, other: Path, expected: Expectations
+) -> None:
+    """Copy what was made of dialogues of which all runs were taken from the other folder."""
+    for dialogue, runs in runs_by_dialogue(settings).items():
+        if taken >= set(runs):
+            for name in _following(settings, dialogue):
+                if _is_current(other / name, expected):
+                    _copy(other / name, results / name)
 
 
 def _take_check(settings: Mapping[str, Any], policy: str, results: Path, other: Path) -> bool:

@@ -98,25 +98,43 @@ def run_spec(
         results: its dialogues say how large the model's cache is. Sizes are as written in the
             configuration where there are no dialogues yet, and so no runs.
     """
-    entry = settings["policies"][policy]
-    threshold_entry = {} if threshold == NO_THRESHOLD else settings["thresholds"][threshold]
-    geometry = _geometry(results / "dialogues" / model / dataset / TOKENIZER)
-    dtype = settings["models"][model]["dtype"]
-    spec = {
+    return {
         "model": model,
-        "model_revision": model_revision(settings["models"][model]),
         "dataset": dataset,
         "policy": policy,
-        "kind": entry["kind"],
-        "parameters": policy_parameters(entry),
         "positions": positions,
         "threshold": threshold,
-        "trigger": threshold_entry.get("trigger", "turn"),
-        "at": _in_tokens(threshold_entry.get("at"), geometry, dtype),
-        "target": _in_tokens(threshold_entry.get("target"), geometry, dtype),
         "seed": int(seed),
+        "model_revision": model_revision(settings["models"][model]),
+        **policy_part(settings, policy),
+        **threshold_part(settings, results, model, dataset, threshold),
+        **session_part(settings),
     }
-    spec |= {key: settings["session"][key] for key in SESSION_KEYS}
+
+
+def session_part(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's specification has of the session: the same for all runs."""
+    return {key: settings["session"][key] for key in SESSION_KEYS}
+
+
+def threshold_part(
+    settings: Mapping[str, Any], results: Path, model: str, dataset: str, threshold: str
+) -> dict[str, Any]:
+    """What a run's specification has of its threshold, sizes in tokens; arguments as `run_spec`."""
+    entry = {} if threshold == NO_THRESHOLD else settings["thresholds"][threshold]
+    geometry = _geometry(results / "dialogues" / model / dataset / TOKENIZER)
+    dtype = settings["models"][model]["dtype"]
+    return {
+        "trigger": entry.get("trigger", "turn"),
+        "at": _in_tokens(entry.get("at"), geometry, dtype),
+        "target": _in_tokens(entry.get("target"), geometry, dtype),
+    }
+
+
+def policy_part(settings: Mapping[str, Any], policy: str) -> dict[str, Any]:
+    """What a run's specification has of its policy: kind, parameters, digest of its code."""
+    entry = settings["policies"][policy]
+    spec = {"kind": entry["kind"], "parameters": policy_parameters(entry)}
     schemas = policy_schemas()
     kinds = {inner["kind"] for _, inner in policy_entries(entry)}
     modules = sorted({schemas[kind]["module"] for kind in kinds if kind in schemas})
@@ -138,7 +156,7 @@ def own_policy(settings: Mapping[str, Any], policy: str) -> dict[str, Any] | Non
 
 
 def generation_parameters(settings: Mapping[str, Any], results: Path, run: RunKey) -> str:
-    """The parameter `spec` of a run's generate job; its dialogue is not part of it."""
+    """A run's specification as its generate job gives it; its dialogue is not part of it."""
     cell = {name: getattr(run, name) for name in CELL_FIELDS}
     return json.dumps(run_spec(settings, results, **cell, dialogue=""), sort_keys=True)
 

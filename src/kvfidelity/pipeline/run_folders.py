@@ -38,6 +38,7 @@ CONTENTS = frozenset(
         "probes",
         "reliability",
         "report.html",
+        "run_time.json",
         "snakemake-report.zip",
         "tables",
     }
@@ -100,9 +101,14 @@ def named_runs(results: Path = RESULTS) -> list[str]:
     return sorted(folder.name for folder in folders if (folder / "dialogues").is_dir())
 
 
-def run_folders() -> list[Path]:
-    """The results folders of all runs of this working directory, the default's first."""
-    return [RESULTS, *(results_folder(name) for name in named_runs())]
+def run_folders(prefix: Path = Path()) -> list[Path]:
+    """The results folders of all runs of this working directory, the default's first.
+
+    Args:
+        prefix: of everything that a module makes.
+    """
+    names = named_runs(prefix / RESULTS)
+    return [prefix / RESULTS, *(prefix / results_folder(name) for name in names)]
 
 
 def folder_of(run: str) -> Path:

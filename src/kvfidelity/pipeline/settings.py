@@ -77,6 +77,15 @@ def stands_alone(config: Mapping[str, Any]) -> bool:
     return all(section in config for section in config_schema()["required"])
 
 
+def laid_over_default(config: Mapping[str, Any], default: Path) -> dict[str, Any]:
+    """A configuration over the default, unless it stands alone.
+
+    Raises:
+        UserError: the default cannot be read.
+    """
+    return dict(config) if stands_alone(config) else _merged(read_yaml(default) or {}, config)
+
+
 def check_files(files: Sequence[Path]) -> None:
     """Check files that Snakemake has read itself: it takes the last of two equal keys.
 

@@ -55,6 +55,8 @@ class Fetched:
     name: str
     entry: Mapping[str, Any]
     root: Path = Path()
+    prefix: Path = Path()
+    """Of everything that a workflow makes, where another one imports it as a module."""
 
     @property
     def place(self) -> str:
@@ -68,44 +70,54 @@ class Fetched:
     @property
     def configured(self) -> Path:
         """The source as configured, an input of the job that fetches."""
-        return self.root / "resources/sources" / self.section / f"{self.place}.json"
+        return self._made / "sources" / self.section / f"{self.place}.json"
 
     @property
     def source(self) -> Path:
         """The source that was fetched, in the same form."""
-        records = self.root / "resources/provenance/sources"
-        return records / self.section / f"{self.place}.json"
+        return self._made / "provenance/sources" / self.section / f"{self.place}.json"
 
     @property
     def record(self) -> Path:
         """The provenance of what was fetched."""
-        return self.root / "resources/provenance" / self.section / f"{self.place}.json"
+        return self._made / "provenance" / self.section / f"{self.place}.json"
 
     @property
     def folder(self) -> Path:
         """What was fetched."""
-        return self.root / "resources" / self.section / self.place
+        return self._made / self.section / self.place
 
     @property
     def local(self) -> Path | None:
         """The file or folder that `source: path` names; None for other sources."""
         return self.root / self.entry["path"] if self.entry["source"] == "path" else None
 
+    @property
+    def _made(self) -> Path:
+        return self.root / self.prefix / "resources"
+
     def __str__(self) -> str:
         return f"{self.section}.{self.name}"
 
 
-def fetched_of(settings: Mapping[str, Any], root: Path = Path()) -> list[Fetched]:
+def fetched_of(
+    settings: Mapping[str, Any], root: Path = Path(), prefix: Path = Path()
+) -> list[Fetched]:
     """All models and datasets of a configuration."""
     return [
-        Fetched(section, name, entry, root)
+        Fetched(section, name, entry, root, prefix)
         for section in SECTIONS
         for name, entry in settings[section].items()
     ]
 
 
-def refresh(settings: Mapping[str, Any], root: Path = Path()) -> list[str]:
+def refresh(settings: Mapping[str, Any], root: Path = Path(), prefix: Path = Path()) -> list[str]:
     """Write what each model and dataset points to, for Snakemake to see what has changed.
+
+    Args:
+        settings: the checked configuration.
+        root: the working directory, which local paths are relative to.
+        prefix: of a module, see `Fetched`.
 
     Returns:
         One line for each that is fetched again, and why.
@@ -115,7 +127,7 @@ def refresh(settings: Mapping[str, Any], root: Path = Path()) -> list[str]:
     """
     ledger = _Ledger(root / LEDGER)
     found = []
-    for item in fetched_of(settings, root):
+    for item in fetched_of(settings, root, prefix):
         try:
             content = _source(item, ledger)
         except PermissionError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from kvfidelity.records.grid import (
     CELL_FIELDS,
     GENERATED,
     RUN_FIELDS,
-    baseline_run_key,
     cells,
-    run_keys,
+    runs_by_dialogue,
 )
-from kvfidelity.records.notes import ALL, input_digest, input_notes, note_of_all
+from kvfidelity.records.notes import ALL, digest_of_digests, input_digest, input_notes
 
 #: Length of the digest of a run's specification.
 SPEC_DIGITS = 8
@@ -34,12 +33,14 @@ SPEC_DIGITS = 8
 TABLES = {"turns": "aggregate", "claims": "claims", "reliability": "judge_reliability"}
 
 
-def notes_of(stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path) -> dict[str, str]:
+def notes_of(
+    stage: str, entry: Mapping[str, Any] | None = None, **inputs: Path | Sequence[Path]
+) -> dict[str, str]:
     """The notes of an artifact: how it was made.
 
     Args:
         entry: the part of the configuration that its stage was given.
-        inputs: files that it is made from; a missing file is not noted.
+        inputs: files that it is made from, or several of one kind; a missing one is not noted.
     """
     notes = {"code": stage_digest(stage)}
     if entry is not None:
@@ -73,7 +74,8 @@ class Expectations:
     def __init__(self, settings: Mapping[str, Any], results: Path) -> None:
         self._settings = settings
         self._results = results
-        self._runs = frozenset(run_keys(settings))
+        self._of_dialogue = runs_by_dialogue(settings)
+        self._runs = frozenset(run for runs in self._of_dialogue.values() for run in runs)
         self._specs: dict[str, dict[str, Any] | str] = {}
         if "specs" in settings:
             chunks = zip(*[iter(settings["specs"])] * SPEC_DIGITS, strict=True)
@@ -89,10 +91,12 @@ class Expectations:
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
         judges = [f"judge/{judge}" for judge in self._scoring_judges()]
-        stages = [f"generate/{{}}/{name}" for name in GENERATED] + ["metrics/{}/metrics"]
-        stages += [f"{judge}/{{}}/verdicts" for judge in judges]
-        runs = sorted(self._runs)
-        return [self._results / f"{s.format(run)}.parquet" for s in stages for run in runs]
+        stages = [f"generate/{{}}/{name}" for name in GENERATED]
+        of_dialogues = ["metrics/{}/metrics", *(f"{judge}/{{}}/verdicts" for judge in judges)]
+        runs, dialogues = sorted(self._runs), sorted(self._of_dialogue)
+        names = [stage.format(run) for stage in stages for run in runs]
+        names += [stage.format(one) for stage in of_dialogues for one in dialogues]
+        return [self._results / f"{name}.parquet" for name in names]
 
     def notes(self, path: Path) -> dict[str, str]:
         """The notes of an artifact. They are kept: tables are made of thousands of files, and each
@@ -106,14 +110,6 @@ class Expectations:
         if path not in self._notes:
             self._notes[path] = read_metadata(path)
         return self._notes[path]
-
-    def note_of_inputs(self) -> dict[str, str]:
-        """What tables note of the artifacts that they are made from.
-
-        Raises:
-            UserError: one is missing or damaged.
-        """
-        return note_of_all(self._content(path) for path in self.inputs_of_tables())
 
     def stale(self, path: Path) -> str | None:
         """Why an artifact is not what would be made today; None if it is, or if it has no notes.
@@ -138,13 +134,20 @@ class Expectations:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
-                if self._digest_of_all() not in (digest, None):
+                if self._joint_digest(self.inputs_of_tables()) not in (digest, None):
                     return "it was made from other artifacts"
                 continue
             file = self._input(name, stage, parts)
-            if file is not None and self._digest(file) not in (digest, None):
+            if isinstance(file, list):
+                if self._joint_digest(file) not in (digest, None):
+                    return "it was made from other runs of its dialogue"
+            elif file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
-            if name == "dataset" and file and (other := self._other_source(file, digest)):
+            if (
+                name == "dataset"
+                and isinstance(file, Path)
+                and (other := self._other_source(file, digest))
+            ):
                 return f"it was made from {other}"
         return None
 
@@ -153,9 +156,10 @@ class Expectations:
         settings, run = self._settings, "/".join(parts[-1 - len(RUN_FIELDS) : -1])
         if stage == "generate" and run in self._runs:
             return {"code": stage_digest("generate")}
-        if stage == "metrics" and run in self._runs:
+        dialogue = "/".join(parts[-4:-1])
+        if stage == "metrics" and dialogue in self._of_dialogue:
             return {"code": stage_digest("measure")}
-        if stage in ("judge", "comparisons") and run in self._runs:
+        if stage in ("judge", "comparisons") and dialogue in self._of_dialogue:
             known = settings.get("judges", {}).get(parts[0])
             return notes_of("judge", rule_params.judge_params(settings, parts[0])) if known else {}
         if stage == "dialogues" and parts[-1] == "pool" and parts[1] in settings["datasets"]:
@@ -186,17 +190,15 @@ class Expectations:
             case _:
                 return notes_of(stage, self._settings["report"])
 
-    def _input(self, name: str, stage: str, parts: list[str]) -> Path | None:
-        """The file of an input's note, None for an input that is not compared."""
-        run = "/".join(parts[-1 - len(RUN_FIELDS) : -1])
+    def _input(self, name: str, stage: str, parts: list[str]) -> Path | list[Path] | None:
+        """The file or files of an input's note, None for an input that is not compared."""
+        dialogue = "/".join(parts[-4:-1])
         match name:
             case "turns":
-                return self._results / f"generate/{run}/turns.parquet"
+                runs = self._of_dialogue[dialogue]
+                return [self._results / f"generate/{run}/turns.parquet" for run in runs]
             case "metrics":
-                return self._results / f"metrics/{run}/metrics.parquet"
-            case "baseline":
-                other = baseline_run_key(self._settings, run)
-                return self._results / f"generate/{other}/turns.parquet"
+                return self._results / f"metrics/{dialogue}/metrics.parquet"
             case "rubric":
                 entry = self._settings.get("judges", {}).get(parts[0])
                 return rubric_file(entry["rubric"]) if entry else None
@@ -227,20 +229,23 @@ class Expectations:
         if file not in self._digests:
             try:
                 parquet = file.suffix == ".parquet"
-                self._digests[file] = self._content(file) if parquet else input_digest(file)
+                self._digests[file] = (
+                    self.notes(file).get("digest", "") if parquet else input_digest(file)
+                )
             except (UserError, OSError):
                 self._digests[file] = None
         return self._digests[file]
 
-    def _content(self, artifact: Path) -> str:
-        return self.notes(artifact).get("digest", "")
+    def _joint_digest(self, files: list[Path]) -> str | None:
+        """None if one of them is damaged or not here."""
+        digests = list(map(self._digest, files))
+        known = [digest for digest in digests if digest is not None]
+        return digest_of_digests(known) if len(known) == len(digests) else None
 
-    def _digest_of_all(self) -> str | None:
-        try:
-            note: dict[str, str] = json.loads(self.note_of_inputs()["inputs"])
-        except UserError:
-            return None
-        return note[ALL]
+    def note_of_inputs(self) -> dict[str, str]:
+        """The note of the artifacts that tables are made from; an empty dict if one is damaged."""
+        together = self._joint_digest(self.inputs_of_tables())
+        return {"inputs": json.dumps({ALL: together})} if together else {}
 
     def _scoring_judges(self) -> list[str]:
         chosen = self._settings["judging"]

@@ -280,6 +280,20 @@ class Recall:
     answered: Annotated[Dtype, "", "the model's own answer holds the right one"] = pl.Boolean
 
 
+class MeasuredRun:
+    """Which run a row of metrics is of: one file holds those of a dialogue's runs."""
+
+    stage = "measure"
+    run: Annotated[Dtype, "", "the run, as in the path of its turns"] = pl.String
+
+
+class JudgedRun:
+    """Which run a verdict is on."""
+
+    stage = "judge"
+    run: Annotated[Dtype, "", "the run, as in the path of its turns"] = pl.String
+
+
 class TurnNumber:
     """Which turn a row of metrics is of."""
 
@@ -339,15 +353,16 @@ INTEGRITY_AT_END = schema(IntegrityAtEnd)
 TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting)
 EVICTIONS = schema(Evictions)
 RECALL = schema(Recall)
-METRICS = schema(TurnNumber, TextMetrics)
+METRICS = schema(MeasuredRun, TurnNumber, TextMetrics)
 VERDICTS = schema(Verdicts)
+RUN_VERDICTS = schema(JudgedRun, Verdicts)
 CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
 #: What each artifact's columns are declared by.
 ARTIFACTS: dict[str, tuple[type, ...]] = {
     "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, TurnSetting),
     "evictions": (Evictions,),
     "recall": (Recall,),
-    "metrics": (TurnNumber, TextMetrics),
-    "verdicts": (Verdicts,),
+    "metrics": (MeasuredRun, TurnNumber, TextMetrics),
+    "verdicts": (JudgedRun, Verdicts),
     "judge_test": (CorruptedReply, Verdicts),
 }

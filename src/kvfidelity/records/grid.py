@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvfidelity.cache.positions import PositionMode
@@ -76,7 +77,8 @@ class Cell:
 
     def run_key(self, dialogue: str) -> str:
         """The path of the cell's run on a dialogue."""
-        return RunKey._make([*map(str, astuple(self)), dialogue]).path()
+        values = (self.model, self.dataset, self.policy, self.positions, self.threshold)
+        return "/".join((*values, str(self.seed), dialogue))
 
 
 def cells(settings: Mapping[str, Any]) -> list[Cell]:
@@ -111,6 +113,28 @@ def run_keys(settings: Mapping[str, Any]) -> list[str]:
         for dialogue in dialogues(settings, cell.dataset)
     ]
     return [path for *_, path in sorted(keys)]
+
+
+def dialogue_of(run: str) -> str:
+    """What the runs of one dialogue through one model share, such as smollm2-135m/sharegpt/007.
+
+    Text metrics, verdicts and comparisons of these runs are one file, and made by one job.
+    """
+    key = RunKey.from_path(run)
+    return f"{key.model}/{key.dataset}/{key.dialogue}"
+
+
+def runs_by_dialogue(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Paths of all runs by `dialogue_of`, both in the order of `run_keys`."""
+    found: dict[str, list[str]] = {}
+    for run in run_keys(settings):
+        found.setdefault(dialogue_of(run), []).append(run)
+    return found
+
+
+def run_of_file(file: Path) -> str:
+    """The path of the run that a file of stage generate is of."""
+    return "/".join(file.parent.parts[-len(RUN_FIELDS) :])
 
 
 def baseline_run_key(settings: Mapping[str, Any], run: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvfidelity.wheels import file_sha256
@@ -20,9 +20,13 @@ WALL, CPU = "worker_wall_s", "worker_cpu_s"
 PEAK, BATCH_SIZE = "worker_peak_rss_bytes", "worker_batch_size"
 
 
-def input_notes(**files: Path) -> dict[str, str]:
-    """The note of the files that an artifact is made from."""
-    digests = {name: input_digest(file) for name, file in files.items() if file.is_file()}
+def input_notes(**files: Path | Sequence[Path]) -> dict[str, str]:
+    """The note of the files that an artifact is made from; several files have one digest."""
+    digests = {
+        name: input_digest(file) if isinstance(file, Path) else joint_digest(file)
+        for name, file in files.items()
+        if not isinstance(file, Path) or file.is_file()
+    }
     return {"inputs": json.dumps(digests, sort_keys=True)} if digests else {}
 
 
@@ -40,9 +44,18 @@ def input_digest(path: Path) -> str:
     return file_sha256(path)[:16]
 
 
-def note_of_all(digests: Iterable[str]) -> dict[str, str]:
-    """The same note with one digest over those of many artifacts, in the order given."""
+def joint_digest(paths: Iterable[Path]) -> str:
+    """One digest of several files, in the order given; 16 hex digits.
+
+    Raises:
+        UserError: an artifact is missing or damaged.
+    """
+    return digest_of_digests(map(input_digest, paths))
+
+
+def digest_of_digests(digests: Iterable[str]) -> str:
+    """One digest of several, in the order given; 16 hex digits."""
     together = hashlib.sha256()
     for digest in digests:
         together.update(digest.encode())
-    return {"inputs": json.dumps({ALL: together.hexdigest()[:16]})}
+    return together.hexdigest()[:16]

@@ -57,20 +57,31 @@ class BatchServer:
         self._mismatched: list[socket.socket] = []
         self._last_client_s = time.monotonic()
         self._looks_ahead = True
-        self._exiting = False
+        self._exiting = self._stopped = False
 
     def serve(self) -> None:
         """Serve until the worker must exit; see `kvfidelity.worker` for the reasons."""
         while True:
-            if not self._exiting and not self._accept_all():
-                return
-            self._read_clients()
-            if self._deserted() or (self._exiting and not self._requested()):
+            self._serve_clients()
+            if self._stopped or self._deserted() or (self._exiting and not self._requested()):
                 return
             self._start_runs()
             if self._scheduler is not None and self._scheduler.running:
                 self._scheduler.advance()
             self._deliver()
+
+    def _serve_clients(self) -> None:
+        """Take requests, and answer those that are computed already.
+
+        It is called while runs are computed, too: clients that come one at a time would otherwise
+        wait longer than the runs take.
+        """
+        if self._stopped:
+            return
+        if not self._exiting:
+            self._stopped = not self._accept_all()
+        self._read_clients()
+        self._deliver()
 
     def _requested(self) -> list[Run]:
         return [run for run in self._runs if run.requested]
@@ -136,7 +147,8 @@ class BatchServer:
         self._ask_what_follows(client)
 
     def _ask_what_follows(self, client: Client) -> None:
-        few = len(self._planned) + self._ahead() < self._batch_size
+        # Early enough that a batch follows another without waiting for clients.
+        few = len(self._planned) + self._ahead() <= (BATCHES_AHEAD - 1) * self._batch_size
         if self._looks_ahead and client.plans and few and self._asked is None:
             self._asked = client
             client.send({"event": "which_next", "limit": BATCHES_AHEAD * self._batch_size})
@@ -232,7 +244,9 @@ class BatchServer:
                 waiting.end(outcome, healthy=healthy)
             return False
         generator = self._handler.generator(run.send)
-        self._scheduler = BatchScheduler(generator.engine, self._batch_size, generator.free_memory)
+        self._scheduler = BatchScheduler(
+            generator.engine, self._batch_size, generator.free_memory, self._serve_clients
+        )
         return True
 
     def _compute(self, run: Run, engine: Engine) -> None:
@@ -263,6 +277,8 @@ class BatchServer:
         for run in [run for run in self._runs if run.outcome is not None]:
             if run.client is None and run.records is not None:
                 continue  # kept for its job
+            if run.client is not None and run.client is self._asked and not run.client.gone:
+                continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
             self._exiting |= not run.healthy
             if run.client is None and run.content is not None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.worker.client import (
     THREAD_ENVIRONMENT,
     JobFailedError,
@@ -36,6 +37,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=1, help="jobs that run at once on each GPU"
     )
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
+    parser.add_argument(
+        "--run-time",
+        type=Path,
+        help="JSON file; its section `worker` has GPUs, batch size and prefix settings",
+    )
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of a command with `add_model_options`, those of its run-time file among them.
+
+    Where there is no such file, as on a machine that shares no folder, the options' defaults count.
+    """
+    options = parser.parse_args()
+    if options.run_time and options.run_time.is_file():
+        vars(options).update(read_json(options.run_time)["worker"])
+    return options
 
 
 def submit(options: argparse.Namespace, job: Job, next_runs: NextRuns | None = None) -> None:

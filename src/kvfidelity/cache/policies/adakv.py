@@ -41,4 +41,6 @@ class AdaKV(PolicyWrapper):
         rank = rank.scatter(-1, best, torch.inf).masked_fill(~held, -torch.inf)
         order = torch.sort(rank.flatten(1), dim=-1, descending=True, stable=True).indices
         owners = order[:, : budget * groups] // slots
-        return torch.zeros(layers, groups).scatter_add_(1, owners, torch.ones(owners.shape))
+        # Exact in any order: whole numbers below 2^24.
+        ones = torch.ones(owners.shape, device=rank.device)
+        return torch.zeros(layers, groups, device=rank.device).scatter_add_(1, owners, ones)

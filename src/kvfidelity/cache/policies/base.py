@@ -170,9 +170,9 @@ class Policy(ABC):
         return slots.cpu() if slots.dim() == 1 else slots
 
     def _keep_ragged(self, view: CacheView) -> RaggedKeepSet:
-        rank = self._rank_by_head(view).cpu()
-        counts = view.counts
-        first = rank.shape[-1] - counts
+        rank = self._rank_by_head(view)
+        counts, column = view.counts, torch.arange(rank.shape[-1], device=rank.device)
+        first = (rank.shape[-1] - counts).to(rank.device)
         highest = torch.finfo(rank.dtype).max
         rank = rank.clamp(-highest, highest)
         fewest = 1
@@ -182,26 +182,28 @@ class Policy(ABC):
             rank[..., end - (stop - start) : end] = torch.inf
         if view.protected:
             fewest = max(1, int((rank == torch.inf)[0, 0].sum()))
-        rank = rank.masked_fill(torch.arange(rank.shape[-1]) < first[..., None], -torch.inf)
+        rank = rank.masked_fill(column < first[..., None], -torch.inf)
         size = min(view.budget, view.slots)
         shares = self._checked_shares(view, rank)
         low = counts.clamp(max=fewest)
         budgets = apportion(shares, size * counts.numel(), low, counts)
         order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
-        chosen = torch.arange(rank.shape[-1]) < budgets[..., None]
+        chosen = column < budgets.to(rank.device)[..., None]
         kept = torch.zeros_like(chosen).scatter_(-1, order, chosen)
-        return RaggedKeepSet((torch.arange(rank.shape[-1]) - first[..., None])[kept], budgets)
+        return RaggedKeepSet((column - first[..., None])[kept], budgets)
 
     def _rank_by_head(self, view: CacheView) -> Tensor:
-        """[L, G, n], aligned at the right."""
+        """[L, G, n] on the cache's device, aligned at the right."""
         layers, groups = view.grid
+        first = view.heads[0][0] if view.heads else view
+        device = first.layers[0].keys.device
         if not view.heads:
-            rank = self.rank(view)
+            rank = self.rank(view).to(device)
             while rank.dim() < 3:
                 rank = rank.unsqueeze(-2)
             return rank.expand(layers, groups, -1).clone()
         # One kv head at a time, as of a cache that has no other.
-        ranks = [[self.rank(head).flatten().cpu() for head in layer] for layer in view.heads]
+        ranks = [[self.rank(head).flatten().to(device) for head in row] for row in view.heads]
         width = int(view.counts.max())
         padded = [pad(rank, (width - rank.numel(), 0)) for layer in ranks for rank in layer]
         return torch.stack(padded).view(layers, groups, width)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.triton.blocks import LOG2E, pointer_at
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
 from kvfidelity.cache.triton.layout import LayerField, SequenceField
 
@@ -48,6 +49,7 @@ def decode(
     layer_rows: Tensor,
     half: int,
     scaling: float,
+    shares: int = 1,
 ) -> Tensor:
     """Append each living sequence's new key and value to its cache, and attend.
 
@@ -57,6 +59,8 @@ def decode(
         layer_rows: int64 [B, fields], this layer's row of LayerField each.
         half: half the rotary width.
         scaling: factor on the dot products.
+        shares: how many times as many programs share a sequence, if lengths differ so much that the
+            longest sequence would be waited for.
 
     Returns:
         [B, 1, H, d]; zeros for a sequence that is not alive, whose cache stays as it is.
@@ -64,7 +68,7 @@ def decode(
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     count, heads, _, size = query.shape
     groups = key.shape[1]
-    splits = split_count(count * groups, query.device)
+    splits = min(MAX_SPLITS, shares * split_count(count * groups, query.device))
     part = torch.empty(count, heads, splits, size, dtype=torch.float32, device=query.device)
     peak = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=query.device)
     out = torch.empty(count, 1, heads, size, dtype=query.dtype, device=query.device)
@@ -126,6 +130,7 @@ def _(
     layer_rows: Tensor,
     half: int,
     scaling: float,
+    shares: int = 1,
 ) -> Tensor:
     count, heads, _, size = query.shape
     return query.new_empty(count, 1, heads, size)
@@ -171,14 +176,14 @@ def _split_kernel(
     slots = tl.load(sequences + SLOTS).to(tl.int32)
     position = tl.load(sequences + NEXT_POSITION)
     capacity = tl.load(sequences + CAPACITY)
-    cos = _pointer(sequences + COS, tl.float32)
-    sin = _pointer(sequences + SIN, tl.float32)
-    keys = _pointer(layer_rows + KEYS, DTYPE) + group * capacity * D
-    values = _pointer(layer_rows + VALUES, DTYPE) + group * capacity * D
+    cos = pointer_at(sequences + COS, tl.float32)
+    sin = pointer_at(sequences + SIN, tl.float32)
+    keys = pointer_at(layer_rows + KEYS, DTYPE) + group * capacity * D
+    values = pointer_at(layer_rows + VALUES, DTYPE) + group * capacity * D
     latest = tl.load(layer_rows + LATEST_SCORES)
     scores = latest.to(tl.pointer_type(tl.float32), bitcast=False)
     score_row = tl.load(sequences + SCORES_CAPACITY)
-    positions = _pointer(layer_rows + POSITIONS, tl.int32) + group * tl.load(
+    positions = pointer_at(layer_rows + POSITIONS, tl.int32) + group * tl.load(
         sequences + POSITIONS_STRIDE
     )
 
@@ -191,7 +196,7 @@ def _split_kernel(
     rest_in = rest < D
     feature = tl.arange(0, DP)
     feature_in = feature < D
-    factor = scaling * 1.4426950408889634
+    factor = scaling * LOG2E
 
     # The new query of each of this kv head's query heads, rotated.
     c = tl.load(cos + position * HALF + low, mask=low_in, other=0.0)
@@ -348,9 +353,3 @@ def _finish_kernel(
             tl.store(latest + slot, weight, mask=mask)
             before = tl.load(sums + slot, mask=slot < slots, other=0.0)
             tl.store(sums + slot, before + weight, mask=mask)
-
-
-@triton.jit
-def _pointer(address, dtype: tl.constexpr):
-    """The pointer stored at `address`; allocations are aligned, which lets loads be wide."""
-    return tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype), bitcast=False), 16)

@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.triton.blocks import LOG2E, pointer_at, softmax_weights
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES, product_precision
 from kvfidelity.cache.triton.layout import FeedField, LayerField
 
-LOG2E = tl.constexpr(1.4426950408889634)
 # Triton takes module-level integers as compile-time constants only in this form.
 SLOTS = tl.constexpr(FeedField.SLOTS.value)
 COUNT = tl.constexpr(FeedField.COUNT.value)
@@ -206,12 +206,6 @@ def _score_tile(exact: bool) -> Tile:
 
 
 @triton.jit
-def _pointer(address, dtype: tl.constexpr):
-    """The pointer stored at `address`; allocations are aligned, which lets loads be wide."""
-    return tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype), bitcast=False), 16)
-
-
-@triton.jit
 def _rotated(one, two, cos, sin, position, mask, HALF: tl.constexpr, HALFP: tl.constexpr):
     """Both rotated halves [rows, half] of rows at `position`."""
     feature = tl.arange(0, HALFP)[None, :]
@@ -281,7 +275,7 @@ def _append_kernel(
         tl.store(target + rest, tl.load(source + rest, mask=rest_in, other=0.0), mask=rest_in)
     ring_size = tl.load(sequences + RING_SIZE)
     if ring_size != 0:
-        ring = _pointer(layer_rows + QUERY_RING, DTYPE)
+        ring = pointer_at(layer_rows + QUERY_RING, DTYPE)
         index = (tl.load(sequences + FIRST_TOKEN) + row) % ring_size
         latest = whole_in & (row >= count - ring_size)[:, None]
         tl.store(
@@ -294,10 +288,10 @@ def _append_kernel(
         slot = tl.load(sequences + SLOTS) + row
         offset = (head * tl.load(sequences + CAPACITY) + slot[:, None]) * D + feature
         source = key + head.to(tl.int64) * key_group + packed_row[:, None] * key_row
-        keys = _pointer(layer_rows + KEYS, DTYPE)
+        keys = pointer_at(layer_rows + KEYS, DTYPE)
         tl.store(keys + offset, tl.load(source + feature, whole_in, 0.0), mask=whole_in)
         source = value + head.to(tl.int64) * value_group + packed_row[:, None] * value_row
-        values = _pointer(layer_rows + VALUES, DTYPE)
+        values = pointer_at(layer_rows + VALUES, DTYPE)
         tl.store(values + offset, tl.load(source + feature, whole_in, 0.0), mask=whole_in)
 
 
@@ -330,12 +324,12 @@ def _rotate_keys_kernel(
         return
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = slot < slots
-    positions = _pointer(layer_rows + POSITIONS, tl.int32)
+    positions = pointer_at(layer_rows + POSITIONS, tl.int32)
     positions += group * tl.load(sequences + POSITIONS_STRIDE)
     position = tl.load(positions + slot, mask=mask, other=0)
     low = tl.arange(0, HALFP)[None, :]
     low_in = mask[:, None] & (low < HALF)
-    source = _pointer(layer_rows + KEYS, DTYPE)
+    source = pointer_at(layer_rows + KEYS, DTYPE)
     source += (group * tl.load(sequences + CAPACITY) + slot[:, None]) * D
     target = rotated_keys + tl.load(sequences + FIRST_SLOT) * GROUPS * D
     target += (group * slots + slot[:, None]) * D
@@ -397,7 +391,7 @@ def _attention_kernel(
         other=0.0,
     )
     keys = rotated_keys + (tl.load(sequences + FIRST_SLOT) * GROUPS + group * slots) * D
-    values = _pointer(layer_rows + VALUES, DTYPE) + group * tl.load(sequences + CAPACITY) * D
+    values = pointer_at(layer_rows + VALUES, DTYPE) + group * tl.load(sequences + CAPACITY) * D
     factor = scaling * LOG2E
     top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     norm = tl.zeros((ROWS,), dtype=tl.float32)
@@ -523,16 +517,19 @@ def _score_kernel(
     total = tl.zeros((KEYS_AT_ONCE, ROWS), dtype=tl.float32)
     for begin in range(start, clear, ROWS):
         row = begin + tl.arange(0, ROWS)
-        weight = _weights(query, lse, k, row, feature, count, factor, D, PRECISION)
+        weight = softmax_weights(query, D, lse, k, row, feature, count, factor, D, PRECISION)
         total += tl.where(slot[:, None] <= cached + row[None, :], weight, 0.0)
     for begin in range(clear, count, ROWS):
         row = begin + tl.arange(0, ROWS)
-        total += _weights(query, lse, k, row, feature, count, factor, D, PRECISION)
+        total += softmax_weights(query, D, lse, k, row, feature, count, factor, D, PRECISION)
     sums = tl.sum(total, 1)
     inside, old = slot < slots, slot < cached
     offset = head * tl.load(sequences + SCORES_CAPACITY) + slot
-    latest = _pointer(layer_rows + LATEST_SCORES, tl.float32) + offset
-    accumulated = _pointer(layer_rows + ACCUMULATED_SCORES, tl.float32) + offset
+    # Not `pointer_at`: a ragged cache's rows start anywhere.
+    latest = tl.load(layer_rows + LATEST_SCORES)
+    latest = latest.to(tl.pointer_type(tl.float32), bitcast=False) + offset
+    accumulated = tl.load(layer_rows + ACCUMULATED_SCORES)
+    accumulated = accumulated.to(tl.pointer_type(tl.float32), bitcast=False) + offset
     if tl.load(sequences + LATEST_IS_LAST) != 0:
         # In fp32, one query against the block's keys.
         last = tl.load(query + (count - 1) * D + feature, mask=feature < D, other=0.0)
@@ -543,17 +540,3 @@ def _score_kernel(
         continues = old & (tl.load(sequences + CONTINUES) != 0)
         tl.store(latest, sums + tl.load(latest, mask=continues, other=0.0), mask=inside)
     tl.store(accumulated, sums + tl.load(accumulated, mask=old, other=0.0), mask=inside)
-
-
-@triton.jit
-def _weights(query, lse, k, row, feature, count, factor, D: tl.constexpr, PRECISION: tl.constexpr):
-    """softmax weights [keys, queries] of a block of keys under a block of queries."""
-    mask = row < count
-    q = tl.load(
-        query + row[None, :].to(tl.int64) * D + feature[:, None],
-        mask=mask[None, :] & (feature[:, None] < D),
-        other=0.0,
-    )
-    level = tl.load(lse + row, mask=mask, other=float("inf")) * LOG2E
-    logits = tl.dot(k, q, input_precision=PRECISION)
-    return tl.exp2(logits * factor - level[None, :])

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.triton.blocks import LOG2E, softmax_weights
 from kvfidelity.cache.triton.dtypes import product_precision
 
-LOG2E = tl.constexpr(1.4426950408889634)
 #: cuDNN attends over prompts of at least this many tokens, if they are a multiple of that many.
 LONG_PROMPT, ROUND_LENGTH = 4096, 1024
 
@@ -217,28 +217,12 @@ def _score_kernel(
     total = tl.zeros((KEYS, ROWS), dtype=tl.float32)
     for begin in range(start, clear, ROWS):
         row = begin + tl.arange(0, ROWS)
-        weight = _weights(query, query_row, lse, k, row, feature, new, factor, D, PRECISION)
+        weight = softmax_weights(query, query_row, lse, k, row, feature, new, factor, D, PRECISION)
         total += tl.where(slot[:, None] <= cached + row[None, :], weight, 0.0)
     for begin in range(clear, new, ROWS):
         row = begin + tl.arange(0, ROWS)
-        total += _weights(query, query_row, lse, k, row, feature, new, factor, D, PRECISION)
+        total += softmax_weights(query, query_row, lse, k, row, feature, new, factor, D, PRECISION)
     tl.store(sums + head.to(tl.int64) * slots + slot, tl.sum(total, 1), mask=slot < slots)
-
-
-@triton.jit
-def _weights(
-    query, query_row, lse, k, row, feature, new, factor, D: tl.constexpr, PRECISION: tl.constexpr
-):
-    """softmax weights [KEYS, ROWS] of a block of keys under a block of queries."""
-    mask = row < new
-    q = tl.load(
-        query + row[None, :].to(tl.int64) * query_row + feature[:, None],
-        mask=mask[None, :] & (feature[:, None] < D),
-        other=0.0,
-    )
-    level = tl.load(lse + row, mask=mask, other=float("inf")) * LOG2E
-    logits = tl.dot(k, q, input_precision=PRECISION)
-    return tl.exp2(logits * factor - level[None, :])
 
 
 @triton.jit(do_not_specialize=["new", "slots"])

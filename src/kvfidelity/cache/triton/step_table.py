@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,11 +75,23 @@ class StepTable(AttentionCache):
 
     def advance(self) -> None:
         """Count the slot that a step added to each living sequence. The graph captures this too."""
-        alive = self.alive
-        self.sequences[:, GROWING] += alive[:, None]
-        index = self.sequences[:, SequenceField.RING_INDEX]
-        size = self.sequences[:, SequenceField.RING_SIZE]
+        alive = self.sequences[..., SequenceField.ALIVE]
+        self.sequences[..., GROWING] += alive[..., None]
+        index = self.sequences[..., SequenceField.RING_INDEX]
+        size = self.sequences[..., SequenceField.RING_SIZE]
         index.copy_((index + alive) % size.clamp_min(1))
+
+    def end(self, going_on: Tensor) -> None:
+        """Keep only sequences alive that `going_on`, bool [B], marks. The graph captures this."""
+        self.alive.mul_(going_on)
+
+    def give_rows(self, attentions: Sequence[Any]) -> None:
+        """Give each layer's attention module its rows, where `attend` finds them.
+
+        As attributes of the modules, so that one compilation serves all layers.
+        """
+        for module, rows in zip(attentions, self.layer_rows, strict=True):
+            module.step_rows = rows
 
     @property
     def alive(self) -> Tensor:
@@ -88,7 +101,7 @@ class StepTable(AttentionCache):
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """[B, 1, H, d] of un-rotated [B, H, 1, d] queries; `module.step_rows` is the layer's."""
+        """[B, 1, H, d] of un-rotated [B, H, 1, d] queries; see `give_rows`."""
         from kvfidelity.cache.triton.decode import decode
 
         out: Tensor = decode(

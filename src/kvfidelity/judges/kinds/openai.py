@@ -124,7 +124,7 @@ class OpenAIJudge(Judge):
     def judge(self, rows: Sequence[Row]) -> list[Verdict]:
         return self._scorer.judge(rows)
 
-    def judge_runs(self, runs: Sequence[Sequence[Row]]) -> list[Verdict]:
+    def judge_runs(self, runs: Sequence[Sequence[Row]]) -> list[list[Verdict]]:
         return self._scorer.judge_runs(runs)
 
     def judge_each(

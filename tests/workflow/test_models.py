@@ -1,0 +1,35 @@
+"""Several models and GPUs in one grid: a worker loads each model once, though jobs of all are ready
+from the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import LIMIT_S
+from tests.workflow import forked
+from tests.workflow.project import CONFIG, Project, environment
+
+TWO_MODELS = {
+    "models": {"another": CONFIG["models"]["tiny"]},
+    "datasets": {"own": {"count": 2}},
+    "grid": {"policies": ["baseline", "streaming"], "positions": ["stale"]},
+}
+
+
+@pytest.mark.long(30)
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_worker_does_not_take_turns_between_models(
+    prepared: Project, tmp_path: Path, gpus: int
+) -> None:
+    """Stand-in GPUs: a worker for a missing one computes on the CPU."""
+    project = prepared.copy(tmp_path / "project")
+    project.configure(TWO_MODELS)
+    arguments = ("--cores", "2", "--resources", f"gpu={gpus}", "only_generate")
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
+    done = forked.run(arguments, project.folder, environment() | visible, 3 * LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
+    assert len(logs) == 8
+    assert sum(log.count("loading") for log in logs) <= 2 * gpus
