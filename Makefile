@@ -1,9 +1,14 @@
 # The two commands are `make run` and `make test`.
 CORES ?= 2
 ARGS ?=
+# Configuration files of a run that is not the default one: make run CONFIG=config/paper.yaml
+CONFIG ?=
 ROUNDS ?= 50
 SECONDS ?= 1800
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG))
+# Where the results of that run are; empty if no run can have its name, which the script says.
+FOLDER := $(if $(CONFIG),$$($(IN_VENV) python workflow/scripts/results_folder.py $(CONFIG)),results)
 
 .PHONY: help run test chaos lint format report verify compare lock audit fuzz clean
 
@@ -11,9 +16,9 @@ help: ## lists the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 # What Snakemake says to type in order to go on.
-run: export KVFIDELITY_COMMAND = make run$(if $(ARGS), ARGS="$(ARGS)")
-run: .venv/installed ## the default run: results/report.html
-	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS)
+run: export KVFIDELITY_COMMAND = make run$(if $(CONFIG), CONFIG="$(CONFIG)")$(if $(ARGS), ARGS="$(ARGS)")
+run: .venv/installed ## the default run: results/report.html; CONFIG=FILE for another
+	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS) $(CONFIGURED)
 
 test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -31,13 +36,15 @@ lint: .venv/installed ## style, types, workflow rules
 format: .venv/installed ## format the code
 	@$(IN_VENV) ruff check --fix --quiet . ; $(IN_VENV) ruff format . ; $(IN_VENV) snakefmt Snakefile workflow/rules
 
-report: .venv/installed ## Snakemake's own report of the default run, results/snakemake-report.zip
-	@test -e results/report.html || { echo "usage: make report, after make run: there is no results/report.html yet" >&2; exit 2; }
-	@$(IN_VENV) snakemake --cores $(CORES) --report results/snakemake-report.zip
+report: .venv/installed ## Snakemake's own report, results/snakemake-report.zip; CONFIG=FILE for another run's
+	@folder=$(FOLDER); test -n "$$folder" || exit 2; \
+	test -e "$$folder/report.html" || { echo "usage: make report [CONFIG=FILE], after make run with the same CONFIG: there is no $$folder/report.html yet" >&2; exit 2; }; \
+	$(IN_VENV) snakemake --cores $(CORES) --report "$$folder/snakemake-report.zip" $(CONFIGURED)
 
-verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves the damaged to results.removed
-	@test -d results || { echo "usage: make verify, after make run: there is no folder results yet" >&2; exit 2; }
-	@$(IN_VENV) python workflow/scripts/verify.py $(ARGS)
+verify: .venv/installed ## names damaged and stale artifacts; ARGS=--remove moves them aside; CONFIG=FILE for another run's
+	@folder=$(FOLDER); test -n "$$folder" || exit 2; \
+	test -d "$$folder" || { echo "usage: make verify [CONFIG=FILE], after make run with the same CONFIG: there is no folder $$folder yet" >&2; exit 2; }; \
+	$(IN_VENV) python workflow/scripts/verify.py $(ARGS) $(CONFIGURED)
 
 compare: .venv/installed ## compare two finished runs, by name or folder: make compare default field
 	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make compare A B, the names or folders of two runs" >&2; exit 2; }

@@ -34,6 +34,7 @@ include: "workflow/rules/engines.smk"
 wildcard_constraints:
     model="[^/]+",
     dataset="[^/]+",
+    source="[0-9a-f]{8}",
     policy="[^/]+",
     positions="|".join(PositionMode.patterns()),
     threshold="[^/]+",

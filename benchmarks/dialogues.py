@@ -1,6 +1,6 @@
 """Seconds and memory of reading, cleaning and choosing ShareGPT conversations, without tokens.
 
-    python benchmarks/dialogues.py resources/datasets/sharegpt/*.json --times 8
+    python benchmarks/dialogues.py resources/datasets/sharegpt/*/data.json --times 8
 
 It then reads a file that is `--times` as large, made by repetition with new ids. Each file is read
 in a separate process, so that its peak of memory is measured alone.

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import yaml
 
+from kvfidelity.pipeline.sources import Fetched
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "src", "workflow", "profiles/default", "envs", "resources/rubrics")
 #: 30 cells and the baseline for each dialogue.
@@ -61,8 +63,10 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     (folder / "config").mkdir()
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy2(ROOT / "config/claims.yaml", folder / "config/claims.yaml")
-    for name in ("resources/datasets/one", "resources/models/tiny", "results/dialogues/tiny/one"):
-        (folder / name).mkdir(parents=True)
+    data = Fetched("datasets", "one", config["datasets"]["one"], folder).folder
+    model, pool = folder / "resources/models/tiny", folder / "results/dialogues/tiny/one"
+    for made in (data, model, pool):
+        made.mkdir(parents=True)
     for name in ("pool.parquet", "manifest.json"):
         (folder / "results/dialogues/tiny/one" / name).touch()
     (folder / "bin").mkdir()

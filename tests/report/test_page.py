@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
@@ -122,6 +123,41 @@ def test_the_ranking_names_what_loses_least(page: Path, text: str) -> None:
         r"(attention_top|gist|streaming_llm) (stale|original|rerotated) [+−0]", answer
     )
     assert shown == list(zip(ranking["policy"], ranking["positions"], strict=True))
+
+
+def test_a_reader_who_asks_for_another_budget_is_told_the_nearest(page: Path, text: str) -> None:
+    budgets = pl.read_csv(page.parent / "tables/ranking.csv")["budget_tokens"].drop_nulls().unique()
+    [budget] = budgets
+    assert budget != 512
+    answer = words(text, 'id="answer"', 'id="contents"')
+    assert f"Budgets that were run: {budget:,} slots. No run holds 512 slots; nearest: " in answer
+    assert f"nearest: {budget:,}." in answer
+    assert 'make run CONFIG="config/config.yaml slots.yaml"' in answer
+    [entry] = re.findall(r"Write (thresholds: .*) to a file such as slots", answer)
+    chosen = yaml.safe_load(entry)["thresholds"]
+    assert chosen["slots512"]["target"] == "512tok"
+    assert "slots512" in settings(20, thresholds=chosen)["thresholds"], "it is accepted"
+
+
+def test_slots_and_speed_of_the_ranking_are_the_tables(page: Path, text: str) -> None:
+    """Where nothing was timed, the page says why and how to time it."""
+    ranking = pl.read_csv(page.parent / "tables/ranking.csv")
+    answer = words(text, 'id="answer"', 'id="contents"')
+    for row in ranking.to_dicts():
+        shown = f"{row['cached_slots']:,.0f} {row['bytes_saved_share']:.0%}"
+        assert f" {shown} " in answer
+    untimed = ranking["n_timed"].sum() == 0
+    assert ("Why tokens per second were not timed" in answer) == untimed
+    assert ("not timed" in answer) == (ranking["n_timed"].min() == 0)
+
+
+def test_the_first_lines_name_the_machine_and_the_day(page: Path, text: str) -> None:
+    environments = pl.read_csv(page.parent / "tables/environments.csv")
+    head = words(text, "<header>", 'id="answer"')
+    for name in environments["hardware"].drop_nulls().unique():
+        assert name in head
+    for moment in environments["last_made"].drop_nulls().unique():
+        assert moment[:10] in head
 
 
 def test_terms_are_defined_with_a_drawing(text: str) -> None:
@@ -343,6 +379,24 @@ def test_every_figure_shows_its_data(page: Path, tmp_path: Path, width: int, dar
             assert coloured > 40, part["name"]
             assert part["inside"], part["name"]
         assert (reader.errors, reader.requests) == ([], [])
+
+
+@in_browser
+def test_nothing_is_cut_off_at_the_side(page: Path, tmp_path: Path) -> None:
+    """Only tables scroll sideways, and their captions stay in view."""
+    with browser(tmp_path) as reader:
+        for width in (1440, 1100, 900, 390):
+            reader.show(page, width=width)
+            cut = reader.run(
+                "const wide = document.documentElement.scrollWidth > innerWidth;"
+                "document.querySelectorAll('details').forEach((one) => { one.open = true; });"
+                "const captions = [...document.querySelectorAll('.scroll caption > *')].filter("
+                "(one) => one.getBoundingClientRect().right >"
+                " one.closest('.scroll').getBoundingClientRect().right + 1);"
+                "const still = document.documentElement.scrollWidth > innerWidth;"
+                "return [wide, still, captions.map((one) => one.textContent.slice(0, 40))];"
+            )
+            assert cut == [False, False, []], width
 
 
 @in_browser

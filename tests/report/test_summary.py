@@ -10,7 +10,13 @@ import pytest
 
 from kvfidelity.analysis.claims import evaluate_claims, read_claims
 from kvfidelity.analysis.tables import build_tables
-from kvfidelity.report.summary import causes, ranked_groups, without_partner
+from kvfidelity.report.summary import (
+    budgets_run,
+    causes,
+    nearest,
+    ranked_groups,
+    without_partner,
+)
 from tests.analysis.synthetic import settings, write
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +49,38 @@ def test_headline_and_claims_do_not_contradict_each_other(loss: str, tmp_path: P
         assert decisions["P2"] != "supported"
     expected = {"positions": "positions", "tokens": "tokens", "both": "both"}
     assert headline == expected.get(loss, headline)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "slots", "expected"),
+    [
+        ([320], 512, [320]),
+        ([320, 640, 1280], 512, [320, 640]),
+        ([640, 1280], 512, [640]),
+        ([128, 320], 512, [320]),
+        ([256, 512], 512, [512]),
+        ([], 512, []),
+    ],
+)
+def test_the_nearest_budgets_are_on_both_sides(
+    budgets: list[int], slots: int, expected: list[int]
+) -> None:
+    assert nearest(budgets, slots) == expected
+
+
+def group(dataset: str, budget: int | None) -> dict[str, Any]:
+    named = {"model": "m", "dataset": dataset, "budget_tokens": budget}
+    return named | {"equal": budget is not None}
+
+
+def test_budgets_are_those_of_each_model_and_dataset() -> None:
+    """The example of another number is one that was not run."""
+    groups = [group("a", 640), group("b", 512), group("a", 320), group("a", None), group("c", None)]
+    found = {row["dataset"]: row for row in budgets_run(groups)}
+    assert found["a"]["budgets"] == [320, 640] and found["a"]["nearest"] == [320, 640]
+    assert found["a"]["other"] == 512
+    assert found["b"]["budgets"] == [512] and found["b"]["other"] == 1024
+    assert found["c"]["budgets"] == [] and found["c"]["nearest"] == []
 
 
 def row(cause: str, loses: str, positions_cost: str) -> dict[str, str]:

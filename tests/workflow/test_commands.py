@@ -60,8 +60,8 @@ def test_snakemake_plans_what_the_line_says(line: str, fresh: Project, tmp_path:
     [
         ("make compare", "usage: make compare A B"),
         ("make compare default", "usage: make compare A B"),
-        ("make verify", "usage: make verify, after make run"),
-        ("make report", "usage: make report, after make run"),
+        ("make verify", "usage: make verify [CONFIG=FILE], after make run"),
+        ("make report", "usage: make report [CONFIG=FILE], after make run"),
         ("make chaos ROUNDS=many", "usage: make chaos ROUNDS=10"),
         ("make tests", "usage: make TARGET; there is no target tests"),
     ],

@@ -16,21 +16,33 @@ NAMED = "report: results/report.html"
 
 def make(project: Project, *arguments: str) -> str:
     """The output of a target, in the environment that runs the tests."""
+    done = typed(project, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def refused(project: Project, *arguments: str) -> str:
+    """What a target says that cannot be made."""
+    done = typed(project, *arguments)
+    assert done.returncode != 0
+    return done.stderr
+
+
+def typed(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
     shutil.copy2(ROOT / "Makefile", project.folder)
     environment_folder = project.folder / ".venv"
     if not environment_folder.exists():
         environment_folder.symlink_to(sys.prefix)
-    done = subprocess.run(
+    return subprocess.run(
         # It is installed already: `-o` keeps make from looking into that.
         ["make", "-o", ".venv/installed", *arguments],
         cwd=project.folder,
-        env=environment(),
+        # Its own library, not one that is being edited.
+        env=environment() | {"PYTHONPATH": str(project.folder / "src")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("option", ["-np", "--dry-run"])
@@ -48,8 +60,25 @@ def test_a_finished_run_names_its_report(project: Project) -> None:
 
 def test_a_run_without_a_report_names_none(fresh: Project, tmp_path: Path) -> None:
     project = fresh.copy(tmp_path / "project")
-    assert NAMED not in make(project, "run", "ARGS=resources/datasets/own")
-    assert (project.folder / "resources/datasets/own").is_dir()
+    assert NAMED not in make(project, "run", "ARGS=resources/models/tiny")
+    assert (project.folder / "resources/models/tiny").is_dir()
+
+
+def test_other_runs_are_named_by_their_configuration(project: Project) -> None:
+    """The default run is finished; of `mine` there is nothing yet, then its own page."""
+    (project.folder / "mine.yaml").write_text("title: another\n")
+    for target in ("report", "verify"):
+        said = refused(project, target, "CONFIG=mine.yaml")
+        assert f"usage: make {target} [CONFIG=FILE], after make run with the same CONFIG" in said
+        assert "results/mine" in said
+        assert "there is no file gone.yaml" in refused(project, target, "CONFIG=gone.yaml")
+    assert "report: results/mine/report.html" in make(project, "run", "CONFIG=mine.yaml")
+    make(project, "report", "CONFIG=mine.yaml")
+    assert (project.folder / "results/mine/snakemake-report.zip").is_file()
+    assert not (project.folder / "results/snakemake-report.zip").exists()
+    assert ", 0 wrong, 0 stale" in make(project, "verify", "CONFIG=mine.yaml")
+    make(project, "report")
+    assert (project.folder / "results/snakemake-report.zip").is_file()
 
 
 def test_every_command_is_one_even_if_a_file_has_its_name(tmp_path: Path) -> None:

@@ -88,6 +88,32 @@ def test_two_experiments_in_turn_and_back_rerun_nothing(project: Project) -> Non
         assert ", 0 wrong, 0 stale" in script(project, "verify", *options)
 
 
+@pytest.mark.long(60)
+def test_one_name_for_two_sources_is_fetched_once_each(project: Project) -> None:
+    """`own` is another file in each of two configurations, which are run in turn."""
+    own = project.folder / "resources/dialogues/own.jsonl"
+    lines = own.read_text(encoding="utf-8").splitlines(keepends=True)
+    (project.folder / "other.jsonl").write_text("".join(reversed(lines)), encoding="utf-8")
+    other = {"datasets": {"own": {"path": "other.jsonl"}}, "grid": {"policies": ["random"]}}
+    write(project, "mine.yaml", other)
+    fetched = contents(project.folder / "resources/datasets")
+    before = of_default(project)
+    planned = {rule for rule, _ in project.planned("--configfile", "mine.yaml")}
+    assert "fetch_dataset" in planned and "fetch_model" not in planned
+    done = project.snakemake("--configfile", "mine.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fetched again" not in done.stdout + done.stderr
+    after = contents(project.folder / "resources/datasets")
+    assert fetched.items() < after.items(), "both are there"
+    for options in ((), ("--configfile", "mine.yaml"), ()):
+        assert project.planned(*options) == set()
+        back = project.snakemake(*options)
+        assert "Nothing to be done" in back.stdout + back.stderr
+        assert ", 0 wrong, 0 stale" in script(project, "verify", *options)
+    assert of_default(project) == before
+    assert contents(project.folder / "resources/datasets") == after
+
+
 @pytest.mark.long(40)
 def test_what_another_run_has_computed_is_taken(project: Project) -> None:
     write(project, "mine.yaml", MORE)

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.workflow.project import Project, environment
+from kvfidelity.pipeline.rule_params import source_digest
+from tests.workflow.project import CONFIG, Project, environment
 from tests.workflow.test_reruns import ALL_RUNS, ENDS, JUDGE_TEST, POOLS, WHOLE, jobs_of
 
 AFTER_EXTRACTION = (
@@ -20,7 +21,9 @@ AFTER_EXTRACTION = (
     | JUDGE_TEST
     | {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own")}
 )
-OF_THE_DATASET = {("fetch_dataset", "own")}
+#: Where the fetched dialogues lie, below the folders of datasets.
+OWN = f"own/{source_digest(CONFIG['datasets']['own'])}"
+OF_THE_DATASET = {("fetch_dataset", OWN)}
 OF_THE_MODEL = {("fetch_model", "tiny")}
 
 
@@ -46,7 +49,7 @@ def test_dialogues_that_change_are_run_again_once(project: Project) -> None:
         verify, cwd=project.folder, env=environment(), capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
-    assert f"changed: resources/provenance/datasets/own.json: {line}" in found.stdout
+    assert f"changed: resources/provenance/datasets/{OWN}.json: {line}" in found.stdout
     assert "0 wrong, 0 stale, 1 changed" in found.stdout
     done = project.snakemake("results/dialogues/tiny/own/pool.parquet")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,14 +98,14 @@ def test_a_folder_from_elsewhere_is_fetched_again(project: Project, tmp_path: Pa
     shutil.rmtree(project.folder / ".snakemake")
     shutil.rmtree(project.folder / "resources/provenance/sources")
     for file in (
-        project.folder / "resources/provenance/datasets/own.json",
-        project.folder / "resources/datasets/own/provenance.json",
+        project.folder / f"resources/provenance/datasets/{OWN}.json",
+        project.folder / f"resources/datasets/{OWN}/provenance.json",
     ):
         content = json.loads(file.read_text()) | {"path": "elsewhere/own.jsonl"}
         file.write_text(json.dumps(content))
     done = project.snakemake("-n")
     reason = "was fetched with path elsewhere/own.jsonl, the configuration says"
-    assert f"datasets.own: resources/datasets/own {reason}" in done.stdout + done.stderr
+    assert f"datasets.own: resources/datasets/{OWN} {reason}" in done.stdout + done.stderr
     assert plan(project) >= OF_THE_DATASET | POOLS
 
 

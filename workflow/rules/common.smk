@@ -70,7 +70,7 @@ from kvfidelity.pipeline.run_folders import (
     run_name,
 )
 from kvfidelity.pipeline.reuse import reuse
-from kvfidelity.pipeline.sources import refresh
+from kvfidelity.pipeline.sources import Fetched, refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,

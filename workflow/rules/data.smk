@@ -1,14 +1,29 @@
+def fetched_data(wildcards):
+    return ancient(str(fetched_dataset(wildcards).folder))
+
+
+def fetched_record(wildcards):
+    return str(fetched_dataset(wildcards).record)
+
+
+def fetched_dataset(wildcards):
+    entry = SETTINGS["datasets"][wildcards.dataset]
+    return Fetched("datasets", wildcards.dataset, entry)
+
+
+# `source` is a digest of where the dataset comes from: configurations in which one name stands for
+# different sources do not overwrite each other's files.
 rule fetch_dataset:
     input:
         # Written when the workflow starts: what the configuration points to, with the content of
         # local files.
-        configured="resources/sources/datasets/{dataset}.json",
+        configured="resources/sources/datasets/{dataset}/{source}.json",
     output:
-        folder=directory("resources/datasets/{dataset}"),
-        record="resources/provenance/datasets/{dataset}.json",
-        source="resources/provenance/sources/datasets/{dataset}.json",
+        folder=directory("resources/datasets/{dataset}/{source}"),
+        record="resources/provenance/datasets/{dataset}/{source}.json",
+        source="resources/provenance/sources/datasets/{dataset}/{source}.json",
     log:
-        "<logs>/fetch_dataset/{dataset}.log",
+        "<logs>/fetch_dataset/{dataset}/{source}.log",
     conda:
         "../../envs/model.yaml"
     params:
@@ -21,8 +36,8 @@ rule fetch_dataset:
 
 rule extract_dialogues:
     input:
-        data=ancient("resources/datasets/{dataset}"),
-        data_record="resources/provenance/datasets/{dataset}.json",
+        data=fetched_data,
+        data_record=fetched_record,
         model=ancient("resources/models/{model}"),
         model_record="resources/provenance/models/{model}.json",
     output:

@@ -20,7 +20,8 @@ def main() -> None:
     expected = Expectations(options.settings, options.results)
     refuse_stale(expected)
     notes = notes_of("aggregate", options.settings) | expected.note_of_inputs()
-    for name, table in build_tables(options.settings, options.results).items():
+    tables = build_tables(options.settings, options.results, expected.notes)
+    for name, table in tables.items():
         write_table(options.out, name, table, notes)
 
 

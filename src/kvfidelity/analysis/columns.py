@@ -199,6 +199,9 @@ class Ranking:
     budget_tokens: Annotated[
         Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
     ] = pl.Int64
+    cached_slots: Annotated[
+        Dtype, "slots", "mean slots in the cache after the prompt was fed: budget and prompt"
+    ] = pl.Float64
     cache_bytes: Annotated[Dtype, "bytes", "mean size of the cache after the prompt was fed"] = (
         pl.Float64
     )

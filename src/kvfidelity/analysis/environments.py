@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,12 +13,17 @@ from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.notes import MADE, VERSION
 
 
-def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
+def environments(
+    turns: Sequence[Path],
+    models: Sequence[str],
+    notes_of: Callable[[Path], Mapping[str, str]] = read_metadata,
+) -> pl.DataFrame:
     """One row per distinct environment of a model's runs, the most common first, with when its
     first and its last run were made.
 
     Args:
         turns: the turns artifacts of all runs. models: of each, its model.
+        notes_of: reads an artifact's notes.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -26,7 +31,7 @@ def environments(turns: Sequence[Path], models: Sequence[str]) -> pl.DataFrame:
     counts: Counter[tuple[str | None, ...]] = Counter()
     made: dict[tuple[str | None, ...], list[str]] = {}
     for file, model in zip(turns, models, strict=True):
-        notes = read_metadata(file)
+        notes = notes_of(file)
         names = sorted(name for name in notes if name.startswith(VERSION))
         versions = ", ".join(f"{name.removeprefix(VERSION)} {notes[name]}" for name in names)
         about = [notes.get(name) for name in ("hardware", "dtype", "code")]

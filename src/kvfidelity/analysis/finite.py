@@ -13,6 +13,9 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.errors import NotFiniteError
 
+#: The column with how many values of a row's list are not finite, while tables are made.
+IN_LISTS = "not_finite_in_list"
+
 
 def counted(measured: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """How many measured values are not finite, by table and column, and in how many runs.
@@ -31,19 +34,22 @@ def counted(measured: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame(rows, table_schema("not_finite"))
 
 
-def counted_in_lists(name: str, column: str, rows: pl.LazyFrame) -> pl.DataFrame:
-    """The same for a column of lists, such as one NLL per token."""
-    found = (
-        rows.select("run", column)
-        .explode(column)
-        .filter(~pl.col(column).is_finite())
-        .select(
-            table=pl.lit(name),
-            column=pl.lit(column),
-            runs=pl.col("run").n_unique(),
-            values=pl.len(),
-        )
-        .collect(engine="streaming")
+def how_many_not_finite(column: str) -> pl.Expr:
+    """Of a column of lists, such as one NLL per token: how many values of a row are not finite."""
+    return pl.col(column).list.eval(~pl.element().is_finite()).list.sum()
+
+
+def counted_in_lists(name: str, column: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """The same as `counted` for a column of lists.
+
+    Args:
+        rows: with `run` and, as IN_LISTS, what `how_many_not_finite` gives.
+    """
+    found = rows.filter(pl.col(IN_LISTS) > 0).select(
+        table=pl.lit(name),
+        column=pl.lit(column),
+        runs=pl.col("run").n_unique(),
+        values=pl.col(IN_LISTS).sum(),
     )
     schema = table_schema("not_finite")
     return found.filter(pl.col("values") > 0).select(

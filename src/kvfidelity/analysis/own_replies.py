@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
-from kvfidelity.analysis.pairs import compared_turns, unpaired_turns, with_baseline
+from kvfidelity.analysis.pairs import PAIRED, compared_turns, unpaired_turns, with_baseline
 from kvfidelity.analysis.recall import rank_in
 from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import Estimate, column_mean
@@ -19,6 +19,11 @@ TEXT_MEANS = ("rep_3", "echo_share", "chrf")
 ENDINGS = ("eos", "length")
 #: The likelihood that is fair to all runs: their own histories may be ruined.
 AFTER_BASELINE = "reply_nll_baseline_history"
+#: What else the table is made of.
+NEEDED = (
+    *("kind", "after_eviction", "finish_reason", "reply_token_count"),
+    *("reply_nll_baseline", AFTER_BASELINE),
+)
 
 
 def came_to_an_end() -> pl.Expr:
@@ -42,6 +47,8 @@ def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame
         turns: the table of that name.
         options: confidence, resamples and seed.
     """
+    # Every step below copies its rows, so only these columns take part.
+    turns = turns.select(*{*PAIRED, *CELL_COLUMNS, *NEEDED, *TEXT_MEANS})
     chosen = compared_turns(turns).filter(pl.col("finish_reason").is_in(ENDINGS))
     pairs = with_baseline(chosen, AFTER_BASELINE)
     by_cell = dict(pairs.group_by(CELL_COLUMNS))

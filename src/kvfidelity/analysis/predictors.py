@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.statistics import column_mean
-from kvfidelity.analysis.within_turns import fisher_by_dialogue
+from kvfidelity.analysis.within_turns import fisher_by_dialogue, with_groups
 
 ENDS = ("low", "high", "strict_low", "strict_high")
 
@@ -27,6 +27,7 @@ def predictors(
     for (model, dataset), part in counted_turns(turns, metrics).group_by(
         "model", "dataset", maintain_order=True
     ):
+        part = with_groups(part)
         for metric in metrics:
             found = rank_correlation(part, metric, "excess_nll", options)
             if found["correlation"] is not None:

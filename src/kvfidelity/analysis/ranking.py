@@ -21,8 +21,8 @@ def ranking(turns: pl.DataFrame, policies: pl.DataFrame) -> pl.DataFrame:
     rank: among cells of one budget; cells of the same loss share one. Missing for cells whose
         policies set their own size. The order is that of the estimates: where intervals overlap it
         is not sure.
-    cache_bytes, baseline_bytes: mean size after the prompt was fed, over the turns that `mean` is
-        over, and of the baseline on the same turns.
+    cached_slots, cache_bytes, baseline_bytes: mean sizes after the prompt was fed, over the turns
+        that `mean` is over, and of the baseline on the same turns.
     tokens_per_s, baseline_tokens_per_s: medians over turns that were decoded alone. A median,
         because the first turn of a process is slower than all others.
 
@@ -59,10 +59,12 @@ def _bytes(turns: pl.DataFrame) -> pl.DataFrame:
         "after_eviction", "inside_window", pl.col("excess_nll").is_not_null()
     )
     return (
-        scored.select(*{*CELL_COLUMNS, *PAIRED}, cache_bytes=size)
+        scored.select(
+            *{*CELL_COLUMNS, *PAIRED}, cache_bytes=size, cached_slots="slots_after_prefill"
+        )
         .join(baseline, on=PAIRED)
         .group_by(CELL_COLUMNS)
-        .agg(pl.col("cache_bytes", "baseline_bytes").mean())
+        .agg(pl.col("cached_slots", "cache_bytes", "baseline_bytes").mean())
         .collect()
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,12 @@ def clustered_ratio(
         return missing
     ratio = part.mean / whole.mean
 
+    # A dialogue has one number for its turns, so that they are not sorted for every share.
+    _, places = np.unique(dialogues, return_inverse=True)
+
+    @cache  # both ends are looked for at two levels, from the same shares on
     def beyond(share: float) -> Estimate:
-        return clustered_mean(parts - share * wholes, weights, dialogues, **options)
+        return clustered_mean(parts - share * wholes, weights, places, **options)
 
     def interval(low: str, high: str) -> Interval:
         def below(share: float) -> bool:

@@ -87,7 +87,7 @@ def strict_confidence(confidence: float) -> float:
 def clustered_mean(
     values: Floats,
     weights: Floats,
-    dialogues: NDArray[np.str_],
+    dialogues: NDArray[Any],
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -236,7 +236,7 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 
 
 def by_dialogue(
-    values: Floats, weights: Floats, dialogues: NDArray[np.str_]
+    values: Floats, weights: Floats, dialogues: NDArray[Any]
 ) -> tuple[Floats, Floats, int]:
     """Per dialogue the sum of weighted values and of weights, and how many values count."""
     known = np.isfinite(values) & np.isfinite(weights) & (weights > 0)
@@ -320,16 +320,25 @@ def _studentised(
     Infinite where the drawn dialogues are alike but differ from the mean: their spread says that
     they are certain, and they are wrong.
     """
-    counts = _draws(len(sums), resamples, seed)
-    clusters = counts.shape[1]
+    clusters = len(sums)
+    counts = _draws(clusters, resamples, seed)
+    all_totals = _drawn_totals(totals.tobytes(), resamples, seed)
     rows = max(1, CHUNK // clusters)
     parts = []
     for start in range(0, resamples, rows):
         drawn = counts[start : start + rows]
-        sum_drawn, total_drawn = drawn @ sums, drawn @ totals
+        sum_drawn, total_drawn = drawn @ sums, all_totals[start : start + rows]
         means = sum_drawn / total_drawn
-        left = (sum_drawn[:, None] - sums) / (total_drawn[:, None] - totals)
-        squares = np.where(drawn > 0, drawn * (left - means[:, None]) ** 2, 0.0).sum(axis=1)
+        # In place: most of the time would be that of getting memory.
+        left = sum_drawn[:, None] - sums
+        left /= total_drawn[:, None] - totals
+        left -= means[:, None]
+        left *= left
+        left *= drawn
+        squares = left.sum(axis=1)
+        # A dialogue that was not drawn counts for nothing, also where 0 times it is not defined.
+        odd = ~np.isfinite(squares)
+        squares[odd] = np.where(drawn[odd] > 0, left[odd], 0.0).sum(axis=1)
         # Not defined where one dialogue is all that was drawn.
         errors = np.nan_to_num(np.sqrt((clusters - 1) / clusters * squares), nan=0.0)
         errors[errors <= ROUNDING * error] = 0.0
@@ -347,6 +356,14 @@ def _draws(clusters: int, resamples: int, seed: int) -> Floats:
     counts: Floats = rng.multinomial(clusters, share, size=resamples).astype(np.float64)
     counts.setflags(write=False)
     return counts
+
+
+@lru_cache(maxsize=4)
+def _drawn_totals(totals: bytes, resamples: int, seed: int) -> Floats:
+    """The weights drawn in each resample: a ratio's ends are found with the same ones."""
+    weights = np.frombuffer(totals)
+    drawn: Floats = _draws(len(weights), resamples, seed) @ weights
+    return drawn
 
 
 def _p_value(statistic: float, clusters: int, studentised: Floats, rarer: int) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ from kvfidelity.analysis.confidence import confidence_column, with_overconfidenc
 from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.early import early_columns, with_early_excess
 from kvfidelity.analysis.environments import environments
-from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
+from kvfidelity.analysis.finite import (
+    IN_LISTS,
+    counted,
+    counted_in_lists,
+    how_many_not_finite,
+    missing_if_not_finite,
+)
 from kvfidelity.analysis.healings import healings
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.leaderboard import leaderboard
@@ -43,11 +49,16 @@ from kvfidelity.analysis.statistics import (
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
 
 
-def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.DataFrame]:
+def build_tables(
+    settings: Mapping[str, Any],
+    results: Path,
+    notes_of: Callable[[Path], Mapping[str, str]] = read_metadata,
+) -> dict[str, pl.DataFrame]:
     """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
     turns: one row per turn of every run, without its texts, with text metrics, whether an eviction
@@ -67,6 +78,11 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
         prefill_overshoot: see their functions.
     not_finite: how many measured values are NaN or infinite. They count as missing in all tables.
+
+    Args:
+        settings: what `rule_params.table_settings` chooses of the configuration.
+        results: the folder with the artifacts.
+        notes_of: reads an artifact's notes; a caller that has read them already gives its own.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -93,21 +109,32 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         for judge in settings["judging"]
     ]
     measured = {
-        "turns": _read(logged.drop(TURN_TEXTS)).join(metrics, on=["run", "turn"], how="left"),
+        "turns": _read(
+            logged.with_columns(**{IN_LISTS: how_many_not_finite("reference_token_nll")}).drop(
+                TURN_TEXTS
+            )
+        ).join(metrics, on=["run", "turn"], how="left"),
         "evictions": _read(log.drop(SLOT_COLUMNS)),
-        "recall": _read(recall_rows.drop(RECALL_TEXTS)),
+        "recall": _read(
+            recall_rows.with_columns(**{IN_LISTS: how_many_not_finite("distractor_nll")}).drop(
+                RECALL_TEXTS
+            )
+        ),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
     not_finite = pl.concat(
         [
             counted(measured),
-            counted_in_lists("turns", "reference_token_nll", logged),
-            counted_in_lists("recall", "distractor_nll", asked),
+            counted_in_lists("turns", "reference_token_nll", measured["turns"]),
+            counted_in_lists("recall", "distractor_nll", measured["recall"]),
         ]
     )
-    measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
+    measured = {
+        name: missing_if_not_finite(table.drop(IN_LISTS, strict=False))
+        for name, table in measured.items()
+    }
     turns = with_early_excess(with_excess(measured["turns"]))
-    runs = dialogues(turns, keep_sets(_read(log)))
+    runs = dialogues(turns, keep_sets(measured["evictions"]))
     questions = with_overconfidence(recall.questions(measured["recall"], turns))
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
@@ -146,6 +173,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         "environments": environments(
             [results / "generate" / key / "turns.parquet" for key in keys],
             [RunKey.from_path(key).model for key in keys],
+            notes_of,
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),

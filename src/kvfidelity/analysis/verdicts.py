@@ -41,6 +41,7 @@ def verdict_means(
     for (judge,), given in verdicts.group_by("judge"):
         judged = given.select("run", "turn", "status", "messages_cut", score=score)
         scored = known.join(judged, on=["run", "turn"], how="left", maintain_order="left")
+        scored = scored.drop("run")
         unpaired = unpaired_turns(scored, pl.col("score").is_not_null())
         compared = compared_turns(scored).filter(pl.col("status") != "no_reply")
         pairs = with_baseline(compared, "score")

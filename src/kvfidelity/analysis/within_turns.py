@@ -10,6 +10,16 @@ LEAST_CELLS = 3
 LARGEST = 0.999
 
 
+def with_groups(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add `group`, a number for each dialogue, seed and turn (and `probe`, if rows have it).
+
+    Rows are ranked once per metric, and a number is found faster than names.
+    """
+    turn = ["dialogue", "seed", "turn", *({"probe"} & set(rows.columns))]
+    numbers = rows.select(turn).unique(maintain_order=True).with_row_index("group")
+    return rows.join(numbers, on=turn, how="left", maintain_order="left", nulls_equal=True)
+
+
 def fisher_by_dialogue(rows: pl.DataFrame, one: str, other: str) -> pl.DataFrame:
     """One row per dialogue: Spearman's correlation within its turns on Fisher's scale.
 
@@ -22,12 +32,13 @@ def fisher_by_dialogue(rows: pl.DataFrame, one: str, other: str) -> pl.DataFrame
     Returns:
         dialogue, z, n_turns.
     """
-    turn = ["dialogue", "seed", "turn", *({"probe"} & set(rows.columns))]
-    known = rows.select(*turn, pl.col(one, other).cast(pl.Float64)).filter(
-        pl.col(one).is_finite(), pl.col(other).is_finite()
-    )
-    ranked = known.filter(pl.len().over(turn) >= LEAST_CELLS).with_columns(
-        (pl.col(name).rank() - pl.col(name).rank().mean()).over(turn).alias(alias)
+    rows = rows if "group" in rows.columns else with_groups(rows)
+    known = rows.select(
+        "dialogue", "seed", "turn", "group", pl.col(one, other).cast(pl.Float64)
+    ).filter(pl.col(one).is_finite(), pl.col(other).is_finite())
+    # Ranks are 1 to n, ties sharing theirs, so their mean is known.
+    ranked = known.filter(pl.len().over("group") >= LEAST_CELLS).with_columns(
+        (pl.col(name).rank() - (pl.len() + 1) / 2).over("group").alias(alias)
         for name, alias in ((one, "x"), (other, "y"))
     )
     x, y = pl.col("x"), pl.col("y")

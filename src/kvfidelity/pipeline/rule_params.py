@@ -75,6 +75,12 @@ def source_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in SOURCE if entry.get(key) is not None}
 
 
+def source_digest(entry: Mapping[str, Any]) -> str:
+    """A digest of that, 8 hex digits: part of the path of what was fetched."""
+    text = json.dumps(source_entry(entry), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def run_spec(
     settings: Mapping[str, Any],
     results: Path,

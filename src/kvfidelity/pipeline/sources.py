@@ -21,7 +21,7 @@ from typing import Any
 
 from kvfidelity.errors import UserError
 from kvfidelity.models.revision import model_revision
-from kvfidelity.pipeline.rule_params import source_entry
+from kvfidelity.pipeline.rule_params import source_digest, source_entry
 from kvfidelity.pipeline.timestamps import LONG_AGO
 from kvfidelity.wheels import file_sha256
 
@@ -59,24 +59,33 @@ class Fetched:
     """Of everything that a workflow makes, where another one imports it as a module."""
 
     @property
+    def place(self) -> str:
+        """Where its files lie in each folder of its section.
+
+        Datasets of one name but other sources lie next to each other, so that two configurations
+        that are run in turn fetch once. Weights are large: a model's folder holds one source.
+        """
+        return self.name if self.section == "models" else f"{self.name}/{source_digest(self.entry)}"
+
+    @property
     def configured(self) -> Path:
         """The source as configured, an input of the job that fetches."""
-        return self._made / "sources" / self.section / f"{self.name}.json"
+        return self._made / "sources" / self.section / f"{self.place}.json"
 
     @property
     def source(self) -> Path:
         """The source that was fetched, in the same form."""
-        return self._made / "provenance/sources" / self.section / f"{self.name}.json"
+        return self._made / "provenance/sources" / self.section / f"{self.place}.json"
 
     @property
     def record(self) -> Path:
         """The provenance of what was fetched."""
-        return self._made / "provenance" / self.section / f"{self.name}.json"
+        return self._made / "provenance" / self.section / f"{self.place}.json"
 
     @property
     def folder(self) -> Path:
         """What was fetched."""
-        return self._made / self.section / self.name
+        return self._made / self.section / self.place
 
     @property
     def local(self) -> Path | None:

@@ -86,6 +86,7 @@ class Expectations:
         # Merged runs may be older than this code; they agree with each other.
         self._any_code = bool(settings["merge"])
         self._digests: dict[Path, str | None] = {}
+        self._notes: dict[Path, dict[str, str]] = {}
 
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
@@ -97,21 +98,30 @@ class Expectations:
         names += [stage.format(one) for stage in of_dialogues for one in dialogues]
         return [self._results / f"{name}.parquet" for name in names]
 
+    def notes(self, path: Path) -> dict[str, str]:
+        """The notes of an artifact. They are kept: tables are made of thousands of files, and each
+        is asked for its notes three times.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        from kvfidelity.records.artifacts import read_metadata
+
+        if path not in self._notes:
+            self._notes[path] = read_metadata(path)
+        return self._notes[path]
+
     def stale(self, path: Path) -> str | None:
         """Why an artifact is not what would be made today; None if it is, or if it has no notes.
 
         Raises:
             UserError: it is damaged.
         """
-        from kvfidelity.records.artifacts import read_metadata
-
         stage, *parts = path.relative_to(self._results).with_suffix("").parts
         expected = self._expected(stage, parts)
         if expected is None:
             return None
-        notes = read_metadata(path)
-        # Others are made from it, and reading thousands of files again takes its time.
-        self._digests[path] = notes.get("digest", "")
+        notes = self.notes(path)
         if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
         if stage == "generate":
@@ -133,6 +143,12 @@ class Expectations:
                     return "it was made from other runs of its dialogue"
             elif file is not None and self._digest(file) not in (digest, None):
                 return f"it was made from another {file}"
+            if (
+                name == "dataset"
+                and isinstance(file, Path)
+                and (other := self._other_source(file, digest))
+            ):
+                return f"it was made from {other}"
         return None
 
     def _expected(self, stage: str, parts: list[str]) -> dict[str, str] | None:
@@ -191,15 +207,31 @@ class Expectations:
             case "model":
                 return Path(f"resources/provenance/models/{parts[0]}.json")
             case "dataset":
-                return Path(f"resources/provenance/datasets/{parts[1]}.json")
+                entry = self._settings["datasets"][parts[1]]
+                digest = rule_params.source_digest(entry)
+                return Path(f"resources/provenance/datasets/{parts[1]}/{digest}.json")
             case _:
                 return None
+
+    def _other_source(self, record: Path, digest: str) -> Path | None:
+        """The record of another source of this dataset that an artifact was made from.
+
+        Where the configured source has no record, nothing says what was fetched: results that were
+        copied without `resources` are taken as they are, those of another source are not.
+        """
+        if record.is_file():
+            return None
+        others = sorted(record.parent.glob("*.json"))
+        return next((other for other in others if self._digest(other) == digest), None)
 
     def _digest(self, file: Path) -> str | None:
         """None for a file that is damaged or not here, such as weights: it cannot be compared."""
         if file not in self._digests:
             try:
-                self._digests[file] = input_digest(file)
+                parquet = file.suffix == ".parquet"
+                self._digests[file] = (
+                    self.notes(file).get("digest", "") if parquet else input_digest(file)
+                )
             except (UserError, OSError):
                 self._digests[file] = None
         return self._digests[file]

@@ -99,8 +99,10 @@ def digest(frame: pl.DataFrame) -> str:
     """SHA-256 over a table's content, timings aside, 16 hex digits."""
     content = frame.select(name for name in frame.columns if name not in TIMINGS)
     hasher = hashlib.sha256(f"{schema_text(content.schema)}\n".encode())
-    for part in content.iter_slices(50_000):  # a million rows as one text would fill the memory
-        hasher.update(part.write_ndjson().encode())
+    for part in content.iter_slices(10_000):  # a million rows as one text would fill the memory
+        lines = io.BytesIO()
+        part.write_ndjson(lines)
+        hasher.update(lines.getbuffer())
     return hasher.hexdigest()[:16]
 
 

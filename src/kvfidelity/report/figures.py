@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from typing import Any
 
 import altair as alt
@@ -36,15 +37,21 @@ RETENTION = {
 
 #: Rows of a figure of one dialogue at most: of a longer one every so many turns are drawn.
 MAX_ROWS = 5_000
+#: Letters of a line that says why there is nothing to draw.
+NOTHING_LETTERS = 40
 NO_EVICTION = "no policy that evicts came to the end of a turn"
 NO_LOSS = "no reference reply was scored after an eviction inside the trained window"
 
 
 def nothing(why: str) -> alt.Chart:
-    """A figure of one line: why there is nothing to draw."""
-    line = alt.Chart(alt.InlineData(values=[{"why": f"Nothing to draw: {why}."}]))
-    text = line.mark_text(align="left", fontSize=13, fontStyle="italic")
-    return text.encode(text="why:N", x=alt.value(0)).properties(width=WIDTH, height=40)
+    """A figure of a few words: why there is nothing to draw. A phone's screen holds each line."""
+    lines = textwrap.wrap(f"Nothing to draw: {why}.", NOTHING_LETTERS)
+    chart = alt.Chart(alt.InlineData(values=[{"why": "\n".join(lines)}]))
+    text = chart.mark_text(
+        align="left", baseline="top", lineBreak="\n", fontSize=13, fontStyle="italic"
+    )
+    placed = text.encode(text="why:N", x=alt.value(0), y=alt.value(0))
+    return placed.properties(width=WIDTH, height=20 * len(lines))
 
 
 def dialogue_losses(dialogues: pl.DataFrame) -> pl.DataFrame:

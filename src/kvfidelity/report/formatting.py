@@ -59,6 +59,11 @@ def rounded(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
+def whole(value: float | None) -> str:
+    """ "1,234", of 1233.6; a dash for a missing value."""
+    return "\N{EN DASH}" if value is None else f"{value:,.0f}"
+
+
 def percent_range(values: Sequence[float | None]) -> str:
     """ "20%", or "20% to 30%" of several; a dash if all are missing."""
     known = [value for value in values if value is not None]

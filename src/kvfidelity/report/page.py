@@ -15,6 +15,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
+from kvfidelity.analysis.attribution import MARGIN
 from kvfidelity.analysis.columns import TABLES as TABLE_COLUMNS
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.analysis.not_evicted import cells_without_evictions
@@ -46,13 +47,14 @@ from kvfidelity.report.formatting import (
     perplexity,
     rounded,
     signed,
+    whole,
 )
 from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.mode_drawing import mode_drawing
 from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.paper_tables import cell_name, claim_question
 from kvfidelity.report.position_modes import position_order
-from kvfidelity.report.summary import causes, ranked_groups, without_partner
+from kvfidelity.report.summary import budgets_run, causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 from kvfidelity.report.what_was_run import policies_run, run_summaries
 
@@ -143,6 +145,7 @@ def render(
     environments = tables["environments"]
     made = environments.select(pl.col("first_made").min(), pl.col("last_made").max()).row(0)
     known = environments.drop_nulls("hardware")
+    ranking = ranked_groups(tables["ranking"], tables["recall_by_depth"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
         style=Markup((here / "page.css").read_text("utf-8")),
@@ -156,9 +159,13 @@ def render(
         invocation=invocation,
         configuration=as_yaml(invocation.get("configuration")),
         made=made if made[0] else None,
+        machines=known["hardware"].unique().sort().to_list(),
         hardware=lambda model: known.filter(model=model)["hardware"].unique().sort().to_list(),
-        ranking=ranked_groups(tables["ranking"], tables["recall_by_depth"]),
+        ranking=ranking,
+        budgets_run=budgets_run(ranking),
         causes=causes(tables["attribution"]),
+        loss_margin=MARGIN,
+        batch_size=_session(invocation).get("batch_size"),
         alone=without_partner(tables["policies"], tables["attribution"]),
         environments=environments.to_dicts(),
         mixed=mixed(environments),
@@ -211,6 +218,12 @@ def render(
     return _with_contents(page)
 
 
+def _session(invocation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section `session` of the configuration that was started; empty if it is not known."""
+    session: Mapping[str, Any] = (invocation.get("configuration") or {}).get("session", {})
+    return session
+
+
 def _environment(templates: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
@@ -229,6 +242,7 @@ def _environment(templates: Path) -> jinja2.Environment:
         "extent": extent,
         "decimal": decimal,
         "rounded": rounded,
+        "whole": whole,
         "count_of": count,
         "megabytes": megabytes,
         "perplexity": perplexity,

@@ -14,6 +14,8 @@ from kvfidelity.report.position_modes import position_order
 #: What a loss is due to; see `causes`.
 CAUSES = ("positions", "tokens", "both", "none", "parts", "no difference", "open")
 SETTING = ("model", "dataset", "threshold", "policy")
+#: Numbers of slots of which the first that was not run is the page's example of others.
+EXAMPLE_SLOTS = (512, 1024, 2048, *range(3000, 10**6, 1000))
 
 
 def ranked_groups(ranking: pl.DataFrame, recall: pl.DataFrame) -> list[dict[str, Any]]:
@@ -40,6 +42,36 @@ def ranked_groups(ranking: pl.DataFrame, recall: pl.DataFrame) -> list[dict[str,
         group["unsure"] = [row for row in rows if first and _overlaps(row, first[0])]
         groups.append(group)
     return sorted(groups, key=lambda group: not group["equal"])
+
+
+def budgets_run(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per model and dataset, for a reader who asks for any number of slots.
+
+    Args:
+        groups: what `ranked_groups` gives.
+
+    Returns:
+        `model`, `dataset`; `budgets`, the numbers of slots that cells were left with, ascending;
+        `other`, a number that was not run, as an example; `nearest`, the budgets nearest to it.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for group in groups:
+        known = found.setdefault((group["model"], group["dataset"]), set())
+        if group["equal"]:
+            known.add(group["budget_tokens"])
+    entries = []
+    for (model, dataset), known in found.items():
+        budgets = sorted(known)
+        other = next(size for size in EXAMPLE_SLOTS if size not in known)
+        entry = {"model": model, "dataset": dataset, "budgets": budgets, "other": other}
+        entries.append(entry | {"nearest": nearest(budgets, other)})
+    return entries
+
+
+def nearest(budgets: Sequence[int], slots: int) -> list[int]:
+    """The largest budget that is not above a number of slots, and the smallest that is."""
+    below = [budget for budget in budgets if budget <= slots][-1:]
+    return below + [budget for budget in budgets if budget > slots][:1]
 
 
 def _overlaps(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:

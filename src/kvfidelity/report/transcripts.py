@@ -51,11 +51,13 @@ def build_transcripts(
     data: dict[str, Any] = {"conversations": {}, "runs": [], "left_out": 0}
     tokenizers: dict[str, Any] = {}
     used = 0
-    groups = turns.sort("dialogue").partition_by("model", "dataset", "dialogue", as_dict=True)
-    for (model, dataset, dialogue), part in sorted(groups.items(), key=lambda item: item[0][2]):
+    groups = turns.select("model", "dataset", "dialogue").unique(maintain_order=True)
+    for model, dataset, dialogue in groups.sort("dialogue", maintain_order=True).iter_rows():
         if used > max_characters:
             data["left_out"] += 1
             continue
+        # Only the rows of dialogues that are shown are copied.
+        part = turns.filter(model=model, dataset=dataset, dialogue=dialogue)
         pair = f"{model}/{dataset}"
         if pair not in tokenizers:
             tokenizers[pair] = _tokenizer(results / "dialogues" / pair / TOKENIZER)
