@@ -20,6 +20,7 @@ PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8
 ENTRIES = re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)
 # Columns of the tables that are computed from those of the records.
 DERIVED = {"baseline_nll", "excess_nll", "prefill_overshoot_share", "turn_overshoot_share"}
+DERIVED |= {"early_nll", "early_excess_nll", "confidence", "overconfidence"}
 
 
 def measured(schema: dict[str, Any]) -> set[str]:

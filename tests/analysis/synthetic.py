@@ -99,7 +99,9 @@ def write(
             frame = frame.with_columns(trigger=pl.lit(asked["trigger"]))
             if "target" not in asked:
                 frame = frame.with_columns(target_tokens=pl.lit(None))
+        healing = {k: v for k, v in chosen["policies"][policy].items() if k == "healing"}
         identity = {
+            "parameters": json.dumps(healing),
             "model": model,
             "model_revision": "synthetic",
             "dataset": dataset,

@@ -56,9 +56,8 @@ def planned(config: str) -> pl.DataFrame:
 
 def dialogues_of(config: str, wanted: dict[str, Any]) -> int:
     # These are of a turn or a question, not of a run.
-    of_run = {
-        name: value for name, value in wanted.items() if name not in ("prompt_share", "depth")
-    }
+    of_questions = ("prompt_share", "depth", "evicted")
+    of_run = {name: value for name, value in wanted.items() if name not in of_questions}
     return matching(planned(config), of_run)["dialogue"].n_unique()
 
 
@@ -77,11 +76,11 @@ def test_the_configuration_measures_the_quantity(claim: Claim) -> None:
     session = settings["session"]
     if claim.quantity.startswith("score."):
         assert claim.quantity.removeprefix("score.") in settings["judging"]
-    elif claim.quantity in ("margin_lost", "recall_lost"):
+    elif claim.quantity in ("margin_lost", "recall_lost", "overconfidence"):
         [dataset] = {RunKey.from_path(run).dataset for run in planned(str(claim.tested_in))["run"]}
         questions = session["recall"]["needles_per_depth"] * settings["datasets"][dataset]["count"]
         assert questions >= max(1, claim.min_questions)
-    elif claim.quantity in ("excess_nll", *WINDOW_CHANGES):
+    elif claim.quantity in ("excess_nll", "early_excess_nll", *WINDOW_CHANGES):
         assert session["replies"] == "reference"
     else:
         assert session["replies"] == "own" and session["max_new_tokens"] > 0

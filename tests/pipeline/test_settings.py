@@ -321,3 +321,35 @@ def test_a_wrapped_policy_is_part_of_a_runs_parameters(tmp_path: Path) -> None:
     assert by_name == by_entry
     assert cur["parameters"]["policy"]["sinks"] == 4 and five["parameters"]["policy"]["sinks"] == 5
     assert len({spec["policy_digest"] for spec in specs}) == 2
+
+
+def test_a_healing_is_part_of_a_runs_parameters_and_its_absence_is_not(tmp_path: Path) -> None:
+    config = default()
+    config["policies"]["healed"] = {"kind": "streaming_llm", "healing": "ghost_slot"}
+    settings = load_settings(config, "my.yaml")
+    specs = {
+        name: run_spec(settings, tmp_path, **RunKey.from_path(key)._asdict())
+        for key in run_keys(settings)
+        for name in ("healed", "streaming_llm")
+        if f"/{name}/" in key
+    }
+    assert specs["healed"]["parameters"]["healing"] == "ghost_slot"
+    assert "healing" not in specs["streaming_llm"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "streaming_llm", "healing": "gost_slot"}, "did you mean 'ghost_slot'"),
+        ({"kind": "baseline", "healing": "merge"}, "healing"),
+        (
+            {"kind": "chunkkv", "policy": {"kind": "snapkv", "healing": "merge"}},
+            "a wrapped policy heals nothing; move it to policies.healed",
+        ),
+    ],
+)
+def test_a_healing_that_cannot_act_is_refused(entry: dict[str, Any], message: str) -> None:
+    config = default()
+    config["policies"]["healed"] = entry
+    with pytest.raises(UserError, match=message):
+        load_settings(config, "my.yaml")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 
@@ -41,3 +43,16 @@ def test_old_benchmarks_rerun_nothing(project: Project) -> None:
     for file in (project.folder / "results/benchmarks").rglob("*.tsv"):
         os.utime(file, (1, 1))
     assert project.planned() == set()
+
+
+def test_a_run_has_three_files_and_a_tables_record_names_no_run(finished: Project) -> None:
+    """What is kept grows with the runs, and by little."""
+    results = finished.folder / "results"
+    of_runs = [file for file in results.rglob("*") if "small" in file.parts and file.is_file()]
+    assert len(of_runs) == 3 * sum("small" in run for run in ALL_RUNS)
+    name = base64.urlsafe_b64encode(b"results/tables/turns.parquet").decode()
+    record = json.loads((finished.folder / ".snakemake/metadata" / name).read_text())
+    assert sorted(record["input"]) == [
+        "results/judge/formula/tiny/own/000/verdicts.parquet",
+        "results/metrics/tiny/own/000/metrics.parquet",
+    ]

@@ -26,7 +26,7 @@ def test_a_worker_does_not_take_turns_between_models(
     """Stand-in GPUs: a worker for a missing one computes on the CPU."""
     project = prepared.copy(tmp_path / "project")
     project.configure(TWO_MODELS)
-    arguments = ("--cores", "2", "--resources", f"gpu={gpus}", "only_generate")
+    arguments = ("--cores", "2", "only_generate", "--resources", f"gpu={gpus}")
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
     done = forked.run(arguments, project.folder, environment() | visible, 3 * LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr

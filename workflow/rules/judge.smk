@@ -17,7 +17,7 @@ rule judge:
         history=judged_history,
     shell:
         'python "$SCRIPTS/judge.py" --turns {input.turns:q} --metrics {input.metrics:q} '
-        "--history {params.history} "
+        "--history {params.history:q} "
         "--rubric {input.rubric:q} --name {wildcards.judge:q} --spec {params.spec:q} "
         '--run-time "$RESULTS/run_time.json" --batch-record {input.batch_record:q} '
         "--out {output.verdicts:q} > {log:q} 2>&1"

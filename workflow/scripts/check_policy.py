@@ -14,12 +14,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.atomic_files import write_json
+    from kvfidelity.cache.healing.registry import build_healing, without_healing
     from kvfidelity.cache.policies.registry import build_policy
 
     spec = options.spec
     parameters = {key: value for key, value in spec["entry"].items() if key != "kind"}
     try:
-        build_policy(spec["entry"]["kind"], parameters, [Path(file) for file in spec["files"]])
+        own, healing = without_healing(parameters)
+        build_policy(spec["entry"]["kind"], own, [Path(file) for file in spec["files"]])
+        build_healing(healing)
     except UserError as error:
         raise UserError(f"policies.{spec['name']}: {error}") from None
     write_json(options.out, spec)

@@ -26,6 +26,8 @@ RECALL_QUANTITIES = (
     "margin_lost",
     "answered",
     "evidence_retained_share",
+    "confidence",
+    "overconfidence",
 )
 NO_PROBE = pl.lit(-1, pl.Int32)
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
@@ -83,7 +85,12 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     questions = tables["recall"].select(
         *[name for name in IDENTITY if name in tables["recall"].columns],
         *("probe", "origin", "depth", "chance"),
-        *[pl.col(name).cast(pl.Float64) for name in RECALL_QUANTITIES],
+        *[name for name in ("evicted",) if name in tables["recall"].columns],
+        *[
+            pl.col(name).cast(pl.Float64)
+            for name in RECALL_QUANTITIES
+            if name in tables["recall"].columns
+        ],
     )
     rows = pl.concat(
         [turns.with_columns(probe=NO_PROBE), *changes, questions],
@@ -98,7 +105,8 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
 
     trigger, replies. history: which queries the scores of an attention policy count. protected:
     whether it always keeps sinks or recent slots. retention: share of the cache that an eviction
-    keeps; missing where the policy keeps a number of tokens of its own. keep_sets: a digest of
+    keeps; missing where the policy keeps a number of tokens of its own. healing: what it does about
+    the gap, none for nothing. keep_sets: a digest of
     which tokens its evictions kept.
     """
     parameter = pl.col("parameters").str.json_path_match
@@ -127,6 +135,7 @@ def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> 
         .select(
             *("run", "trigger", "replies"),
             history=pl.coalesce(parameter("$.history"), latest),
+            healing=pl.coalesce(parameter("$.healing"), pl.lit("none")),
             protected=pl.when(kind.is_in(LATEST_BY_DEFAULT)).then(pinned[0] + pinned[1] > 0),
             retention=pl.when(pl.col("target_tokens").is_not_null())
             .then(pl.col("target_tokens") / pl.col("threshold_tokens"))

@@ -12,6 +12,13 @@ from typing import Annotated
 
 import polars as pl
 
+from kvfidelity.analysis.question_columns import (
+    Balance,
+    BalancePairs,
+    Confidence,
+    Early,
+    Healings,
+)
 from kvfidelity.records.columns import ARTIFACTS, Integrity
 from kvfidelity.records.declaration import ColumnInfo, Dtype, columns
 
@@ -790,14 +797,17 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *_without(columns(*ARTIFACTS["turns"]), TURN_TEXTS),
         *columns(Run),
         *_without(columns(*ARTIFACTS["metrics"]), ["turn"]),
-        *columns(Excess),
+        *columns(Excess, Early),
     ],
     "dialogues": columns(Run, Cell, Dialogues),
     "evictions": [
         *_without(columns(*ARTIFACTS["evictions"]), SLOT_COLUMNS),
         *columns(Run, RunColumns),
     ],
-    "verdicts": columns(*ARTIFACTS["verdicts"], Run, RunColumns),
+    "verdicts": [
+        *_without(columns(*ARTIFACTS["verdicts"]), ["run"]),
+        *columns(Run, RunColumns),
+    ],
     "baselines": columns(Baselines, Interval, Counts),
     "policies": columns(
         Cell,
@@ -829,9 +839,12 @@ TABLES: dict[str, list[ColumnInfo]] = {
     "environments": columns(Environments),
     "recall": [
         *_without(columns(*ARTIFACTS["recall"]), RECALL_TEXTS),
-        *columns(Run, RecallPairs),
+        *columns(Run, RecallPairs, Confidence),
     ],
     "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),
+    "healings": columns(Cell, Healings),
+    "balance": columns(Cell, Balance),
+    "balance_pairs": columns(Cell, BalancePairs),
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),
     "missing_verdicts": columns(MissingVerdicts),
     "missing_by_cell": columns(MissingByCell),

@@ -26,16 +26,18 @@ def decide(
 ) -> tuple[str, str]:
     """ "supported", "contradicted" or "not decided", and why.
 
-    "above" is more than margin, "below" less than minus margin, "within" between the two. It is
+    "above" is more than margin, "below" less than minus margin, "within" between the two,
+    "not_above" anything below margin: it is not worse by more than that. It is
     supported if all of the interval is on the claimed side, contradicted if none of it is. The
     interval is `strict_low` to `strict_high`, because losses may be skewed. At margin 0 it is the
     one that `sign` is of, stricter only towards a long tail, or `low` to `high` where there is no
     sign. Few dialogues that are `nearly_alike` decide nothing.
 
     That something is small takes MIN_DIALOGUES_WITHIN dialogues, in whatever words: "within" that
-    is supported, and "above" or "below" that is contradicted by what is not beyond the margin on
-    the other side. From that number on, values that are all negligible decide by themselves,
-    because only rounding says whether equal results have an interval.
+    is supported, "not_above" that is supported by what may be above 0, and "above" or "below" that
+    is contradicted by what is not beyond the margin on the other side. From that number on, values
+    that are all negligible decide by themselves, because only rounding says whether equal results
+    have an interval.
 
     Args:
         estimate: low, high, strict_low, strict_high, n_dialogues and, of a mean, sign, largest and
@@ -59,14 +61,18 @@ def decide(
             supported, contradicted, small = low > margin, high < margin, high >= -margin
         case "below":
             supported, contradicted, small = high < -margin, low > -margin, low <= margin
+        case "not_above":
+            supported, contradicted = high < margin, low > margin
+            small = supported and high >= 0
         case _:
             supported = -margin <= low and high <= margin
             contradicted, small = low > margin or high < -margin, supported
-    if (contradicted or direction == "within") and small and dialogues < MIN_DIALOGUES_WITHIN:
+    of_smallness = small and (contradicted or direction in ("within", "not_above"))
+    if of_smallness and dialogues < MIN_DIALOGUES_WITHIN:
         few = f"{dialogues} of the {MIN_DIALOGUES_WITHIN} dialogues that it takes"
         return UNDECIDED, f"{few} to say that something is small"
     nearer = margin if low > 0 else -margin
-    edge = {"above": margin, "below": -margin}.get(direction, nearer)
+    edge = {"above": margin, "below": -margin, "not_above": margin}.get(direction, nearer)
     core = estimate.get("core", (None, None))
     if (supported or contradicted) and nearly_alike(dialogues, core, edge):
         return UNDECIDED, "the dialogues are too alike for so few of them to rule out rare others"

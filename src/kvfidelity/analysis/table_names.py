@@ -23,6 +23,9 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "window_changes",
         "environments",
         "recall_by_depth",
+        "healings",
+        "balance",
+        "balance_pairs",
         "verdict_means",
         "missing_verdicts",
         "missing_by_cell",
@@ -55,6 +58,11 @@ TABLE_ROWS = {
     "environments": "One row per set of versions, hardware and code that made a model's runs.",
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
+    "healings": "One row per cell with a healing: what it changes against the same cell without.",
+    "balance": "One row per cell with a target: its loss and what it forgets of the middle, "
+    "against sinks and a recent window.",
+    "balance_pairs": "One row per hybrid cell and other cell at the same budget: what it forgets "
+    "of the middle, paired.",
     "verdict_means": "One row per judge and cell: replies after an eviction, and the baseline's "
     "of the same turns.",
     "missing_verdicts": "One row per judge, reason and turn.",

@@ -11,6 +11,7 @@ import polars as pl
 
 from kvfidelity.analysis import recall
 from kvfidelity.analysis.attribution import attribution
+from kvfidelity.analysis.balance import balance, balance_pairs
 from kvfidelity.analysis.baselines import baselines, know_nothing
 from kvfidelity.analysis.columns import (
     RECALL_TEXTS,
@@ -18,9 +19,12 @@ from kvfidelity.analysis.columns import (
     TURN_TEXTS,
     table_schema,
 )
+from kvfidelity.analysis.confidence import confidence_column, with_overconfidence
 from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
+from kvfidelity.analysis.early import early_columns, with_early_excess
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import counted, counted_in_lists, missing_if_not_finite
+from kvfidelity.analysis.healings import healings
 from kvfidelity.analysis.kept_alike import keep_sets, with_same_kept
 from kvfidelity.analysis.overshoot import prefill_overshoot
 from kvfidelity.analysis.own_replies import own_replies
@@ -53,6 +57,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
     predictors: how well integrity metrics order turns by their loss.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
+    healings, balance, balance_pairs: see their functions.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
     window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
@@ -63,7 +68,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         UserError: an artifact is missing or damaged.
     """
     keys = run_keys(settings)
-    logged = _scan(results / "generate", keys, "turns.parquet")
+    logged = _scan(results / "generate", keys, "turns.parquet").with_columns(early_columns())
     log = _scan(results / "generate", keys, "evictions.parquet")
     window = _read(by_token_index(logged))
     talks = list(dict.fromkeys(map(dialogue_of, keys)))
@@ -75,6 +80,7 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         margin=pl.when(
             pl.col("distractor_nll").list.eval(pl.element().is_finite()).list.all()
         ).then("margin"),
+        confidence=confidence_column(),
     )
     verdicts = [
         _read(_scan_all(results / "judge" / judge, talks, "verdicts.parquet")).select(
@@ -96,14 +102,15 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ]
     )
     measured = {name: missing_if_not_finite(table) for name, table in measured.items()}
-    turns = with_excess(measured["turns"])
+    turns = with_early_excess(with_excess(measured["turns"]))
     runs = dialogues(turns, keep_sets(_read(log)))
-    questions = recall.questions(measured["recall"], turns)
+    questions = with_overconfidence(recall.questions(measured["recall"], turns))
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
     scored = scored_turns(turns)
     beginnings = baselines(turns, results / "dialogues", options)
     means = policies(turns, options)
+    balanced = balance(turns, questions, options)
     return {
         "turns": turns,
         "dialogues": runs,
@@ -133,6 +140,9 @@ def build_tables(settings: Mapping[str, Any], results: Path) -> dict[str, pl.Dat
         ),
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
+        "healings": healings(turns, questions, options),
+        "balance": balanced,
+        "balance_pairs": balance_pairs(questions, balanced, options),
         "verdict_means": verdict_means(named_verdicts, turns, options),
         "missing_verdicts": missing_verdicts(named_verdicts),
         "missing_by_cell": missing_by_cell(named_verdicts, options),

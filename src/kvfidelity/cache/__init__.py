@@ -20,6 +20,7 @@ Where to look:
 - `view`          what a policy can look at
 - `policies`      one file per policy, or per family
 - `evictor`       when a policy evicts, and down to which size
+- `healing`       what is done about the gap, one file per healing
 - `eviction_log`  what evictions did
 - `overflow`      numbers that are not finite
 - `triton`        the same computations as kernels on a GPU

@@ -54,6 +54,7 @@ def new_cache(
     if evictor is not None:
         needs = evictor.policy
         options["collect_scores"] = options.get("collect_scores", False) or needs.needs_scores
-        options["query_window"] = max(options.get("query_window", 0), needs.query_window)
+        window = max(needs.query_window, evictor.healing.query_window)
+        options["query_window"] = max(options.get("query_window", 0), window)
         options.setdefault("before_forward", evictor.before_step)
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)

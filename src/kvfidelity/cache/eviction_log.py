@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from kvfidelity.cache.healing.base import Healed
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable, as_grid
@@ -22,6 +23,8 @@ class Eviction:
     scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
     attention_share: the evicted slots' share of the latest forward's attention; None without
     scores.
+    healing: kind of what was done about the gap; healed: the slots and bytes that this took.
+    healing_s: seconds of it.
     """
 
     turn: int
@@ -32,6 +35,20 @@ class Eviction:
     scoring_s: float
     eviction_s: float
     attention_share: float | None = None
+    healing: str = "none"
+    healed: Healed = Healed()  # noqa: RUF009 - frozen
+    healing_s: float = 0.0
+
+    @property
+    def slots_after_healing(self) -> int:
+        """`slots_after` with the tokens that the healing fed."""
+        return self.slots_after + self.healed.tokens
+
+    @property
+    def tokens_evicted(self) -> int:
+        """Tokens of the conversation that are gone, per kv head: a ghost slot holds none."""
+        ghosts = self.healed.slots - self.healed.tokens
+        return self.slots_before - self.slots_after + ghosts
 
     @property
     def slots_after(self) -> int:

@@ -7,18 +7,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Eviction
+from kvfidelity.cache.healing import Healing, build_healing
+from kvfidelity.cache.healing.base import FedTokens
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies.base import Policy
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
+from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.cache.view import CacheView, Span, view_of
 from kvfidelity.errors import UserError
 
@@ -81,23 +84,36 @@ class Evictor:
     Args:
         policy, schedule: what to keep, and when to evict.
         seed: the run's seed; together with the number of the eviction it seeds random policies.
+        healing: what is done about the gap; nothing by default.
+
+    `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
     Raises:
         UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
     """
 
-    def __init__(self, policy: Policy, schedule: EvictionSchedule, seed: int = 0) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: EvictionSchedule,
+        seed: int = 0,
+        healing: Healing | None = None,
+    ) -> None:
         if policy.evicts and schedule.target is None:
             _check_size(policy, policy.default_size(1))
         self.policy, self.schedule, self.seed = policy, schedule, seed
+        self.healing = healing if healing is not None else build_healing("none")
+        self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
         self.turn = 0
         self.step = 0
 
     def copy(self, turn: int) -> Evictor:
         """An evictor of the same policy, schedule and step, for turn `turn`, with an empty log."""
-        other = Evictor(self.policy, self.schedule, self.seed)
+        other = Evictor(self.policy, self.schedule, self.seed, self.healing)
         other.turn, other.step = turn, self.step
+        if self.tokens is not None:
+            other.tokens = self.tokens.copy()
         return other
 
     def before_turn(self, cache: ManagedCache) -> Eviction | None:
@@ -154,23 +170,40 @@ class Evictor:
         size = target
         if size is None:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
-        view = view_of(cache, min(size, cache.size), self.seed, protected, scores=scores)
-        view = view.limited_to(
-            scores=self.policy.needs_scores,
-            query_window=self.policy.query_window,
-            output_projection=self.policy.needs_output_projection,
-        )
+
+        def view_with(budget: int) -> CacheView:
+            view = view_of(cache, budget, self.seed, protected, scores=scores)
+            if self.tokens is not None:
+                view = replace(view, messages=tuple(self.tokens.messages))
+            return view.limited_to(
+                scores=self.policy.needs_scores,
+                query_window=self.policy.query_window,
+                output_projection=self.policy.needs_output_projection,
+            )
+
+        def keep(budget: int) -> Tensor | RaggedKeepSet:
+            view = view_with(budget)
+            kept = self.policy.keep(view)
+            _check_keep_set(self.policy, kept, view)
+            return kept
+
+        view = view_with(min(size, cache.size))
         if view.budget >= cache.size or not self._can_rank(view):
             return None
         ranking_start = _now(cache)
-        kept = self.policy.keep(view)
-        _check_keep_set(self.policy, kept, view)
+        choice = self.healing.choose(keep, view.budget, cache.size)
+        kept = choice.kept
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
         evicted_share = cache.attention_share_outside(kept)
+        with torch.inference_mode():
+            found = self.healing.read(cache, choice)
         move_start = _now(cache)
         cache.keep(kept)
         move_end = _now(cache)
+        with torch.inference_mode():
+            healed = self.healing.write(cache, found, self.tokens)
+        healing_s = _now(cache) - move_end + move_start - ranking_end
         eviction = Eviction(
             turn=self.turn,
             step=self.step,
@@ -180,6 +213,9 @@ class Evictor:
             scoring_s=ranking_end - ranking_start,
             eviction_s=move_end - move_start,
             attention_share=evicted_share,
+            healing=self.healing.kind,
+            healed=healed,
+            healing_s=healing_s if type(self.healing).acts else 0.0,
         )
         self.log.append(eviction)
         return eviction
@@ -187,6 +223,23 @@ class Evictor:
     def _check_needs(self, cache: ManagedCache) -> None:
         """Refuse a cache that does not collect what the policy ranks by, before it is due."""
         policy, missing = self.policy, ""
+        self.healing.check(
+            str(self.schedule.trigger),
+            cache.slot_table.mode,
+            on_gpu=kernels_run_on(cache.rotary.device),
+        )
+        edits = self.healing.edits_slots or self.healing.changes_attention
+        if edits and policy.ragged:
+            raise UserError(
+                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
+                f"{policy.kind} keeps different numbers; use another policy"
+            )
+        if self.healing.query_window > cache.query_window:
+            raise UserError(
+                f"healing {self.healing.kind} reads the latest {self.healing.query_window} "
+                f"queries, and this cache keeps {cache.query_window}: make it with "
+                "new_cache(model, evictor=evictor)"
+            )
         if policy.needs_output_projection and not cache.rotary.has_output_projections:
             raise UserError(
                 f"policy {policy.kind} ranks by the output projections `o_proj`, and the attention "

@@ -12,6 +12,7 @@ from torch import Tensor
 from kvfidelity.cache import attention
 from kvfidelity.cache.attention import window_scores
 from kvfidelity.cache.device_positions import DevicePositions
+from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
@@ -59,6 +60,8 @@ class ManagedCache(AttentionCache):
         self.before_forward = before_forward
         self.ragged: RaggedHeads | None = None  # from the first ragged eviction on
         self.scaling = 1.0
+        #: Set by a healing that changes attention; computed in plain torch on any device.
+        self.changed_attention: ChangedAttention | None = None
         self._continues = False
         self._latest_is_last = False
         self._fed_positions: Tensor | None = None
@@ -78,8 +81,10 @@ class ManagedCache(AttentionCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all live keys and values."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all live keys and values, and of what changes attention to them."""
+        changed = self.changed_attention.nbytes if self.changed_attention is not None else 0
+        total: int = changed + sum(layer.nbytes for layer in self.layers)
+        return total
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones included: `generate` slices its input by this number."""
@@ -123,6 +128,8 @@ class ManagedCache(AttentionCache):
             return self.ragged.attend(self, layer_idx, query, key, value)
         self.note_queries(layer_idx, query)
         rotated = self._rotated_query(query[0])
+        if self.changed_attention is not None:
+            return self._attend_changed(self.changed_attention, layer_idx, rotated, key, value)
         attention = _attention_backend(query)
         out: Tensor
         if self.scores is None:
@@ -232,6 +239,8 @@ class ManagedCache(AttentionCache):
                 layer.keep(rows[0] if rows.shape[0] == 1 else rows)
         if self.scores is not None:
             self.scores.keep(grid)
+        if self.changed_attention is not None:
+            self.changed_attention = self.changed_attention.keep(grid)
         renumbers = self.slot_table.mode.traits.renumbers
         if self._device_positions is not None and renumbers:
             self._device_positions.append(0, 0, self.size)  # the same for all layers and heads
@@ -289,7 +298,40 @@ class ManagedCache(AttentionCache):
                 else RecentQueries(len(self.layers), self.query_window)
             )
         copy.scaling = self.scaling
+        if self.changed_attention is not None:
+            copy.changed_attention = self.changed_attention.fork()
         return copy
+
+    def empty(self) -> ManagedCache:
+        """An empty cache of the same model and mode that collects nothing."""
+        return ManagedCache(self.rotary, len(self.layers), self.slot_table.mode)
+
+    @torch.inference_mode()
+    def overwrite(self, layer_idx: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Give slots of one layer other contents; what they are and where stays.
+
+        Args:
+            slots: int64 [G, c]. keys: un-rotated, and values [G, c, d].
+        """
+        layer, table = self.layers[layer_idx], self.slot_table
+        index = slots[..., None].expand(-1, -1, keys.shape[-1])
+        layer.live_keys.scatter_(1, index, keys.to(layer.live_keys.dtype))
+        layer.live_values.scatter_(1, index, values.to(layer.live_values.dtype))
+        if layer.has_workspace:
+            position = table.position[min(layer_idx, table.position.shape[0] - 1)]
+            at = position.expand(slots.shape[0], -1).gather(-1, slots)
+            rotated = rotate(keys, *self.rotary.angles(at, self.device))
+            layer.rotated_keys.scatter_(1, index, rotated.to(layer.live_keys.dtype))
+
+    def replace_contents(self, other: ManagedCache) -> None:
+        """Take over the keys and values of a cache of as many slots, which is not used any more.
+
+        Raises:
+            ValueError: it has another number of slots, or other positions.
+        """
+        if not torch.equal(other.slot_table.position.cpu(), self.slot_table.position.cpu()):
+            raise ValueError("contents can be replaced only by those of the same positions")
+        self.layers[:] = other.layers
 
     def section(self, before: int) -> ManagedCache:
         """A cache of the slots so far and the `before` next ones, in the same buffers.
@@ -392,6 +434,16 @@ class ManagedCache(AttentionCache):
             self._fed_positions = self._device_positions.positions[0, :1, start : start + count]
         else:
             self._angles = self.rotary.angles(positions, device)
+
+    def _attend_changed(
+        self, changed: ChangedAttention, layer_idx: int, rotated: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """One layer's attention output [1, q, H, d] for rotated queries [H, q, d]."""
+        out, sums, last = changed.attend(layer_idx, rotated, key[0], value[0], self.scaling)
+        if self.scores is not None:
+            shown = last if self._latest_is_last else None
+            self.scores.add(layer_idx, sums, continues=self._continues, last=shown)
+        return out.transpose(0, 1)[None]
 
     def _slots_of_layers(self) -> list[Any]:
         """Of each layer its slots; those of each kv head, if these differ."""

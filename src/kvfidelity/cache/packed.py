@@ -35,7 +35,11 @@ def packed(caches: Sequence[AttentionCache], counts: Sequence[int]) -> Attention
 
 
 def _has_kernels(cache: AttentionCache) -> TypeGuard[ManagedCache]:
-    return isinstance(cache, ManagedCache) and kernels_run_on(cache.rotary.device)
+    return (
+        isinstance(cache, ManagedCache)
+        and kernels_run_on(cache.rotary.device)
+        and cache.changed_attention is None
+    )
 
 
 class PackedCache(AttentionCache):

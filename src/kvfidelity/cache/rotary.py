@@ -96,6 +96,12 @@ class IdentityRotary(nn.Module):
         return tables[-1]
 
 
+def rotate_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What `rotate` makes `x` of, at the same angles; an attention scaling is undone too."""
+    size = cos**2 + sin**2
+    return rotate(x, cos / size, -sin / size)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Rotate the first r of d features in fp32 (Su et al. 2021, half-split layout).
 

@@ -74,6 +74,7 @@ class TreeCache(AttentionCache):
             # Which of the slots, all of them, and of the tree's tokens a token sees [m, n + m].
             all_slots = self._sees.new_ones(len(tree.ids), cache.size)
             self._mask = torch.cat([all_slots, self._sees], dim=1)
+        self._changed = cache.changed_attention
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -93,11 +94,15 @@ class TreeCache(AttentionCache):
         """One attention module's output [1, m, H, d]."""
         if self._cache.ragged is not None:
             return self._attend_ragged(module.layer_idx, query, key, value, scaling)
+        mask = self._mask
+        if self._changed is not None:
+            scaling *= self._changed.factor
+            mask = self._with_bias(self._changed.bias_of(module.layer_idx, self._cache.size), query)
         out = scaled_dot_product_attention(
             rotate(query, *self._angles),
             key,
             value,
-            attn_mask=self._mask,
+            attn_mask=mask,
             scale=scaling,
             enable_gqa=True,
         )
@@ -131,6 +136,14 @@ class TreeCache(AttentionCache):
             enable_gqa=True,
         )
         return out.reshape(1, heads, tokens, size).transpose(1, 2)
+
+    def _with_bias(self, bias: Tensor | None, query: Tensor) -> Tensor:
+        """The mask with a bias per slot [H, n] added to the logits: [m, n + m] or [H, m, n + m]."""
+        if bias is None:
+            return self._mask
+        added = torch.zeros(bias.shape[0], 1, self._mask.shape[-1], device=bias.device)
+        added[..., : bias.shape[-1]] = bias[:, None]
+        return added.masked_fill(~self._mask, -torch.inf).to(query.dtype)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

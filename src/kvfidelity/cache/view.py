@@ -66,6 +66,7 @@ class CacheView:
         position mode only draw the same numbers.
     scores: None if none are collected; not `available` where a policy must do without.
     angles: position [..., m] -> (cos, sin), fp32 [..., m, r].
+    messages: token indices at which messages begin; None where they are not known.
     heads: views of each layer's kv heads alone, if these hold different numbers of slots; then
         `layers` is empty, `next_position` is None, and rows of `token_index` and `position` are
         aligned at the right, with -1 before a head's slots.
@@ -82,6 +83,7 @@ class CacheView:
     scores: AttentionScores | None = None
     protected: tuple[Span, ...] = ()
     angles: Callable[[Tensor, torch.device], tuple[Tensor, Tensor]] | None = None
+    messages: tuple[int, ...] | None = None
     heads: tuple[tuple[CacheView, ...], ...] = ()
 
     @property
@@ -131,6 +133,17 @@ class CacheView:
             NotCollectedError: no scores exist.
         """
         return self._collected_scores().rows(history)
+
+    def message_numbers(self) -> Tensor:
+        """The number of the message that each slot's token is in, int64 [L', G', n].
+
+        Raises:
+            NotCollectedError: no messages are known.
+        """
+        if self.messages is None:
+            raise NotCollectedError("no messages are known: runs of the workflow know them")
+        starts = torch.tensor(self.messages, device=self.token_index.device)
+        return torch.searchsorted(starts, self.token_index.contiguous(), right=True)
 
     def queries_seen(self) -> Tensor:
         """How many queries each slot has been visible to, its own included: int64 [L', G', n]."""

@@ -37,6 +37,11 @@ class Feed:
     latest_is_last: bool = False
     sections: Sequence[Section] = ()
 
+    @property
+    def attends_alone(self) -> bool:
+        """Whether kernels of several caches cannot compute its attention."""
+        return self.tree is not None or self.cache.changed_attention is not None
+
     def parts(self, count: int) -> list[tuple[AttentionCache, int]]:
         """What takes part in a forward of `count` of the tokens, and with how many of them."""
         if self.sections:
@@ -98,7 +103,7 @@ def feed_together(model: Model, feeds: Sequence[Feed]) -> list[Tensor]:
     done = [0] * len(feeds)
     parts: list[list[Tensor]] = [[] for _ in feeds]
     for forward in plan_forwards(sizes, model.chunk):
-        forward.sort(key=lambda chunk: feeds[chunk[0]].tree is not None)  # see `packed`
+        forward.sort(key=lambda chunk: feeds[chunk[0]].attends_alone)  # see `packed`
         with ExitStack() as stack:
             for index, _ in forward:
                 stack.enter_context(feeds[index].counted(continues=done[index] > 0))

@@ -14,6 +14,7 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling, sample_tokens, uniform_draws
 from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import StepsKind, steps_of
+from kvfidelity.decoding.steps_eager import EagerSteps
 from kvfidelity.metrics.likelihood import token_nll
 
 
@@ -53,9 +54,12 @@ def generate(
     sequence.first_s = engine.now() - start_s
     if sequence.token in engine.segmenter.stop_ids:
         return Reply((), (), "eos", sequence.first_s, None)
-    if engine.scheduler is not None:
+    # A captured graph knows no changed attention: such a reply is decoded alone, step by step.
+    alone = cache.changed_attention is not None and engine.device.type == "cuda"
+    if engine.scheduler is not None and not alone:
         return engine.scheduler.decode(sequence)
-    decoder = Decoder(steps_of(engine, 1, StepsKind.of(sequence)), 1)
+    steps = EagerSteps(engine) if alone else steps_of(engine, 1, StepsKind.of(sequence))
+    decoder = Decoder(steps, 1)
     try:
         decoder.add(sequence)
         decoder.decode_until_one_ends()

@@ -29,6 +29,8 @@ from kvfidelity.errors import UserError
 
 # Two turns with whitespace at their ends; the second reply is the last.
 SAMPLE = (Turn("Hello there", "Good day"), Turn("And you?", "  Fine.\n"))
+#: The reply of a turn that is not the dialogue's.
+ACKNOWLEDGED = "Understood."
 #: Conversations whose segments are remembered; one of 8,000 tokens takes 0.3 MB.
 MOST_REMEMBERED = 512
 
@@ -107,6 +109,16 @@ class ChatSegmenter:
             MessageError: it changes the text of a message.
         """
         return list(self._segments(tuple(turns), max_prompt_tokens, max_first_prompt_tokens))
+
+    def whole_turn(self, message: str) -> tuple[int, ...]:
+        """The tokens of a turn inside a conversation: a message with a reply of one word.
+
+        Raises:
+            MessageError: the template changes the text of the message.
+        """
+        turns = [SAMPLE[0], Turn(message, ACKNOWLEDGED), SAMPLE[1]]
+        segment = self.segments(turns)[1]
+        return (*segment.prompt_ids, *segment.reply_ids)
 
     def _segment(
         self,

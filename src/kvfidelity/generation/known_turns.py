@@ -116,6 +116,7 @@ def _outcome(
     after_prompt = first + len(segment.prompt_ids)
     before_reply = end.slot_table.fork(after_prompt)
     return TurnOutcome(
+        prompt=segment.prompt_ids,
         fed=segment.reply_ids,
         predicted=predicted,
         reply=None,

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
+from kvfidelity.cache.healing import build_healing
+from kvfidelity.cache.healing.registry import without_healing
 from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.triton import kernels_run_on
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.sampling import Sampling
 from kvfidelity.dialogues.pool import Dialogue, Turn
@@ -27,8 +30,8 @@ class RunPlan:
     """One cell on one dialogue.
 
     turns, segments: the turns to run, as text and as token ids. evictor: of the cell's policy, not
-    yet used. query_window: number of recent queries that the policy needs. scored: whether
-    attention scores are collected.
+    yet used. query_window: number of recent queries that the policy and its healing need.
+    scored: whether attention scores are collected.
     """
 
     spec: RunSpec
@@ -57,6 +60,18 @@ class RunPlan:
             spec.feed_end_of_turn,
         )
 
+    def prompt_after_gap(self, engine: Engine, turn: int) -> tuple[int, ...]:
+        """A turn's prompt after an eviction, which its healing may add to."""
+        said = self.turns[turn]
+        message = self.evictor.healing.message(said.user)
+        if message == said.user:
+            return self.segments[turn].prompt_ids
+        turns = [*self.turns[:turn], Turn(message, said.assistant)]
+        limit = self.spec.max_prompt_tokens
+        segments = engine.segmenter.segments(turns, max_prompt_tokens=limit)
+        prompt: tuple[int, ...] = segments[turn].prompt_ids
+        return prompt
+
 
 def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     """Check a specification and a dialogue, and prepare what the run needs.
@@ -80,7 +95,11 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         max_prompt_tokens=spec.max_prompt_tokens,
     )
     turns = questions.dialogue.turns[: spec.max_turns]
-    policy = build_policy(spec.kind, spec.parameters, [Path(file) for file in spec.policy_files])
+    parameters, healing_kind = without_healing(spec.parameters)
+    policy = build_policy(spec.kind, parameters, [Path(file) for file in spec.policy_files])
+    healing = build_healing(healing_kind)
+    healing.check(spec.trigger, spec.positions, on_gpu=kernels_run_on(engine.device))
+    healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
     if policy.query_window > MAX_QUERY_WINDOW:
         raise UserError(
             f"policy {spec.policy}: query_window is {policy.query_window}; at most "
@@ -102,8 +121,8 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             max_prompt_tokens=spec.max_prompt_tokens,
             max_first_prompt_tokens=spec.max_first_prompt_tokens,
         ),
-        evictor=Evictor(policy, schedule, spec.seed),
-        query_window=policy.query_window,
+        evictor=Evictor(policy, schedule, spec.seed, healing),
+        query_window=max(policy.query_window, healing.query_window),
         scored=policy.needs_scores or spec.score_every_run,
         recall=recall,
         questions=questions,

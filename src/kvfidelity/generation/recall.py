@@ -256,5 +256,11 @@ def _retained_share(cache: ManagedCache, evidence_span: tuple[int, int] | None) 
     if evidence_span is None:
         return None
     index = cache.slot_table.token_index
-    inside = ((index >= evidence_span[0]) & (index < evidence_span[1])).sum(-1).double()
-    return float(inside.mean()) / (evidence_span[1] - evidence_span[0])
+    inside = (index >= evidence_span[0]) & (index < evidence_span[1])
+    if cache.changed_attention is not None and cache.changed_attention.counts is not None:
+        # A ghost stands for many tokens and holds none of them.
+        single = cache.changed_attention.counts == 1
+        known = single.shape[-1]
+        inside = inside.to(single.device).expand(*single.shape[:2], -1).clone()
+        inside[..., :known] &= single
+    return float(inside.sum(-1).double().mean()) / (evidence_span[1] - evidence_span[0])

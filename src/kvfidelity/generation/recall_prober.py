@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from kvfidelity.cache.evictor import Evictor
@@ -51,7 +52,9 @@ class RecallProber:
     def note_turn(self, outcome: TurnOutcome) -> None:
         """Record the token indices of the message of the turn that has just ended."""
         end_of_prompt = outcome.tokens_seen_end - len(outcome.fed)
-        self._message_spans.append((outcome.tokens_seen_start, end_of_prompt))
+        # What a healing fed before the message is not part of it.
+        start = outcome.tokens_seen_start + outcome.healing_tokens
+        self._message_spans.append((start, end_of_prompt))
 
     def ask_all(self, cache: ManagedCache, evictor: Evictor) -> None:
         """Ask every question whose evidence has been fed.
@@ -64,7 +67,7 @@ class RecallProber:
         reads_only = evictor.evicts_between_turns_only and not self._setting.max_new_tokens
         cache_copy = cache if reads_only and not evicts else cache.fork()
         evictor_copy = evictor.copy(turn + 1)
-        evictor_copy.before_turn(cache_copy)
+        evicted = evictor_copy.before_turn(cache_copy) is not None
         evictions = cache.slot_table.evictions + len(evictor_copy.log)
         asked = [
             (number, probe)
@@ -73,7 +76,12 @@ class RecallProber:
         ]
         for (number, probe), recalled in zip(
             asked,
-            self._results([probe for _, probe in asked], cache_copy, evictor_copy, turn),
+            self._results(
+                [self._asked(probe, evictor, after_gap=evicted) for _, probe in asked],
+                cache_copy,
+                evictor_copy,
+                turn,
+            ),
             strict=True,
         ):
             self.rows.append(
@@ -98,6 +106,13 @@ class RecallProber:
                     "answered": reply_has_answer(recalled, probe),
                 }
             )
+
+    @staticmethod
+    def _asked(probe: Probe, evictor: Evictor, *, after_gap: bool) -> Probe:
+        """The question as the user's next message, to which a healing may add."""
+        if not after_gap:
+            return probe
+        return replace(probe, question=evictor.healing.message(probe.question))
 
     def _results(
         self, probes: Sequence[Probe], cache: ManagedCache, evictor: Evictor, turn: int

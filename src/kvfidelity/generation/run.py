@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from kvfidelity.cache.healing import FedTokens
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Dialogue
@@ -18,6 +20,7 @@ from kvfidelity.generation.recall_prober import RecallProber
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.timed_turn import Progress, run_timed_turn
 from kvfidelity.generation.turn_row import failed_row, identity_columns, turn_row
+from kvfidelity.generation.turns import TurnOutcome
 from kvfidelity.records.frames import evictions_frame, recall_frame, turns_frame
 
 
@@ -97,11 +100,20 @@ def _shared_turns(
         if prober.is_due_after(turn):
             end = baseline.end_of_turn(turn)
             evictor.step, evictor.turn = end.step, turn
+            evictor.tokens = tokens_of_turns(engine, baseline.outcomes[: turn + 1])
             cache = baseline.fork(end, plan.spec.positions, plan.query_window)
             prober.ask_all(cache, evictor)
     if baseline.out_of_memory and turns == len(baseline.outcomes):
         rows.append(failed_row(plan, turns, shared=shared))
     return rows
+
+
+def tokens_of_turns(engine: Engine, outcomes: Sequence[TurnOutcome]) -> FedTokens:
+    """The tokens of the turns so far, which evicted nothing."""
+    tokens = FedTokens([], engine.feed)
+    for outcome in outcomes:
+        tokens.add_turn(outcome.prompt, outcome.fed)
+    return tokens
 
 
 def _evicting_turns(
@@ -116,6 +128,7 @@ def _evicting_turns(
     evictor, start = plan.evictor, baseline.starts[first]
     evictor.step = start.step
     cache = baseline.fork(start, plan.spec.positions, plan.query_window)
+    evictor.tokens = tokens_of_turns(engine, baseline.outcomes[:first])
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
         cache.scores = None
@@ -128,6 +141,7 @@ def _evicting_turns(
         if outcome is None:
             rows.append(failed_row(plan, turn, shared=False))
             break
+        evictor.tokens.add_turn(outcome.prompt, outcome.fed)
         comparison = comparer.compare(turn, outcome)
         prober.note_turn(outcome)
         if prober.is_due_after(turn):

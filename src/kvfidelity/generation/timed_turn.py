@@ -50,6 +50,7 @@ def run_timed_turn(
                 plan.turn_setting(turn),
                 on_prompt,
                 baseline,
+                lambda: plan.prompt_after_gap(engine, turn),
             )
     except RuntimeError as error:
         if not ran_out_of_memory(engine, error):

@@ -95,11 +95,11 @@ def _sizes(engine: Engine, outcome: TurnOutcome) -> dict[str, Any]:
     for moment, count in slots.items():
         row[f"slots_{moment}"] = count
         row[f"cache_bytes_{moment}"] = None if count is None else count * engine.token_bytes
-    evicted = sum(e.slots_before - e.slots_after for e in outcome.evictions)
+    evicted = sum(eviction.tokens_evicted for eviction in outcome.evictions)
     fed = outcome.tokens_seen_end - outcome.tokens_seen_start
     return row | {
         "token_bytes": engine.token_bytes,
-        "prompt_tokens": fed - len(outcome.fed),
+        "prompt_tokens": fed - len(outcome.fed) - outcome.healing_tokens,
         "reply_tokens": len(outcome.fed),
         "tokens_seen_start": outcome.tokens_seen_start,
         "tokens_seen_end": outcome.tokens_seen_end,

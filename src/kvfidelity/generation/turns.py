@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class TurnOutcome:
     predicted: hidden states [m, hidden] that predict the fed reply's tokens.
     reference_nll, kl_baseline: of these tokens, in nats, fp32 [m] on the CPU; None for own replies,
     and the second also where there is no baseline.
-    fed: those tokens, with the end of turn and, in front of an own reply, the segment's opening.
+    prompt: the tokens of the prompt. fed: those of the reply, with the end of turn and, in front of
+    an own reply, the segment's opening.
     integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt; None if the reply was fed with it. prompt_s: the same
     with the evictions before and after it. peak_bytes: peak device memory since the run's start;
@@ -49,6 +50,7 @@ class TurnOutcome:
     once during the turn, this one included; seconds describe the turn alone only if it is 1.
     """
 
+    prompt: tuple[int, ...]
     fed: tuple[int, ...]
     predicted: Tensor
     reply: Reply | None
@@ -70,6 +72,11 @@ class TurnOutcome:
     peak_bytes: int | None
     concurrency: int
 
+    @property
+    def healing_tokens(self) -> int:
+        """Tokens that its evictions' healing fed, which are neither prompt nor reply."""
+        return sum(eviction.healed.tokens for eviction in self.evictions)
+
 
 @torch.inference_mode()
 def run_turn(
@@ -80,12 +87,15 @@ def run_turn(
     setting: TurnSetting,
     on_prompt: Callable[[int], None] = lambda slots: None,
     baseline: Tensor | None = None,
+    prompt_after_gap: Callable[[], tuple[int, ...]] | None = None,
 ) -> TurnOutcome:
     """Feed one turn's prompt, measure, generate or teacher-force the reply.
 
     Args:
         baseline: `predicted` of the baseline's same turn, for a reference reply.
         on_prompt: called with the number of slots after the prompt and its evictions.
+        prompt_after_gap: the prompt's token ids if an eviction has just happened; by default they
+            are the segment's.
 
     Raises:
         ModelOverflowError: the model computed NaN or infinity; nothing of the turn is a result.
@@ -93,7 +103,8 @@ def run_turn(
     evictions_before = len(evictor.log)
     start, seen = cache.size, cache.slot_table.tokens_seen
     start_s = engine.now()
-    evictor.before_turn(cache)
+    if evictor.before_turn(cache) is not None and prompt_after_gap is not None:
+        segment = replace(segment, prompt_ids=prompt_after_gap())
     prefill_start_s = engine.now()
     prompt, together = len(segment.prompt_ids), _reply_is_fed_with_prompt(engine, evictor, setting)
     before_reply, after_prompt = cache.slot_table.fork(), cache.size + prompt
@@ -121,7 +132,7 @@ def run_turn(
     else:
         if setting.max_new_tokens:
             # On copies of cache and evictor: this reply is judged, but not part of the dialogue.
-            evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed)
+            evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed, evictor.healing)
             reply = _generate_reply(engine, cache.fork(), evictor_copy, last, segment, setting)
         fed = segment.reply_ids
         if together:
@@ -140,6 +151,7 @@ def run_turn(
         engine.window,
     )
     return TurnOutcome(
+        prompt=segment.prompt_ids,
         fed=fed,
         predicted=predicted,
         reply=reply,
@@ -150,7 +162,7 @@ def run_turn(
         evictions=evictions,
         slots_start=start,
         slots_after_prompt=after_prompt,
-        slots_after_eviction=evictions[-1].slots_after if evictions else None,
+        slots_after_eviction=evictions[-1].slots_after_healing if evictions else None,
         slots_end=cache.size,
         slots_peak=max([start, after_prompt, cache.size, *(e.slots_before for e in evictions)]),
         tokens_seen_start=seen,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvfidelity.judges.registry import judge_schema, known_judges
-from kvfidelity.pipeline.setting_schemas import config_schema, policy_schemas
+from kvfidelity.pipeline.setting_schemas import config_schema, healing_names, policy_schemas
 
 INTRO = """# Configuration
 
@@ -63,6 +63,12 @@ def config_docs() -> str:
     lines += ["\n## Policies\n", "| kind | what it does | parameters |", "|---|---|---|"]
     for kind, policy in policy_schemas().items():
         lines.append(f"| `{kind}` | {policy['description']} | {_parameters_text(policy)} |")
+    lines += [
+        "\nEvery policy that evicts may also have `healing`: what is done about the gap that an "
+        "eviction leaves, one of "
+        + ", ".join(f"`{name}`" for name in healing_names())
+        + " ([docs/healing.md](../docs/healing.md))."
+    ]
     lines += ["\nTo write a policy, see [docs/extending.md](../docs/extending.md)."]
     return "\n".join(lines) + "\n"
 
@@ -142,7 +148,7 @@ def _default_text(entry: Mapping[str, Any]) -> str:
 def _parameters_text(policy: Mapping[str, Any]) -> str:
     parts = []
     for name, entry in policy["properties"].items():
-        if name == "kind":
+        if name in ("kind", "healing"):
             continue
         default = f" = {entry['default']}" if "default" in entry else ""
         parts.append(f"`{name}{default}`: {entry['description']}")

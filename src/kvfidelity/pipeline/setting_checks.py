@@ -48,6 +48,8 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
                 for error in validator.iter_errors(dict(entry)):
                     error.path.extendleft(reversed(("policies", name, *path)))
                     yield explain_error(error)
+                if path and "healing" in entry:
+                    yield f"{where}: a wrapped policy heals nothing; move it to policies.{name}"
                 if path and kind == BASELINE:
                     yield f"{where}: {kind} ranks nothing; wrap another"
             elif not settings["policy_files"]:  # otherwise checked where those files are read

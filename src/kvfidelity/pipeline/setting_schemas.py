@@ -36,6 +36,15 @@ def policy_schemas() -> dict[str, Any]:
     return schemas
 
 
+def healing_names() -> list[str]:
+    """What a policy's entry may name as its healing."""
+    return next(
+        list(schema["properties"]["healing"]["enum"])
+        for schema in policy_schemas().values()
+        if "healing" in schema["properties"]
+    )
+
+
 def policy_entries(
     entry: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

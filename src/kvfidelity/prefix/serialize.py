@@ -138,6 +138,7 @@ def _outcome(
     if reply is not None:
         reply = Reply(**reply | {"ids": tuple(reply["ids"]), "nll": tuple(reply["nll"])})
     parsed = {
+        "prompt": tuple(entry["prompt"]),
         "fed": tuple(entry["fed"]),
         "reply": reply,
         "integrity": Integrity(**entry["integrity"]),

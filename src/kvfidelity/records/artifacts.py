@@ -21,6 +21,7 @@ TIMINGS = frozenset(
     {
         "eviction_s",
         "scoring_s",
+        "healing_s",
         "prefill_s",
         "ttft_s",
         "tpot_s",

@@ -235,6 +235,12 @@ class Evictions:
     attention_share: Annotated[
         Dtype, "share", "attention that the evicted slots received; missing without scores"
     ] = pl.Float64
+    healing: Annotated[Dtype, "", "what was done about the gap; none for nothing"] = pl.String
+    healing_slots: Annotated[
+        Dtype, "slots", "cached slots, in each kv head, that the healing fills, within the target"
+    ] = pl.Int32
+    healing_bytes: Annotated[Dtype, "bytes", "what it holds besides keys and values"] = pl.Int64
+    healing_s: Annotated[Dtype, "s", "time of the healing"] = pl.Float64
 
 
 class Recall:

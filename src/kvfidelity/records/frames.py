@@ -74,6 +74,10 @@ def _row(
         "eviction_s": eviction.eviction_s,
         "scoring_s": eviction.scoring_s,
         "attention_share": eviction.attention_share,
+        "healing": eviction.healing,
+        "healing_slots": eviction.healed.slots,
+        "healing_bytes": eviction.healed.nbytes,
+        "healing_s": eviction.healing_s,
     }
 
 

@@ -47,6 +47,7 @@ from kvfidelity.report.formatting import (
 )
 from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.mode_drawing import mode_drawing
+from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.paper_tables import cell_name, claim_question
 from kvfidelity.report.summary import causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
@@ -71,6 +72,9 @@ TABLES = (
     "window_changes",
     "environments",
     "recall_by_depth",
+    "healings",
+    "balance",
+    "balance_pairs",
     "claims",
     "reliability",
     "comparisons",
@@ -86,6 +90,7 @@ CONTENTS = {
     "terms": "What the words mean",
     "causes": "What positions cost",
     "claims": "Claims",
+    "questions": "Open questions",
     "run": "What was run",
     "cells-head": "Policy and position mode",
     "recall": "What each policy forgets",
@@ -156,6 +161,7 @@ def render(
         silent=tables["baselines"].filter("knows_nothing").to_dicts(),
         claims=tables["claims"].filter(pl.col("decision") != NOT_TESTED).to_dicts(),
         claims_not_tested=tables["claims"].filter(decision=NOT_TESTED).to_dicts(),
+        open_questions=open_questions(tables),
         policy_rows=in_cell_order(tables["policies"].to_dicts()),
         budgets_differ=tables["policies"]["budget_tokens"].n_unique() > 1,
         contrasts=tables["contrasts"].to_dicts(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import kvfidelity.cache.policies as package
+from kvfidelity.cache.healing.registry import KEY, known_healings
 from kvfidelity.cache.policies.base import WRAPPED_SCHEMA, Policy
 from kvfidelity.errors import UserError
 from kvfidelity.options import option_fields, option_schemas
@@ -90,11 +91,16 @@ def policy_schema(files: Iterable[Path] = ()) -> dict[str, Any]:
 
 def _schema_of(policy: type[Policy]) -> dict[str, Any]:
     properties, required = option_schemas(policy)
+    # Without a default: a policy that names no healing has none among its parameters.
+    about = "what is done about the gap that an eviction leaves; see docs/healing.md"
+    healing = {KEY: {"type": "string", "enum": [*known_healings()], "description": about}}
+    if not policy.evicts:
+        healing = {}
     return {
         "description": " ".join((inspect.getdoc(policy) or "").split("\n\n")[0].split()),
         "module": policy.__module__,
         "type": "object",
-        "properties": {"kind": {"const": policy.kind}, **properties},
+        "properties": {"kind": {"const": policy.kind}, **properties, **healing},
         "required": ["kind", *required],
         "additionalProperties": False,
     }

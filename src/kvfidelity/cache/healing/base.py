@@ -1,0 +1,163 @@
+"""What a healing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.errors import UserError
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.managed import ManagedCache
+    from kvfidelity.cache.positions import PositionMode
+
+KeepSet = Tensor | RaggedKeepSet
+#: A turn's token ids, end of turn included, of a message and its short reply.
+Encode = Callable[[str], tuple[int, ...]]
+
+
+@dataclass
+class FedTokens:
+    """The tokens of one run, for healings that feed some and policies that look at messages.
+
+    ids: of every token that the cache has seen, by token index.
+    feed: feeds tokens into a cache, as the run itself does.
+    messages: token indices at which messages begin.
+    """
+
+    ids: list[int]
+    feed: Callable[[ManagedCache, Sequence[int]], Any]
+    messages: list[int] = field(default_factory=list)
+
+    def add_turn(self, prompt: Sequence[int], reply: Sequence[int]) -> None:
+        """Note a turn that was fed: two messages."""
+        self.messages += (len(self.ids), len(self.ids) + len(prompt))
+        self.ids += (*prompt, *reply)
+
+    def copy(self) -> FedTokens:
+        """An independent copy."""
+        return FedTokens([*self.ids], self.feed, [*self.messages])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """kept: the keep set, with the healing's own slots. ghosts: which slots of it are those, int64
+    [L', G', c], numbered before the eviction; None for none."""
+
+    kept: KeepSet
+    ghosts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Healed:
+    """slots: cached slots that hold no token of the conversation. tokens: of these, how many were
+    fed after the eviction. nbytes: bytes beyond keys and values."""
+
+    slots: int = 0
+    tokens: int = 0
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Healing:
+    """Does something about a gap; this one does nothing. Frozen, so that runs can share it.
+
+    A subclass is a frozen dataclass with `kind`, its name in the config.
+    """
+
+    kind: ClassVar[str]
+    #: Whether it does anything at an eviction.
+    acts: ClassVar[bool] = True
+    #: Whether it acts on text, which is possible between turns only.
+    between_turns: ClassVar[bool] = False
+    #: Whether it changes attention from the eviction on; the kernels of a GPU compute no such.
+    changes_attention: ClassVar[bool] = False
+    #: Whether it reads or writes slots, which must then be as many in every kv head.
+    edits_slots: ClassVar[bool] = False
+    #: The only position mode that it makes sense under; None for all.
+    only_positions: ClassVar[str | None] = None
+
+    @property
+    def query_window(self) -> int:
+        """How many of the latest queries it reads."""
+        return 0
+
+    def check(self, trigger: str, positions: PositionMode | str, *, on_gpu: bool) -> None:
+        """Refuse a setting that it cannot act under.
+
+        Args:
+            on_gpu: whether the kernels of a GPU decode.
+
+        Raises:
+            UserError: names the healing and what to set.
+        """
+        if self.between_turns and trigger != "turn":
+            raise UserError(
+                f"healing {self.kind} acts between turns: set trigger: turn, not {trigger}"
+            )
+        if self.only_positions not in (None, str(positions)):
+            raise UserError(
+                f"healing {self.kind} leaves no gap in positions, so all modes are one: set "
+                f"positions: {self.only_positions}, not {positions}"
+            )
+        if self.changes_attention and on_gpu and trigger not in ("turn", "prompt"):
+            raise UserError(
+                f"healing {self.kind} changes attention, and the decode steps of a GPU cannot "
+                f"begin to do so inside a reply: set trigger: turn or prompt, not {trigger}"
+            )
+
+    def prepared(self, encode: Encode) -> Healing:
+        """This healing with what it says as token ids."""
+        return self
+
+    def message(self, text: str) -> str:
+        """The user's next message after an eviction, given what it would be."""
+        return text
+
+    def choose(self, keep: Callable[[int], KeepSet], budget: int, slots: int) -> Choice:
+        """The keep set of `budget` slots in all.
+
+        Args:
+            keep: the policy's keep set of that many slots.
+            slots: how many there are now.
+
+        Raises:
+            UserError: the healing cannot follow such a keep set.
+        """
+        return Choice(keep(budget))
+
+    def read(self, cache: ManagedCache, choice: Choice) -> Any:
+        """What `write` needs of the slots that are about to be evicted."""
+        return None
+
+    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+        """Change the cache, from which the others have been evicted.
+
+        Args:
+            found: what `read` returned.
+            tokens: of the run; they grow by what is fed.
+        """
+        return Healed()
+
+
+def tokens_of(healing: Healing, tokens: FedTokens | None, cache: ManagedCache) -> FedTokens:
+    """The run's tokens, as many as the cache has seen.
+
+    Raises:
+        UserError: the evictor knows none.
+        ValueError: they are not as many.
+    """
+    if tokens is None:
+        raise UserError(
+            f"healing {healing.kind} feeds tokens: set `evictor.tokens`, or run it in the workflow"
+        )
+    if len(tokens.ids) != cache.slot_table.tokens_seen:
+        raise ValueError(
+            f"healing {healing.kind}: {len(tokens.ids)} token ids are known, and the cache has "
+            f"seen {cache.slot_table.tokens_seen}"
+        )
+    return tokens

@@ -1,0 +1,162 @@
+"""A slot per gap that stands for what was evicted there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing, KeepSet
+from kvfidelity.cache.healing.changed_attention import ChangedAttention
+from kvfidelity.cache.healing.gaps import gaps_of, largest, rows_of
+from kvfidelity.cache.healing.window import window_logits, window_queries
+from kvfidelity.cache.rotary import rotate_back
+from kvfidelity.cache.slots import as_grid
+from kvfidelity.errors import UserError
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.managed import ManagedCache
+
+
+@dataclass(frozen=True)
+class GhostSlot(Healing):
+    """Keeps, of each of the largest gaps, one slot with the mean evicted key and value, and a bias
+    on its logit that gives it the attention mass that was evicted.
+
+    The slot is the gap's middle one: its token index and its position are that one's, and it counts
+    in the budget. The key is the mean rotated key, so that its logit is the mean of the evicted
+    ones; it is stored un-rotated by its position. The value is the mean value. The bias of query
+    head h is log(mass) + log(sum_q p_gap(q) / sum_q p_ghost(q)) over the latest `window` queries,
+    with p_gap their softmax mass on the gap, and p_ghost what the mean key alone would get at the
+    same normaliser. The mean of a cluster of keys with the log of its size as bias is that of token
+    merging (arXiv 2210.09461, proportional attention); here the mass is measured. A ghost that is
+    evicted in turn counts as the tokens that it stands for.
+
+    mass: share of the evicted mass that the ghost gets; 0 gives it none. most: ghosts per keep set.
+    window: latest queries that the mass is measured by.
+    """
+
+    kind: ClassVar[str] = "ghost_slot"
+    changes_attention: ClassVar[bool] = True
+    edits_slots: ClassVar[bool] = True
+
+    mass: float = 1.0
+    most: int = 16
+    window: int = 32
+
+    @property
+    def query_window(self) -> int:
+        return self.window
+
+    def choose(self, keep: Callable[[int], KeepSet], budget: int, slots: int) -> Choice:
+        number = self._ghosts(_uniform(keep(budget)), slots)
+        # Each ghost takes a slot, and fewer slots can leave fewer gaps.
+        while True:
+            if budget <= number:
+                raise UserError(
+                    f"healing {self.kind} takes {number} slots of the {budget} that remain: raise "
+                    "the threshold's target"
+                )
+            kept = _uniform(keep(budget - number))
+            found = self._ghosts(kept, slots)
+            if found >= number:
+                break
+            number = found
+        rows = [largest(gaps_of(row, slots), number) for row in rows_of(kept)]
+        middles = torch.stack([(row[:, 0] + row[:, 1] - 1) // 2 for row in rows])
+        ghosts = middles.view(*kept.shape[:-1], number)
+        whole = torch.cat([kept, ghosts.to(kept.device)], dim=-1).sort(dim=-1).values
+        return Choice(whole, as_grid(ghosts))
+
+    def _ghosts(self, kept: Tensor, slots: int) -> int:
+        """How many ghosts each keep set can have: as many in all of them."""
+        return min(self.most, *(len(gaps_of(row, slots)) for row in rows_of(kept)))
+
+    def read(self, cache: ManagedCache, choice: Choice) -> Any:
+        assert choice.ghosts is not None and isinstance(choice.kept, Tensor)
+        kept = as_grid(choice.kept).cpu()
+        whose = _owners(kept, choice.ghosts, cache.size)
+        found = []
+        for layer in range(len(cache.layers)):
+            row = min(layer, whose.shape[0] - 1)
+            found.append(self._of_layer(cache, layer, whose[row], choice.ghosts[row]))
+        places = torch.searchsorted(kept.contiguous(), choice.ghosts.contiguous())
+        return places, found
+
+    def _of_layer(
+        self, cache: ManagedCache, index: int, whose: Tensor, ghosts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys and values [G, c, d], biases [H, c] and counts [G, c] of one layer's ghosts.
+
+        Args:
+            whose: which ghost each slot is evicted into, -1 for none, int64 [G', n].
+            ghosts: slots, int64 [G', c].
+        """
+        layer, device = cache.layers[index], cache.device
+        groups, slots, size = layer.live_keys.shape
+        number = ghosts.shape[-1]
+        changed = cache.changed_attention or ChangedAttention()
+        counts = changed.counts_of(index, groups, slots).to(device)
+        member = (whose[..., None] == torch.arange(number)).float().to(device)
+        member = member.expand(groups, -1, -1)
+        weight = (member * counts[..., None]).transpose(1, 2)
+        total = weight.sum(-1)
+        mean = weight / total[..., None]
+        rotated, values = mean @ cache.rotated_keys(index).float(), mean @ layer.live_values.float()
+        position = cache.slot_table.position.cpu()
+        position = position[min(index, position.shape[0] - 1)].expand(groups, -1)
+        at = position.gather(-1, ghosts.expand(groups, -1))
+        keys = rotate_back(rotated, *cache.rotary.angles(at, device))
+
+        queries = window_queries(cache, index, self.window)
+        logits = window_logits(cache, index, queries)
+        normaliser = logits.logsumexp(-1)
+        received = (logits - normaliser[..., None]).exp().sum(1)
+        heads = received.shape[0]
+        in_gap = (received.view(groups, -1, slots) @ member).reshape(heads, number)
+        flat = (queries * cache.scaling).reshape(groups, -1, size)
+        own = (flat @ rotated.transpose(1, 2)).view(heads, -1, number) - normaliser[..., None]
+        bias = in_gap.log() - own.logsumexp(1)
+        bias += math.log(self.mass) if self.mass > 0 else -math.inf
+        return keys, values, bias, total
+
+    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+        places, layers = found
+        changed = cache.changed_attention or ChangedAttention()
+        biases, counts = [], []
+        for index, (keys, values, bias, total) in enumerate(layers):
+            groups, heads = keys.shape[0], bias.shape[0]
+            at = places[min(index, places.shape[0] - 1)].expand(groups, -1).to(keys.device)
+            cache.overwrite(index, at, keys, values)
+            known = changed.bias_of(index, cache.size)
+            known = bias.new_zeros(heads, cache.size) if known is None else known.clone()
+            biases.append(known.scatter(-1, at.repeat_interleave(heads // groups, dim=0), bias))
+            before = changed.counts_of(index, groups, cache.size).to(total.device)
+            counts.append(before.scatter(-1, at, total))
+        cache.changed_attention = ChangedAttention(
+            changed.factor, torch.stack(biases), torch.stack(counts)
+        )
+        return Healed(slots=places.shape[-1], nbytes=cache.changed_attention.nbytes)
+
+
+def _uniform(kept: KeepSet) -> Tensor:
+    assert isinstance(kept, Tensor)  # the evictor refuses policies whose budgets differ
+    return kept
+
+
+def _owners(kept: Tensor, ghosts: Tensor, slots: int) -> Tensor:
+    """Which ghost each slot is evicted into, -1 for none, int64 [L', G', n]: a ghost's own slot and
+    all evicted slots around it."""
+    owners = torch.full((*kept.shape[:-1], slots), -1)
+    flat = owners.view(-1, slots)
+    for row, own, members in zip(rows_of(kept), rows_of(ghosts), flat, strict=True):
+        real = row[~torch.isin(row, own)]
+        gaps = gaps_of(real, slots)
+        holds = torch.searchsorted(gaps[:, 0].contiguous(), own, right=True) - 1
+        for number, gap in enumerate(holds.tolist()):
+            members[int(gaps[gap, 0]) : int(gaps[gap, 1])] = number
+    return owners

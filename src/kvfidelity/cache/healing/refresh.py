@@ -1,0 +1,55 @@
+"""The kept text, read again from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from kvfidelity.cache.healing.base import (
+    Choice,
+    FedTokens,
+    Healed,
+    Healing,
+    KeepSet,
+    tokens_of,
+)
+from kvfidelity.errors import UserError
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.managed import ManagedCache
+
+
+@dataclass(frozen=True)
+class Refresh(Healing):
+    """Feeds the kept tokens again, as if nothing else had ever been said: the ceiling.
+
+    Keys and values are then those of a fresh run on the kept text, at the positions 0 to n - 1.
+    It needs one keep set for all layers and heads, because others are no text. It costs a prefill
+    of the kept tokens. Attention scores and recent queries stay those that were lived, so that a
+    policy ranks as without it.
+    """
+
+    kind: ClassVar[str] = "refresh"
+    between_turns: ClassVar[bool] = True
+    edits_slots: ClassVar[bool] = True
+    only_positions: ClassVar[str | None] = "rerotated"
+
+    def choose(self, keep: Callable[[int], KeepSet], budget: int, slots: int) -> Choice:
+        kept = keep(budget)
+        if not isinstance(kept, Tensor) or kept.dim() != 1:
+            raise UserError(
+                f"healing {self.kind} reads the kept text again, and this policy keeps other "
+                "tokens in each layer or kv head: use granularity shared, or another policy"
+            )
+        return Choice(kept)
+
+    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+        known = tokens_of(self, tokens, cache)
+        fresh = cache.empty()
+        kept = cache.slot_table.token_index[0, 0].tolist()
+        known.feed(fresh, [known.ids[index] for index in kept])
+        cache.replace_contents(fresh)
+        return Healed()

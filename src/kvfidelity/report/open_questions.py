@@ -1,0 +1,169 @@
+"""The open questions of arXiv 2511.04686 that a grid has data on: three sentences each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.analysis.balance import CANDIDATE, MARGIN, REFERENCE
+from kvfidelity.analysis.decisions import CONTRADICTED, NOT_TESTED, SUPPORTED
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.report.formatting import count, interval, percent, signed
+
+#: Level of p_holm below which a difference is found.
+ALPHA = 0.05
+CORRECTED = PositionMode.REROTATED.value
+POLICY = "A policy that balances gist, recency and the salient middle"
+HEALING = "Healing: telling the model about the gap, or closing it"
+STATES = {SUPPORTED: "not worse by", CONTRADICTED: "worse by more than"}
+
+
+def open_questions(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """Each question with its `answers`; without one it says so.
+
+    Args:
+        tables: `balance`, `balance_pairs` and `healings`.
+
+    Returns:
+        For each question `number`, `question`, `not_tested` (empty if it is) and `answers`: for
+        each setting its `setting` and `sentences`.
+    """
+    found = {
+        (1, POLICY): list(_policy_answers(tables["balance"], tables["balance_pairs"])),
+        (4, HEALING): list(_healing_answers(tables["healings"])),
+    }
+    return [
+        {
+            "number": number,
+            "question": question,
+            "answers": answers,
+            "not_tested": "" if answers else NOT_TESTED,
+        }
+        for (number, question), answers in found.items()
+    ]
+
+
+def _policy_answers(balance: pl.DataFrame, pairs: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    corrected = balance.filter(positions=CORRECTED)
+    keys = ("model", "dataset", "threshold")
+    for key, part in corrected.group_by(keys, maintain_order=True):
+        # Others of the kind have a part taken away.
+        names = sorted(part.filter(kind=CANDIDATE)["policy"])
+        if not names or part.filter(kind=REFERENCE).is_empty():
+            continue
+        name = CANDIDATE if CANDIDATE in names else names[0]
+        own = part.row(by_predicate=pl.col("policy") == name, named=True)
+        where = dict(zip(keys, key, strict=True))
+        compared = pairs.filter(positions=CORRECTED, policy=name, **where)
+        yield {
+            "setting": f"{key[0]}, {key[1]}, {own['budget_tokens']} cached tokens",
+            "sentences": [_quality(name, own), _middle(own, compared), _front(part, names)],
+        }
+
+
+def _quality(name: str, own: Mapping[str, Any]) -> str:
+    worse = {"low": own["worse_low"], "high": own["worse_high"], "n_dialogues": own["n_dialogues"]}
+    state = STATES.get(own["not_inferior"], "not shown to be within")
+    return (
+        f"{name} loses {_estimate(own, 'excess_nll', 'excess')} nats per token, "
+        f"{signed(own['worse_than_reference'], 2)} {interval(worse, 2)} against {REFERENCE}: "
+        f"{state} {MARGIN}, over {count(own['n_dialogues'], 'dialogue')}."
+    )
+
+
+def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
+    if own["middle_lost"] is None:
+        return "What it forgets of the middle is not tested here."
+    fair = pairs.filter(pl.col("against_not_inferior") == SUPPORTED)
+    found = fair.filter(pl.col("p_holm") < ALPHA)
+    less, more = (found.filter(sign)["against"].to_list() for sign in _signs())
+    return (
+        f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
+        f"over {count(own['n_questions'], 'question')}; of {count(fair.height, 'other')} not "
+        f"worse than {REFERENCE} by {MARGIN}, it surely loses less than {_list(less)}, and more "
+        f"than {_list(more)}."
+    )
+
+
+def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
+    front = part.filter("on_front").sort("excess_nll")["policy"].to_list()
+    if not front:
+        return "Which others have less of both loss and forgetting is not tested here."
+    ablated = ", ".join(
+        f"{row['policy']} {signed(row['excess_nll'], 2)} and {signed(row['middle_lost'], 2)}"
+        for row in part.filter(pl.col("policy").is_in(names)).sort("policy").to_dicts()
+    )
+    return (
+        f"No other has less of both loss and forgetting than {_list(front)}; loss and the middle's "
+        f"margin lost of each variant: {ablated}."
+    )
+
+
+def _healing_answers(healings: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    keys = ("model", "dataset", "threshold")
+    for key, part in healings.group_by(keys, maintain_order=True):
+        yield {
+            "setting": ", ".join(key),
+            "sentences": [_rescues(part), _ceiling(part), _knows(part)],
+        }
+
+
+def _rescues(part: pl.DataFrame) -> str:
+    tried = part.filter(pl.col("healing") != "refresh")
+    if tried.is_empty():
+        return "Other healings than reading again are not tested here."
+    surely = tried.filter(pl.col("p_holm") < ALPHA)
+    less, more = (surely.filter(sign).height for sign in _signs())
+    best = tried.sort("difference", nulls_last=True).row(0, named=True)
+    return (
+        f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
+        f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
+        f"the largest "
+        f"change for the better is {_estimate(best, 'difference', '')} nats per token, by "
+        f"{best['policy']} under {best['positions']}, where nothing done costs "
+        f"{signed(best['early_excess_nll_without'], 2)}."
+    )
+
+
+def _ceiling(part: pl.DataFrame) -> str:
+    refreshed = part.filter(pl.col("healing") == "refresh").to_dicts()
+    if not refreshed:
+        return "Reading the kept text again, the ceiling, is not tested here."
+    changes = "; ".join(
+        f"{_estimate(row, 'difference', '')} on {row['against']}" for row in refreshed
+    )
+    return f"Reading the kept text again, the ceiling, changes that loss by {changes}."
+
+
+def _knows(part: pl.DataFrame) -> str:
+    told = part.filter(
+        pl.col("healing").is_in(["notice", "notice_in_message"]),
+        pl.col("overconfidence_difference").is_not_null(),
+    ).sort("overconfidence_difference")
+    if told.is_empty():
+        return "Whether the model knows that it does not know is not tested here."
+    row = told.row(0, named=True)
+    return (
+        f"About what was evicted, the model is {percent(row['confidence_evicted'])} sure and "
+        f"{percent(row['recalled_evicted'])} right with {row['policy']} under {row['positions']}, "
+        f"the notice that helps most; it changes overconfidence by "
+        f"{_estimate(row, 'overconfidence_difference', 'overconfidence')} over "
+        f"{count(row['n_evicted'], 'question')}."
+    )
+
+
+def _signs() -> tuple[pl.Expr, pl.Expr]:
+    return pl.col("difference") < 0, pl.col("difference") > 0
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+def _estimate(row: Mapping[str, Any], value: str, ends: str) -> str:
+    """The value with the interval whose ends are `ends_low` and `ends_high`."""
+    prefix = f"{ends}_" if ends else ""
+    found = {"low": row[f"{prefix}low"], "high": row[f"{prefix}high"]}
+    return f"{signed(row[value], 2)} {interval(found | {'n_dialogues': row['n_dialogues']}, 2)}"
