@@ -585,3 +585,16 @@ def scoring_estimate(wildcards, rulename):
 if workflow.is_main_process and IS_MODULE and not workflow.output_settings.dryrun:
     # Snakemake runs `onstart` of the importing workflow alone.
     write_run_time(RESULTS, SETTINGS, gpus())
+
+
+def fetched_data(wildcards):
+    return ancient(str(fetched_dataset(wildcards).folder))
+
+
+def fetched_record(wildcards):
+    return str(fetched_dataset(wildcards).record)
+
+
+def fetched_dataset(wildcards):
+    entry = SETTINGS["datasets"][wildcards.dataset]
+    return Fetched("datasets", wildcards.dataset, entry)

@@ -1,16 +1,3 @@
-def fetched_data(wildcards):
-    return ancient(str(fetched_dataset(wildcards).folder))
-
-
-def fetched_record(wildcards):
-    return str(fetched_dataset(wildcards).record)
-
-
-def fetched_dataset(wildcards):
-    entry = SETTINGS["datasets"][wildcards.dataset]
-    return Fetched("datasets", wildcards.dataset, entry)
-
-
 # `source` is a digest of where the dataset comes from: configurations in which one name stands for
 # different sources do not overwrite each other's files.
 rule fetch_dataset:
