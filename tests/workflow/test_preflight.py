@@ -118,6 +118,42 @@ def test_policies_that_differ_in_name_only_are_named(new: Project) -> None:
     done = new.snakemake("-n")
     warning = "warning: policies: streaming and again differ in name only"
     assert warning in done.stdout + done.stderr
+    new.reconfigure({"grid": {"exclude": [{"policy": "again"}]}})
+    settings = read_settings([new.folder / "config/config.yaml"])
+    assert same_but_for_their_names(settings) == [], "it is not run"
+
+
+@pytest.mark.parametrize(
+    ("entry", "trigger", "fault"),
+    [
+        ({"kind": "knorm", "healing": "notice"}, "step", "set trigger: turn, not step"),
+        ({"kind": "block", "which": "last", "healing": "refresh"}, "turn", "not stale"),
+        ({"kind": "adakv", "healing": "merge"}, "turn", "adakv keeps different numbers"),
+    ],
+)
+def test_a_healing_that_cannot_act_is_refused_before_anything_is_planned(
+    new: Project, entry: dict[str, Any], trigger: str, fault: str
+) -> None:
+    threshold = {"at": "48tok", "trigger": trigger, "target": "24tok"}
+    changes = {
+        "policies": {"healed": entry},
+        "thresholds": {"healing": threshold},
+        "grid": {
+            "include": [{"policy": "healed", "threshold": "healing", "positions": "stale"}],
+            "exclude": [
+                *({"policy": "healed", "threshold": name} for name in thresholds(new)),
+                *({"policy": "healed", "positions": mode} for mode in ("original", "rerotated")),
+            ],
+        },
+    }
+    [line] = found_in(new, changes)
+    assert line.startswith(f"policies.healed.healing: healing {entry['healing']} ")
+    assert fault in line
+
+
+def thresholds(project: Project) -> list[str]:
+    settings = read_settings([project.folder / "config/config.yaml"])
+    return list(settings["thresholds"])
 
 
 def found_in(project: Project, changes: dict[str, Any] | None = None) -> list[str]:

@@ -261,13 +261,8 @@ class Evictor:
             str(self.schedule.trigger),
             cache.slot_table.mode,
             on_gpu=kernels_run_on(cache.rotary.device),
+            ragged_policy=policy.kind if policy.ragged else None,
         )
-        edits = self.healing.edits_slots or self.healing.changes_attention
-        if edits and policy.ragged:
-            raise UserError(
-                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
-                f"{policy.kind} keeps different numbers; use another policy"
-            )
         if self.healing.query_window > cache.query_window:
             raise UserError(
                 f"healing {self.healing.kind} reads the latest {self.healing.query_window} "

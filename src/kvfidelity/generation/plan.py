@@ -115,7 +115,12 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
     )
     turns = questions.dialogue.turns[: spec.max_turns]
     policy, healing = policy_of(spec), healing_of(spec)
-    healing.check(spec.trigger, spec.positions, on_gpu=kernels_run_on(engine.device))
+    healing.check(
+        spec.trigger,
+        spec.positions,
+        on_gpu=kernels_run_on(engine.device),
+        ragged_policy=policy.kind if policy.ragged else None,
+    )
     healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
     if spec.disruption_window > MAX_QUERY_WINDOW:
         raise UserError(

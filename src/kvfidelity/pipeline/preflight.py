@@ -28,6 +28,7 @@ from kvfidelity.records.grid import Cell, cells, run_keys
 from kvfidelity.suggestions import did_you_mean
 from kvfidelity.worker.gpus import visible_gpus
 
+NO_HEALING = "none"
 #: A model's files without its weights.
 MODEL_FILES = ("config.json",)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -80,6 +81,7 @@ def faults(
     if settings["merge"]:
         return
     yield from _policy_files(settings, root)
+    yield from _healings(settings, computes_here=computes_here)
     yield from _long_commands(settings, results)
     grid = cells(settings)
     open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root / results)}
@@ -97,17 +99,53 @@ def faults(
 
 
 def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:
-    """Entries of one section that say the same, which gives the same results twice."""
-    found = []
-    for section in ("policies", "thresholds", "models", "datasets"):
+    """Entries of one section that the grid runs and that say the same: the same results twice."""
+    found, grid = [], cells(settings)
+    fields = {"policies": "policy", "thresholds": "threshold"}
+    for section, field in (fields | {"models": "model", "datasets": "dataset"}).items():
         first: dict[str, str] = {}
+        used = {getattr(cell, field) for cell in grid}
         for name, entry in settings[section].items():
+            if name not in used:
+                continue
             filled = entry if section != "policies" else {**entry, **policy_parameters(entry)}
             same = json.dumps({**filled, "label": None}, sort_keys=True)
             other = first.setdefault(same, name)
             if other != name:
                 found.append(f"{section}: {other} and {name} differ in name only")
     return found
+
+
+def _healings(settings: Mapping[str, Any], *, computes_here: bool) -> Iterator[str]:
+    """Cells whose healing cannot act under their trigger, positions or policy."""
+    healed = {
+        name: entry["healing"]
+        for name, entry in settings["policies"].items()
+        if entry.get("healing", NO_HEALING) != NO_HEALING
+    }
+    if not healed:
+        return
+    # They import torch, for which other configurations need not wait.
+    from kvfidelity.cache.healing import build_healing
+    from kvfidelity.cache.policies import known_policies
+
+    known, gpus = known_policies(), computes_here and bool(visible_gpus())
+    found: dict[str, None] = {}
+    for cell in cells(settings):
+        if cell.policy not in healed:
+            continue
+        kind = settings["policies"][cell.policy]["kind"]
+        device = settings["models"][cell.model]["device"]
+        try:
+            build_healing(healed[cell.policy]).check(
+                settings["thresholds"][cell.threshold]["trigger"],
+                cell.positions,
+                on_gpu=device.startswith("cuda") or (device == "auto" and gpus),
+                ragged_policy=kind if kind in known and known[kind].ragged else None,
+            )
+        except UserError as error:
+            found[f"policies.{cell.policy}.healing: {error}"] = None
+    yield from found
 
 
 def _long_commands(settings: Mapping[str, Any], results: Path) -> Iterator[str]:

@@ -74,9 +74,9 @@ class Healing:
     acts: ClassVar[bool] = True
     #: Whether it acts on text, which is possible between turns only.
     between_turns: ClassVar[bool] = False
-    #: Whether it changes attention from the eviction on; the kernels of a GPU compute no such.
+    #: Whether it changes attention from the eviction on; the kernels of a GPU do not compute it.
     changes_attention: ClassVar[bool] = False
-    #: Whether it reads or writes slots, which must then be as many in every kv head.
+    #: Whether it reads or writes slots; every kv head must then hold the same number of them.
     edits_slots: ClassVar[bool] = False
     #: The only position mode that it makes sense under; None for all.
     only_positions: ClassVar[str | None] = None
@@ -86,11 +86,19 @@ class Healing:
         """How many of the latest queries it reads."""
         return 0
 
-    def check(self, trigger: str, positions: PositionMode | str, *, on_gpu: bool) -> None:
+    def check(
+        self,
+        trigger: str,
+        positions: PositionMode | str,
+        *,
+        on_gpu: bool,
+        ragged_policy: str | None = None,
+    ) -> None:
         """Refuse a setting that it cannot act under.
 
         Args:
             on_gpu: whether the kernels of a GPU decode.
+            ragged_policy: kind of the policy if its budgets differ between kv heads.
 
         Raises:
             UserError: names the healing and what to set.
@@ -108,6 +116,11 @@ class Healing:
             raise UserError(
                 f"healing {self.kind} changes attention, and the decode steps of a GPU cannot "
                 f"begin to do so inside a reply: set trigger: turn or prompt, not {trigger}"
+            )
+        if ragged_policy is not None and (self.edits_slots or self.changes_attention):
+            raise UserError(
+                f"healing {self.kind} needs as many slots in every kv head, and policy "
+                f"{ragged_policy} keeps different numbers; use another policy"
             )
 
     def prepared(self, encode: Encode) -> Healing:
