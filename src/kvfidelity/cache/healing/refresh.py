@@ -28,8 +28,8 @@ class Refresh(Healing):
 
     Keys and values are then those of a fresh run on the kept text, at the positions 0 to n - 1.
     It needs one keep set for all layers and heads, because others are no text. It costs a prefill
-    of the kept tokens. Attention scores and recent queries stay those that were lived, so that a
-    policy ranks as without it.
+    of the kept tokens. Attention scores and recent queries stay those of the run before, so that a
+    policy ranks as it would without it.
     """
 
     kind: ClassVar[str] = "refresh"

@@ -25,9 +25,9 @@ class Hybrid(Policy):
     arXiv 2511.04686).
 
     Of a budget b the first max(sinks, gist * b) slots and the last recent * b are kept; the rest of
-    it goes to spans. A span is `span` consecutive token indices, or a message; so it stays the same
-    span however often the cache is evicted. The last one that does not fit is kept up to its first
-    slots that do.
+    it goes to spans. A span is `span` consecutive token indices, or a message, so an eviction does
+    not change where spans begin. Of the
+    first span that does not fit, the first slots are kept.
 
     A slot's score is the mean over layers and heads, or over a kv head's query heads, of one of:
     `attention`, what it received in all divided by the queries that could see it (H2O's scores

@@ -20,11 +20,12 @@ class KVzip(Policy):
     and the fed tokens so far; the first `sinks` slots are kept. Both are as in kvpress 0.5.5.
 
     What it sees in a chat: the context is the chat so far, as far as any kv head still holds its
-    tokens, with the chat template's tokens; the next question is unknown, as in the paper. A turn
-    of the user asks for the repetition, and after the first part the last 8 tokens of the part
-    before begin the reply (the paper and kvpress put them into the request). Outside of the
-    workflow nothing asks for it. Departures: every kv head keeps at least one slot; tokens of the
-    template are ranked like any other (kvpress leaves out those before the first message).
+    tokens, with the chat template's tokens; the next question is unknown, as in the paper. In the
+    workflow a turn of the user asks for the repetition; elsewhere the text is fed again without
+    one. From the second part on, the last 8 tokens of the part before begin the reply (the paper
+    and kvpress put them into the request). Departures: every kv head keeps at least one slot;
+    tokens of the template are ranked like any other (kvpress leaves out those before the first
+    message).
     """
 
     kind: ClassVar[str] = "kvzip"

@@ -13,10 +13,10 @@ from kvfidelity.cache.view import CacheView
 
 @dataclass(frozen=True)
 class RandomSpans(Policy):
-    """Keeps what `hybrid` keeps, but spans drawn uniformly: as many, as long, at no salience.
+    """Keeps the same first and last slots as `hybrid`, and as many spans of the same length between
+    them, drawn uniformly.
 
-    The control for the choice of spans. A span keeps its number only as long as it is cached, so
-    every eviction draws again.
+    It is the control for the choice of spans. Each eviction draws for all spans again.
     """
 
     kind: ClassVar[str] = "random_spans"
