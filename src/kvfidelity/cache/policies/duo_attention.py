@@ -19,8 +19,8 @@ class DuoAttention(Policy):
     of them drops its oldest slots after the sinks. Departures: the paper learns a gate per kv head
     by distillation on synthetic passkeys, and kvpress 0.5.5 loads its gates for six models or
     estimates them from mean queries and keys; here heads are measured by what they look at while
-    the model repeats a text of ours. The paper fixes the share of retrieval heads; here it follows
-    from the budget. Streaming heads keep at most half a uniform budget.
+    the model repeats a text of this project. The paper fixes the share of retrieval heads; here it
+    follows from the budget. Streaming heads keep at most half a uniform budget.
     """
 
     kind: ClassVar[str] = "duo_attention"
