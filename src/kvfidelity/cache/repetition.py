@@ -1,4 +1,4 @@
-"""An extra forward: a cache's text is fed again, and its slots are weighed by who looks at them.
+"""An extra forward: a cache's text is fed again, and its slots are ranked by the attention that they get.
 
 The pass is that of KVzip (arXiv 2505.23416). It leaves the cache as it was. It costs about as much
 as feeding the cached text once more, and its seconds count as those of the ranking.
@@ -26,7 +26,7 @@ TILE_ELEMENTS = 1 << 23
 
 @dataclass(frozen=True)
 class Repetition:
-    """The extra forward of one cache at one moment; computed once, whoever asks for it.
+    """The extra forward of one cache at one moment; computed once, however often it is asked for.
 
     head: the layer and kv head that a view of one kv head is about; None: all.
     """
@@ -63,7 +63,7 @@ class Repetition:
 
 def _mode_of(cache: ManagedCache) -> torch.inference_mode:
     """Inference mode if the caller is in it or the cache's buffers were made in it: those that grow
-    can then be written to by whoever wrote to these."""
+    can then be written to in the same mode as these."""
     # Not the live keys of a ragged layer, which are put together when they are asked for.
     first = getattr(cache.layers[0], "heads", [cache.layers[0]])[0]
     buffers = (first.live_keys, cache.slot_table.token_index)

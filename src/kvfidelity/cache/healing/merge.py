@@ -15,7 +15,7 @@ from kvfidelity.cache.slots import as_grid
 if TYPE_CHECKING:
     from kvfidelity.cache.managed import ManagedCache
 
-#: Attention below this is none: no division by zero.
+#: Least attention that is divided by, so that nothing is divided by zero.
 LEAST = 1e-30
 
 
