@@ -1,4 +1,4 @@
-"""An extra forward: a cache's text is fed again, and its slots are ranked by the attention that they get.
+"""An extra forward: a cache's text is fed again, and its slots get the attention of that text.
 
 The pass is that of KVzip (arXiv 2505.23416). It leaves the cache as it was. It costs about as much
 as feeding the cached text once more, and its seconds count as those of the ranking.
