@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -234,7 +234,7 @@ class Evictor:
         """What the policy sees of a cache now."""
         view = view_of(cache, budget, self.seed, protected, scores=scores)
         if self.tokens is not None:
-            view = replace(view, messages=tuple(self.tokens.messages))
+            view = view.with_messages(self.tokens.messages)
         return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
 
     def _memory_of_ranking(self, view: CacheView) -> int:

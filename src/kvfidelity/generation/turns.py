@@ -105,6 +105,8 @@ def run_turn(
     start_s = engine.now()
     if evictor.before_turn(cache) is not None and prompt_after_gap is not None:
         segment = replace(segment, prompt_ids=prompt_after_gap())
+    if evictor.tokens is not None:  # evictions inside the turn see its messages
+        evictor.tokens.add_prompt(segment.prompt_ids)
     prefill_start_s = engine.now()
     prompt, together = len(segment.prompt_ids), _reply_is_fed_with_prompt(engine, evictor, setting)
     before_reply, after_prompt = cache.slot_table.fork(), cache.size + prompt
@@ -132,8 +134,8 @@ def run_turn(
     else:
         if setting.max_new_tokens:
             # On copies of cache and evictor: this reply is judged, but not part of the dialogue.
-            evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed, evictor.healing)
-            reply = _generate_reply(engine, cache.fork(), evictor_copy, last, segment, setting)
+            copies = cache.fork(), evictor.copy(evictor.turn)
+            reply = _generate_reply(engine, *copies, last, segment, setting)
         fed = segment.reply_ids
         if together:
             rest = hidden[prompt:]
