@@ -95,7 +95,8 @@ class Evictor:
     `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
     Raises:
-        UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
+        UserError: the schedule sets no target and the policy needs one, or it keeps no slot; the
+            healing cannot follow the policy.
     """
 
     def __init__(
@@ -113,6 +114,12 @@ class Evictor:
         self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
         self.measures_memory = measures_memory
         self.healing = healing if healing is not None else build_healing("none")
+        edits = self.healing.edits_slots or self.healing.changes_attention
+        if edits and policy.ragged:
+            raise UserError(
+                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
+                f"{policy.kind} keeps different numbers; use another policy"
+            )
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
         self.turn = 0
@@ -262,12 +269,6 @@ class Evictor:
             cache.slot_table.mode,
             on_gpu=kernels_run_on(cache.rotary.device),
         )
-        edits = self.healing.edits_slots or self.healing.changes_attention
-        if edits and policy.ragged:
-            raise UserError(
-                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
-                f"{policy.kind} keeps different numbers; use another policy"
-            )
         if self.healing.query_window > cache.query_window:
             raise UserError(
                 f"healing {self.healing.kind} reads the latest {self.healing.query_window} "
