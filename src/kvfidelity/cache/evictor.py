@@ -122,6 +122,8 @@ class Evictor:
             )
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
+        #: Seconds that measuring evictions took so far; no time of a run contains them.
+        self.measuring_s = 0.0
         self.turn = 0
         self.step = 0
 
@@ -197,7 +199,7 @@ class Evictor:
         view = self._view(cache, min(size, cache.size), protected, scores)
         if view.budget >= cache.size or not self._can_rank(view):
             return None
-        ranking_bytes = None
+        ranking_bytes, measuring_start = None, _now(cache)
         if self.measures_memory and not self.log:
             # The numbers that a view draws are used up; `keep` makes a new one, which draws them.
             ranking_bytes = self._memory_of_ranking(view)
@@ -208,6 +210,8 @@ class Evictor:
         before, seen = cache.size, cache.slot_table.tokens_seen
         evicted_share = cache.attention_share_outside(kept)
         disruption = None if self.measure is None else self.measure(cache, kept)
+        reading_start = _now(cache)
+        self.measuring_s += ranking_start - measuring_start + reading_start - ranking_end
         with torch.inference_mode():
             found = self.healing.read(cache, choice)
         move_start = _now(cache)
@@ -215,7 +219,7 @@ class Evictor:
         move_end = _now(cache)
         with torch.inference_mode():
             healed = self.healing.write(cache, found, self.tokens)
-        healing_s = _now(cache) - move_end + move_start - ranking_end
+        healing_s = _now(cache) - move_end + move_start - reading_start
         eviction = Eviction(
             turn=self.turn,
             step=self.step,
