@@ -295,6 +295,18 @@ def test_ghosts_take_only_the_slots_that_a_protected_prompt_leaves(
     feed(llama, cache, tokens(5))
 
 
+@pytest.mark.parametrize("policy", [SHARED, BY_HEAD], ids=["shared", "head"])
+def test_the_evicted_share_of_attention_counts_what_ghosts_stand_for(
+    llama: Any, policy: dict[str, Any]
+) -> None:
+    """As of the eviction to as many slots as hold a token."""
+    _, ghost = evicted(llama, "original", build_healing("ghost_slot"), policy, scores=True)
+    real = TARGET - ghost.log[0].healed.slots
+    _, plain = evicted(llama, "original", build_healing("none"), policy, real, scores=True)
+    assert ghost.log[0].tokens_evicted == plain.log[0].tokens_evicted
+    assert ghost.log[0].attention_share == pytest.approx(plain.log[0].attention_share)
+
+
 def test_token_ids_that_are_not_all_known_are_refused(llama: Any) -> None:
     policy, schedule = build_policy("streaming_llm", {}), EvictionSchedule("turn", LENGTH, TARGET)
     evictor = Evictor(policy, schedule, 0, build_healing("refresh"))

@@ -208,7 +208,7 @@ class Evictor:
         kept = choice.kept
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
-        evicted_share = cache.attention_share_outside(kept)
+        evicted_share = cache.attention_share_outside(choice.survivors)
         disruption = None if self.measure is None else self.measure(cache, kept)
         reading_start = _now(cache)
         self.measuring_s += ranking_start - measuring_start + reading_start - ranking_end

@@ -43,7 +43,8 @@ class SequenceState:
     and its NLL. fed: its tokens known to be in the cache. launched: steps launched on the device.
     check_at: the value of `launched` at which the evictor must be asked. batch_tokens_before:
     tokens that the batch had decoded when this sequence was added. step_events: the time of each
-    step's end. measuring_s: seconds between steps that measuring its evictions took. At the end either `reply` or `error` is set.
+    step's end. measuring_s: seconds between steps that measuring its evictions took. At
+    the end either `reply` or `error` is set.
     """
 
     cache: ManagedCache

@@ -45,7 +45,8 @@ class TurnOutcome:
     an own reply, the segment's opening.
     integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt; None if the reply was fed with it. prompt_s: the same
-    with the evictions before and after it, without what measuring them took. peak_bytes: peak device memory since the run's start;
+    with the evictions before and after it, without what measuring them took.
+    peak_bytes: peak device memory since the run's start;
     None on a CPU, and where other runs share the memory. concurrency: most runs that were active at
     once during the turn, this one included; seconds describe the turn alone only if it is 1.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.slots import as_grid
 from kvfidelity.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Choice:
 
     kept: KeepSet
     ghosts: Tensor | None = None
+
+    @property
+    def survivors(self) -> KeepSet:
+        """The keep set without ghosts, whose tokens are gone: int64 [L', G', k - c] with some."""
+        if self.ghosts is None or isinstance(self.kept, RaggedKeepSet):
+            return self.kept
+        kept = as_grid(self.kept)
+        own = (kept[..., None] == self.ghosts.to(kept.device)[..., None, :]).any(-1)
+        return kept[~own].view(*kept.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
