@@ -29,7 +29,11 @@ def test_a_policy_sees_where_every_message_begins_that_of_the_turn_too(
         return priority(policy, view)
 
     monkeypatch.setattr(Hybrid, "priority", noting)
-    settings = {"kind": "hybrid", "parameters": BY_MESSAGE, "recall": {"needles_per_depth": 1}}
+    settings: dict[str, Any] = {
+        "kind": "hybrid",
+        "parameters": BY_MESSAGE,
+        "recall": {"needles_per_depth": 1},
+    }
     turns = run(engine, 12, trigger=trigger, replies=replies, **settings).turns
     begin, prompt = turns["tokens_seen_start"].to_list(), turns["prompt_tokens"].to_list()
     fed = {*begin, *(start + count for start, count in zip(begin, prompt, strict=True))}
