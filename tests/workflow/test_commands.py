@@ -45,6 +45,8 @@ def test_snakemake_plans_what_the_line_says(line: str, fresh: Project, tmp_path:
     project = fresh.copy(tmp_path / "project")
     shutil.copy2(ROOT / "config/config.yaml", project.folder / "config/config.yaml")
     (project.folder / "mine.yaml").write_text(yaml.safe_dump({"title": "mine"}))
+    (project.folder / "elsewhere").mkdir()
+    line = line.replace("/path/to/kvfidelity", str(project.folder))
     # `--jobs`: for a configuration that names a GPU, which may not be here.
     more = [option for option in ("-n", "--jobs=1") if option not in line]
     if "cores" not in line:

@@ -21,8 +21,8 @@ AFTER_EXTRACTION = (
     | JUDGE_TEST
     | {("corrupt_replies", "tiny/own"), ("score_corruptions", "tiny/own")}
 )
-#: Where the fetched dialogues lie, below the folders of datasets.
-OWN = f"own/{source_digest(CONFIG['datasets']['own'])}"
+#: Where the fetched dialogues lie, below the folders of datasets; `split` has a default.
+OWN = f"own/{source_digest(CONFIG['datasets']['own'] | {'split': 'train'})}"
 OF_THE_DATASET = {("fetch_dataset", OWN)}
 OF_THE_MODEL = {("fetch_model", "tiny")}
 

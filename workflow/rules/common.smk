@@ -265,8 +265,12 @@ if workflow.is_main_process:
     date_now(RESULTS / "benchmarks")
 
 
-# The resource `serial`: on a scheduler a group's jobs run one after another.
-SERIAL = int(workflow.non_local_exec)
+def one_on_a_scheduler(wildcards):
+    """The resource `serial`: on a scheduler a group's jobs run one after another.
+
+    A function, because it is not known before the executor is chosen, after this file is read.
+    """
+    return int(workflow.non_local_exec)
 
 
 def model_spec(wildcards):

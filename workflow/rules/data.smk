@@ -39,7 +39,7 @@ rule extract_dialogues:
     conda:
         "../../envs/model.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         runtime=by_attempt(60),
         mem_mb=by_attempt(8000),
         # Said in the log and the manifest; a change of it extracts nothing again.
@@ -71,7 +71,7 @@ rule lengths:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         runtime=by_attempt(10),
     params:
         code=stage_digest("lengths"),

@@ -8,7 +8,7 @@ rule check_policy:
     conda:
         "../../envs/model.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         runtime=by_attempt(10),
         mem_mb=by_attempt(2000),
     params:
@@ -37,7 +37,7 @@ rule generate:
         gpu=generate_gpus,
         runtime=generate_minutes,
         mem_mb=generate_memory,
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         # No MPI. If this is set, Slurm's plugin starts a group's runs in the job itself. Otherwise each
         # run is a Slurm step, and the worker that has loaded the model ends with that step.
         mpi=0,

@@ -11,7 +11,7 @@ rule measure:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         # It takes seconds and less than 1 GB.
         runtime=by_attempt(3),
         mem_mb=by_attempt(2000),

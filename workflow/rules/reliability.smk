@@ -8,7 +8,7 @@ rule corrupt_replies:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
         runtime=by_attempt(10),
     params:
         spec=as_parameters(SETTINGS["reliability"], "corrupt_replies"),
@@ -100,7 +100,7 @@ rule judge_reliability:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(grid_settings(SETTINGS), sort_keys=True),
         code=stage_digest("judge_reliability"),

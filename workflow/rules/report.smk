@@ -17,7 +17,7 @@ rule aggregate:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         settings=table_parameters,
         code=stage_digest("aggregate"),
@@ -45,7 +45,7 @@ rule claims:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(SETTINGS["report"], sort_keys=True),
         code=stage_digest("claims"),
@@ -69,7 +69,7 @@ rule paper_tables:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         code=stage_digest("paper_tables"),
     shell:
@@ -93,7 +93,7 @@ rule figures:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         code=stage_digest("report"),
     shell:
@@ -124,7 +124,7 @@ rule report:
     conda:
         "../../envs/analysis.yaml"
     resources:
-        serial=SERIAL,
+        serial=one_on_a_scheduler,
     params:
         settings=json.dumps(report_settings(SETTINGS), sort_keys=True),
         code=stage_digest("report"),

@@ -253,7 +253,7 @@ class Leaderboard:
     ] = pl.Float64
     scoring_ms: Annotated[Dtype, "ms", "its ranking alone: median over evictions"] = pl.Float64
     ranking_bytes: Annotated[
-        Dtype, "bytes", "most that ranking held at once: median over runs' first evictions"
+        Dtype, "bytes", "most that ranking held at once, where it was measured"
     ] = pl.Float64
     held_bytes: Annotated[
         Dtype, "bytes", "kept for the policy between evictions: median over evictions"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from kvfidelity.analysis.finite import all_finite
+
 #: A fact is evicted if less than this share of its message's tokens is cached.
 EVICTED_BELOW = 0.1
 COLUMNS = ("confidence", "evicted", "overconfidence")
@@ -13,13 +15,15 @@ def confidence_column() -> pl.Expr:
     """`confidence` of the artifact's rows: the share that the likeliest candidate has of all
     candidates' likelihoods per token, max_i exp(-nll_i) / sum_i exp(-nll_i).
 
-    With four candidates it is 0.25 for a model that tells none of them from the others.
+    With four candidates it is 0.25 for a model that tells none of them from the others. It is
+    missing where one candidate's likelihood is not finite.
     """
     nll = pl.concat_list(
         pl.col("answer_nll").cast(pl.Float64).reshape((-1, 1)).arr.to_list(), "distractor_nll"
     )
     likelihoods = nll.list.eval((-pl.element()).exp())
-    return (likelihoods.list.max() / likelihoods.list.sum()).alias("confidence")
+    share = likelihoods.list.max() / likelihoods.list.sum()
+    return pl.when(all_finite(nll)).then(share).alias("confidence")
 
 
 def with_overconfidence(questions: pl.DataFrame) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from kvfidelity.analysis.finite import all_finite
 from kvfidelity.analysis.pairs import PAIRED
 from kvfidelity.records.grid import BASELINE
 
@@ -15,10 +16,11 @@ BEFORE_REPLIES = ("turn", "prompt")
 
 
 def early_columns() -> list[pl.Expr]:
-    """`early_nll` and `early_tokens` of the artifact's rows, from its NLL of each token."""
+    """`early_nll` and `early_tokens` of the artifact's rows, from its NLL of each token; the first
+    is missing where one of these is not finite."""
     first = pl.col("reference_token_nll").list.head(EARLY)
     return [
-        first.list.mean().cast(pl.Float64).alias("early_nll"),
+        pl.when(all_finite(first)).then(first.list.mean()).cast(pl.Float64).alias("early_nll"),
         first.list.len().cast(pl.Int32).alias("early_tokens"),
     ]
 

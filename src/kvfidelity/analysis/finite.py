@@ -39,6 +39,11 @@ def how_many_not_finite(column: str) -> pl.Expr:
     return pl.col(column).list.eval(~pl.element().is_finite()).list.sum()
 
 
+def all_finite(lists: pl.Expr) -> pl.Expr:
+    """Whether every value of a row's list is finite."""
+    return lists.list.eval(pl.element().is_finite()).list.all()
+
+
 def counted_in_lists(name: str, column: str, rows: pl.DataFrame) -> pl.DataFrame:
     """The same as `counted` for a column of lists.
 

@@ -25,6 +25,7 @@ from kvfidelity.analysis.early import early_columns, with_early_excess
 from kvfidelity.analysis.environments import environments
 from kvfidelity.analysis.finite import (
     IN_LISTS,
+    all_finite,
     counted,
     counted_in_lists,
     how_many_not_finite,
@@ -97,9 +98,7 @@ def build_tables(
     recall_rows = asked.with_columns(
         n_distractors=pl.col("distractors").list.len(),
         # The best distractor is known only if every one was measured.
-        margin=pl.when(
-            pl.col("distractor_nll").list.eval(pl.element().is_finite()).list.all()
-        ).then("margin"),
+        margin=pl.when(all_finite(pl.col("distractor_nll"))).then("margin"),
         confidence=confidence_column(),
     )
     verdicts = [

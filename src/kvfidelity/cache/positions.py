@@ -81,6 +81,10 @@ class PositionMode(StrEnum):
         # As `Flag` does for values that no member has: the same object each time.
         return cls._value2member_map_.setdefault(value, mode)  # type: ignore[return-value]
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[PositionMode], tuple[str]]:
+        # By value: in Python 3.11.2 an enum is copied by the name of a member.
+        return type(self), (self._value_,)
+
     @classmethod
     def patterns(cls) -> list[str]:
         """Regular expressions that match every mode's name, and nothing else."""

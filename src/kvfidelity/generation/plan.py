@@ -151,7 +151,8 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
             spec.seed,
             healing,
             DisruptionMeter(spec.disruption_window) if spec.disruption_window else None,
-            measures_memory=True,
+            # It ranks once more: on one dialogue of each cell.
+            measures_memory=dialogue.ordinal == "000",
         ),
         query_window=max(policy.query_window, healing.query_window, spec.disruption_window),
         scored=policy.needs_scores or spec.score_every_run,

@@ -280,8 +280,8 @@ class Evictions:
     ranking_bytes: Annotated[
         Dtype,
         "bytes",
-        "most that ranking held at once, beyond what was cached; measured at a run's first "
-        "eviction, missing at others",
+        "most that ranking held at once, beyond what was cached; measured at the first eviction "
+        "on a cell's first dialogue, missing at others",
     ] = pl.Int64
     held_bytes: Annotated[
         Dtype, "bytes", "kept for the policy between evictions: scores, queries, calibration"

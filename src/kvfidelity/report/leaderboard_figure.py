@@ -36,7 +36,7 @@ def leaderboard_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
         measure=pl.when(by_needles)
         .then(pl.lit("margin lost on needles"))
         .otherwise(pl.lit("excess NLL")),
-        memory_mb=(pl.col("ranking_bytes").fill_null(0) + pl.col("held_bytes").fill_null(0)) / 1e6,
+        memory_mb=(pl.col("ranking_bytes") + pl.col("held_bytes")) / 1e6,
         panel=pl.format("{} tokens ({})", "budget_tokens", "threshold"),
         setting=pl.format("{}, {}", "model", "dataset"),
         first=pl.col("place") == 1,

@@ -68,10 +68,9 @@ class BatchServer:
             self._start_runs()
             if self._scheduler is not None and self._scheduler.running:
                 self._scheduler.advance()
-            self._deliver()
 
     def _serve_clients(self) -> None:
-        """Take requests, and answer those that are computed already.
+        """Take requests, note which clients have died, and answer those whose runs have ended.
 
         It is called while runs are computed, too: clients that come one at a time would otherwise
         wait longer than the runs take.
