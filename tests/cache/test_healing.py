@@ -264,6 +264,49 @@ def test_healings_that_edit_slots_refuse_budgets_that_differ(llama: Any) -> None
         evicted(llama, "stale", build_healing("merge"), {"kind": "adakv"})
 
 
+def test_a_healing_and_a_policy_that_exclude_each_other_are_refused_before_anything_is_fed() -> (
+    None
+):
+    schedule = EvictionSchedule("turn", LENGTH, TARGET)
+    with pytest.raises(UserError, match="healing ghost_slot needs as many slots"):
+        Evictor(build_policy("adakv", {}), schedule, 0, build_healing("ghost_slot"))
+
+
+@pytest.mark.parametrize("policy", [SHARED, BY_HEAD], ids=["shared", "head"])
+@pytest.mark.parametrize("prompt", [20, TARGET - 1, TARGET, 40])
+def test_ghosts_take_only_the_slots_that_a_protected_prompt_leaves(
+    llama: Any, prompt: int, policy: dict[str, Any]
+) -> None:
+    """A prompt as large as the target leaves none, and then nothing changes attention."""
+    kept = build_policy(policy["kind"], {k: v for k, v in policy.items() if k != "kind"})
+    schedule = EvictionSchedule("prompt", LENGTH, TARGET)
+    evictor = Evictor(kept, schedule, 0, build_healing("ghost_slot"))
+    cache = new_cache(llama, "rerotated", evictor=evictor)
+    feed(llama, cache, tokens(LENGTH))
+    eviction = evictor.after_prompt(cache, (LENGTH - prompt, LENGTH))
+    assert eviction is not None
+    assert cache.size == max(TARGET, prompt)
+    held = cache.slot_table.token_index[..., -prompt:]
+    assert (held == torch.arange(LENGTH - prompt, LENGTH)).all(), "the prompt is whole"
+    if prompt >= TARGET:
+        assert eviction.healed.slots == 0 and cache.changed_attention is None
+    else:
+        assert 0 < eviction.healed.slots <= TARGET - prompt
+    feed(llama, cache, tokens(5))
+
+
+@pytest.mark.parametrize("policy", [SHARED, BY_HEAD], ids=["shared", "head"])
+def test_the_evicted_share_of_attention_counts_what_ghosts_stand_for(
+    llama: Any, policy: dict[str, Any]
+) -> None:
+    """As of the eviction to as many slots as hold a token."""
+    _, ghost = evicted(llama, "original", build_healing("ghost_slot"), policy, scores=True)
+    real = TARGET - ghost.log[0].healed.slots
+    _, plain = evicted(llama, "original", build_healing("none"), policy, real, scores=True)
+    assert ghost.log[0].tokens_evicted == plain.log[0].tokens_evicted
+    assert ghost.log[0].attention_share == pytest.approx(plain.log[0].attention_share)
+
+
 def test_token_ids_that_are_not_all_known_are_refused(llama: Any) -> None:
     policy, schedule = build_policy("streaming_llm", {}), EvictionSchedule("turn", LENGTH, TARGET)
     evictor = Evictor(policy, schedule, 0, build_healing("refresh"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -95,7 +95,8 @@ class Evictor:
     `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
     Raises:
-        UserError: the schedule sets no target and the policy needs one, or it keeps no slot.
+        UserError: the schedule sets no target and the policy needs one, or it keeps no slot; the
+            healing cannot follow the policy.
     """
 
     def __init__(
@@ -113,8 +114,16 @@ class Evictor:
         self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
         self.measures_memory = measures_memory
         self.healing = healing if healing is not None else build_healing("none")
+        edits = self.healing.edits_slots or self.healing.changes_attention
+        if edits and policy.ragged:
+            raise UserError(
+                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
+                f"{policy.kind} keeps different numbers; use another policy"
+            )
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
+        #: Seconds that measuring evictions took so far; no time of a run contains them.
+        self.measuring_s = 0.0
         self.turn = 0
         self.step = 0
 
@@ -190,7 +199,7 @@ class Evictor:
         view = self._view(cache, min(size, cache.size), protected, scores)
         if view.budget >= cache.size or not self._can_rank(view):
             return None
-        ranking_bytes = None
+        ranking_bytes, measuring_start = None, _now(cache)
         if self.measures_memory and not self.log:
             # The numbers that a view draws are used up; `keep` makes a new one, which draws them.
             ranking_bytes = self._memory_of_ranking(view)
@@ -199,8 +208,10 @@ class Evictor:
         kept = choice.kept
         ranking_end = _now(cache)
         before, seen = cache.size, cache.slot_table.tokens_seen
-        evicted_share = cache.attention_share_outside(kept)
+        evicted_share = cache.attention_share_outside(choice.survivors)
         disruption = None if self.measure is None else self.measure(cache, kept)
+        reading_start = _now(cache)
+        self.measuring_s += ranking_start - measuring_start + reading_start - ranking_end
         with torch.inference_mode():
             found = self.healing.read(cache, choice)
         move_start = _now(cache)
@@ -208,7 +219,7 @@ class Evictor:
         move_end = _now(cache)
         with torch.inference_mode():
             healed = self.healing.write(cache, found, self.tokens)
-        healing_s = _now(cache) - move_end + move_start - ranking_end
+        healing_s = _now(cache) - move_end + move_start - reading_start
         eviction = Eviction(
             turn=self.turn,
             step=self.step,
@@ -234,7 +245,7 @@ class Evictor:
         """What the policy sees of a cache now."""
         view = view_of(cache, budget, self.seed, protected, scores=scores)
         if self.tokens is not None:
-            view = replace(view, messages=tuple(self.tokens.messages))
+            view = view.with_messages(self.tokens.messages)
         return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
 
     def _memory_of_ranking(self, view: CacheView) -> int:

@@ -216,6 +216,11 @@ class CacheView:
         positions = torch.arange(self.next_position - window, self.next_position)
         return rotate(queries, *self.angles(positions, queries.device))
 
+    def with_messages(self, starts: Sequence[int]) -> CacheView:
+        """The same view, of a cache whose messages begin at these token indices."""
+        heads = tuple(tuple(head.with_messages(starts) for head in row) for row in self.heads)
+        return replace(self, messages=tuple(starts), heads=heads)
+
     def with_model(
         self, known_heads: Calibration | None, repetition: Repetition | None
     ) -> CacheView:

@@ -44,14 +44,14 @@ def generate(
     sequence = SequenceState(
         cache, evictor, sampling, max_new_tokens, uniform_draws(max_new_tokens, seed)
     )
-    start_s = engine.now()
+    start_s, measuring_s = engine.now(), evictor.measuring_s
     evictor.before_step(cache)
     logits = engine.logits(hidden)
     token = _choose_first_token(logits, sequence)
     sequence.token, sequence.nll = int(token), float(token_nll(logits, token))
     if not math.isfinite(sequence.nll):
         raise overflow_error(engine.model.dtype)
-    sequence.first_s = engine.now() - start_s
+    sequence.first_s = engine.now() - start_s - (evictor.measuring_s - measuring_s)
     if sequence.token in engine.segmenter.stop_ids:
         return Reply((), (), "eos", sequence.first_s, None)
     # A captured graph knows no changed attention: such a reply is decoded alone, step by step.

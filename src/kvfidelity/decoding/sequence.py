@@ -43,7 +43,8 @@ class SequenceState:
     and its NLL. fed: its tokens known to be in the cache. launched: steps launched on the device.
     check_at: the value of `launched` at which the evictor must be asked. batch_tokens_before:
     tokens that the batch had decoded when this sequence was added. step_events: the time of each
-    step's end. At the end either `reply` or `error` is set.
+    step's end. measuring_s: seconds between steps that measuring its evictions took. At
+    the end either `reply` or `error` is set.
     """
 
     cache: ManagedCache
@@ -60,6 +61,7 @@ class SequenceState:
     batch_tokens_before: int = 0
     start_event: Any = None
     step_events: list[Any] = field(default_factory=list)
+    measuring_s: float = 0.0
     reply: Reply | None = None
     error: Exception | None = None
 
@@ -178,8 +180,11 @@ class Decoder:
         if fed < sequence.launched or fed == sequence.max_new_tokens:
             return True
         if sequence.launched == sequence.check_at:
-            before = sequence.cache.slot_table.evictions
-            sequence.evictor.before_step(sequence.cache)
+            before, evictor = sequence.cache.slot_table.evictions, sequence.evictor
+            measuring_s = evictor.measuring_s
+            evictor.before_step(sequence.cache)
+            if alive:  # so that a step follows, whose end is after it
+                sequence.measuring_s += evictor.measuring_s - measuring_s
             sequence.plan_next_check()
             if alive and sequence.cache.slot_table.evictions != before:
                 self.steps.admit(index, sequence)
@@ -191,10 +196,8 @@ class Decoder:
         if not all(map(math.isfinite, nll)):
             raise overflow_error(sequence.cache.layers[0].dtype)
         ids, nll = ids[:-1], nll[:-1]
-        step_s = (
-            self.steps.seconds(sequence.start_event, sequence.step_events[sequence.fed - 1])
-            / sequence.fed
-        )
+        decode_s = self.steps.seconds(sequence.start_event, sequence.step_events[sequence.fed - 1])
+        step_s = (decode_s - sequence.measuring_s) / sequence.fed
         sequences_per_step = (self._batch_tokens - sequence.batch_tokens_before) / sequence.launched
         sequence.reply = Reply(
             ids=(sequence.token, *ids),

@@ -114,7 +114,8 @@ def tokens_of_turns(engine: Engine, outcomes: Sequence[TurnOutcome]) -> FedToken
     """The tokens of the turns so far, which evicted nothing."""
     tokens = FedTokens([], engine.feed)
     for outcome in outcomes:
-        tokens.add_turn(outcome.prompt, outcome.fed)
+        tokens.add_prompt(outcome.prompt)
+        tokens.add_reply(outcome.fed)
     return tokens
 
 
@@ -144,7 +145,7 @@ def _evicting_turns(
         if outcome is None:
             rows.append(failed_row(plan, turn, shared=False))
             break
-        evictor.tokens.add_turn(outcome.prompt, outcome.fed)
+        evictor.tokens.add_reply(outcome.fed)
         comparison = comparer.compare(turn, outcome)
         prober.note_turn(outcome)
         if prober.is_due_after(turn):

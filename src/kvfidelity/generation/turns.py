@@ -45,7 +45,8 @@ class TurnOutcome:
     an own reply, the segment's opening.
     integrity: what the tokens of the reply met; integrity_at_end: for the first token after it.
     prefill_s: seconds to feed the prompt; None if the reply was fed with it. prompt_s: the same
-    with the evictions before and after it. peak_bytes: peak device memory since the run's start;
+    with the evictions before and after it, without what measuring them took.
+    peak_bytes: peak device memory since the run's start;
     None on a CPU, and where other runs share the memory. concurrency: most runs that were active at
     once during the turn, this one included; seconds describe the turn alone only if it is 1.
     """
@@ -102,9 +103,11 @@ def run_turn(
     """
     evictions_before = len(evictor.log)
     start, seen = cache.size, cache.slot_table.tokens_seen
-    start_s = engine.now()
+    start_s, measuring_s = engine.now(), evictor.measuring_s
     if evictor.before_turn(cache) is not None and prompt_after_gap is not None:
         segment = replace(segment, prompt_ids=prompt_after_gap())
+    if evictor.tokens is not None:  # evictions inside the turn see its messages
+        evictor.tokens.add_prompt(segment.prompt_ids)
     prefill_start_s = engine.now()
     prompt, together = len(segment.prompt_ids), _reply_is_fed_with_prompt(engine, evictor, setting)
     before_reply, after_prompt = cache.slot_table.fork(), cache.size + prompt
@@ -118,7 +121,7 @@ def run_turn(
     else:
         evictor.after_prompt(cache, (after_prompt - prompt, after_prompt))
         before_reply = cache.slot_table.fork()
-    prompt_s = engine.now() - start_s
+    prompt_s = engine.now() - start_s - (evictor.measuring_s - measuring_s)
     last = hidden[prompt - 1 : prompt].clone()
     prompt_evictions, next_position = len(evictor.log), before_reply.common_next_position
     on_prompt(len(before_reply))
@@ -132,8 +135,8 @@ def run_turn(
     else:
         if setting.max_new_tokens:
             # On copies of cache and evictor: this reply is judged, but not part of the dialogue.
-            evictor_copy = Evictor(evictor.policy, evictor.schedule, evictor.seed, evictor.healing)
-            reply = _generate_reply(engine, cache.fork(), evictor_copy, last, segment, setting)
+            copies = cache.fork(), evictor.copy(evictor.turn)
+            reply = _generate_reply(engine, *copies, last, segment, setting)
         fed = segment.reply_ids
         if together:
             rest = hidden[prompt:]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.slots import as_grid
 from kvfidelity.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ Encode = Callable[[str], tuple[int, ...]]
 class FedTokens:
     """The tokens of one run, for healings that feed some and policies that look at messages.
 
-    ids: of every token that the cache has seen, by token index.
+    ids: of every token that the cache has seen, by token index; of a turn that is being fed the
+        prompt, and the reply when it has ended.
     feed: feeds tokens into a cache, as the run itself does.
     messages: token indices at which messages begin.
     """
@@ -33,10 +35,14 @@ class FedTokens:
     feed: Callable[[ManagedCache, Sequence[int]], Any]
     messages: list[int] = field(default_factory=list)
 
-    def add_turn(self, prompt: Sequence[int], reply: Sequence[int]) -> None:
-        """Note a turn that was fed: two messages."""
+    def add_prompt(self, prompt: Sequence[int]) -> None:
+        """Note a turn's prompt: a message, after which its reply begins."""
         self.messages += (len(self.ids), len(self.ids) + len(prompt))
-        self.ids += (*prompt, *reply)
+        self.ids += prompt
+
+    def add_reply(self, reply: Sequence[int]) -> None:
+        """Note the tokens of a turn's reply, which has ended."""
+        self.ids += reply
 
     def copy(self) -> FedTokens:
         """An independent copy."""
@@ -50,6 +56,15 @@ class Choice:
 
     kept: KeepSet
     ghosts: Tensor | None = None
+
+    @property
+    def survivors(self) -> KeepSet:
+        """The keep set without ghosts, whose tokens are gone: int64 [L', G', k - c] with some."""
+        if self.ghosts is None or isinstance(self.kept, RaggedKeepSet):
+            return self.kept
+        kept = as_grid(self.kept)
+        own = (kept[..., None] == self.ghosts.to(kept.device)[..., None, :]).any(-1)
+        return kept[~own].view(*kept.shape[:-1], -1)
 
 
 @dataclass(frozen=True)

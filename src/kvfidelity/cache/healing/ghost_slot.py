@@ -62,7 +62,8 @@ class GhostSlot(Healing):
                     "the threshold's target"
                 )
             kept = _uniform(keep(budget - number))
-            found = self._ghosts(kept, slots)
+            # A protected prompt can need more slots than are left for the policy.
+            found = min(self._ghosts(kept, slots), budget - kept.shape[-1])
             if found >= number:
                 break
             number = found
@@ -78,6 +79,8 @@ class GhostSlot(Healing):
 
     def read(self, cache: ManagedCache, choice: Choice) -> Any:
         assert choice.ghosts is not None and isinstance(choice.kept, Tensor)
+        if not choice.ghosts.shape[-1]:
+            return None
         kept = as_grid(choice.kept).cpu()
         whose = _owners(kept, choice.ghosts, cache.size)
         found = []
@@ -125,6 +128,8 @@ class GhostSlot(Healing):
         return keys, values, bias, total
 
     def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+        if found is None:
+            return Healed()
         places, layers = found
         changed = cache.changed_attention or ChangedAttention()
         biases, counts = [], []
