@@ -27,7 +27,8 @@ def reduced(config: str) -> dict[str, Any]:
     files = dict.fromkeys([ROOT / "config/config.yaml", ROOT / config])
     whole = read_settings(list(files))
     grid = {
-        name: whole["grid"][name] for name in ("policies", "thresholds", "positions", "exclude")
+        name: whole["grid"][name]
+        for name in ("policies", "thresholds", "positions", "exclude", "include")
     }
     formula = {"kind": "formula", "rubric": "formula"}
     return settings(

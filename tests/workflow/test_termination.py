@@ -98,7 +98,7 @@ def test_the_command_that_the_line_names_stops_the_jobs(waiting: Project, tmp_pa
         until(lambda: LINE.search(log.read_text()), log)
         subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
         assert process.wait(GENEROUS_S) != 0
-    assert not list(waiting.folder.glob("results/generate/**/turns.parquet"))
+    assert not list(waiting.folder.glob("results/generate/tiny/own/mine/**/turns.parquet"))
 
 
 def test_jobs_are_counted() -> None:
