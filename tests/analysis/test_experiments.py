@@ -30,6 +30,8 @@ def reduced(config: str) -> dict[str, Any]:
         name: whole["grid"][name]
         for name in ("policies", "thresholds", "positions", "exclude", "include")
     }
+    for cell in grid["include"]:
+        cell.pop("dataset", None)  # there is one, which is made up
     formula = {"kind": "formula", "rubric": "formula"}
     return settings(
         2,
