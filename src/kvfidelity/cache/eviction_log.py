@@ -35,7 +35,7 @@ class Disruption:
         return tokens, positions, future
 
     def of_group(self, name: str, groups: int) -> Disruption:
-        """What a keep set that `groups` names is about, of a cache with so many kv heads."""
+        """Its part for a keep set that `groups` names, of a cache with that number of kv heads."""
         if name == "shared":
             return self
         _, layer, *head = name.split(":")
