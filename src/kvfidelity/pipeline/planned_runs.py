@@ -14,7 +14,7 @@ from typing import Any
 
 from kvfidelity.atomic_files import write_json
 from kvfidelity.pipeline.rule_params import generation_parameters
-from kvfidelity.records.grid import RunKey, runs_by_dialogue
+from kvfidelity.records.grid import RunKey, run_keys
 from kvfidelity.worker.job import PLANNED_RUNS
 
 
@@ -26,9 +26,7 @@ def write_planned_runs(settings: Mapping[str, Any], planned: Iterable[str]) -> N
         planned: paths of the runs, in any order.
     """
     chosen = set(planned)
-    runs = [
-        run for of_one in runs_by_dialogue(settings).values() for run in of_one if run in chosen
-    ]
+    runs = [run for run in run_keys(settings) if run in chosen]
     write_json(PLANNED_RUNS, {"settings": settings, "runs": runs})
 
 
