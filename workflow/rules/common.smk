@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import sys
 from functools import cache
@@ -74,6 +75,7 @@ from kvfidelity.pipeline.sources import Fetched, refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,
+    finetuning_params,
     selection_params,
     judge_params,
     grid_settings,
@@ -275,6 +277,48 @@ def one_on_a_scheduler(wildcards):
 
 def model_spec(wildcards):
     return as_parameters(source_entry(SETTINGS["models"][wildcards.model]), "model")
+
+
+def names_of_models(fine_tuned):
+    """A pattern of the models that are fine-tuned here, or of the others, which are fetched."""
+    names = [
+        re.escape(name)
+        for name, entry in SETTINGS["models"].items()
+        if (entry["source"] == "adapter") == fine_tuned
+    ]
+    return "|".join(names) or "(?!)"
+
+
+def finetuning_spec(wildcards):
+    return as_parameters(finetuning_params(SETTINGS, wildcards.model), "finetune")
+
+
+def made_of(wildcards, section):
+    """The base model, or the dataset, that a fine-tuned model is made of."""
+    key = {"models": "base", "datasets": "data"}[section]
+    name = SETTINGS["models"][wildcards.model]["adapter"][key]
+    return Fetched(section, name, SETTINGS[section][name])
+
+
+def base_folder(wildcards):
+    return ancient(str(made_of(wildcards, "models").folder))
+
+
+def base_record(wildcards):
+    return str(made_of(wildcards, "models").record)
+
+
+def training_data(wildcards):
+    return ancient(str(made_of(wildcards, "datasets").folder))
+
+
+def training_record(wildcards):
+    return str(made_of(wildcards, "datasets").record)
+
+
+def checkpoints(wildcards):
+    """The folder of a training's checkpoint."""
+    return str(PREFIX / "resources/checkpoints" / wildcards.model)
 
 
 def dataset_spec(wildcards):

@@ -14,6 +14,7 @@ from typing import Any
 from kvfidelity.dialogues.cleaning import LONGEST_MESSAGE
 from kvfidelity.dialogues.content import category_of, language_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
+from kvfidelity.dialogues.parts import PARTS, SPLITS, TRAINING
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.templates import MessageError
@@ -21,8 +22,6 @@ from kvfidelity.errors import UserError
 
 #: Above this many characters per allowed token, count the first turns alone: they may be too long.
 MAX_CHARACTERS_PER_TOKEN = 5
-#: The two halves of a data set: numbers are tuned on the first and reported on the second.
-SPLITS = ("development", "test")
 #: Memory for candidates while a file is read, and what a turn takes without its text.
 TURN_BYTES = 64
 CANDIDATE_BYTES = 512 << 20
@@ -36,7 +35,8 @@ class Selection:
     and chat template; min_prompt_tokens bounds its prompts, as the session cuts them. category:
     "prose" or "code". max_similarity: dialogues this similar to a better ranked one are dropped
     (Jaccard index of their runs of five words); None keeps them.
-    split: the half of the dialogues that is taken; None takes both. split_seed: of the halves.
+    split: the part of the dialogues that is taken, one of PARTS; None takes all.
+    split_seed: of the parts.
     pool: how many dialogues the pool holds at most. allow_other_roles: whether a dialogue that has
     messages of other roles than user, assistant and system (calls of tools, their answers) is kept
     without these messages, or dropped.
@@ -66,8 +66,8 @@ class Selection:
         unknown = set(entry) - {item.name for item in fields(cls)}
         if unknown:
             raise UserError(f"select: unknown keys {', '.join(sorted(unknown))}")
-        if entry.get("split") not in (None, *SPLITS):
-            raise UserError(f"select.split is {entry['split']!r}; choose {' or '.join(SPLITS)}")
+        if entry.get("split") not in (None, *PARTS):
+            raise UserError(f"select.split is {entry['split']!r}; choose {', '.join(PARTS)}")
         return cls(**entry)
 
 
@@ -118,6 +118,8 @@ class Selector:
         self.selection, self.dropped = selection, dropped
         self._cuts = dict(cuts or {})
         self._exact_duplicates = ExactDuplicates()
+        #: First messages of dialogues that are evaluated, where dialogues to train on are chosen.
+        self._evaluated_openings: set[str] = set()
         self._heap: list[tuple[int, int, int, Candidate]] = []
         #: Those that `choose` chose, in the order of its rows.
         self.chosen: list[Candidate] = []
@@ -126,6 +128,8 @@ class Selector:
 
     def add(self, candidate: Candidate) -> None:
         """Consider one candidate; checks that need neither tokenizer nor language are made here."""
+        if self.selection.split == TRAINING and self._split(candidate) != TRAINING:
+            self._evaluated_openings.add(_opening(candidate))
         reason = self._reason(candidate)
         if reason is not None:
             self.dropped[reason] += 1
@@ -168,12 +172,18 @@ class Selector:
             elif near is not None and near.seen_before(candidate.turns):
                 # Also of a dialogue of the other split: what was tuned on would be tested on.
                 self.dropped["near_duplicate"] += 1
-            elif self.selection.split not in (None, split_of(candidate, self.selection.split_seed)):
+            elif self.selection.split not in (None, self._split(candidate)):
                 self.dropped["other_split"] += 1
+            elif _opening(candidate) in self._evaluated_openings:
+                # Often one conversation, of which two lengths were recorded.
+                self.dropped["opening_of_other_split"] += 1
             else:
                 self.chosen.append(candidate)
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
         return chosen
+
+    def _split(self, candidate: Candidate) -> str:
+        return split_of(candidate, self.selection.split_seed)
 
     def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
         """Tokens of a conversation; if it exceeds the maximum, a lower number above the maximum."""
@@ -224,13 +234,19 @@ class Selector:
 
 
 def split_of(candidate: Candidate, seed: int) -> str:
-    """Which half of a data set a conversation is in: by a hash of the seed and its texts.
+    """Which part of a data set a conversation is in: by a hash of the seed and its texts.
 
     It depends neither on its id, nor on other conversations, nor on any other setting. Copies of a
-    conversation are in one half.
+    conversation are in one part.
     """
     texts = [text for turn in candidate.turns for text in (turn.user, turn.assistant)]
-    return SPLITS[_rank(seed, "\0".join(texts)) % len(SPLITS)]
+    quarter, half = divmod(_rank(seed, "\0".join(texts)), len(SPLITS))
+    return TRAINING if half == 0 and quarter % 2 else SPLITS[half]
+
+
+def _opening(candidate: Candidate) -> str:
+    """The first message in lower case, without what separates its words."""
+    return " ".join(candidate.turns[0].user.lower().split())
 
 
 def _rank(seed: int, conversation_id: str) -> int:

@@ -62,6 +62,7 @@ SOURCE = (
     "split",
     "file",
     "path",
+    "adapter",
 )
 
 
@@ -205,6 +206,15 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
         chosen["prompt_cuts"] = {name: settings["session"][name] for name in PROMPT_CUTS}
     if not formats.is_built_in(entry["format"]):
         # Only dialogues in user-defined formats depend on these files.
+        files = list(settings["format_files"])
+        chosen |= {"format_files": files, "format_digest": files_digest(files)}
+    return chosen
+
+
+def finetuning_params(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What fine-tuning depends on."""
+    chosen = source_entry(settings["models"][model])
+    if not formats.is_built_in(chosen["adapter"]["data_source"]["format"]):
         files = list(settings["format_files"])
         chosen |= {"format_files": files, "format_digest": files_digest(files)}
     return chosen

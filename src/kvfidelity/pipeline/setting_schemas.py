@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kvfidelity.finetuning.recipe import ARMS, LOSSES
 from kvfidelity.report.position_modes import position_mode_schema
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
@@ -26,6 +27,8 @@ def config_schema() -> dict[str, Any]:
     modes = position_mode_schema()
     schema["$defs"]["position_mode"] = modes
     schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]
+    adapter = schema["$defs"]["adapter"]["properties"]
+    adapter["arm"]["enum"], adapter["loss"]["enum"] = list(ARMS), list(LOSSES)
     return schema
 
 
