@@ -78,6 +78,4 @@ def finetune(
 ) -> None:
     """Make a fine-tuned model folder."""
     spec = {"source": "adapter", "adapter": ADAPTER | other, "code": "0"}
-    finetune_model(
-        spec, base, data, directory, checkpoints, "cpu", every=every, progress=progress
-    )
+    finetune_model(spec, base, data, directory, checkpoints, "cpu", every=every, progress=progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.finetuning.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 from kvfidelity.finetuning.examples import Example, _example
-from kvfidelity.finetuning.recipe import ARMS, Recipe
+from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
 from kvfidelity.models.load import load_model
+from kvfidelity.records.arms import ARMS
 from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
 
 STEPS = 12
@@ -90,14 +90,24 @@ def test_arms_of_a_seed_see_the_same_keep_sets(tmp_path: Path) -> None:
         assert torch.equal(stale.earlier, rerotated.earlier)
 
 
+@pytest.mark.long(15)
 def test_a_training_killed_three_times_ends_with_the_same_loss_curve(tmp_path: Path) -> None:
-    """A real SIGKILL, at random steps, once in the middle of writing a checkpoint."""
-    data, base = dialogues(tmp_path), base_model(tmp_path)
-    finetune(base, data, tmp_path / "whole", tmp_path / "undisturbed", steps=STEPS)
-    rng = Random(str(tmp_path))
-    kills = [*sorted(rng.sample(range(1, STEPS - 1), 3)), 0]
-    started = [_until_killed(tmp_path, base, data, kill) for kill in kills]
-    assert started[0] == 0 and started[-1] > 0, "it went on from a checkpoint"
+    """A real SIGKILL after two random steps, and one in the middle of writing a checkpoint."""
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    rng = Random(os.urandom(8))
+    first = rng.randint(1, 4)
+    kills: list[int | str] = [first, "write", rng.randint(8, STEPS - 1), 0]
+    started = _killed(tmp_path, kills)
+    # A checkpoint is written every two steps: the first kill keeps the latest of them, the second
+    # writes one and half of another.
+    kept = first - first % 2
+    latest = int(kills[2]) - int(kills[2]) % 2
+    assert started == [[0, 9], [kept, 9], [kept + 2, 9], [latest, 0]], kills
+    torch.use_deterministic_algorithms(True)
+    try:
+        finetune(base, data, tmp_path / "whole", tmp_path / "undisturbed", steps=STEPS)
+    finally:
+        torch.use_deterministic_algorithms(False)
     curves, weights = [], []
     for name in ("whole", "killed"):
         folder = tmp_path / name
@@ -108,37 +118,26 @@ def test_a_training_killed_three_times_ends_with_the_same_loss_curve(tmp_path: P
     assert not (tmp_path / "checkpoints").exists()
 
 
-def _until_killed(root: Path, base: Path, data: Path, kill: int) -> int:
-    """Run a training in a process of its own and kill it at step `kill`; 0 lets it end.
-
-    It waits for a line after each step, so no step is done after the kill. Returns the number of
-    steps that it started from.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.finetuning.stepwise", str(root), str(STEPS), str(kill)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+def _killed(root: Path, kills: list[int | str]) -> list[list[int]]:
+    """What `stepwise` prints: steps done at each start, and the signal that ended it."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.finetuning.stepwise",
+            str(root),
+            str(STEPS),
+            json.dumps(kills),
+        ],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert process.stdin and process.stdout
-    started = None
-    for line in process.stdout:
-        if not line.startswith("step "):
-            continue
-        step = int(line.split()[1])
-        started = step - 1 if started is None else started
-        if step == kill:
-            process.send_signal(signal.SIGKILL)
-            break
-        process.stdin.write("\n")
-        process.stdin.flush()
-    process.stdin.close()
-    code = process.wait()
-    assert code == (-signal.SIGKILL if kill else 0)
-    assert started is not None
-    return started
+    assert done.returncode == 0, done.stderr
+    found: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_half_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:

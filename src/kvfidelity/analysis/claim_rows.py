@@ -16,6 +16,8 @@ IDENTITY = (
     *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
     *("reference_tokens", "after_eviction", "inside_window"),
 )
+#: Which training a run's model has had; only some tables say it.
+ARMS = ("base_model", "arm")
 #: Which stretch of the conversation a turn is, for changes at the trained window.
 PLACE = ("tokens_seen_start", "tokens_seen_end", "trained_window")
 #: Quantities of recall questions; `depth` and `origin` choose among them.
@@ -56,7 +58,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     known = tables["turns"]
     if "finish_reason" in known.columns:
         known = known.with_columns(complete=came_to_an_end().cast(pl.Float64))
-    names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
+    names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE, *ARMS} & set(known.columns)
     prompt_share = pl.lit(None, pl.Float64)
     if {"prompt_tokens", "threshold_tokens"} <= set(known.columns):
         prompt_share = pl.col("prompt_tokens") / pl.col("threshold_tokens")
@@ -97,7 +99,11 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         how="diagonal_relaxed",
     )
     settings = run_settings(tables["turns"], tables.get("dialogues"))
-    return rows.drop("trigger").join(settings, on="run", how="left")
+    rows = rows.drop("trigger").join(settings, on="run", how="left")
+    if not set(ARMS) <= set(known.columns):
+        return rows
+    arms = known.unique("run").select("run", *ARMS)
+    return rows.drop(ARMS).join(arms, on="run", how="left", maintain_order="left")
 
 
 def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> pl.DataFrame:

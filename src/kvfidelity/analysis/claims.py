@@ -21,6 +21,7 @@ from kvfidelity.analysis.claim_rows import (
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
+from kvfidelity.analysis.finetuning import averaged_over_seeds
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
@@ -70,6 +71,11 @@ class Claim:
     turns: str = "inside_window"
     min_questions: int = 0
 
+    @property
+    def names_an_arm(self) -> bool:
+        """Whether it compares trainings of one base model; other claims are about each model."""
+        return "arm" in {**self.of, **(self.minus or {})}
+
     def rows_of(self) -> dict[str, Any]:
         """What `of` and the setting together ask of a row."""
         return {**self.setting, **self.of}
@@ -104,7 +110,12 @@ def evaluate_claims(
     named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
     observed = observations(tables, named)
     silent = know_nothing(tables["baselines"])
-    rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
+    arms = averaged_over_seeds(observed) if "arm" in observed.columns else observed.clear()
+    rows = [
+        row
+        for claim in claims
+        for row in _evaluate(claim, arms if claim.names_an_arm else observed, options)
+    ]
     for row in rows:
         if (row["model"], row["dataset"]) in silent and row["estimate"] is not None:
             row |= {"decision": UNDECIDED, "reason": "the model knows nothing, so it loses nothing"}
@@ -226,6 +237,8 @@ def _pairs(
             pairs = pairs.filter(pl.col("keep_sets") == pl.col("other_keep_sets"))
         if pairs.height:
             name = policy if threshold == NO_THRESHOLD else f"{policy}, {positions}"
+            if "arm" in minus:
+                name += f", arm {minus['arm']}"
             against = {"against": name, "against_budget_tokens": _budget(other)}
             yield against | {"n_unpaired": unpaired}, pairs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,9 +53,7 @@ class Stretch:
     positions: Tensor
 
 
-def evicted(
-    tokens: int, evictions: Sequence[Eviction], mode: PositionMode | str
-) -> list[Stretch]:
+def evicted(tokens: int, evictions: Sequence[Eviction], mode: PositionMode | str) -> list[Stretch]:
     """The stretches of a dialogue of `tokens` tokens with evictions, under a position mode.
 
     Args:
@@ -97,7 +96,7 @@ def skipped(tokens: int, skips: Sequence[Skip]) -> list[Stretch]:
 def _spans(tokens: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     """Half-open spans between 0, the cuts and `tokens`."""
     edges = [0, *cuts, tokens]
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    spans = list(pairwise(edges))
     if any(start >= stop for start, stop in spans):
         raise ValueError(f"evictions at {list(cuts)} are not ascending within {tokens} tokens")
     return spans

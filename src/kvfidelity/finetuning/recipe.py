@@ -6,15 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvfidelity.cache.positions import PositionMode
-
-#: Arms in which nothing is evicted: training as such, and jumps of positions alone. The other arms
-#: are position modes: evictions with positions as under that mode. The model without a training is
-#: the base itself.
-CONTROL, SKIPS = "control", "skips"
-ARMS = (CONTROL, *(mode.value for mode in PositionMode), SKIPS)
-#: In tables, the arm of the base model.
-NO_ARM = "none"
 #: Losses: divergence from the base model with the full cache, or of the data set's own reply.
 KL, CROSS_ENTROPY = "kl", "cross_entropy"
 LOSSES = (KL, CROSS_ENTROPY)

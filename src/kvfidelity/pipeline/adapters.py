@@ -25,7 +25,7 @@ def adapter_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             known = did_you_mean(adapter["base"], settings["models"])
             yield f"{where}.base: no {shown(adapter['base'])}{known}"
         elif base["source"] == "adapter":
-            yield f"{where}.base: {adapter['base']} is fine-tuned itself; name the model it is made of"
+            yield f"{where}.base: {adapter['base']} is fine-tuned itself; name its base"
         data = settings["datasets"].get(adapter["data"])
         if data is None:
             known = did_you_mean(adapter["data"], settings["datasets"])

@@ -295,7 +295,7 @@ def needs_likelihood(settings: Mapping[str, Any], judge: str) -> bool:
 def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Which runs there are, which judges judged them, and the statistics' settings."""
     chosen: dict[str, Any] = {name: settings[name] for name in ("grid", "report")}
-    chosen["models"] = {name: {} for name in settings["models"]}
+    chosen["models"] = {name: _arm(entry) for name, entry in settings["models"].items()}
     chosen["thresholds"] = {name: {} for name in settings["thresholds"]}
     for section, key in (("datasets", "count"), ("policies", "kind")):
         entries = settings[section].items()
@@ -303,6 +303,12 @@ def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen["judging"] = active_judges(settings, pairwise=False)
     chosen["comparing"] = active_judges(settings, pairwise=True)
     return chosen
+
+
+def _arm(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What tables say of a model that is fine-tuned here."""
+    adapter = entry.get("adapter")
+    return {"adapter": {key: adapter[key] for key in ("base", "arm", "seed")}} if adapter else {}
 
 
 def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:

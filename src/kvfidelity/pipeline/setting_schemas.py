@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from kvfidelity.finetuning.recipe import ARMS, LOSSES
+from kvfidelity.finetuning.recipe import LOSSES
+from kvfidelity.records.arms import ARMS
 from kvfidelity.report.position_modes import position_mode_schema
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"

@@ -10,12 +10,15 @@ import polars as pl
 from kvfidelity.analysis.balance import CANDIDATE, MARGIN, REFERENCE
 from kvfidelity.analysis.decisions import CONTRADICTED, NOT_TESTED, SUPPORTED
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.records.arms import CONTROL, NO_ARM
+from kvfidelity.records.grid import BASELINE
 from kvfidelity.report.formatting import count, interval, percent, signed
 
 #: Level of p_holm below which a difference is found.
 ALPHA = 0.05
-CORRECTED = PositionMode.REROTATED.value
+CORRECTED, STALE = PositionMode.REROTATED.value, PositionMode.STALE.value
 POLICY = "A policy that balances gist, recency and the salient middle"
+FINE_TUNING = "Fine-tuning: can a model learn to tolerate disrupted positions?"
 HEALING = "Healing: telling the model about the gap, or closing it"
 STATES = {SUPPORTED: "not worse by", CONTRADICTED: "worse by more than"}
 
@@ -24,7 +27,7 @@ def open_questions(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """Each question with its `answers`; without one it says so.
 
     Args:
-        tables: `balance`, `balance_pairs` and `healings`.
+        tables: `balance`, `balance_pairs`, `finetuning` and `healings`.
 
     Returns:
         For each question `number`, `question`, `not_tested` (empty if it is) and `answers`: for
@@ -32,6 +35,7 @@ def open_questions(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """
     found = {
         (1, POLICY): list(_policy_answers(tables["balance"], tables["balance_pairs"])),
+        (2, FINE_TUNING): list(_finetuning_answers(tables["finetuning"])),
         (4, HEALING): list(_healing_answers(tables["healings"])),
     }
     return [
@@ -98,6 +102,59 @@ def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
     return (
         f"No other has less of both loss and forgetting than {_list(front)}; loss and the middle's "
         f"margin lost of each variant: {ablated}."
+    )
+
+
+def _finetuning_answers(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    losses = table.filter(measure="reference_nll")
+    keys = ("model", "dataset", "policy", "threshold")
+    evicted = losses.filter(pl.col("policy") != BASELINE)
+    for key, part in evicted.group_by(keys, maintain_order=True):
+        where = {"model": key[0], "dataset": key[1]}
+        taxes = losses.filter(pl.col("policy") == BASELINE, **where)
+        yield {
+            "setting": ", ".join(key),
+            "sentences": [_learns(part), _beats_rerotation(part, taxes), _helps_rerotated(part)],
+        }
+
+
+def _learns(part: pl.DataFrame) -> str:
+    about = "trained on stale positions, against the same training with nothing evicted"
+    return _finetuned(part, (STALE, STALE), (CONTROL, STALE), about, "Under stale positions")
+
+
+def _beats_rerotation(part: pl.DataFrame, taxes: pl.DataFrame) -> str:
+    about = "trained on them, against rerotated positions and no training"
+    found = _finetuned(part, (STALE, STALE), (NO_ARM, CORRECTED), about, "Under stale positions")
+    tax = taxes.filter(arm=STALE, against=NO_ARM).to_dicts()
+    if not tax:
+        return found
+    return (
+        f"{found.removesuffix('.')}; with nothing evicted that training changes the loss by "
+        f"{_estimate(tax[0], 'difference', '')}."
+    )
+
+
+def _helps_rerotated(part: pl.DataFrame) -> str:
+    about = "trained on them, against no training"
+    arms = (CORRECTED, CORRECTED), (NO_ARM, CORRECTED)
+    return _finetuned(part, *arms, about, "Under rerotated positions")
+
+
+def _finetuned(
+    part: pl.DataFrame, own: tuple[str, str], other: tuple[str, str], about: str, where: str
+) -> str:
+    """A sentence on an arm and another, each with its position mode."""
+    rows = part.filter(
+        arm=own[0], positions=own[1], against=other[0], against_positions=other[1]
+    ).to_dicts()
+    if not rows or rows[0]["difference"] is None:
+        return f"{where}, {about}: not tested here."
+    row = rows[0]
+    return (
+        f"{where}, a model {about}, changes the loss from {signed(row['against_value'], 2)} by "
+        f"{_estimate(row, 'difference', '')} nats per token, over "
+        f"{count(row['n_dialogues'], 'dialogue')} and {count(row['n_seeds'], 'training')}."
     )
 
 
