@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.balance import balance, balance_pairs
-from kvfidelity.analysis.columns import TABLES
+from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.confidence import confidence_column, with_overconfidence
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED, decide
 from kvfidelity.analysis.early import early_columns, with_early_excess
@@ -115,8 +115,10 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
         "balance": cells,
         "balance_pairs": balance_pairs(questions, cells, OPTIONS),
         "healings": healings(turns, questions, OPTIONS),
+        "finetuning": pl.DataFrame(schema=table_schema("finetuning")),
     }
-    policy, healing = open_questions(tables)
+    policy, finetuned, healing = open_questions(tables)
+    assert finetuned["not_tested"] == "not tested here"
     quality, middle, front = policy["answers"][0]["sentences"]
     assert "not worse by 0.05, over 24 dialogues" in quality
     assert "surely loses less than" in middle and "random_spans" in middle
@@ -132,7 +134,7 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
 def test_without_such_cells_the_questions_are_not_tested() -> None:
     empty = {
         name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
-        for name in ("balance", "balance_pairs", "healings")
+        for name in ("balance", "balance_pairs", "finetuning", "healings")
     }
     assert {entry["not_tested"] for entry in open_questions(empty)} == {"not tested here"}
     turns, questions = turns_and_questions()

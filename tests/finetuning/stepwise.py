@@ -1,7 +1,9 @@
-"""Trainings that are killed, one after another: `python -m tests.finetuning.stepwise FOLDER STEPS KILLS`
+"""Trainings that are killed, one after another.
 
-KILLS is JSON: for each training a number of steps after which it is killed, "write" for a kill in the
-middle of writing its second checkpoint, or 0 for one that ends. A training is a forked process,
+`python -m tests.finetuning.stepwise FOLDER STEPS KILLS`
+
+KILLS is JSON: for each training a number of steps after which it is killed, "write" for a kill in
+the middle of writing its second checkpoint, or 0 for one that ends. A training is a forked process,
 which waits after each step until it may go on, so that no step is done after the kill. Prints, as
 JSON, how many steps each had done when it started, and the signal that ended it.
 """

@@ -90,7 +90,7 @@ def test_arms_of_a_seed_see_the_same_keep_sets(tmp_path: Path) -> None:
         assert torch.equal(stale.earlier, rerotated.earlier)
 
 
-@pytest.mark.long(15)
+@pytest.mark.long(25)
 def test_a_training_killed_three_times_ends_with_the_same_loss_curve(tmp_path: Path) -> None:
     """A real SIGKILL after two random steps, and one in the middle of writing a checkpoint."""
     base, data = base_model(tmp_path), dialogues(tmp_path)

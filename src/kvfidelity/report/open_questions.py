@@ -119,41 +119,40 @@ def _finetuning_answers(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _learns(part: pl.DataFrame) -> str:
-    about = "trained on stale positions, against the same training with nothing evicted"
-    return _finetuned(part, (STALE, STALE), (CONTROL, STALE), about, "Under stale positions")
+    return _finetuned(part, STALE, (CONTROL, STALE), "the same training with nothing evicted")
 
 
 def _beats_rerotation(part: pl.DataFrame, taxes: pl.DataFrame) -> str:
-    about = "trained on them, against rerotated positions and no training"
-    found = _finetuned(part, (STALE, STALE), (NO_ARM, CORRECTED), about, "Under stale positions")
+    found = _finetuned(part, STALE, (NO_ARM, CORRECTED), "rerotated positions and no training")
     tax = taxes.filter(arm=STALE, against=NO_ARM).to_dicts()
     if not tax:
         return found
     return (
-        f"{found.removesuffix('.')}; with nothing evicted that training changes the loss by "
+        f"{found.removesuffix('.')}; with nothing evicted that training changes the NLL by "
         f"{_estimate(tax[0], 'difference', '')}."
     )
 
 
 def _helps_rerotated(part: pl.DataFrame) -> str:
-    about = "trained on them, against no training"
-    arms = (CORRECTED, CORRECTED), (NO_ARM, CORRECTED)
-    return _finetuned(part, *arms, about, "Under rerotated positions")
+    return _finetuned(part, CORRECTED, (NO_ARM, CORRECTED), "no training")
 
 
-def _finetuned(
-    part: pl.DataFrame, own: tuple[str, str], other: tuple[str, str], about: str, where: str
-) -> str:
-    """A sentence on an arm and another, each with its position mode."""
+def _finetuned(part: pl.DataFrame, mode: str, other: tuple[str, str], about: str) -> str:
+    """A sentence on the arm of a position mode under that mode, against an arm under another.
+
+    Args:
+        other: arm and position mode, which `about` puts into words.
+    """
     rows = part.filter(
-        arm=own[0], positions=own[1], against=other[0], against_positions=other[1]
+        arm=mode, positions=mode, against=other[0], against_positions=other[1]
     ).to_dicts()
+    start = f"Under {mode} positions, training on evicted states with such positions"
     if not rows or rows[0]["difference"] is None:
-        return f"{where}, {about}: not tested here."
+        return f"{start} against {about} is not tested here."
     row = rows[0]
     return (
-        f"{where}, a model {about}, changes the loss from {signed(row['against_value'], 2)} by "
-        f"{_estimate(row, 'difference', '')} nats per token, over "
+        f"{start} gives an NLL of {row['value']:.2f} nats per token, "
+        f"{_estimate(row, 'difference', '')} against {about}, over "
         f"{count(row['n_dialogues'], 'dialogue')} and {count(row['n_seeds'], 'training')}."
     )
 
