@@ -38,10 +38,16 @@ ROOTS: dict[str, tuple[str, ...]] = {
 #: those are compared themselves; the others only word what goes wrong.
 NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
 #: Modules that a stage does not follow. The proof decides whether a model may be used. It is run
-#: again when a model is loaded, so a change of the cache needs no model fetched again.
+#: again when a model is loaded, so a change of the cache needs no model fetched again. Nor does it
+#: need one trained again: a training has a forward of its own, which tests compare with the cache's,
+#: and no cache. `lengths` counts what a figure shows.
 NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {
     "model": ("kvfidelity.cache.proof",),
-    "finetune": ("kvfidelity.cache.proof",),
+    "finetune": (
+        "kvfidelity.cache.attach",
+        "kvfidelity.cache.managed",
+        "kvfidelity.dialogues.lengths",
+    ),
 }
 #: Counted by its number, and only for stages that write artifacts.
 VERSION_MODULE = "kvfidelity.records.schema_version"
