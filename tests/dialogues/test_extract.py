@@ -361,10 +361,7 @@ def test_a_near_duplicate_of_a_dialogue_of_another_part_is_in_none(
         near[-1]["value"] += " again"
         texts = ((f"a{n}", chatter(n)), (f"b{n}", near))
         records += [{"id": name, "conversations": text} for name, text in texts]
-    halves = [
-        extract(folder(tmp_path, records), entry(split=split), segmenter)
-        for split in PARTS
-    ]
+    halves = [extract(folder(tmp_path, records), entry(split=split), segmenter) for split in PARTS]
     kept = [name for pool, _ in halves for name in pool["dialogue_id"].to_list()]
     numbers = sorted(int(name[1:]) for name in kept)
     assert numbers == sorted(set(numbers)) and len(numbers) > 12, "one of each pair at most"
@@ -373,5 +370,7 @@ def test_a_near_duplicate_of_a_dialogue_of_another_part_is_in_none(
 
 
 def test_a_split_of_another_name_is_refused() -> None:
-    with pytest.raises(UserError, match=r"select\.split is 'train'; choose development, test, training"):
+    with pytest.raises(
+        UserError, match=r"select\.split is 'train'; choose development, test, training"
+    ):
         Selection.of({"split": "train"})

@@ -174,3 +174,20 @@ def test_evictions_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="below position 0"):
         skipped(TOKENS, [Skip(5, -6)])
     assert len(CONFIGS) >= 4
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mode", PositionMode)
+def test_logits_and_gradients_on_a_gpu_are_those_on_a_cpu(
+    architecture: str, mode: PositionMode
+) -> None:
+    stretches, found = evicted(TOKENS, several_evictions(2), mode), []
+    for device in ("cpu", "cuda"):
+        model = attach(tiny(architecture)).to(device)
+        weight = next(model.get_decoder().layers[0].parameters())
+        hidden = hidden_states(model, IDS.to(device), stretches)
+        logits = output_logits(model, hidden)
+        logits.log_softmax(-1)[:, 5].sum().backward()
+        found.append((logits.detach().cpu(), weight.grad.cpu()))
+    assert worst(found[0][0], found[1][0]) < 1e-3
+    assert worst(found[0][1], found[1][1]) < 1e-3 * float(found[0][1].abs().max())

@@ -26,7 +26,7 @@ def conversation(number: int, turns: int = 4) -> list[dict[str, str]]:
 
 
 def with_duplicates() -> list[dict[str, Any]]:
-    """Each conversation under three ids; half of them in half their length and other spacing too."""
+    """Each conversation under three ids; half of them also in half their length, and respaced."""
     records = []
     for number in range(NUMBER):
         whole = conversation(number)

@@ -9,12 +9,12 @@ rule fetch_model:
         # them changes, not when the folder is copied.
         record="resources/provenance/models/{model}.json",
         source="resources/provenance/sources/models/{model}.json",
-    wildcard_constraints:
-        model=names_of_models(fine_tuned=False),
     log:
         "<logs>/fetch_model/{model}.log",
     benchmark:
         "<results>/benchmarks/fetch_model/{model}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=False),
     conda:
         "../../envs/model.yaml"
     params:
@@ -38,12 +38,12 @@ rule finetune_model:
         folder=directory("resources/models/{model}"),
         record="resources/provenance/models/{model}.json",
         source="resources/provenance/sources/models/{model}.json",
-    wildcard_constraints:
-        model=names_of_models(fine_tuned=True),
     log:
         "<logs>/finetune_model/{model}.log",
     benchmark:
         "<results>/benchmarks/finetune_model/{model}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=True),
     conda:
         "../../envs/model.yaml"
     threads: generate_threads

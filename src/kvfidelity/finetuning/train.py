@@ -121,7 +121,7 @@ class Trainer:
         total = 0.0
         for example, stretches in self._batch(step):
             loss = self._loss(example, stretches) / self.recipe.batch
-            loss.backward()
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self._weights, MOST_GRADIENT)
         self._optimizer.step()

@@ -39,7 +39,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
 NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
 #: Modules that a stage does not follow. The proof decides whether a model may be used. It is run
 #: again when a model is loaded, so a change of the cache needs no model fetched again. Nor does it
-#: need one trained again: a training has a forward of its own, which tests compare with the cache's,
+#: need one trained again: a training has a forward of its own, which tests compare with the cache,
 #: and no cache. `lengths` counts what a figure shows.
 NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {
     "model": ("kvfidelity.cache.proof",),
