@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers.utils import logging as hf_logging
 
 from kvfidelity.atomic_files import write_json
+from kvfidelity.bounded_json import read_json
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.template_check import check_template
 from kvfidelity.finetuning.examples import examples_digest, training_examples
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
-from kvfidelity.models.checksums import PROVENANCE, copy_without_weights, file_digests
+from kvfidelity.models.checksums import PROVENANCE, WEIGHTS, file_digests
 from kvfidelity.models.end_tokens import end_token_ids
 from kvfidelity.models.load import load_model
 from kvfidelity.models.revision import model_revision
@@ -66,8 +67,9 @@ def finetune_model(
         | {"format_files": spec.get("format_files", ())},
         ChatSegmenter(tokenizer, end_token_ids(base)),
     )
+    fetched = read_json(base / PROVENANCE)
     made_from = {
-        "base": file_digests(base),
+        "base": fetched["files"],
         "dialogues": {"number": len(examples), "sha256": examples_digest(examples)},
     }
     text = json.dumps([adapter, made_from, spec["code"]], sort_keys=True)
@@ -78,7 +80,10 @@ def finetune_model(
     folder = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        copy_without_weights(base, folder)
+        folder.mkdir(parents=True)
+        for name in fetched["files"]:
+            if not name.endswith((*WEIGHTS, ".index.json")):
+                shutil.copyfile(base / name, folder / name)
         _merge(base, recipe, trainer.adapter(), folder)
         write_json(folder / LOSS_CURVE, {"loss": recipe.loss, "losses": trainer.losses})
         provenance = {
@@ -88,7 +93,7 @@ def finetune_model(
             "made_from": made_from | {"data": manifest["provenance"]},
             "files": file_digests(folder),
             # The architecture is the base's, so are the laws' deviations.
-            "exactness": _exactness(base),
+            "exactness": fetched["exactness"],
         }
         write_json(folder / PROVENANCE, provenance)
         shutil.rmtree(directory, ignore_errors=True)
@@ -112,11 +117,3 @@ def _merge(base: Path, recipe: Recipe, adapter: Mapping[str, Tensor], folder: Pa
     for file in scratch.glob("*.safetensors*"):
         file.rename(folder / file.name)
     shutil.rmtree(scratch)
-
-
-def _exactness(base: Path) -> dict[str, float]:
-    file = base / PROVENANCE
-    if not file.is_file():
-        return {}
-    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8")).get("exactness", {})
-    return found
