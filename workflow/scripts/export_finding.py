@@ -1,4 +1,4 @@
-"""Publish a finished run of a finding in docs/findings: export_finding.py RESULTS --finding NAME."""
+"""Publish a finished run in docs/findings: export_finding.py RESULTS --finding NAME."""
 
 import argparse
 from pathlib import Path

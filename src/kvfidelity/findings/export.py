@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ import polars as pl
 
 from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import UserError
-from kvfidelity.findings.exported import EXPORTED, published
+from kvfidelity.findings.exported import ALWAYS, EXPORTED, OF_QUESTION, published
 from kvfidelity.findings.plan import finding_named
+from kvfidelity.findings.published import DOCS, FACTS
 from kvfidelity.findings.timing import timing
 from kvfidelity.pipeline.invocation import read_invocation
 from kvfidelity.records.artifacts import read_parquet
 
-DOCS = Path("docs/findings")
-FACTS = "run.json"
 #: Bytes of all that is published, at most.
 MOST_BYTES = 5_000_000
 UNKNOWN = "not recorded"
@@ -43,8 +41,9 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
         UserError: no such finding; the run is not finished; a text that is no name; all that is
             published would be larger than MOST_BYTES.
     """
-    finding_named(finding)
+    question = finding_named(finding).question
     tables = _tables(results)
+    wanted = (*ALWAYS, *OF_QUESTION[question])
     turns = tables.pop("turns")
     folders = []
     for model in turns["model"].unique().sort():
@@ -52,8 +51,8 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
         folder.mkdir(parents=True, exist_ok=True)
         for old in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
             old.unlink()
-        for name, table in tables.items():
-            part = published(name, table.filter(pl.col("model").fill_null(model) == model))
+        for name in wanted:
+            part = published(name, tables[name].filter(pl.col("model").fill_null(model) == model))
             if part.height:
                 _write(folder, name, part)
         of_model = turns.filter(model=model)
@@ -83,9 +82,7 @@ def _write(folder: Path, name: str, table: pl.DataFrame) -> None:
     write_text(folder / f"{name}.csv", table.write_csv(float_precision=6))
 
 
-def run_facts(
-    results: Path, turns: pl.DataFrame, environments: pl.DataFrame
-) -> dict[str, Any]:
+def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) -> dict[str, Any]:
     """What a reader must know to judge and repeat a run of one model.
 
     Args:
@@ -146,9 +143,3 @@ def refuse_large(docs: Path) -> None:
             f"{docs}: {size:,} bytes are published, more than {MOST_BYTES:,}; leave tables or "
             "columns out in kvfidelity.findings.exported"
         )
-
-
-def read_facts(folder: Path) -> Mapping[str, Any]:
-    """The facts of a published run."""
-    facts: dict[str, Any] = json.loads((folder / FACTS).read_text("utf-8"))
-    return facts

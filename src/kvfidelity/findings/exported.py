@@ -17,12 +17,14 @@ from kvfidelity.findings.timing import TIMING
 
 #: Text columns that may be published: names of the configuration, of versions and of decisions.
 NAMES = frozenset(
-    """
-    model dataset policy positions threshold kind origin depth change healing against metric factor
-    group cells against_not_inferior not_inferior cause loses positions_cost ordered_by judge
-    judge_kind measure replies claim direction decision margin_of tested_in hardware dtype code
-    versions first_made last_made dialogue
-    """.split()
+    {
+        *("model", "dataset", "dialogue", "policy", "positions", "threshold", "kind", "replies"),
+        *("origin", "depth", "change", "healing", "against", "metric", "factor", "group", "cells"),
+        *("against_not_inferior", "not_inferior", "cause", "loses", "positions_cost"),
+        *("ordered_by", "judge", "judge_kind", "measure", "claim", "direction", "decision"),
+        *("margin_of", "tested_in", "hardware", "dtype", "code", "versions", "first_made"),
+        "last_made",
+    }
 )
 #: Every column of these that may be published is.
 WHOLE = (
@@ -66,6 +68,22 @@ def exported_schema(table: str) -> dict[str, Any]:
 
 #: All published tables.
 EXPORTED = (*WHOLE, *PART, "timing")
+#: Published of every run.
+ALWAYS = ("policies", "baselines", "environments", "claims")
+#: And of the runs of a question.
+OF_QUESTION = {
+    "paper": (
+        *("attribution", "dialogues", "own_replies", "verdict_means", "reliability"),
+        "prefill_overshoot",
+    ),
+    "budgets": ("attribution", "dialogues", "leaderboard", "recall_by_depth"),
+    "window": ("window", "window_changes"),
+    "checks": ("dialogues", "leaderboard", "recall_by_depth"),
+    "question1": ("balance", "balance_pairs", "recall_by_depth"),
+    "question3": ("dialogues", "predictors", "predictor_validation", "penalties"),
+    "question4": ("healings",),
+    "cost": ("timing",),
+}
 
 
 def published(name: str, table: pl.DataFrame) -> pl.DataFrame:
