@@ -1,4 +1,4 @@
-"""The questions of the page: what each is about, its answers and tables, and what it leaves open."""
+"""The questions of the page: what each is about, its answers, its tables, what it leaves open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import budgets, cost, number, paper, recall, window
+from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.wording import number
 from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.formatting import decimal, megabytes, percent, rounded
 from kvfidelity.report.open_questions import open_questions

@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.atomic_files import write_text
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import BUDGET
+from kvfidelity.findings.wording import BUDGET
 from kvfidelity.report.figures import (
     WIDTH,
     count_label,

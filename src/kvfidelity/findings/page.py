@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kvfidelity.analysis.claims import read_claims
 from kvfidelity.cli import main_guard
-from kvfidelity.findings import sentences
+from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS, Question
 from kvfidelity.findings.peers import peers
 from kvfidelity.findings.plan import FINDINGS, MODELS
@@ -41,6 +41,8 @@ What the runs of `make findings` say about arXiv
 the dataset's replies over the baseline, which evicts nothing; brackets are 95% intervals over
 dialogues. Terms: [concepts.md](concepts.md); how intervals are made: [metrics.md](metrics.md).
 """
+#: Scores of a judge that is asked, and what a claim of them is without one.
+ASKED, NO_JUDGE = "score.gpt", "not measured: its judge, a language model, was not asked"
 NOT_RUN = """\
 Meta-Llama-3-8B-Instruct, the paper's model, was **not run**: its weights are gated.
 `config/paper.yaml` is its ready configuration, see [paper-setting.md](paper-setting.md).
@@ -54,7 +56,8 @@ def page(docs: Path = DOCS, claims: Path | None = None) -> str:
         docs: the folder of what is published. claims: the claims' file.
     """
     runs = published_runs(docs)
-    parts = [GENERATED, HEAD, *_first(runs), *_models(runs), *_verdicts(runs, claims)]
+    parts = [GENERATED, HEAD, *_first(runs), *advice.section(runs)]
+    parts += [*_models(runs), *_verdicts(runs, claims)]
     for question in QUESTIONS:
         parts += _section(question, of_question(runs, question.key))
     parts += ["## What others report\n", peers(runs), *_making(runs)]
@@ -100,14 +103,17 @@ def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str
     yield (
         "Of each claim of [config/claims.yaml](../config/claims.yaml) per model, over the cells "
         "that test it: the decision with the claim's estimate and its interval, or the range of "
-        "the estimates of several cells. Claims of a language-model judge need a paid one, which "
-        "was not asked.\n"
+        "the estimates of several cells.\n"
     )
     models = [*MODELS, *sorted({run.model for run in runs} - set(MODELS))]
     rows_of = {model: claim_rows(runs, model) for model in models}
     rows = []
     for claim in read_claims(claims or workflow_file(CLAIMS)):
-        found = [verdict(rows_of[model].filter(claim=claim.claim)) for model in models]
+        judged = claim.quantity.startswith(ASKED)
+        found = [
+            verdict(rows_of[model].filter(claim=claim.claim), NO_JUDGE if judged else NOT_MEASURED)
+            for model in models
+        ]
         rows.append([claim.claim, " ".join(claim.statement.split()), *found])
     tuned = "A model can be tuned to tolerate the disruption (open question 2)."
     rows.append(["Q2", tuned, *[NOT_MEASURED] * len(models)])

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from kvfidelity.findings.published import PublishedRun, of_question
-from kvfidelity.findings.sentences import CORRECTED, number
 from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
+from kvfidelity.findings.wording import CORRECTED, number
 from kvfidelity.report.paper_tables import markdown
 
 HEAD = ["source", "what it reports", "what these tables say", "what cannot be compared, and why"]

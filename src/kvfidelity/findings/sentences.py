@@ -7,36 +7,21 @@ from typing import Any
 
 import polars as pl
 
+from kvfidelity.findings import advice
 from kvfidelity.findings.published import PublishedRun, of_question
 from kvfidelity.findings.verdicts import NOT_MEASURED
-from kvfidelity.report.formatting import count, decimal, interval, percent, signed
-
-STALE, CORRECTED = "stale", "rerotated"
-GIST = "sliding_window_gist"
-#: What the paper compares, and where: the larger threshold.
-PAPER_POLICY, PAPER_GIST, PAPER_THRESHOLD = "attention_top_99", "gist_2000", "5600tok"
-#: The budget that the first sentences are about, and the policy that keeps the beginning.
-BUDGET, BEGINNING = "2000tok", "gist"
-#: Nats per token by which a recommended policy may lose more than the best.
-ALLOWED = 0.05
-SIZES = "Both models have fewer than a billion parameters, so this says nothing about larger ones."
-
-
-def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> str:
-    """ "+4.58 [+4.10, +5.05]": `mean` with `low` and `high`, or NAME with NAME_low and NAME_high."""
-    value = row and row[name or "mean"]
-    if row is None or value is None:
-        return NOT_MEASURED
-    ends = {end: row[f"{name}_{end}" if name else end] for end in ("low", "high")}
-    return f"{signed(value, digits)} {interval(ends | {'n_dialogues': row['n_dialogues']}, digits)}"
-
-
-def cell(
-    run: PublishedRun, policy: str, positions: str, threshold: str, table: str = "policies"
-) -> dict[str, Any] | None:
-    """The row of a cell; None if there is not one."""
-    rows = run.tables[table].filter(policy=policy, positions=positions, threshold=threshold)
-    return rows.row(0, named=True) if rows.height == 1 else None
+from kvfidelity.findings.wording import (
+    BEGINNING,
+    BUDGET,
+    CORRECTED,
+    PAPER_GIST,
+    PAPER_POLICY,
+    PAPER_THRESHOLD,
+    STALE,
+    cell,
+    number,
+)
+from kvfidelity.report.formatting import count, decimal, percent
 
 
 def five(runs: Sequence[PublishedRun]) -> list[str]:
@@ -46,7 +31,7 @@ def five(runs: Sequence[PublishedRun]) -> list[str]:
         _joined(runs, "equal_budgets", "Equal budgets", budgets),
         _joined(runs, "equal_budgets", "Recall", recall),
         _windows(runs),
-        recommendation(runs),
+        advice.sentence(runs),
     ]
 
 
@@ -58,7 +43,11 @@ def _joined(
 ) -> str:
     found = [run for run in runs if run.finding.name == finding]
     clauses = [f"{run.name}: {clause(run)}" for run in found]
-    return f"**{title}.** {'; '.join(clauses) or NOT_MEASURED}."
+    return f"**{title}.** {_clauses(clauses)}."
+
+
+def _clauses(clauses: Sequence[str]) -> str:
+    return "; ".join(clauses) or NOT_MEASURED.capitalize()
 
 
 def paper(run: PublishedRun) -> str:
@@ -128,7 +117,7 @@ def _forgets(row: Mapping[str, Any]) -> str:
 def _windows(runs: Sequence[PublishedRun]) -> str:
     found = of_question(list(runs), "window", "window_changes")
     clauses = [f"{run.name}: {window(run)}" for run in found]
-    return f"**Through the window.** {'; '.join(clauses) or NOT_MEASURED}."
+    return f"**Through the window.** {_clauses(clauses)}."
 
 
 def window(run: PublishedRun) -> str:
@@ -148,42 +137,6 @@ def window(run: PublishedRun) -> str:
         f"with nothing evicted {way} past {run.facts['trained_window']:,} tokens: "
         f"{number(at)} nats per token just past it, {number(beyond)} from 1.25 to 1.5 times it"
     )
-
-
-def recommendation(runs: Sequence[PublishedRun]) -> str:
-    """Which policy at which budget, and when the beginning alone is right."""
-    found = of_question(list(runs), "budgets", "leaderboard")
-    if not found:
-        return f"**What to use.** {NOT_MEASURED}."
-    parts = [part for run in found for part in _advice(run)]
-    return f"**What to use.** {'; '.join(parts)}. {SIZES}"
-
-
-def _advice(run: PublishedRun) -> list[str]:
-    parts = []
-    rows = run.tables["leaderboard"]
-    for threshold in sorted(rows["threshold"].unique(), key=len):
-        kept = f"{int(threshold.removesuffix('tok')):,}"
-        part = rows.filter(positions=CORRECTED, threshold=threshold)
-        best = part["mean"].min()
-        fit = part.filter(pl.col("mean") <= pl.lit(best) + ALLOWED).drop_nulls("margin_lost")
-        if fit.height:
-            row = fit.sort("margin_lost", "policy").row(0, named=True)
-            parts.append(
-                f"{run.name}, {kept} of 5,600 tokens: correct the positions and use "
-                f"{row['policy']} (excess NLL {number(row)}, margin lost "
-                f"{number(row, 'margin_lost')}), the least forgetful within {ALLOWED} nats of the "
-                "least loss"
-            )
-    stale = run.tables["policies"].filter(positions=STALE).drop_nulls("mean")
-    for threshold in sorted(stale["threshold"].unique(), key=len)[:1]:
-        first = stale.filter(threshold=threshold).sort("mean", "policy").row(0, named=True)
-        what = "the beginning alone" if first["policy"] == BEGINNING else first["policy"]
-        parts.append(
-            f"{run.name}: if positions stay stale, {what} loses least ({number(first)} at "
-            f"{int(threshold.removesuffix('tok')):,} tokens)"
-        )
-    return parts
 
 
 def cost(run: PublishedRun) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +13,6 @@ from kvfidelity.findings.published import PublishedRun
 from kvfidelity.report.formatting import count, interval, signed
 
 NOT_MEASURED = "not measured yet"
-#: C1a of group C1; P1 and Q4-ghost are of the groups P1 and Q4.
-GROUP = re.compile(r"([A-Z]\d)[a-z]?(-.*)?")
 
 
 def claim_rows(runs: Sequence[PublishedRun], model: str) -> pl.DataFrame:
@@ -30,14 +27,14 @@ def claim_rows(runs: Sequence[PublishedRun], model: str) -> pl.DataFrame:
     return pl.concat(parts) if parts else pl.DataFrame(schema={"claim": pl.String})
 
 
-def verdict(rows: pl.DataFrame) -> str:
+def verdict(rows: pl.DataFrame, untested: str = NOT_MEASURED) -> str:
     """One claim of one model in words: the decision, how often, and the estimates.
 
     Args:
-        rows: of `claim_rows`, those of the claim.
+        rows: of `claim_rows`, those of the claim. untested: what to say if there are none.
     """
     if rows.is_empty():
-        return NOT_MEASURED
+        return untested
     counts = Counter(rows["decision"])
     if len(counts) == 1 and rows.height == 1:
         return f"{rows['decision'][0]}: {_estimate(rows.row(0, named=True))}"
@@ -62,9 +59,3 @@ def _estimate(row: Mapping[str, Any]) -> str:
     return (
         f"{signed(row['estimate'], 2)} {interval(row, 2)}, {count(row['n_dialogues'], 'dialogue')}"
     )
-
-
-def group_of(claim: str) -> str:
-    """ "C1", of "C1a" and of "C1a-judge"."""
-    found = GROUP.fullmatch(claim)
-    return found[1] if found else claim
