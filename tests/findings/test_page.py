@@ -105,11 +105,8 @@ def test_what_the_papers_setting_loses_is_said_as_the_table_has_it(
     rows = run_with(docs, "paper_reference").tables["policies"]
     changed: Any = {"attention_top_99__stale": stale, "attention_top_99__rerotated": corrected}
     text = sentences.paper(run_with(docs, "paper_reference", policies=losing(rows, **changed)))
-    assert (
-        said in text
-        and f"costs {number(dict(zip(('mean', 'low', 'high'), stale)) | {'n_dialogues': 2})}"
-        in text
-    )
+    row = dict(zip(("mean", "low", "high"), stale, strict=True)) | {"n_dialogues": 2}
+    assert said in text and f"costs {number(row)} nats" in text
 
 
 def test_the_count_of_worse_policies_follows_the_table(docs: Path) -> None:
@@ -169,6 +166,7 @@ def test_a_verdict_counts_the_cells_of_each_decision() -> None:
     )
     assert verdict(rows[:1]) == "supported: +1.00 [+0.50, +2.50], 24 dialogues"
     assert verdict(rows) == (
-        "supported in 2 of 3 cells (+1.00 to +2.00); contradicted in 1 of 3 cells (\N{MINUS SIGN}1.00)"
+        "supported in 2 of 3 cells (+1.00 to +2.00); "
+        "contradicted in 1 of 3 cells (\N{MINUS SIGN}1.00)"
     )
     assert verdict(rows.clear(), "not asked") == "not asked"

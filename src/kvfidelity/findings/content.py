@@ -87,7 +87,7 @@ def by_depth(run: PublishedRun) -> Shown:
     keys = ("threshold", "policy", "origin")
     for key, part in rows.sort(keys).group_by(keys, maintain_order=True):
         right = {row["depth"]: percent(row["recalled"]) for row in part.to_dicts()}
-        asked = f"{part['n_questions'].min()} a depth"
+        asked = f"{min(part['n_questions'].to_list())} a depth"
         lines.append([*map(str, key), *(right.get(d, "") for d in DEPTHS), asked])
     return "Right answers by depth", [*keys, *DEPTHS, "questions"], lines
 

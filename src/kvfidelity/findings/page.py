@@ -108,15 +108,17 @@ def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str
     models = [*MODELS, *sorted({run.model for run in runs} - set(MODELS))]
     rows_of = {model: claim_rows(runs, model) for model in models}
     rows = []
-    for claim in read_claims(claims or workflow_file(CLAIMS)):
+    known = read_claims(claims or workflow_file(CLAIMS))
+    for claim in known:
         judged = claim.quantity.startswith(ASKED)
         found = [
             verdict(rows_of[model].filter(claim=claim.claim), NO_JUDGE if judged else NOT_MEASURED)
             for model in models
         ]
         rows.append([claim.claim, " ".join(claim.statement.split()), *found])
-    tuned = "A model can be tuned to tolerate the disruption (open question 2)."
-    rows.append(["Q2", tuned, *[NOT_MEASURED] * len(models)])
+    if not any(claim.claim.startswith("Q2") for claim in known):
+        tuned = "A model can be tuned to tolerate the disruption (open question 2)."
+        rows.append(["Q2", tuned, *[NOT_MEASURED] * len(models)])
     yield markdown(["claim", "statement", *(MODEL_NAMES.get(m, m) for m in models)], rows)
 
 

@@ -147,11 +147,11 @@ def cost(run: PublishedRun) -> str:
     if base.is_empty() or evicting.is_empty():
         return NOT_MEASURED
     row = base.row(0, named=True)
-    least, most = evicting["cache_bytes_end"].min(), evicting["cache_bytes_end"].max()
-    saved = [1 - value / row["cache_bytes_end"] for value in (most, least)]  # type: ignore[operator]
+    shares = (evicting["cache_bytes_end"] / row["cache_bytes_end"]).to_list()
     return (
-        f"evicting cells cache {_range(saved, percent)} less than the baseline at the end of a "
-        f"turn, over {count(row['n_dialogues'], 'dialogue')}; the first token takes "
+        f"at the end of a turn the caches that are evicted from have "
+        f"{_range([min(shares), max(shares)], percent)} of the baseline's bytes, over "
+        f"{count(row['n_dialogues'], 'dialogue')}; the first token takes "
         f"{_ms(row['ttft_s'])} ms in the baseline and {_extent(evicting['ttft_s'])} ms where "
         f"something is evicted, a further token {_ms(row['tpot_s'])} and "
         f"{_extent(evicting['tpot_s'])} ms"
@@ -163,7 +163,7 @@ def _ms(value: float | None) -> str:
 
 
 def _extent(values: pl.Series) -> str:
-    return _range([values.min(), values.max()], _ms)  # type: ignore[list-item]
+    return _range([values.min(), values.max()], _ms)
 
 
 def _range(ends: Sequence[Any], text: Callable[[Any], str]) -> str:
