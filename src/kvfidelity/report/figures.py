@@ -314,8 +314,8 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
         since=pl.col("turn") - pl.col("turn").min().over("run"), panel=distinct_label(late)
     )
     keys = ["panel", "positions", "since"]
-    # Seeds of one dialogue are one observation.
-    each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
+    # Seeds of one dialogue are one observation. In order: the last digits of a sum depend on it.
+    each = data.group_by(*keys, "dialogue", maintain_order=True).agg(pl.col("excess_nll").mean())
     means = t_intervals(each, keys, "excess_nll").sort(keys)
     rows = with_dots(means, each.rename({"excess_nll": ONE}), keys)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
