@@ -77,9 +77,7 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     )
 
 
-def save_for_page(
-    chart: alt.TopLevelMixin, folder: Path, name: str
-) -> tuple[dict[str, Any], str]:
+def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> tuple[dict[str, Any], str]:
     """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.csv with its numbers.
 
     Returns:
