@@ -12,6 +12,7 @@ artifacts are written in a third.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import sys
@@ -123,6 +124,10 @@ class BatchServer:
                 self._woken.recv(1 << 10)
             with self._lock:
                 self._serve_clients(waits=False)
+            if self._stopped:
+                # At once: what the other thread computes could take minutes.
+                self._writer.shutdown()
+                os._exit(0)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
