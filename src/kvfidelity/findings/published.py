@@ -71,7 +71,7 @@ def _table(folder: Path, name: str) -> pl.DataFrame:
     schema = exported_schema(name)
     if not file.is_file():
         return pl.DataFrame(schema=schema)
-    table = pl.read_parquet(file)
+    table = pl.read_parquet(file, glob=False)
     if list(table.schema) != list(schema):
         raise UserError(
             f"{file} has other columns than are declared: export its run again with "
