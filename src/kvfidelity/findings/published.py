@@ -45,7 +45,8 @@ def published_runs(docs: Path = DOCS) -> list[PublishedRun]:
     """
     runs = []
     for finding in FINDINGS:
-        folders = sorted(path.parent for path in (docs / finding.name).glob(f"*/{FACTS}"))
+        below = docs / finding.name
+        folders = [path for path in below.glob("*") if (path / FACTS).is_file()]
         for folder in sorted(folders, key=lambda path: _place(path.name)):
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             tables = {name: _table(folder, name) for name in EXPORTED}
