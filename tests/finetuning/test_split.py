@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from kvfidelity.dialogues.extract import extract
-from kvfidelity.dialogues.parts import SPLITS
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.finetuning.examples import Example, training_examples
 from tests.models.tiny import tiny_tokenizer
@@ -60,13 +59,12 @@ def trained_on(data: Path, segmenter: ChatSegmenter, **select: Any) -> list[str]
 
 
 @pytest.mark.parametrize("similarity", [None, 0.8])
-@pytest.mark.parametrize("split", SPLITS)
 def test_training_dialogues_are_in_no_evaluated_set(
-    tmp_path: Path, segmenter: ChatSegmenter, split: str, similarity: float | None
+    tmp_path: Path, segmenter: ChatSegmenter, similarity: float | None
 ) -> None:
     """Neither as a copy, nor in another length, nor in other spacing; whatever the settings are."""
     data = folder(tmp_path / "data", with_duplicates())
-    evaluated = {"split": split, "max_similarity": similarity, "pool": 999, "seed": 3}
+    evaluated = {"split": "test", "max_similarity": similarity, "pool": 999, "seed": 3}
     pool, _ = extract(data, {"format": "sharegpt", "select": evaluated}, segmenter)
     openings = {row["turns"][0]["user"].lower().split()[2] for row in pool.to_dicts()}
     for select in ({}, {"min_turns": 3}, {"max_tokens": 2000}, {"seed": 9, "split": "test"}):
@@ -79,7 +77,7 @@ def test_training_dialogues_are_in_no_evaluated_set(
 def test_a_copy_with_another_id_in_another_file_is_left_out_too(
     tmp_path: Path, segmenter: ChatSegmenter
 ) -> None:
-    """The part follows from the texts alone, so two files agree on it."""
+    """The half follows from the texts alone, so two files agree on it."""
     records = [{"id": f"a{n}", "conversations": conversation(n)} for n in range(NUMBER)]
     renamed = [{**one, "id": f"b{n}"} for n, one in enumerate(reversed(records))]
     trained = trained_on(folder(tmp_path / "one", records), segmenter)
@@ -93,7 +91,7 @@ def test_a_copy_with_another_id_in_another_file_is_left_out_too(
 def test_without_the_check_of_openings_it_would_leak(
     tmp_path: Path, segmenter: ChatSegmenter
 ) -> None:
-    """The data of the test above do hold conversations whose lengths are in several parts."""
+    """The data of the test above do hold conversations whose lengths are in both halves."""
     data = folder(tmp_path / "data", with_duplicates())
     entry = {"format": "sharegpt", "dialogues": 999, "select": {"max_similarity": None}}
     _, manifest = training_examples(data, entry, segmenter)

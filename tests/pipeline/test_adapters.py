@@ -53,8 +53,11 @@ def test_a_recipe_without_its_source_is_refused() -> None:
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ({}, r"datasets\.own\.select\.split: tuned is trained on dialogues of the part `training`"),
-        ({"split": "training"}, r"set development or test"),
+        (
+            {},
+            r"datasets\.own\.select\.split: tuned is trained on dialogues of the development half",
+        ),
+        ({"split": "development"}, r"set test, or take own out of the grid"),
     ],
 )
 def test_dialogues_that_may_be_trained_on_are_not_evaluated(
@@ -64,7 +67,7 @@ def test_dialogues_that_may_be_trained_on_are_not_evaluated(
         settings(select=select)
 
 
-def test_other_parts_and_joined_dialogues_are_refused() -> None:
+def test_other_halves_and_joined_dialogues_are_refused() -> None:
     """Another seed of the parts, and sessions whose parts are not those of their dialogues."""
     other = CONFIG["datasets"]["own"] | {"select": {"split": "test", "split_seed": 7}}
     changes = {
@@ -102,7 +105,9 @@ def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:
     found = {model_revision(one["models"]["tuned"]) for one in changed}
     assert revision not in found and len(found) == len(changed)
     # What is evaluated does not matter.
-    assert model_revision(settings(select={"split": "development"})["models"]["tuned"]) == revision
+    assert (
+        model_revision(settings(select={"split": "test", "seed": 5})["models"]["tuned"]) == revision
+    )
     assert finetuning_params(settings(), "tuned")["adapter"] == entry["adapter"]
 
 

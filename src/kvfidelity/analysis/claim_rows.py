@@ -31,6 +31,11 @@ RECALL_QUANTITIES = (
     "confidence",
     "overconfidence",
 )
+#: What else a run's setting and its quantities are found by.
+OF_SETTING = (
+    *("parameters", "replies", "threshold_tokens", "prompt_tokens", "baseline_nll"),
+    *("finish_reason", "reply_token_count"),
+)
 NO_PROBE = pl.lit(-1, pl.Int32)
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
 #: Kinds whose scores count the latest queries unless the configuration says otherwise.
@@ -104,6 +109,11 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         return rows
     arms = known.unique("run").select("run", *ARMS)
     return rows.drop(ARMS).join(arms, on="run", how="left", maintain_order="left")
+
+
+def columns_of_turns(quantities: Collection[str]) -> list[str]:
+    """The columns of `turns` that `observations` uses, and some that other tables may have."""
+    return sorted({*IDENTITY, *PLACE, *OF_SETTING, *quantities})
 
 
 def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 from kvfidelity.dialogues.cleaning import LONGEST_MESSAGE
 from kvfidelity.dialogues.content import category_of, language_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
-from kvfidelity.dialogues.parts import PARTS, SPLITS, TRAINING
+from kvfidelity.dialogues.parts import SPLITS
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.templates import MessageError
@@ -35,8 +35,7 @@ class Selection:
     and chat template; min_prompt_tokens bounds its prompts, as the session cuts them. category:
     "prose" or "code". max_similarity: dialogues this similar to a better ranked one are dropped
     (Jaccard index of their runs of five words); None keeps them.
-    split: the part of the dialogues that is taken, one of PARTS; None takes all.
-    split_seed: of the parts.
+    split: the half of the dialogues that is taken; None takes both. split_seed: of the halves.
     pool: how many dialogues the pool holds at most. allow_other_roles: whether a dialogue that has
     messages of other roles than user, assistant and system (calls of tools, their answers) is kept
     without these messages, or dropped.
@@ -66,8 +65,8 @@ class Selection:
         unknown = set(entry) - {item.name for item in fields(cls)}
         if unknown:
             raise UserError(f"select: unknown keys {', '.join(sorted(unknown))}")
-        if entry.get("split") not in (None, *PARTS):
-            raise UserError(f"select.split is {entry['split']!r}; choose {', '.join(PARTS)}")
+        if entry.get("split") not in (None, *SPLITS):
+            raise UserError(f"select.split is {entry['split']!r}; choose {' or '.join(SPLITS)}")
         return cls(**entry)
 
 
@@ -110,16 +109,18 @@ class Selector:
         selection: Selection,
         dropped: Counter[str],
         cuts: Mapping[str, int | None] | None = None,
+        apart_from: str | None = None,
     ) -> None:
         """Args:
         cuts: of `session`, how prompts are cut: max_turns, max_prompt_tokens,
             max_first_prompt_tokens.
+        apart_from: a half of which not even a first message is shared; see `_opening`.
         """
         self.selection, self.dropped = selection, dropped
         self._cuts = dict(cuts or {})
         self._exact_duplicates = ExactDuplicates()
-        #: First messages of dialogues that are evaluated, where dialogues to train on are chosen.
-        self._evaluated_openings: set[str] = set()
+        self._apart_from = apart_from
+        self._openings: set[str] = set()
         self._heap: list[tuple[int, int, int, Candidate]] = []
         #: Those that `choose` chose, in the order of its rows.
         self.chosen: list[Candidate] = []
@@ -128,8 +129,8 @@ class Selector:
 
     def add(self, candidate: Candidate) -> None:
         """Consider one candidate; checks that need neither tokenizer nor language are made here."""
-        if self.selection.split == TRAINING and self._split(candidate) != TRAINING:
-            self._evaluated_openings.add(_opening(candidate))
+        if self._apart_from is not None and self._split(candidate) == self._apart_from:
+            self._openings.add(_opening(candidate))
         reason = self._reason(candidate)
         if reason is not None:
             self.dropped[reason] += 1
@@ -174,8 +175,7 @@ class Selector:
                 self.dropped["near_duplicate"] += 1
             elif self.selection.split not in (None, self._split(candidate)):
                 self.dropped["other_split"] += 1
-            elif _opening(candidate) in self._evaluated_openings:
-                # Often one conversation, of which two lengths were recorded.
+            elif _opening(candidate) in self._openings:
                 self.dropped["opening_of_other_split"] += 1
             else:
                 self.chosen.append(candidate)
@@ -234,18 +234,20 @@ class Selector:
 
 
 def split_of(candidate: Candidate, seed: int) -> str:
-    """Which part of a data set a conversation is in: by a hash of the seed and its texts.
+    """Which half of a data set a conversation is in: by a hash of the seed and its texts.
 
     It depends neither on its id, nor on other conversations, nor on any other setting. Copies of a
-    conversation are in one part.
+    conversation are in one half.
     """
     texts = [text for turn in candidate.turns for text in (turn.user, turn.assistant)]
-    quarter, half = divmod(_rank(seed, "\0".join(texts)), len(SPLITS))
-    return TRAINING if half == 0 and quarter % 2 else SPLITS[half]
+    return SPLITS[_rank(seed, "\0".join(texts)) % len(SPLITS)]
 
 
 def _opening(candidate: Candidate) -> str:
-    """The first message in lower case, without what separates its words."""
+    """The first message in lower case, without what separates its words.
+
+    Dialogues that share it are often one conversation, of which two lengths were recorded.
+    """
     return " ".join(candidate.turns[0].user.lower().split())
 
 

@@ -1,4 +1,4 @@
-"""Training dialogues as token ids, from the part of a data set that no evaluation takes."""
+"""Training dialogues as token ids, from the half of a data set that no result is reported on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.dialogues.extract import extract
-from kvfidelity.dialogues.parts import TRAINING
+from kvfidelity.dialogues.parts import DEVELOPMENT, TEST
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 
@@ -39,7 +39,8 @@ def training_examples(
     Args:
         data: its folder.
         entry: `format` with `format_files` if it needs them, `select` and `dialogues`, their
-            number; whatever `select` says of a split, dialogues are of the training part.
+            number; whatever `select` says of a split, dialogues are of the development half, and
+            share not even a first message with one of the test half.
 
     Returns:
         The examples, and the manifest of the extraction.
@@ -47,8 +48,9 @@ def training_examples(
     Raises:
         UserError: unusable data, or no dialogue left.
     """
-    select = {**entry["select"], "split": TRAINING, "pool": entry["dialogues"]}
-    pool, manifest = extract(data, {**entry, "select": select}, segmenter)
+    select = {**entry["select"], "split": DEVELOPMENT, "pool": entry["dialogues"]}
+    chosen = {**entry, "select": select, "apart_from": TEST}
+    pool, manifest = extract(data, chosen, segmenter)
     return [_example(turns, segmenter) for turns in _turns(pool)], manifest
 
 

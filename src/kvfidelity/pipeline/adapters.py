@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvfidelity.dialogues.parts import SPLITS
+from kvfidelity.dialogues.parts import TEST
 from kvfidelity.pipeline.setting_errors import shown
 from kvfidelity.records.grid import cells
 from kvfidelity.suggestions import did_you_mean
@@ -46,15 +46,14 @@ def evaluation_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             continue
         entry, where = settings["datasets"][dataset], f"datasets.{dataset}"
         trained = settings["datasets"][adapter["data"]]["select"]["split_seed"]
-        if entry["select"]["split"] not in SPLITS:
+        if entry["select"]["split"] != TEST:
             yield (
-                f"{where}.select.split: {model} is trained on dialogues of the part `training`, so "
-                f"it is evaluated on another: set {' or '.join(SPLITS)}, or leave {dataset} out of "
-                "grid.datasets"
+                f"{where}.select.split: {model} is trained on dialogues of the development half, "
+                f"so it is evaluated on the other: set {TEST}, or take {dataset} out of the grid"
             )
         elif entry["select"]["split_seed"] != trained:
             yield (
-                f"{where}.select.split_seed: {model} is trained on a part of the dialogues that "
+                f"{where}.select.split_seed: {model} is trained on a half of the dialogues that "
                 f"split_seed {trained} (datasets.{adapter['data']}) makes; set it to {trained}"
             )
         elif entry["join_tokens"] is not None:
@@ -63,7 +62,7 @@ def evaluation_faults(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _joined(dataset: str) -> str:
     return (
-        f"{dataset} joins dialogues, and a joined one is of another part than those it is made of; "
+        f"{dataset} joins dialogues, and a joined one may be of another half than its own; "
         "set datasets.NAME.join_tokens to null where models are fine-tuned"
     )
 

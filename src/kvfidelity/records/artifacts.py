@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
-import pyarrow
-import pyarrow.parquet as pq
 
 from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
@@ -63,8 +61,11 @@ def write_parquet(
         temporary.write_bytes(content.getbuffer())
 
 
-def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
+def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = None) -> pl.DataFrame:
     """Read a table of that kind.
+
+    Args:
+        columns: those to read, as far as the table has them; None: all.
 
     Raises:
         UserError: missing, damaged, of another kind, or of another schema version.
@@ -78,21 +79,28 @@ def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
             f"{SCHEMA_VERSION}: delete it and run again"
         )
     try:
-        return pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        if columns is None:
+            return pl.read_parquet(path, glob=False)
+        chosen = [name for name in pl.read_parquet_schema(path) if name in columns]
+        return pl.read_parquet(path, columns=chosen, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _corrupt_file(path, error) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes that `write_parquet` left, without their prefix; only the footer is read."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist: run the workflow to make it")
+    """The notes that `write_parquet` left, without their prefix; only the footer is read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
-        notes = pq.read_metadata(path).metadata or {}
-        texts = {key.decode(): value.decode() for key, value in notes.items()}
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        notes = pl.read_parquet_metadata(path)
+    # A few damaged footers make polars panic, which is no `Exception`.
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if not Path(path).is_file():
+            raise UserError(f"{path} does not exist: run the workflow to make it") from None
         raise _corrupt_file(path, error) from None
-    return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
+    return {key.removeprefix(PREFIX): text for key, text in notes.items() if PREFIX in key}
 
 
 def digest(frame: pl.DataFrame) -> str:
@@ -106,6 +114,6 @@ def digest(frame: pl.DataFrame) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _corrupt_file(path: Path, error: Exception) -> UserError:
+def _corrupt_file(path: Path, error: BaseException) -> UserError:
     reason = str(error).split("\n")[0]
     return UserError(f"{path} is damaged ({reason}): delete it and run again")
