@@ -34,7 +34,7 @@ RECALL_QUANTITIES = (
 #: What else a run's setting and its quantities are found by.
 OF_SETTING = (
     *("parameters", "replies", "threshold_tokens", "prompt_tokens", "baseline_nll"),
-    *("finish_reason", "reply_token_count"),
+    *("finish_reason", "reply_token_count", *ARMS),
 )
 NO_PROBE = pl.lit(-1, pl.Int32)
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")

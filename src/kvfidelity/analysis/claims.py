@@ -29,6 +29,7 @@ from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, column_mean
 from kvfidelity.errors import UserError
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
@@ -111,7 +112,9 @@ def evaluate_claims(
     """
     observed = observations(tables, quantities(claims))
     silent = know_nothing(tables["baselines"])
-    arms = averaged_over_seeds(observed) if "arm" in observed.columns else observed.clear()
+    if "arm" not in observed.columns:  # tables from before models were fine-tuned
+        observed = observed.with_columns(base_model=pl.col("model"), arm=pl.lit(NO_ARM))
+    arms = averaged_over_seeds(observed)
     rows = [
         row
         for claim in claims

@@ -193,6 +193,25 @@ def _healings(run: PublishedRun) -> Shown:
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
 
 
+def _finetuning(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["positions"],
+            row["arm"],
+            row["measure"],
+            decimal(row["value"], 2),
+            f"{row['against']}, {row['against_positions']}",
+            _ends(row, "difference", ""),
+            str(row["n_seeds"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["finetuning"].to_dicts()
+    ]
+    head = ["policy", "positions", "arm", "measure", "mean", "against", "difference"]
+    return "Arms of a training against each other", [*head, "trainings", "dialogues"], lines
+
+
 def _penalties(run: PublishedRun) -> Shown:
     lines = [
         [row["policy"], row["positions"], number(row), str(row["n_dialogues"])]
@@ -333,8 +352,17 @@ QUESTIONS: Sequence[Question] = (
         "configuration.",
     ),
     Question(
+        "question2",
+        "6. Open question 2: fine-tuning",
+        "Adapters are trained on evicted states, on dialogues of the other half, and evaluated "
+        "under policies that no training showed ([finetuning.md](finetuning.md)).\n",
+        lambda run: _question(run, 2),
+        _only(_finetuning),
+        "Larger models, longer trainings, and other kinds of adapters.",
+    ),
+    Question(
         "question3",
-        "6. Open question 3: a measure of disruption",
+        "7. Open question 3: a measure of disruption",
         "Does what an eviction changes in attention order cells by their loss, and is it worth a "
         "penalty in eviction?\n",
         _disruption,
@@ -343,7 +371,7 @@ QUESTIONS: Sequence[Question] = (
     ),
     Question(
         "question4",
-        "7. Open question 4: healing",
+        "8. Open question 4: healing",
         "The model is told about the gap, or the gap is closed, right after an eviction.\n",
         lambda run: _question(run, 4),
         _only(_healings),
@@ -351,7 +379,7 @@ QUESTIONS: Sequence[Question] = (
     ),
     Question(
         "cost",
-        "8. What it costs",
+        "9. What it costs",
         "Single runs, one at a time on one GPU, own replies of at most 32 tokens: bytes, seconds, "
         "milliseconds of an eviction. Turns from a dialogue's first eviction on.\n",
         lambda run: [_sentence(cost(run))],

@@ -18,6 +18,7 @@ from kvfidelity.findings.plan import finding_named
 from kvfidelity.findings.published import DOCS, FACTS
 from kvfidelity.findings.timing import timing
 from kvfidelity.pipeline.invocation import read_invocation
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.artifacts import read_parquet
 
 #: Bytes of all that is published, at most.
@@ -46,7 +47,8 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
     wanted = (*ALWAYS, *OF_QUESTION[question])
     turns = tables.pop("turns")
     folders = []
-    for model in turns["model"].unique().sort():
+    # What is known of a model that a run trained is in the tables of its base.
+    for model in turns.filter(arm=NO_ARM)["model"].unique().sort():
         folder = docs / finding / model
         folder.mkdir(parents=True, exist_ok=True)
         for old in (*folder.glob("*.parquet"), *folder.glob("*.csv")):

@@ -31,6 +31,7 @@ class Finding:
         question: which part of the page it is of.
         over: the experiment that the file is laid over, if any.
         models: for which it is run.
+        trains: whether it trains models from the one that it is run with, and runs these too.
         by_hand: why `make findings` leaves it out; empty if it does not.
     """
 
@@ -38,12 +39,15 @@ class Finding:
     question: str
     over: str = ""
     models: tuple[str, ...] = MODELS
+    trains: bool = False
     by_hand: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
         below = [EXPERIMENTS / f"{self.over}.yaml"] if self.over else []
-        return [*below, FOLDER / f"{self.name}.yaml", FOLDER / "models" / f"{model}.yaml"]
+        own, of_model = FOLDER / f"{self.name}.yaml", FOLDER / "models" / f"{model}.yaml"
+        # The later file says which models are run.
+        return [*below, *((of_model, own) if self.trains else (own, of_model))]
 
     def command(self, model: str) -> str:
         """What to type for its run with a model."""
@@ -59,6 +63,7 @@ FINDINGS = (
     Finding("through_window_joined", "window", models=(QWEN,)),
     Finding("next_checks", "checks"),
     Finding("question1", "question1", over="question1_gpu"),
+    Finding("question2", "question2", over="finetune_gpu", models=(SMOLLM2,), trains=True),
     Finding("disruption", "question3", over="disruption_gpu"),
     Finding("question4", "question4", over="question4_gpu"),
     Finding("cost", "cost"),
