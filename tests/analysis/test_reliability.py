@@ -25,7 +25,8 @@ from kvfidelity.analysis.reliability import (
 from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.columns import CORRUPTION_VERDICTS
 from kvfidelity.records.columns import VERDICTS as VERDICT_COLUMNS
-from kvfidelity.report import page
+from kvfidelity.report import formatting
+from kvfidelity.report.page_environment import TEMPLATES
 
 VERDICT_SCHEMA = {**VERDICT_COLUMNS, "run": pl.String, "model": pl.String}
 OPTIONS = {"confidence": 0.95, "resamples": 300, "seed": 0}
@@ -230,13 +231,12 @@ def test_the_page_shows_it(judge_tests: pl.DataFrame) -> None:
 
 
 def section(judge_tests: pl.DataFrame, verdicts: pl.DataFrame) -> str:
-    folder = Path(page.__file__).parent / "templates"
-    whole = (folder / "page.html.j2").read_text()
+    whole = (TEMPLATES / "page.html.j2").read_text()
     macros = "\n".join(line for line in whole.splitlines() if line.startswith("{% macro"))
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES))
     names = ("signed", "interval", "percent")
-    environment.filters |= {name: getattr(page, name) for name in names}
-    environment.filters |= {"count_of": page.count, "p": page.p_value}
+    environment.filters |= {name: getattr(formatting, name) for name in names}
+    environment.filters |= {"count_of": formatting.count, "p": formatting.p_value}
     template = environment.from_string(f'{macros}{{% include "judges.html.j2" %}}')
     return template.render(
         setups=[{}],

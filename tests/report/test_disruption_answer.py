@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.predictor_validation import FITTED
-from kvfidelity.report import disruption
 from kvfidelity.report.disruption import SHOWN, disruption_answers
-from kvfidelity.report.page import _environment
+from kvfidelity.report.page_environment import page_environment
 
 
 def row(
@@ -109,7 +106,7 @@ def test_the_section_shows_sentences_measures_and_doses_or_that_nothing_was_test
         "{% macro region(label) %}{{ caller() }}{% endmacro %}{% macro csv(name) %}{% endmacro %}"
         "{% set thresholds = 2 %}{% include 'disruption.html.j2' %}"
     )
-    template = _environment(Path(disruption.__file__).parent / "templates").from_string(around)
+    template = page_environment().from_string(around)
     cell = dict.fromkeys(table_schema("policies")) | {"model": "m", "dataset": "d", "mean": 1.25}
     doses = [cell | {"threshold": "half", "policy": "a", "positions": "shifted-8"}]
     rows = [row(FITTED, 0.95), row("future_share", 0.84, "mode", "stale", "without")]

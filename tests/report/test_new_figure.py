@@ -32,7 +32,7 @@ USE = """
 from pathlib import Path
 import sys
 from kvfidelity.report.figure_registry import charts
-from kvfidelity.report.page import figures_by_section
+from kvfidelity.report.page_figures import figures_by_section
 from kvfidelity.report.theme import save_for_page
 from tests.analysis.empty import empty_tables
 folder = Path(sys.argv[1])

@@ -13,17 +13,12 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--claims", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.analysis.claims import evaluate_claims, read_claims
+    from kvfidelity.analysis.claims import evaluate_claims, read_claims, read_tables
     from kvfidelity.analysis.table_files import write_table
     from kvfidelity.pipeline.staleness import notes_of
-    from kvfidelity.records.artifacts import read_parquet
 
-    def table(name: str):
-        return read_parquet(options.tables / f"{name}.parquet", kind=name)
-
-    names = ("turns", "dialogues", "verdicts", "window", "recall", "baselines")
-    tables = {name: table(name) for name in names}
-    claims = evaluate_claims(read_claims(options.claims), tables, options.settings)
+    stated = read_claims(options.claims)
+    claims = evaluate_claims(stated, read_tables(options.tables, stated), options.settings)
     write_table(options.tables, "claims", claims, notes_of("claims", options.settings))
 
 

@@ -11,12 +11,10 @@ def main() -> None:
     parser.add_argument("--tables", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    from kvfidelity.records.artifacts import read_parquet
-    from kvfidelity.report.figure_registry import TABLES, charts
+    from kvfidelity.report.figure_registry import charts, read_tables
     from kvfidelity.report.theme import save
 
-    tables = {name: read_parquet(options.tables / f"{name}.parquet", kind=name) for name in TABLES}
-    for name, chart in charts(tables).items():
+    for name, chart in charts(read_tables(options.tables)).items():
         save(chart, options.out, name)
 
 

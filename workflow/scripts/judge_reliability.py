@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=Path)
     options = parser.parse_args()
     from kvfidelity.analysis.comparisons import (
+        COLUMNS_OF_TURNS,
         comparison_table,
         gather_comparisons,
         pairwise_reliability,
@@ -29,7 +30,7 @@ def main() -> None:
     from kvfidelity.records.columns import CORRUPTION_VERDICTS
 
     folder = options.results / "tables"
-    turns = read_parquet(folder / "turns.parquet", kind="turns")
+    turns = read_parquet(folder / "turns.parquet", kind="turns", columns=COLUMNS_OF_TURNS)
     verdicts = read_parquet(folder / "verdicts.parquet", kind="verdicts")
     judge_tests = gather_judge_tests(options.judge_tests, "judge_test", CORRUPTION_VERDICTS)
     pairs = gather_judge_tests(options.pairs, "pairs", CORRUPTION_COMPARISONS)

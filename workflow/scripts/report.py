@@ -19,11 +19,11 @@ def main() -> None:
     from kvfidelity.pipeline.invocation import read_invocation
     from kvfidelity.pipeline.setting_schemas import policy_schemas
     from kvfidelity.pipeline.staleness import notes_of
-    from kvfidelity.records.artifacts import read_parquet
-    from kvfidelity.report.page import TABLES, render
+    from kvfidelity.report.page import render
+    from kvfidelity.report.page_tables import read_tables
 
     folder = options.results / "tables"
-    tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in TABLES}
+    tables = read_tables(folder)
     jobs = jobs_table(options.results, tables["turns"]["run"].unique())
     write_table(folder, "jobs", jobs, notes_of("report"))
     tables["jobs"] = jobs

@@ -88,14 +88,20 @@ def balance_pairs(
 
 
 def _scored(turns: pl.DataFrame) -> pl.DataFrame:
-    return turns.filter(
+    # Parameters are read once per text, not once per turn.
+    texts = turns.select(pl.col("parameters").unique())
+    healing = pl.col("parameters").str.json_path_match("$.healing").fill_null(NONE)
+    healed = texts.filter(healing != NONE)["parameters"].to_list()
+    scored = turns.lazy().filter(
         "after_eviction",
         "inside_window",
         pl.col("kind") != BASELINE,
         pl.col("excess_nll").is_not_null(),
         pl.col("target_tokens").is_not_null(),
-        pl.col("parameters").str.json_path_match("$.healing").fill_null(NONE) == NONE,
+        ~pl.col("parameters").is_in(healed).fill_null(False),
     )
+    columns = {*SETTING, *PAIRED, "policy", "kind", "excess_nll", "target_tokens"}
+    return scored.select(*sorted(columns), "reference_tokens").collect()
 
 
 def _middle(questions: pl.DataFrame) -> pl.DataFrame:

@@ -29,6 +29,11 @@ RECALL_QUANTITIES = (
     "confidence",
     "overconfidence",
 )
+#: What else a run's setting and its quantities are found by.
+OF_SETTING = (
+    *("parameters", "replies", "threshold_tokens", "prompt_tokens", "baseline_nll"),
+    *("finish_reason", "reply_token_count"),
+)
 NO_PROBE = pl.lit(-1, pl.Int32)
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
 #: Kinds whose scores count the latest queries unless the configuration says otherwise.
@@ -98,6 +103,11 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     )
     settings = run_settings(tables["turns"], tables.get("dialogues"))
     return rows.drop("trigger").join(settings, on="run", how="left")
+
+
+def columns_of_turns(quantities: Collection[str]) -> list[str]:
+    """The columns of `turns` that `observations` uses, and some that other tables may have."""
+    return sorted({*IDENTITY, *PLACE, *OF_SETTING, *quantities})
 
 
 def run_settings(turns: pl.DataFrame, dialogues: pl.DataFrame | None = None) -> pl.DataFrame:

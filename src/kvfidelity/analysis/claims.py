@@ -13,6 +13,7 @@ from kvfidelity.analysis.baselines import know_nothing
 from kvfidelity.analysis.claim_rows import (
     RECALL_QUANTITIES,
     WINDOW_CHANGES,
+    columns_of_turns,
     matching,
     observations,
     turns_of,
@@ -27,6 +28,7 @@ from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, column_mean
 from kvfidelity.errors import UserError
+from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
 
@@ -101,14 +103,37 @@ def evaluate_claims(
     Raises:
         UserError: a quantity that no table holds.
     """
-    named = {name for claim in claims for name in (claim.quantity, claim.correlated_with) if name}
-    observed = observations(tables, named)
+    observed = observations(tables, quantities(claims))
     silent = know_nothing(tables["baselines"])
     rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
     for row in rows:
         if (row["model"], row["dataset"]) in silent and row["estimate"] is not None:
             row |= {"decision": UNDECIDED, "reason": "the model knows nothing, so it loses nothing"}
     return pl.DataFrame(rows, SCHEMA)
+
+
+def read_tables(folder: Path, claims: Sequence[Claim]) -> dict[str, pl.DataFrame]:
+    """The tables that `evaluate_claims` takes, of the large ones without the columns that no claim
+    is about.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    chosen = {
+        "turns": columns_of_turns(quantities(claims)),
+        "verdicts": ["run", "turn", "status", "judge", "score"],
+    }
+    names = ("turns", "dialogues", "verdicts", "window", "recall", "baselines")
+    return {
+        name: read_parquet(folder / f"{name}.parquet", kind=name, columns=chosen.get(name))
+        for name in names
+    }
+
+
+def quantities(claims: Sequence[Claim]) -> set[str]:
+    """The columns that the claims are about."""
+    pairs = ((claim.quantity, claim.correlated_with) for claim in claims)
+    return {name for pair in pairs for name in pair if name}
 
 
 def _evaluate(

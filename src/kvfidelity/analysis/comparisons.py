@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.finite import missing_if_not_finite
-from kvfidelity.analysis.pairs import unpaired_turns
+from kvfidelity.analysis.pairs import PAIRED, unpaired_turns
 from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import Estimate
 from kvfidelity.judges.comparison import BETTER, SCHEMA, TIE, WORSE
@@ -40,6 +40,13 @@ def gather_comparisons(settings: Mapping[str, Any], results: Path) -> pl.DataFra
     return pl.concat(frames)
 
 
+#: The columns of `turns` that the table of comparisons is made with.
+COLUMNS_OF_TURNS = (
+    *(*PAIRED, "policy", "positions", "threshold", "kind", "after_eviction", "finish_reason"),
+    "reply_token_count",
+)
+
+
 def comparison_table(
     comparisons: pl.DataFrame, turns: pl.DataFrame, options: Mapping[str, Any]
 ) -> pl.DataFrame:
@@ -56,6 +63,8 @@ def comparison_table(
         comparisons: what `gather_comparisons` gives.
         turns: the table of that name.
     """
+    if comparisons.is_empty():
+        return pl.DataFrame(schema=table_schema("comparisons"))
     rows = []
     keys = ["judge", "judge_model", *CELL_COLUMNS]
     turn = ["model", "dataset", "policy", "positions", "threshold", "seed", "dialogue", "turn"]

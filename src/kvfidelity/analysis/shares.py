@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from kvfidelity.analysis.statistics import (
     NOTHING,
@@ -96,13 +96,13 @@ def share_interval(
     if share <= ROUNDING or share >= 1 - ROUNDING:
         share, n = float(round(share)), float(clusters)
     else:
-        wider = stats.norm.isf(tail) / stats.t.isf(tail, clusters - 1)
+        wider = special.ndtri(tail) / special.stdtrit(clusters - 1, tail)
         spread = share * (1 - share)
         size = spread / error**2 if error > ROUNDING else math.inf
         n = min(size, values) * wider**2
     right = share * n
-    low = float(stats.beta.ppf(tail, right, n - right + 1)) if right > 0 else 0.0
-    high = float(stats.beta.isf(tail, right + 1, n - right)) if right < n else 1.0
+    low = float(special.betaincinv(right, n - right + 1, tail)) if right > 0 else 0.0
+    high = float(special.betainccinv(right + 1, n - right, tail)) if right < n else 1.0
     return low, high
 
 

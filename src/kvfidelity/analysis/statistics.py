@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # scipy.stats has the same functions, and takes a second to import
 
 Floats = NDArray[np.float64]
 #: What an interval depends on, of `report` in the configuration.
@@ -183,7 +183,7 @@ def jackknife_error(value: float, left_out: Floats) -> float | None:
 
 def t_interval(value: float, error: float, clusters: int, confidence: float) -> Interval:
     """Student's, with one degree of freedom less than there are dialogues."""
-    half = float(stats.t.isf((1 - confidence) / 2, clusters - 1)) * error
+    half = -float(special.stdtrit(clusters - 1, (1 - confidence) / 2)) * error
     low, high = finite(value - half), finite(value + half)
     return (low, high) if low is not None and high is not None else (None, None)
 
@@ -202,7 +202,7 @@ def t_intervals(
     )
     groups = groups.filter(pl.col("n") > 0)
     n = groups["n"].to_numpy().astype(float)
-    edge = stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) / np.sqrt(n)
+    edge = special.stdtrit(np.maximum(n - 1, 1), (1 + confidence) / 2) / np.sqrt(n)
     half = pl.Series(edge) * groups["spread"]
     return groups.select(
         *keys, "mean", low=pl.col("mean") - half, high=pl.col("mean") + half, n="n"
@@ -374,7 +374,7 @@ def _p_value(statistic: float, clusters: int, studentised: Floats, rarer: int) -
             no resample lies beyond it, the bootstrap says only that p is below its resolution,
             which no factor makes larger.
     """
-    student = 2 * float(stats.t.sf(abs(statistic), clusters - 1)) * rarer
+    student = 2 * float(special.stdtr(clusters - 1, -abs(statistic))) * rarer
     beyond = min(
         np.count_nonzero(studentised >= statistic), np.count_nonzero(studentised <= statistic)
     )

@@ -59,6 +59,7 @@ def build_tables(
     settings: Mapping[str, Any],
     results: Path,
     notes_of: Callable[[Path], Mapping[str, str]] = read_metadata,
+    on_rows: Callable[[str, pl.DataFrame], object] = lambda name, table: None,
 ) -> dict[str, pl.DataFrame]:
     """The tables `turns`, `dialogues`, `evictions`, `verdicts` and those made of them.
 
@@ -84,6 +85,8 @@ def build_tables(
         settings: what `rule_params.table_settings` chooses of the configuration.
         results: the folder with the artifacts.
         notes_of: reads an artifact's notes; a caller that has read them already gives its own.
+        on_rows: is given `turns`, `evictions`, `verdicts` and `recall`, the large tables, as soon
+            as they are whole: a caller can write them while the others are computed.
 
     Raises:
         UserError: an artifact is missing or damaged.
@@ -119,16 +122,20 @@ def build_tables(
         for name, table in measured.items()
     }
     turns = with_early_excess(with_excess(measured["turns"]))
+    on_rows("turns", turns)
+    evictions = _with_run_columns(measured["evictions"], turns)
+    on_rows("evictions", evictions)
     runs = dialogues(turns, keep_sets(measured["evictions"]))
     questions = with_overconfidence(recall.questions(measured["recall"], turns))
+    on_rows("recall", questions)
     named_verdicts = _with_run_columns(measured["verdicts"], turns) if verdicts else pl.DataFrame()
+    on_rows("verdicts", named_verdicts)
     options = {name: settings["report"][name] for name in INTERVAL_OPTIONS}
     scored = scored_turns(turns)
     beginnings = baselines(turns, results / "dialogues", options)
     means = policies(turns, options)
     balanced = balance(turns, questions, options)
     ranked = ranking(turns, means)
-    evictions = _with_run_columns(measured["evictions"], turns)
     return {
         "turns": turns,
         "dialogues": runs,

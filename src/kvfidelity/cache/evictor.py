@@ -114,12 +114,7 @@ class Evictor:
         self.policy, self.schedule, self.seed, self.measure = policy, schedule, seed, measure
         self.measures_memory = measures_memory
         self.healing = healing if healing is not None else build_healing("none")
-        edits = self.healing.edits_slots or self.healing.changes_attention
-        if edits and policy.ragged:
-            raise UserError(
-                f"healing {self.healing.kind} needs as many slots in every kv head, and policy "
-                f"{policy.kind} keeps different numbers; use another policy"
-            )
+        self.healing.check_policy(policy)
         self.tokens: FedTokens | None = None
         self.log: list[Eviction] = []
         #: Seconds that measuring evictions took so far; no time of a run contains them.
@@ -207,7 +202,7 @@ class Evictor:
         choice = self.healing.choose(keep, view.budget, cache.size)
         kept = choice.kept
         ranking_end = _now(cache)
-        before, seen = cache.size, cache.slot_table.tokens_seen
+        before, seen, ghosts = cache.size, cache.slot_table.tokens_seen, cache.ghosts_per_head
         evicted_share = cache.attention_share_outside(choice.survivors)
         disruption = None if self.measure is None else self.measure(cache, kept)
         reading_start = _now(cache)
@@ -231,6 +226,8 @@ class Evictor:
             attention_share=evicted_share,
             healing=self.healing.kind,
             healed=healed,
+            ghosts_before=ghosts,
+            ghosts_after=cache.ghosts_per_head,
             healing_s=healing_s if type(self.healing).acts else 0.0,
             disruption=disruption,
             ranking_bytes=ranking_bytes,
@@ -272,7 +269,7 @@ class Evictor:
             str(self.schedule.trigger),
             cache.slot_table.mode,
             on_gpu=kernels_run_on(cache.rotary.device),
-            ragged_policy=policy.kind if policy.ragged else None,
+            policy=policy,
         )
         if self.healing.query_window > cache.query_window:
             raise UserError(

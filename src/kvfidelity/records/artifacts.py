@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -61,8 +61,11 @@ def write_parquet(
         temporary.write_bytes(content.getbuffer())
 
 
-def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
+def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = None) -> pl.DataFrame:
     """Read a table of that kind.
+
+    Args:
+        columns: those to read, as far as the table has them; None: all.
 
     Raises:
         UserError: missing, damaged, of another kind, or of another schema version.
@@ -76,7 +79,10 @@ def read_parquet(path: Path, *, kind: str) -> pl.DataFrame:
             f"{SCHEMA_VERSION}: delete it and run again"
         )
     try:
-        return pl.read_parquet(path, glob=False)
+        if columns is None:
+            return pl.read_parquet(path, glob=False)
+        chosen = [name for name in pl.read_parquet_schema(path) if name in columns]
+        return pl.read_parquet(path, columns=chosen, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _corrupt_file(path, error) from None
 

@@ -6,8 +6,9 @@ function and add an entry: the workflow's outputs, the page and Snakemake's repo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Figure:
         category: the heading in Snakemake's own report.
         alt_text: what a screen reader says.
         caption: text below the figure; {level} is the confidence in percent.
+        columns: the columns of large tables that the function uses, by table, METRICS standing for
+            those of its values; a table that is not named here is read as a whole.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Figure:
     category: str
     alt_text: str
     caption: str
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def caption_with(self, confidence: float) -> str:
         """The caption with the report's setting filled in."""
@@ -48,6 +52,15 @@ SECTIONS = (
     *("answer", "heat_map", "policies", "recall", "cache", "evictions", "positions", "window"),
     *("budgets", "cost"),
 )
+#: In the columns of a figure: all integrity and disruption metrics.
+METRICS = "METRICS"
+#: What says which turn of which run a row of `turns` is.
+IDENTITY = (
+    *("run", "model", "dataset", "policy", "positions", "threshold", "kind", "dialogue", "seed"),
+    "turn",
+)
+SCORED = ("after_eviction", "inside_window", "excess_nll")
+TOKENS = ("slots_after_prefill", "prompt_tokens", "threshold_tokens", "token_bytes")
 FIGURES = (
     Figure(
         "excess",
@@ -80,6 +93,7 @@ FIGURES = (
         caption="Excess NLL by turns since the first eviction, mean over dialogues. Bands are 95% "
         "t-intervals where there are at least two dialogues, small dots are dialogues; the numbers "
         "at the foot say how many.",
+        columns={"turns": (*IDENTITY, *SCORED)},
     ),
     Figure(
         "leaderboard",
@@ -117,6 +131,12 @@ FIGURES = (
         "baseline in each",
         caption="Cached tokens over tokens seen, first dialogue, by policy and threshold; dashed: "
         "the baseline. The size does not depend on the position mode.",
+        columns={
+            "turns": (
+                *(*IDENTITY, "tokens_seen_start", "prompt_tokens", "tokens_seen_end"),
+                *("slots_start", "slots_after_eviction", "slots_after_prefill", "slots_end"),
+            )
+        },
     ),
     Figure(
         "retention",
@@ -128,6 +148,10 @@ FIGURES = (
         "threshold",
         caption="Retention map of the first dialogue, by policy and threshold: share of each "
         "stretch of tokens that is still cached at the end of a turn.",
+        columns={
+            "turns": (*IDENTITY, "tokens_seen_end"),
+            "evictions": ("run", "turn", "step", "tokens_seen", "token_spans"),
+        },
     ),
     Figure(
         "inside_turns",
@@ -138,6 +162,12 @@ FIGURES = (
         alt_text="Cache size at four moments of every turn, by policy and threshold",
         caption="Cache size inside turns, first dialogue, by policy and threshold: at the start, "
         "before and after the prompt was fed, and at the end. Dashed: the threshold.",
+        columns={
+            "turns": (
+                *(*IDENTITY, *TOKENS),
+                *("cache_bytes_start", "cache_bytes_after_prefill", "cache_bytes_end"),
+            )
+        },
     ),
     Figure(
         "predictor_ranking",
@@ -151,6 +181,7 @@ FIGURES = (
         "averaged over dialogues on Fisher’s scale; turns after an eviction and inside the window. "
         "Bars are {level}% intervals over dialogues, small dots are dialogues. Cells of a turn "
         "share kept tokens across modes, so this is association, not cause.",
+        columns={"turns": (*IDENTITY, *SCORED, METRICS)},
     ),
     Figure(
         "best_predictor",
@@ -163,6 +194,7 @@ FIGURES = (
         caption="Excess NLL of every turn after an eviction against the metric that orders the "
         "cells of a turn most like their loss, which was chosen on these data; of many turns an "
         "even share is drawn. ρ: Spearman’s correlation within turns, mean over n dialogues.",
+        columns={"turns": (*IDENTITY, *SCORED, METRICS)},
     ),
     Figure(
         "through_window",
@@ -198,10 +230,37 @@ FIGURES = (
         "dialogues of the medians of their turns; each small dot is a dialogue. Turns computed "
         "once for all policies, and those whose replies were decoded together with others "
         "(session.batch_size), are left out. Decoding is over turns with an own reply.",
+        columns={
+            "turns": (
+                *(*IDENTITY, "shared_prefix", "concurrency", "reply_token_count"),
+                *("prefill_s", "scoring_s", "eviction_s", "tpot_s"),
+            )
+        },
     ),
 )
 #: All tables that figures are made of.
 TABLES = tuple(sorted({name for figure in FIGURES for name in figure.tables}))
+
+
+def columns_of(table: str, figures: Iterable[Figure] = FIGURES) -> list[str] | None:
+    """The columns of a table that figures use; None if one of them does not say which."""
+    from kvfidelity.records.columns import DISRUPTION, INTEGRITY
+
+    users = [figure for figure in figures if table in figure.tables]
+    if any(table not in figure.columns for figure in users):
+        return None
+    names = {name for figure in users for name in figure.columns[table]}
+    return sorted(names - {METRICS} | ({*INTEGRITY, *DISRUPTION} if METRICS in names else set()))
+
+
+def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
+    """The tables that figures are made of, without the columns that none of them uses."""
+    from kvfidelity.records.artifacts import read_parquet
+
+    return {
+        name: read_parquet(folder / f"{name}.parquet", kind=name, columns=columns_of(name))
+        for name in TABLES
+    }
 
 
 def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:

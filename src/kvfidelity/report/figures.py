@@ -314,8 +314,8 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
         since=pl.col("turn") - pl.col("turn").min().over("run"), panel=distinct_label(late)
     )
     keys = ["panel", "positions", "since"]
-    # Seeds of one dialogue are one observation.
-    each = data.group_by(*keys, "dialogue").agg(pl.col("excess_nll").mean())
+    # Seeds of one dialogue are one observation. In order: the last digits of a sum depend on it.
+    each = data.group_by(*keys, "dialogue", maintain_order=True).agg(pl.col("excess_nll").mean())
     means = t_intervals(each, keys, "excess_nll").sort(keys)
     rows = with_dots(means, each.rename({"excess_nll": ONE}), keys)
     axis = alt.Axis(values=[-0.1, 0, 0.1, 1, 10], format="~g")
@@ -357,6 +357,15 @@ def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
     if log.is_empty():
         return [(0, end, 1.0)]
     last = log.filter(pl.col("step") == log["step"].max())
+    return [*spans_of(last), (int(last["tokens_seen"][0]), end, 1.0)]
+
+
+def spans_of(last: pl.DataFrame) -> list[tuple[int, int, float]]:
+    """Stretches of tokens that the keep sets of one eviction hold, with the weight of a keep set.
+
+    Args:
+        last: the rows of that eviction in the log.
+    """
     weight = 1 / last.height
-    spans = [(s["start"], s["stop"], weight) for row in last["token_spans"] for s in row]
-    return [*spans, (int(last["tokens_seen"][0]), end, 1.0)]
+    kept = last["token_spans"].to_list()
+    return [(span["start"], span["stop"], weight) for row in kept for span in row]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 import yaml
 from markupsafe import Markup
@@ -23,73 +18,25 @@ from kvfidelity.analysis.recall import recall_statements
 from kvfidelity.analysis.reliability import rows_by_measure
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, MIN_DIALOGUES_WITHIN
 from kvfidelity.analysis.table_names import table_endings
-from kvfidelity.analysis.window import CHANGES
 from kvfidelity.records.columns import Integrity
 from kvfidelity.records.declaration import columns
-from kvfidelity.records.grid import CELL_COLUMNS
 from kvfidelity.report.disruption import SHOWN as SHOWN_MEASURES
 from kvfidelity.report.disruption import disruption_answers
-from kvfidelity.report.figure_registry import FIGURES, SECTIONS
-from kvfidelity.report.formatting import (
-    cell_text,
-    count,
-    day,
-    decimal,
-    depth_name,
-    extent,
-    interval,
-    interval_of,
-    megabytes,
-    moment,
-    p_value,
-    percent,
-    percent_range,
-    perplexity,
-    rounded,
-    signed,
-    whole,
-)
+from kvfidelity.report.embedding import as_json, security_policy
 from kvfidelity.report.glossary import TERMS, shown_columns
 from kvfidelity.report.mode_drawing import mode_drawing
 from kvfidelity.report.open_questions import open_questions
-from kvfidelity.report.paper_tables import cell_name, claim_question
-from kvfidelity.report.position_modes import position_order
+from kvfidelity.report.page_environment import TEMPLATES, page_environment
+from kvfidelity.report.page_figures import figures_by_section
+from kvfidelity.report.page_rows import (
+    changes_by_setting,
+    in_cell_order,
+    missing_by_reason,
+    mixed,
+)
 from kvfidelity.report.summary import budgets_run, causes, ranked_groups, without_partner
 from kvfidelity.report.transcripts import build_transcripts, transcripts_summary
 from kvfidelity.report.what_was_run import policies_run, run_summaries
-
-TABLES = (
-    "turns",
-    "evictions",
-    "verdict_means",
-    "missing_verdicts",
-    "missing_by_cell",
-    "own_replies",
-    "prefill_overshoot",
-    "baselines",
-    "policies",
-    "ranking",
-    "recall",
-    "contrasts",
-    "attribution",
-    "predictors",
-    "predictor_validation",
-    "penalties",
-    "window",
-    "window_changes",
-    "environments",
-    "recall_by_depth",
-    "healings",
-    "balance",
-    "balance_pairs",
-    "claims",
-    "reliability",
-    "comparisons",
-    "missing_comparisons",
-    "costs",
-    "not_finite",
-)
-
 
 #: Sections by their anchors, in the order of the page, and what the contents call them.
 CONTENTS = {
@@ -115,8 +62,6 @@ CONTENTS = {
     "glossary": "Glossary",
     "limits": "Limits",
 }
-#: Of a figure's numbers, as many rows stand in the page; its CSV has all.
-FIGURE_ROWS = 40
 
 
 def render(
@@ -130,25 +75,24 @@ def render(
 
     Args:
         settings: what `rule_params.report_settings` chooses of the configuration.
-        tables: those named in TABLES, and `jobs`.
+        tables: those named in `page_tables.TABLES`, and `jobs`.
         results: the folder with figures, manifests, tokenizers and artifacts.
         invocation: how the workflow was started: `version`, `commit`, `started`, `command`,
             `configuration`; None or empty if that is not known.
         kinds: what each built-in kind of policy keeps.
     """
     invocation, kinds = invocation or {}, kinds or {}
-    here = Path(__file__).parent / "templates"
-    environment = _environment(here)
+    environment = page_environment()
     turns = tables["turns"]
     cells = build_transcripts(turns, tables["evictions"], results, settings["session"])
-    script = (here / "page.js").read_text("utf-8")
+    script = (TEMPLATES / "page.js").read_text("utf-8")
     environments = tables["environments"]
     made = environments.select(pl.col("first_made").min(), pl.col("last_made").max()).row(0)
     known = environments.drop_nulls("hardware")
     ranking = ranked_groups(tables["ranking"], tables["recall_by_depth"])
     page: str = environment.get_template("page.html.j2").render(
         title=settings["title"],
-        style=Markup((here / "page.css").read_text("utf-8")),
+        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
         script=Markup(script),
         security_policy=security_policy(script),
         cells=Markup(as_json(cells)),
@@ -224,40 +168,6 @@ def _session(invocation: Mapping[str, Any]) -> Mapping[str, Any]:
     return session
 
 
-def _environment(templates: Path) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "signed": signed,
-        "interval": interval,
-        "interval_of": interval_of,
-        "p": p_value,
-        "percent": percent,
-        "span": percent_range,
-        "extent": extent,
-        "decimal": decimal,
-        "rounded": rounded,
-        "whole": whole,
-        "count_of": count,
-        "megabytes": megabytes,
-        "perplexity": perplexity,
-        "moment": moment,
-        "day": day,
-        "depth_name": depth_name,
-        "claim_question": claim_question,
-        "cell_key": cell_key,
-        "claim_cells": claim_cells,
-        "contrast_cells": contrast_cells,
-    }
-    environment.globals |= {"cell_name": cell_name}
-    return environment
-
-
 def _with_contents(page: str) -> str:
     """The page with links to the sections that it has; which those are, its templates decide."""
     present = [(anchor, name) for anchor, name in CONTENTS.items() if f'id="{anchor}"' in page]
@@ -265,114 +175,8 @@ def _with_contents(page: str) -> str:
     return page.replace("<ol>\n</ol>\n</nav>", f"<ol>\n{links}</ol>\n</nav>", 1)
 
 
-def security_policy(script: str) -> str:
-    """What a browser lets the page do: its one script, its styles, its images; no request."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = {
-        "default-src": "'none'",
-        "script-src": f"'sha256-{digest}'",
-        "style-src": "'unsafe-inline'",
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in allowed.items())
-
-
 def as_yaml(configuration: Mapping[str, Any] | None) -> str:
     """The configuration as a person would write it; "" if it is not known."""
     if not configuration:
         return ""
     return str(yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True, width=100))
-
-
-def as_json(cells: Mapping[str, Any]) -> str:
-    """JSON that can stand in a page: it closes no element, and a browser can read every number."""
-    return json.dumps(cells, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-
-
-def cell_key(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page's script finds a run by."""
-    return {name: row[name] for name in CELL_COLUMNS}
-
-
-def claim_cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The cell that a claim is about, and the one that it is compared with, if there is one."""
-    cells = [dict(row)]
-    policy, _, positions = (row["against"] or "").rpartition(", ")
-    if policy:
-        cells.append(dict(row) | {"policy": policy, "positions": positions})
-    return cells
-
-
-def contrast_cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Both sides of a contrast."""
-    return [dict(row) | {row["factor"]: row[side]} for side in ("first", "second")]
-
-
-def missing_by_reason(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Missing verdicts by judge and reason, with the turns that they are of as text."""
-    of_turn = pl.format("turn {}: {} of {}", "turn", "missing", "replies")
-    return (
-        table.group_by("judge", "status", maintain_order=True)
-        .agg(pl.col("missing").sum(), turns=of_turn.str.join(", "))
-        .to_dicts()
-    )
-
-
-def inline_svg(svg: str, name: str) -> Markup:
-    """An SVG to stand in the page, which describes it as one image.
-
-    Every figure numbers its clip paths from zero, so its name makes them different.
-
-    What its marks stand for moves from `aria-label` to `data-label`, where the page's script finds
-    it; the other roles and labels inside would only be read out against the image's own.
-    """
-    marks = re.sub(r'aria-label="([^"]*)" role="graphics-symbol"', r'data-label="\1"', svg)
-    marks = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', marks)
-    marks = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", marks)
-    return Markup(re.sub(r' (role|aria-[a-z]+)="[^"]*"', "", marks))
-
-
-def mixed(environments: pl.DataFrame) -> list[str]:
-    """Models whose runs were made in more than one environment."""
-    counts = environments.group_by("model", maintain_order=True).len()
-    return counts.filter(pl.col("len") > 1)["model"].to_list()
-
-
-def figures_by_section(folder: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The figures of each section of the page: `name`, `svg`, `narrow` (for narrow screens),
-    `alt_text`, `caption`, and of its numbers `head`, `rows` (the first FIGURE_ROWS) and `n_rows`.
-    """
-    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
-    for figure in FIGURES:
-        entry: dict[str, Any] = {"name": figure.name, "alt_text": figure.alt_text}
-        entry["caption"] = figure.caption_with(report["confidence"])
-        for form, ending in (("svg", "svg"), ("narrow", "narrow.svg")):
-            text = (folder / f"{figure.name}.{ending}").read_text("utf-8")
-            entry[form] = inline_svg(text, f"{figure.name}-{form}")
-        file = folder / f"{figure.name}.csv"
-        rows = pl.read_csv(file, glob=False) if file.read_text("utf-8").strip() else pl.DataFrame()
-        shown = [[cell_text(value) for value in row] for row in rows.head(FIGURE_ROWS).rows()]
-        entry |= {"head": rows.columns, "rows": shown, "n_rows": rows.height}
-        sections[figure.section].append(entry)
-    return sections
-
-
-def changes_by_setting(changes: pl.DataFrame) -> list[dict[str, Any]]:
-    """One entry per model and dataset, with each of its changes by name; None if there is none."""
-    entries = []
-    for (model, dataset), part in changes.group_by("model", "dataset", maintain_order=True):
-        by_name = {row["change"]: row for row in part.to_dicts()}
-        entries.append(
-            {"model": model, "dataset": dataset} | {name: by_name.get(name) for name in CHANGES}
-        )
-    return entries
-
-
-def in_cell_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows by setting and policy, position modes in their usual order."""
-    names = ("model", "dataset", "threshold", "policy")
-    return sorted(
-        rows, key=lambda row: ([row[name] for name in names], position_order(row["positions"]))
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
 #: light to dark; on its own an SVG takes it for black.
 INK = "currentColor"
+#: What stands behind a figure that is not on the page.
+WHITE = '<rect width="100%" height="100%" fill="white"/>'
 
 
 def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
@@ -63,29 +66,32 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     Raises:
         NotFiniteError: a number in the chart's data is not finite.
     """
-    spec = save_for_page(chart, folder, name)
-    on_white = as_json(spec | {"background": "white"}, name)
+    spec, drawn = save_for_page(chart, folder, name)
+    # The chart is not drawn once more: that takes longer than making its pixels.
+    drawn_on_white = re.sub("^<svg [^>]*>", rf"\g<0>{WHITE}", drawn)
     with replacing(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(vl_convert.vegalite_to_png(on_white, ppi=200))
+        temporary.write_bytes(vl_convert.svg_to_png(drawn_on_white, ppi=200))
+    on_white = as_json(spec | {"background": "white"}, name)
     write_text(
         folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
     )
 
 
-def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> dict[str, Any]:
+def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> tuple[dict[str, Any], str]:
     """NAME.svg for the page and papers, NAME.narrow.svg for phones, NAME.csv with its numbers.
 
     Returns:
-        The specification that is drawn.
+        The specification that is drawn, and NAME.svg.
 
     Raises:
         NotFiniteError: a number in the chart's data is not finite.
     """
     spec = with_theme(chart)
-    write_text(folder / f"{name}.svg", svg(spec, name))
+    drawn = svg(spec, name)
+    write_text(folder / f"{name}.svg", drawn)
     write_text(folder / f"{name}.narrow.svg", svg(narrow(spec), name))
     write_text(folder / f"{name}.csv", figure_rows(spec).write_csv())
-    return spec
+    return spec, drawn
 
 
 def svg(spec: dict[str, Any], name: str) -> str:

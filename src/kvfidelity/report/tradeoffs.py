@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from kvfidelity.analysis.predictors import counted_turns
-from kvfidelity.analysis.within_turns import fisher_by_dialogue
+from kvfidelity.analysis.within_turns import fisher_by_dialogue, with_groups
 from kvfidelity.records.grid import CELL_COLUMNS, POSITIONS
 from kvfidelity.report.dots import ONE, dots, of_means, with_dots, with_interval
 from kvfidelity.report.figures import (
@@ -153,11 +153,10 @@ def predictor_ranking(predictors: pl.DataFrame, turns: pl.DataFrame) -> alt.TopL
 def correlation_by_dialogue(predictors: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     """Each dialogue's rank correlation within its turns: model, dataset, metric, ONE."""
     metrics = tuple(predictors["metric"].unique(maintain_order=True))
-    counted = counted_turns(turns, metrics)
+    counted = dict(counted_turns(turns, metrics).group_by("model", "dataset", maintain_order=True))
+    grouped = {setting: with_groups(part) for setting, part in counted.items()}
     parts = [
-        fisher_by_dialogue(
-            counted.filter(model=model, dataset=dataset), metric, "excess_nll"
-        ).select(
+        fisher_by_dialogue(grouped[model, dataset], metric, "excess_nll").select(
             model=pl.lit(model),
             dataset=pl.lit(dataset),
             metric=pl.lit(metric),

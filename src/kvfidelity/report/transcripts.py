@@ -18,11 +18,18 @@ from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.dialogues.tokenizer import load_tokenizer
 from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
-from kvfidelity.report.figures import cached_spans
+from kvfidelity.report.figures import spans_of
 from kvfidelity.report.formatting import count
 
 #: Characters of the page's data at most; later dialogues are left out and counted.
 MAX_CHARACTERS = 6_000_000
+NUMBERS = ("excess_nll", "kl_baseline", "reference_nll", "retained_share", "phase_distortion")
+#: The columns of `turns` and of `evictions` that are used here.
+COLUMNS = (
+    *("run", *CELL_COLUMNS, "dialogue", "seed", "kind", "turn", "replies"),
+    *("tokens_seen_start", "tokens_seen_end", "prompt_tokens", "reply_tokens", *NUMBERS),
+)
+COLUMNS_OF_EVICTIONS = ("run", "turn", "step", "tokens_seen", "token_spans")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -172,9 +179,8 @@ def _counts_match(rows: pl.DataFrame, segments: Sequence[Segment]) -> bool:
 def _run(rows: pl.DataFrame, log: pl.DataFrame | None, conversation: str) -> dict[str, Any]:
     first = rows.row(0, named=True)
     cell = {name: first[name] for name in (*CELL_COLUMNS, "seed", "kind")}
-    numbers = ("excess_nll", "kl_baseline", "reference_nll", "retained_share", "phase_distortion")
     shown = rows.select(
-        "prompt", "reply", "reference", *[pl.col(name).round(3) for name in numbers]
+        "prompt", "reply", "reference", *[pl.col(name).round(3) for name in NUMBERS]
     )
     return cell | {
         "conversation": conversation,
@@ -188,13 +194,13 @@ def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
     if log is None:
         return {}
     kept = {}
-    for (turn,), part in log.partition_by("turn", as_dict=True).items():
+    last = log.filter(pl.col("step") == pl.col("step").max().over("turn"))
+    for (turn,), part in last.partition_by("turn", as_dict=True).items():
         spans: dict[tuple[int, int], float] = {}
-        *left, (seen, _, _) = cached_spans(part, 0)
-        for start, stop, weight in left:
+        for start, stop, weight in spans_of(part):
             spans[start, stop] = spans.get((start, stop), 0.0) + weight
         merged = [[start, stop, round(share, 3)] for (start, stop), share in sorted(spans.items())]
-        kept[str(turn)] = {"seen": seen, "spans": merged}
+        kept[str(turn)] = {"seen": int(part["tokens_seen"][0]), "spans": merged}
     return kept
 
 

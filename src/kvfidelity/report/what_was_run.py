@@ -11,6 +11,14 @@ import polars as pl
 
 from kvfidelity.records.grid import BASELINE, MANIFEST
 
+#: The columns of `turns` that are used here.
+COLUMNS = (
+    *("run", "model", "dataset", "dialogue", "policy", "positions", "seed", "kind", "parameters"),
+    *("model_revision", "dtype", "device", "trained_window", "token_bytes", "after_eviction"),
+    *("tokens_seen_end", "reference_tokens", "reply_token_count", "replies", "finish_reason"),
+    *("threshold", "trigger", "threshold_tokens", "target_tokens"),
+)
+
 
 def run_summaries(
     settings: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], results: Path

@@ -18,7 +18,7 @@ from kvfidelity.worker.client import (
     request,
 )
 from kvfidelity.worker.gpus import gpu_share
-from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
+from kvfidelity.worker.job import Job, WorkerConfig
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +52,12 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.run_time and options.run_time.is_file():
         vars(options).update(read_json(options.run_time)["worker"])
+    if not (options.code_digest and options.policies_digest):
+        # Here, for the workflow knows them and looking at all modules takes longer than a request.
+        from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
+
+        options.code_digest = options.code_digest or stage_digest("generate")
+        options.policies_digest = options.policies_digest or policies_digest()
     return options
 
 
@@ -79,6 +85,9 @@ def _submit(
     next_runs: NextRuns | None,
 ) -> None:
     if no_worker:
+        # Here, for other jobs only ask a worker, and these imports take longer than asking.
+        from kvfidelity.worker.generator import Generator, execute
+
         os.environ |= THREAD_ENVIRONMENT | os.environ
         execute(Generator(config), job, progress)
         return

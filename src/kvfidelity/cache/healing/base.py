@@ -14,6 +14,7 @@ from kvfidelity.errors import UserError
 
 if TYPE_CHECKING:
     from kvfidelity.cache.managed import ManagedCache
+    from kvfidelity.cache.policies.base import Policy
     from kvfidelity.cache.positions import PositionMode
 
 KeepSet = Tensor | RaggedKeepSet
@@ -93,6 +94,8 @@ class Healing:
     changes_attention: ClassVar[bool] = False
     #: Whether it reads or writes slots; every kv head must then hold the same number of them.
     edits_slots: ClassVar[bool] = False
+    #: Whether the whole cache must have one keep set.
+    needs_one_keep_set: ClassVar[bool] = False
     #: The only position mode that it makes sense under; None for all.
     only_positions: ClassVar[str | None] = None
 
@@ -107,13 +110,13 @@ class Healing:
         positions: PositionMode | str,
         *,
         on_gpu: bool,
-        ragged_policy: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Refuse a setting that it cannot act under.
 
         Args:
             on_gpu: whether the kernels of a GPU decode.
-            ragged_policy: kind of the policy if its budgets differ between kv heads.
+            policy: whose keep sets it acts on; None if that is not known yet.
 
         Raises:
             UserError: names the healing and what to set.
@@ -132,11 +135,24 @@ class Healing:
                 f"healing {self.kind} changes attention, and the decode steps of a GPU cannot "
                 f"begin to do so inside a reply: set trigger: turn or prompt, not {trigger}"
             )
-        if ragged_policy is not None and (self.edits_slots or self.changes_attention):
+        if policy is not None:
+            self.check_policy(policy)
+
+    def check_policy(self, policy: Policy) -> None:
+        """The part of `check` that is about the policy's keep sets."""
+        if policy.ragged and (self.edits_slots or self.changes_attention):
             raise UserError(
                 f"healing {self.kind} needs as many slots in every kv head, and policy "
-                f"{ragged_policy} keeps different numbers; use another policy"
+                f"{policy.kind} keeps different numbers; use another policy"
             )
+        if self.needs_one_keep_set and policy.keep_sets != "shared":
+            raise UserError(self._one_keep_set(policy.kind))
+
+    def _one_keep_set(self, policy: str) -> str:
+        return (
+            f"healing {self.kind} needs one keep set for the whole cache, and {policy} keeps other "
+            "tokens in each layer or kv head: use granularity shared, or another policy"
+        )
 
     def prepared(self, encode: Encode) -> Healing:
         """This healing with what it says as token ids."""

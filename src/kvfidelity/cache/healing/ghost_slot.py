@@ -132,7 +132,7 @@ class GhostSlot(Healing):
             return Healed()
         places, layers = found
         changed = cache.changed_attention or ChangedAttention()
-        biases, counts = [], []
+        biases, counts, ghosts = [], [], []
         for index, (keys, values, bias, total) in enumerate(layers):
             groups, heads = keys.shape[0], bias.shape[0]
             at = places[min(index, places.shape[0] - 1)].expand(groups, -1).to(keys.device)
@@ -142,8 +142,11 @@ class GhostSlot(Healing):
             biases.append(known.scatter(-1, at.repeat_interleave(heads // groups, dim=0), bias))
             before = changed.counts_of(index, groups, cache.size).to(total.device)
             counts.append(before.scatter(-1, at, total))
+            ghosts.append(
+                changed.ghosts_of(index, groups, cache.size).to(at.device).scatter(-1, at, True)
+            )
         cache.changed_attention = ChangedAttention(
-            changed.factor, torch.stack(biases), torch.stack(counts)
+            changed.factor, torch.stack(biases), torch.stack(counts), torch.stack(ghosts)
         )
         return Healed(slots=places.shape[-1], nbytes=cache.changed_attention.nbytes)
 

@@ -35,15 +35,14 @@ class Refresh(Healing):
     kind: ClassVar[str] = "refresh"
     between_turns: ClassVar[bool] = True
     edits_slots: ClassVar[bool] = True
+    needs_one_keep_set: ClassVar[bool] = True
     only_positions: ClassVar[str | None] = "rerotated"
 
     def choose(self, keep: Callable[[int], KeepSet], budget: int, slots: int) -> Choice:
         kept = keep(budget)
         if not isinstance(kept, Tensor) or kept.dim() != 1:
-            raise UserError(
-                f"healing {self.kind} reads the kept text again, and this policy keeps other "
-                "tokens in each layer or kv head: use granularity shared, or another policy"
-            )
+            # Of a policy that declares one keep set and ranks otherwise.
+            raise UserError(self._one_keep_set("this policy"))
         return Choice(kept)
 
     def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
