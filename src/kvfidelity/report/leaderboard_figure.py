@@ -84,5 +84,6 @@ def _panel(data: pl.DataFrame) -> alt.TopLevelMixin:
             ("eviction_ms", ["an eviction", "milliseconds, log"]),
             ("memory_mb", ["extra memory", "MB, log"]),
         )
+        if data[name].is_not_null().any()
     ]
     return alt.concat(quality, *costs, columns=3)
