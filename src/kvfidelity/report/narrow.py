@@ -37,6 +37,8 @@ def narrow(spec: dict[str, Any]) -> dict[str, Any]:
             part["facet"].setdefault("header", {})["labelLimit"] = width
     stacked = {"bottom": {"direction": "vertical"}}
     legend = {"orient": "bottom", "columns": 2, "labelLimit": 110, "layout": stacked}
+    # A browser draws with a wider font than the one that places the columns.
+    legend["columnPadding"] = 24
     found["config"]["legend"] |= legend
     return found
 
