@@ -88,6 +88,19 @@ def test_what_was_not_tested_is_said() -> None:
     assert disruption_answers(validation([]), NONE, POLICIES) == []
 
 
+def test_a_penalty_without_a_measured_disruption_is_said() -> None:
+    empty = dict.fromkeys(table_schema("penalties"))
+    about = {"model": "m", "dataset": "d", "policy": "pen", "threshold": "half", "weight": 4.0}
+    found = {"positions": "stale", "mean": -0.4, "low": -0.5, "high": -0.3, "n_dialogues": 12}
+    penalties = pl.DataFrame([empty | about | found], table_schema("penalties"))
+    [answer] = disruption_answers(validation([]), penalties, POLICIES)
+    first, second, third = answer["sentences"]
+    assert first.endswith("not tested here: no run measured it.")
+    assert second.endswith("not tested here.")
+    assert "−0.40 [−0.50, −0.30] under stale (pen)" in third
+    assert answer["splits"] == []
+
+
 def test_doses_stand_next_to_the_modes_of_their_policy() -> None:
     cell = dict.fromkeys(table_schema("policies")) | {"model": "m", "dataset": "d"}
     names = (("a", "shifted+64"), ("a", "stale"), ("a", "shifted-8"), ("b", "stale"))
