@@ -45,7 +45,8 @@ def published_runs(docs: Path = DOCS) -> list[PublishedRun]:
     """
     runs = []
     for finding in FINDINGS:
-        folders = sorted(path.parent for path in (docs / finding.name).glob(f"*/{FACTS}"))
+        below = docs / finding.name
+        folders = [path for path in below.glob("*") if (path / FACTS).is_file()]
         for folder in sorted(folders, key=lambda path: _place(path.name)):
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             tables = {name: _table(folder, name) for name in EXPORTED}
@@ -71,7 +72,7 @@ def _table(folder: Path, name: str) -> pl.DataFrame:
     schema = exported_schema(name)
     if not file.is_file():
         return pl.DataFrame(schema=schema)
-    table = pl.read_parquet(file)
+    table = pl.read_parquet(file, glob=False)
     if list(table.schema) != list(schema):
         raise UserError(
             f"{file} has other columns than are declared: export its run again with "
