@@ -99,12 +99,13 @@ def _penalty(rows: Sequence[Mapping[str, Any]]) -> str:
         rows, key=lambda row: (row["threshold"], row["weight"], position_order(row["positions"]))
     )
     found = [
-        f"{signed(row['mean'], 2)} {interval(row, 2)} under {row['positions']} ({row['policy']})"
+        f"{signed(row['mean'], 2)} {interval(row, 2)} under {row['positions']} "
+        f"(weight {decimal(row['weight'])}, at {row['threshold']})"
         for row in ordered
     ]
     return (
-        "Against the same policy without it, a penalty changes excess NLL by "
-        f"{', '.join(found)} nats per token."
+        "Against the same policy without it, a penalty changes excess NLL, in nats per token, by "
+        f"{', '.join(found)}."
     )
 
 
@@ -114,8 +115,12 @@ def _simpler(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _strongest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The measure of positions alone that orders cells best, of either sign."""
-    simple = [row for row in rows if row["metric"] in INTEGRITY]
+    """The measure of positions alone that orders cells best, of either sign.
+
+    Of those that vary in as many dialogues as any: few dialogues make large correlations.
+    """
+    most = max((row["n_dialogues"] for row in rows), default=0)
+    simple = [row for row in rows if row["metric"] in INTEGRITY and row["n_dialogues"] == most]
     return max(simple, key=lambda row: abs(row["correlation"]), default=None)
 
 
@@ -124,7 +129,7 @@ def _goal(row: Mapping[str, Any], goal: float) -> str:
         return "at least the goal"
     if row["high"] is not None and row["high"] < goal:
         return "below the goal"
-    return "not surely at or below the goal"
+    return "not surely above or below the goal"
 
 
 def _named(row: Mapping[str, Any]) -> str:
