@@ -60,7 +60,7 @@ def test_a_published_run_is_in_the_page_with_its_numbers(docs: Path) -> None:
     for row in policies.to_dicts():
         assert number(row) in text
     assert "synthetic numbers" in text and "snakemake --cores 1" in text
-    assert "2 dialogues of made; 122 runs of one dialogue" in text
+    assert "2 dialogues of made; 128 runs of one dialogue" in text
     assert "None" not in text and "nan" not in text.lower().replace("finance", "")
 
 
