@@ -3,6 +3,8 @@ CORES ?= 2
 ARGS ?=
 # Configuration files of a run that is not the default one: make run CONFIG=config/paper.yaml
 CONFIG ?=
+# One of the models of the findings; all if empty.
+MODEL ?=
 ROUNDS ?= 50
 SECONDS ?= 1800
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -10,7 +12,7 @@ CONFIGURED := $(if $(CONFIG),--configfile $(CONFIG))
 # Where the results of that run are; empty if no run can have its name, which the script says.
 FOLDER := $(if $(CONFIG),$$($(IN_VENV) python workflow/scripts/results_folder.py $(CONFIG)),results)
 
-.PHONY: help run test chaos lint format report verify compare lock audit fuzz clean
+.PHONY: help run findings test chaos lint format report verify compare lock audit fuzz clean
 
 help: ## lists the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +21,16 @@ help: ## lists the commands
 run: export KVFIDELITY_COMMAND = make run$(if $(CONFIG), CONFIG="$(CONFIG)")$(if $(ARGS), ARGS="$(ARGS)")
 run: .venv/installed ## the default run: results/report.html; CONFIG=FILE for another
 	@$(IN_VENV) snakemake --cores $(CORES) $(ARGS) $(CONFIGURED)
+
+# One run after the other: a run that is stopped goes on where it was, a finished one has nothing to do.
+findings: export KVFIDELITY_COMMAND = make findings$(if $(MODEL), MODEL=$(MODEL))
+findings: .venv/installed ## all runs of docs/findings.md on one GPU, their tables and the page; MODEL=NAME for one model's
+	@export $(IN_VENV); runs=$$(python -m kvfidelity.findings.plan --model "$(MODEL)") || exit 2; \
+	echo "$$runs" | while read -r finding model folder files; do \
+	snakemake --cores $(CORES) --resources gpu=1 $(ARGS) --configfile $$files </dev/null && \
+	python workflow/scripts/export_finding.py "$$folder" --finding "$$finding" || exit 1; done
+	@$(IN_VENV) python -m kvfidelity.findings.page --draw
+	@$(IN_VENV) python -m kvfidelity.findings.page > docs/findings.md.new && mv docs/findings.md.new docs/findings.md
 
 test: .venv/installed ## all tests, two at a time; ARGS="-n 0 -x" for one by one
 	@$(IN_VENV) python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -23,6 +23,7 @@ ORDER = (
     "worker, judges, analysis",
     "report",
     "pipeline, engine_check",
+    "findings",
     "__main__",
 )
 #: Packages that may use others of their own level: tables are made of verdicts.

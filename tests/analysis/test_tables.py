@@ -9,9 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from kvfidelity.analysis import artifact_rows
 from kvfidelity.analysis.tables import build_tables, policies, with_excess
 from kvfidelity.analysis.window import by_token_index, change_at_edge
 from kvfidelity.errors import UserError
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.report.tradeoffs import pareto_front
 from tests.analysis.synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, write
 
@@ -46,6 +48,27 @@ def test_excess_is_paired_and_counts_only_after_an_eviction_inside_the_window(
     assert counted["tokens_seen_end"].max() <= WINDOW
     one = counted.filter(pl.col("positions") == "stale")
     assert cells.filter(pl.col("positions") == "stale")["n_turns"].item() == one.height
+
+
+def test_tables_do_not_depend_on_how_many_files_are_read_at_once(
+    results: Path, tables: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_rows, "BATCH", 7)
+    for name, table in build_tables(settings(6), results).items():
+        assert table.equals(tables[name]), name
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+def test_damaged_values_are_named_by_their_file(tmp_path: Path, kind: str) -> None:
+    """What the footer says is right here, so that nothing is noticed before the values are read."""
+    write(tmp_path, settings(2), COSTS, probes=1)
+    file = sorted(tmp_path.glob(f"generate/**/{kind}.parquet"))[3]
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    values = len(whole) - 8 - footer
+    file.write_bytes(whole[:4] + bytes(values - 4) + whole[values:])
+    with pytest.raises(UserError, match=rf"^{file} is damaged \("):
+        build_tables(settings(2), tmp_path)
 
 
 def test_texts_stay_in_the_artifacts(tables: dict[str, pl.DataFrame]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from kvfidelity.cache.attach import attach, new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
-from kvfidelity.cache.healing import FedTokens, Healing, build_healing, known_healings
+from kvfidelity.cache.healing import FedMessages, Healing, build_healing, known_healings
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest
 from kvfidelity.cache.healing.neutral_text import neutral_text
@@ -19,9 +19,10 @@ from kvfidelity.cache.healing.notice import NOTICE
 from kvfidelity.cache.healing.window import window_logits, window_queries
 from kvfidelity.cache.hooks import cache_argument, output_logits
 from kvfidelity.cache.managed import ManagedCache
-from kvfidelity.cache.policies import build_policy
+from kvfidelity.cache.policies import Policy, build_policy
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.tree import TokenTree, TreeCache
+from kvfidelity.cache.view import CacheView
 from kvfidelity.errors import UserError
 from tests.cache.conftest import tiny
 from tests.cache.test_laws import feed, tokens
@@ -53,8 +54,8 @@ def evicted(
     cache = new_cache(model, mode, evictor=evictor, collect_scores=scores)
     ids = tokens(LENGTH)
     feed(model, cache, ids)
-    evictor.tokens = FedTokens(
-        ids[0].tolist(), lambda other, more: feed(model, other, torch.tensor([list(more)]))
+    evictor.messages = FedMessages(
+        lambda other, more: feed(model, other, torch.tensor([list(more)]))
     )
     assert evictor.before_turn(cache) is not None
     return cache, evictor
@@ -138,6 +139,23 @@ def test_a_ghost_that_is_evicted_counts_as_the_tokens_it_stands_for(llama: Any) 
     assert cache.changed_attention is not None and cache.changed_attention.counts is not None
     seen = 2 * LENGTH - TARGET
     assert (cache.changed_attention.counts.sum(-1) == seen).all(), "no token is counted twice"
+    held = TARGET - 1  # the other slot is the ghost, which takes in the one before
+    assert [each.tokens_evicted for each in evictor.log] == [LENGTH - held, LENGTH - TARGET]
+    assert sum(each.tokens_evicted for each in evictor.log) == seen - held
+
+
+@pytest.mark.parametrize("policy", [SHARED, BY_HEAD], ids=["shared", "head"])
+def test_tokens_that_are_gone_and_those_that_slots_hold_are_all_that_were_seen(
+    llama: Any, policy: dict[str, Any]
+) -> None:
+    """Ghosts that stay, that are evicted and that stand for one token: none holds a token."""
+    cache, evictor = evicted(llama, "original", build_healing("ghost_slot"), policy)
+    for seed in (2, 3):
+        feed(llama, cache, tokens(LENGTH - TARGET, seed=seed))
+        assert evictor.before_turn(cache) is not None
+    gone = sum(each.tokens_evicted for each in evictor.log)
+    held = cache.size - cache.ghosts_per_head
+    assert gone + held == pytest.approx(cache.slot_table.tokens_seen, abs=len(evictor.log) / 2)
 
 
 @pytest.mark.parametrize("scores", [False, True], ids=["plain", "scored"])
@@ -188,8 +206,6 @@ def test_refresh_again_equals_a_fresh_run_of_what_is_kept_then(llama: Any) -> No
     cache, evictor = evicted(llama, "rerotated", build_healing("refresh"))
     more = tokens(LENGTH - TARGET, seed=2)
     feed(llama, cache, more)
-    assert evictor.tokens is not None
-    evictor.tokens.ids += more[0].tolist()
     assert evictor.before_turn(cache) is not None
     kept = cache.slot_table.token_index[0, 0]
     new = tokens(7, seed=6)
@@ -204,7 +220,7 @@ def test_a_notice_stays_inside_the_budget_and_is_fed_after_the_kept_part(llama: 
     cache, evictor = evicted(llama, "rerotated", healing)
     assert cache.size == TARGET
     assert cache.slot_table.tokens_seen == LENGTH + 4
-    assert evictor.tokens is not None and evictor.tokens.ids[-4:] == [5, 6, 7, 8]
+    assert evictor.messages is not None and evictor.messages.starts == [LENGTH]
     assert (evictor.log[0].healed.slots, evictor.log[0].healed.tokens) == (4, 4)
     plain, _ = evicted(llama, "rerotated", build_healing("none"), target=TARGET - 4)
     feed(llama, plain, torch.tensor([[5, 6, 7, 8]]))
@@ -254,9 +270,38 @@ def test_a_setting_that_a_healing_cannot_act_under_is_refused(
         build_healing(kind).check(trigger, positions, on_gpu=on_gpu)
 
 
-def test_refresh_refuses_keep_sets_that_are_no_text(llama: Any) -> None:
-    with pytest.raises(UserError, match="granularity shared"):
-        evicted(llama, "rerotated", build_healing("refresh"), BY_HEAD)
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [("knorm", {}), ("tova", {}), ("h2o", {}), ("hybrid", {"granularity": "head"})],
+)
+def test_refresh_refuses_keep_sets_that_are_no_text_before_anything_is_fed(
+    kind: str, parameters: dict[str, Any]
+) -> None:
+    policy, schedule = build_policy(kind, parameters), EvictionSchedule("turn", LENGTH, TARGET)
+    refused = rf"one keep set for the whole cache, and {kind} keeps .* granularity shared"
+    with pytest.raises(UserError, match=refused):
+        Evictor(policy, schedule, 0, build_healing("refresh"))
+    with pytest.raises(UserError, match=refused):
+        build_healing("refresh").check("turn", "rerotated", on_gpu=False, policy=policy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Undeclared(Policy):
+    """Ranks by kv head and does not say so."""
+
+    kind: ClassVar[str] = "undeclared"
+
+    def priority(self, view: CacheView) -> torch.Tensor:
+        return view.layers[0].keys.norm(dim=-1).expand(*view.grid, -1)
+
+
+def test_refresh_refuses_what_a_policy_did_not_declare(llama: Any) -> None:
+    schedule = EvictionSchedule("turn", LENGTH, TARGET)
+    evictor = Evictor(Undeclared(), schedule, 0, build_healing("refresh"))
+    cache = new_cache(llama, "rerotated", evictor=evictor)
+    feed(llama, cache, tokens(LENGTH))
+    with pytest.raises(UserError, match="this policy keeps other tokens in each layer"):
+        evictor.before_turn(cache)
 
 
 def test_healings_that_edit_slots_refuse_budgets_that_differ(llama: Any) -> None:
@@ -310,9 +355,17 @@ def test_the_evicted_share_of_attention_counts_what_ghosts_stand_for(
 def test_token_ids_that_are_not_all_known_are_refused(llama: Any) -> None:
     policy, schedule = build_policy("streaming_llm", {}), EvictionSchedule("turn", LENGTH, TARGET)
     evictor = Evictor(policy, schedule, 0, build_healing("refresh"))
-    cache = new_cache(llama, "rerotated", evictor=evictor)
-    feed(llama, cache, tokens(LENGTH))
-    with pytest.raises(UserError, match=r"evictor\.tokens"):
+    for cache in (new_cache(llama, "rerotated"), new_cache(llama, "rerotated", evictor=evictor)):
+        feed(llama, cache, tokens(LENGTH))
+        missing = (
+            "keep its text: make it with" if cache.transcript is None else r"evictor\.messages"
+        )
+        with pytest.raises(UserError, match=missing):
+            evictor.before_turn(cache.fork())
+    evictor.messages = FedMessages(lambda other, more: None)
+    assert cache.transcript is not None and cache.transcript.ids == tokens(LENGTH)[0].tolist()
+    del cache.transcript.ids[-1]
+    with pytest.raises(ValueError, match=f"{LENGTH - 1} token ids are known.*seen {LENGTH}"):
         evictor.before_turn(cache)
 
 

@@ -134,6 +134,34 @@ def test_every_policy_keeps_its_contract_where_kv_heads_differ(
     assert isinstance(again, RaggedKeepSet) and torch.equal(again.slots, found.slots)
 
 
+GRANULAR = [
+    (kind, {"granularity": chosen})
+    for kind in ("attention_top", "h2o", "hybrid")
+    for chosen in ("shared", "head")
+]
+WRAPPED = [
+    (kind, {"policy": inside})
+    for kind in ("chunkkv", "criticalkv", "per_chunk", "protect", "disruption_penalty")
+    for inside in ("random", "tova", "snapkv")
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [*((kind, REQUIRED.get(kind, {})) for kind in EVICTING), *GRANULAR, *WRAPPED],
+    ids=str,
+)
+def test_every_policy_declares_what_one_keep_set_is_for(
+    kind: str, parameters: dict[str, Any]
+) -> None:
+    if parameters.get("policy") == "random":
+        parameters = {"policy": {"kind": "random", "keep_ratio": 0.9}}
+    policy = build_policy(kind, parameters)
+    found = policy.keep(random_view(60, 20))
+    dimensions = 3 if isinstance(found, RaggedKeepSet) else found.dim()
+    assert {"shared": 1, "layer": 2, "head": 3}[policy.keep_sets] == dimensions
+
+
 @pytest.mark.parametrize("kind", EVICTING)
 def test_no_policy_touches_its_input(kind: str) -> None:
     view, twin = random_view(60, 20), random_view(60, 20)

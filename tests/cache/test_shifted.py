@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kvfidelity import new_cache
 from kvfidelity.cache.positions import PositionMode, check_shift, shifted_name
+from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.errors import UserError
 from kvfidelity.metrics.positions import integrity
@@ -65,6 +66,19 @@ def test_every_survivor_has_the_shift_as_its_offset_error(shift: int, kept: set[
         abs(shift) * len(kept) / (len(kept) + 3)
     )
     assert int(slots.position.max()) < slots.position_bound
+
+
+def test_a_head_that_keeps_everything_is_shifted_as_the_others_are() -> None:
+    """One number for all survivors, whatever each head keeps; before and after more tokens."""
+    kept = RaggedKeepSet.of_rows([[torch.arange(12), torch.arange(6)] for _ in range(2)])
+    slots = SlotTable(PositionMode("shifted+64"))
+    slots.append(12)
+    slots.keep(kept)
+    for seen in (12, 15):
+        assert slots.next_positions.tolist() == [[seen + 64] * 2] * 2
+        assert slots.next_position == seen + 64
+        assert slots.row(0, 0).next_position == seen + 64
+        slots.append(3)
 
 
 def test_names_are_written_one_way_only() -> None:

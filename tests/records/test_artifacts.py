@@ -27,6 +27,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in file.parent.iterdir()] == ["turns.parquet"]
 
 
+def test_no_damaged_footer_is_more_than_one_line(tmp_path: Path) -> None:
+    """Some of these make polars panic."""
+    file = tmp_path / "turns.parquet"
+    write_parquet(FRAME, file, kind="turns")
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    refused = 0
+    for place in range(len(whole) - 8 - footer, len(whole) - 8):
+        file.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+        try:
+            read_metadata(file)
+        except UserError as error:
+            assert str(error).startswith(f"{file} is damaged (")
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+    assert refused > footer / 10
+
+
 def test_timings_are_not_part_of_the_digest() -> None:
     assert digest(FRAME) == digest(FRAME.with_columns(ttft_s=9.0))
     assert digest(FRAME) != digest(FRAME.with_columns(reply=pl.lit("b")))

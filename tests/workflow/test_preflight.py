@@ -124,25 +124,33 @@ def test_policies_that_differ_in_name_only_are_named(new: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "trigger", "fault"),
+    ("entry", "trigger", "positions", "fault"),
     [
-        ({"kind": "knorm", "healing": "notice"}, "step", "set trigger: turn, not step"),
-        ({"kind": "block", "which": "last", "healing": "refresh"}, "turn", "not stale"),
-        ({"kind": "adakv", "healing": "merge"}, "turn", "adakv keeps different numbers"),
+        ({"kind": "knorm", "healing": "notice"}, "step", "stale", "set trigger: turn, not step"),
+        ({"kind": "block", "which": "last", "healing": "refresh"}, "turn", "stale", "not stale"),
+        ({"kind": "adakv", "healing": "merge"}, "turn", "stale", "adakv keeps different numbers"),
+        ({"kind": "knorm", "healing": "refresh"}, "turn", "rerotated", "knorm keeps other tokens"),
+        (
+            {"kind": "protect", "policy": {"kind": "tova"}, "healing": "refresh"},
+            "turn",
+            "rerotated",
+            "protect keeps other tokens",
+        ),
     ],
 )
 def test_a_healing_that_cannot_act_is_refused_before_anything_is_planned(
-    new: Project, entry: dict[str, Any], trigger: str, fault: str
+    new: Project, entry: dict[str, Any], trigger: str, positions: str, fault: str
 ) -> None:
+    others = [mode for mode in ("stale", "original", "rerotated") if mode != positions]
     threshold = {"at": "48tok", "trigger": trigger, "target": "24tok"}
     changes = {
         "policies": {"healed": entry},
         "thresholds": {"healing": threshold},
         "grid": {
-            "include": [{"policy": "healed", "threshold": "healing", "positions": "stale"}],
+            "include": [{"policy": "healed", "threshold": "healing", "positions": positions}],
             "exclude": [
                 *({"policy": "healed", "threshold": name} for name in thresholds(new)),
-                *({"policy": "healed", "positions": mode} for mode in ("original", "rerotated")),
+                *({"policy": "healed", "positions": mode} for mode in others),
             ],
         },
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.cli import main_guard
-from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
 from kvfidelity.records.grid import RUN_FIELDS, RunKey, run_of_file
 from kvfidelity.worker.client import NextRuns
 from kvfidelity.worker.command import add_model_options, parse_options, submit, worker_config
@@ -32,8 +31,12 @@ def main() -> None:
     parser.add_argument("--evictions", required=True, type=Path)
     parser.add_argument("--recall", required=True, type=Path)
     options = parse_options(parser)
-    options.code_digest = options.code_digest or stage_digest("generate")
-    options.policies_digest = options.policies_digest or policies_digest()
+    if not (options.code_digest and options.policies_digest):
+        # Here, for the workflow knows them, and looking at all modules takes longer than asking.
+        from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
+
+        options.code_digest = options.code_digest or stage_digest("generate")
+        options.policies_digest = options.policies_digest or policies_digest()
     job = GenerateJob(
         spec=specification(options.spec, run_of_file(options.turns)),
         pool=str(options.pool.resolve()),

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
-from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
 from kvfidelity.worker.command import add_model_options, parse_options, submit
 from kvfidelity.worker.job import LikelihoodJob
 
@@ -16,8 +15,12 @@ def main() -> None:
     parser.add_argument("--texts", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parse_options(parser)
-    options.code_digest = options.code_digest or stage_digest("generate")
-    options.policies_digest = options.policies_digest or policies_digest()
+    if not (options.code_digest and options.policies_digest):
+        # Here, for the workflow knows them, and looking at all modules takes longer than asking.
+        from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
+
+        options.code_digest = options.code_digest or stage_digest("generate")
+        options.policies_digest = options.policies_digest or policies_digest()
     submit(options, LikelihoodJob(str(options.texts.resolve()), str(options.out.resolve())))
     print(f"wrote {options.out}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis import recall
+from kvfidelity.analysis.artifact_rows import joined, read_dialogues, read_runs
 from kvfidelity.analysis.attribution import attribution
 from kvfidelity.analysis.balance import balance, balance_pairs
 from kvfidelity.analysis.baselines import baselines, know_nothing
@@ -49,7 +50,6 @@ from kvfidelity.analysis.statistics import (
 )
 from kvfidelity.analysis.verdicts import missing_by_cell, missing_verdicts, verdict_means
 from kvfidelity.analysis.window import by_token_index, window_changes
-from kvfidelity.errors import UserError
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
@@ -92,36 +92,22 @@ def build_tables(
         UserError: an artifact is missing or damaged.
     """
     keys = run_keys(settings)
-    logged = _scan(results / "generate", keys, "turns.parquet").with_columns(early_columns())
-    log = _scan(results / "generate", keys, "evictions.parquet")
-    window = _read(by_token_index(logged))
+    generated = results / "generate"
     talks = list(dict.fromkeys(map(dialogue_of, keys)))
-    metrics = _read(_scan_all(results / "metrics", talks, "metrics.parquet"))
-    asked = _scan(results / "generate", keys, "recall.parquet")
-    recall_rows = asked.with_columns(
-        n_distractors=pl.col("distractors").list.len(),
-        # The best distractor is known only if every one was measured.
-        margin=pl.when(all_finite(pl.col("distractor_nll"))).then("margin"),
-        confidence=confidence_column(),
-    )
+    logged, window = _turns_and_window(generated, keys)
+    metrics = read_dialogues(results / "metrics", talks, "metrics.parquet")
+    log = read_runs(generated, keys, "evictions.parquet", lambda rows: rows.drop(SLOT_COLUMNS))
+    asked = read_runs(generated, keys, "recall.parquet", _without_texts)
     verdicts = [
-        _read(_scan_all(results / "judge" / judge, talks, "verdicts.parquet")).select(
+        read_dialogues(results / "judge" / judge, talks, "verdicts.parquet").select(
             pl.exclude("run"), "run"
         )
         for judge in settings["judging"]
     ]
     measured = {
-        "turns": _read(
-            logged.with_columns(**{IN_LISTS: how_many_not_finite("reference_token_nll")}).drop(
-                TURN_TEXTS
-            )
-        ).join(metrics, on=["run", "turn"], how="left"),
-        "evictions": _read(log.drop(SLOT_COLUMNS)),
-        "recall": _read(
-            recall_rows.with_columns(**{IN_LISTS: how_many_not_finite("distractor_nll")}).drop(
-                RECALL_TEXTS
-            )
-        ),
+        "turns": logged.join(metrics, on=["run", "turn"], how="left"),
+        "evictions": joined(log),
+        "recall": joined(asked),
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
     not_finite = pl.concat(
@@ -285,33 +271,31 @@ def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
     ).collect()
 
 
-def _scan(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
-    """All files as one lazy table, with the run each row is from."""
-    files = _existing(folder, keys, name)
-    start = len(str(folder)) + 1
-    run = pl.col("run").str.slice(start).str.head(-len(name) - 1)
-    return pl.scan_parquet(files, include_file_paths="run", glob=False).with_columns(run)
+def _turns_and_window(generated: Path, keys: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All turns without texts, and what `by_token_index` makes of the NLL of each token."""
+    turns, windows = [], []
+    for rows in read_runs(generated, keys, "turns.parquet", _with_token_columns):
+        windows.append(by_token_index(rows.lazy()).collect())
+        turns.append(rows.drop("reference_token_nll"))
+    return joined(turns), joined(windows).sort("run", "start")
 
 
-def _scan_all(folder: Path, keys: Sequence[str], name: str) -> pl.LazyFrame:
-    """All files as one lazy table; their rows say which run they are from."""
-    return pl.scan_parquet(_existing(folder, keys, name), glob=False)
+def _with_token_columns(turns: pl.LazyFrame) -> pl.LazyFrame:
+    """Turns with what is known from the NLL of each token."""
+    not_finite = how_many_not_finite("reference_token_nll")
+    texts = [name for name in TURN_TEXTS if name != "reference_token_nll"]
+    return turns.with_columns(*early_columns(), not_finite.alias(IN_LISTS)).drop(texts)
 
 
-def _existing(folder: Path, keys: Sequence[str], name: str) -> list[Path]:
-    files = [folder / key / name for key in keys]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing:
-        raise UserError(f"{missing} does not exist: run the workflow to make it")
-    return files
-
-
-def _read(rows: pl.LazyFrame) -> pl.DataFrame:
-    try:
-        return rows.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"an artifact is damaged ({reason}): delete it and run again") from None
+def _without_texts(questions: pl.LazyFrame) -> pl.LazyFrame:
+    """Recall questions with what is known from their texts and from the NLL of each distractor."""
+    return questions.with_columns(
+        how_many_not_finite("distractor_nll").alias(IN_LISTS),
+        n_distractors=pl.col("distractors").list.len(),
+        # The best distractor is known only if every one was measured.
+        margin=pl.when(all_finite(pl.col("distractor_nll"))).then("margin"),
+        confidence=confidence_column(),
+    ).drop(RECALL_TEXTS)
 
 
 def _overshoot(top: pl.Expr) -> pl.Expr:

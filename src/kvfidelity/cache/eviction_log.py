@@ -54,7 +54,8 @@ class Eviction:
     scoring_s, eviction_s: seconds to rank the slots, and to move the survivors.
     attention_share: the evicted slots' share of the latest forward's attention; None without
     scores. healing: kind of what was done about the gap; healed: the slots and bytes that this
-    took. healing_s: seconds of it. disruption: None if it is not measured.
+    took. ghosts_before, ghosts_after: slots that stand for tokens that are gone, per kv head.
+    healing_s: seconds of the healing. disruption: None if it is not measured.
     ranking_bytes: most bytes that ranking held at once, beyond the cache and what it collects for
     the policy; None if it was not measured. held_bytes: what the cache and the model keep for the
     policy between evictions: scores, queries, calibration.
@@ -70,6 +71,8 @@ class Eviction:
     attention_share: float | None = None
     healing: str = "none"
     healed: Healed = Healed()  # noqa: RUF009 - frozen
+    ghosts_before: float = 0.0
+    ghosts_after: float = 0.0
     healing_s: float = 0.0
     disruption: Disruption | None = None
     ranking_bytes: int | None = None
@@ -82,9 +85,10 @@ class Eviction:
 
     @property
     def tokens_evicted(self) -> int:
-        """Tokens of the conversation that are gone, per kv head: a ghost slot holds none."""
-        ghosts = self.healed.slots - self.healed.tokens
-        return self.slots_before - self.slots_after + ghosts
+        """Tokens of the conversation that are gone, per kv head: a ghost slot holds none, neither
+        one that is new nor one that is evicted."""
+        ghosts = self.ghosts_after - self.ghosts_before
+        return round(self.slots_before - self.slots_after + ghosts)
 
     @property
     def slots_after(self) -> int:

@@ -84,6 +84,12 @@ class ManagedCache(AttentionCache):
         return self.recent_queries.window if self.recent_queries is not None else 0
 
     @property
+    def ghosts_per_head(self) -> float:
+        """Slots that stand for tokens that are gone, the mean over kv heads."""
+        changed = self.changed_attention
+        return changed.ghosts_per_head if changed is not None else 0.0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all live keys and values, and of what changes attention to them."""
         changed = self.changed_attention.nbytes if self.changed_attention is not None else 0

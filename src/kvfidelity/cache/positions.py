@@ -19,16 +19,16 @@ from kvfidelity.errors import UserError
 SHIFTED_PATTERN = r"shifted(\+0|[+-][1-9][0-9]{0,5})"
 
 
-def _number_of_slots(slots: int, tokens_seen: int) -> int:
+def _number_of_slots(slots: int, tokens_seen: int, evicted: bool) -> int:
     return slots
 
 
-def _tokens_seen(slots: int, tokens_seen: int) -> int:
+def _tokens_seen(slots: int, tokens_seen: int, evicted: bool) -> int:
     return tokens_seen
 
 
-def _shifted(shift: int, slots: int, tokens_seen: int) -> int:
-    position = tokens_seen + (shift if slots < tokens_seen else 0)
+def _shifted(shift: int, slots: int, tokens_seen: int, evicted: bool) -> int:
+    position = tokens_seen + (shift if evicted else 0)
     if position < 0:
         raise UserError(
             f"positions {shifted_name(shift)}: after {tokens_seen} tokens the next position would "
@@ -41,14 +41,15 @@ def _shifted(shift: int, slots: int, tokens_seen: int) -> int:
 class ModeTraits:
     """What distinguishes one position mode from the others.
 
-    next_position: (cached slots, tokens seen) -> the position of the next fed token.
+    next_position: (cached slots, tokens seen, whether something was evicted) -> the position of the
+        next fed token. A kv head may hold all tokens where other heads had to evict.
     renumbers: whether an eviction gives the surviving slots the positions 0..n-1. If not, they
         keep the positions that they have.
     shift: how many positions farther than their true offset the survivors of the first eviction
         are from all later tokens; None for a mode that is not `shifted`.
     """
 
-    next_position: Callable[[int, int], int]
+    next_position: Callable[[int, int, bool], int]
     renumbers: bool
     shift: int | None = None
 
@@ -121,4 +122,4 @@ def check_shift(mode: PositionMode, threshold: int | None) -> None:
         UserError: it can.
     """
     if mode.traits.shift is not None and threshold is not None:
-        mode.traits.next_position(threshold - 1, threshold)
+        mode.traits.next_position(threshold - 1, threshold, True)

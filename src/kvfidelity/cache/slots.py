@@ -84,7 +84,7 @@ class SlotTable:
             if common is None:
                 raise ValueError("the next position differs between kv heads: see next_positions")
             return common
-        return self.mode.traits.next_position(self._slots, self.tokens_seen)
+        return self._next_position(self._slots)
 
     @property
     def common_next_position(self) -> int | None:
@@ -103,11 +103,12 @@ class SlotTable:
     def next_positions(self) -> Tensor:
         """The position that the next fed token gets in each row, int64 [L', G']."""
         counts = self.counts
-        by_count = {
-            count: self.mode.traits.next_position(count, self.tokens_seen)
-            for count in set(counts.flatten().tolist())
-        }
+        by_count = {count: self._next_position(count) for count in set(counts.flatten().tolist())}
         return counts.clone().apply_(by_count.__getitem__)
+
+    def _next_position(self, slots: int) -> int:
+        """The same of a row of that many slots."""
+        return self.mode.traits.next_position(slots, self.tokens_seen, self.evictions > 0)
 
     def append(self, count: int) -> Tensor:
         """Add `count` new tokens; returns their positions, int64 [count], or [L, G, count] if rows

@@ -84,7 +84,6 @@ class BatchScheduler(Generic[T]):
     Args:
         batch_size: most runs active at the same time, as long as memory does not run out.
         free_memory: called before runs are restarted because memory ran out.
-        between: called in `advance` each time that a run has stopped to wait for the model.
     """
 
     def __init__(
@@ -92,12 +91,10 @@ class BatchScheduler(Generic[T]):
         engine: Engine,
         batch_size: int,
         free_memory: Callable[[], None] = lambda: None,
-        between: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = replace(engine, scheduler=self)
         self._batch_size = batch_size
         self._free_memory = free_memory
-        self._between = between
         self._thread_local = threading.local()
         self._requests: SimpleQueue[tuple[RunThread[Any], Any]] = SimpleQueue()
         self._decoders: dict[StepsKind, Decoder] = {}
@@ -159,7 +156,6 @@ class BatchScheduler(Generic[T]):
             answers = self._decode_until_one_ends()
         for thread, answer in answers:
             self._resume(thread, answer)
-            self._between()
 
     def _restart(self) -> None:
         """Start runs that memory ran out for, or one that must be alone."""

@@ -119,7 +119,7 @@ def plan_run(engine: Engine, dialogue: Dialogue, spec: RunSpec) -> RunPlan:
         spec.trigger,
         spec.positions,
         on_gpu=kernels_run_on(engine.device),
-        ragged_policy=policy.kind if policy.ragged else None,
+        policy=policy,
     )
     healing = healing.prepared(lambda text: tuple(engine.segmenter.whole_turn(text)))
     if spec.disruption_window > MAX_QUERY_WINDOW:

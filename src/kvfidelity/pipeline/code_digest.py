@@ -27,7 +27,7 @@ ROOTS: dict[str, tuple[str, ...]] = {
     "dataset": ("fetch_dataset.py",),
     "dialogues": ("extract_dialogues.py",),
     # Not the script: which process computes a run, and how it is asked, changes no run.
-    "generate": ("kvfidelity.worker.job", "kvfidelity.decoding.scheduler"),
+    "generate": ("kvfidelity.worker.generator", "kvfidelity.decoding.scheduler"),
     "judge": ("judge.py", "request_judge_batch.py", "compare_replies.py"),
     "test_judge": ("test_judge.py", "compare_replies.py"),
     "merge": ("merge.py", "kvfidelity.pipeline.merge"),

@@ -127,21 +127,29 @@ def _healings(settings: Mapping[str, Any], *, computes_here: bool) -> Iterator[s
         return
     # They import torch, for which other configurations need not wait.
     from kvfidelity.cache.healing import build_healing
-    from kvfidelity.cache.policies import known_policies
+    from kvfidelity.cache.healing.registry import without_healing
+    from kvfidelity.cache.policies import Policy, build_policy
 
-    known, gpus = known_policies(), computes_here and bool(visible_gpus())
+    gpus = computes_here and bool(visible_gpus())
+    policies: dict[str, Policy | None] = {}
+    for name in healed:
+        own = without_healing(settings["policies"][name])[0]
+        kind = own.pop("kind")
+        try:
+            policies[name] = build_policy(kind, own)
+        except UserError:  # of a file of the user's: it is looked at when its runs start
+            policies[name] = None
     found: dict[str, None] = {}
     for cell in cells(settings):
         if cell.policy not in healed:
             continue
-        kind = settings["policies"][cell.policy]["kind"]
         device = settings["models"][cell.model]["device"]
         try:
             build_healing(healed[cell.policy]).check(
                 settings["thresholds"][cell.threshold]["trigger"],
                 cell.positions,
                 on_gpu=device.startswith("cuda") or (device == "auto" and gpus),
-                ragged_policy=kind if kind in known and known[kind].ragged else None,
+                policy=policies[cell.policy],
             )
         except UserError as error:
             found[f"policies.{cell.policy}.healing: {error}"] = None

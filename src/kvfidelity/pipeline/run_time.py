@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import write_json
+from kvfidelity.pipeline.code_digest import policies_digest
 from kvfidelity.pipeline.rule_params import judge_limits
 
 #: Its name, in the folder of the results.
@@ -29,7 +30,8 @@ def write_run_time(results: Path, settings: Mapping[str, Any], gpus: int) -> Non
     """
     session = settings["session"]
     content = {
-        "worker": {"gpus": gpus} | {key: session[key] for key in SESSION_KEYS},
+        "worker": {"gpus": gpus, "policies_digest": policies_digest()}
+        | {key: session[key] for key in SESSION_KEYS},
         "verdict_store": settings["verdict_store"],
         "judges": {name: judge_limits(settings, name) for name in settings["judging"]},
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ class Expectations:
         self._any_code = bool(settings["merge"])
         self._digests: dict[Path, str | None] = {}
         self._notes: dict[Path, dict[str, str]] = {}
+        self._reasons: dict[tuple[str, str, str | None], str | None] = {}
 
+    @cached_property
     def inputs_of_tables(self) -> list[Path]:
         """The artifacts that tables are made from, in a fixed order."""
         judges = [f"judge/{judge}" for judge in self._scoring_judges()]
@@ -124,17 +127,13 @@ class Expectations:
         notes = self.notes(path)
         if "code" in expected and not self._any_code and notes.get("code") != expected["code"]:
             return "it was made by other code"
-        if stage == "generate":
-            made = json.loads(notes.get("spec", "{}")) | {"dtype": notes.get("dtype")}
-            if self._any_code and "policy_files" not in made:
-                made.pop("policy_digest", None)
-            if reason := self._other_settings(made, parts):
-                return f"it was made with {reason}"
+        if stage == "generate" and (reason := self._other_settings(notes, parts)):
+            return f"it was made with {reason}"
         if "settings" in expected and notes.get("settings") != expected["settings"]:
             return "it was made with other settings"
         for name, digest in json.loads(notes.get("inputs", "{}")).items():
             if name == ALL:
-                if self._joint_digest(self.inputs_of_tables()) not in (digest, None):
+                if self._joint_digest(self.inputs_of_tables) not in (digest, None):
                     return "it was made from other artifacts"
                 continue
             file = self._input(name, stage, parts)
@@ -168,10 +167,24 @@ class Expectations:
             return self._expected_of_table(TABLES[parts[0]])
         return None
 
-    def _other_settings(self, made: Mapping[str, Any], parts: list[str]) -> str | None:
-        """The setting that a run was made with and that is configured otherwise."""
+    def _other_settings(self, notes: Mapping[str, str], parts: list[str]) -> str | None:
+        """The setting that a run was made with and that is configured otherwise.
+
+        It is found once for all files of a cell that were made with the same settings.
+        """
         cell = dict(zip(CELL_FIELDS, parts, strict=False))
         key = "/".join([*cell.values(), ""])
+        alike = (key, notes.get("spec", "{}"), notes.get("dtype"))
+        if alike not in self._reasons:
+            self._reasons[alike] = self._differing_setting(cell, *alike)
+        return self._reasons[alike]
+
+    def _differing_setting(
+        self, cell: Mapping[str, str], key: str, spec: str, dtype: str | None
+    ) -> str | None:
+        made = json.loads(spec) | {"dtype": dtype}
+        if self._any_code and "policy_files" not in made:
+            made.pop("policy_digest", None)
         if key not in self._specs:
             self._specs[key] = rule_params.run_settings(
                 self._settings, self._results, **cell, dialogue=""
@@ -244,7 +257,7 @@ class Expectations:
 
     def note_of_inputs(self) -> dict[str, str]:
         """The note of the artifacts that tables are made from; an empty dict if one is damaged."""
-        together = self._joint_digest(self.inputs_of_tables())
+        together = self._joint_digest(self.inputs_of_tables)
         return {"inputs": json.dumps({ALL: together})} if together else {}
 
     def _scoring_judges(self) -> list[str]:
@@ -259,7 +272,7 @@ def refuse_stale(expected: Expectations) -> None:
     Raises:
         UserError: their number, the first of them, why it is stale, and the remedy.
     """
-    paths = expected.inputs_of_tables()
+    paths = expected.inputs_of_tables
     found = [(path, reason) for path in paths if (reason := expected.stale(path))]
     if found:
         path, reason = found[0]

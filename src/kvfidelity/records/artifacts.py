@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
-import pyarrow
-import pyarrow.parquet as pq
 
 from kvfidelity.atomic_files import replacing
 from kvfidelity.errors import UserError
@@ -53,14 +51,28 @@ def write_parquet(
     frame: pl.DataFrame, path: Path, *, kind: str, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a table with its kind, schema version and content digest in the Parquet metadata."""
+    write_content(parquet_content(frame, kind=kind, metadata=metadata), path)
+
+
+def parquet_content(
+    frame: pl.DataFrame, *, kind: str, metadata: Mapping[str, str] | None = None
+) -> memoryview:
+    """The bytes of the file that `write_parquet` writes."""
     entries = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
     entries |= metadata or {}
     prefixed = {PREFIX + key: entries[key] for key in sorted(entries)}
-    # Written by Python: polars loses the number of the system's error, such as that of a full disk.
     content = io.BytesIO()
     frame.write_parquet(content, metadata=prefixed)
+    return content.getbuffer()
+
+
+def write_content(content: memoryview, path: Path) -> None:
+    """Write a file as a whole.
+
+    By Python: polars loses the number of the system's error, such as that of a full disk.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
 
 
 def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = None) -> pl.DataFrame:
@@ -85,20 +97,24 @@ def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = Non
             return pl.read_parquet(path, glob=False)
         chosen = [name for name in pl.read_parquet_schema(path) if name in columns]
         return pl.read_parquet(path, columns=chosen, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _corrupt_file(path, error) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes that `write_parquet` left, without their prefix; only the footer is read."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist: run the workflow to make it")
+    """The notes that `write_parquet` left, without their prefix; only the footer is read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
-        notes = pq.read_metadata(path).metadata or {}
-        texts = {key.decode(): value.decode() for key, value in notes.items()}
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        notes = pl.read_parquet_metadata(path)
+    # A few damaged footers make polars panic, which is no `Exception`.
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if not Path(path).is_file():
+            raise UserError(f"{path} does not exist: run the workflow to make it") from None
         raise _corrupt_file(path, error) from None
-    return {key.removeprefix(PREFIX): text for key, text in texts.items() if PREFIX in key}
+    return {key.removeprefix(PREFIX): text for key, text in notes.items() if PREFIX in key}
 
 
 def digest(frame: pl.DataFrame) -> str:
@@ -112,6 +128,6 @@ def digest(frame: pl.DataFrame) -> str:
     return hasher.hexdigest()[:16]
 
 
-def _corrupt_file(path: Path, error: Exception) -> UserError:
+def _corrupt_file(path: Path, error: BaseException) -> UserError:
     reason = str(error).split("\n")[0]
     return UserError(f"{path} is damaged ({reason}): delete it and run again")

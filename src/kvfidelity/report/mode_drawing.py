@@ -22,7 +22,7 @@ def mode_drawing() -> dict[str, Any]:
     """
     modes = []
     for mode in PositionMode:
-        following = mode.traits.next_position(len(KEPT), TOKENS)
+        following = mode.traits.next_position(len(KEPT), TOKENS, True)
         slots = {token: slot for slot, token in enumerate(KEPT)}
         positions = [
             (slots[token] if mode.traits.renumbers else token) if token in slots else None

@@ -3,22 +3,31 @@
 Snakemake may ask for one run at a time (`--cores 1`). So the worker asks a client which runs the
 workflow still has to make, and computes them together with the requested one. When a job asks for
 such a run, its artifact is written from what was computed. What no job asks for is never written.
+
+Clients that come one at a time would wait longer than their runs take, if they were answered
+between the steps of others. So while runs are computed, a second thread takes requests, and
+artifacts are written in a third.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
+import sys
+import threading
 import time
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
 from kvfidelity.bounded_json import parse_json
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import BatchScheduler, RestartError
-from kvfidelity.worker.job import GenerateJob, WorkerConfig, execute, job_from
+from kvfidelity.worker.generator import execute
+from kvfidelity.worker.job import GenerateJob, WorkerConfig, job_from
 from kvfidelity.worker.listener import Listener
 from kvfidelity.worker.protocol import MAX_MESSAGE_BYTES, Message, send
 from kvfidelity.worker.requests import (
@@ -35,6 +44,9 @@ BATCHES_AHEAD, BYTES_AHEAD = 4, 512 * 2**20
 #: Seconds without a client after which nothing further is computed ahead.
 AHEAD_IDLE_S = 60.0
 POLL_S = 0.05
+#: Seconds that Python lets one thread compute before another that waits gets its turn; 5 ms is
+#: Python's default, and answering a client takes a dozen turns.
+SWITCH_S = 0.0005
 
 
 class BatchServer:
@@ -43,43 +55,100 @@ class BatchServer:
     A client that needs another worker configuration waits. When no further client is connecting, no
     more clients are accepted; when the requested runs have ended, the worker exits, and the waiting
     clients start their own.
+
+    `_lock` is held by the thread that reads or changes what is known of clients and runs; never
+    while runs are computed or artifacts written.
     """
 
     def __init__(self, listener: Listener, config: WorkerConfig) -> None:
         self._listener = listener
         self._handler = RequestHandler(config, reraised=(RestartError,))
         self._batch_size = config.batch_size
+        self._most_ahead = BATCHES_AHEAD * config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
         self._runs: list[Run] = []
         self._planned: deque[RunContent] = deque()
         self._refused: set[RunContent] = set()
         self._asked: Client | None = None
+        # Whether the last plan reached its end: naming the rest takes a client as long as its job.
+        self._plan_ended = False
         self._mismatched: list[socket.socket] = []
         self._last_client_s = time.monotonic()
         self._looks_ahead = True
         self._exiting = self._stopped = False
+        self._lock = threading.Lock()
+        self._advancing = threading.Event()
+        self._ended = False
+        # Written to when a run has ended, so that its client is answered at once.
+        self._wakes, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wakes.setblocking(False)
+        self._writer = ThreadPoolExecutor(1, "artifacts")
+        self._packer = ThreadPoolExecutor(1, "contents")
+        self._writing: set[Future[None]] = set()
 
     def serve(self) -> None:
         """Serve until the worker must exit; see `kvfidelity.worker` for the reasons."""
-        while True:
-            self._serve_clients()
-            if self._stopped or self._deserted() or (self._exiting and not self._requested()):
-                return
-            self._start_runs()
-            if self._scheduler is not None and self._scheduler.running:
-                self._scheduler.advance()
+        sys.setswitchinterval(SWITCH_S)
+        answering = threading.Thread(target=self._answer_while_computing, daemon=True)
+        answering.start()
+        try:
+            while self._continues():
+                self._start_runs()
+                if self._scheduler is not None and self._scheduler.running:
+                    self._advancing.set()
+                    self._scheduler.advance()
+                    self._advancing.clear()
+        finally:
+            self._ended = True
+            self._advancing.set()
+            self._wake()
+            answering.join()
+            self._packer.shutdown(cancel_futures=True)
+            self._writer.shutdown()
 
-    def _serve_clients(self) -> None:
+    def _continues(self) -> bool:
+        """Serve clients, waiting for one with nothing to do; False if the worker must exit."""
+        with self._lock:
+            self._serve_clients(waits=True)
+            over = self._exiting and not self._requested()
+            return not (self._stopped or self._deserted() or over)
+
+    def _answer_while_computing(self) -> None:
+        """In a thread of its own: serve clients until the worker exits."""
+        while True:
+            self._advancing.wait()
+            if self._ended:
+                return
+            with self._lock:
+                sources: list[Any] = [self._listener, self._woken, *self._connections()]
+            # A connection may be closed meanwhile.
+            with contextlib.suppress(OSError, ValueError):
+                select.select(sources, [], [], POLL_S)
+            with contextlib.suppress(BlockingIOError):
+                self._woken.recv(1 << 10)
+            with self._lock:
+                self._serve_clients(waits=False)
+            if self._stopped:
+                # At once: what the other thread computes could take minutes.
+                self._writer.shutdown()
+                os._exit(0)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakes.send(b"\0")
+
+    def _serve_clients(self, *, waits: bool) -> None:
         """Take requests, note which clients have died, and answer those whose runs have ended.
 
-        It is called while runs are computed, too: clients that come one at a time would otherwise
-        wait longer than the runs take.
+        Args:
+            waits: wait for a client if there is nothing to do.
         """
         if self._stopped:
             return
         if not self._exiting:
-            self._stopped = not self._accept_all()
-        self._read_clients()
+            self._stopped = not self._accept_all(waits=waits)
+        self._read_clients(waits=waits)
         self._deliver()
 
     def _requested(self) -> list[Run]:
@@ -90,13 +159,14 @@ class BatchServer:
         gone = [run for run in self._runs if run.client is not None and run.client.gone]
         return bool(gone) and not self._requested()
 
-    def _accept_all(self) -> bool:
+    def _accept_all(self, *, waits: bool) -> bool:
         """Accept all clients that are connecting; False if the worker must exit at once.
 
         With nothing to do it waits for a client, until the listener's time is over.
         """
         while True:
-            idle = not (self._requested() or self._computing() or self._mismatched)
+            busy = self._requested() or self._computing() or self._mismatched or self._writing
+            idle = waits and not busy
             client = self._listener.wait() if idle else self._listener.poll()
             if client is None:
                 self._exiting |= bool(self._mismatched)
@@ -140,25 +210,34 @@ class BatchServer:
                 known.attach(job, client)
                 self._ask_what_follows(client)
                 return
+        # It was not in the plan: there may be another.
+        self._plan_ended = False
         # A crash is blamed on the run that is alone: then nothing else is computed.
         self._looks_ahead &= not alone
-        self._runs.append(Run(content, job, client, alone))
+        self._runs.append(Run(content, job, client, alone, ended=self._wake))
         self._ask_what_follows(client)
 
     def _ask_what_follows(self, client: Client) -> None:
         # Early enough that a batch follows another without waiting for clients.
         few = len(self._planned) + self._ahead() <= (BATCHES_AHEAD - 1) * self._batch_size
-        if self._looks_ahead and client.plans and few and self._asked is None:
+        asks = self._looks_ahead and self._asked is None and not self._plan_ended
+        if asks and client.plans and few:
             self._asked = client
-            client.send({"event": "which_next", "limit": BATCHES_AHEAD * self._batch_size})
+            client.send({"event": "which_next", "limit": self._most_ahead})
 
     def _ahead(self) -> int:
         return sum(run.client is None for run in self._runs)
 
-    def _read_clients(self) -> None:
-        """Take what clients have sent, without waiting; an end of file means that one has died."""
-        clients = {run.client.connection: run.client for run in self._requested() if run.client}
-        readable = select.select(list(clients), [], [], self._patience())[0] if clients else []
+    def _connections(self) -> dict[socket.socket, Client]:
+        """Those of the clients that wait."""
+        return {run.client.connection: run.client for run in self._requested() if run.client}
+
+    def _read_clients(self, *, waits: bool) -> None:
+        """Take what clients have sent; an end of file means that one has died."""
+        clients, patience = self._connections(), self._patience() if waits else 0.0
+        readable = select.select(list(clients), [], [], patience)[0] if clients else []
+        if self._writing and not clients:
+            wait(self._writing, patience, FIRST_COMPLETED)
         for connection in readable:
             client = clients[connection]
             try:
@@ -191,6 +270,7 @@ class BatchServer:
             log_dropped_client(error)
             client.gone = True
             return
+        self._plan_ended = len(entries) < self._most_ahead
         known = {run.content for run in self._runs} | set(self._planned) | self._refused
         for entry in entries:
             try:
@@ -200,14 +280,19 @@ class BatchServer:
             if content not in known:
                 self._planned.append(content)
 
+    def _next_to_start(self) -> Run | None:
+        with self._lock:
+            return self._startable()
+
     def _startable(self) -> Run | None:
         """The next run to start: a requested one first."""
         waiting = [run for run in self._runs if run.thread is None and run.outcome is None]
         return min(waiting, key=lambda run: not run.requested, default=None)
 
     def _start_runs(self) -> None:
-        self._plan_ahead()
-        while run := self._startable():
+        with self._lock:
+            self._plan_ahead()
+        while run := self._next_to_start():
             if self._scheduler is None and not self._load(run):
                 return
             assert self._scheduler is not None
@@ -222,12 +307,12 @@ class BatchServer:
             self._planned.clear()
         while (
             self._planned
-            and self._ahead() < BATCHES_AHEAD * self._batch_size
+            and self._ahead() < self._most_ahead
             and sum(run.nbytes for run in self._runs) < BYTES_AHEAD
         ):
             content = self._planned.popleft()
             if all(run.content != content for run in self._runs):
-                self._runs.append(Run(content))
+                self._runs.append(Run(content, ended=self._wake))
 
     def _load(self, run: Run) -> bool:
         """Load the model; if that fails, all requests get the error."""
@@ -239,13 +324,12 @@ class BatchServer:
             run.end({"event": "dropped"}, healthy=True)
             return False
         if outcome["event"] == "error":
-            for waiting in self._runs:
-                waiting.end(outcome, healthy=healthy)
+            with self._lock:
+                for waiting in self._runs:
+                    waiting.end(outcome, healthy=healthy)
             return False
         generator = self._handler.generator(run.send)
-        self._scheduler = BatchScheduler(
-            generator.engine, self._batch_size, generator.free_memory, self._serve_clients
-        )
+        self._scheduler = BatchScheduler(generator.engine, self._batch_size, generator.free_memory)
         return True
 
     def _compute(self, run: Run, engine: Engine) -> None:
@@ -273,8 +357,10 @@ class BatchServer:
 
     def _deliver(self) -> None:
         """Answer the clients whose runs have ended; drop runs that failed ahead of a request."""
+        self._writing = {future for future in self._writing if not future.done()}
         for run in [run for run in self._runs if run.outcome is not None]:
             if run.client is None and run.records is not None:
+                self._pack(run)
                 continue  # kept for its job
             if run.client is not None and run.client is self._asked and not run.client.gone:
                 continue  # its plan is on its way, and comes before the result is of use
@@ -283,17 +369,25 @@ class BatchServer:
             if run.client is None and run.content is not None:
                 self._refused.add(run.content)
             elif run.client is not None:
-                self._answer(run, run.client)
+                self._writing.add(self._writer.submit(self._answer, run, run.client))
+
+    def _pack(self, run: Run) -> None:
+        """Have the files' content made ahead, so that a job that asks only waits for writing."""
+        if not run.packing:
+            run.packing = True
+            self._packer.submit(run.pack)
 
     def _answer(self, run: Run, client: Client) -> None:
+        """In the writer's thread: write what was computed, and tell the client how it ended."""
         outcome: Any = run.outcome
         if run.records is not None and outcome["event"] == "done" and not client.gone:
             records, job = run.records, run.job
             assert isinstance(job, GenerateJob)
             generator = self._handler.generator(run.send)
             written, healthy = self._handler.run(lambda: generator.write(records, job))
-            self._exiting |= not healthy
             outcome = outcome | written
+            if not healthy:
+                self._exiting = True
         if not client.gone:
             client.send(outcome)
         client.connection.close()

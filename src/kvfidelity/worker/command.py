@@ -18,7 +18,7 @@ from kvfidelity.worker.client import (
     request,
 )
 from kvfidelity.worker.gpus import gpu_share
-from kvfidelity.worker.job import Generator, Job, WorkerConfig, execute
+from kvfidelity.worker.job import Job, WorkerConfig
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +79,9 @@ def _submit(
     next_runs: NextRuns | None,
 ) -> None:
     if no_worker:
+        # Here, for other jobs only ask a worker, and these imports take longer than asking.
+        from kvfidelity.worker.generator import Generator, execute
+
         os.environ |= THREAD_ENVIRONMENT | os.environ
         execute(Generator(config), job, progress)
         return

@@ -1,36 +1,15 @@
-"""The work of a job, in a worker or in the job's own process."""
+"""What a job asks of a worker: its configuration, and a run or a table of texts to score.
+
+Each job's own process imports this and nothing that takes long: `worker.generator` does the work.
+"""
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kvfidelity.models.checksums import PROVENANCE
-from kvfidelity.records.notes import MADE, VERSION
-from kvfidelity.sizes import size_in_bytes
-from kvfidelity.worker.processor import processor
-from kvfidelity.worker.usage import Usage
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from kvfidelity.decoding.engine import Engine
-    from kvfidelity.prefix.disk_cache import DiskPrefixCache
-
-Progress = Callable[[dict[str, Any]], None]
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "polars")
-#: Baselines on disk, relative to the workflow's folder.
-PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
-#: Calibrations of models, relative to the workflow's folder; see `generation.calibration`.
-CALIBRATION_FOLDER = Path("resources/calibrations")
-#: The runs that the workflow will make; see `pipeline.planned_runs`.
+#: The runs that the workflow will make, relative to its folder; see `pipeline.planned_runs`.
 PLANNED_RUNS = Path(".snakemake/kvfidelity-planned-runs.json")
 
 
@@ -92,155 +71,3 @@ def job_from(values: Any) -> Job:
         return LikelihoodJob(**values) if "texts" in values else GenerateJob(**values)
     except TypeError as error:
         raise ValueError(f"not a job: {error}") from None
-
-
-@dataclass(frozen=True)
-class Records:
-    """A run's tables by kind, the notes of their artifacts, and what the run took."""
-
-    frames: dict[str, pl.DataFrame]
-    notes: dict[str, str]
-    usage: dict[str, str]
-
-    @property
-    def nbytes(self) -> int:
-        """Estimated bytes of the tables."""
-        return sum(int(frame.estimated_size()) for frame in self.frames.values())
-
-
-class Generator:
-    """A loaded model that does jobs and writes their artifacts."""
-
-    def __init__(self, config: WorkerConfig) -> None:
-        import torch
-
-        from kvfidelity.decoding.engine import Engine
-        from kvfidelity.prefix.cache import PrefixCache
-        from kvfidelity.prefix.memory import prefix_bytes
-
-        torch.set_num_threads(config.threads)
-        self._config = config
-        engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
-        self.engine = replace(engine, calibrations=CALIBRATION_FOLDER.resolve())
-        self._prefix_cache = PrefixCache(
-            prefix_bytes(config.prefix_memory, self.engine.device),
-            _disk_prefix_cache(config, self.engine),
-            store_all=config.store_prefixes == "all",
-        )
-
-    def free_memory(self) -> None:
-        """Free all cached memory that only saves time."""
-        import torch
-
-        self._prefix_cache.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def compute(
-        self,
-        spec: str,
-        pool: str,
-        dialogue: str,
-        progress: Progress,
-        engine: Engine | None = None,
-    ) -> Records:
-        """Run one dialogue.
-
-        Args:
-            spec: a RunSpec as JSON. pool: path of the dialogues. dialogue: its ordinal.
-            engine: an engine that computes in a batch; by default `self.engine`.
-
-        Raises:
-            UserError: a specification or dialogue that cannot be run.
-        """
-        import torch
-
-        from kvfidelity.dialogues.pool import read_dialogue
-        from kvfidelity.generation.calibration import calibration_notes
-        from kvfidelity.generation.plan import policy_of
-        from kvfidelity.generation.run import run_dialogue
-        from kvfidelity.generation.spec import RunSpec
-        from kvfidelity.records.notes import input_notes
-
-        usage, run_spec = self._usage(engine), RunSpec.from_json(spec)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        found = run_dialogue(
-            engine or self.engine,
-            read_dialogue(Path(pool), dialogue),
-            run_spec,
-            self._prefix_cache,
-            progress,
-        )
-        print(self._prefix_cache.summary, file=sys.stderr, flush=True)
-        notes = self._notes() | {"spec": spec, "dtype": self._config.dtype}
-        notes |= calibration_notes(self.engine, policy_of(run_spec))
-        record = Path(self._config.model_dir) / PROVENANCE
-        notes |= input_notes(pool=Path(pool), model=record)
-        return Records(found._asdict(), notes, usage.notes())
-
-    def write(self, records: Records, job: GenerateJob) -> None:
-        """Write a run's artifacts; the turns are written last."""
-        from kvfidelity.records.artifacts import write_parquet
-
-        for kind in ("recall", "evictions", "turns"):
-            notes = records.notes | (records.usage if kind == "turns" else {})
-            write_parquet(records.frames[kind], Path(getattr(job, kind)), kind=kind, metadata=notes)
-
-    def score(self, job: LikelihoodJob, engine: Engine | None = None) -> None:
-        """Write the likelihood of a table of replies.
-
-        Args:
-            engine: as for `compute`; used only to note that other runs share the process.
-
-        Raises:
-            UserError: the table is missing or corrupt.
-        """
-        from kvfidelity.generation.likelihood import score_replies
-        from kvfidelity.records.artifacts import read_parquet, write_parquet
-
-        usage = self._usage(engine)
-        found = score_replies(self.engine, read_parquet(Path(job.texts), kind="corruptions"))
-        notes = self._notes() | usage.notes()
-        write_parquet(found, Path(job.likelihood), kind="likelihood", metadata=notes)
-
-    def _notes(self) -> dict[str, str]:
-        """The code, packages and hardware that an artifact was made with."""
-        import torch
-
-        device = self.engine.device
-        cuda = device.type == "cuda"
-        notes = {VERSION + name: version(name) for name in PACKAGES}
-        notes[VERSION + "python"] = platform.python_version()
-        notes["hardware"] = torch.cuda.get_device_name(device) if cuda else processor()
-        notes[MADE] = datetime.now(UTC).isoformat(timespec="seconds")
-        chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
-        return notes | {"code": self._config.code_digest, "chat": chat}
-
-    def _usage(self, engine: Engine | None) -> Usage:
-        return Usage(batch_size=1 if engine is None else self._config.batch_size)
-
-
-def _disk_prefix_cache(config: WorkerConfig, engine: Engine) -> DiskPrefixCache | None:
-    """The engine's baselines on disk; None if `prefix_disk` is 0."""
-    from kvfidelity.prefix.disk_cache import DiskPrefixCache
-
-    max_bytes = size_in_bytes(config.prefix_disk)
-    if not max_bytes:
-        return None
-    environment = {name: getattr(config, name) for name in ("model_revision", "dtype")}
-    # Replies decoded in a batch differ from single ones in their last bits.
-    environment["batch_size"] = str(config.batch_size)
-    environment["code"] = config.code_digest
-    return DiskPrefixCache(PREFIX_FOLDER.resolve(), max_bytes, engine, environment)
-
-
-def execute(
-    generator: Generator, job: Job, progress: Progress, engine: Engine | None = None
-) -> None:
-    """Do a job of either kind; `engine` as for Generator.compute."""
-    if isinstance(job, LikelihoodJob):
-        generator.score(job, engine)
-    else:
-        records = generator.compute(job.spec, job.pool, job.dialogue, progress, engine)
-        generator.write(records, job)

@@ -34,6 +34,10 @@ class Listener:
         # The client that started this worker connects at once, unless it was killed.
         self._timeout_s = min(idle_s, FIRST_CLIENT_S)
 
+    def fileno(self) -> int:
+        """For `select`: readable when a client is connecting."""
+        return self._socket.fileno()
+
     def wait(self) -> socket.socket | None:
         """The next client; None when the worker must exit: it was idle, or its owner is gone."""
         deadline = time.monotonic() + self._timeout_s

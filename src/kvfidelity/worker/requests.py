@@ -13,7 +13,8 @@ from typing import Any
 
 from kvfidelity.cli import disk_error
 from kvfidelity.errors import UserError
-from kvfidelity.worker.job import Generator, WorkerConfig
+from kvfidelity.worker.generator import Generator
+from kvfidelity.worker.job import WorkerConfig
 from kvfidelity.worker.liveness import Liveness
 from kvfidelity.worker.protocol import Message, first_message, send
 

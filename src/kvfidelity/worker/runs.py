@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from kvfidelity.decoding.scheduler import RunThread
-from kvfidelity.worker.job import GenerateJob, Job, Records
+from kvfidelity.worker.generator import Records
+from kvfidelity.worker.job import GenerateJob, Job
 from kvfidelity.worker.protocol import Message, send
 from kvfidelity.worker.requests import ClientGoneError, final_event
 
@@ -60,7 +64,10 @@ class Run:
     content: None for a job that is not a run of a dialogue, which is never computed ahead.
     job, client: None while nobody has asked for it. events: sent so far, or to be sent.
     outcome: its final event, once it has ended; healthy: whether the worker can go on.
-    records: what was computed, not written yet.
+    records: what was computed, not written yet; packing: whether their files' content is being made
+    or has been. ended: called, in the run's thread, when it has.
+
+    It is computed in one thread and its client is answered in another.
     """
 
     content: RunContent | None
@@ -72,6 +79,9 @@ class Run:
     outcome: Message | None = None
     healthy: bool = True
     records: Records | None = None
+    packing: bool = False
+    ended: Callable[[], None] = lambda: None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def requested(self) -> bool:
@@ -83,11 +93,18 @@ class Run:
         """Bytes of the computed records."""
         return self.records.nbytes if self.records else 0
 
+    def pack(self) -> None:
+        """Make the content of the files, for whoever asks for them. Whoever asks gets its error."""
+        if self.records is not None:
+            with contextlib.suppress(Exception):
+                _ = self.records.files
+
     def attach(self, job: GenerateJob, client: Client) -> None:
         """Let a client wait for it; it gets the events so far."""
-        self.job, self.client = job, client
-        for event in self.events:
-            client.send(event)
+        with self._lock:
+            self.job, self.client = job, client
+            for event in self.events:
+                client.send(event)
 
     def send(self, event: Message) -> None:
         """Send an event to the client, or keep it for one.
@@ -95,12 +112,16 @@ class Run:
         Raises:
             ClientGoneError: its client is gone.
         """
-        self.events.append(event)
-        if self.client is not None:
-            self.client.send(event)
-            if self.client.gone:
-                raise ClientGoneError("the client is gone")
+        with self._lock:
+            self.events.append(event)
+            if self.client is not None:
+                self.client.send(event)
+        if self.client is not None and self.client.gone:
+            raise ClientGoneError("the client is gone")
 
     def end(self, outcome: Message, *, healthy: bool) -> None:
         """Note how it ended."""
-        self.outcome, self.healthy = final_event(outcome), healthy
+        # The outcome last: with it the other thread takes the run as ended.
+        self.healthy = healthy
+        self.outcome = final_event(outcome)
+        self.ended()

@@ -13,7 +13,8 @@ import socket
 import sys
 from pathlib import Path
 
-from kvfidelity.worker.job import Job, WorkerConfig, execute, job_from
+from kvfidelity.worker.generator import execute
+from kvfidelity.worker.job import Job, WorkerConfig, job_from
 from kvfidelity.worker.listener import Listener, listen
 from kvfidelity.worker.liveness import GRACE_S, Liveness
 from kvfidelity.worker.protocol import send

@@ -14,6 +14,7 @@ from kvfidelity.errors import UserError
 
 if TYPE_CHECKING:
     from kvfidelity.cache.managed import ManagedCache
+    from kvfidelity.cache.policies.base import Policy
     from kvfidelity.cache.positions import PositionMode
 
 KeepSet = Tensor | RaggedKeepSet
@@ -22,31 +23,24 @@ Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass
-class FedTokens:
-    """The tokens of one run, for healings that feed some and policies that look at messages.
+class FedMessages:
+    """What one run feeds, for healings that feed tokens too and policies that look at messages. The
+    tokens themselves are in the cache's `transcript`.
 
-    ids: of every token that the cache has seen, by token index; of a turn that is being fed the
-        prompt, and the reply when it has ended.
     feed: feeds tokens into a cache, as the run itself does.
-    messages: token indices at which messages begin.
+    starts: token indices at which messages begin.
     """
 
-    ids: list[int]
     feed: Callable[[ManagedCache, Sequence[int]], Any]
-    messages: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
 
-    def add_prompt(self, prompt: Sequence[int]) -> None:
-        """Note a turn's prompt: a message, after which its reply begins."""
-        self.messages += (len(self.ids), len(self.ids) + len(prompt))
-        self.ids += prompt
+    def add_turn(self, start: int, prompt: int) -> None:
+        """Note a turn: a message at token index `start`, and its reply `prompt` tokens later."""
+        self.starts += (start, start + prompt)
 
-    def add_reply(self, reply: Sequence[int]) -> None:
-        """Note the tokens of a turn's reply, which has ended."""
-        self.ids += reply
-
-    def copy(self) -> FedTokens:
+    def copy(self) -> FedMessages:
         """An independent copy."""
-        return FedTokens([*self.ids], self.feed, [*self.messages])
+        return FedMessages(self.feed, [*self.starts])
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,10 @@ class Healing:
     changes_attention: ClassVar[bool] = False
     #: Whether it reads or writes slots; every kv head must then hold the same number of them.
     edits_slots: ClassVar[bool] = False
+    #: Whether it reads the text again that was fed; the cache then keeps it.
+    needs_text: ClassVar[bool] = False
+    #: Whether the whole cache must have one keep set.
+    needs_one_keep_set: ClassVar[bool] = False
     #: The only position mode that it makes sense under; None for all.
     only_positions: ClassVar[str | None] = None
 
@@ -107,13 +105,13 @@ class Healing:
         positions: PositionMode | str,
         *,
         on_gpu: bool,
-        ragged_policy: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Refuse a setting that it cannot act under.
 
         Args:
             on_gpu: whether the kernels of a GPU decode.
-            ragged_policy: kind of the policy if its budgets differ between kv heads.
+            policy: whose keep sets it acts on; None if that is not known yet.
 
         Raises:
             UserError: names the healing and what to set.
@@ -132,11 +130,24 @@ class Healing:
                 f"healing {self.kind} changes attention, and the decode steps of a GPU cannot "
                 f"begin to do so inside a reply: set trigger: turn or prompt, not {trigger}"
             )
-        if ragged_policy is not None and (self.edits_slots or self.changes_attention):
+        if policy is not None:
+            self.check_policy(policy)
+
+    def check_policy(self, policy: Policy) -> None:
+        """The part of `check` that is about the policy's keep sets."""
+        if policy.ragged and (self.edits_slots or self.changes_attention):
             raise UserError(
                 f"healing {self.kind} needs as many slots in every kv head, and policy "
-                f"{ragged_policy} keeps different numbers; use another policy"
+                f"{policy.kind} keeps different numbers; use another policy"
             )
+        if self.needs_one_keep_set and policy.keep_sets != "shared":
+            raise UserError(self._one_keep_set(policy.kind))
+
+    def _one_keep_set(self, policy: str) -> str:
+        return (
+            f"healing {self.kind} needs one keep set for the whole cache, and {policy} keeps other "
+            "tokens in each layer or kv head: use granularity shared, or another policy"
+        )
 
     def prepared(self, encode: Encode) -> Healing:
         """This healing with what it says as token ids."""
@@ -162,30 +173,25 @@ class Healing:
         """What `write` needs of the slots that are about to be evicted."""
         return None
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         """Change the cache, from which the others have been evicted.
 
         Args:
             found: what `read` returned.
-            tokens: of the run; they grow by what is fed.
+            messages: of the run; they grow by what is fed.
         """
         return Healed()
 
 
-def tokens_of(healing: Healing, tokens: FedTokens | None, cache: ManagedCache) -> FedTokens:
-    """The run's tokens, as many as the cache has seen.
+def known_messages(healing: Healing, messages: FedMessages | None) -> FedMessages:
+    """What the run feeds.
 
     Raises:
-        UserError: the evictor knows none.
-        ValueError: they are not as many.
+        UserError: the evictor does not know it.
     """
-    if tokens is None:
+    if messages is None:
         raise UserError(
-            f"healing {healing.kind} feeds tokens: set `evictor.tokens`, or run it in the workflow"
+            f"healing {healing.kind} feeds tokens: set `evictor.messages`, or run it in the "
+            "workflow"
         )
-    if len(tokens.ids) != cache.slot_table.tokens_seen:
-        raise ValueError(
-            f"healing {healing.kind}: {len(tokens.ids)} token ids are known, and the cache has "
-            f"seen {cache.slot_table.tokens_seen}"
-        )
-    return tokens
+    return messages

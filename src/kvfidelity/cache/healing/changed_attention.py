@@ -18,20 +18,26 @@ class ChangedAttention:
 
     bias: fp32 [L, H, m] of the first m slots; later ones have none. None for no bias.
     counts: fp32 [L, G, m], how many tokens each of these slots stands for; later ones for one.
+    ghosts: bool [L, G, m], which of them are ghosts, of one token too; later ones are not.
     """
 
     factor: float = 1.0
     bias: Tensor | None = None
     counts: Tensor | None = None
+    ghosts: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the biases and counts that say something: of slots that are not one token."""
-        if self.bias is None or self.counts is None:
+        """Bytes of the biases and counts that say something: those of ghosts."""
+        if self.bias is None or self.ghosts is None:
             return 0
-        ghosts = self.counts != 1
-        ratio = self.bias.shape[1] // self.counts.shape[1]
-        return int(ghosts.sum()) * (ratio + 1) * self.bias.element_size()
+        ratio = self.bias.shape[1] // self.ghosts.shape[1]
+        return int(self.ghosts.sum()) * (ratio + 1) * self.bias.element_size()
+
+    @property
+    def ghosts_per_head(self) -> float:
+        """Ghosts of a kv head, the mean over all."""
+        return 0.0 if self.ghosts is None else float(self.ghosts.float().sum(-1).mean())
 
     def keep(self, kept: Tensor) -> ChangedAttention:
         """That of the slots in `kept`, int64 [L', G', k], after an eviction."""
@@ -39,6 +45,7 @@ class ChangedAttention:
             self,
             bias=None if self.bias is None else _kept(self.bias, kept, 0),
             counts=None if self.counts is None else _kept(self.counts, kept, 1),
+            ghosts=None if self.ghosts is None else _kept(self.ghosts, kept, False),
         )
 
     def fork(self) -> ChangedAttention:
@@ -47,6 +54,7 @@ class ChangedAttention:
             self,
             bias=None if self.bias is None else self.bias.clone(),
             counts=None if self.counts is None else self.counts.clone(),
+            ghosts=None if self.ghosts is None else self.ghosts.clone(),
         )
 
     def counts_of(self, layer: int, groups: int, slots: int) -> Tensor:
@@ -55,6 +63,13 @@ class ChangedAttention:
             return torch.ones(groups, slots)
         row = self.counts[layer, :, :slots]
         return pad(row, (0, slots - row.shape[1]), value=1.0)
+
+    def ghosts_of(self, layer: int, groups: int, slots: int) -> Tensor:
+        """Which of one layer's slots are ghosts, bool [G, n]."""
+        if self.ghosts is None:
+            return torch.zeros(groups, slots, dtype=torch.bool)
+        row = self.ghosts[layer, :, :slots]
+        return pad(row, (0, slots - row.shape[1]), value=False)
 
     def bias_of(self, layer: int, slots: int) -> Tensor | None:
         """One layer's bias of `slots` slots, fp32 [H, n]; None for no bias."""

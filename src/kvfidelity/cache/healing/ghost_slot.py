@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing, KeepSet
+from kvfidelity.cache.healing.base import Choice, FedMessages, Healed, Healing, KeepSet
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest, rows_of
 from kvfidelity.cache.healing.window import window_logits, window_queries
@@ -127,12 +127,12 @@ class GhostSlot(Healing):
         bias += math.log(self.mass) if self.mass > 0 else -math.inf
         return keys, values, bias, total
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         if found is None:
             return Healed()
         places, layers = found
         changed = cache.changed_attention or ChangedAttention()
-        biases, counts = [], []
+        biases, counts, ghosts = [], [], []
         for index, (keys, values, bias, total) in enumerate(layers):
             groups, heads = keys.shape[0], bias.shape[0]
             at = places[min(index, places.shape[0] - 1)].expand(groups, -1).to(keys.device)
@@ -142,8 +142,11 @@ class GhostSlot(Healing):
             biases.append(known.scatter(-1, at.repeat_interleave(heads // groups, dim=0), bias))
             before = changed.counts_of(index, groups, cache.size).to(total.device)
             counts.append(before.scatter(-1, at, total))
+            ghosts.append(
+                changed.ghosts_of(index, groups, cache.size).to(at.device).scatter(-1, at, True)
+            )
         cache.changed_attention = ChangedAttention(
-            changed.factor, torch.stack(biases), torch.stack(counts)
+            changed.factor, torch.stack(biases), torch.stack(counts), torch.stack(ghosts)
         )
         return Healed(slots=places.shape[-1], nbytes=cache.changed_attention.nbytes)
 

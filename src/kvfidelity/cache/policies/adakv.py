@@ -23,6 +23,7 @@ class AdaKV(PolicyWrapper):
     """
 
     kind: ClassVar[str] = "adakv"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
 
     safeguard: float = parameter(

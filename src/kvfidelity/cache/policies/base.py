@@ -72,6 +72,9 @@ class Policy(ABC):
     needs_scores: ClassVar[bool] = False
     #: Whether its budget differs between layers and kv heads; it then has `shares`.
     ragged: ClassVar[bool] = False
+    #: Whether one keep set is for the whole cache (`shared`), each `layer` or each kv `head`; a
+    #: parameter `granularity` says it instead.
+    keep_sets: ClassVar[str] = "shared"
     #: Whether it looks at the layers' output projections.
     needs_output_projection: ClassVar[bool] = False
     #: Whether it looks at what is known of the model's heads, see `cache.calibration`.
@@ -85,6 +88,9 @@ class Policy(ABC):
             value = getattr(self, item.name)
             if wrong := check_option(item, hints[item.name], value):
                 raise UserError(f"policy {self.kind}: {wrong}")
+        chosen = getattr(self, "granularity", None)
+        if chosen is not None:  # the dataclass is frozen
+            object.__setattr__(self, "keep_sets", chosen)
 
     @property
     def query_window(self) -> int:

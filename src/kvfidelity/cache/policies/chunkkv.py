@@ -28,6 +28,11 @@ class ChunkKV(PolicyWrapper):
 
     chunk: int = parameter(20, doc="slots of a chunk", low=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_sets != "shared":
+            object.__setattr__(self, "keep_sets", "layer")  # of all its kv heads together
+
     def priority(self, view: CacheView) -> Tensor:
         rank = self.policy.rank(view)
         pins, fixed = rank, pinned(rank)

@@ -24,6 +24,7 @@ class CriticalKV(PolicyWrapper):
     """
 
     kind: ClassVar[str] = "criticalkv"
+    keep_sets: ClassVar[str] = "head"
     needs_output_projection: ClassVar[bool] = True
 
     epsilon: float = parameter(1e-4, doc="added to the scores before weighting", low=0)

@@ -25,6 +25,7 @@ class CUR(Policy):
     """
 
     kind: ClassVar[str] = "cur"
+    keep_sets: ClassVar[str] = "head"
 
     leverage: str = parameter("product", doc="of what", choices=LEVERAGES)
     block: int = parameter(16, doc="slots whose norms are compared with each other", low=1)

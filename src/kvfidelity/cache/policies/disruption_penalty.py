@@ -65,7 +65,7 @@ class DisruptionPenalty(PolicyWrapper):
         position = view.position.to(device).expand(layers, groups, -1)
         if view.mode.traits.renumbers:
             position = kept.long().cumsum(-1) - kept.long()  # how many survivors are before it
-        following = view.mode.traits.next_position(view.budget, view.tokens_seen)
+        following = view.mode.traits.next_position(view.budget, view.tokens_seen, True)
         error = following - position - (view.tokens_seen - token)
         if not bool(error.any()):
             return torch.zeros(error.shape, device=device)

@@ -24,6 +24,7 @@ class DuoAttention(Policy):
     """
 
     kind: ClassVar[str] = "duo_attention"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = True
 

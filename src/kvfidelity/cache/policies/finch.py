@@ -26,6 +26,7 @@ class Finch(Policy):
     """
 
     kind: ClassVar[str] = "finch"
+    keep_sets: ClassVar[str] = "head"
 
     window: int = parameter(64, doc="most queries of the question that are looked through", low=1)
 

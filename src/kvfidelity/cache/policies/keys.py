@@ -16,6 +16,7 @@ class KNorm(Policy):
     """Keeps keys of small L2 norm, per kv head (arXiv 2406.11430)."""
 
     kind: ClassVar[str] = "knorm"
+    keep_sets: ClassVar[str] = "head"
 
     def priority(self, view: CacheView) -> Tensor:
         return torch.stack([-layer.keys.float().norm(dim=-1) for layer in view.layers])
@@ -29,6 +30,7 @@ class KeyDiff(Policy):
     """
 
     kind: ClassVar[str] = "keydiff"
+    keep_sets: ClassVar[str] = "head"
 
     def priority(self, view: CacheView) -> Tensor:
         return torch.stack([self._layer(layer.rotated_keys.float()) for layer in view.layers])

@@ -29,6 +29,7 @@ class KVzip(Policy):
     """
 
     kind: ClassVar[str] = "kvzip"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
     needs_extra_forward: ClassVar[bool] = True
 

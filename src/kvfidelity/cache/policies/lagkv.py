@@ -26,6 +26,7 @@ class LagKV(Policy):
     """
 
     kind: ClassVar[str] = "lagkv"
+    keep_sets: ClassVar[str] = "head"
 
     lag: int = parameter(128, doc="slots of a partition", low=2)
     sinks: int = parameter(4, doc="first slots always kept", low=0)

@@ -23,6 +23,7 @@ class LayerSchedule(PolicyWrapper):
     """
 
     kind: ClassVar[str] = "layer_schedule"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
 
     first: float = parameter(1.5, doc="weight of the first layer", low=0)

@@ -26,6 +26,7 @@ class LeverageScore(Policy):
     """
 
     kind: ClassVar[str] = "leverage_score"
+    keep_sets: ClassVar[str] = "head"
 
     sketch: int = parameter(48, doc="columns of the Gaussian sketch", low=1)
 

@@ -24,6 +24,7 @@ class PyramidKV(PolicyWrapper):
     """
 
     kind: ClassVar[str] = "pyramidkv"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
 
     beta: int = parameter(20, doc="the larger, the fewer slots the last layer keeps", low=1)

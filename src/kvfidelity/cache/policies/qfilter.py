@@ -23,6 +23,7 @@ class QFilter(Policy):
     """
 
     kind: ClassVar[str] = "qfilter"
+    keep_sets: ClassVar[str] = "head"
     needs_calibration: ClassVar[bool] = True
 
     def priority(self, view: CacheView) -> Tensor:

@@ -23,6 +23,7 @@ class SnapKV(Policy):
     """
 
     kind: ClassVar[str] = "snapkv"
+    keep_sets: ClassVar[str] = "head"
 
     window: int = parameter(32, doc="latest queries looked through", low=1)
     kernel: int = parameter(5, doc="width of the average pooling", low=1, odd=True)
@@ -53,6 +54,7 @@ class TOVA(Policy):
     """
 
     kind: ClassVar[str] = "tova"
+    keep_sets: ClassVar[str] = "layer"
 
     @property
     def query_window(self) -> int:
@@ -76,6 +78,7 @@ class ExpectedAttention(Policy):
     """
 
     kind: ClassVar[str] = "expected_attention"
+    keep_sets: ClassVar[str] = "head"
 
     window: int = parameter(128, doc="latest queries whose statistics are used", low=2)
     horizon: int = parameter(512, doc="future positions averaged over", low=1)

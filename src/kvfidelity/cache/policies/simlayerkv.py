@@ -23,6 +23,7 @@ class SimLayerKV(Policy):
     """
 
     kind: ClassVar[str] = "simlayerkv"
+    keep_sets: ClassVar[str] = "head"
     ragged: ClassVar[bool] = True
 
     threshold: float = parameter(0.9, doc="attention above which a layer is lazy", low=0, high=1)

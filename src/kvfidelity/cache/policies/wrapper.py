@@ -39,6 +39,8 @@ class PolicyWrapper(Policy):
         # Declared by each class; here it is the other policy's, and the dataclass is frozen.
         for name in NEEDS:
             object.__setattr__(self, name, getattr(self, name) or getattr(self.policy, name))
+        if "keep_sets" not in vars(type(self)):
+            object.__setattr__(self, "keep_sets", self.policy.keep_sets)
 
     @property
     def query_window(self) -> int:

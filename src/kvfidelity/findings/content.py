@@ -1,0 +1,364 @@
+"""The questions of the page: what each is about, its answers, its tables, what it leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.findings.published import PublishedRun
+from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.wording import number
+from kvfidelity.report.disruption import disruption_answers
+from kvfidelity.report.formatting import decimal, megabytes, percent, rounded
+from kvfidelity.report.open_questions import open_questions
+from kvfidelity.report.position_modes import position_order
+
+#: A table: its caption, head and rows.
+Shown = tuple[str, list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A section of the page.
+
+    Attributes:
+        key: of `plan.Finding.question`.
+        about: what was run.
+        answers: sentences with numbers of a run.
+        tables: its tables.
+        not_shown: what the section does not show.
+    """
+
+    key: str
+    title: str
+    about: str
+    answers: Callable[[PublishedRun], list[str]]
+    tables: Callable[[PublishedRun], list[Shown]]
+    not_shown: str
+
+
+def losses(run: PublishedRun) -> Shown:
+    """Excess NLL, a row per policy and threshold, a column per position mode."""
+    rows = run.tables["policies"].filter(pl.col("threshold") != "none")
+    modes = sorted(rows["positions"].unique(), key=position_order)
+    lines = []
+    for (threshold, policy), part in rows.sort("threshold", "policy").group_by(
+        "threshold", "policy", maintain_order=True
+    ):
+        by_mode = {row["positions"]: row for row in part.to_dicts()}
+        cells = [number(by_mode.get(mode)) if mode in by_mode else "" for mode in modes]
+        counts = sorted({row["n_dialogues"] for row in by_mode.values()})
+        lines.append([str(policy), str(threshold), *cells, " to ".join(map(str, counts))])
+    head = ["policy", "threshold", *modes, "dialogues"]
+    return "Excess NLL, nats per token", head, lines
+
+
+def forgetting(run: PublishedRun) -> Shown:
+    """What each policy forgets at corrected positions, the least first."""
+    rows = run.tables["leaderboard"].filter(positions="rerotated").drop_nulls("margin_lost")
+    lines = [
+        [
+            row["threshold"],
+            row["policy"],
+            number(row, "margin_lost"),
+            percent(row["recalled"]),
+            percent(row["recalled_baseline"]),
+            str(row["n_questions"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in rows.sort("threshold", "margin_lost", "policy").to_dicts()
+    ]
+    head = ["threshold", "policy", "margin lost", "right", "baseline", "questions", "dialogues"]
+    return (
+        "Planted facts with corrected (rerotated) positions, the least forgotten first",
+        head,
+        lines,
+    )
+
+
+def by_depth(run: PublishedRun) -> Shown:
+    """Share of planted facts that are answered right, by depth, at corrected positions."""
+    table = run.tables["recall_by_depth"]
+    rows = table.filter((pl.col("positions") == "rerotated") | (pl.col("kind") == "baseline"))
+    lines = []
+    keys = ("threshold", "policy", "origin")
+    for key, part in rows.sort(keys).group_by(keys, maintain_order=True):
+        right = {row["depth"]: percent(row["recalled"]) for row in part.to_dicts()}
+        asked = f"{min(part['n_questions'].to_list())} a depth"
+        lines.append([*map(str, key), *(right.get(d, "") for d in DEPTHS), asked])
+    return "Right answers by depth", [*keys, *DEPTHS, "questions"], lines
+
+
+DEPTHS = ("early", "middle", "recent")
+
+
+def _own(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["threshold"],
+            row["positions"],
+            number(row, "lost"),
+            *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf")),
+            percent(row["complete"]),
+            str(row["n"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["own_replies"].to_dicts()
+        if row["policy"] != "baseline"
+    ]
+    head = ["policy", "threshold", "positions", "NLL lost", "rep-3", "echo", "chrF", "ended"]
+    caption = (
+        "Own replies; NLL lost: nats per token against the baseline's replies, with nothing "
+        "evicted and the baseline's history"
+    )
+    return caption, [*head, "replies", "dialogues"], lines
+
+
+def _verdict_means(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["judge"],
+            row["policy"],
+            row["threshold"],
+            row["positions"],
+            decimal(row["mean"]),
+            number(row, "difference"),
+            str(row["n"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["verdict_means"].to_dicts()
+    ]
+    head = ["judge", "policy", "threshold", "positions", "mean", "against the baseline", "replies"]
+    return "Scores of own replies, 1 to 10, by the formula", [*head, "dialogues"], lines
+
+
+def _overshoot(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["threshold"],
+            f"{row['turns_past']} of {row['turns']}",
+            percent(row["share_max"]),
+            megabytes(row["bytes_max"]),
+        ]
+        for row in run.tables["prefill_overshoot"].to_dicts()
+    ]
+    head = ["policy", "threshold", "turns past it", "at most", "bytes"]
+    return "How far a prompt alone takes the cache past its threshold", head, lines
+
+
+def _changes(run: PublishedRun) -> Shown:
+    lines = [
+        [row["change"], number(row, digits=3), str(row["n_dialogues"])]
+        for row in run.tables["window_changes"].to_dicts()
+    ]
+    return "Changes of NLL, nothing evicted", ["change", "nats per token", "dialogues"], lines
+
+
+def _balance(run: PublishedRun) -> Shown:
+    rows = run.tables["balance"].filter(positions="rerotated")
+    lines = [
+        [
+            row["policy"],
+            row["threshold"],
+            _ends(row, "excess_nll", "excess"),
+            _ends(row, "middle_lost", "middle"),
+            "yes" if row["on_front"] else "no",
+            str(row["n_questions"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in rows.sort("threshold", "excess_nll", "policy").to_dicts()
+    ]
+    head = ["policy", "threshold", "excess NLL", "middle's margin lost", "on the front"]
+    return "Loss and what of the middle is forgotten", [*head, "questions", "dialogues"], lines
+
+
+def _healings(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["positions"],
+            rounded(row["early_excess_nll_without"]),
+            _ends(row, "difference", ""),
+            decimal(row["p_holm"], 3),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["healings"].to_dicts()
+    ]
+    head = ["policy", "positions", "without", "change", "p (Holm)", "dialogues"]
+    return "Excess NLL of the first 32 tokens after an eviction", head, lines
+
+
+def _penalties(run: PublishedRun) -> Shown:
+    lines = [
+        [row["policy"], row["positions"], number(row), str(row["n_dialogues"])]
+        for row in run.tables["penalties"].to_dicts()
+    ]
+    head = ["policy", "positions", "change", "dialogues"]
+    return "Excess NLL with a penalty for disruption against the same without", head, lines
+
+
+def _timing(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["positions"] if row["policy"] != "baseline" else "",
+            megabytes(row["cache_bytes_end"]),
+            *(decimal(_ms(row[name]), 1) for name in ("ttft_s", "tpot_s")),
+            rounded(row["decode_tokens_per_s"]),
+            *(decimal(row[name], 2) for name in ("eviction_ms", "scoring_ms")),
+            str(row["n_evictions"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["timing"].to_dicts()
+    ]
+    head = ["policy", "positions", "cache", "first token, ms", "further token, ms", "tokens/s"]
+    head += ["eviction, ms", "ranking, ms", "evictions", "dialogues"]
+    return "Medians over dialogues of the same turns", head, lines
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
+
+
+def _ends(row: dict[str, Any], value: str, ends: str) -> str:
+    prefix = f"{ends}_" if ends else ""
+    found = {"mean": row[value], "n_dialogues": row["n_dialogues"]}
+    return number(found | {end: row[f"{prefix}{end}"] for end in ("low", "high")})
+
+
+def _question(run: PublishedRun, wanted: int) -> list[str]:
+    """The three sentences of an open question, of the report's own."""
+    found = open_questions(run.tables)
+    return [
+        f"{answer['setting']}: {text}"
+        for entry in found
+        if entry["number"] == wanted
+        for answer in entry["answers"]
+        for text in answer["sentences"]
+    ]
+
+
+def _disruption(run: PublishedRun) -> list[str]:
+    tables = run.tables
+    answers = disruption_answers(
+        tables["predictor_validation"], tables["penalties"], tables["policies"]
+    )
+    return [f"{entry['dataset']}: {text}" for entry in answers for text in entry["sentences"]]
+
+
+def _paper_answers(run: PublishedRun) -> list[str]:
+    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else []
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _budget_answers(run: PublishedRun) -> list[str]:
+    return [_sentence(budgets(run)), _sentence(recall(run))]
+
+
+def _no_answers(_: PublishedRun) -> list[str]:
+    return []
+
+
+def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], list[Shown]]:
+    return lambda run: [table(run) for table in tables]
+
+
+def _paper_tables(run: PublishedRun) -> list[Shown]:
+    if run.finding.name == "paper_reference":
+        return [losses(run)]
+    return [_own(run), _verdict_means(run), _overshoot(run)]
+
+
+QUESTIONS: Sequence[Question] = (
+    Question(
+        "paper",
+        "1. The paper's setting",
+        "Trigger `paper`, thresholds of 4,800 and 5,600 tokens, 99% kept by the latest attention, "
+        "or the first 2,000 tokens; once with the dataset's replies, once with own replies of at "
+        "most 256 tokens.\n",
+        _paper_answers,
+        _paper_tables,
+        "Llama-3-8B-Instruct, and the verdicts of a language model: own replies are judged by a "
+        "formula and by text measures, which see ruin but not subtle faults. The thresholds are "
+        "the paper's in tokens, not in MB.",
+    ),
+    Question(
+        "budgets",
+        "2. Equal budgets",
+        "5,600 cached tokens are cut to 2,000 or 1,000 before a turn, by ten policies in three "
+        "position modes; two facts are planted at each of three depths and asked for after the "
+        "last turn.\n",
+        _budget_answers,
+        _only(losses, forgetting, by_depth),
+        "Two independent runs of it, which have not been compared yet; budgets other than these "
+        "two, several evictions after each other at other sizes, and whether the order of "
+        "policies holds for larger models, other languages or code.",
+    ),
+    Question(
+        "window",
+        "3. Through the trained window",
+        "Nothing evicted up to 1.5 trained windows, against a kept beginning, and against sinks "
+        "and recent tokens whose positions stay within the window (C1's control).\n",
+        lambda run: [_sentence(window(run))],
+        _only(_changes, losses),
+        "Where conversations are joined (`through_window_joined`), what follows a seam owes "
+        "nothing to what precedes it. A model with a longer window than its training in practice "
+        "used may degrade earlier or later.",
+    ),
+    Question(
+        "checks",
+        "4. The paper's next checks",
+        "How attention is combined over heads and layers (mean, max, sum; the latest forward or "
+        "accumulated), which contiguous block is kept (first, middle, last), 5,600 tokens to "
+        "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
+        _no_answers,
+        _only(losses, forgetting),
+        "Other aggregations, such as per head, and blocks of other sizes.",
+    ),
+    Question(
+        "question1",
+        "5. Open question 1: gist, recency and the salient middle",
+        "One policy, `hybrid`, keeps the beginning, recent tokens and salient spans of the "
+        "middle; its parts are taken away one by one.\n",
+        lambda run: _question(run, 1),
+        _only(_balance),
+        "Facts other than planted ones, and shares of the budget other than those of the "
+        "configuration.",
+    ),
+    Question(
+        "question3",
+        "6. Open question 3: a measure of disruption",
+        "Does what an eviction changes in attention order cells by their loss, and is it worth a "
+        "penalty in eviction?\n",
+        _disruption,
+        _only(losses, _penalties),
+        "A cause: cells of a turn share kept tokens, so a correlation is an association.",
+    ),
+    Question(
+        "question4",
+        "7. Open question 4: healing",
+        "The model is told about the gap, or the gap is closed, right after an eviction.\n",
+        lambda run: _question(run, 4),
+        _only(_healings),
+        "Longer lasting effects: the measure is the first 32 tokens after an eviction.",
+    ),
+    Question(
+        "cost",
+        "8. What it costs",
+        "Single runs, one at a time on one GPU, own replies of at most 32 tokens: bytes, seconds, "
+        "milliseconds of an eviction. Turns from a dialogue's first eviction on.\n",
+        lambda run: [_sentence(cost(run))],
+        _only(_timing),
+        "Serving many requests at once, and the engines that do (vLLM, SGLang): this is one "
+        "sequence in PyTorch. Models of this size are bound by the processor that starts kernels, "
+        "so a smaller cache hardly shows in seconds.",
+    ),
+)

@@ -1,0 +1,152 @@
+"""The figures of the page, drawn from published tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+
+from kvfidelity.atomic_files import write_text
+from kvfidelity.findings.published import PublishedRun
+from kvfidelity.findings.wording import BUDGET
+from kvfidelity.report.figures import (
+    WIDTH,
+    count_label,
+    excess,
+    mode_colour,
+    mode_shape,
+    nothing,
+)
+from kvfidelity.report.theme import svg, with_theme
+from kvfidelity.report.timeline import through_window
+from kvfidelity.report.tradeoffs import pareto
+
+NOT_MEASURED = "this run has no such rows"
+
+
+def loss(run: PublishedRun) -> alt.TopLevelMixin:
+    """Excess NLL by policy and position mode."""
+    return excess(run.tables["policies"], run.tables["dialogues"])
+
+
+def loss_at_budget(run: PublishedRun) -> alt.TopLevelMixin:
+    """The same of one budget."""
+    tables = (run.tables[name].filter(threshold=BUDGET) for name in ("policies", "dialogues"))
+    return excess(*tables)
+
+
+def front(run: PublishedRun) -> alt.TopLevelMixin:
+    """Excess NLL against bytes, at corrected positions."""
+    corrected = run.tables["policies"].filter(positions="rerotated")
+    return pareto(corrected, run.tables["dialogues"].filter(positions="rerotated"))
+
+
+def window(run: PublishedRun) -> alt.TopLevelMixin:
+    """NLL by token index, with nothing evicted."""
+    return through_window(run.tables["window"])
+
+
+def balance(run: PublishedRun) -> alt.TopLevelMixin:
+    """What of the middle is forgotten, by policy and budget, at corrected positions."""
+    rows = run.tables["balance"].filter(positions="rerotated")
+    shown = rows.rename({"middle_lost": "mean", "middle_low": "low", "middle_high": "high"})
+    return intervals(shown, "the middle's margin lost (nats)")
+
+
+def healings(run: PublishedRun) -> alt.TopLevelMixin:
+    """What each healing changes of the loss right after an eviction."""
+    rows = run.tables["healings"].rename({"difference": "mean"})
+    return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
+
+
+def first_token(run: PublishedRun) -> alt.TopLevelMixin:
+    """Time to first token and per further token by policy."""
+    rows = run.tables["timing"]
+    names = {"ttft_s": "time to first token (ms)", "tpot_s": "per further token (ms)"}
+    panels = []
+    for name, title in names.items():
+        data = rows.select("policy", "n_dialogues", ms=1000 * pl.col(name)).drop_nulls("ms")
+        chart = alt.Chart(data).mark_bar(height=12, color="#0072B2")
+        panels.append(
+            chart.encode(
+                x=alt.X("ms:Q", title=[title, count_label(data)]),
+                y=alt.Y("policy:N", title=None, axis=alt.Axis(labelLimit=200)),
+                tooltip=["policy", "ms", "n_dialogues"],
+            ).properties(width=WIDTH * 0.35, height=22 * max(1, data["policy"].n_unique()))
+        )
+    return alt.hconcat(*panels)
+
+
+def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
+    """A row per policy (and threshold, if there are several): means with intervals, by mode.
+
+    Args:
+        rows: `policy`, `positions`, `threshold`, `mean`, `low`, `high`, `n_dialogues`.
+    """
+    data = rows.filter(pl.col("mean").is_not_null())
+    if data.is_empty():
+        return nothing(NOT_MEASURED)
+    several = data["threshold"].n_unique() > 1
+    label = pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
+    data = data.with_columns(row=label).sort("threshold", "policy", "positions")
+    order = data["row"].unique(maintain_order=True).to_list()
+    scale = alt.Scale(type="symlog", constant=0.05)
+    ticks = alt.Axis(values=[-10, -1, -0.1, 0, 0.1, 1, 10], format="~g", grid=True)
+    base = alt.Chart(data).encode(
+        y=alt.Y("row:N", title=None, sort=order, axis=alt.Axis(labelLimit=280)),
+        yOffset=alt.YOffset("positions:N"),
+        color=mode_colour(data),
+    )
+    points = base.mark_point(filled=True, size=60).encode(
+        x=alt.X("mean:Q", title=[title, count_label(data)], scale=scale, axis=ticks),
+        shape=mode_shape(data),
+        tooltip=["row", "positions", "mean", "low", "high", "n_dialogues"],
+    )
+    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
+    bars = bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+    zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
+    height = 26 * len(order)
+    return alt.layer(zero, bars, points, data=data).properties(width=0.7 * WIDTH, height=height)
+
+
+#: The figures of a finding: name, what draws it, the table that it needs, and what it shows.
+DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], str, str], ...]] = {
+    "paper_reference": (
+        ("loss", loss, "policies", "excess NLL by policy, threshold and position mode"),
+    ),
+    "equal_budgets": (
+        ("loss", loss_at_budget, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
+        ("front", front, "policies", "excess NLL against the bytes of the cache, corrected"),
+    ),
+    "through_window": (("window", window, "window", "NLL by token index, nothing evicted"),),
+    "through_window_joined": (("window", window, "window", "NLL by token index, nothing evicted"),),
+    "next_checks": (("loss", loss, "policies", "excess NLL by aggregation and kept block"),),
+    "locomo": (("loss", loss, "policies", "excess NLL on LoCoMo by policy and position mode"),),
+    "question1": (("balance", balance, "balance", "what of the middle is forgotten, by policy"),),
+    "disruption": (("loss", loss, "policies", "excess NLL by policy and position mode"),),
+    "question4": (("healings", healings, "healings", "what each healing changes of the loss"),),
+    "cost": (("time", first_token, "timing", "time to first token and per further token"),),
+}
+
+
+def figures(run: PublishedRun) -> list[tuple[str, str]]:
+    """The figures that a run has: file below the page's folder, and what it shows."""
+    return [
+        (f"findings/{run.finding.name}/{run.model}/{name}.svg", shows)
+        for name, _, table, shows in DRAWN.get(run.finding.name, ())
+        if run.tables[table].height
+    ]
+
+
+def draw(run: PublishedRun) -> list[Path]:
+    """Write the figures of a run into its folder; they are on white, for pages dark and light."""
+    files = []
+    for name, function, table, _ in DRAWN.get(run.finding.name, ()):
+        if run.tables[table].height:
+            spec = with_theme(function(run)) | {"background": "white"}
+            file = run.folder / f"{name}.svg"
+            write_text(file, svg(spec, name))
+            files.append(file)
+    return files

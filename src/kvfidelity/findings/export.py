@@ -1,0 +1,145 @@
+"""Publishes a finished run: its small tables and the facts of the run, in
+`docs/findings/FINDING/MODEL/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.atomic_files import replacing, write_text
+from kvfidelity.errors import UserError
+from kvfidelity.findings.exported import ALWAYS, EXPORTED, OF_QUESTION, published
+from kvfidelity.findings.plan import finding_named
+from kvfidelity.findings.published import DOCS, FACTS
+from kvfidelity.findings.timing import timing
+from kvfidelity.pipeline.invocation import read_invocation
+from kvfidelity.records.artifacts import read_parquet
+
+#: Bytes of all that is published, at most.
+MOST_BYTES = 5_000_000
+UNKNOWN = "not recorded"
+
+
+def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") -> list[Path]:
+    """Publish a run: one folder for each of its models.
+
+    Args:
+        results: the folder of the run's results.
+        finding: the finding's name, of `plan.FINDINGS`.
+        docs: where all findings are published.
+        label: what a reader must know of this run first, such as "small run on a CPU".
+
+    Returns:
+        The folders.
+
+    Raises:
+        UserError: no such finding; the run is not finished; a text that is no name; all that is
+            published would be larger than MOST_BYTES.
+    """
+    question = finding_named(finding).question
+    tables = _tables(results)
+    wanted = (*ALWAYS, *OF_QUESTION[question])
+    turns = tables.pop("turns")
+    folders = []
+    for model in turns["model"].unique().sort():
+        folder = docs / finding / model
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
+            old.unlink()
+        for name in wanted:
+            part = published(name, tables[name].filter(pl.col("model").fill_null(model) == model))
+            if part.height:
+                _write(folder, name, part)
+        of_model = turns.filter(model=model)
+        facts = {"label": label} | run_facts(results, of_model, tables["environments"])
+        write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        folders.append(folder)
+    refuse_large(docs)
+    return folders
+
+
+def _tables(results: Path) -> dict[str, pl.DataFrame]:
+    """The published tables of a run in full, and `turns`."""
+    folder = results / "tables"
+    names = [name for name in ("turns", *EXPORTED) if name != "timing"]
+    missing = [name for name in names if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise UserError(
+            f"{results}: there is no table {missing[0]}; finish the run, then export it again"
+        )
+    tables = {name: read_parquet(folder / f"{name}.parquet", kind=name) for name in names}
+    return tables | {"timing": timing(tables["turns"])}
+
+
+def _write(folder: Path, name: str, table: pl.DataFrame) -> None:
+    with replacing(folder / f"{name}.parquet") as temporary:
+        table.write_parquet(temporary, compression="zstd")
+    write_text(folder / f"{name}.csv", table.write_csv(float_precision=6))
+
+
+def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) -> dict[str, Any]:
+    """What a reader must know to judge and repeat a run of one model.
+
+    Args:
+        turns: its turns. environments: the table of that name, of all models.
+    """
+    started = read_invocation(results)
+    model = turns["model"][0]
+    places = environments.filter(model=model)
+    count = turns.group_by("dataset").agg(pl.col("dialogue").n_unique()).sort("dataset")
+    times = [*places["first_made"].drop_nulls(), *places["last_made"].drop_nulls()]
+    configuration = started.get("configuration", {})
+    return {
+        "title": configuration.get("title", UNKNOWN),
+        "command": _command(started.get("command")),
+        "date": (started.get("started") or min(times, default=UNKNOWN))[:10],
+        "commit": started.get("commit") or UNKNOWN,
+        "version": started.get("version") or UNKNOWN,
+        "model": model,
+        "model_revision": turns["model_revision"][0],
+        "dtype": turns["dtype"].drop_nulls().first(),
+        "trained_window": turns["trained_window"].drop_nulls().first(),
+        "device": turns["device"].drop_nulls().first(),
+        "hardware": places["hardware"].drop_nulls().unique().sort().to_list(),
+        "versions": places["versions"].drop_nulls().unique().sort().to_list(),
+        "code": places["code"].drop_nulls().unique().sort().to_list(),
+        "first_made": min(times, default=None),
+        "last_made": max(times, default=None),
+        "dialogues": dict(count.iter_rows()),
+        "runs": turns["run"].n_unique(),
+        "turns": turns.height,
+        "batch_size": configuration.get("session", {}).get("batch_size"),
+        "replies": turns["replies"][0],
+    }
+
+
+def _command(text: str | None) -> str:
+    """The command as another machine would type it: a file elsewhere is called by its name."""
+    if not text:
+        return UNKNOWN
+    here = Path.cwd()
+    words = []
+    for word in shlex.split(text):
+        path = Path(word)
+        if path.is_absolute():
+            inside = path.is_relative_to(here)
+            word = os.path.relpath(path, here) if inside else path.name
+        words.append(word)
+    return shlex.join(words)
+
+
+def refuse_large(docs: Path) -> None:
+    """Raises:
+    UserError: all that is published is larger than MOST_BYTES.
+    """
+    size = sum(file.stat().st_size for file in docs.rglob("*") if file.is_file())
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{docs}: {size:,} bytes are published, more than {MOST_BYTES:,}; leave tables or "
+            "columns out in kvfidelity.findings.exported"
+        )

@@ -1,0 +1,172 @@
+"""The sentences of the page. Each takes its numbers, and what it says of them, from the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvfidelity.findings import advice
+from kvfidelity.findings.published import PublishedRun, of_question
+from kvfidelity.findings.verdicts import NOT_MEASURED
+from kvfidelity.findings.wording import (
+    BEGINNING,
+    BUDGET,
+    CORRECTED,
+    PAPER_GIST,
+    PAPER_POLICY,
+    PAPER_THRESHOLD,
+    STALE,
+    cell,
+    number,
+)
+from kvfidelity.report.formatting import count, decimal, percent
+
+
+def five(runs: Sequence[PublishedRun]) -> list[str]:
+    """The first five sentences of the page."""
+    return [
+        _joined(runs, "paper_reference", "The paper's setting", paper),
+        _joined(runs, "equal_budgets", "Equal budgets", budgets),
+        _joined(runs, "equal_budgets", "Recall", recall),
+        _windows(runs),
+        advice.sentence(runs),
+    ]
+
+
+def _joined(
+    runs: Sequence[PublishedRun],
+    finding: str,
+    title: str,
+    clause: Callable[[PublishedRun], str],
+) -> str:
+    found = [run for run in runs if run.finding.name == finding]
+    clauses = [f"{run.name}: {clause(run)}" for run in found]
+    return f"**{title}.** {_clauses(clauses)}."
+
+
+def _clauses(clauses: Sequence[str]) -> str:
+    return "; ".join(clauses) or NOT_MEASURED.capitalize()
+
+
+def paper(run: PublishedRun) -> str:
+    """What attention-ranked eviction at 99% loses with stale and corrected positions."""
+    stale = cell(run, PAPER_POLICY, STALE, PAPER_THRESHOLD)
+    corrected = cell(run, PAPER_POLICY, CORRECTED, PAPER_THRESHOLD)
+    gist = cell(run, PAPER_GIST, STALE, PAPER_THRESHOLD)
+    if stale is None or corrected is None or stale["mean"] is None or corrected["mean"] is None:
+        return NOT_MEASURED
+    if stale["low"] is None or stale["low"] <= 0:
+        why = "which is not surely a loss"
+    else:
+        share = 1 - corrected["mean"] / stale["mean"]
+        most = "most" if share > 0.5 else "less than half"
+        why = f"{most} of it due to positions: with corrected ones {number(corrected)}"
+    return (
+        f"keeping 99% by attention with stale positions costs {number(stale)} nats per token, "
+        f"{why}; the first 2,000 tokens alone cost {number(gist)}"
+    )
+
+
+def budgets(run: PublishedRun) -> str:
+    """How many policies lose more than the beginning alone, with stale and corrected positions."""
+    parts = []
+    for mode, named in ((STALE, "stale"), (CORRECTED, "corrected")):
+        rows = run.tables["policies"].filter(positions=mode, threshold=BUDGET).drop_nulls("mean")
+        gist = cell(run, BEGINNING, mode, BUDGET)
+        others = rows.filter(pl.col("policy") != BEGINNING)
+        if gist is None or gist["mean"] is None or others.is_empty():
+            return NOT_MEASURED
+        worse = others.filter(pl.col("mean") > gist["mean"])
+        best = rows.sort("mean", "policy").row(0, named=True)
+        parts.append(
+            f"with {named} positions the mean loss of {worse.height} of {others.height} other "
+            f"policies is above that of the beginning alone ({number(gist)}), and "
+            f"{best['policy']}'s is the least ({number(best)})"
+        )
+    return "of 5,600 tokens 2,000 kept, " + ", ".join(parts)
+
+
+def recall(run: PublishedRun) -> str:
+    """Which policy forgets least and most of planted facts, with corrected positions."""
+    rows = _forgetting(run, BUDGET)
+    if rows.is_empty():
+        return NOT_MEASURED
+    least, most = rows.row(0, named=True), rows.row(-1, named=True)
+    return (
+        f"of {least['n_questions']} planted facts the baseline answers "
+        f"{percent(least['recalled_baseline'])} right, after 2,000 tokens are kept with corrected "
+        f"positions {_forgets(least)} and {_forgets(most)}, the least and the most forgetful of "
+        f"{rows.height}"
+    )
+
+
+def _forgetting(run: PublishedRun, threshold: str) -> pl.DataFrame:
+    """The leaderboard's corrected cells of a budget, the least forgetful first."""
+    rows = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
+    return rows.drop_nulls("margin_lost").sort("margin_lost", "policy")
+
+
+def _forgets(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['policy']} {percent(row['recalled'])} (margin lost {number(row, 'margin_lost')} "
+        "nats)"
+    )
+
+
+def _windows(runs: Sequence[PublishedRun]) -> str:
+    found = of_question(list(runs), "window", "window_changes")
+    clauses = [f"{run.name}: {window(run)}" for run in found]
+    return f"**Through the window.** {_clauses(clauses)}."
+
+
+def window(run: PublishedRun) -> str:
+    """How NLL changes past the trained window with nothing evicted."""
+    changes = {row["change"]: row for row in run.tables["window_changes"].to_dicts()}
+    at, beyond = (changes.get(f"nll_change_{where}_window") for where in ("at", "beyond"))
+    past = beyond or at
+    if past is None or past["low"] is None:
+        return NOT_MEASURED
+    if past["low"] > 0:
+        way = "replies get less likely"
+    elif past["high"] < 0:
+        way = "replies get likelier"
+    else:
+        way = "no change is sure"
+    return (
+        f"with nothing evicted {way} past {run.facts['trained_window']:,} tokens: "
+        f"{number(at)} nats per token just past it, {number(beyond)} from 1.25 to 1.5 times it"
+    )
+
+
+def cost(run: PublishedRun) -> str:
+    """Bytes and seconds of the cells against the baseline."""
+    rows = run.tables["timing"]
+    base = rows.filter(policy="baseline")
+    evicting = rows.filter(pl.col("policy") != "baseline")
+    if base.is_empty() or evicting.is_empty():
+        return NOT_MEASURED
+    row = base.row(0, named=True)
+    shares = (evicting["cache_bytes_end"] / row["cache_bytes_end"]).to_list()
+    return (
+        f"at the end of a turn the caches that are evicted from have "
+        f"{_range([min(shares), max(shares)], percent)} of the baseline's bytes, over "
+        f"{count(row['n_dialogues'], 'dialogue')}; the first token takes "
+        f"{_ms(row['ttft_s'])} ms in the baseline and {_extent(evicting['ttft_s'])} ms where "
+        f"something is evicted, a further token {_ms(row['tpot_s'])} and "
+        f"{_extent(evicting['tpot_s'])} ms"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return decimal(None if value is None else 1000 * value, 1)
+
+
+def _extent(values: pl.Series) -> str:
+    return _range([values.min(), values.max()], _ms)
+
+
+def _range(ends: Sequence[Any], text: Callable[[Any], str]) -> str:
+    low, high = map(text, ends)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,41 @@
+"""Names of what is compared, and a row's numbers as the page writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvfidelity.findings.published import PublishedRun
+from kvfidelity.findings.verdicts import NOT_MEASURED
+from kvfidelity.report.formatting import interval, signed
+
+STALE, CORRECTED = "stale", "rerotated"
+#: What the paper compares, and where: the larger threshold.
+PAPER_POLICY, PAPER_GIST, PAPER_THRESHOLD = "attention_top_99", "gist_2000", "5600tok"
+#: The budget that the first sentences are about, and the policy that keeps the beginning.
+BUDGET, BEGINNING = "2000tok", "gist"
+#: The budgets at which all policies were run, the largest first.
+BUDGETS = (BUDGET, "1000tok")
+
+
+def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> str:
+    """ "+4.58 [+4.10, +5.05]": `mean` with its `low` and `high`, or NAME with NAME_low, NAME_high;
+    a missing row was not measured, a missing value is a dash."""
+    if row is None:
+        return NOT_MEASURED
+    value = row[name or "mean"]
+    if value is None:
+        return signed(None)
+    ends = {end: row[f"{name}_{end}" if name else end] for end in ("low", "high")}
+    return f"{signed(value, digits)} {interval(ends | {'n_dialogues': row['n_dialogues']}, digits)}"
+
+
+def tokens(threshold: str) -> str:
+    """ "2,000", of "2000tok"."""
+    return f"{int(threshold.removesuffix('tok')):,}"
+
+
+def cell(run: PublishedRun, policy: str, positions: str, threshold: str) -> dict[str, Any] | None:
+    """The row of `policies` of a cell; None if there is not one."""
+    rows = run.tables["policies"].filter(policy=policy, positions=positions, threshold=threshold)
+    return rows.row(0, named=True) if rows.height == 1 else None

@@ -1,0 +1,51 @@
+"""Finished runs of findings with synthetic numbers, made by the workflow's own scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kvfidelity.findings.plan import Finding
+from kvfidelity.pipeline.invocation import write_invocation
+from kvfidelity.pipeline.rule_params import grid_settings, table_settings
+from kvfidelity.pipeline.settings import read_settings
+from tests.analysis.pages import COSTS, script
+from tests.analysis.synthetic import settings, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def reduced(finding: Finding, model: str, dialogues: int) -> dict[str, Any]:
+    """A finding's policies, thresholds, grid and judges, with dialogues that are made up."""
+    whole = read_settings([ROOT / file for file in finding.files(model)])
+    names = ("policies", "thresholds", "positions", "exclude", "include")
+    grid = {name: whole["grid"][name] for name in names}
+    for cell in grid["include"]:
+        cell.pop("dataset", None)  # there is one, which is made up
+    formula = {"kind": "formula", "rubric": "formula"}
+    return settings(
+        dialogues,
+        models={model: {"source": "path", "path": "none", "label": "synthetic numbers"}},
+        policies=whole["policies"],
+        thresholds=whole["thresholds"],
+        grid=grid,
+        session={"replies": whole["session"]["replies"]},
+        judges=dict.fromkeys(whole["judging"] or ["formula"], formula),
+        judging=whole["judging"],
+    )
+
+
+def made_run(results: Path, finding: Finding, model: str, dialogues: int = 2) -> Path:
+    """The folder of a finished run of a finding."""
+    chosen = reduced(finding, model, dialogues)
+    write(results, chosen, COSTS, edge=0.3, probes=2)
+    write_invocation(results, chosen, ["/usr/bin/snakemake", "--cores", "1"], ROOT)
+    tables = results / "tables"
+    wanted = json.dumps(table_settings(chosen, results))
+    script("aggregate.py", "--settings", wanted, "--results", results, "--out", tables)
+    judging = json.dumps(grid_settings(chosen))
+    script("judge_reliability.py", "--settings", judging, "--results", results, "--judge-tests")
+    report, claims = json.dumps(chosen["report"]), ROOT / "config/claims.yaml"
+    script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
+    return results

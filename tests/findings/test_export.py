@@ -1,0 +1,151 @@
+"""What is published of a run is a part of its tables, without a word of a dialogue."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from kvfidelity.analysis.columns import RECALL_TEXTS, TABLES, TURN_TEXTS
+from kvfidelity.analysis.table_names import LARGE_TABLES
+from kvfidelity.errors import UserError
+from kvfidelity.findings.export import MOST_BYTES, export_run, refuse_large
+from kvfidelity.findings.exported import (
+    ALWAYS,
+    EXPORTED,
+    NAMES,
+    OF_QUESTION,
+    exported_schema,
+    published,
+)
+from kvfidelity.findings.plan import SMOLLM2
+from kvfidelity.findings.timing import timing
+from kvfidelity.records.artifacts import read_parquet
+from kvfidelity.records.columns import RECALL, TURNS
+
+#: Text columns that say something; the rest are names.
+TALKING = {*TURN_TEXTS, *RECALL_TEXTS, "statement", "reason", "source", "rubric", "run"}
+
+
+def test_no_column_of_free_text_can_be_published() -> None:
+    assert not NAMES & TALKING
+    assert not {*EXPORTED} & {*LARGE_TABLES}
+    for name in EXPORTED:
+        texts = {key for key, dtype in exported_schema(name).items() if dtype == pl.String}
+        assert texts <= NAMES, name
+        # A list or a struct could hold texts too.
+        assert all(not dtype.is_nested() for dtype in exported_schema(name).values())
+
+
+def test_a_new_text_column_of_a_table_is_left_out_until_it_is_named() -> None:
+    texts = {
+        f"{name}.{info.name}"
+        for name in EXPORTED
+        if name in TABLES
+        for info in TABLES[name]
+        if info.dtype == pl.String and info.name not in NAMES
+    }
+    assert {text.split(".")[1] for text in texts} <= TALKING | {"judge_model", "keep_sets"}
+
+
+@pytest.mark.parametrize("text", ["Hello!\nHow are you?", "say “yes”", "a" * 301, 'the "gist"'])
+def test_a_name_that_is_a_text_is_refused(finished: Path, text: str) -> None:
+    file = finished / "paper_reference/tables/policies.parquet"
+    rows = read_parquet(file, kind="policies").with_columns(policy=pl.lit(text))
+    with pytest.raises(UserError, match=r"table policies, column policy: .* is not a name"):
+        published("policies", rows)
+
+
+def test_no_published_file_holds_a_text_of_a_run(finished: Path, docs: Path) -> None:
+    texts = set()
+    for name, schema in (("turns", TURNS), ("recall", RECALL)):
+        columns = [column for column in (*TURN_TEXTS, *RECALL_TEXTS) if column in schema]
+        for file in (finished / "equal_budgets/generate").rglob(f"{name}.parquet"):
+            found = pl.read_parquet(file).select(pl.col(columns)).select(pl.col(pl.String))
+            texts |= {text for column in found for text in column.drop_nulls() if len(text) > 3}
+    assert len(texts) > 10
+    shown = "".join(file.read_text("utf-8") for file in docs.rglob("*.csv"))
+    assert not [text for text in texts if text in shown]
+
+
+def test_a_published_table_is_the_runs_own(finished: Path, docs: Path) -> None:
+    folder = docs / "equal_budgets" / SMOLLM2
+    names = {file.stem for file in folder.glob("*.parquet")}
+    assert names <= {*ALWAYS, *OF_QUESTION["budgets"]} and {"policies", "leaderboard"} <= names
+    assert names == {file.stem for file in folder.glob("*.csv")}
+    for name in names:
+        own = read_parquet(finished / f"equal_budgets/tables/{name}.parquet", kind=name)
+        shown = pl.read_parquet(folder / f"{name}.parquet")
+        kept = own.filter(pl.col("model").fill_null(SMOLLM2) == SMOLLM2)
+        assert shown.equals(kept.select(*exported_schema(name))), name
+        assert pl.read_csv(folder / f"{name}.csv").height == shown.height
+
+
+def test_the_facts_name_no_place_of_the_machine(finished: Path, docs: Path) -> None:
+    facts = json.loads((docs / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
+    assert facts["command"] == "snakemake --cores 1"
+    assert facts["dialogues"] == {"made": 2} and facts["runs"] == 2 * 64
+    assert facts["label"] == "synthetic numbers" and facts["model"] == SMOLLM2
+    assert str(finished) not in json.dumps(facts)
+
+
+def test_a_run_that_is_not_finished_is_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "paper_reference/tables", tmp_path / "run/tables")
+    (tmp_path / "run/tables/claims.parquet").unlink()
+    with pytest.raises(UserError, match="there is no table claims; finish the run"):
+        export_run(tmp_path / "run", "paper_reference", tmp_path / "docs")
+
+
+def test_more_than_five_megabytes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_bytes(b"0" * MOST_BYTES)
+    refuse_large(tmp_path)
+    (tmp_path / "two.csv").write_bytes(b"0")
+    with pytest.raises(UserError, match=r"5,000,001 bytes are published, more than 5,000,000"):
+        refuse_large(tmp_path)
+
+
+def turn(policy: str, number: int, seconds: float, **changes: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "model": "m",
+        "dataset": "d",
+        "policy": policy,
+        "positions": "rerotated",
+        "threshold": "t",
+        "dialogue": "000",
+        "seed": 0,
+        "turn": number,
+        "concurrency": 1,
+        "shared_prefix": False,
+        "ttft_s": seconds,
+        "prefill_s": seconds,
+        "tpot_s": 0.01,
+        "eviction_s": 0.0,
+        "scoring_s": 0.0,
+        "evictions": 0,
+        "cache_bytes_end": 100,
+        "peak_device_bytes": 1000,
+    }
+    return row | changes
+
+
+def test_times_are_of_single_runs_from_the_first_eviction_of_a_dialogue_on() -> None:
+    rows = [
+        turn("baseline", 0, 9.0),
+        turn("baseline", 1, 0.4),
+        turn("baseline", 2, 0.2),
+        turn("h2o", 0, 9.0),
+        turn("h2o", 1, 0.3, evictions=2, eviction_s=0.004, scoring_s=0.01, cache_bytes_end=40),
+        turn("h2o", 2, 0.1, cache_bytes_end=60),
+        turn("snapkv", 1, 0.5, evictions=1, concurrency=2),
+    ]
+    found = {row["policy"]: row for row in timing(pl.DataFrame(rows)).to_dicts()}
+    assert set(found) == {"baseline", "h2o"}  # what ran together with others has no time
+    assert found["baseline"]["n_turns"] == 2 and found["baseline"]["eviction_ms"] is None
+    assert found["baseline"]["ttft_s"] == pytest.approx(0.3)
+    assert found["h2o"]["ttft_s"] == pytest.approx(0.2)
+    assert found["h2o"]["decode_tokens_per_s"] == pytest.approx(100)
+    assert (found["h2o"]["eviction_ms"], found["h2o"]["scoring_ms"]) == pytest.approx((2, 5))
+    assert found["h2o"]["cache_bytes_end"] == 50 and found["h2o"]["n_evictions"] == 2

@@ -1,0 +1,172 @@
+"""The page says what the tables say, and the committed one is what the committed tables give."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kvfidelity.analysis.claims import read_claims
+from kvfidelity.findings import advice, sentences
+from kvfidelity.findings.content import QUESTIONS
+from kvfidelity.findings.drawings import draw
+from kvfidelity.findings.exported import OF_QUESTION
+from kvfidelity.findings.page import page
+from kvfidelity.findings.published import PublishedRun, published_runs
+from kvfidelity.findings.verdicts import verdict
+from kvfidelity.findings.wording import number
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "docs/findings"
+
+
+def test_the_committed_page_is_what_the_committed_tables_give() -> None:
+    assert page(COMMITTED) == (ROOT / "docs/findings.md").read_text("utf-8")
+
+
+def test_each_figure_and_table_of_the_committed_page_is_there() -> None:
+    text = (ROOT / "docs/findings.md").read_text("utf-8")
+    for target in re.findall(r"\]\((findings/[^)]*)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    drawn = {path.relative_to(ROOT / "docs").as_posix() for path in COMMITTED.rglob("*.svg")}
+    assert drawn == set(re.findall(r"\((findings/[^)]*\.svg)\)", text))
+
+
+def test_without_a_run_everything_is_not_measured_yet(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    for question in QUESTIONS:
+        section = text.split(f"## {question.title}\n")[1].split("\n## ")[0]
+        assert "Not measured yet." in section
+    assert text.count("Not measured yet") == 5 + 1 + len(QUESTIONS)
+    assert "was **not run**" in text
+    for claim in read_claims(ROOT / "config/claims.yaml"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {claim.claim} |"))
+        assert row.count("not measured") == 2, claim.claim
+        assert not re.search(r"[+\N{MINUS SIGN}]\d", row.split("|")[3]), claim.claim
+
+
+def test_each_question_has_a_section() -> None:
+    assert [question.key for question in QUESTIONS] == list(OF_QUESTION)
+
+
+def test_a_published_run_is_in_the_page_with_its_numbers(docs: Path) -> None:
+    text = page(docs)
+    runs = {run.finding.name: run for run in published_runs(docs)}
+    policies = runs["equal_budgets"].tables["policies"]
+    for row in policies.to_dicts():
+        assert number(row) in text
+    assert "synthetic numbers" in text and "snakemake --cores 1" in text
+    assert "2 dialogues of made; 128 runs of one dialogue" in text
+    assert "None" not in text and "nan" not in text.lower().replace("finance", "")
+
+
+def test_its_figures_are_drawn(docs: Path, tmp_path: Path) -> None:
+    for run in published_runs(docs):
+        (tmp_path / run.finding.name).mkdir()
+        files = draw(replace(run, folder=tmp_path / run.finding.name))
+        assert files and all(b"<svg" in file.read_bytes()[:200] for file in files)
+
+
+def run_with(docs: Path, finding: str, **tables: pl.DataFrame) -> PublishedRun:
+    """A published run with some of its tables changed."""
+    (run,) = (run for run in published_runs(docs) if run.finding.name == finding)
+    return replace(run, tables={**run.tables, **tables})
+
+
+def losing(rows: pl.DataFrame, **means: tuple[float, float, float]) -> pl.DataFrame:
+    """Rows whose mean, low and high are replaced, by POLICY__POSITIONS."""
+    for key, values in means.items():
+        policy, positions = key.split("__")
+        chosen = (pl.col("policy") == policy) & (pl.col("positions") == positions)
+        for name, value in zip(("mean", "low", "high"), values, strict=True):
+            rows = rows.with_columns(pl.when(chosen).then(value).otherwise(name).alias(name))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("stale", "corrected", "said"),
+    [
+        (
+            (5.0, 4.0, 6.0),
+            (0.1, 0.0, 0.2),
+            "most of it due to positions: with corrected ones +0.10",
+        ),
+        ((5.0, 4.0, 6.0), (4.0, 3.0, 5.0), "less than half of it due to positions"),
+        ((5.0, -0.1, 10.1), (0.1, 0.0, 0.2), "which is not surely a loss"),
+    ],
+)
+def test_what_the_papers_setting_loses_is_said_as_the_table_has_it(
+    docs: Path, stale: tuple[float, ...], corrected: tuple[float, ...], said: str
+) -> None:
+    rows = run_with(docs, "paper_reference").tables["policies"]
+    changed: Any = {"attention_top_99__stale": stale, "attention_top_99__rerotated": corrected}
+    text = sentences.paper(run_with(docs, "paper_reference", policies=losing(rows, **changed)))
+    row = dict(zip(("mean", "low", "high"), stale, strict=True)) | {"n_dialogues": 2}
+    assert said in text and f"costs {number(row)} nats" in text
+
+
+def test_the_count_of_worse_policies_follows_the_table(docs: Path) -> None:
+    rows = run_with(docs, "equal_budgets").tables["policies"]
+    for mean, count in ((-9.0, 9), (9.0, 0)):
+        changed = losing(rows, gist__stale=(mean, mean, mean))
+        text = sentences.budgets(run_with(docs, "equal_budgets", policies=changed))
+        assert f"with stale positions the mean loss of {count} of 9 other policies is above" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.1, 0.3, "get less likely"), (-0.3, -0.1, "get likelier"), (-0.1, 0.3, "no change is sure")],
+)
+def test_the_window_is_said_to_hurt_only_if_it_does(
+    docs: Path, low: float, high: float, said: str
+) -> None:
+    changes = pl.DataFrame(
+        {"change": ["nll_change_beyond_window"], "mean": [(low + high) / 2], "low": [low]}
+        | {"high": [high], "n_dialogues": [12], "n_runs": [12]}
+    )
+    assert said in sentences.window(run_with(docs, "equal_budgets", window_changes=changes))
+
+
+def test_the_recommended_policy_forgets_least_of_those_that_lose_little(docs: Path) -> None:
+    rows = run_with(docs, "equal_budgets").tables["leaderboard"]
+    losses = {"h2o": 0.0, "snapkv": 0.04, "keydiff": 0.2}
+    forgets = {"h2o": 0.5, "snapkv": 0.1, "keydiff": -0.3}
+    table = rows.with_columns(
+        mean=pl.col("policy").replace_strict(losses, default=1.0),
+        margin_lost=pl.col("policy").replace_strict(forgets, default=0.0),
+    )
+    run = run_with(docs, "equal_budgets", leaderboard=table)
+    assert "snapkv at 2,000 and snapkv at 1,000" in advice.sentence([run])
+    assert "fewer than a billion parameters" in advice.sentence([run])
+
+
+@pytest.mark.parametrize(
+    ("best", "word"), [("gist", "is the policy"), ("h2o", "is not the policy")]
+)
+def test_the_beginning_alone_is_right_where_it_loses_least(
+    docs: Path, best: str, word: str
+) -> None:
+    rows = run_with(docs, "equal_budgets").tables["policies"]
+    changed: Any = {f"{best}__stale": (-9.0, -9.1, -8.9)}
+    run = run_with(docs, "equal_budgets", policies=losing(rows, **changed))
+    said = "\n".join(advice.section([run]))
+    assert f"the beginning alone {word} of least loss" in said
+    named = "the beginning alone" if best == "gist" else best
+    assert f"{named} loses least" in advice.sentence([run])
+
+
+def test_a_verdict_counts_the_cells_of_each_decision() -> None:
+    rows = pl.DataFrame(
+        {"decision": ["supported", "supported", "contradicted"], "estimate": [1.0, 2.0, -1.0]}
+        | {"low": [0.5] * 3, "high": [2.5] * 3, "n_dialogues": [24] * 3}
+    )
+    assert verdict(rows[:1]) == "supported: +1.00 [+0.50, +2.50], 24 dialogues"
+    assert verdict(rows) == (
+        "supported in 2 of 3 cells (+1.00 to +2.00); "
+        "contradicted in 1 of 3 cells (\N{MINUS SIGN}1.00)"
+    )
+    assert verdict(rows.clear(), "not asked") == "not asked"
