@@ -87,7 +87,7 @@ def test_a_published_table_is_the_runs_own(finished: Path, docs: Path) -> None:
 def test_the_facts_name_no_place_of_the_machine(finished: Path, docs: Path) -> None:
     facts = json.loads((docs / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
     assert facts["command"] == "snakemake --cores 1"
-    assert facts["dialogues"] == {"made": 2} and facts["runs"] == 2 * 61
+    assert facts["dialogues"] == {"made": 2} and facts["runs"] == 2 * 64
     assert facts["label"] == "synthetic numbers" and facts["model"] == SMOLLM2
     assert str(finished) not in json.dumps(facts)
 

@@ -67,10 +67,15 @@ def test_the_papers_setting_has_its_thresholds_policies_and_24_long_dialogues(mo
 @pytest.mark.parametrize("model", MODELS)
 def test_equal_budgets_are_of_ten_policies_in_three_modes(model: str) -> None:
     chosen = settings_of("equal_budgets", model)
-    evicting = [cell for cell in cells(chosen) if cell.policy != "baseline"]
+    named = chosen["thresholds"]
+    # Half of the tokens are kept in a few cells, for claims.
+    halves = {name for name, one in named.items() if one["target"] == "2800tok"}
+    evicting = [
+        cell for cell in cells(chosen) if cell.policy != "baseline" and cell.threshold not in halves
+    ]
     assert len({cell.policy for cell in evicting}) == 10
     assert {cell.positions for cell in evicting} == {"stale", "original", "rerotated"}
-    targets = {one["target"] for one in chosen["thresholds"].values()}
+    targets = {named[cell.threshold]["target"] for cell in evicting}
     assert targets == {"2000tok", "1000tok"} and len(evicting) == 60
     assert chosen["session"]["recall"]["needles_per_depth"] > 0
 

@@ -9,7 +9,15 @@ import polars as pl
 
 from kvfidelity.findings.published import PublishedRun, of_question
 from kvfidelity.findings.verdicts import NOT_MEASURED
-from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number, tokens
+from kvfidelity.findings.wording import (
+    BEGINNING,
+    BUDGET,
+    BUDGETS,
+    CORRECTED,
+    STALE,
+    number,
+    tokens,
+)
 from kvfidelity.report.paper_tables import markdown
 
 #: Nats per token by which a recommended policy may lose more than the best: the margin of Q1.
@@ -23,12 +31,6 @@ RULE = (
     "of the least, the one that forgets least of the planted facts (least margin lost). With stale "
     "positions, the least loss."
 )
-
-
-def budgets(run: PublishedRun) -> list[str]:
-    """The names of a run's budgets, the largest first."""
-    names = run.tables["policies"].filter(pl.col("threshold") != "none")["threshold"].unique()
-    return sorted(names, key=lambda name: -int(name.removesuffix("tok")))
 
 
 def chosen(run: PublishedRun, threshold: str) -> dict[str, Any] | None:
@@ -60,30 +62,29 @@ def sentence(runs: Sequence[PublishedRun]) -> str:
 
 
 def _pick(run: PublishedRun) -> str:
-    rows = [(name, chosen(run, name)) for name in budgets(run)]
+    rows = [(name, chosen(run, name)) for name in BUDGETS]
     named = [f"{row['policy']} at {tokens(name)}" for name, row in rows if row]
     return f"for {run.name} {' and '.join(named)} of 5,600 tokens" if named else ""
 
 
 def _stale(run: PublishedRun) -> str:
-    first = budgets(run)[0]
-    row = least_loss(run, first, STALE)
+    row = least_loss(run, BUDGET, STALE)
     if row is None:
         return f"{run.name}: {NOT_MEASURED}"
     what = "the beginning alone" if row["policy"] == BEGINNING else row["policy"]
-    return f"{what} loses least for {run.name} ({number(row)} at {tokens(first)})"
+    return f"{what} loses least for {run.name} ({number(row)} at {tokens(BUDGET)})"
 
 
 def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
     """The recommendation as a table, with the rule that it follows."""
     yield "## Recommendation\n"
-    found = of_question(list(runs), "budgets", "leaderboard")
+    found = [run for run in of_question(list(runs), "budgets", "leaderboard") if _pick(run)]
     if not found:
         yield f"{NOT_MEASURED.capitalize()}.\n"
         return
     rows = []
     for run in found:
-        for threshold in budgets(run):
+        for threshold in BUDGETS:
             board = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
             gist = board.filter(policy=BEGINNING)
             beginning = gist.row(0, named=True) if gist.height else None
@@ -105,15 +106,14 @@ def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
 
 def _beginning(run: PublishedRun) -> str:
     """When the beginning alone is right."""
-    first = budgets(run)[0]
-    stale = least_loss(run, first, STALE)
-    corrected = chosen(run, first)
+    stale = least_loss(run, BUDGET, STALE)
+    corrected = chosen(run, BUDGET)
     parts = []
     if stale is not None:
         right = stale["policy"] == BEGINNING
         parts.append(
             f"the beginning alone is {'' if right else 'not '}the policy of least loss if "
-            f"positions stay stale and {tokens(first)} tokens are kept"
+            f"positions stay stale and {tokens(BUDGET)} tokens are kept"
         )
     if corrected is not None:
         right = corrected["policy"] == BEGINNING

@@ -2,8 +2,8 @@
 
     python -m kvfidelity.findings.plan          # one line a run: its folder, and its files
 
-A finding is a configuration in `config/findings/`, perhaps laid over an experiment; a model is a
-second one, in `config/findings/models/`. Nothing heavy is imported.
+A finding is a configuration in `config/findings/`, or an experiment; a model is a second one, in
+`config/findings/models/`. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ class Finding:
     """One configuration that is run per model.
 
     Attributes:
-        name: of its file in `config/findings`, and of its folder in `docs/findings`.
+        name: of its folder in `docs/findings`, and of its file in `config/findings`.
         question: which part of the page it is of.
-        over: the experiment that the file is laid over, if any.
+        experiment: the file in `config/experiments` that it is, if it is one.
         models: for which it is run.
         by_hand: why `make findings` leaves it out; empty if it does not.
     """
 
     name: str
     question: str
-    over: str = ""
+    experiment: str = ""
     models: tuple[str, ...] = MODELS
     by_hand: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
-        below = [EXPERIMENTS / f"{self.over}.yaml"] if self.over else []
-        return [*below, FOLDER / f"{self.name}.yaml", FOLDER / "models" / f"{model}.yaml"]
+        own = FOLDER / f"{self.name}.yaml"
+        file = EXPERIMENTS / f"{self.experiment}.yaml" if self.experiment else own
+        return [file, FOLDER / "models" / f"{model}.yaml"]
 
     def command(self, model: str) -> str:
         """What to type for its run with a model."""
@@ -58,9 +59,9 @@ FINDINGS = (
     Finding("through_window", "window", models=(SMOLLM2,)),
     Finding("through_window_joined", "window", models=(QWEN,)),
     Finding("next_checks", "checks"),
-    Finding("question1", "question1", over="question1_gpu"),
-    Finding("disruption", "question3", over="disruption_gpu"),
-    Finding("question4", "question4", over="question4_gpu"),
+    Finding("question1", "question1", experiment="question1_gpu"),
+    Finding("disruption", "question3", experiment="disruption_gpu"),
+    Finding("question4", "question4", experiment="question4_gpu"),
     Finding("cost", "cost"),
     Finding("locomo", "checks", by_hand="its dialogues are fetched by hand, see its file"),
 )

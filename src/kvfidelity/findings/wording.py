@@ -14,6 +14,8 @@ STALE, CORRECTED = "stale", "rerotated"
 PAPER_POLICY, PAPER_GIST, PAPER_THRESHOLD = "attention_top_99", "gist_2000", "5600tok"
 #: The budget that the first sentences are about, and the policy that keeps the beginning.
 BUDGET, BEGINNING = "2000tok", "gist"
+#: The budgets at which all policies were run, the largest first.
+BUDGETS = (BUDGET, "1000tok")
 
 
 def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> str:
