@@ -114,7 +114,7 @@ def test_the_count_of_worse_policies_follows_the_table(docs: Path) -> None:
     for mean, count in ((-9.0, 9), (9.0, 0)):
         changed = losing(rows, gist__stale=(mean, mean, mean))
         text = sentences.budgets(run_with(docs, "equal_budgets", policies=changed))
-        assert f"with stale positions {count} of 9 policies lose more" in text
+        assert f"with stale positions the mean loss of {count} of 9 other policies is above" in text
 
 
 @pytest.mark.parametrize(

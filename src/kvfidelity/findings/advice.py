@@ -78,7 +78,7 @@ def _stale(run: PublishedRun) -> str:
 def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
     """The recommendation as a table, with the rule that it follows."""
     yield "## Recommendation\n"
-    found = of_question(list(runs), "budgets", "leaderboard")
+    found = [run for run in of_question(list(runs), "budgets", "leaderboard") if _pick(run)]
     if not found:
         yield f"{NOT_MEASURED.capitalize()}.\n"
         return

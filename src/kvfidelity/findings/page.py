@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from kvfidelity.analysis.claims import read_claims
@@ -176,9 +177,18 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
             run = present.get((finding.name, model))
             state = finding.by_hand or NOT_MEASURED
             if run is not None:
-                state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}"
+                state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}{_minutes(run)}"
             rows.append([finding.name, f"`{finding.command(model)}`", state])
     yield markdown(["finding", "command", "state"], rows)
+
+
+def _minutes(run: PublishedRun) -> str:
+    """How long its runs took, from the first that ended to the last."""
+    ends = run.facts["first_made"], run.facts["last_made"]
+    if None in ends:
+        return ""
+    first, last = map(datetime.fromisoformat, ends)
+    return f", {(last - first).total_seconds() / 60:.1f} min from the first run's end to the last's"
 
 
 def main() -> None:

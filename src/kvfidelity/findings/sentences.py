@@ -81,8 +81,9 @@ def budgets(run: PublishedRun) -> str:
         worse = others.filter(pl.col("mean") > gist["mean"])
         best = rows.sort("mean", "policy").row(0, named=True)
         parts.append(
-            f"with {named} positions {worse.height} of {others.height} policies lose more than the "
-            f"beginning alone ({number(gist)}), {best['policy']} least ({number(best)})"
+            f"with {named} positions the mean loss of {worse.height} of {others.height} other "
+            f"policies is above that of the beginning alone ({number(gist)}), and "
+            f"{best['policy']}'s is the least ({number(best)})"
         )
     return "of 5,600 tokens 2,000 kept, " + ", ".join(parts)
 
