@@ -177,6 +177,7 @@ def test_evictions_out_of_order_are_refused() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
 @pytest.mark.parametrize("mode", PositionMode)
 def test_logits_and_gradients_on_a_gpu_are_those_on_a_cpu(
     architecture: str, mode: PositionMode
