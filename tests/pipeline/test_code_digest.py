@@ -159,7 +159,7 @@ def test_generating_needs_neither_the_workflow_nor_the_workers_plumbing() -> Non
     found = closure(ROOTS["generate"])
     assert not [name for name in found if name.startswith("kvfidelity.pipeline")]
     worker = {name for name in found if name.startswith("kvfidelity.worker.")}
-    noted = {f"kvfidelity.worker.{name}" for name in ("job", "processor", "usage")}
+    noted = {f"kvfidelity.worker.{name}" for name in ("generator", "job", "processor", "usage")}
     assert worker <= noted
     assert "kvfidelity.cache.triton.decode" in found, "imports inside functions count"
 
