@@ -131,9 +131,21 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     rescues, ceiling, knows = healing["answers"][0]["sentences"]
     assert "Of 2 healings" in rescues, "the control of the notice is none"
     assert "sun" not in rescues and "1 surely lower and 0 surely raise" in rescues
-    assert "ghost under rerotated" in rescues
+    assert "the one that helps most, ghost under rerotated, changes it by −0.24" in rescues
     assert "on streaming_llm" in ceiling
     assert "50% sure and 25% right" in knows
+
+
+def test_healings_that_all_do_harm_are_not_called_better() -> None:
+    tables = turns_and_questions()
+    found = healings(*tables, OPTIONS).with_columns(pl.col("difference").abs() + 1)
+    empty = {
+        name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
+        for name in ("balance", "balance_pairs")
+    }
+    _, healing = open_questions(empty | {"healings": found})
+    rescues = healing["answers"][0]["sentences"][0]
+    assert "none lowers its mean, and the least harmful, told under" in rescues
 
 
 def test_few_dialogues_say_that_they_cannot_tell() -> None:
