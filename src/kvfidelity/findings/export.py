@@ -96,7 +96,7 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     configuration = started.get("configuration", {})
     return {
         "title": configuration.get("title", UNKNOWN),
-        "command": _command(started.get("command")),
+        "command": typed_command(started.get("command")),
         "date": (started.get("started") or min(times, default=UNKNOWN))[:10],
         "commit": started.get("commit") or UNKNOWN,
         "version": started.get("version") or UNKNOWN,
@@ -118,13 +118,20 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     }
 
 
-def _command(text: str | None) -> str:
-    """The command as another machine would type it: a file elsewhere is called by its name."""
+def typed_command(text: str | None) -> str:
+    """A recorded command as another machine would type it: without the place that it ran in, and
+    with files elsewhere called by their names."""
     if not text:
         return UNKNOWN
     here = Path.cwd()
-    words = []
-    for word in shlex.split(text):
+    program, *rest = shlex.split(text)
+    # Of `python -m snakemake` the name of the program is that of its file.
+    words = ["snakemake" if program == "__main__.py" else program]
+    while rest:
+        word = rest.pop(0)
+        if word in ("--directory", "-d") and rest:
+            rest.pop(0)
+            continue
         path = Path(word)
         if path.is_absolute():
             inside = path.is_relative_to(here)
