@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.sources import MODES, RECALL, Source
 from kvfidelity.findings.wording import number
 from kvfidelity.report.disruption import disruption_answers
-from kvfidelity.report.formatting import decimal, megabytes, percent, rounded
+from kvfidelity.report.formatting import decimal, megabytes, percent, rounded, signed
 from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.position_modes import position_order
 
@@ -93,6 +95,13 @@ def by_depth(run: PublishedRun) -> Shown:
 
 
 DEPTHS = ("early", "middle", "recent")
+#: The kept blocks of `next_checks`, as a reader calls them.
+BLOCKS = {
+    "block_first": "the first",
+    "block_middle": "the middle",
+    "block_last": "the last",
+    "block_last_with_sinks": "the last with four sinks",
+}
 
 
 def _own(run: PublishedRun) -> Shown:
@@ -163,23 +172,24 @@ def _balance(run: PublishedRun) -> Shown:
     rows = run.tables["balance"].filter(positions="rerotated")
     lines = [
         [
+            f"{row['budget_tokens']:,}",
             row["policy"],
-            row["threshold"],
             _ends(row, "excess_nll", "excess"),
             _ends(row, "middle_lost", "middle"),
             "yes" if row["on_front"] else "no",
             str(row["n_questions"]),
             str(row["n_dialogues"]),
         ]
-        for row in rows.sort("threshold", "excess_nll", "policy").to_dicts()
+        for row in rows.sort(-pl.col("budget_tokens"), "excess_nll", "policy").to_dicts()
     ]
-    head = ["policy", "threshold", "excess NLL", "middle's margin lost", "on the front"]
+    head = ["kept", "policy", "excess NLL", "middle's margin lost", "on the front"]
     return "Loss and what of the middle is forgotten", [*head, "questions", "dialogues"], lines
 
 
 def _healings(run: PublishedRun) -> Shown:
     lines = [
         [
+            row["threshold"],
             row["policy"],
             row["positions"],
             rounded(row["early_excess_nll_without"]),
@@ -189,7 +199,7 @@ def _healings(run: PublishedRun) -> Shown:
         ]
         for row in run.tables["healings"].to_dicts()
     ]
-    head = ["policy", "positions", "without", "change", "p (Holm)", "dialogues"]
+    head = ["threshold", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
 
 
@@ -232,14 +242,16 @@ def _ends(row: dict[str, Any], value: str, ends: str) -> str:
 
 
 def _question(run: PublishedRun, wanted: int) -> list[str]:
-    """The three sentences of an open question, of the report's own."""
+    """The sentences of an open question, of the report's own; without those of what a setting does
+    not test."""
     found = open_questions(run.tables)
     return [
-        f"{answer['setting']}: {text}"
+        f"{answer['setting'].removeprefix(run.model + ', ')}: {text}"
         for entry in found
         if entry["number"] == wanted
         for answer in entry["answers"]
         for text in answer["sentences"]
+        if NOT_TESTED not in text
     ]
 
 
@@ -260,11 +272,43 @@ def _sentence(text: str) -> str:
 
 
 def _budget_answers(run: PublishedRun) -> list[str]:
-    return [_sentence(budgets(run)), _sentence(recall(run))]
+    modes = Source(run, MODES["equal_budgets"])
+    return [_sentence(budgets(modes)), _sentence(recall(Source(run, RECALL["equal_budgets"])))]
 
 
-def _no_answers(_: PublishedRun) -> list[str]:
-    return []
+def _check_answers(run: PublishedRun) -> list[str]:
+    """How far aggregations of scores differ, and what each kept block loses."""
+    texts = []
+    rows = run.tables["policies"]
+    for mode in ("stale", "rerotated"):
+        part = rows.filter(positions=mode).drop_nulls("mean")
+        means = {row["policy"]: row for row in part.to_dicts()}
+        ways = [name for name in means if name.startswith(("latest_", "accumulated_"))]
+        if ways:
+            ends = [f(means[name]["mean"] for name in ways) for f in (min, max)]
+            texts.append(
+                f"With {mode} positions {len(ways)} aggregations of attention lose "
+                f"{signed(ends[0], 2)} to {signed(ends[1], 2)} nats per token"
+                f"{_sums(means, ways)}."
+            )
+        blocks = [name for name in BLOCKS if name in means]
+        if blocks:
+            shown = ", ".join(f"{BLOCKS[name]} {number(means[name])}" for name in blocks)
+            texts.append(f"With {mode} positions the kept block loses: {shown}.")
+    return texts
+
+
+def _sums(means: Mapping[str, Mapping[str, Any]], ways: Sequence[str]) -> str:
+    """Whether sums rank slots as means do, as they must."""
+    pairs = [
+        (means[name]["mean"], means[name.replace("_sum", "_mean")]["mean"])
+        for name in ways
+        if name.endswith("_sum") and name.replace("_sum", "_mean") in means
+    ]
+    if not pairs:
+        return ""
+    most = max(abs(one - other) for one, other in pairs)
+    return f"; sums differ from means by at most {most:.4f}"
 
 
 def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], list[Shown]]:
@@ -319,7 +363,7 @@ QUESTIONS: Sequence[Question] = (
         "How attention is combined over heads and layers (mean, max, sum; the latest forward or "
         "accumulated), which contiguous block is kept (first, middle, last), 5,600 tokens to "
         "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
-        _no_answers,
+        _check_answers,
         _only(losses, forgetting),
         "Other aggregations, such as per head, and blocks of other sizes.",
     ),

@@ -50,7 +50,8 @@ def window(run: PublishedRun) -> alt.TopLevelMixin:
 
 def balance(run: PublishedRun) -> alt.TopLevelMixin:
     """What of the middle is forgotten, by policy and budget, at corrected positions."""
-    rows = run.tables["balance"].filter(positions="rerotated")
+    rows = run.tables["balance"].filter(positions="rerotated").sort(-pl.col("budget_tokens"))
+    rows = rows.with_columns(threshold=pl.format("{} kept", "budget_tokens"))
     shown = rows.rename({"middle_lost": "mean", "middle_low": "low", "middle_high": "high"})
     return intervals(shown, "the middle's margin lost (nats)")
 
@@ -58,6 +59,7 @@ def balance(run: PublishedRun) -> alt.TopLevelMixin:
 def healings(run: PublishedRun) -> alt.TopLevelMixin:
     """What each healing changes of the loss right after an eviction."""
     rows = run.tables["healings"].rename({"difference": "mean"})
+    rows = rows.sort("threshold", "policy", "positions")
     return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
 
 
@@ -90,7 +92,7 @@ def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
         return nothing(NOT_MEASURED)
     several = data["threshold"].n_unique() > 1
     label = pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
-    data = data.with_columns(row=label).sort("threshold", "policy", "positions")
+    data = data.with_columns(row=label)
     order = data["row"].unique(maintain_order=True).to_list()
     scale = alt.Scale(type="symlog", constant=0.05)
     ticks = alt.Axis(values=[-10, -1, -0.1, 0, 0.1, 1, 10], format="~g", grid=True)

@@ -79,7 +79,7 @@ OF_QUESTION = {
     "budgets": ("attribution", "dialogues", "leaderboard", "recall_by_depth"),
     "window": ("window", "window_changes"),
     "checks": ("dialogues", "leaderboard", "recall_by_depth"),
-    "question1": ("balance", "balance_pairs", "recall_by_depth"),
+    "question1": ("balance", "balance_pairs", "leaderboard", "recall_by_depth"),
     "question3": ("dialogues", "predictors", "predictor_validation", "penalties"),
     "question4": ("healings",),
     "cost": ("timing",),
