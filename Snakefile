@@ -1,8 +1,13 @@
 """KV Fidelity: what happens to a chat when an LLM's KV cache is evicted."""
 
+import gc
+
 from snakemake.utils import min_version
 
 min_version("9.20")
+
+# A plan is millions of objects that stay; looking through them for cycles was a tenth of its time.
+gc.set_threshold(200_000, 50, 50)
 
 
 report: "workflow/report/workflow.rst"
@@ -20,6 +25,11 @@ workflow.global_resources.setdefault("serial", 1)
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/common/inputs.smk"
+include: "workflow/rules/common/params.smk"
+include: "workflow/rules/common/resources.smk"
+include: "workflow/rules/common/outputs.smk"
+include: "workflow/rules/common/planning.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/generate.smk"
@@ -62,9 +72,7 @@ rule all:
         length_figures(),
         # Listed although the report needs them: Snakemake does not make a missing file again if the
         # jobs that read it are finished, but a user who deletes a damaged file expects that.
-        artifacts("generate", "turns.parquet"),
-        artifacts("generate", "evictions.parquet"),
-        artifacts("generate", "recall.parquet"),
+        generated,
         of_dialogues("metrics", "metrics.parquet"),
         verdicts,
         judge_tests(False, "judge_test.parquet"),
@@ -80,9 +88,7 @@ rule all:
 # `snakemake only_generate` makes what needs a GPU, and its inputs; no judging, no tables.
 rule only_generate:
     input:
-        artifacts("generate", "turns.parquet"),
-        artifacts("generate", "evictions.parquet"),
-        artifacts("generate", "recall.parquet"),
+        generated,
 
 
 onstart:

@@ -67,8 +67,10 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     model, pool = folder / "resources/models/tiny", folder / "results/dialogues/tiny/one"
     for made in (data, model, pool):
         made.mkdir(parents=True)
+    # What is planned is checked: the file must be there.
+    shutil.copy2(ROOT / "resources/dialogues/own.jsonl", folder / "one.jsonl")
     for name in ("pool.parquet", "manifest.json"):
-        (folder / "results/dialogues/tiny/one" / name).touch()
+        (pool / name).touch()
     (folder / "bin").mkdir()
     python = folder / "bin/python"
     python.write_text(NOTHING)

@@ -4,10 +4,15 @@ of the default run."""
 import os
 
 import pytest
+from hypothesis import settings
 
 from tests.default_run import default_inputs
 
 __all__ = ["default_inputs"]
+
+# A busy machine is not an error.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 # Read when torch is first imported, so it must be set before any test module imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -48,7 +48,7 @@ def test_needles_decide_where_they_were_asked_for(asked: dict[str, pl.DataFrame]
     """What is put in: attention_top forgets nothing, the others what they do not keep."""
     table = corrected(asked["leaderboard"])
     assert table["ordered_by"].unique().to_list() == ["margin_lost"]
-    assert table["margin_lost"].is_sorted() and table["place"].to_list()[0] == 1
+    assert table["margin_lost"].is_sorted() and table["rank"].to_list()[0] == 1
     assert table["policy"][0] == "attention_top"
     assert abs(table["margin_lost"][0]) < table["margin_lost"][1]
     questions = asked["recall"].filter("after_eviction", positions="rerotated")
@@ -63,13 +63,13 @@ def test_likelihood_decides_elsewhere(unasked: dict[str, pl.DataFrame]) -> None:
     table = corrected(unasked["leaderboard"])
     assert table["ordered_by"].unique().to_list() == ["mean"]
     assert table["policy"].to_list() == ["attention_top", "streaming_llm", "gist"]
-    assert table["place"].to_list() == [1, 2, 3]
+    assert table["rank"].to_list() == [1, 2, 3]
     assert table["margin_lost"].is_null().all()
 
 
 def test_position_modes_do_not_compete(unasked: dict[str, pl.DataFrame]) -> None:
     table = unasked["leaderboard"]
-    firsts = table.filter(place=1)["positions"].to_list()
+    firsts = table.filter(rank=1)["positions"].to_list()
     assert sorted(firsts) == sorted(set(table["positions"]))
     assert table.height == unasked["ranking"].height
 
@@ -93,7 +93,7 @@ def test_an_eviction_counts_once_whatever_its_keep_sets(unasked: dict[str, pl.Da
 def test_policies_that_set_their_own_size_have_no_place(unasked: dict[str, pl.DataFrame]) -> None:
     ranked = unasked["ranking"].with_columns(budget_tokens=pl.lit(None, pl.Int64))
     table = leaderboard(ranked, unasked["recall"], unasked["evictions"], OPTIONS)
-    assert table["place"].is_null().all()
+    assert table["rank"].is_null().all()
     assert "Nothing to draw" in leaderboard_figure(table).to_json()
 
 

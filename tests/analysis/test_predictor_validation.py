@@ -48,6 +48,8 @@ def turns(
                                     "seed": 0,
                                     "turn": turn,
                                     "policy": policy,
+                                    "kind": "snapkv",
+                                    "parameters": "{}",
                                     "positions": positions,
                                     "trigger": trigger,
                                     "after_eviction": True,
@@ -59,6 +61,22 @@ def turns(
                                 }
                             )
     return pl.DataFrame(rows)
+
+
+def test_the_twin_of_a_policy_does_not_stay_when_it_is_left_out() -> None:
+    """A penalty of weight 0 keeps what the policy inside keeps; of another weight it is its own."""
+    known = turns(lambda tokens, moved, *_: tokens + 3 * moved)
+    penalised = (
+        known.filter(policy="a").with_columns(
+            policy=pl.lit(f"penalty_{weight}"),
+            kind=pl.lit("disruption_penalty"),
+            parameters=pl.lit(f'{{"weight": {weight}}}'),
+        )
+        for weight in (0, 4)
+    )
+    found = predictor_validation(pl.concat([known, *penalised]), OPTIONS)
+    groups = set(found.filter(factor="policy")["group"])
+    assert groups == {*POLICIES, "penalty_4"}
 
 
 def test_a_law_that_holds_everywhere_is_found_in_every_group_left_out() -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from kvfidelity.analysis.finite import not_finite
 from kvfidelity.analysis.predictors import predictors, rank_correlation
+from kvfidelity.analysis.within_turns import centred_ranks
 
 OPTIONS = {"confidence": 0.95, "resamples": 500, "seed": 0}
 
@@ -133,3 +134,14 @@ def test_no_predictor_of_finite_turns_is_not_finite(rows: list[tuple[float, floa
     found = predictors(turns, metrics, OPTIONS | {"resamples": 50})
     assert not_finite(found) == []
     assert not set(found["metric"]) & {"constant", "missing"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), COLUMNS), min_size=1, max_size=40))
+def test_ranks_are_those_of_polars_less_their_mean(rows: list[tuple[int, float]]) -> None:
+    table = pl.DataFrame(rows, {"group": pl.Int64, "value": pl.Float64}, orient="row")
+    dense = (pl.col("group").rank("dense") - 1).cast(pl.Int64)
+    table = table.with_columns(group=dense)
+    mean = (pl.len() + 1) / 2
+    expected = table.select((pl.col("value").rank() - mean).over("group"))["value"]
+    [ranks] = centred_ranks(table["group"].to_numpy(), table["value"].to_numpy())
+    assert ranks.tolist() == expected.to_list()

@@ -122,7 +122,11 @@ def test_the_figure_draws_intervals_and_chance(tables: dict[str, pl.DataFrame]) 
     spec = with_theme(chart)
     marks = [layer["mark"]["type"] for layer in spec["spec"]["layer"]]
     assert marks == ["rule", "rule", "point", "point"]
-    assert spec["facet"]["sort"] == ["early (n = 72)", "middle (n = 72)", "recent (n = 72)"]
+    assert spec["facet"]["sort"] == [
+        "the beginning (n = 72)",
+        "the middle (n = 72)",
+        "the latest (n = 72)",
+    ]
 
 
 @pytest.mark.parametrize(

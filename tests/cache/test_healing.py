@@ -11,7 +11,7 @@ import torch
 
 from kvfidelity.cache.attach import attach, new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
-from kvfidelity.cache.healing import FedTokens, Healing, build_healing, known_healings
+from kvfidelity.cache.healing import FedMessages, Healing, build_healing, known_healings
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest
 from kvfidelity.cache.healing.neutral_text import neutral_text
@@ -54,8 +54,8 @@ def evicted(
     cache = new_cache(model, mode, evictor=evictor, collect_scores=scores)
     ids = tokens(LENGTH)
     feed(model, cache, ids)
-    evictor.tokens = FedTokens(
-        ids[0].tolist(), lambda other, more: feed(model, other, torch.tensor([list(more)]))
+    evictor.messages = FedMessages(
+        lambda other, more: feed(model, other, torch.tensor([list(more)]))
     )
     assert evictor.before_turn(cache) is not None
     return cache, evictor
@@ -206,8 +206,6 @@ def test_refresh_again_equals_a_fresh_run_of_what_is_kept_then(llama: Any) -> No
     cache, evictor = evicted(llama, "rerotated", build_healing("refresh"))
     more = tokens(LENGTH - TARGET, seed=2)
     feed(llama, cache, more)
-    assert evictor.tokens is not None
-    evictor.tokens.ids += more[0].tolist()
     assert evictor.before_turn(cache) is not None
     kept = cache.slot_table.token_index[0, 0]
     new = tokens(7, seed=6)
@@ -222,7 +220,7 @@ def test_a_notice_stays_inside_the_budget_and_is_fed_after_the_kept_part(llama: 
     cache, evictor = evicted(llama, "rerotated", healing)
     assert cache.size == TARGET
     assert cache.slot_table.tokens_seen == LENGTH + 4
-    assert evictor.tokens is not None and evictor.tokens.ids[-4:] == [5, 6, 7, 8]
+    assert evictor.messages is not None and evictor.messages.starts == [LENGTH]
     assert (evictor.log[0].healed.slots, evictor.log[0].healed.tokens) == (4, 4)
     plain, _ = evicted(llama, "rerotated", build_healing("none"), target=TARGET - 4)
     feed(llama, plain, torch.tensor([[5, 6, 7, 8]]))
@@ -357,9 +355,17 @@ def test_the_evicted_share_of_attention_counts_what_ghosts_stand_for(
 def test_token_ids_that_are_not_all_known_are_refused(llama: Any) -> None:
     policy, schedule = build_policy("streaming_llm", {}), EvictionSchedule("turn", LENGTH, TARGET)
     evictor = Evictor(policy, schedule, 0, build_healing("refresh"))
-    cache = new_cache(llama, "rerotated", evictor=evictor)
-    feed(llama, cache, tokens(LENGTH))
-    with pytest.raises(UserError, match=r"evictor\.tokens"):
+    for cache in (new_cache(llama, "rerotated"), new_cache(llama, "rerotated", evictor=evictor)):
+        feed(llama, cache, tokens(LENGTH))
+        missing = (
+            "keep its text: make it with" if cache.transcript is None else r"evictor\.messages"
+        )
+        with pytest.raises(UserError, match=missing):
+            evictor.before_turn(cache.fork())
+    evictor.messages = FedMessages(lambda other, more: None)
+    assert cache.transcript is not None and cache.transcript.ids == tokens(LENGTH)[0].tolist()
+    del cache.transcript.ids[-1]
+    with pytest.raises(ValueError, match=f"{LENGTH - 1} token ids are known.*seen {LENGTH}"):
         evictor.before_turn(cache)
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FROZEN_MEMBER = '    FROZEN = "frozen"\n'
 FROZEN_TRAITS = """
     PositionMode.FROZEN: ModeTraits(
-        next_position=lambda slots, tokens_seen: tokens_seen + 100,
+        next_position=lambda slots, tokens_seen, evicted: tokens_seen + 100,
         renumbers=False,
     ),
 """

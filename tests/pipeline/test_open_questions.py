@@ -18,9 +18,8 @@ LARGE = ("disruption_gpu", "question1_gpu", "question4_gpu")
 
 
 def settings_of(*names: str) -> dict[str, Any]:
-    return read_settings(
-        [EXPERIMENTS / f"{name}.yaml" for name in names], default=ROOT / "config/config.yaml"
-    )
+    files = [EXPERIMENTS / f"{name}.yaml" for name in names]
+    return read_settings(files, default=ROOT / "config/config.yaml")
 
 
 @pytest.mark.parametrize("name", [TUNING, *SMALL, *LARGE])
@@ -69,8 +68,8 @@ def test_what_was_tuned_is_the_same_in_small(large: str, small: str) -> None:
 
 def test_the_runs_of_each_model_alone_are_those_of_both() -> None:
     alone = [
-        run_keys(settings_of("disruption_gpu", f"models/{model}"))
-        for model in ("smollm2", "qwen2.5")
+        run_keys(settings_of("disruption_gpu", f"../findings/models/{model}"))
+        for model in ("smollm2-135m", "qwen2.5-coder-0.5b")
     ]
     assert all(len({run.split("/")[0] for run in runs}) == 1 for runs in alone)
     assert sorted(run for runs in alone for run in runs) == sorted(

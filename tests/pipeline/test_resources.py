@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kvfidelity.pipeline.known_sizes import DEFAULT_PARAMETERS, model_size
-from kvfidelity.pipeline.plan_message import Place, run_seconds
+from kvfidelity.pipeline.plan_message import Place, seconds_of_runs
 from kvfidelity.pipeline.resources import (
     GPU_START_S,
     JobEstimate,
@@ -102,7 +102,7 @@ def grid_seconds(batch_size: int) -> float:
     settings = read_settings([ROOT / "config/config.yaml", ROOT / "benchmarks/grid_h100.yaml"])
     settings["session"]["batch_size"] = batch_size
     place = Place(NOWHERE, NOWHERE, gpus=1)
-    return sum(run_seconds(settings, run, place) for run in run_keys(settings))
+    return sum(seconds_of_runs(settings, run_keys(settings), place).values())
 
 
 def test_a_batch_on_a_gpu_takes_less_but_not_in_proportion() -> None:

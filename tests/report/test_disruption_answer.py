@@ -48,6 +48,7 @@ def test_numbers_next_to_the_strongest_simpler_measure_and_the_goals() -> None:
             row("signed_offset_error", -0.88),
             row(FITTED, 0.7, "mode", "stale", "only"),
             row("collisions", 0.3, "mode", "stale", "only"),
+            row("order_inversions", 0.99, "mode", "stale", "only") | {"n_dialogues": 1},
             row(FITTED, 0.9, "policy", "h2o", "only"),
             row(FITTED, 0.9, "policy", "h2o", "without"),
         ]
@@ -77,6 +78,7 @@ def test_numbers_next_to_the_strongest_simpler_measure_and_the_goals() -> None:
     assert "of the mode stale, below the goal of 0.8" in second
     assert "collisions +0.30" in second and "by trigger, model: not tested here." in second
     assert third.index("under stale") < third.index("under rerotated")
+    assert "−0.40 [−0.50, −0.30] under stale (weight 1.00, at half)" in third
     splits = {(one["factor"], one["group"], one["cells"]): one for one in answer["splits"]}
     assert splits["none", "", "all"]["values"][SHOWN.index("future_share")] == 0.84
     assert splits["mode", "stale", "only"]["values"][SHOWN.index("future_share")] is None
@@ -86,6 +88,19 @@ def test_what_was_not_tested_is_said() -> None:
     [answer] = disruption_answers(validation([row("future_share", 0.5)]), NONE, POLICIES)
     assert all("not tested here" in sentence for sentence in answer["sentences"])
     assert disruption_answers(validation([]), NONE, POLICIES) == []
+
+
+def test_a_penalty_without_a_measured_disruption_is_said() -> None:
+    empty = dict.fromkeys(table_schema("penalties"))
+    about = {"model": "m", "dataset": "d", "policy": "pen", "threshold": "half", "weight": 4.0}
+    found = {"positions": "stale", "mean": -0.4, "low": -0.5, "high": -0.3, "n_dialogues": 12}
+    penalties = pl.DataFrame([empty | about | found], table_schema("penalties"))
+    [answer] = disruption_answers(validation([]), penalties, POLICIES)
+    first, second, third = answer["sentences"]
+    assert first.endswith("not tested here: no run measured it.")
+    assert second.endswith("not tested here.")
+    assert "−0.40 [−0.50, −0.30] under stale (weight 4.00, at half)" in third
+    assert answer["splits"] == []
 
 
 def test_doses_stand_next_to_the_modes_of_their_policy() -> None:

@@ -113,3 +113,16 @@ def test_a_long_dialogue_is_thinned_and_drawn() -> None:
     points = alt.Chart(turns.head(5001)).mark_point().encode(x="turn:Q")
     [rows] = with_theme(points)["datasets"].values()
     assert len(rows) == 5001
+
+
+def test_a_short_axis_has_all_ticks_that_its_figure_names() -> None:
+    """How large the largest loss is can be read on a phone too."""
+    axis = alt.Axis(values=[-0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g")
+    scale = alt.Scale(type="symlog", constant=0.01)
+    data = pl.DataFrame({"loss": [-0.1, 2.4], "name": ["a", "b"]})
+    base = alt.Chart(data).encode(y="name:N")
+    marks = base.mark_point().encode(x=alt.X("loss:Q", scale=scale, axis=axis))
+    zero = base.mark_rule().encode(x=alt.datum(0))
+    spec = with_theme(alt.layer(zero, marks).properties(width=560))
+    labels = re.findall(">(\u2212?[0-9.]+)</text>", svg(narrow(spec), "ticks"))
+    assert {"\u22120.1", "0", "0.1", "1"} <= set(labels)

@@ -11,6 +11,8 @@ from tests.workflow.project import Project
 
 #: What a model is fetched and dialogues are extracted for.
 POOL = "results/dialogues/tiny/own/pool.parquet"
+#: What the run that made a project wrote to the console.
+CONSOLE = "logs/console.txt"
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,7 @@ def _after_run(
     def make(folder: Path) -> None:
         done = before.copy(folder).snakemake(*targets)
         assert done.returncode == 0, done.stdout + done.stderr
+        (folder / CONSOLE).write_text(done.stdout + done.stderr)
 
     made = Project(made_once(factory, name, make))
     return made.copy(factory.mktemp(name) / "project")

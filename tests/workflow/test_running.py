@@ -17,6 +17,7 @@ from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from kvfidelity.records.grid import cells, run_keys
 from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.workflow.conftest import CONSOLE
 from tests.workflow.project import ROOT, Project
 
 #: The last rules that make artifacts; the figures and the page show them.
@@ -157,6 +158,21 @@ def test_a_dry_run_says_what_it_would_take(fresh: Project, option: str) -> None:
         assert "rule generate:" in output
 
 
+def test_the_default_run_writes_at_most_30_kb_to_the_console(
+    prepared: Project, finished: Project
+) -> None:
+    """As many lines as the default run has runs, of its names, and all else of a whole run."""
+    runs = run_keys(read_settings([], default=ROOT / "config/config.yaml"))
+    lines = "".join((project.folder / CONSOLE).read_text() for project in (prepared, finished))
+    of_runs = [line for line in lines.splitlines(True) if " of 5 runs] " in line]
+    assert len(of_runs) == 5
+    # A pace is not told of the last run, so the longest line stands for all.
+    one = max(len(line.encode()) - len(line.split()[4].rstrip(",")) for line in of_runs)
+    rest = len(lines.encode()) - sum(len(line.encode()) for line in of_runs)
+    counts = 2 * (len(str(len(runs))) - 1)
+    assert sum(one + counts + len(run) for run in runs) + rest <= 30_000
+
+
 def test_a_dry_run_says_what_is_done_again_and_why(project: Project) -> None:
     project.reconfigure({"policies": {"streaming": {"sinks": 64}}})
     done = project.snakemake("-n")
@@ -210,7 +226,7 @@ def test_each_finished_run_is_a_line_and_its_log_names_it(
     assert turns and all(line.startswith(f"{run}: turn ") for line in turns)
 
 
-@pytest.mark.parametrize("file", ["paper.yaml", "experiments/field.yaml"])
+@pytest.mark.parametrize("file", ["config.yaml", "paper.yaml", "experiments/field.yaml"])
 def test_a_second_configuration_is_laid_over_the_default_unless_it_stands_alone(
     fresh: Project, tmp_path: Path, file: str
 ) -> None:
@@ -222,6 +238,7 @@ def test_a_second_configuration_is_laid_over_the_default_unless_it_stands_alone(
     done = project.snakemake("-n", "--jobs", "1", "--quiet", "--configfile", f"config/{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert plan in done.stdout + done.stderr
+    assert len((done.stdout + done.stderr).encode()) <= 3000
     (project.folder / "mine.yaml").write_text("policies: {attention_top_99: {keep_ratio: 1.5}}\n")
     wrong = project.snakemake("-n", "--configfile", "mine.yaml")
     name = "policies.attention_top_99.keep_ratio"

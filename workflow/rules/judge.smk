@@ -25,7 +25,7 @@ rule judge:
 
 rule request_judge_batch:
     input:
-        turns=artifacts("generate", "turns.parquet"),
+        turns=turns_of_all_runs,
         metrics=of_dialogues("metrics", "metrics.parquet"),
         rubric=rubric,
     output:

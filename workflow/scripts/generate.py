@@ -31,6 +31,12 @@ def main() -> None:
     parser.add_argument("--evictions", required=True, type=Path)
     parser.add_argument("--recall", required=True, type=Path)
     options = parse_options(parser)
+    if not (options.code_digest and options.policies_digest):
+        # Here, for the workflow knows them, and looking at all modules takes longer than asking.
+        from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
+
+        options.code_digest = options.code_digest or stage_digest("generate")
+        options.policies_digest = options.policies_digest or policies_digest()
     job = GenerateJob(
         spec=specification(options.spec, run_of_file(options.turns)),
         pool=str(options.pool.resolve()),

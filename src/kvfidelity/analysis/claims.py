@@ -14,7 +14,7 @@ from kvfidelity.analysis.claim_rows import (
     RECALL_QUANTITIES,
     WINDOW_CHANGES,
     columns_of_turns,
-    matching,
+    conditions,
     observations,
     turns_of,
     why_not_tested,
@@ -182,8 +182,10 @@ def _renamed(name: str) -> str:
 def _estimates(
     claim: Claim, observed: pl.DataFrame, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    rows = observed.filter(pl.col(claim.quantity).is_not_null())
-    chosen = turns_of(claim.turns, claim.quantity, matching(rows, claim.rows_of()))
+    # One filter: each copies what it leaves of a table of all turns.
+    known = pl.col(claim.quantity).is_not_null()
+    rows = observed.filter(known, *conditions(claim.rows_of()))
+    chosen = turns_of(claim.turns, claim.quantity, rows)
     if _is_of_evicted_turns(claim):
         # What `turns_of` leaves of the baseline is there to be subtracted.
         chosen = chosen.filter("after_eviction")
@@ -201,8 +203,7 @@ def _estimates(
         if claim.minus is None:
             yield from _mean(claim, part, pl.col(claim.quantity), identity, options)
             continue
-        reached = matching(observed.filter("after_eviction"), claim.rows_of() | cell)
-        for against, pairs in _pairs(claim, part, rows, identity, reached):
+        for against, pairs in _pairs(claim, part, observed, identity, cell):
             value = pl.col(claim.quantity) - pl.col("other")
             yield from _mean(claim, pairs, value, identity | against, options)
 
@@ -214,25 +215,28 @@ def _is_of_evicted_turns(claim: Claim) -> bool:
 def _pairs(
     claim: Claim,
     part: pl.DataFrame,
-    rows: pl.DataFrame,
+    observed: pl.DataFrame,
     identity: Mapping[str, Any],
-    reached: pl.DataFrame,
+    cell: Mapping[str, Any],
 ) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
     """Rows of `part` with the quantity of each cell that is subtracted as `other`.
 
     The baseline has no threshold, so against it, or of it, cells pair whatever their threshold.
 
-    Args:
-        reached: turns of the cell after an eviction, with the quantity or without. Turns of the
-            baseline without such a partner are of no pair that is missing.
+    Turns of the baseline that the cell has not after an eviction, with the quantity or without, are
+    of no pair that is missing.
     """
     minus = claim.rows_of_minus()
     shared = ["model", "dataset", *claim.same]
     if BASELINE not in (minus.get("kind"), claim.of.get("kind")):
         shared.append("threshold")
-    others = matching(rows, minus | {name: identity[name] for name in shared})
+    others = observed.filter(
+        pl.col(claim.quantity).is_not_null(),
+        *conditions(minus | {name: identity[name] for name in shared}),
+    )
     others = turns_of(claim.turns, claim.quantity, others)
     if minus.get("kind") == BASELINE and _is_of_evicted_turns(claim):
+        reached = observed.filter("after_eviction", *conditions(claim.rows_of() | cell))
         others = others.join(reached, on=PAIRED, how="semi")
     for (policy, positions, threshold), other in others.group_by(
         "policy", "positions", "threshold", maintain_order=True

@@ -193,8 +193,8 @@ class Ranking:
     rank: Annotated[
         Dtype,
         "",
-        "place among the cells of one model, dataset, threshold and budget by the mean, 1 is the "
-        "least loss; missing if policies set their own size",
+        "among the cells of one model, dataset, threshold and budget by the mean, 1 loses "
+        "least; missing if policies set their own size",
     ] = pl.Int64
     budget_tokens: Annotated[
         Dtype, "tokens", "what an eviction leaves cached; missing if policies set their own size"
@@ -223,14 +223,14 @@ class Leaderboard:
     """What a cell forgets at equal bytes, and what its evictions cost."""
 
     stage = "aggregate"
-    place: Annotated[
+    rank: Annotated[
         Dtype,
         "",
         "among the cells of one model, dataset, threshold, budget and position mode, 1 forgets "
         "least; missing if policies set their own size",
     ] = pl.Int64
     ordered_by: Annotated[
-        Dtype, "", "what place is by: margin_lost, or mean where not every cell was asked"
+        Dtype, "", "what rank is by: margin_lost, or mean where not every cell was asked"
     ] = pl.String
     margin_lost: Annotated[
         Dtype, "nats / token", "needles: mean, paired with the baseline by question"

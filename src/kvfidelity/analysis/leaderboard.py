@@ -28,7 +28,7 @@ def leaderboard(
 
     What is forgotten is the margin that is lost on needles, where every cell that competes was
     asked for some: it tells policies apart that lose hardly any likelihood. Elsewhere it is the
-    excess NLL. Cells whose policies set their own size have no place.
+    excess NLL. Cells whose policies set their own size have no rank.
 
     Args:
         ranked: the table `ranking`. questions: the table `recall`. evictions: the table of that
@@ -43,11 +43,11 @@ def leaderboard(
     )
     asked = pl.col("margin_lost").is_not_null().all().over(COMPETING)
     forgotten = pl.when(asked).then("margin_lost").otherwise("mean").round(DIGITS)
-    place = pl.when(pl.col("budget_tokens").is_not_null()).then(
+    rank = pl.when(pl.col("budget_tokens").is_not_null()).then(
         forgotten.rank("min").over(COMPETING)
     )
     table = table.with_columns(
-        place=place,
+        rank=rank,
         ordered_by=pl.when(asked).then(pl.lit("margin_lost")).otherwise(pl.lit("mean")),
     ).sort(*COMPETING, forgotten, "policy", nulls_last=True)
     return table.select(

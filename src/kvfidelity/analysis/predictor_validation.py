@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from kvfidelity.analysis.columns import table_schema
+from kvfidelity.analysis.penalties import KIND as PENALTY
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.within_turns import fisher_by_dialogue
 from kvfidelity.cache.positions import SHIFTED_PATTERN
@@ -54,8 +55,8 @@ def predictor_validation(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.
     """One row per model, data set, group that is left out, and measure; see the module.
 
     Correlations are those of `predictors`, over the turns that have a disruption, so that all
-    measures are over the same. Empty if no run measured one. Modes that only differ in their shift
-    are one group.
+    measures are over the same; a penalty of weight 0 is left out. Empty if no run measured one.
+    Modes that only differ in their shift are one group.
 
     Args:
         turns: the table of that name.
@@ -74,11 +75,14 @@ def predictor_validation(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.
 
 
 def _counted(turns: pl.DataFrame) -> pl.DataFrame:
+    weight = pl.col("parameters").str.json_path_match("$.weight").cast(pl.Float64).fill_null(1)
     known = turns.lazy().filter(
         "after_eviction",
         "inside_window",
         pl.col("excess_nll").is_not_null(),
         *(pl.col(name).is_not_null() for name in DISRUPTION),
+        # They keep what the policy inside keeps, so leaving one of the two out leaves the other in.
+        ~((pl.col("kind") == PENALTY) & (weight == 0)),
     )
     mode = pl.col("positions").str.replace(f"^{SHIFTED_PATTERN}$", "shifted")
     return known.select(*KEPT, *INTEGRITY, *DISRUPTION, mode=mode).collect()

@@ -58,6 +58,6 @@ def new_cache(
         window = max(needs.query_window, evictor.healing.query_window)
         options["query_window"] = max(options.get("query_window", 0), window)
         options.setdefault("before_forward", evictor.before_step)
-        if needs.needs_extra_forward:
+        if needs.needs_extra_forward or evictor.healing.needs_text:
             options.setdefault("transcript", Transcript())
     return ManagedCache(decoder.rotary_emb, len(decoder.layers), positions, **options)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Disruption, Eviction
 from kvfidelity.cache.healing import Healing, build_healing
-from kvfidelity.cache.healing.base import FedTokens
+from kvfidelity.cache.healing.base import FedMessages
 from kvfidelity.cache.live_bytes import LiveBytes
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.policies.base import Policy
@@ -92,7 +92,7 @@ class Evictor:
         measures_memory: whether the first eviction ranks twice: once to measure the memory that it
             takes, and once to time and to use it.
 
-    `tokens` is needed by a healing that feeds tokens, and by a policy that looks at messages.
+    `messages` is needed by a healing that feeds tokens, and by a policy that looks at messages.
 
     Raises:
         UserError: the schedule sets no target and the policy needs one, or it keeps no slot; the
@@ -115,7 +115,7 @@ class Evictor:
         self.measures_memory = measures_memory
         self.healing = healing if healing is not None else build_healing("none")
         self.healing.check_policy(policy)
-        self.tokens: FedTokens | None = None
+        self.messages: FedMessages | None = None
         self.log: list[Eviction] = []
         #: Seconds that measuring evictions took so far; no time of a run contains them.
         self.measuring_s = 0.0
@@ -126,8 +126,8 @@ class Evictor:
         """An evictor of the same policy, schedule and step, for turn `turn`, with an empty log."""
         other = Evictor(self.policy, self.schedule, self.seed, self.healing)
         other.turn, other.step = turn, self.step
-        if self.tokens is not None:
-            other.tokens = self.tokens.copy()
+        if self.messages is not None:
+            other.messages = self.messages.copy()
         return other
 
     def before_turn(self, cache: ManagedCache) -> Eviction | None:
@@ -213,7 +213,7 @@ class Evictor:
         cache.keep(kept)
         move_end = _now(cache)
         with torch.inference_mode():
-            healed = self.healing.write(cache, found, self.tokens)
+            healed = self.healing.write(cache, found, self.messages)
         healing_s = _now(cache) - move_end + move_start - reading_start
         eviction = Eviction(
             turn=self.turn,
@@ -241,8 +241,8 @@ class Evictor:
     ) -> CacheView:
         """What the policy sees of a cache now."""
         view = view_of(cache, budget, self.seed, protected, scores=scores)
-        if self.tokens is not None:
-            view = view.with_messages(self.tokens.messages)
+        if self.messages is not None:
+            view = view.with_messages(self.messages.starts)
         return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
 
     def _memory_of_ranking(self, view: CacheView) -> int:
@@ -276,6 +276,11 @@ class Evictor:
                 f"healing {self.healing.kind} reads the latest {self.healing.query_window} "
                 f"queries, and this cache keeps {cache.query_window}: make it with "
                 "new_cache(model, evictor=evictor)"
+            )
+        if self.healing.needs_text and cache.transcript is None:
+            raise UserError(
+                f"healing {self.healing.kind} reads the text again, and this cache does not keep "
+                "its text: make it with new_cache(model, evictor=evictor)"
             )
         if policy.needs_output_projection and not cache.rotary.has_output_projections:
             raise UserError(

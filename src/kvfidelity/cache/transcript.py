@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass
 class Transcript:
-    """What was fed, for policies that feed it again.
+    """What was fed, for policies and healings that feed it again.
 
     ids: one for each token seen; those of a forward are added when it starts.
     request: ids fed before a repetition, such as a turn that asks for it.

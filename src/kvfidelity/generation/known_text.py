@@ -15,12 +15,13 @@ REQUEST = "Repeat the previous context exactly."
 def known_text(
     engine: Engine, plan: RunPlan, baseline: BaselineRun, turns: int
 ) -> Transcript | None:
-    """What a run's cache holds after its first `turns` turns, which are the baseline's; None if its
-    policy does not need it.
+    """What a run's cache holds after its first `turns` turns, which are the baseline's; None if
+    neither its policy nor its healing needs it.
 
     Further tokens are noted as they are fed.
     """
-    if not plan.evictor.policy.needs_extra_forward:
+    evictor = plan.evictor
+    if not (evictor.policy.needs_extra_forward or evictor.healing.needs_text):
         return None
     ids: list[int] = []
     for segment, outcome in zip(plan.segments[:turns], baseline.outcomes, strict=False):

@@ -152,8 +152,8 @@ def ask(
     retained = _retained_share(cache, evidence_span)
     asked = _candidates(engine, before, probe)
     size = cache.size + len(asked.prompt_ids)
-    if evictor.tokens is not None:
-        evictor.tokens.add_prompt(asked.prompt_ids)
+    if evictor.messages is not None:
+        evictor.messages.add_turn(cache.slot_table.tokens_seen, len(asked.prompt_ids))
     hidden = engine.feed(cache, [*asked.prompt_ids, *asked.opening_ids])[-1:].clone()
     evictor.step += 1
     evictor.after_prompt(cache, (size - len(asked.prompt_ids), size))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from kvfidelity.cache.healing import FedTokens
+from kvfidelity.cache.healing import FedMessages
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Dialogue
@@ -101,7 +101,7 @@ def _shared_turns(
         if prober.is_due_after(turn):
             end = baseline.end_of_turn(turn)
             evictor.step, evictor.turn = end.step, turn
-            evictor.tokens = tokens_of_turns(engine, baseline.outcomes[: turn + 1])
+            evictor.messages = messages_of_turns(engine, baseline.outcomes[: turn + 1])
             cache = baseline.fork(end, plan.spec.positions, plan.query_window)
             cache.transcript = known_text(engine, plan, baseline, turn + 1)
             prober.ask_all(cache, evictor)
@@ -110,13 +110,12 @@ def _shared_turns(
     return rows
 
 
-def tokens_of_turns(engine: Engine, outcomes: Sequence[TurnOutcome]) -> FedTokens:
-    """The tokens of the turns so far, which evicted nothing."""
-    tokens = FedTokens([], engine.feed)
+def messages_of_turns(engine: Engine, outcomes: Sequence[TurnOutcome]) -> FedMessages:
+    """The messages of the turns so far, which evicted nothing."""
+    messages = FedMessages(engine.feed)
     for outcome in outcomes:
-        tokens.add_prompt(outcome.prompt)
-        tokens.add_reply(outcome.fed)
-    return tokens
+        messages.add_turn(outcome.tokens_seen_start, len(outcome.prompt))
+    return messages
 
 
 def _evicting_turns(
@@ -131,7 +130,7 @@ def _evicting_turns(
     evictor, start = plan.evictor, baseline.starts[first]
     evictor.step = start.step
     cache = baseline.fork(start, plan.spec.positions, plan.query_window)
-    evictor.tokens = tokens_of_turns(engine, baseline.outcomes[:first])
+    evictor.messages = messages_of_turns(engine, baseline.outcomes[:first])
     cache.transcript = known_text(engine, plan, baseline, first)
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
@@ -145,7 +144,6 @@ def _evicting_turns(
         if outcome is None:
             rows.append(failed_row(plan, turn, shared=False))
             break
-        evictor.tokens.add_reply(outcome.fed)
         comparison = comparer.compare(turn, outcome)
         prober.note_turn(outcome)
         if prober.is_due_after(turn):

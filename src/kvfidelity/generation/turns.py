@@ -106,8 +106,8 @@ def run_turn(
     start_s, measuring_s = engine.now(), evictor.measuring_s
     if evictor.before_turn(cache) is not None and prompt_after_gap is not None:
         segment = replace(segment, prompt_ids=prompt_after_gap())
-    if evictor.tokens is not None:  # evictions inside the turn see its messages
-        evictor.tokens.add_prompt(segment.prompt_ids)
+    if evictor.messages is not None:  # evictions inside the turn see its messages
+        evictor.messages.add_turn(cache.slot_table.tokens_seen, len(segment.prompt_ids))
     prefill_start_s = engine.now()
     prompt, together = len(segment.prompt_ids), _reply_is_fed_with_prompt(engine, evictor, setting)
     before_reply, after_prompt = cache.slot_table.fork(), cache.size + prompt

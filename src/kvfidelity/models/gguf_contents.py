@@ -7,8 +7,10 @@ is restored, found to agree, known to change no token and no logit, or refused b
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +172,22 @@ def _lost_split(stated: dict[str, Any]) -> list[str]:
     """A split of text that neither transformers nor `restore_digit_split` restores."""
     if stated.get("tokenizer.ggml.model") != "gpt2":
         return []
-    try:
-        mapping = importlib.import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
-    except ImportError:
-        restored: Any = ()
-    else:  # releases before 5.24 keep no such table
-        restored = getattr(mapping, "GGUF_PRE_TOKENIZER_SPLITS", ())
     pre = stated.get("tokenizer.ggml.pre")
-    known = pre in restored or pre in DIGITS_FIRST or pre in ("gpt-2", "gpt2")
+    known = pre in DIGITS_FIRST or pre in ("gpt-2", "gpt2")
+    known = known or pre in _restored_splits(stated.get("general.architecture"))
     return [] if known else [f"tokenizer.ggml.pre = {pre}"]
+
+
+def _restored_splits(architecture: Any) -> Collection[str]:
+    """The splits that this release of transformers restores for an architecture."""
+    with contextlib.suppress(ImportError, AttributeError):
+        mapping = importlib.import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+        splits: Collection[str] = mapping.GGUF_PRE_TOKENIZER_SPLITS
+        return splits
+    # Releases before 5.24 have no such table. Qwen's tokenizer is made by a converter of its own.
+    ggml = importlib.import_module("transformers.integrations.ggml")
+    converter = ggml.GGUF_TO_FAST_CONVERTERS.get(architecture)
+    return ("qwen2",) if converter is ggml.GGUFQwen2Converter else ()
 
 
 def _lost_tensors(reader: gguf.GGUFReader, model: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,27 @@ class Place:
         return computes_on_gpu(model["device"], self.gpus)
 
 
-def run_seconds(settings: Mapping[str, Any], run: str, place: Place) -> float:
-    """What a run takes that finds its prefix computed, in seconds of its device."""
-    key = RunKey.from_path(run)
-    return estimate_run(
-        settings,
-        key._asdict(),
-        place.models / key.model,
-        place.dialogues / key.model / key.dataset / MANIFEST,
-        on_gpu=place.has_gpu_for(settings["models"][key.model]),
-        prefix_is_shared=True,
-    ).seconds
+def seconds_of_runs(
+    settings: Mapping[str, Any], runs: Iterable[str], place: Place
+) -> dict[str, float]:
+    """What each run takes that finds its prefix computed, in seconds of its device."""
+    known: dict[tuple[str, ...], float] = {}
+    found = {}
+    for run in runs:
+        key = RunKey.from_path(run)
+        # An estimate depends on nothing else of a run.
+        alike = (key.model, key.dataset, key.threshold, key.dialogue)
+        if alike not in known:
+            known[alike] = estimate_run(
+                settings,
+                key._asdict(),
+                place.models / key.model,
+                place.dialogues / key.model / key.dataset / MANIFEST,
+                on_gpu=place.has_gpu_for(settings["models"][key.model]),
+                prefix_is_shared=True,
+            ).seconds
+        found[run] = known[alike]
+    return found
 
 
 def plan_message(
@@ -126,10 +136,9 @@ def _machine(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> 
 
 def _how_long(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> str:
     seconds = {"GPU": 0.0, "CPU": 0.0}
-    for run in runs:
+    for run, of_run in seconds_of_runs(settings, runs, place).items():
         entry = settings["models"][RunKey.from_path(run).model]
-        unit = "GPU" if place.has_gpu_for(entry) else "CPU"
-        seconds[unit] += run_seconds(settings, run, place)
+        seconds["GPU" if place.has_gpu_for(entry) else "CPU"] += of_run
     seconds["GPU"] /= place.jobs
     start = {"GPU": GPU_START_S, "CPU": LOAD_S}
     times = [
@@ -140,6 +149,9 @@ def _how_long(settings: Mapping[str, Any], runs: Sequence[str], place: Place) ->
 
 
 def _costs(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> list[str]:
+    paid = [name for name in settings["judging"] if judge_kind(settings, name).needs_network]
+    if not paid:
+        return ["nothing: no judge asks a paid model"]
     keys = [RunKey.from_path(run) for run in runs]
     lengths = [
         dialogue_tokens(
@@ -149,10 +161,7 @@ def _costs(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> li
         )
         for key in keys
     ]
-    paid = [name for name in settings["judging"] if judge_kind(settings, name).needs_network]
-    return [judging_estimate(settings, name, lengths) for name in paid] or [
-        "nothing: no judge asks a paid model"
-    ]
+    return [judging_estimate(settings, name, lengths) for name in paid]
 
 
 def _again(planned: Sequence[PlannedJob]) -> list[str]:

@@ -128,10 +128,10 @@ def _healings(settings: Mapping[str, Any], *, computes_here: bool) -> Iterator[s
     # They import torch, for which other configurations need not wait.
     from kvfidelity.cache.healing import build_healing
     from kvfidelity.cache.healing.registry import without_healing
-    from kvfidelity.cache.policies import build_policy
+    from kvfidelity.cache.policies import Policy, build_policy
 
     gpus = computes_here and bool(visible_gpus())
-    policies = {}
+    policies: dict[str, Policy | None] = {}
     for name in healed:
         own = without_healing(settings["policies"][name])[0]
         kind = own.pop("kind")

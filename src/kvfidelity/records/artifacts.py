@@ -51,14 +51,28 @@ def write_parquet(
     frame: pl.DataFrame, path: Path, *, kind: str, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a table with its kind, schema version and content digest in the Parquet metadata."""
+    write_content(parquet_content(frame, kind=kind, metadata=metadata), path)
+
+
+def parquet_content(
+    frame: pl.DataFrame, *, kind: str, metadata: Mapping[str, str] | None = None
+) -> memoryview:
+    """The bytes of the file that `write_parquet` writes."""
     entries = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "digest": digest(frame)}
     entries |= metadata or {}
     prefixed = {PREFIX + key: entries[key] for key in sorted(entries)}
-    # Written by Python: polars loses the number of the system's error, such as that of a full disk.
     content = io.BytesIO()
     frame.write_parquet(content, metadata=prefixed)
+    return content.getbuffer()
+
+
+def write_content(content: memoryview, path: Path) -> None:
+    """Write a file as a whole.
+
+    By Python: polars loses the number of the system's error, such as that of a full disk.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
 
 
 def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = None) -> pl.DataFrame:

@@ -29,7 +29,7 @@ SETTING = ("model", "dataset")
 def disruption_answers(
     validation: pl.DataFrame, penalties: pl.DataFrame, policies: pl.DataFrame
 ) -> list[dict[str, Any]]:
-    """One entry per model and data set whose runs measured their disruption.
+    """One entry per model and data set whose runs measured their disruption, or penalised it.
 
     Args:
         validation, penalties, policies: the tables predictor_validation, penalties and policies.
@@ -40,9 +40,10 @@ def disruption_answers(
         (policy rows of shifted modes, and of the others of the same policy and threshold).
     """
     answers = []
-    for key, part in validation.group_by(SETTING, maintain_order=True):
-        setting = dict(zip(SETTING, key, strict=True))
+    settings = pl.concat([table.select(SETTING) for table in (validation, penalties)])
+    for setting in settings.unique(maintain_order=True).to_dicts():
         of_setting = [pl.col(name) == value for name, value in setting.items()]
+        part = validation.filter(of_setting)
         sentences = [
             _over_all(part),
             _left_out(part),
@@ -54,6 +55,8 @@ def disruption_answers(
 
 
 def _over_all(part: pl.DataFrame) -> str:
+    if part.is_empty():
+        return f"Whether disruption predicts the loss is {NOT_TESTED}: no run measured it."
     whole = part.filter(factor="none").to_dicts()
     found = {row["metric"]: row for row in whole}
     if FITTED not in found:
@@ -73,6 +76,8 @@ def _left_out(part: pl.DataFrame) -> str:
     left = part.filter(cells="only").to_dicts()
     tested = [factor for factor in FACTORS if any(row["factor"] == factor for row in left)]
     fitted = [row for row in left if row["metric"] == FITTED]
+    if part.is_empty():
+        return f"Whether it does where nothing was fitted is {NOT_TESTED}."
     if not fitted:
         return f"Cells that nothing was fitted on are {NOT_TESTED}: there is one group of them."
     least = min(fitted, key=lambda row: row["correlation"])
@@ -94,12 +99,13 @@ def _penalty(rows: Sequence[Mapping[str, Any]]) -> str:
         rows, key=lambda row: (row["threshold"], row["weight"], position_order(row["positions"]))
     )
     found = [
-        f"{signed(row['mean'], 2)} {interval(row, 2)} under {row['positions']} ({row['policy']})"
+        f"{signed(row['mean'], 2)} {interval(row, 2)} under {row['positions']} "
+        f"(weight {decimal(row['weight'])}, at {row['threshold']})"
         for row in ordered
     ]
     return (
-        "Against the same policy without it, a penalty changes excess NLL by "
-        f"{', '.join(found)} nats per token."
+        "Against the same policy without it, a penalty changes excess NLL, in nats per token, by "
+        f"{', '.join(found)}."
     )
 
 
@@ -109,8 +115,12 @@ def _simpler(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _strongest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The measure of positions alone that orders cells best, of either sign."""
-    simple = [row for row in rows if row["metric"] in INTEGRITY]
+    """The measure of positions alone that orders cells best, of either sign.
+
+    Of those that vary in as many dialogues as any: few dialogues make large correlations.
+    """
+    most = max((row["n_dialogues"] for row in rows), default=0)
+    simple = [row for row in rows if row["metric"] in INTEGRITY and row["n_dialogues"] == most]
     return max(simple, key=lambda row: abs(row["correlation"]), default=None)
 
 
@@ -119,7 +129,7 @@ def _goal(row: Mapping[str, Any], goal: float) -> str:
         return "at least the goal"
     if row["high"] is not None and row["high"] < goal:
         return "below the goal"
-    return "not surely at or below the goal"
+    return "not surely above or below the goal"
 
 
 def _named(row: Mapping[str, Any]) -> str:

@@ -242,7 +242,7 @@ FIGURES = (
 TABLES = tuple(sorted({name for figure in FIGURES for name in figure.tables}))
 
 
-def columns_of(table: str, figures: Iterable[Figure] = FIGURES) -> list[str] | None:
+def columns_of(table: str, figures: Iterable[Figure] = FIGURES) -> set[str] | None:
     """The columns of a table that figures use; None if one of them does not say which."""
     from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 
@@ -250,7 +250,7 @@ def columns_of(table: str, figures: Iterable[Figure] = FIGURES) -> list[str] | N
     if any(table not in figure.columns for figure in users):
         return None
     names = {name for figure in users for name in figure.columns[table]}
-    return sorted(names - {METRICS} | ({*INTEGRITY, *DISRUPTION} if METRICS in names else set()))
+    return names - {METRICS} | ({*INTEGRITY, *DISRUPTION} if METRICS in names else set())
 
 
 def read_tables(folder: Path) -> dict[str, pl.DataFrame]:
@@ -269,6 +269,11 @@ def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:
     Args:
         tables: those named in TABLES.
     """
+    return {figure.name: chart_of(figure, tables) for figure in FIGURES}
+
+
+def chart_of(figure: Figure, tables: Mapping[str, pl.DataFrame]) -> alt.TopLevelMixin:
+    """One figure's chart."""
     # Imported here: the Snakefile needs none of them.
     from kvfidelity.report import (
         figures,
@@ -282,9 +287,7 @@ def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:
         module.__name__.rsplit(".", 1)[1]: module
         for module in (figures, leaderboard_figure, recall_figure, timeline, tradeoffs)
     }
-    drawn = {}
-    for figure in FIGURES:
-        module, function = figure.function.split(".")
-        draw = getattr(modules[module], function)
-        drawn[figure.name] = draw(*(tables[name] for name in figure.tables))
-    return drawn
+    module, function = figure.function.split(".")
+    draw = getattr(modules[module], function)
+    chart: alt.TopLevelMixin = draw(*(tables[name] for name in figure.tables))
+    return chart

@@ -98,7 +98,7 @@ def excess(policies: pl.DataFrame, dialogues: pl.DataFrame) -> alt.TopLevelMixin
     rows = data.sort(*setting, best)["row"].unique(maintain_order=True).to_list()
     data = with_dots(data, dialogue_losses(dialogues), CELL_COLUMNS)
     scale = alt.Scale(type="symlog", constant=0.01)
-    values = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
+    values = [-0.1, 0, 0.1, 1, 10]
     base = alt.Chart(data).encode(
         y=alt.Y("row:N", title=None, axis=alt.Axis(labelLimit=240), sort=rows),
         yOffset=alt.YOffset("positions:N", sort=list(POSITIONS)),

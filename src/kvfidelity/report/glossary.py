@@ -23,7 +23,7 @@ TERMS = {
     "reference reply": "the dataset's reply; it is fed so that every policy sees the same history",
     "span": "a contiguous stretch of kept tokens; the fewer spans, the less scattered they are",
     "needle": "a fact inserted into a dialogue and asked for later",
-    "depth": "how far along the conversation a needle is: early, middle or recent",
+    "depth": "how far along the conversation a needle is: early, middle or recent (the latest)",
     "excess NLL": "NLL of the reference reply minus the baseline's on the same turn, in nats per "
     "token; 0 is no loss, 0.69 halves the probability of every token",
     "retained share": "cached tokens of those seen",

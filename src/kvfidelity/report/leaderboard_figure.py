@@ -16,13 +16,13 @@ BEST, OTHERS = "#0072B2", "#999999"
 
 
 def leaderboard_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
-    """A panel per budget, a row per policy in the order of its place: what is forgotten, the
+    """A panel per budget, a row per policy in the order of its rank: what is forgotten, the
     milliseconds of an eviction, and the memory that it takes.
 
     Args:
         table: the table `leaderboard`.
     """
-    ranked = table.filter(pl.col("place").is_not_null())
+    ranked = table.filter(pl.col("rank").is_not_null())
     present = [mode for mode in POSITIONS if mode in set(ranked["positions"])]
     if not present:
         return nothing(NO_LOSS)
@@ -39,17 +39,17 @@ def leaderboard_figure(table: pl.DataFrame) -> alt.TopLevelMixin:
         memory_mb=(pl.col("ranking_bytes") + pl.col("held_bytes")) / 1e6,
         panel=pl.format("{} tokens ({})", "budget_tokens", "threshold"),
         setting=pl.format("{}, {}", "model", "dataset"),
-        first=pl.col("place") == 1,
+        first=pl.col("rank") == 1,
     )
     panels = [_panel(part) for part in data.partition_by("setting", "panel", maintain_order=True)]
     return alt.vconcat(*panels).resolve_scale(y="independent")
 
 
 def _panel(data: pl.DataFrame) -> alt.TopLevelMixin:
-    order = data.sort("place", "policy")["policy"].to_list()
+    order = data.sort("rank", "policy")["policy"].to_list()
     measure = data["measure"][0]
     base = alt.Chart(data).encode(
-        tooltip=["place", "policy", "mean", "margin_lost", "recalled", "eviction_ms", "memory_mb"]
+        tooltip=["rank", "policy", "mean", "margin_lost", "recalled", "eviction_ms", "memory_mb"]
     )
     names = alt.Y("policy:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
     # The narrow form, where panels stand below each other, gives these their names.
@@ -84,5 +84,6 @@ def _panel(data: pl.DataFrame) -> alt.TopLevelMixin:
             ("eviction_ms", ["an eviction", "milliseconds, log"]),
             ("memory_mb", ["extra memory", "MB, log"]),
         )
+        if data[name].is_not_null().any()
     ]
     return alt.concat(quality, *costs, columns=3)

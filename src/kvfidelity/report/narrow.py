@@ -25,7 +25,7 @@ def narrow(spec: dict[str, Any]) -> dict[str, Any]:
     found["padding"] = {"left": 18, "right": 14, "top": 5, "bottom": 5}
     names = _has_names(found)
     width = WIDTH - (NAMES if names else NUMBERS)
-    for part in _parts(found):
+    for part in parts_of(found):
         if "columns" in part:
             part["columns"] = 1
         if isinstance(part.get("width"), int | float):
@@ -37,22 +37,24 @@ def narrow(spec: dict[str, Any]) -> dict[str, Any]:
             part["facet"].setdefault("header", {})["labelLimit"] = width
     stacked = {"bottom": {"direction": "vertical"}}
     legend = {"orient": "bottom", "columns": 2, "labelLimit": 110, "layout": stacked}
+    # A browser draws with a wider font than the one that places the columns.
+    legend["columnPadding"] = 24
     found["config"]["legend"] |= legend
     return found
 
 
-def _parts(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def parts_of(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The specification and those inside of it."""
     yield spec
     for name in ("spec", "layer", "concat", "hconcat", "vconcat"):
         inner = spec.get(name, [])
         for part in inner if isinstance(inner, list) else [inner]:
-            yield from _parts(part)
+            yield from parts_of(part)
 
 
 def _has_names(spec: dict[str, Any]) -> bool:
     """Whether a vertical axis holds names, which take more room than numbers."""
-    vertical = (part.get("encoding", {}).get("y", {}) for part in _parts(spec))
+    vertical = (part.get("encoding", {}).get("y", {}) for part in parts_of(spec))
     return any(one.get("type") == "nominal" for one in vertical)
 
 

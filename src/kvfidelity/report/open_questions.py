@@ -17,6 +17,8 @@ ALPHA = 0.05
 CORRECTED = PositionMode.REROTATED.value
 POLICY = "A policy that balances gist, recency and the salient middle"
 HEALING = "Healing: telling the model about the gap, or closing it"
+#: Healings that say nothing of a gap; others are compared with them.
+CONTROLS = ("neutral_text", "neutral_in_message")
 STATES = {SUPPORTED: "not worse by", CONTRADICTED: "worse by more than"}
 
 
@@ -59,7 +61,11 @@ def _policy_answers(balance: pl.DataFrame, pairs: pl.DataFrame) -> Iterator[dict
         compared = pairs.filter(positions=CORRECTED, policy=name, **where)
         yield {
             "setting": f"{key[0]}, {key[1]}, {own['budget_tokens']} cached tokens",
-            "sentences": [_quality(name, own), _middle(own, compared), _front(part, names)],
+            "sentences": [
+                _quality(name, own),
+                _middle(own, compared.filter(~pl.col("against").is_in(names))),
+                _front(part, names),
+            ],
         }
 
 
@@ -79,12 +85,23 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
     fair = pairs.filter(pl.col("against_not_inferior") == SUPPORTED)
     found = fair.filter(pl.col("p_holm") < ALPHA)
     less, more = (found.filter(sign)["against"].to_list() for sign in _signs())
-    return (
+    start = (
         f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
-        f"over {count(own['n_questions'], 'question')}; of {count(fair.height, 'other')} not "
-        f"worse than {REFERENCE} by {MARGIN}, it surely loses less than {_list(less)}, and more "
-        f"than {_list(more)}."
+        f"over {count(own['n_questions'], 'question')}"
     )
+    if fair.is_empty():
+        return f"{start}; no other policy is known to be within {MARGIN} of {REFERENCE}'s loss."
+    if fair["p_holm"].is_null().all():
+        return f"{start}; so few dialogues cannot tell it from other policies."
+    others = count(fair.height, "cell")
+    verdicts = [
+        f"surely forgets {word} than {', '.join(names)}"
+        for word, names in (("less", less), ("more", more))
+        if names
+    ]
+    said = " and ".join(verdicts) or "is surely better or worse than none of them"
+    where = f"{others} of other policies within {MARGIN} of {REFERENCE}'s loss"
+    return f"{start}; next to {where} it {said}."
 
 
 def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
@@ -111,7 +128,7 @@ def _healing_answers(healings: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _rescues(part: pl.DataFrame) -> str:
-    tried = part.filter(pl.col("healing") != "refresh")
+    tried = part.filter(~pl.col("healing").is_in(["refresh", *CONTROLS]))
     if tried.is_empty():
         return "Other healings than reading again are not tested here."
     surely = tried.filter(pl.col("p_holm") < ALPHA)

@@ -15,6 +15,7 @@ from kvfidelity.report.figures import (
     look_of,
     nothing,
 )
+from kvfidelity.report.formatting import DEPTH_NAMES
 
 BASELINE_LABEL = "nothing evicted"
 KEYS = (*CELL_COLUMNS, "origin", "depth")
@@ -120,4 +121,5 @@ def _panel(table: pl.DataFrame) -> pl.Expr:
         .otherwise(pl.format("n = {} to {}", least, most))
     )
     origin = pl.format("{}, ", "origin") if table["origin"].n_unique() > 1 else pl.lit("")
-    return pl.format("{}{} ({})", origin, "depth", count)
+    depth = pl.col("depth").replace_strict(DEPTH_NAMES, default=pl.col("depth"))
+    return pl.format("{}{} ({})", origin, depth, count)

@@ -15,7 +15,7 @@ import vl_convert
 from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import NotFiniteError
 from kvfidelity.report.figure_rows import figure_rows
-from kvfidelity.report.narrow import narrow
+from kvfidelity.report.narrow import narrow, parts_of
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 #: `currentColor` is the colour of the text around an inline SVG, so figures follow the page from
@@ -30,6 +30,13 @@ def with_theme(chart: alt.TopLevelMixin) -> dict[str, Any]:
     # Figures bound their rows themselves.
     with alt.data_transformers.disable_max_rows():
         spec: dict[str, Any] = chart.to_dict()
+    for part in parts_of(spec):
+        for definition in part.get("encoding", {}).values():
+            axis = definition.get("axis") if isinstance(definition, dict) else None
+            if axis and "values" in axis:
+                # Else Vega leaves out every other one where the axis is short; of labels that
+                # overlap some are left out anyway.
+                axis["tickCount"] = len(axis["values"])
     lines = {"gridColor": INK, "gridOpacity": 0.12, "domainColor": INK, "tickColor": INK}
     domain_style = {"domainOpacity": 0.4, "tickOpacity": 0.4}
     text_style = {"labelColor": INK, "titleColor": INK, "labelFont": FONT, "titleFont": FONT}

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -64,11 +64,14 @@ class BatchServer:
         self._listener = listener
         self._handler = RequestHandler(config, reraised=(RestartError,))
         self._batch_size = config.batch_size
+        self._most_ahead = BATCHES_AHEAD * config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
         self._runs: list[Run] = []
         self._planned: deque[RunContent] = deque()
         self._refused: set[RunContent] = set()
         self._asked: Client | None = None
+        # Whether the last plan reached its end: naming the rest takes a client as long as its job.
+        self._plan_ended = False
         self._mismatched: list[socket.socket] = []
         self._last_client_s = time.monotonic()
         self._looks_ahead = True
@@ -81,6 +84,7 @@ class BatchServer:
         self._woken.setblocking(False)
         self._wakes.setblocking(False)
         self._writer = ThreadPoolExecutor(1, "artifacts")
+        self._packer = ThreadPoolExecutor(1, "contents")
         self._writing: set[Future[None]] = set()
 
     def serve(self) -> None:
@@ -100,6 +104,7 @@ class BatchServer:
             self._advancing.set()
             self._wake()
             answering.join()
+            self._packer.shutdown(cancel_futures=True)
             self._writer.shutdown()
 
     def _continues(self) -> bool:
@@ -205,6 +210,8 @@ class BatchServer:
                 known.attach(job, client)
                 self._ask_what_follows(client)
                 return
+        # It was not in the plan: there may be another.
+        self._plan_ended = False
         # A crash is blamed on the run that is alone: then nothing else is computed.
         self._looks_ahead &= not alone
         self._runs.append(Run(content, job, client, alone, ended=self._wake))
@@ -213,9 +220,10 @@ class BatchServer:
     def _ask_what_follows(self, client: Client) -> None:
         # Early enough that a batch follows another without waiting for clients.
         few = len(self._planned) + self._ahead() <= (BATCHES_AHEAD - 1) * self._batch_size
-        if self._looks_ahead and client.plans and few and self._asked is None:
+        asks = self._looks_ahead and self._asked is None and not self._plan_ended
+        if asks and client.plans and few:
             self._asked = client
-            client.send({"event": "which_next", "limit": BATCHES_AHEAD * self._batch_size})
+            client.send({"event": "which_next", "limit": self._most_ahead})
 
     def _ahead(self) -> int:
         return sum(run.client is None for run in self._runs)
@@ -229,7 +237,7 @@ class BatchServer:
         clients, patience = self._connections(), self._patience() if waits else 0.0
         readable = select.select(list(clients), [], [], patience)[0] if clients else []
         if self._writing and not clients:
-            wait(self._writing, patience)
+            wait(self._writing, patience, FIRST_COMPLETED)
         for connection in readable:
             client = clients[connection]
             try:
@@ -262,6 +270,7 @@ class BatchServer:
             log_dropped_client(error)
             client.gone = True
             return
+        self._plan_ended = len(entries) < self._most_ahead
         known = {run.content for run in self._runs} | set(self._planned) | self._refused
         for entry in entries:
             try:
@@ -298,7 +307,7 @@ class BatchServer:
             self._planned.clear()
         while (
             self._planned
-            and self._ahead() < BATCHES_AHEAD * self._batch_size
+            and self._ahead() < self._most_ahead
             and sum(run.nbytes for run in self._runs) < BYTES_AHEAD
         ):
             content = self._planned.popleft()
@@ -351,6 +360,7 @@ class BatchServer:
         self._writing = {future for future in self._writing if not future.done()}
         for run in [run for run in self._runs if run.outcome is not None]:
             if run.client is None and run.records is not None:
+                self._pack(run)
                 continue  # kept for its job
             if run.client is not None and run.client is self._asked and not run.client.gone:
                 continue  # its plan is on its way, and comes before the result is of use
@@ -360,6 +370,12 @@ class BatchServer:
                 self._refused.add(run.content)
             elif run.client is not None:
                 self._writing.add(self._writer.submit(self._answer, run, run.client))
+
+    def _pack(self, run: Run) -> None:
+        """Have the files' content made ahead, so that a job that asks only waits for writing."""
+        if not run.packing:
+            run.packing = True
+            self._packer.submit(run.pack)
 
     def _answer(self, run: Run, client: Client) -> None:
         """In the writer's thread: write what was computed, and tell the client how it ended."""

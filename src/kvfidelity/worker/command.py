@@ -52,12 +52,6 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.run_time and options.run_time.is_file():
         vars(options).update(read_json(options.run_time)["worker"])
-    if not (options.code_digest and options.policies_digest):
-        # Here, for the workflow knows them and looking at all modules takes longer than a request.
-        from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
-
-        options.code_digest = options.code_digest or stage_digest("generate")
-        options.policies_digest = options.policies_digest or policies_digest()
     return options
 
 

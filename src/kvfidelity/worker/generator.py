@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,17 @@ class Records:
     def nbytes(self) -> int:
         """Estimated bytes of the tables."""
         return sum(int(frame.estimated_size()) for frame in self.frames.values())
+
+    @cached_property
+    def files(self) -> dict[str, memoryview]:
+        """The content of the artifacts by kind, in the order in which they are written."""
+        from kvfidelity.records.artifacts import parquet_content
+
+        found = {}
+        for kind in ("recall", "evictions", "turns"):
+            notes = self.notes | (self.usage if kind == "turns" else {})
+            found[kind] = parquet_content(self.frames[kind], kind=kind, metadata=notes)
+        return found
 
 
 class Generator:
@@ -120,11 +132,10 @@ class Generator:
 
     def write(self, records: Records, job: GenerateJob) -> None:
         """Write a run's artifacts; the turns are written last."""
-        from kvfidelity.records.artifacts import write_parquet
+        from kvfidelity.records.artifacts import write_content
 
-        for kind in ("recall", "evictions", "turns"):
-            notes = records.notes | (records.usage if kind == "turns" else {})
-            write_parquet(records.frames[kind], Path(getattr(job, kind)), kind=kind, metadata=notes)
+        for kind, content in records.files.items():
+            write_content(content, Path(getattr(job, kind)))
 
     def score(self, job: LikelihoodJob, engine: Engine | None = None) -> None:
         """Write the likelihood of a table of replies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class Run:
     content: None for a job that is not a run of a dialogue, which is never computed ahead.
     job, client: None while nobody has asked for it. events: sent so far, or to be sent.
     outcome: its final event, once it has ended; healthy: whether the worker can go on.
-    records: what was computed, not written yet. ended: called, in the run's thread, when it has.
+    records: what was computed, not written yet; packing: whether their files' content is being made
+    or has been. ended: called, in the run's thread, when it has.
 
     It is computed in one thread and its client is answered in another.
     """
@@ -77,6 +79,7 @@ class Run:
     outcome: Message | None = None
     healthy: bool = True
     records: Records | None = None
+    packing: bool = False
     ended: Callable[[], None] = lambda: None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -89,6 +92,12 @@ class Run:
     def nbytes(self) -> int:
         """Bytes of the computed records."""
         return self.records.nbytes if self.records else 0
+
+    def pack(self) -> None:
+        """Make the content of the files, for whoever asks for them. Whoever asks gets its error."""
+        if self.records is not None:
+            with contextlib.suppress(Exception):
+                _ = self.records.files
 
     def attach(self, job: GenerateJob, client: Client) -> None:
         """Let a client wait for it; it gets the events so far."""

@@ -5,7 +5,7 @@ A healing acts at an eviction, on a keep set that a policy chose: it may set slo
 needs only a new file here. `docs/healing.md` has the formulas.
 """
 
-from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing
+from kvfidelity.cache.healing.base import Choice, FedMessages, Healed, Healing
 from kvfidelity.cache.healing.registry import build_healing, known_healings
 
-__all__ = ["Choice", "FedTokens", "Healed", "Healing", "build_healing", "known_healings"]
+__all__ = ["Choice", "FedMessages", "Healed", "Healing", "build_healing", "known_healings"]

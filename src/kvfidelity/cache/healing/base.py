@@ -23,31 +23,24 @@ Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass
-class FedTokens:
-    """The tokens of one run, for healings that feed some and policies that look at messages.
+class FedMessages:
+    """What one run feeds, for healings that feed tokens too and policies that look at messages. The
+    tokens themselves are in the cache's `transcript`.
 
-    ids: of every token that the cache has seen, by token index; of a turn that is being fed the
-        prompt, and the reply when it has ended.
     feed: feeds tokens into a cache, as the run itself does.
-    messages: token indices at which messages begin.
+    starts: token indices at which messages begin.
     """
 
-    ids: list[int]
     feed: Callable[[ManagedCache, Sequence[int]], Any]
-    messages: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
 
-    def add_prompt(self, prompt: Sequence[int]) -> None:
-        """Note a turn's prompt: a message, after which its reply begins."""
-        self.messages += (len(self.ids), len(self.ids) + len(prompt))
-        self.ids += prompt
+    def add_turn(self, start: int, prompt: int) -> None:
+        """Note a turn: a message at token index `start`, and its reply `prompt` tokens later."""
+        self.starts += (start, start + prompt)
 
-    def add_reply(self, reply: Sequence[int]) -> None:
-        """Note the tokens of a turn's reply, which has ended."""
-        self.ids += reply
-
-    def copy(self) -> FedTokens:
+    def copy(self) -> FedMessages:
         """An independent copy."""
-        return FedTokens([*self.ids], self.feed, [*self.messages])
+        return FedMessages(self.feed, [*self.starts])
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,8 @@ class Healing:
     changes_attention: ClassVar[bool] = False
     #: Whether it reads or writes slots; every kv head must then hold the same number of them.
     edits_slots: ClassVar[bool] = False
+    #: Whether it reads the text again that was fed; the cache then keeps it.
+    needs_text: ClassVar[bool] = False
     #: Whether the whole cache must have one keep set.
     needs_one_keep_set: ClassVar[bool] = False
     #: The only position mode that it makes sense under; None for all.
@@ -178,30 +173,25 @@ class Healing:
         """What `write` needs of the slots that are about to be evicted."""
         return None
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         """Change the cache, from which the others have been evicted.
 
         Args:
             found: what `read` returned.
-            tokens: of the run; they grow by what is fed.
+            messages: of the run; they grow by what is fed.
         """
         return Healed()
 
 
-def tokens_of(healing: Healing, tokens: FedTokens | None, cache: ManagedCache) -> FedTokens:
-    """The run's tokens, as many as the cache has seen.
+def known_messages(healing: Healing, messages: FedMessages | None) -> FedMessages:
+    """What the run feeds.
 
     Raises:
-        UserError: the evictor knows none.
-        ValueError: they are not as many.
+        UserError: the evictor does not know it.
     """
-    if tokens is None:
+    if messages is None:
         raise UserError(
-            f"healing {healing.kind} feeds tokens: set `evictor.tokens`, or run it in the workflow"
+            f"healing {healing.kind} feeds tokens: set `evictor.messages`, or run it in the "
+            "workflow"
         )
-    if len(tokens.ids) != cache.slot_table.tokens_seen:
-        raise ValueError(
-            f"healing {healing.kind}: {len(tokens.ids)} token ids are known, and the cache has "
-            f"seen {cache.slot_table.tokens_seen}"
-        )
-    return tokens
+    return messages

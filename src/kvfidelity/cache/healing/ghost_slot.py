@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing, KeepSet
+from kvfidelity.cache.healing.base import Choice, FedMessages, Healed, Healing, KeepSet
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest, rows_of
 from kvfidelity.cache.healing.window import window_logits, window_queries
@@ -127,7 +127,7 @@ class GhostSlot(Healing):
         bias += math.log(self.mass) if self.mass > 0 else -math.inf
         return keys, values, bias, total
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         if found is None:
             return Healed()
         places, layers = found

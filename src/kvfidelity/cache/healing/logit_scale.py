@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvfidelity.cache.healing.base import FedTokens, Healed, Healing
+from kvfidelity.cache.healing.base import FedMessages, Healed, Healing
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class LogitScale(Healing):
 
     strength: float = 1.0
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         seen, kept = cache.slot_table.tokens_seen, cache.size
         factor = math.log(seen) / math.log(kept) if kept > 1 else 1.0
         cache.changed_attention = ChangedAttention(factor=1 + self.strength * (factor - 1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.healing.base import Choice, FedTokens, Healed, Healing
+from kvfidelity.cache.healing.base import Choice, FedMessages, Healed, Healing
 from kvfidelity.cache.healing.window import window_logits, window_queries
 from kvfidelity.cache.slots import as_grid
 
@@ -69,7 +69,7 @@ class Merge(Healing):
         merged: Tensor = own + (sums - mass[..., None] * own) / whole[..., None]
         return merged
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         for layer, values in zip(cache.layers, found, strict=True):
             layer.live_values.copy_(values)
         return Healed()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvfidelity.cache.healing.base import (
     Choice,
     Encode,
-    FedTokens,
+    FedMessages,
     Healed,
     Healing,
     KeepSet,
-    tokens_of,
+    known_messages,
 )
 from kvfidelity.errors import UserError
 
@@ -54,11 +54,10 @@ class TextInGap(Healing):
             )
         return Choice(keep(budget - len(self.ids)))
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
-        known = tokens_of(self, tokens, cache)
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
+        known = known_messages(self, messages)
+        known.starts.append(cache.slot_table.tokens_seen)
         known.feed(cache, self.ids)
-        known.messages.append(len(known.ids))
-        known.ids += self.ids
         return Healed(slots=len(self.ids), tokens=len(self.ids))
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kvfidelity.cache.healing.base import (
     Choice,
-    FedTokens,
+    FedMessages,
     Healed,
     Healing,
     KeepSet,
-    tokens_of,
+    known_messages,
 )
 from kvfidelity.errors import UserError
 
@@ -35,6 +35,7 @@ class Refresh(Healing):
     kind: ClassVar[str] = "refresh"
     between_turns: ClassVar[bool] = True
     edits_slots: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
     needs_one_keep_set: ClassVar[bool] = True
     only_positions: ClassVar[str | None] = "rerotated"
 
@@ -45,10 +46,17 @@ class Refresh(Healing):
             raise UserError(self._one_keep_set("this policy"))
         return Choice(kept)
 
-    def write(self, cache: ManagedCache, found: Any, tokens: FedTokens | None) -> Healed:
-        known = tokens_of(self, tokens, cache)
+    def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
+        known, text = known_messages(self, messages), cache.transcript
+        assert text is not None  # the evictor refuses a cache without it
+        seen = cache.slot_table.tokens_seen
+        if len(text.ids) != seen:
+            raise ValueError(
+                f"healing {self.kind}: {len(text.ids)} token ids are known, and the cache has seen "
+                f"{seen}"
+            )
         fresh = cache.empty()
         kept = cache.slot_table.token_index[0, 0].tolist()
-        known.feed(fresh, [known.ids[index] for index in kept])
+        known.feed(fresh, [text.ids[index] for index in kept])
         cache.replace_contents(fresh)
         return Healed()
