@@ -30,6 +30,16 @@ def test_the_committed_page_is_what_the_committed_tables_give() -> None:
     assert page(COMMITTED) == (ROOT / "docs/findings.md").read_text("utf-8")
 
 
+def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = " ".join(readme.split())
+    first = sources(published_runs(COMMITTED), MODES, "policies")[0]
+    assert sentences.opening(first) in shown
+    figure = f"docs/findings/{first.run.finding.name}/{first.run.model}/modes.svg"
+    assert re.findall(r"\]\(([^)]*\.svg)\)", readme)[0] == figure
+    assert first.run.facts["hardware"][0].split()[-1] in shown.split("docs/findings.md")[0]
+
+
 def test_each_figure_and_table_of_the_committed_page_is_there() -> None:
     text = (ROOT / "docs/findings.md").read_text("utf-8")
     for target in re.findall(r"\]\((findings/[^)]*)\)", text):

@@ -92,7 +92,8 @@ def published(name: str, table: pl.DataFrame) -> pl.DataFrame:
     Raises:
         UserError: a text that is no name, such as a sentence over several lines.
     """
-    part = table.select(*exported_schema(name))
+    # A run of an earlier version lacks columns that came later.
+    part = table.select(key for key in exported_schema(name) if key in table.columns)
     for column in part.select(pl.col(pl.String)).iter_columns():
         for value in column.drop_nulls().unique().sort():
             if not NAME.fullmatch(value):

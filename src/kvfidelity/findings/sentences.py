@@ -17,6 +17,7 @@ from kvfidelity.findings.wording import (
     PAPER_GIST,
     PAPER_POLICY,
     PAPER_THRESHOLD,
+    RECENT,
     STALE,
     cell,
     number,
@@ -91,6 +92,23 @@ def budgets(source: Source) -> str:
         )
     size = kept(source, source.thresholds[0])
     return f"of 5,600 tokens {size} kept, " + ", ".join(parts)
+
+
+def opening(source: Source) -> str:
+    """The README's first numbers: what the same kept tokens lose with stale and corrected
+    positions, and the beginning alone."""
+    recent, gist = (
+        {mode: cell(source.run, policy, mode, source.thresholds[0]) for mode in (STALE, CORRECTED)}
+        for policy in (RECENT, BEGINNING)
+    )
+    size = kept(source, source.thresholds[0])
+    alike = number(gist[STALE]) == number(gist[CORRECTED])
+    either = "either" if alike else f"stale and {number(gist[CORRECTED])} with correct ones"
+    return (
+        f"of 5,600 cached tokens {size} are kept; with stale positions `{RECENT}` loses "
+        f"{number(recent[STALE])} nats per token, with correct ones {number(recent[CORRECTED])}; "
+        f"the beginning alone (`{BEGINNING}`) loses {number(gist[STALE])} with {either}"
+    )
 
 
 def recall(source: Source) -> str:

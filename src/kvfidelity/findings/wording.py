@@ -12,8 +12,8 @@ from kvfidelity.report.formatting import interval, signed
 STALE, CORRECTED = "stale", "rerotated"
 #: What the paper compares, and where: the larger threshold.
 PAPER_POLICY, PAPER_GIST, PAPER_THRESHOLD = "attention_top_99", "gist_2000", "5600tok"
-#: The budget that the first sentences are about, and the policy that keeps the beginning.
-BUDGET, BEGINNING = "2000tok", "gist"
+#: The policy that keeps the beginning, and the one that keeps sinks and recent tokens.
+BEGINNING, RECENT = "gist", "streaming_llm"
 
 
 def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> str:
