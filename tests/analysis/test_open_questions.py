@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.balance import balance, balance_pairs
-from kvfidelity.analysis.columns import TABLES
+from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.confidence import confidence_column, with_overconfidence
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED, decide
 from kvfidelity.analysis.early import early_columns, with_early_excess
@@ -134,6 +134,16 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     assert "ghost under rerotated" in rescues
     assert "on streaming_llm" in ceiling
     assert "50% sure and 25% right" in knows
+    assert "the largest change for the better is \N{MINUS SIGN}" in rescues
+
+
+def test_a_change_for_the_worse_is_not_called_one_for_the_better() -> None:
+    turns, questions = turns_and_questions()
+    healed = healings(turns, questions, OPTIONS)
+    worse = healed.with_columns(difference=pl.col("difference").abs())
+    empty = {name: pl.DataFrame(schema=table_schema(name)) for name in ("balance", "balance_pairs")}
+    _, healing = open_questions(empty | {"healings": worse})
+    assert "the smallest change for the worse is +" in healing["answers"][0]["sentences"][0]
 
 
 def test_few_dialogues_say_that_they_cannot_tell() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
-from kvfidelity.findings.sources import MODES, RECALL, Source
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
 from kvfidelity.findings.wording import number
 from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.formatting import decimal, megabytes, percent, rounded, signed
@@ -46,6 +46,7 @@ def losses(run: PublishedRun) -> Shown:
     """Excess NLL, a row per policy and threshold, a column per position mode."""
     rows = run.tables["policies"].filter(pl.col("threshold") != "none")
     modes = sorted(rows["positions"].unique(), key=position_order)
+    sizes = kept_tokens(run)
     lines = []
     for (threshold, policy), part in rows.sort("threshold", "policy").group_by(
         "threshold", "policy", maintain_order=True
@@ -53,8 +54,9 @@ def losses(run: PublishedRun) -> Shown:
         by_mode = {row["positions"]: row for row in part.to_dicts()}
         cells = [number(by_mode.get(mode)) if mode in by_mode else "" for mode in modes]
         counts = sorted({row["n_dialogues"] for row in by_mode.values()})
-        lines.append([str(policy), str(threshold), *cells, " to ".join(map(str, counts))])
-    head = ["policy", "threshold", *modes, "dialogues"]
+        size = sizes.get(str(threshold), "own size")
+        lines.append([str(policy), str(threshold), size, *cells, " to ".join(map(str, counts))])
+    head = ["policy", "threshold", "kept", *modes, "dialogues"]
     return "Excess NLL, nats per token", head, lines
 
 
@@ -187,9 +189,10 @@ def _balance(run: PublishedRun) -> Shown:
 
 
 def _healings(run: PublishedRun) -> Shown:
+    sizes = kept_tokens(run)
     lines = [
         [
-            row["threshold"],
+            sizes.get(row["threshold"], row["threshold"]),
             row["policy"],
             row["positions"],
             rounded(row["early_excess_nll_without"]),
@@ -199,7 +202,7 @@ def _healings(run: PublishedRun) -> Shown:
         ]
         for row in run.tables["healings"].to_dicts()
     ]
-    head = ["threshold", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
+    head = ["kept", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
 
 
@@ -246,13 +249,20 @@ def _question(run: PublishedRun, wanted: int) -> list[str]:
     not test."""
     found = open_questions(run.tables)
     return [
-        f"{answer['setting'].removeprefix(run.model + ', ')}: {text}"
+        f"{_setting(run, answer['setting'])}: {text}"
         for entry in found
         if entry["number"] == wanted
         for answer in entry["answers"]
         for text in answer["sentences"]
         if NOT_TESTED not in text
     ]
+
+
+def _setting(run: PublishedRun, setting: str) -> str:
+    """ "test, 2,000 cached tokens", of "smollm2-135m, test, third"."""
+    *parts, last = setting.removeprefix(f"{run.model}, ").split(", ")
+    size = kept_tokens(run).get(last)
+    return ", ".join([*parts, f"{size} cached tokens" if size else last])
 
 
 def _disruption(run: PublishedRun) -> list[str]:

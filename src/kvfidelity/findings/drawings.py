@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.atomic_files import write_text
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sources import MODES
+from kvfidelity.findings.sources import MODES, kept_tokens
 from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.figures import (
     WIDTH,
@@ -64,7 +64,9 @@ def balance(run: PublishedRun) -> alt.TopLevelMixin:
 def healings(run: PublishedRun) -> alt.TopLevelMixin:
     """What each healing changes of the loss right after an eviction."""
     rows = run.tables["healings"].rename({"difference": "mean"})
+    names = {key: f"{size} kept" for key, size in kept_tokens(run).items()}
     rows = rows.sort("threshold", "policy", "positions")
+    rows = rows.with_columns(pl.col("threshold").replace(names))
     return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
 
 

@@ -36,7 +36,12 @@ def sources(
     return sorted(found.values(), key=lambda source: order.index(source.run.model))
 
 
+def kept_tokens(run: PublishedRun) -> dict[str, str]:
+    """ "2,000", by threshold: the tokens that evictions leave, where policies share one size."""
+    rows = run.tables["policies"].select("threshold", "budget_tokens").drop_nulls().unique()
+    return {threshold: f"{tokens:,}" for threshold, tokens in rows.iter_rows()}
+
+
 def kept(source: Source, threshold: str) -> str:
     """ "2,000": the tokens that a threshold's evictions leave."""
-    rows = source.run.tables["policies"].filter(threshold=threshold)["budget_tokens"].drop_nulls()
-    return f"{rows[0]:,}" if len(rows) else threshold
+    return kept_tokens(source.run).get(threshold, threshold)

@@ -134,11 +134,12 @@ def _rescues(part: pl.DataFrame) -> str:
     surely = tried.filter(pl.col("p_holm") < ALPHA)
     less, more = (surely.filter(sign).height for sign in _signs())
     best = tried.sort("difference", nulls_last=True).row(0, named=True)
+    helps = best["difference"] is not None and best["difference"] < 0
+    extreme = "largest change for the better" if helps else "smallest change for the worse"
     return (
         f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
         f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
-        f"the largest "
-        f"change for the better is {_estimate(best, 'difference', '')} nats per token, by "
+        f"the {extreme} is {_estimate(best, 'difference', '')} nats per token, by "
         f"{best['policy']} under {best['positions']}, where nothing done costs "
         f"{signed(best['early_excess_nll_without'], 2)}."
     )
