@@ -84,7 +84,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
         return "What it forgets of the middle is not tested here."
     fair = pairs.filter(pl.col("against_not_inferior") == SUPPORTED)
     found = fair.filter(pl.col("p_holm") < ALPHA)
-    less, more = (found.filter(sign)["against"].to_list() for sign in _signs())
+    less, more = (sorted(found.filter(sign)["against"]) for sign in _signs())
     start = (
         f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
         f"over {count(own['n_questions'], 'question')}"
@@ -105,7 +105,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
 
 
 def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
-    front = part.filter("on_front").sort("excess_nll")["policy"].to_list()
+    front = part.filter("on_front").sort("excess_nll", "policy")["policy"].to_list()
     if not front:
         return "Which others have less of both loss and forgetting is not tested here."
     ablated = ", ".join(
@@ -133,7 +133,7 @@ def _rescues(part: pl.DataFrame) -> str:
         return "Other healings than reading again are not tested here."
     surely = tried.filter(pl.col("p_holm") < ALPHA)
     less, more = (surely.filter(sign).height for sign in _signs())
-    best = tried.sort("difference", nulls_last=True).row(0, named=True)
+    best = tried.sort("difference", "policy", "positions", nulls_last=True).row(0, named=True)
     helps = best["difference"] is not None and best["difference"] < 0
     extreme = "largest change for the better" if helps else "smallest change for the worse"
     return (
