@@ -143,7 +143,7 @@ def test_a_change_for_the_worse_is_not_called_one_for_the_better() -> None:
     worse = healed.with_columns(difference=pl.col("difference").abs())
     empty = {name: pl.DataFrame(schema=table_schema(name)) for name in ("balance", "balance_pairs")}
     _, healing = open_questions(empty | {"healings": worse})
-    assert "the smallest change for the worse is +" in healing["answers"][0]["sentences"][0]
+    assert "the smallest change for the worse is" in healing["answers"][0]["sentences"][0]
 
 
 def test_few_dialogues_say_that_they_cannot_tell() -> None:
