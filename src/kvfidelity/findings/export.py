@@ -94,6 +94,7 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     count = turns.group_by("dataset").agg(pl.col("dialogue").n_unique()).sort("dataset")
     times = [*places["first_made"].drop_nulls(), *places["last_made"].drop_nulls()]
     configuration = started.get("configuration", {})
+    entry = configuration.get("models", {}).get(model, {})
     return {
         "title": configuration.get("title", UNKNOWN),
         "command": typed_command(started.get("command")),
@@ -102,6 +103,8 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
         "version": started.get("version") or UNKNOWN,
         "model": model,
         "model_revision": turns["model_revision"][0],
+        # The same file may come from another package.
+        "weights_sha256": entry.get("member_sha256") or entry.get("sha256"),
         "dtype": turns["dtype"].drop_nulls().first(),
         "trained_window": turns["trained_window"].drop_nulls().first(),
         "device": turns["device"].drop_nulls().first(),

@@ -17,6 +17,7 @@ from kvfidelity.analysis.claims import read_claims
 from kvfidelity.cli import main_guard
 from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS, Question
+from kvfidelity.findings.export import UNKNOWN
 from kvfidelity.findings.peers import peers
 from kvfidelity.findings.plan import FINDINGS, MODELS
 from kvfidelity.findings.published import (
@@ -75,7 +76,7 @@ def _first(runs: Sequence[PublishedRun]) -> Iterator[str]:
 
 def _models(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield "## Models\n"
-    head = ["model", "trained window", "revision", "number type", "device", "findings"]
+    head = ["model", "trained window", "weights, SHA-256", "number type", "device", "findings"]
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         of_model = [run for run in runs if run.model == model]
@@ -84,7 +85,7 @@ def _models(runs: Sequence[PublishedRun]) -> Iterator[str]:
             [
                 MODEL_NAMES.get(model, model),
                 f"{facts['trained_window']:,}",
-                f"`{facts['model_revision']}`",
+                f"`{(facts['weights_sha256'] or UNKNOWN)[:16]}`",
                 facts["dtype"] or "",
                 ", ".join(sorted({hardware(run) for run in of_model})),
                 ", ".join(run.finding.name for run in of_model),
