@@ -18,6 +18,7 @@ from kvfidelity.findings.exported import OF_QUESTION
 from kvfidelity.findings.page import page
 from kvfidelity.findings.plan import finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
+from kvfidelity.findings.repeats import SAME, repeats
 from kvfidelity.findings.sources import MODES, Source, sources
 from kvfidelity.findings.verdicts import verdict
 from kvfidelity.findings.wording import number
@@ -181,6 +182,18 @@ def test_another_finding_stands_in_for_one_that_was_not_run(docs: Path) -> None:
         run.model,
         "another",
     ]
+
+
+def test_cells_that_two_findings_share_are_compared(docs: Path) -> None:
+    first = run_with(docs, "equal_budgets")
+    renamed = first.tables["policies"].with_columns(
+        policy=pl.col("policy").replace(SAME), mean=pl.col("mean") + 0.2
+    )
+    tables = {**first.tables, "policies": renamed}
+    second = replace(first, finding=finding_named("next_checks"), tables=tables)
+    assert list(repeats([first])) == []
+    (said,) = repeats([first, second])
+    assert "6 cells" in said and "differ by at most 2e-01 nats" in said
 
 
 def test_a_verdict_counts_the_cells_of_each_decision() -> None:

@@ -352,9 +352,8 @@ QUESTIONS: Sequence[Question] = (
         "last turn.\n",
         _budget_answers,
         _only(losses, forgetting, by_depth),
-        "Two independent runs of it, which have not been compared yet; budgets other than these "
-        "two, several evictions after each other at other sizes, and whether the order of "
-        "policies holds for larger models, other languages or code.",
+        "Budgets other than these two, several evictions after each other at other sizes, and "
+        "whether the order of policies holds for larger models, other languages or code.",
     ),
     Question(
         "window",

@@ -27,6 +27,7 @@ from kvfidelity.findings.published import (
     of_question,
     published_runs,
 )
+from kvfidelity.findings.repeats import repeats
 from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
 from kvfidelity.pipeline.workflow_files import CLAIMS, workflow_file
 from kvfidelity.report.formatting import count
@@ -181,6 +182,7 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
                 state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}{_minutes(run)}"
             rows.append([finding.name, f"`{finding.command(model)}`", state])
     yield markdown(["finding", "command", "state"], rows)
+    yield from repeats(runs)
 
 
 def _minutes(run: PublishedRun) -> str:
