@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.balance import balance, balance_pairs
-from kvfidelity.analysis.columns import TABLES, table_schema
+from kvfidelity.analysis.columns import TABLES
 from kvfidelity.analysis.confidence import confidence_column, with_overconfidence
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED, decide
 from kvfidelity.analysis.early import early_columns, with_early_excess
@@ -131,19 +131,21 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     rescues, ceiling, knows = healing["answers"][0]["sentences"]
     assert "Of 2 healings" in rescues, "the control of the notice is none"
     assert "sun" not in rescues and "1 surely lower and 0 surely raise" in rescues
-    assert "ghost under rerotated" in rescues
+    assert "the one that helps most, ghost under rerotated, changes it by −0.24" in rescues
     assert "on streaming_llm" in ceiling
     assert "50% sure and 25% right" in knows
-    assert "the largest change for the better is \N{MINUS SIGN}" in rescues
 
 
-def test_a_change_for_the_worse_is_not_called_one_for_the_better() -> None:
-    turns, questions = turns_and_questions()
-    healed = healings(turns, questions, OPTIONS)
-    worse = healed.with_columns(difference=pl.col("difference").abs())
-    empty = {name: pl.DataFrame(schema=table_schema(name)) for name in ("balance", "balance_pairs")}
-    _, healing = open_questions(empty | {"healings": worse})
-    assert "the smallest change for the worse is" in healing["answers"][0]["sentences"][0]
+def test_healings_that_all_do_harm_are_not_called_better() -> None:
+    tables = turns_and_questions()
+    found = healings(*tables, OPTIONS).with_columns(pl.col("difference").abs() + 1)
+    empty = {
+        name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
+        for name in ("balance", "balance_pairs")
+    }
+    _, healing = open_questions(empty | {"healings": found})
+    rescues = healing["answers"][0]["sentences"][0]
+    assert "none lowers its mean, and the least harmful, told under" in rescues
 
 
 def test_few_dialogues_say_that_they_cannot_tell() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
-from tests.workflow.project import ROOT, Project, environment
+from tests.workflow.project import ROOT, Project, command, environment
 
 #: A workflow that imports this one; this one's configuration is a section of its own.
 IMPORTING = """
@@ -79,18 +81,44 @@ def test_another_workflow_imports_it_with_a_prefix(fresh: Project, tmp_path: Pat
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_the_tiny_configuration_runs_in_a_working_directory(fresh: Project, tmp_path: Path) -> None:
-    """`.test` as the catalog runs it, to the tables; and what remains is planned."""
-    folder = tmp_path / ".test"
-    shutil.copytree(ROOT / ".test/config", folder / "config")
-    shutil.copytree(fresh.folder / "tiny", folder / "model")
-    (tmp_path / "resources").symlink_to(fresh.folder / "resources")
-    elsewhere = ("--snakefile", str(fresh.folder / "workflow/Snakefile"), "--directory", ".test")
-    snakemake(tmp_path, *elsewhere, "aggregate")
+@pytest.mark.long(60)
+def test_the_tiny_configuration_runs_in_a_working_directory_and_its_unit_tests_pass(
+    fresh: Project, tmp_path: Path
+) -> None:
+    """`.test` as the catalog runs it, to the tables, and Snakemake's own tests of some rules; CI
+    runs those of all rules. What remains is planned."""
+    project = fresh.copy(tmp_path / "project")
+    folder = project.folder / ".test"
+    made_here = shutil.ignore_patterns("model", "own.jsonl", "results", "logs", ".*")
+    shutil.copytree(ROOT / ".test", folder, ignore=made_here)
+    shutil.move(project.folder / "tiny", folder / "config/model")
+    shutil.copy2(project.folder / "resources/dialogues/own.jsonl", folder / "config")
+    before = set(project.folder.iterdir())
+    tiny = ("--snakefile", "workflow/Snakefile", "--directory", ".test")
+    snakemake(project.folder, *tiny, "aggregate")
     assert (folder / "results/tables/turns.parquet").is_file()
-    assert {path.name for path in tmp_path.iterdir()} == {".test", "resources"}
-    rest = snakemake(tmp_path, *elsewhere, "-n", "--verbose").stdout
+    rest = snakemake(project.folder, *tiny, "-n", "--verbose").stdout
     assert "rule report:" in rest and "rule generate:" not in rest
+    assert set(project.folder.iterdir()) == before
+
+    # In a process of its own: Snakemake makes paths relative to the folder where it was imported.
+    making = command(*tiny, "aggregate", "--generate-unit-tests", ".tests/unit")
+    subprocess.run(making, cwd=project.folder, env=environment(), check=True, capture_output=True)
+    tests = folder / ".tests/unit"
+    assert {file.stem for file in tests.glob("test_*.py")} == {
+        f"test_{rule}"
+        for rule in (
+            *("fetch_model", "fetch_dataset", "extract_dialogues", "generate", "measure"),
+            *("judge", "aggregate"),
+        )
+    }
+    run = [f"{tests}/test_{rule}.py" for rule in ("generate", "measure", "aggregate")]
+    testing = [sys.executable, "-m", "pytest", "-q", "-p", "equal_but_for_timings", *run]
+    own = environment() | {"PYTHONPATH": f"{folder}{os.pathsep}{project.folder / 'src'}"}
+    done = subprocess.run(
+        testing, cwd=project.folder, env=own, capture_output=True, text=True, check=False
+    )
+    assert "3 passed" in done.stdout, done.stdout[-5000:] + done.stderr
 
 
 def test_it_is_deployed_from_a_path(fresh: Project, tmp_path: Path) -> None:
@@ -98,8 +126,8 @@ def test_it_is_deployed_from_a_path(fresh: Project, tmp_path: Path) -> None:
     if (program := shutil.which("snakedeploy")) is None:
         pytest.skip("snakedeploy is not installed")
     folder = tmp_path / "deployed"
-    command = [program, "deploy-workflow", str(fresh.folder), str(folder), "--branch", "main"]
-    subprocess.run(command, check=True, capture_output=True)
+    deploying = [program, "deploy-workflow", str(fresh.folder), str(folder), "--branch", "main"]
+    subprocess.run(deploying, check=True, capture_output=True)
     snakefile = folder / "workflow/Snakefile"
     text = snakefile.read_text()
     # snakedeploy names the file relative to the source, which Snakemake looks for in the copy.

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from kvfidelity.records.grid import cells, run_keys
@@ -75,14 +76,14 @@ def test_a_user_defined_policy_runs_alone(project: Project) -> None:
     assert {run for rule, run in project.planned() if rule == "generate"} == planned
 
 
-@pytest.mark.parametrize("cores", ["1", "3"])
-def test_runs_in_a_batch_give_the_artifacts_of_runs_one_by_one(
-    prepared: Project, finished: Project, tmp_path: Path, cores: str
+@pytest.mark.parametrize(("cores", "target"), [("1", "only_generate"), ("3", "aggregate")])
+def test_runs_in_a_batch_give_the_artifacts_and_tables_of_runs_one_by_one(
+    prepared: Project, finished: Project, tmp_path: Path, cores: str, target: str
 ) -> None:
     """Nothing but timings and rounding differs; with one core the worker looks ahead."""
     project = prepared.copy(tmp_path / "project")
     project.configure({"session": {"batch_size": 3}})
-    done = project.snakemake("--cores", cores, "only_generate")
+    done = project.snakemake("--cores", cores, target)
     assert done.returncode == 0, done.stdout + done.stderr
     turns = (project.folder / "results/generate").rglob("turns.parquet")
     together = [read_parquet(file, kind="turns")["concurrency"].max() for file in turns]
@@ -90,9 +91,11 @@ def test_runs_in_a_batch_give_the_artifacts_of_runs_one_by_one(
     assert project.planned("only_generate") == set()
     logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
     assert sum(text.count("loading") for text in logs) == 1
-    files = sorted((project.folder / "results/generate").rglob("*.parquet"))
-    assert len(files) == 15
-    for file in files:
+    results = project.folder / "results"
+    files = sorted((results / "generate").rglob("*.parquet"))
+    tables = sorted((results / "tables").glob("*.parquet"))
+    assert (len(files), len(tables)) == (15, len(TABLES_OF_RULE.get(target, ())))
+    for file in files + tables:
         kind = file.stem
         there = finished.folder / file.relative_to(project.folder)
         one, other = (read_parquet(path, kind=kind) for path in (file, there))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
-from tests.workflow.project import Project, environment
+from tests.workflow.project import Project, command, environment
 from tests.workflow.slurm import Cluster, cluster, missing
 
 WHY_NOT = missing()
@@ -67,13 +69,13 @@ def started(
     project: Project, slurm: Cluster, log: Path, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Snakemake with the profile; at the end neither it nor a job of its is left."""
-    command = [sys.executable, "-c", SNAKEMAKE, "--profile", "profiles/slurm", *arguments]
+    starting = [sys.executable, "-c", SNAKEMAKE, "--profile", "profiles/slurm", *arguments]
     path = f"{slurm.folder}/bin{os.pathsep}{environment()['PATH']}"
     # So that a worker that ends was ended.
     own = slurm.environment | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": str(FOREVER_S)}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command,
+            starting,
             cwd=project.folder,
             env=environment() | own,
             stdin=subprocess.DEVNULL,
@@ -256,6 +258,31 @@ def test_a_killed_job_a_lost_node_and_a_resumed_run_give_the_artifacts_of_a_loca
     assert files(project) == files(finished)
     assert not kept(project)
     wait_until(lambda: not workers(project), log.read_text)
+
+
+def test_the_whole_workflow_in_a_job_of_one_node_gives_the_artifacts_of_a_local_run(
+    prepared: Project, finished: Project, slurm: Cluster, tmp_path: Path
+) -> None:
+    """As docs/cluster.md says for nodes that are allocated whole."""
+    project = prepared.copy(tmp_path / "project")
+    log = tmp_path / "job.log"
+    wrapped = shlex.join(["env", f"PATH={environment()['PATH']}", *command("aggregate")])
+    asked = ("--nodes=1", "--cpus-per-task=2", f"--chdir={project.folder}", f"--output={log}")
+    job = slurm.ask("sbatch", "--parsable", *asked, f"--wrap={wrapped}").strip()
+    try:
+        wait_until(
+            lambda: slurm.about(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"),
+            slurm.logs,
+        )
+        assert slurm.about(job)["JobState"] == "COMPLETED", log.read_text()
+    finally:
+        slurm.clear()
+    there = finished.digests()
+    made = project.digests()
+    assert made == {path: there[path] for path in made}
+    tables = [path for path in made if path.startswith("results/tables/")]
+    assert len(tables) == len(TABLES_OF_RULE["aggregate"])
+    assert sum(path.startswith("results/generate/") for path in made) == 15
 
 
 def files(project: Project) -> set[Path]:

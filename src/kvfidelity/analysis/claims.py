@@ -236,7 +236,7 @@ def _pairs(
     )
     others = turns_of(claim.turns, claim.quantity, others)
     if minus.get("kind") == BASELINE and _is_of_evicted_turns(claim):
-        reached = observed.filter("after_eviction", *conditions(claim.rows_of() | cell))
+        reached = observed.filter("after_eviction", *conditions({**claim.rows_of(), **cell}))
         others = others.join(reached, on=PAIRED, how="semi")
     for (policy, positions, threshold), other in others.group_by(
         "policy", "positions", "threshold", maintain_order=True

@@ -84,7 +84,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
         return "What it forgets of the middle is not tested here."
     fair = pairs.filter(pl.col("against_not_inferior") == SUPPORTED)
     found = fair.filter(pl.col("p_holm") < ALPHA)
-    less, more = (sorted(found.filter(sign)["against"]) for sign in _signs())
+    less, more = (found.filter(sign)["against"].sort().to_list() for sign in _signs())
     start = (
         f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
         f"over {count(own['n_questions'], 'question')}"
@@ -134,25 +134,25 @@ def _rescues(part: pl.DataFrame) -> str:
     surely = tried.filter(pl.col("p_holm") < ALPHA)
     less, more = (surely.filter(sign).height for sign in _signs())
     best = tried.sort("difference", "policy", "positions", nulls_last=True).row(0, named=True)
-    helps = best["difference"] is not None and best["difference"] < 0
-    extreme = "largest change for the better" if helps else "smallest change for the worse"
+    lowers = best["difference"] is not None and best["difference"] < 0
+    name = "the one that helps most" if lowers else "none lowers its mean, and the least harmful"
     return (
         f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
         f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
-        f"the {extreme} is {_estimate(best, 'difference', '')} nats per token, by "
-        f"{best['policy']} under {best['positions']}, where nothing done costs "
+        f"{name}, {best['policy']} under {best['positions']}, changes it by "
+        f"{_estimate(best, 'difference', '')} nats per token, where nothing done costs "
         f"{signed(best['early_excess_nll_without'], 2)}."
     )
 
 
 def _ceiling(part: pl.DataFrame) -> str:
-    refreshed = part.filter(pl.col("healing") == "refresh").to_dicts()
+    refreshed = part.filter(pl.col("healing") == "refresh").sort("against").to_dicts()
     if not refreshed:
-        return "Reading the kept text again, the ceiling, is not tested here."
+        return "Reading the kept text again, meant as the ceiling, is not tested here."
     changes = "; ".join(
         f"{_estimate(row, 'difference', '')} on {row['against']}" for row in refreshed
     )
-    return f"Reading the kept text again, the ceiling, changes that loss by {changes}."
+    return f"Reading the kept text again, meant as the ceiling, changes that loss by {changes}."
 
 
 def _knows(part: pl.DataFrame) -> str:
