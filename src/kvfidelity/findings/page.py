@@ -182,16 +182,38 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
                 state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}{_minutes(run)}"
             rows.append([finding.name, f"`{finding.command(model)}`", state])
     yield markdown(["finding", "command", "state"], rows)
+    yield _in_all(runs)
     yield from repeats(runs)
 
 
-def _minutes(run: PublishedRun) -> str:
-    """How long its runs took, from the first that ended to the last."""
+def minutes(run: PublishedRun) -> float | None:
+    """How long its runs took, from the first that ended to the last; None if that is not known."""
     ends = run.facts["first_made"], run.facts["last_made"]
     if None in ends:
-        return ""
+        return None
     first, last = map(datetime.fromisoformat, ends)
-    return f", {(last - first).total_seconds() / 60:.1f} min from the first run's end to the last's"
+    return (last - first).total_seconds() / 60
+
+
+def _minutes(run: PublishedRun) -> str:
+    taken = minutes(run)
+    return "" if taken is None else f", {taken:.1f} min"
+
+
+def _in_all(runs: Sequence[PublishedRun]) -> str:
+    """The minutes of all measured runs, by model."""
+    parts = []
+    for model in dict.fromkeys(run.model for run in runs):
+        taken = [minutes(run) for run in runs if run.model == model]
+        known = [one for one in taken if one is not None]
+        if known:
+            name = MODEL_NAMES.get(model, model)
+            parts.append(f"{name} {sum(known):.1f} min for {count(len(known), 'finding')}")
+    return (
+        "Minutes are from the end of a finding's first run to that of its last, on the device that "
+        "is named there; fetching, extracting dialogues and making tables come on top. In all: "
+        f"{', '.join(parts) or NOT_MEASURED}.\n"
+    )
 
 
 def main() -> None:
