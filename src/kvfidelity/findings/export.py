@@ -96,14 +96,17 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     count = turns.group_by("dataset").agg(pl.col("dialogue").n_unique()).sort("dataset")
     times = [*places["first_made"].drop_nulls(), *places["last_made"].drop_nulls()]
     configuration = started.get("configuration", {})
+    entry = configuration.get("models", {}).get(model, {})
     return {
         "title": configuration.get("title", UNKNOWN),
-        "command": _command(started.get("command")),
+        "command": typed_command(started.get("command")),
         "date": (started.get("started") or min(times, default=UNKNOWN))[:10],
         "commit": started.get("commit") or UNKNOWN,
         "version": started.get("version") or UNKNOWN,
         "model": model,
         "model_revision": turns["model_revision"][0],
+        # The same file may come from another package.
+        "weights_sha256": entry.get("member_sha256") or entry.get("sha256"),
         "dtype": turns["dtype"].drop_nulls().first(),
         "trained_window": turns["trained_window"].drop_nulls().first(),
         "device": turns["device"].drop_nulls().first(),
@@ -120,13 +123,20 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     }
 
 
-def _command(text: str | None) -> str:
-    """The command as another machine would type it: a file elsewhere is called by its name."""
+def typed_command(text: str | None) -> str:
+    """A recorded command as another machine would type it: without the place that it ran in, and
+    with files elsewhere called by their names."""
     if not text:
         return UNKNOWN
     here = Path.cwd()
-    words = []
-    for word in shlex.split(text):
+    program, *rest = shlex.split(text)
+    # Of `python -m snakemake` the name of the program is that of its file.
+    words = ["snakemake" if program == "__main__.py" else program]
+    while rest:
+        word = rest.pop(0)
+        if word in ("--directory", "-d") and rest:
+            rest.pop(0)
+            continue
         path = Path(word)
         if path.is_absolute():
             inside = path.is_relative_to(here)

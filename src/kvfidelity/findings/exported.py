@@ -87,7 +87,7 @@ OF_QUESTION = {
     "budgets": ("attribution", "dialogues", "leaderboard", "recall_by_depth"),
     "window": ("window", "window_changes"),
     "checks": ("dialogues", "leaderboard", "recall_by_depth"),
-    "question1": ("balance", "balance_pairs", "recall_by_depth"),
+    "question1": ("balance", "balance_pairs", "leaderboard", "recall_by_depth"),
     "question2": ("finetuning", "recall_by_depth", "own_replies"),
     "question3": ("dialogues", "predictors", "predictor_validation", "penalties"),
     "question4": ("healings",),
@@ -101,7 +101,8 @@ def published(name: str, table: pl.DataFrame) -> pl.DataFrame:
     Raises:
         UserError: a text that is no name, such as a sentence over several lines.
     """
-    part = table.select(*exported_schema(name))
+    # A run of an earlier version lacks columns that came later.
+    part = table.select(key for key in exported_schema(name) if key in table.columns)
     for column in part.select(pl.col(pl.String)).iter_columns():
         for value in column.drop_nulls().unique().sort():
             if not NAME.fullmatch(value):
