@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -329,3 +330,10 @@ def test_the_evictor_is_asked_at_the_moments_of_a_token_by_token_loop(engine: En
         (30, 60, 40),
     ]
     assert evictor.step == 40
+
+
+def test_a_device_that_cannot_be_used_is_an_error_of_the_run(engine: Engine) -> None:
+    """It is set in each run's thread; the scheduler waits for what that thread says."""
+    broken = dataclasses.replace(engine, model=SimpleNamespace(device=torch.device("cuda", 99)))
+    with pytest.raises(Exception, match="cuda|CUDA|device"):
+        run_batch(broken, [lambda engine: None], 1)

@@ -56,6 +56,8 @@ class FaultPolicy(Policy):
                 ctypes.string_at(0)
             case "raise":
                 raise ZeroDivisionError("no such thing")
+            case "exit":
+                sys.exit("no way out")
             case "exhaust memory":
                 raise torch.OutOfMemoryError("CUDA out of memory")
             case "exhaust more memory":

@@ -94,6 +94,13 @@ def test_an_unexpected_error_fails_one_job_and_ends_the_worker(workdir: Workdir)
     wait_until(lambda: not workdir.workers())
 
 
+def test_a_policy_that_exits_fails_its_job_and_leaves_no_client_waiting(workdir: Workdir) -> None:
+    for name, options in (("alone", ()), ("batch", BATCH)):
+        code, stderr = workdir.run(name, *options, **workdir.fault_spec("exit"))
+        assert code == 1 and stderr.rstrip().endswith("SystemExit: no way out")
+        assert "the worker died" not in stderr
+
+
 def test_a_corrupt_model_is_one_line_in_a_batch_too(workdir: Workdir) -> None:
     with (workdir.folder / "model/model.safetensors").open("r+b") as file:
         file.truncate(1000)

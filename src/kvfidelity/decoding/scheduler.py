@@ -295,9 +295,9 @@ class BatchScheduler(Generic[T]):
     def _run_in_thread(self, thread: RunThread[Any]) -> None:
         self._thread_local.run_thread = thread
         thread.inbox.get()
-        if self._engine.device.type == "cuda":
-            torch.cuda.set_device(self._engine.device)  # a setting of each thread
         try:
+            if self._engine.device.type == "cuda":
+                torch.cuda.set_device(self._engine.device)  # a setting of each thread
             thread.outcome = thread.run(self._engine)
         except RestartError:
             thread.error = RestartError()  # a new one: the old one's frames hold the caches

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -75,7 +76,7 @@ class BatchServer:
         self._mismatched: list[socket.socket] = []
         self._last_client_s = time.monotonic()
         self._looks_ahead = True
-        self._exiting = self._stopped = False
+        self._exiting = self._stopped = self._deserted = False
         self._lock = threading.Lock()
         self._advancing = threading.Event()
         self._ended = False
@@ -85,7 +86,7 @@ class BatchServer:
         self._wakes.setblocking(False)
         self._writer = ThreadPoolExecutor(1, "artifacts")
         self._packer = ThreadPoolExecutor(1, "contents")
-        self._writing: set[Future[None]] = set()
+        self._writing: set[Future[bool]] = set()
 
     def serve(self) -> None:
         """Serve until the worker must exit; see `kvfidelity.worker` for the reasons."""
@@ -110,29 +111,58 @@ class BatchServer:
     def _continues(self) -> bool:
         """Serve clients, waiting for one with nothing to do; False if the worker must exit."""
         with self._lock:
+            for run in self._runs:
+                if run.thread is not None and run.thread.error is not None:
+                    raise run.thread.error  # it has no outcome, so its client would wait forever
             self._serve_clients(waits=True)
             over = self._exiting and not self._requested()
-            return not (self._stopped or self._deserted() or over)
+            return not (self._stopped or self._deserted or over)
 
     def _answer_while_computing(self) -> None:
-        """In a thread of its own: serve clients until the worker exits."""
+        """In a thread of its own: serve clients until the worker exits.
+
+        A stop ends the worker at once: what the other thread computes could take minutes. So does
+        an error: no client would be answered until then.
+        """
+        status = 1
+        try:
+            if not self._is_stopped_while_computing():
+                return
+            status = 0
+        except BaseException:  # noqa: BLE001 - as loud as one in the main thread
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        try:
+            self._writer.shutdown()
+        finally:
+            os._exit(status)
+
+    def _is_stopped_while_computing(self) -> bool:
+        """Serve clients while runs are computed; True at a stop, False when the other thread
+        ends."""
         while True:
             self._advancing.wait()
             if self._ended:
-                return
+                return False
             with self._lock:
-                sources: list[Any] = [self._listener, self._woken, *self._connections()]
+                sources = self._sources()
             # A connection may be closed meanwhile.
             with contextlib.suppress(OSError, ValueError):
                 select.select(sources, [], [], POLL_S)
             with contextlib.suppress(BlockingIOError):
                 self._woken.recv(1 << 10)
             with self._lock:
+                if self._stopped:
+                    return False
                 self._serve_clients(waits=False)
-            if self._stopped:
-                # At once: what the other thread computes could take minutes.
-                self._writer.shutdown()
-                os._exit(0)
+                if self._stopped:
+                    return True
+
+    def _sources(self) -> list[Any]:
+        """What is readable when there is something to do for clients."""
+        # A worker that is exiting accepts no client: one that connects would be seen all the time.
+        connecting = [] if self._exiting else [self._listener]
+        return [self._woken, *connecting, *self._connections()]
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -154,10 +184,12 @@ class BatchServer:
     def _requested(self) -> list[Run]:
         return [run for run in self._runs if run.requested]
 
-    def _deserted(self) -> bool:
-        """Whether clients died in their requests, and no other waits."""
-        gone = [run for run in self._runs if run.client is not None and run.client.gone]
-        return bool(gone) and not self._requested()
+    def _note_desertion(self) -> None:
+        """Note whether clients died in their requests, and no other waits."""
+        if self._requested():
+            self._deserted = False
+        elif any(run.client is not None for run in self._runs):
+            self._deserted = True
 
     def _accept_all(self, *, waits: bool) -> bool:
         """Accept all clients that are connecting; False if the worker must exit at once.
@@ -266,6 +298,8 @@ class BatchServer:
                 (entry["spec"], entry["pool"], entry["dialogue"])
                 for entry in parse_json(text)["next"]
             ]
+            if not all(isinstance(value, str) for entry in entries for value in entry):
+                raise TypeError("a planned run is an object of texts")
         except (ValueError, KeyError, TypeError) as error:
             log_dropped_client(error)
             client.gone = True
@@ -275,7 +309,7 @@ class BatchServer:
         for entry in entries:
             try:
                 content = RunContent.of(*entry)
-            except (OSError, TypeError, ValueError):
+            except (OSError, ValueError):
                 continue
             if content not in known:
                 self._planned.append(content)
@@ -357,14 +391,20 @@ class BatchServer:
 
     def _deliver(self) -> None:
         """Answer the clients whose runs have ended; drop runs that failed ahead of a request."""
-        self._writing = {future for future in self._writing if not future.done()}
-        for run in [run for run in self._runs if run.outcome is not None]:
+        for future in [future for future in self._writing if future.done()]:
+            self._writing.remove(future)
+            self._exiting |= not future.result()
+        ended = [run for run in self._runs if run.outcome is not None]
+        # Of those that have ended, too: they are not known any more when the other thread asks.
+        self._note_desertion()
+        for run in ended:
             if run.client is None and run.records is not None:
                 self._pack(run)
                 continue  # kept for its job
             if run.client is not None and run.client is self._asked and not run.client.gone:
                 continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
+            run.thread = None  # it refers to the run: what was computed would stay in memory
             self._exiting |= not run.healthy
             if run.client is None and run.content is not None:
                 self._refused.add(run.content)
@@ -377,17 +417,21 @@ class BatchServer:
             run.packing = True
             self._packer.submit(run.pack)
 
-    def _answer(self, run: Run, client: Client) -> None:
-        """In the writer's thread: write what was computed, and tell the client how it ended."""
+    def _answer(self, run: Run, client: Client) -> bool:
+        """In the writer's thread: write what was computed, and tell the client how it ended.
+
+        Returns:
+            Whether the worker can go on.
+        """
         outcome: Any = run.outcome
+        healthy = True
         if run.records is not None and outcome["event"] == "done" and not client.gone:
             records, job = run.records, run.job
             assert isinstance(job, GenerateJob)
             generator = self._handler.generator(run.send)
             written, healthy = self._handler.run(lambda: generator.write(records, job))
             outcome = outcome | written
-            if not healthy:
-                self._exiting = True
         if not client.gone:
             client.send(outcome)
         client.connection.close()
+        return healthy

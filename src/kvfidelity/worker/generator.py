@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,29 +34,38 @@ PREFIX_FOLDER = Path(".snakemake/kvfidelity-prefixes")
 CALIBRATION_FOLDER = Path("resources/calibrations")
 
 
-@dataclass(frozen=True)
 class Records:
-    """A run's tables by kind, the notes of their artifacts, and what the run took."""
+    """What a run computed: its tables, until the content of its files is made from them.
 
-    frames: dict[str, pl.DataFrame]
-    notes: dict[str, str]
-    usage: dict[str, str]
+    Args:
+        frames: the tables by kind. notes: of their artifacts. usage: what the run took.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Estimated bytes of the tables."""
-        return sum(int(frame.estimated_size()) for frame in self.frames.values())
+    def __init__(
+        self, frames: dict[str, pl.DataFrame], notes: dict[str, str], usage: dict[str, str]
+    ) -> None:
+        self._frames, self._notes, self._usage = frames, notes, usage
+        self._files: dict[str, memoryview] = {}
+        self._lock = threading.Lock()
+        #: Bytes of what is kept: of the tables estimated, of the files' content exact.
+        self.nbytes = sum(int(frame.estimated_size()) for frame in frames.values())
 
-    @cached_property
     def files(self) -> dict[str, memoryview]:
-        """The content of the artifacts by kind, in the order in which they are written."""
+        """The content of the artifacts by kind, in the order in which they are written.
+
+        Several threads may ask: it is made once, and the tables are not kept.
+        """
         from kvfidelity.records.artifacts import parquet_content
 
-        found = {}
-        for kind in ("recall", "evictions", "turns"):
-            notes = self.notes | (self.usage if kind == "turns" else {})
-            found[kind] = parquet_content(self.frames[kind], kind=kind, metadata=notes)
-        return found
+        with self._lock:
+            if self._frames:
+                found = {}
+                for kind in ("recall", "evictions", "turns"):
+                    notes = self._notes | (self._usage if kind == "turns" else {})
+                    found[kind] = parquet_content(self._frames[kind], kind=kind, metadata=notes)
+                self._files, self._frames = found, {}
+                self.nbytes = sum(content.nbytes for content in found.values())
+            return self._files
 
 
 class Generator:
@@ -134,7 +143,7 @@ class Generator:
         """Write a run's artifacts; the turns are written last."""
         from kvfidelity.records.artifacts import write_content
 
-        for kind, content in records.files.items():
+        for kind, content in records.files().items():
             write_content(content, Path(getattr(job, kind)))
 
     def score(self, job: LikelihoodJob, engine: Engine | None = None) -> None:

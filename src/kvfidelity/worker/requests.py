@@ -92,8 +92,9 @@ class RequestHandler:
             if disk_problem is not None:
                 return {"event": "error", "message": str(disk_problem), "user": True}, True
             return _unexpected_error(), False
-        except Exception:  # noqa: BLE001 - it belongs in the job's log
-            # Memory may be short, or the device broken for every later request.
+        except BaseException:  # noqa: BLE001 - it belongs in the job's log
+            # Memory may be short, or the device broken for every later request. A policy's call of
+            # `sys.exit` is such an error too: in a thread it would end that thread alone.
             return _unexpected_error(), False
 
 

@@ -90,14 +90,14 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the computed records."""
+        """Bytes of what was computed and is kept."""
         return self.records.nbytes if self.records else 0
 
     def pack(self) -> None:
         """Make the content of the files, for whoever asks for them. Whoever asks gets its error."""
         if self.records is not None:
             with contextlib.suppress(Exception):
-                _ = self.records.files
+                self.records.files()
 
     def attach(self, job: GenerateJob, client: Client) -> None:
         """Let a client wait for it; it gets the events so far."""
