@@ -335,5 +335,5 @@ def test_the_evictor_is_asked_at_the_moments_of_a_token_by_token_loop(engine: En
 def test_a_device_that_cannot_be_used_is_an_error_of_the_run(engine: Engine) -> None:
     """It is set in each run's thread; the scheduler waits for what that thread says."""
     broken = dataclasses.replace(engine, model=SimpleNamespace(device=torch.device("cuda", 99)))
-    with pytest.raises(Exception, match="cuda|CUDA|device"):
+    with pytest.raises(Exception, match=r"(?i)cuda"):
         run_batch(broken, [lambda engine: None], 1)

@@ -87,6 +87,7 @@ class Server:
 @pytest.fixture
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("sys.setswitchinterval", lambda seconds: None)
+    monkeypatch.setattr("kvfidelity.worker.listener.FIRST_CLIENT_S", FOREVER_S)
     with listen(tmp_path / "worker.sock", FOREVER_S, 0) as listener:
         assert listener is not None
         yield Server(tmp_path, listener)

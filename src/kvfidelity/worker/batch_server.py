@@ -152,10 +152,7 @@ class BatchServer:
             with contextlib.suppress(BlockingIOError):
                 self._woken.recv(1 << 10)
             with self._lock:
-                if self._stopped:
-                    return False
-                self._serve_clients(waits=False)
-                if self._stopped:
+                if self._serve_clients(waits=False):
                     return True
 
     def _sources(self) -> list[Any]:
@@ -168,18 +165,22 @@ class BatchServer:
         with contextlib.suppress(BlockingIOError):
             self._wakes.send(b"\0")
 
-    def _serve_clients(self, *, waits: bool) -> None:
+    def _serve_clients(self, *, waits: bool) -> bool:
         """Take requests, note which clients have died, and answer those whose runs have ended.
 
         Args:
             waits: wait for a client if there is nothing to do.
+
+        Returns:
+            Whether the worker must exit at once; False if the other thread knows that already.
         """
         if self._stopped:
-            return
+            return False
         if not self._exiting:
             self._stopped = not self._accept_all(waits=waits)
         self._read_clients(waits=waits)
         self._deliver()
+        return self._stopped
 
     def _requested(self) -> list[Run]:
         return [run for run in self._runs if run.requested]
