@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kvfidelity.errors import UserError
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.worker.client import request
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
@@ -52,16 +53,20 @@ class Clients:
         pool = str(self._folder / "pool.parquet")
         return GenerateJob(RunSpec(**(CELL | spec)).to_json(), pool, "000", **files)
 
-    def request(self, job: GenerateJob, follow: list[GenerateJob]) -> None:
+    def request(
+        self, job: GenerateJob, follow: list[GenerateJob], error: Exception | None = None
+    ) -> None:
         def plan(limit: int) -> list[dict[str, str]]:
             self.asked += 1
+            if error is not None:
+                raise error
             found = [{"spec": j.spec, "pool": j.pool, "dialogue": j.dialogue} for j in follow]
             return found[:limit]
 
         request(self._config, job, lambda event: None, plan)
 
-    def start(self, job: GenerateJob) -> threading.Thread:
-        thread = threading.Thread(target=self.request, args=(job, []), daemon=True)
+    def start(self, job: GenerateJob, error: Exception | None = None) -> threading.Thread:
+        thread = threading.Thread(target=self.request, args=(job, [], error), daemon=True)
         thread.start()
         return thread
 
@@ -108,4 +113,14 @@ def test_no_client_is_asked_for_a_plan_that_is_known_to_its_end(clients: Clients
     assert clients.asked == 1
     # It is not in that plan, so there is another one.
     clients.request(clients.job("other", seed=4), [])
+    assert clients.asked == 2
+
+
+def test_a_client_that_cannot_tell_what_follows_gets_its_own_result(clients: Clients) -> None:
+    """Such as where the file of another run's policy is gone."""
+    for name, error in (("one", FileNotFoundError("a policy")), ("two", UserError("a policy"))):
+        thread = clients.start(clients.job(name), error)
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+        assert clients.made(name)()
     assert clients.asked == 2

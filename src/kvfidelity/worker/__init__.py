@@ -18,18 +18,37 @@ its first client does not come        it exits                            `liste
 within 10 s
 its cluster job has ended             it exits within 1 s if idle         `listener.Listener.wait`
 (`socket_path.owner_pid`)
-the workflow ends, well or not        a stop request; SIGTERM if it is    `client.stop`, called by
-                                      busy for 3 s                        stop_worker.py
+the workflow ends, well or not        a stop request; SIGTERM if it does  `client.stop`, called by
+                                      not answer within 3 s               stop_worker.py
 a client needs another model, device  it exits; that client starts a new  `server._handle`,
 or code (another `job.WorkerConfig`)  worker                              `batch_server.BatchServer`
-the client dies in a request          it gives the request up at the next `liveness.Liveness`
+its only client dies in a request     it gives the request up at the next `liveness.Liveness`
                                       event, or exits after 5 s
-all clients of a batch die            it exits                            `BatchServer._deserted`
+a client of a batch dies              it gives that run up at its next    `runs.Run.send`
+                                      event
+all clients of a batch die            it exits after what it is computing `BatchServer._continues`
 a request fails unexpectedly          the client gets the traceback; the  `requests.RequestHandler`
                                       worker exits
-it crashes, or is killed              the client starts another; after 3  `client.request`
-                                      losses the job fails
+it crashes, is killed, or one of its  the client starts another; after 3  `client.request`
+own threads has an error              losses the job fails
 ====================================  ==================================  =========================
+
+Threads of a worker with a batch, whose `BatchServer._lock` guards what is known of clients and runs:
+
+====================================  ============================================================
+main                                  loads the model, starts runs and computes them
+                                      (`decoding.scheduler`); in between it serves clients, and with
+                                      nothing to compute it waits for them
+one of each run                       computes what needs no model, such as evictions, and sends
+                                      the run's events; only one of them or the main thread computes
+`_answer_while_computing`             while runs are computed: accepts clients and hands out what
+                                      has been computed; at a stop, or an error of its own, it ends
+                                      the process at once
+"contents"                            makes the content of files that no job has asked for yet
+"artifacts"                           writes the files of a job, then tells its client
+====================================  ============================================================
+
+With a batch of one, `server` does all in the main thread, and `liveness` watches the client.
 
 Where the rest is: `server` serves one request at a time; `batch_server` computes several runs in
 one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in

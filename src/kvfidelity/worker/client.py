@@ -123,8 +123,9 @@ def _was_served(
             case "started":
                 log_start = message["log_from"]
             case "which_next":
+                following = _following(next_runs, message["limit"])
                 with contextlib.suppress(OSError):
-                    send(connection, {"next": next_runs(message["limit"]) if next_runs else []})
+                    send(connection, {"next": following})
             case "done" | "error":
                 _forward_log(progress, log_start, message["log_to"])
                 if message["event"] == "done":
@@ -136,6 +137,18 @@ def _was_served(
         return False
     _forward_log(progress, log_start, None)
     raise WorkerLostError
+
+
+def _following(next_runs: NextRuns | None, limit: int) -> list[dict[str, str]]:
+    """The runs that follow; an empty list where they cannot be told.
+
+    The list only saves time, and the worker keeps this job's result until it has an answer. What is
+    wrong with a run is for its own job to say.
+    """
+    try:
+        return next_runs(limit) if next_runs else []
+    except (OSError, UserError):
+        return []
 
 
 def _forward_log(progress: Progress, start: int | None, stop: int | None) -> None:
