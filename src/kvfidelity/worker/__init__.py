@@ -33,7 +33,7 @@ it crashes, is killed, or one of its  the client starts another; after 3  `clien
 own threads has an error              losses the job fails
 ====================================  ==================================  =========================
 
-Threads of a worker with a batch, whose `BatchServer._lock` guards what is known of clients and runs:
+Threads of a worker with a batch; `BatchServer._lock` guards what is known of clients and runs:
 
 ====================================  ============================================================
 main                                  loads the model, starts runs and computes them
@@ -52,7 +52,7 @@ With a batch of one, `server` does all in the main thread, and `liveness` watche
 
 Where the rest is: `server` serves one request at a time; `batch_server` computes several runs in
 one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in
-common, `protocol` the messages, `job` the work itself. `command` is the command line of jobs,
-`gpus` assigns GPUs, `usage` measures a job, and `salvage` keeps finished runs of a cluster job that
-is killed.
+common, `protocol` the messages; `job` is what a job asks for, and `generator` does that work.
+`command` is the command line of jobs, `gpus` assigns GPUs, `usage` measures a job, and `salvage`
+keeps finished runs of a cluster job that is killed.
 """

@@ -5,8 +5,8 @@ workflow still has to make, and computes them together with the requested one. W
 such a run, its artifact is written from what was computed. What no job asks for is never written.
 
 Clients that come one at a time would wait longer than their runs take, if they were answered
-between the steps of others. So while runs are computed, a second thread takes requests, and
-artifacts are written in a third.
+between the steps of others. So while runs are computed, a second thread takes requests, and others
+make files' content and write it; see `kvfidelity.worker`.
 """
 
 from __future__ import annotations
