@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kvfidelity.report.position_modes import position_mode_schema
+from kvfidelity.strict_yaml import LOADER
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 
@@ -22,7 +23,7 @@ def config_schema() -> dict[str, Any]:
     Read once per process; do not change what is returned.
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
-    schema: dict[str, Any] = yaml.safe_load(text)
+    schema: dict[str, Any] = yaml.load(text, LOADER)
     modes = position_mode_schema()
     schema["$defs"]["position_mode"] = modes
     schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]
