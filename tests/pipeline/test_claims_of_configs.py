@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.claim_rows import WINDOW_CHANGES, matching, run_settings
+from kvfidelity.analysis.claim_rows import WINDOW_CHANGES, conditions, run_settings
 from kvfidelity.analysis.claims import Claim, read_claims
 from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, RunKey, run_keys
@@ -58,7 +58,7 @@ def dialogues_of(config: str, wanted: dict[str, Any]) -> int:
     # These are of a turn or a question, not of a run.
     of_questions = ("prompt_share", "depth", "evicted")
     of_run = {name: value for name, value in wanted.items() if name not in of_questions}
-    return matching(planned(config), of_run)["dialogue"].n_unique()
+    return planned(config).filter(conditions(of_run))["dialogue"].n_unique()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.claim)
