@@ -86,7 +86,8 @@ def main() -> None:
 def run_script(name: str, arguments: list[str]) -> tuple[float, float]:
     """Peak resident bytes of one script's process, and its CPU seconds."""
     command = [sys.executable, str(ROOT / f"workflow/scripts/{name}.py"), *arguments]
-    process = subprocess.Popen(command)
+    # As Snakemake starts a job of one thread: threads of BLAS wait for each other with a full load.
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{name} failed")

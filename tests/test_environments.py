@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow/scripts"
-#: The module that counts lengths for the one also draws them for rule `lengths`.
-UNUSED = {("extract_dialogues.py", "altair")}
+#: The module that counts lengths for these also draws them for rule `lengths`.
+UNUSED = {(name, "altair") for name in ("extract_dialogues.py", "finetune_model.py")}
 # Comes with PyTorch's CUDA builds; what imports it is itself imported on a GPU only.
 OF_TORCH = {"triton"}
 RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", re.M | re.S)

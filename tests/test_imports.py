@@ -20,7 +20,7 @@ ORDER = (
     "decoding",
     "generation",
     "prefix",
-    "worker, judges, analysis",
+    "worker, judges, analysis, finetuning",
     "report",
     "pipeline, engine_check",
     "findings",

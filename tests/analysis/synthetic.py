@@ -47,7 +47,7 @@ def settings(dialogues: int, **changes: Any) -> dict[str, Any]:
                 "path": "none.jsonl",
                 "format": "sharegpt",
                 "count": dialogues,
-                "select": {"pool": max(64, dialogues)},
+                "select": {"pool": max(64, dialogues), "split": "test"},
             }
         },
         "policies": {

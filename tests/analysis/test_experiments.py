@@ -32,9 +32,16 @@ def reduced(config: str) -> dict[str, Any]:
     }
     for cell in grid["include"]:
         cell.pop("dataset", None)  # there is one, which is made up
+    models: dict[str, Any] = {"synthetic": {"source": "path", "path": "none"}}
+    for name, entry in whole["models"].items():
+        if "adapter" in entry:
+            recipe = {key: entry["adapter"][key] for key in ("arm", "seed")}
+            adapter = recipe | {"base": "synthetic", "data": "made"}
+            models[name] = {"source": "adapter", "adapter": adapter}
     formula = {"kind": "formula", "rubric": "formula"}
     return settings(
         2,
+        models=models,
         policies=whole["policies"],
         thresholds=whole["thresholds"],
         grid=grid,

@@ -97,7 +97,7 @@ def test_policies_that_set_their_own_size_have_no_place(unasked: dict[str, pl.Da
     assert "Nothing to draw" in leaderboard_figure(table).to_json()
 
 
-def test_the_figure_shows_corrected_cells_in_the_order_of_their_place(
+def test_the_figure_shows_corrected_cells_in_the_order_of_their_rank(
     asked: dict[str, pl.DataFrame],
 ) -> None:
     drawn = leaderboard_figure(asked["leaderboard"]).to_dict()

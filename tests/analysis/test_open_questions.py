@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kvfidelity.analysis.balance import balance, balance_pairs
-from kvfidelity.analysis.columns import TABLES
+from kvfidelity.analysis.columns import TABLES, table_schema
 from kvfidelity.analysis.confidence import confidence_column, with_overconfidence
 from kvfidelity.analysis.decisions import CONTRADICTED, SUPPORTED, UNDECIDED, decide
 from kvfidelity.analysis.early import early_columns, with_early_excess
@@ -119,8 +119,10 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
         "balance": cells,
         "balance_pairs": balance_pairs(questions, cells, OPTIONS),
         "healings": healings(turns, questions, OPTIONS),
+        "finetuning": pl.DataFrame(schema=table_schema("finetuning")),
     }
-    policy, healing = open_questions(tables)
+    policy, finetuned, healing = open_questions(tables)
+    assert finetuned["not_tested"] == "not tested here"
     quality, middle, front = policy["answers"][0]["sentences"]
     assert "not worse by 0.05, over 24 dialogues" in quality
     assert middle.endswith(
@@ -131,9 +133,21 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     rescues, ceiling, knows = healing["answers"][0]["sentences"]
     assert "Of 2 healings" in rescues, "the control of the notice is none"
     assert "sun" not in rescues and "1 surely lower and 0 surely raise" in rescues
-    assert "ghost under rerotated" in rescues
+    assert "the one that helps most, ghost under rerotated, changes it by −0.24" in rescues
     assert "on streaming_llm" in ceiling
     assert "50% sure and 25% right" in knows
+
+
+def test_healings_that_all_do_harm_are_not_called_better() -> None:
+    tables = turns_and_questions()
+    found = healings(*tables, OPTIONS).with_columns(pl.col("difference").abs() + 1)
+    empty = {
+        name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
+        for name in ("balance", "balance_pairs")
+    }
+    _, healing = open_questions(empty | {"healings": found})
+    rescues = healing["answers"][0]["sentences"][0]
+    assert "none lowers its mean, and the least harmful, told under" in rescues
 
 
 def test_few_dialogues_say_that_they_cannot_tell() -> None:
@@ -153,7 +167,7 @@ def test_few_dialogues_say_that_they_cannot_tell() -> None:
 def test_without_such_cells_the_questions_are_not_tested() -> None:
     empty = {
         name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
-        for name in ("balance", "balance_pairs", "healings")
+        for name in ("balance", "balance_pairs", "finetuning", "healings")
     }
     assert {entry["not_tested"] for entry in open_questions(empty)} == {"not tested here"}
     turns, questions = turns_and_questions()

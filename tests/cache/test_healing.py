@@ -11,7 +11,7 @@ import torch
 
 from kvfidelity.cache.attach import attach, new_cache
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
-from kvfidelity.cache.healing import FedMessages, Healing, build_healing, known_healings
+from kvfidelity.cache.healing import Choice, FedMessages, Healing, build_healing, known_healings
 from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.healing.gaps import gaps_of, largest
 from kvfidelity.cache.healing.neutral_text import neutral_text
@@ -130,6 +130,41 @@ def test_a_ghost_receives_the_mass_that_its_gap_received(llama: Any) -> None:
         before = window_logits(whole, layer, queries).softmax(-1)[:, 0, gap].sum(-1)
         after = window_logits(cache, layer, queries).softmax(-1)[:, 0, 3]
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+
+
+def ghost_logits(cache: ManagedCache) -> torch.Tensor:
+    """Of the latest query at every ghost, by layer and query head, in the order of slots."""
+    changed, rows = cache.changed_attention, []
+    assert changed is not None and changed.ghosts is not None
+    for layer in range(len(cache.layers)):
+        logits = window_logits(cache, layer, window_queries(cache, layer, 1))[:, 0]
+        ratio = logits.shape[0] // changed.ghosts.shape[1]
+        ghosts = changed.ghosts_of(layer, changed.ghosts.shape[1], cache.size)
+        rows.append(logits[ghosts.repeat_interleave(ratio, 0)])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("policy", [SHARED, BY_HEAD], ids=["shared", "head"])
+@pytest.mark.parametrize("mode", [*MODES, PositionMode("shifted-24"), PositionMode("shifted+64")])
+def test_a_ghost_has_the_same_logit_in_every_position_mode(
+    model: Any, mode: str, policy: dict[str, Any]
+) -> None:
+    """At one eviction and at the next, whatever happens to the positions of other survivors."""
+    healing = build_healing("ghost_slot", {"window": 1})
+    found = []
+    for each in ("original", mode):
+        cache, _ = evicted(model, each, healing, policy)
+        found.append([ghost_logits(cache)])
+        # The next eviction keeps the ghost of a policy that keeps all but the middle.
+        latest = cache.fork()
+        kept = torch.cat([torch.arange(8), torch.arange(12, TARGET)])
+        choice = Choice(kept, torch.zeros(1, 1, 0, dtype=torch.int64))
+        read = healing.read(latest, choice)
+        latest.keep(kept)
+        healing.write(latest, read, None)
+        found[-1].append(ghost_logits(latest))
+    for original, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, original, rtol=1e-3, atol=1e-4)
 
 
 def test_a_ghost_that_is_evicted_counts_as_the_tokens_it_stands_for(llama: Any) -> None:

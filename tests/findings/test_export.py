@@ -12,7 +12,7 @@ import pytest
 from kvfidelity.analysis.columns import RECALL_TEXTS, TABLES, TURN_TEXTS
 from kvfidelity.analysis.table_names import LARGE_TABLES
 from kvfidelity.errors import UserError
-from kvfidelity.findings.export import MOST_BYTES, export_run, refuse_large
+from kvfidelity.findings.export import MOST_BYTES, export_run, refuse_large, typed_command
 from kvfidelity.findings.exported import (
     ALWAYS,
     EXPORTED,
@@ -90,6 +90,22 @@ def test_the_facts_name_no_place_of_the_machine(finished: Path, docs: Path) -> N
     assert facts["dialogues"] == {"made": 2} and facts["runs"] == 2 * 64
     assert facts["label"] == "synthetic numbers" and facts["model"] == SMOLLM2
     assert str(finished) not in json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "typed"),
+    [
+        (None, "not recorded"),
+        ("snakemake --cores 2", "snakemake --cores 2"),
+        ("__main__.py --directory /a/b --cores 2", "snakemake --cores 2"),
+        (
+            "snakemake -d /a/b --configfile /a/x.yaml c/y.yaml",
+            "snakemake --configfile x.yaml c/y.yaml",
+        ),
+    ],
+)
+def test_a_command_is_as_another_machine_would_type_it(recorded: str | None, typed: str) -> None:
+    assert typed_command(recorded) == typed
 
 
 def test_a_run_that_is_not_finished_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from kvfidelity.findings.content import QUESTIONS
 from kvfidelity.findings.drawings import draw
 from kvfidelity.findings.exported import OF_QUESTION
 from kvfidelity.findings.page import page
+from kvfidelity.findings.plan import finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
+from kvfidelity.findings.repeats import SAME, repeats
+from kvfidelity.findings.sources import MODES, Source, sources
 from kvfidelity.findings.verdicts import verdict
 from kvfidelity.findings.wording import number
 
@@ -26,6 +29,16 @@ COMMITTED = ROOT / "docs/findings"
 
 def test_the_committed_page_is_what_the_committed_tables_give() -> None:
     assert page(COMMITTED) == (ROOT / "docs/findings.md").read_text("utf-8")
+
+
+def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = " ".join(readme.split())
+    first = sources(published_runs(COMMITTED), MODES, "policies")[0]
+    assert sentences.opening(first) in shown
+    figure = f"docs/findings/{first.run.finding.name}/{first.run.model}/modes.svg"
+    assert re.findall(r"\]\(([^)]*\.svg)\)", readme)[0] == figure
+    assert first.run.facts["hardware"][0].split()[-1] in shown.split("docs/findings.md")[0]
 
 
 def test_each_figure_and_table_of_the_committed_page_is_there() -> None:
@@ -113,7 +126,8 @@ def test_the_count_of_worse_policies_follows_the_table(docs: Path) -> None:
     rows = run_with(docs, "equal_budgets").tables["policies"]
     for mean, count in ((-9.0, 9), (9.0, 0)):
         changed = losing(rows, gist__stale=(mean, mean, mean))
-        text = sentences.budgets(run_with(docs, "equal_budgets", policies=changed))
+        run = run_with(docs, "equal_budgets", policies=changed)
+        text = sentences.budgets(Source(run, MODES["equal_budgets"]))
         assert f"with stale positions the mean loss of {count} of 9 other policies is above" in text
 
 
@@ -140,13 +154,12 @@ def test_the_recommended_policy_forgets_least_of_those_that_lose_little(docs: Pa
         margin_lost=pl.col("policy").replace_strict(forgets, default=0.0),
     )
     run = run_with(docs, "equal_budgets", leaderboard=table)
-    assert "snapkv at 2,000 and snapkv at 1,000" in advice.sentence([run])
+    # What is kept is that of the runs, which are made up.
+    assert "snapkv at 250, snapkv at 250 of 5,600 tokens" in advice.sentence([run])
     assert "fewer than a billion parameters" in advice.sentence([run])
 
 
-@pytest.mark.parametrize(
-    ("best", "word"), [("gist", "is the policy"), ("h2o", "is not the policy")]
-)
+@pytest.mark.parametrize(("best", "word"), [("gist", "right"), ("h2o", "not right")])
 def test_the_beginning_alone_is_right_where_it_loses_least(
     docs: Path, best: str, word: str
 ) -> None:
@@ -154,9 +167,33 @@ def test_the_beginning_alone_is_right_where_it_loses_least(
     changed: Any = {f"{best}__stale": (-9.0, -9.1, -8.9)}
     run = run_with(docs, "equal_budgets", policies=losing(rows, **changed))
     said = "\n".join(advice.section([run]))
-    assert f"the beginning alone {word} of least loss" in said
+    assert f"if positions stay stale, the beginning alone is {word}: of 10 policies" in said
     named = "the beginning alone" if best == "gist" else best
     assert f"{named} loses least" in advice.sentence([run])
+
+
+def test_another_finding_stands_in_for_one_that_was_not_run(docs: Path) -> None:
+    run = run_with(docs, "equal_budgets")
+    instead = replace(run, finding=finding_named("disruption"))
+    assert sources([instead, run], MODES, "policies") == [Source(run, ("2000tok",))]
+    assert sources([instead], MODES, "policies") == [Source(instead, ("turn",))]
+    other = replace(instead, model="another")
+    assert [one.run.model for one in sources([run, other], MODES, "policies")] == [
+        run.model,
+        "another",
+    ]
+
+
+def test_cells_that_two_findings_share_are_compared(docs: Path) -> None:
+    first = run_with(docs, "equal_budgets")
+    renamed = first.tables["policies"].with_columns(
+        policy=pl.col("policy").replace(SAME), mean=pl.col("mean") + 0.2
+    )
+    tables = {**first.tables, "policies": renamed}
+    second = replace(first, finding=finding_named("next_checks"), tables=tables)
+    assert list(repeats([first])) == []
+    (said,) = repeats([first, second])
+    assert "6 cells" in said and "differ by at most 2e-01 nats" in said
 
 
 def test_a_verdict_counts_the_cells_of_each_decision() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvfidelity.analysis.claim_rows import WINDOW_CHANGES, matching, run_settings
+from kvfidelity.analysis.claim_rows import WINDOW_CHANGES, conditions, run_settings
 from kvfidelity.analysis.claims import Claim, read_claims
 from kvfidelity.pipeline.settings import read_settings
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, RunKey, run_keys
 from kvfidelity.sizes import size_in_tokens
 
@@ -35,13 +36,15 @@ def planned(config: str) -> pl.DataFrame:
     for run in run_keys(settings):
         key = RunKey.from_path(run)
         policy = dict(settings["policies"][key.policy])
+        adapter = settings["models"][key.model].get("adapter", {})
         row = {name: getattr(key, name) for name in ("policy", "positions", "dialogue")}
         row |= {"run": run, "kind": policy.pop("kind"), "parameters": json.dumps(policy)}
         row |= {"replies": settings["session"]["replies"], "trigger": None}
+        row |= {"arm": adapter.get("arm", NO_ARM)}
         row |= {"target_tokens": None, "threshold_tokens": None}
         if key.threshold != NO_THRESHOLD:
             entry = settings["thresholds"][key.threshold]
-            token_bytes, window = SIZES[key.model]
+            token_bytes, window = SIZES[adapter.get("base", key.model)]
             row["trigger"] = entry["trigger"]
             for name, size in (("threshold", "at"), ("target", "target")):
                 if size in entry:
@@ -58,7 +61,7 @@ def dialogues_of(config: str, wanted: dict[str, Any]) -> int:
     # These are of a turn or a question, not of a run.
     of_questions = ("prompt_share", "depth", "evicted")
     of_run = {name: value for name, value in wanted.items() if name not in of_questions}
-    return matching(planned(config), of_run)["dialogue"].n_unique()
+    return planned(config).filter(*conditions(of_run))["dialogue"].n_unique()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.claim)
@@ -80,7 +83,7 @@ def test_the_configuration_measures_the_quantity(claim: Claim) -> None:
         [dataset] = {RunKey.from_path(run).dataset for run in planned(str(claim.tested_in))["run"]}
         questions = session["recall"]["needles_per_depth"] * settings["datasets"][dataset]["count"]
         assert questions >= max(1, claim.min_questions)
-    elif claim.quantity in ("excess_nll", "early_excess_nll", *WINDOW_CHANGES):
+    elif claim.quantity in ("excess_nll", "reference_nll", "early_excess_nll", *WINDOW_CHANGES):
         assert session["replies"] == "reference"
     else:
         assert session["replies"] == "own" and session["max_new_tokens"] > 0

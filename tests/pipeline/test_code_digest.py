@@ -102,7 +102,10 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/cache/policies/keys.py", {"keys", "policies"}),
         (f"{LIBRARY}/cache/policies/base.py", {"generate"}),
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
-        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues"}),
+        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "finetune"}),
+        (f"{LIBRARY}/finetuning/train.py", {"finetune"}),
+        (f"{LIBRARY}/finetuning/recipe.py", {"finetune"}),
+        (f"{LIBRARY}/cache/slots.py", {"generate", "finetune"}),
         (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "dataset"}),
         (f"{LIBRARY}/report/position_modes.py", {"report"}),
         (f"{LIBRARY}/report/templates/page.css", {"report"}),
@@ -137,7 +140,7 @@ def test_a_new_policy_changes_no_stage_and_no_other_policy(checkout: Path) -> No
 
 def test_a_new_schema_version_changes_what_writes_artifacts(checkout: Path) -> None:
     name = f"{LIBRARY}/records/schema_version.py"
-    expected = set(STAGES) - {"model", "dataset", "lengths"}
+    expected = set(STAGES) - {"model", "finetune", "dataset", "lengths"}
     assert changed_by(checkout, name, "\nSCHEMA_VERSION += 1\n") == expected
 
 
@@ -156,7 +159,7 @@ def test_generating_needs_neither_the_workflow_nor_the_workers_plumbing() -> Non
     found = closure(ROOTS["generate"])
     assert not [name for name in found if name.startswith("kvfidelity.pipeline")]
     worker = {name for name in found if name.startswith("kvfidelity.worker.")}
-    noted = {f"kvfidelity.worker.{name}" for name in ("job", "processor", "usage")}
+    noted = {f"kvfidelity.worker.{name}" for name in ("generator", "job", "processor", "usage")}
     assert worker <= noted
     assert "kvfidelity.cache.triton.decode" in found, "imports inside functions count"
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import sys
 from functools import cache
@@ -76,6 +77,7 @@ from kvfidelity.pipeline.sources import Fetched, refresh
 from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,
+    finetuning_params,
     selection_params,
     judge_params,
     grid_settings,

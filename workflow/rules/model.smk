@@ -13,6 +13,8 @@ rule fetch_model:
         "<logs>/fetch_model/{model}.log",
     benchmark:
         "<results>/benchmarks/fetch_model/{model}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=False),
     conda:
         "../../envs/model.yaml"
     params:
@@ -21,3 +23,41 @@ rule fetch_model:
         'python "$SCRIPTS/fetch_model.py" --spec {params.spec:q} --out {output.folder:q} '
         "--record {output.record:q} --configured {input.configured:q} --source {output.source:q} "
         "> {log:q} 2>&1"
+
+
+# Its product is a model's folder as `fetch_model` makes it. A job that was killed goes on from its
+# checkpoint, which is no output: Snakemake would remove it.
+rule finetune_model:
+    input:
+        configured="resources/sources/models/{model}.json",
+        base=base_folder,
+        base_record=base_record,
+        data=training_data,
+        data_record=training_record,
+    output:
+        folder=directory("resources/models/{model}"),
+        record="resources/provenance/models/{model}.json",
+        source="resources/provenance/sources/models/{model}.json",
+    log:
+        "<logs>/finetune_model/{model}.log",
+    benchmark:
+        "<results>/benchmarks/finetune_model/{model}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=True),
+    conda:
+        "../../envs/model.yaml"
+    threads: generate_threads
+    resources:
+        gpu=model_gpus,
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(120),
+        mem_mb=by_attempt(16000),
+    params:
+        spec=finetuning_spec,
+        device=generation_device,
+        checkpoints=checkpoints,
+    shell:
+        'python "$SCRIPTS/finetune_model.py" --spec {params.spec:q} --base {input.base:q} '
+        "--data {input.data:q} --device {params.device:q} --threads {threads} "
+        "--checkpoints {params.checkpoints:q} --out {output.folder:q} --record {output.record:q} "
+        "--configured {input.configured:q} --source {output.source:q} > {log:q} 2>&1"

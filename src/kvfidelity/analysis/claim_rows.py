@@ -16,6 +16,8 @@ IDENTITY = (
     *("run", *CELL_COLUMNS, "kind", "trigger", "dialogue", "seed", "turn", "target_tokens"),
     *("reference_tokens", "after_eviction", "inside_window"),
 )
+#: Which training a run's model has had; only some tables say it.
+ARMS = ("base_model", "arm")
 #: Which stretch of the conversation a turn is, for changes at the trained window.
 PLACE = ("tokens_seen_start", "tokens_seen_end", "trained_window")
 #: Quantities of recall questions; `depth` and `origin` choose among them.
@@ -32,7 +34,7 @@ RECALL_QUANTITIES = (
 #: What else a run's setting and its quantities are found by.
 OF_SETTING = (
     *("parameters", "replies", "threshold_tokens", "prompt_tokens", "baseline_nll"),
-    *("finish_reason", "reply_token_count"),
+    *("finish_reason", "reply_token_count", *ARMS),
 )
 NO_PROBE = pl.lit(-1, pl.Int32)
 WINDOW_CHANGES = ("nll_change_at_window", "nll_change_beyond_window", "nll_drift_inside")
@@ -61,7 +63,7 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
     known = tables["turns"]
     if "finish_reason" in known.columns:
         known = known.with_columns(complete=came_to_an_end().cast(pl.Float64))
-    names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE} & set(known.columns)
+    names = {*quantities, "baseline_nll", "prompt_tokens", *PLACE, *ARMS} & set(known.columns)
     prompt_share = pl.lit(None, pl.Float64)
     if {"prompt_tokens", "threshold_tokens"} <= set(known.columns):
         prompt_share = pl.col("prompt_tokens") / pl.col("threshold_tokens")
@@ -102,7 +104,11 @@ def observations(tables: Mapping[str, pl.DataFrame], quantities: Collection[str]
         how="diagonal_relaxed",
     )
     settings = run_settings(tables["turns"], tables.get("dialogues"))
-    return rows.drop("trigger").join(settings, on="run", how="left")
+    rows = rows.drop("trigger").join(settings, on="run", how="left")
+    if not set(ARMS) <= set(known.columns):
+        return rows
+    arms = known.unique("run").select("run", *ARMS)
+    return rows.drop(ARMS).join(arms, on="run", how="left", maintain_order="left")
 
 
 def columns_of_turns(quantities: Collection[str]) -> list[str]:

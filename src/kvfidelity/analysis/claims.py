@@ -22,12 +22,14 @@ from kvfidelity.analysis.claim_rows import (
 from kvfidelity.analysis.claims_file import read_claims_file
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.decisions import NOT_TESTED, UNDECIDED, decide
+from kvfidelity.analysis.finetuning import averaged_over_seeds
 from kvfidelity.analysis.predictors import rank_correlation
 from kvfidelity.analysis.ratios import column_ratio
 from kvfidelity.analysis.recall import at_chance, estimate
 from kvfidelity.analysis.shares import column_share
 from kvfidelity.analysis.statistics import MIN_DIALOGUES, column_mean
 from kvfidelity.errors import UserError
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.artifacts import read_parquet
 from kvfidelity.records.grid import BASELINE, CELL_COLUMNS, NO_THRESHOLD
 from kvfidelity.records.renamed import RENAMED_COLUMNS
@@ -72,6 +74,11 @@ class Claim:
     turns: str = "inside_window"
     min_questions: int = 0
 
+    @property
+    def names_an_arm(self) -> bool:
+        """Whether it compares trainings of one base model; other claims are about each model."""
+        return "arm" in {**self.of, **(self.minus or {})}
+
     def rows_of(self) -> dict[str, Any]:
         """What `of` and the setting together ask of a row."""
         return {**self.setting, **self.of}
@@ -105,7 +112,14 @@ def evaluate_claims(
     """
     observed = observations(tables, quantities(claims))
     silent = know_nothing(tables["baselines"])
-    rows = [row for claim in claims for row in _evaluate(claim, observed, options)]
+    if "arm" not in observed.columns:  # tables from before models were fine-tuned
+        observed = observed.with_columns(base_model=pl.col("model"), arm=pl.lit(NO_ARM))
+    arms = averaged_over_seeds(observed)
+    rows = [
+        row
+        for claim in claims
+        for row in _evaluate(claim, arms if claim.names_an_arm else observed, options)
+    ]
     for row in rows:
         if (row["model"], row["dataset"]) in silent and row["estimate"] is not None:
             row |= {"decision": UNDECIDED, "reason": "the model knows nothing, so it loses nothing"}
@@ -236,7 +250,7 @@ def _pairs(
     )
     others = turns_of(claim.turns, claim.quantity, others)
     if minus.get("kind") == BASELINE and _is_of_evicted_turns(claim):
-        reached = observed.filter("after_eviction", *conditions(claim.rows_of() | cell))
+        reached = observed.filter("after_eviction", *conditions({**claim.rows_of(), **cell}))
         others = others.join(reached, on=PAIRED, how="semi")
     for (policy, positions, threshold), other in others.group_by(
         "policy", "positions", "threshold", maintain_order=True
@@ -255,6 +269,8 @@ def _pairs(
             pairs = pairs.filter(pl.col("keep_sets") == pl.col("other_keep_sets"))
         if pairs.height:
             name = policy if threshold == NO_THRESHOLD else f"{policy}, {positions}"
+            if "arm" in minus:
+                name += f", arm {minus['arm']}"
             against = {"against": name, "against_budget_tokens": _budget(other)}
             yield against | {"n_unpaired": unpaired}, pairs
 

@@ -13,10 +13,12 @@ from typing import Annotated
 import polars as pl
 
 from kvfidelity.analysis.question_columns import (
+    Arms,
     Balance,
     BalancePairs,
     Confidence,
     Early,
+    FineTuning,
     Healings,
 )
 from kvfidelity.records.columns import ARTIFACTS, Integrity
@@ -896,7 +898,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
         *_without(columns(*ARTIFACTS["turns"]), TURN_TEXTS),
         *columns(Run),
         *_without(columns(*ARTIFACTS["metrics"]), ["turn"]),
-        *columns(Excess, Early),
+        *columns(Excess, Early, Arms),
     ],
     "dialogues": columns(Run, Cell, Dialogues),
     "evictions": [
@@ -945,6 +947,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
     ],
     "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),
     "healings": columns(Cell, Healings),
+    "finetuning": columns(Cell, FineTuning),
     "balance": columns(Cell, Balance),
     "balance_pairs": columns(Cell, BalancePairs),
     "verdict_means": columns(VerdictJudge, Cell, VerdictMeans),

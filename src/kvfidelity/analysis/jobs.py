@@ -23,6 +23,7 @@ from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 #: What a rule's jobs are named by.
 NAMED_BY: dict[str, tuple[str, ...]] = {
     "fetch_model": ("model",),
+    "finetune_model": ("model",),
     "extract_dialogues": ("model", "dataset"),
     "generate": RUN_FIELDS,
     "measure": ("model", "dataset", "dialogue"),

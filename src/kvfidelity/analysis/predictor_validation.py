@@ -19,7 +19,7 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.penalties import KIND as PENALTY
 from kvfidelity.analysis.predictors import rank_correlation
-from kvfidelity.analysis.within_turns import fisher_by_dialogue
+from kvfidelity.analysis.within_turns import fisher_by_dialogue, with_groups
 from kvfidelity.cache.positions import SHIFTED_PATTERN
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 
@@ -65,6 +65,7 @@ def predictor_validation(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.
     counted = _counted(turns)
     rows = []
     for (dataset,), same in counted.group_by("dataset", maintain_order=True):
+        same = with_groups(same)
         for (model,), part in same.group_by("model", maintain_order=True):
             about = {"model": model, "dataset": dataset}
             for split in _splits(part, same, str(model)):

@@ -37,6 +37,49 @@ class Confidence:
     overconfidence: Annotated[Dtype, "-1 to 1", "confidence minus recalled"] = pl.Float64
 
 
+class Arms:
+    """Which training a model has had, in the table of turns."""
+
+    stage = "aggregate"
+    base_model: Annotated[
+        Dtype, "", "model that it is fine-tuned from; the model itself if it is not"
+    ] = pl.String
+    arm: Annotated[
+        Dtype, "", "what its training showed; none for a model that is not fine-tuned"
+    ] = pl.String
+    training_seed: Annotated[Dtype, "", "seed of its training"] = pl.Int64
+
+
+class FineTuning:
+    """An arm against another, on the same dialogues; `model` is the base of both."""
+
+    stage = "aggregate"
+    arm: Annotated[Dtype, "", "what the training showed; none for the base model"] = pl.String
+    measure: Annotated[
+        Dtype,
+        "",
+        "reference_nll (nats per token), margin_early, margin_middle, margin_recent (nats per "
+        "token by which a right answer leads) or own_repetition (rep_3 of own replies)",
+    ] = pl.String
+    against: Annotated[Dtype, "", "the arm that is subtracted"] = pl.String
+    against_positions: Annotated[Dtype, "", "its position mode"] = pl.String
+    n_seeds: Annotated[Dtype, "trainings", "trainings that are averaged within a dialogue"] = (
+        pl.Int64
+    )
+    value: Annotated[Dtype, "as measure", "mean of the arm, over the turns that both have"] = (
+        pl.Float64
+    )
+    against_value: Annotated[Dtype, "as measure", "mean of the other"] = pl.Float64
+    difference: Annotated[
+        Dtype, "as measure", "mean of the first minus the second, paired by turn or question"
+    ] = pl.Float64
+    low: Annotated[Dtype, "as measure", "lower end of its interval"] = pl.Float64
+    high: Annotated[Dtype, "as measure", "upper end of its interval"] = pl.Float64
+    p: Annotated[Dtype, "", "two-sided, of no difference"] = pl.Float64
+    n_dialogues: Annotated[Dtype, "dialogues", "dialogues that it is over"] = pl.Int64
+    n_turns: Annotated[Dtype, "turns", "turns or questions that it is over"] = pl.Int64
+
+
 class Healings:
     """A healing against nothing, on the same policy, threshold and positions."""
 

@@ -27,6 +27,7 @@ TABLES_OF_RULE: dict[str, tuple[str, ...]] = {
         "environments",
         "recall_by_depth",
         "healings",
+        "finetuning",
         "balance",
         "balance_pairs",
         "verdict_means",
@@ -67,6 +68,8 @@ TABLE_ROWS = {
     "recall": "One row per recall question of every run, without its texts.",
     "recall_by_depth": "One row per cell, origin and depth.",
     "healings": "One row per cell with a healing: what it changes against the same cell without.",
+    "finetuning": "One row per cell, arm of a fine-tuned model, measure and arm that it is "
+    "compared with.",
     "balance": "One row per cell with a target: its loss and what it forgets of the middle, "
     "against sinks and a recent window.",
     "balance_pairs": "One row per hybrid cell and other cell at the same budget: what it forgets "

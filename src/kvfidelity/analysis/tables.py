@@ -24,6 +24,7 @@ from kvfidelity.analysis.confidence import confidence_column, with_overconfidenc
 from kvfidelity.analysis.contrasts import REROTATED, STALE, contrasts
 from kvfidelity.analysis.early import early_columns, with_early_excess
 from kvfidelity.analysis.environments import environments
+from kvfidelity.analysis.finetuning import finetuning, with_arms
 from kvfidelity.analysis.finite import (
     IN_LISTS,
     all_finite,
@@ -74,7 +75,7 @@ def build_tables(
         where groups of cells are left out; penalties: see its function.
     window: NLL of the baseline's replies by token index, see `analysis.window`.
     environments: one row per distinct set of versions, hardware and code that made a model's runs.
-    healings, balance, balance_pairs: see their functions.
+    healings, finetuning, balance, balance_pairs: see their functions.
     recall: one row per recall question, without its texts; recall_by_depth: one row per cell,
         origin and depth, see `analysis.recall`. Both are empty without recall questions.
     window_changes, verdict_means, missing_verdicts, missing_by_cell, own_replies,
@@ -121,7 +122,7 @@ def build_tables(
         name: missing_if_not_finite(table.drop(IN_LISTS, strict=False))
         for name, table in measured.items()
     }
-    turns = with_early_excess(with_excess(measured["turns"]))
+    turns = with_arms(with_early_excess(with_excess(measured["turns"])), settings["models"])
     on_rows("turns", turns)
     evictions = _with_run_columns(measured["evictions"], turns)
     on_rows("evictions", evictions)
@@ -170,6 +171,7 @@ def build_tables(
         "recall": questions,
         "recall_by_depth": recall.by_depth(questions, options),
         "healings": healings(turns, questions, options),
+        "finetuning": finetuning(turns, questions, options),
         "balance": balanced,
         "balance_pairs": balance_pairs(questions, balanced, options),
         "verdict_means": verdict_means(named_verdicts, turns, options),

@@ -69,7 +69,8 @@ class IdentityRotary(nn.Module):
         flat = position.reshape(1, -1).to(device)
         dtype_like = torch.empty(1, 1, dtype=torch.float32, device=device)
         cos, sin = self.rotary(dtype_like, flat)
-        return cos.view(*position.shape, -1), sin.view(*position.shape, -1)
+        shape = (*position.shape, cos.shape[-1])  # of no position too
+        return cos.view(shape), sin.view(shape)
 
     @property
     def decoder(self) -> nn.Module:

@@ -30,6 +30,7 @@ def extract(
         entry: the dataset's entry in the config. `join_tokens`, if given, joins neighbouring
             dialogues into sessions of at least this many tokens before the selection.
             `prompt_cuts`: how the session cuts the prompts that `select.min_prompt_tokens` counts.
+            `apart_from`: a split of which not even first messages are shared.
 
     Returns:
         The pool, and the manifest: where the data came from, conversations read, kept, and dropped
@@ -43,7 +44,8 @@ def extract(
     file = data_file(data)
     counts, lengths = SourceCounts(), LengthCounts()
     selection = Selection.of(entry.get("select", {}))
-    selector = Selector(selection, counts.dropped, entry.get("prompt_cuts"))
+    apart_from = entry.get("apart_from")
+    selector = Selector(selection, counts.dropped, entry.get("prompt_cuts"), apart_from)
     raw = read_conversations(file, entry["format"], counts, entry.get("format_files", ()))
     candidates = _candidates(raw, counts, lengths)
     if entry.get("join_tokens"):

@@ -14,6 +14,7 @@ from typing import Any
 from kvfidelity.dialogues.cleaning import LONGEST_MESSAGE
 from kvfidelity.dialogues.content import category_of, language_of
 from kvfidelity.dialogues.duplicates import ExactDuplicates, NearDuplicates
+from kvfidelity.dialogues.parts import SPLITS
 from kvfidelity.dialogues.pool import Question, Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.templates import MessageError
@@ -21,8 +22,6 @@ from kvfidelity.errors import UserError
 
 #: Above this many characters per allowed token, count the first turns alone: they may be too long.
 MAX_CHARACTERS_PER_TOKEN = 5
-#: The two halves of a data set: numbers are tuned on the first and reported on the second.
-SPLITS = ("development", "test")
 #: Memory for candidates while a file is read, and what a turn takes without its text.
 TURN_BYTES = 64
 CANDIDATE_BYTES = 512 << 20
@@ -110,14 +109,18 @@ class Selector:
         selection: Selection,
         dropped: Counter[str],
         cuts: Mapping[str, int | None] | None = None,
+        apart_from: str | None = None,
     ) -> None:
         """Args:
         cuts: of `session`, how prompts are cut: max_turns, max_prompt_tokens,
             max_first_prompt_tokens.
+        apart_from: a half of which not even a first message is shared; see `_opening`.
         """
         self.selection, self.dropped = selection, dropped
         self._cuts = dict(cuts or {})
         self._exact_duplicates = ExactDuplicates()
+        self._apart_from = apart_from
+        self._openings: set[str] = set()
         self._heap: list[tuple[int, int, int, Candidate]] = []
         #: Those that `choose` chose, in the order of its rows.
         self.chosen: list[Candidate] = []
@@ -126,6 +129,8 @@ class Selector:
 
     def add(self, candidate: Candidate) -> None:
         """Consider one candidate; checks that need neither tokenizer nor language are made here."""
+        if self._apart_from is not None and self._split(candidate) == self._apart_from:
+            self._openings.add(_opening(candidate))
         reason = self._reason(candidate)
         if reason is not None:
             self.dropped[reason] += 1
@@ -168,12 +173,17 @@ class Selector:
             elif near is not None and near.seen_before(candidate.turns):
                 # Also of a dialogue of the other split: what was tuned on would be tested on.
                 self.dropped["near_duplicate"] += 1
-            elif self.selection.split not in (None, split_of(candidate, self.selection.split_seed)):
+            elif self.selection.split not in (None, self._split(candidate)):
                 self.dropped["other_split"] += 1
+            elif _opening(candidate) in self._openings:
+                self.dropped["opening_of_other_split"] += 1
             else:
                 self.chosen.append(candidate)
                 chosen.append(_row(candidate, tokens, self.selection.language, source, names))
         return chosen
+
+    def _split(self, candidate: Candidate) -> str:
+        return split_of(candidate, self.selection.split_seed)
 
     def _tokens(self, segmenter: ChatSegmenter, turns: tuple[Turn, ...]) -> int:
         """Tokens of a conversation; if it exceeds the maximum, a lower number above the maximum."""
@@ -231,6 +241,14 @@ def split_of(candidate: Candidate, seed: int) -> str:
     """
     texts = [text for turn in candidate.turns for text in (turn.user, turn.assistant)]
     return SPLITS[_rank(seed, "\0".join(texts)) % len(SPLITS)]
+
+
+def _opening(candidate: Candidate) -> str:
+    """The first message in lower case, without what separates its words.
+
+    Dialogues that share it are often one conversation, of which two lengths were recorded.
+    """
+    return " ".join(candidate.turns[0].user.lower().split())
 
 
 def _rank(seed: int, conversation_id: str) -> int:

@@ -7,115 +7,118 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.findings.published import PublishedRun, of_question
+from kvfidelity.findings.published import PublishedRun
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
 from kvfidelity.findings.verdicts import NOT_MEASURED
-from kvfidelity.findings.wording import (
-    BEGINNING,
-    BUDGET,
-    BUDGETS,
-    CORRECTED,
-    STALE,
-    number,
-    tokens,
-)
+from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number
 from kvfidelity.report.paper_tables import markdown
 
 #: Nats per token by which a recommended policy may lose more than the best: the margin of Q1.
 ALLOWED = 0.05
 SIZES = (
-    "both models have fewer than a billion parameters, so this is no advice for larger ones until "
-    "their runs say the same"
+    "the models of these findings have fewer than a billion parameters, so this is no advice for "
+    "larger ones until their runs say the same"
 )
 RULE = (
     f"The rule: with corrected positions, of the policies whose mean loss is within {ALLOWED} nats "
-    "of the least, the one that forgets least of the planted facts (least margin lost). With stale "
-    "positions, the least loss."
+    "of the least, the one that forgets least of the planted facts (least mean margin lost); "
+    "intervals of several may overlap, so others may be as good. With stale positions, the least "
+    "mean loss."
 )
 
 
-def chosen(run: PublishedRun, threshold: str) -> dict[str, Any] | None:
+def chosen(source: Source, threshold: str) -> dict[str, Any] | None:
     """The leaderboard's row of the policy that RULE names, with corrected positions."""
-    part = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
+    board = source.run.tables["leaderboard"]
+    part = board.filter(positions=CORRECTED, threshold=threshold).drop_nulls("mean")
     fit = part.filter(pl.col("mean") <= pl.col("mean").min() + ALLOWED).drop_nulls("margin_lost")
     if fit.is_empty():
         return None
     return fit.sort("margin_lost", "mean", "policy").row(0, named=True)
 
 
-def least_loss(run: PublishedRun, threshold: str, positions: str) -> dict[str, Any] | None:
-    """The policy of the least mean loss."""
-    rows = run.tables["policies"].filter(positions=positions, threshold=threshold)
-    rows = rows.drop_nulls("mean").sort("mean", "policy")
-    return None if rows.is_empty() else rows.row(0, named=True)
+def of_mode(source: Source, positions: str) -> list[dict[str, Any]]:
+    """The policies of a mode at the source's first threshold, the least mean loss first."""
+    rows = source.run.tables["policies"]
+    rows = rows.filter(positions=positions, threshold=source.thresholds[0])
+    return rows.drop_nulls("mean").sort("mean", "policy").to_dicts()
 
 
 def sentence(runs: Sequence[PublishedRun]) -> str:
     """The recommendation in one sentence, with its caveat."""
-    found = of_question(list(runs), "budgets", "leaderboard")
-    picks = [text for run in found if (text := _pick(run))]
+    picks = [text for one in sources(runs, RECALL, "leaderboard") if (text := _pick(one))]
+    stale = [text for one in sources(runs, MODES, "policies") if (text := _stale(one))]
     if not picks:
         return f"**What to use.** {NOT_MEASURED.capitalize()}."
-    return (
-        f"**What to use.** Correct the positions, then: {'; '.join(picks)}; where positions stay "
-        f"stale, {'; '.join(_stale(run) for run in found)}; {SIZES}."
-    )
+    least = f"; where positions stay stale, {'; '.join(stale)}" if stale else ""
+    return f"**What to use.** Correct the positions, then: {'; '.join(picks)}{least}; {SIZES}."
 
 
-def _pick(run: PublishedRun) -> str:
-    rows = [(name, chosen(run, name)) for name in BUDGETS]
-    named = [f"{row['policy']} at {tokens(name)}" for name, row in rows if row]
-    return f"for {run.name} {' and '.join(named)} of 5,600 tokens" if named else ""
+def _pick(source: Source) -> str:
+    rows = [(name, chosen(source, name)) for name in source.thresholds]
+    named = [f"{row['policy']} at {kept(source, name)}" for name, row in rows if row]
+    return f"for {source.run.name} {', '.join(named)} of 5,600 tokens" if named else ""
 
 
-def _stale(run: PublishedRun) -> str:
-    row = least_loss(run, BUDGET, STALE)
-    if row is None:
-        return f"{run.name}: {NOT_MEASURED}"
-    what = "the beginning alone" if row["policy"] == BEGINNING else row["policy"]
-    return f"{what} loses least for {run.name} ({number(row)} at {tokens(BUDGET)})"
+def _stale(source: Source) -> str:
+    rows = of_mode(source, STALE)
+    if not rows:
+        return ""
+    what = "the beginning alone" if rows[0]["policy"] == BEGINNING else rows[0]["policy"]
+    size = kept(source, source.thresholds[0])
+    return f"{what} loses least for {source.run.name} ({number(rows[0])} at {size})"
 
 
 def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
     """The recommendation as a table, with the rule that it follows."""
     yield "## Recommendation\n"
-    found = [run for run in of_question(list(runs), "budgets", "leaderboard") if _pick(run)]
-    if not found:
+    rows = [*_corrected(runs), *_modes(runs)]
+    if not rows:
         yield f"{NOT_MEASURED.capitalize()}.\n"
         return
-    rows = []
-    for run in found:
-        for threshold in BUDGETS:
-            board = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
-            gist = board.filter(policy=BEGINNING)
-            beginning = gist.row(0, named=True) if gist.height else None
-            for what, row in (
-                ("corrected: use", chosen(run, threshold)),
-                ("corrected: the beginning alone", beginning),
-                ("stale: the least loss", least_loss(run, threshold, STALE)),
-            ):
-                if row is not None:
-                    forgets = number(row, "margin_lost") if "margin_lost" in row else ""
-                    size = str(row["n_dialogues"])
-                    cells = [run.name, tokens(threshold), what, row["policy"], number(row)]
-                    rows.append([*cells, forgets, size])
-    head = ["model", "kept of 5,600", "positions", "policy", "excess NLL", "margin lost"]
-    yield markdown([*head, "dialogues"], rows)
+    head = ["model", "kept of 5,600", "what", "policy", "excess NLL", "margin lost"]
+    yield markdown([*head, "dialogues", "finding"], rows)
     yield f"{RULE} The caveat: {SIZES}.\n"
-    yield "\n".join(f"- {run.name}: {_beginning(run)}." for run in found)
+    said = [f"- {one.run.name}: {_beginning(one)}." for one in sources(runs, MODES, "policies")]
+    yield "\n".join(said)
 
 
-def _beginning(run: PublishedRun) -> str:
-    """When the beginning alone is right."""
-    stale = least_loss(run, BUDGET, STALE)
-    corrected = chosen(run, BUDGET)
+def _corrected(runs: Sequence[PublishedRun]) -> Iterator[list[str]]:
+    for source in sources(runs, RECALL, "leaderboard"):
+        for threshold in source.thresholds:
+            row = chosen(source, threshold)
+            if row is not None:
+                forgets = number(row, "margin_lost")
+                yield _row(source, threshold, "positions corrected: use", row, forgets)
+
+
+def _modes(runs: Sequence[PublishedRun]) -> Iterator[list[str]]:
+    for source in sources(runs, MODES, "policies"):
+        first = source.thresholds[0]
+        for mode, word in ((STALE, "stale"), (CORRECTED, "corrected")):
+            for row in of_mode(source, mode)[:1]:
+                yield _row(source, first, f"positions {word}: the least loss", row, "")
+            for row in of_mode(source, mode):
+                if row["policy"] == BEGINNING:
+                    yield _row(source, first, f"positions {word}: the beginning alone", row, "")
+
+
+def _row(source: Source, threshold: str, what: str, row: dict[str, Any], forgets: str) -> list[str]:
+    cells = [source.run.name, kept(source, threshold), what, row["policy"], number(row), forgets]
+    return [*cells, str(row["n_dialogues"]), source.run.finding.name]
+
+
+def _beginning(source: Source) -> str:
+    """Whether the beginning alone loses least, with stale and with corrected positions."""
     parts = []
-    if stale is not None:
-        right = stale["policy"] == BEGINNING
-        parts.append(
-            f"the beginning alone is {'' if right else 'not '}the policy of least loss if "
-            f"positions stay stale and {tokens(BUDGET)} tokens are kept"
-        )
-    if corrected is not None:
-        right = corrected["policy"] == BEGINNING
-        parts.append(f"it is {'' if right else 'not '}the one to use if they are corrected")
-    return ", and ".join(parts) or NOT_MEASURED
+    for mode, word in ((STALE, "stay stale"), (CORRECTED, "are corrected")):
+        rows = of_mode(source, mode)
+        places = [place for place, row in enumerate(rows, 1) if row["policy"] == BEGINNING]
+        if places:
+            size = kept(source, source.thresholds[0])
+            right = "right" if places[0] == 1 else "not right"
+            parts.append(
+                f"if positions {word}, the beginning alone is {right}: of {len(rows)} policies its "
+                f"loss at {size} tokens is number {places[0]} from the least"
+            )
+    return "; ".join(parts) or NOT_MEASURED

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
 from kvfidelity.findings.wording import number
 from kvfidelity.report.disruption import disruption_answers
-from kvfidelity.report.formatting import decimal, megabytes, percent, rounded
+from kvfidelity.report.formatting import decimal, megabytes, percent, rounded, signed
 from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.position_modes import position_order
 
@@ -44,6 +46,7 @@ def losses(run: PublishedRun) -> Shown:
     """Excess NLL, a row per policy and threshold, a column per position mode."""
     rows = run.tables["policies"].filter(pl.col("threshold") != "none")
     modes = sorted(rows["positions"].unique(), key=position_order)
+    sizes = kept_tokens(run)
     lines = []
     for (threshold, policy), part in rows.sort("threshold", "policy").group_by(
         "threshold", "policy", maintain_order=True
@@ -51,8 +54,9 @@ def losses(run: PublishedRun) -> Shown:
         by_mode = {row["positions"]: row for row in part.to_dicts()}
         cells = [number(by_mode.get(mode)) if mode in by_mode else "" for mode in modes]
         counts = sorted({row["n_dialogues"] for row in by_mode.values()})
-        lines.append([str(policy), str(threshold), *cells, " to ".join(map(str, counts))])
-    head = ["policy", "threshold", *modes, "dialogues"]
+        size = sizes.get(str(threshold), "own size")
+        lines.append([str(policy), str(threshold), size, *cells, " to ".join(map(str, counts))])
+    head = ["policy", "threshold", "kept", *modes, "dialogues"]
     return "Excess NLL, nats per token", head, lines
 
 
@@ -93,6 +97,13 @@ def by_depth(run: PublishedRun) -> Shown:
 
 
 DEPTHS = ("early", "middle", "recent")
+#: The kept blocks of `next_checks`, as a reader calls them.
+BLOCKS = {
+    "block_first": "the first",
+    "block_middle": "the middle",
+    "block_last": "the last",
+    "block_last_with_sinks": "the last with four sinks",
+}
 
 
 def _own(run: PublishedRun) -> Shown:
@@ -163,23 +174,25 @@ def _balance(run: PublishedRun) -> Shown:
     rows = run.tables["balance"].filter(positions="rerotated")
     lines = [
         [
+            f"{row['budget_tokens']:,}",
             row["policy"],
-            row["threshold"],
             _ends(row, "excess_nll", "excess"),
             _ends(row, "middle_lost", "middle"),
             "yes" if row["on_front"] else "no",
             str(row["n_questions"]),
             str(row["n_dialogues"]),
         ]
-        for row in rows.sort("threshold", "excess_nll", "policy").to_dicts()
+        for row in rows.sort(-pl.col("budget_tokens"), "excess_nll", "policy").to_dicts()
     ]
-    head = ["policy", "threshold", "excess NLL", "middle's margin lost", "on the front"]
+    head = ["kept", "policy", "excess NLL", "middle's margin lost", "on the front"]
     return "Loss and what of the middle is forgotten", [*head, "questions", "dialogues"], lines
 
 
 def _healings(run: PublishedRun) -> Shown:
+    sizes = kept_tokens(run)
     lines = [
         [
+            sizes.get(row["threshold"], row["threshold"]),
             row["policy"],
             row["positions"],
             rounded(row["early_excess_nll_without"]),
@@ -189,8 +202,27 @@ def _healings(run: PublishedRun) -> Shown:
         ]
         for row in run.tables["healings"].to_dicts()
     ]
-    head = ["policy", "positions", "without", "change", "p (Holm)", "dialogues"]
+    head = ["kept", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
+
+
+def _finetuning(run: PublishedRun) -> Shown:
+    lines = [
+        [
+            row["policy"],
+            row["positions"],
+            row["arm"],
+            row["measure"],
+            decimal(row["value"], 2),
+            f"{row['against']}, {row['against_positions']}",
+            _ends(row, "difference", ""),
+            str(row["n_seeds"]),
+            str(row["n_dialogues"]),
+        ]
+        for row in run.tables["finetuning"].to_dicts()
+    ]
+    head = ["policy", "positions", "arm", "measure", "mean", "against", "difference"]
+    return "Arms of a training against each other", [*head, "trainings", "dialogues"], lines
 
 
 def _penalties(run: PublishedRun) -> Shown:
@@ -232,15 +264,24 @@ def _ends(row: dict[str, Any], value: str, ends: str) -> str:
 
 
 def _question(run: PublishedRun, wanted: int) -> list[str]:
-    """The three sentences of an open question, of the report's own."""
+    """The sentences of an open question, of the report's own; without those of what a setting does
+    not test."""
     found = open_questions(run.tables)
     return [
-        f"{answer['setting']}: {text}"
+        f"{_setting(run, answer['setting'])}: {text}"
         for entry in found
         if entry["number"] == wanted
         for answer in entry["answers"]
         for text in answer["sentences"]
+        if NOT_TESTED not in text
     ]
+
+
+def _setting(run: PublishedRun, setting: str) -> str:
+    """ "test, 2,000 cached tokens", of "smollm2-135m, test, third"."""
+    *parts, last = setting.removeprefix(f"{run.model}, ").split(", ")
+    size = kept_tokens(run).get(last)
+    return ", ".join([*parts, f"{size} cached tokens" if size else last])
 
 
 def _disruption(run: PublishedRun) -> list[str]:
@@ -260,11 +301,43 @@ def _sentence(text: str) -> str:
 
 
 def _budget_answers(run: PublishedRun) -> list[str]:
-    return [_sentence(budgets(run)), _sentence(recall(run))]
+    modes = Source(run, MODES["equal_budgets"])
+    return [_sentence(budgets(modes)), _sentence(recall(Source(run, RECALL["equal_budgets"])))]
 
 
-def _no_answers(_: PublishedRun) -> list[str]:
-    return []
+def _check_answers(run: PublishedRun) -> list[str]:
+    """How far aggregations of scores differ, and what each kept block loses."""
+    texts = []
+    rows = run.tables["policies"]
+    for mode in ("stale", "rerotated"):
+        part = rows.filter(positions=mode).drop_nulls("mean")
+        means = {row["policy"]: row for row in part.to_dicts()}
+        ways = [name for name in means if name.startswith(("latest_", "accumulated_"))]
+        if ways:
+            ends = [f(means[name]["mean"] for name in ways) for f in (min, max)]
+            texts.append(
+                f"With {mode} positions {len(ways)} aggregations of attention lose "
+                f"{signed(ends[0], 2)} to {signed(ends[1], 2)} nats per token"
+                f"{_sums(means, ways)}."
+            )
+        blocks = [name for name in BLOCKS if name in means]
+        if blocks:
+            shown = ", ".join(f"{BLOCKS[name]} {number(means[name])}" for name in blocks)
+            texts.append(f"With {mode} positions the kept block loses: {shown}.")
+    return texts
+
+
+def _sums(means: Mapping[str, Mapping[str, Any]], ways: Sequence[str]) -> str:
+    """Whether sums rank slots as means do, as they must."""
+    pairs = [
+        (means[name]["mean"], means[name.replace("_sum", "_mean")]["mean"])
+        for name in ways
+        if name.endswith("_sum") and name.replace("_sum", "_mean") in means
+    ]
+    if not pairs:
+        return ""
+    most = max(abs(one - other) for one, other in pairs)
+    return f"; sums differ from means by at most {most:.4f}"
 
 
 def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], list[Shown]]:
@@ -298,9 +371,8 @@ QUESTIONS: Sequence[Question] = (
         "last turn.\n",
         _budget_answers,
         _only(losses, forgetting, by_depth),
-        "Two independent runs of it, which have not been compared yet; budgets other than these "
-        "two, several evictions after each other at other sizes, and whether the order of "
-        "policies holds for larger models, other languages or code.",
+        "Budgets other than these two, several evictions after each other at other sizes, and "
+        "whether the order of policies holds for larger models, other languages or code.",
     ),
     Question(
         "window",
@@ -319,7 +391,7 @@ QUESTIONS: Sequence[Question] = (
         "How attention is combined over heads and layers (mean, max, sum; the latest forward or "
         "accumulated), which contiguous block is kept (first, middle, last), 5,600 tokens to "
         "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
-        _no_answers,
+        _check_answers,
         _only(losses, forgetting),
         "Other aggregations, such as per head, and blocks of other sizes.",
     ),
@@ -334,8 +406,17 @@ QUESTIONS: Sequence[Question] = (
         "configuration.",
     ),
     Question(
+        "question2",
+        "6. Open question 2: fine-tuning",
+        "Adapters are trained on evicted states, on dialogues of the other half, and evaluated "
+        "under policies that no training showed ([finetuning.md](finetuning.md)).\n",
+        lambda run: _question(run, 2),
+        _only(_finetuning),
+        "Larger models, longer trainings, and other kinds of adapters.",
+    ),
+    Question(
         "question3",
-        "6. Open question 3: a measure of disruption",
+        "7. Open question 3: a measure of disruption",
         "Does what an eviction changes in attention order cells by their loss, and is it worth a "
         "penalty in eviction?\n",
         _disruption,
@@ -344,7 +425,7 @@ QUESTIONS: Sequence[Question] = (
     ),
     Question(
         "question4",
-        "7. Open question 4: healing",
+        "8. Open question 4: healing",
         "The model is told about the gap, or the gap is closed, right after an eviction.\n",
         lambda run: _question(run, 4),
         _only(_healings),
@@ -352,7 +433,7 @@ QUESTIONS: Sequence[Question] = (
     ),
     Question(
         "cost",
-        "8. What it costs",
+        "9. What it costs",
         "Single runs, one at a time on one GPU, own replies of at most 32 tokens: bytes, seconds, "
         "milliseconds of an eviction. Turns from a dialogue's first eviction on.\n",
         lambda run: [_sentence(cost(run))],

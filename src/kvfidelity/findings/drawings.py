@@ -10,7 +10,8 @@ import polars as pl
 
 from kvfidelity.atomic_files import write_text
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.wording import BUDGET
+from kvfidelity.findings.sources import MODES, kept_tokens
+from kvfidelity.records.grid import POSITIONS
 from kvfidelity.report.figures import (
     WIDTH,
     count_label,
@@ -31,10 +32,14 @@ def loss(run: PublishedRun) -> alt.TopLevelMixin:
     return excess(run.tables["policies"], run.tables["dialogues"])
 
 
-def loss_at_budget(run: PublishedRun) -> alt.TopLevelMixin:
-    """The same of one budget."""
-    tables = (run.tables[name].filter(threshold=BUDGET) for name in ("policies", "dialogues"))
-    return excess(*tables)
+def three_modes(run: PublishedRun) -> alt.TopLevelMixin:
+    """The same of one budget in the three modes, policies with a penalty left out."""
+    chosen = (
+        (pl.col("threshold") == MODES[run.finding.name][0])
+        & pl.col("positions").is_in(list(POSITIONS))
+        & ~pl.col("policy").str.starts_with("penalty")
+    )
+    return excess(*(run.tables[name].filter(chosen) for name in ("policies", "dialogues")))
 
 
 def front(run: PublishedRun) -> alt.TopLevelMixin:
@@ -50,7 +55,8 @@ def window(run: PublishedRun) -> alt.TopLevelMixin:
 
 def balance(run: PublishedRun) -> alt.TopLevelMixin:
     """What of the middle is forgotten, by policy and budget, at corrected positions."""
-    rows = run.tables["balance"].filter(positions="rerotated")
+    rows = run.tables["balance"].filter(positions="rerotated").sort(-pl.col("budget_tokens"))
+    rows = rows.with_columns(threshold=pl.format("{} kept", "budget_tokens"))
     shown = rows.rename({"middle_lost": "mean", "middle_low": "low", "middle_high": "high"})
     return intervals(shown, "the middle's margin lost (nats)")
 
@@ -58,6 +64,9 @@ def balance(run: PublishedRun) -> alt.TopLevelMixin:
 def healings(run: PublishedRun) -> alt.TopLevelMixin:
     """What each healing changes of the loss right after an eviction."""
     rows = run.tables["healings"].rename({"difference": "mean"})
+    names = {key: f"{size} kept" for key, size in kept_tokens(run).items()}
+    rows = rows.sort("threshold", "policy", "positions")
+    rows = rows.with_columns(pl.col("threshold").replace(names))
     return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
 
 
@@ -90,7 +99,7 @@ def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
         return nothing(NOT_MEASURED)
     several = data["threshold"].n_unique() > 1
     label = pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
-    data = data.with_columns(row=label).sort("threshold", "policy", "positions")
+    data = data.with_columns(row=label)
     order = data["row"].unique(maintain_order=True).to_list()
     scale = alt.Scale(type="symlog", constant=0.05)
     ticks = alt.Axis(values=[-10, -1, -0.1, 0, 0.1, 1, 10], format="~g", grid=True)
@@ -117,7 +126,7 @@ DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], s
         ("loss", loss, "policies", "excess NLL by policy, threshold and position mode"),
     ),
     "equal_budgets": (
-        ("loss", loss_at_budget, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
+        ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
         ("front", front, "policies", "excess NLL against the bytes of the cache, corrected"),
     ),
     "through_window": (("window", window, "window", "NLL by token index, nothing evicted"),),
@@ -125,7 +134,10 @@ DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], s
     "next_checks": (("loss", loss, "policies", "excess NLL by aggregation and kept block"),),
     "locomo": (("loss", loss, "policies", "excess NLL on LoCoMo by policy and position mode"),),
     "question1": (("balance", balance, "balance", "what of the middle is forgotten, by policy"),),
-    "disruption": (("loss", loss, "policies", "excess NLL by policy and position mode"),),
+    "disruption": (
+        ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
+        ("loss", loss, "policies", "excess NLL by policy, budget and position mode"),
+    ),
     "question4": (("healings", healings, "healings", "what each healing changes of the loss"),),
     "cost": (("time", first_token, "timing", "time to first token and per further token"),),
 }

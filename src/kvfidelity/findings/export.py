@@ -18,6 +18,7 @@ from kvfidelity.findings.plan import finding_named
 from kvfidelity.findings.published import DOCS, FACTS
 from kvfidelity.findings.timing import timing
 from kvfidelity.pipeline.invocation import read_invocation
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.artifacts import read_parquet
 
 #: Bytes of all that is published, at most.
@@ -46,7 +47,8 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
     wanted = (*ALWAYS, *OF_QUESTION[question])
     turns = tables.pop("turns")
     folders = []
-    for model in turns["model"].unique().sort():
+    # What is known of a model that a run trained is in the tables of its base.
+    for model in turns.filter(arm=NO_ARM)["model"].unique().sort():
         folder = docs / finding / model
         folder.mkdir(parents=True, exist_ok=True)
         for old in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
@@ -94,14 +96,17 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     count = turns.group_by("dataset").agg(pl.col("dialogue").n_unique()).sort("dataset")
     times = [*places["first_made"].drop_nulls(), *places["last_made"].drop_nulls()]
     configuration = started.get("configuration", {})
+    entry = configuration.get("models", {}).get(model, {})
     return {
         "title": configuration.get("title", UNKNOWN),
-        "command": _command(started.get("command")),
+        "command": typed_command(started.get("command")),
         "date": (started.get("started") or min(times, default=UNKNOWN))[:10],
         "commit": started.get("commit") or UNKNOWN,
         "version": started.get("version") or UNKNOWN,
         "model": model,
         "model_revision": turns["model_revision"][0],
+        # The same file may come from another package.
+        "weights_sha256": entry.get("member_sha256") or entry.get("sha256"),
         "dtype": turns["dtype"].drop_nulls().first(),
         "trained_window": turns["trained_window"].drop_nulls().first(),
         "device": turns["device"].drop_nulls().first(),
@@ -118,13 +123,20 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
     }
 
 
-def _command(text: str | None) -> str:
-    """The command as another machine would type it: a file elsewhere is called by its name."""
+def typed_command(text: str | None) -> str:
+    """A recorded command as another machine would type it: without the place that it ran in, and
+    with files elsewhere called by their names."""
     if not text:
         return UNKNOWN
     here = Path.cwd()
-    words = []
-    for word in shlex.split(text):
+    program, *rest = shlex.split(text)
+    # Of `python -m snakemake` the name of the program is that of its file.
+    words = ["snakemake" if program == "__main__.py" else program]
+    while rest:
+        word = rest.pop(0)
+        if word in ("--directory", "-d") and rest:
+            rest.pop(0)
+            continue
         path = Path(word)
         if path.is_absolute():
             inside = path.is_relative_to(here)

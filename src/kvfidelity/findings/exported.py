@@ -20,7 +20,15 @@ NAMES = frozenset(
     {
         *("model", "dataset", "dialogue", "policy", "positions", "threshold", "kind", "replies"),
         *("origin", "depth", "change", "healing", "against", "metric", "factor", "group", "cells"),
-        *("against_not_inferior", "not_inferior", "cause", "loses", "positions_cost"),
+        *(
+            "arm",
+            "against_positions",
+            "against_not_inferior",
+            "not_inferior",
+            "cause",
+            "loses",
+            "positions_cost",
+        ),
         *("ordered_by", "judge", "judge_kind", "measure", "claim", "direction", "decision"),
         *("margin_of", "tested_in", "hardware", "dtype", "code", "versions", "first_made"),
         "last_made",
@@ -31,7 +39,7 @@ WHOLE = (
     *("policies", "leaderboard", "attribution", "baselines", "environments", "recall_by_depth"),
     *("window_changes", "own_replies", "verdict_means", "reliability", "prefill_overshoot"),
     *("balance", "balance_pairs", "healings", "predictors", "predictor_validation", "penalties"),
-    "claims",
+    *("finetuning", "claims"),
 )
 #: Of these, only some columns.
 PART = {
@@ -79,7 +87,8 @@ OF_QUESTION = {
     "budgets": ("attribution", "dialogues", "leaderboard", "recall_by_depth"),
     "window": ("window", "window_changes"),
     "checks": ("dialogues", "leaderboard", "recall_by_depth"),
-    "question1": ("balance", "balance_pairs", "recall_by_depth"),
+    "question1": ("balance", "balance_pairs", "leaderboard", "recall_by_depth"),
+    "question2": ("finetuning", "recall_by_depth", "own_replies"),
     "question3": ("dialogues", "predictors", "predictor_validation", "penalties"),
     "question4": ("healings",),
     "cost": ("timing",),
@@ -92,7 +101,8 @@ def published(name: str, table: pl.DataFrame) -> pl.DataFrame:
     Raises:
         UserError: a text that is no name, such as a sentence over several lines.
     """
-    part = table.select(*exported_schema(name))
+    # A run of an earlier version lacks columns that came later.
+    part = table.select(key for key in exported_schema(name) if key in table.columns)
     for column in part.select(pl.col(pl.String)).iter_columns():
         for value in column.drop_nulls().unique().sort():
             if not NAME.fullmatch(value):

@@ -17,6 +17,7 @@ from kvfidelity.analysis.claims import read_claims
 from kvfidelity.cli import main_guard
 from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS, Question
+from kvfidelity.findings.export import UNKNOWN
 from kvfidelity.findings.peers import peers
 from kvfidelity.findings.plan import FINDINGS, MODELS
 from kvfidelity.findings.published import (
@@ -26,6 +27,7 @@ from kvfidelity.findings.published import (
     of_question,
     published_runs,
 )
+from kvfidelity.findings.repeats import repeats
 from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
 from kvfidelity.pipeline.workflow_files import CLAIMS, workflow_file
 from kvfidelity.report.formatting import count
@@ -75,7 +77,7 @@ def _first(runs: Sequence[PublishedRun]) -> Iterator[str]:
 
 def _models(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield "## Models\n"
-    head = ["model", "trained window", "revision", "number type", "device", "findings"]
+    head = ["model", "trained window", "weights, SHA-256", "number type", "device", "findings"]
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         of_model = [run for run in runs if run.model == model]
@@ -84,7 +86,7 @@ def _models(runs: Sequence[PublishedRun]) -> Iterator[str]:
             [
                 MODEL_NAMES.get(model, model),
                 f"{facts['trained_window']:,}",
-                f"`{facts['model_revision']}`",
+                f"`{(facts['weights_sha256'] or UNKNOWN)[:16]}`",
                 facts["dtype"] or "",
                 ", ".join(sorted({hardware(run) for run in of_model})),
                 ", ".join(run.finding.name for run in of_model),
@@ -180,15 +182,38 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
                 state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}{_minutes(run)}"
             rows.append([finding.name, f"`{finding.command(model)}`", state])
     yield markdown(["finding", "command", "state"], rows)
+    yield _in_all(runs)
+    yield from repeats(runs)
+
+
+def minutes(run: PublishedRun) -> float | None:
+    """How long its runs took, from the first that ended to the last; None if that is not known."""
+    ends = run.facts["first_made"], run.facts["last_made"]
+    if None in ends:
+        return None
+    first, last = map(datetime.fromisoformat, ends)
+    return (last - first).total_seconds() / 60
 
 
 def _minutes(run: PublishedRun) -> str:
-    """How long its runs took, from the first that ended to the last."""
-    ends = run.facts["first_made"], run.facts["last_made"]
-    if None in ends:
-        return ""
-    first, last = map(datetime.fromisoformat, ends)
-    return f", {(last - first).total_seconds() / 60:.1f} min from the first run's end to the last's"
+    taken = minutes(run)
+    return "" if taken is None else f", {taken:.1f} min"
+
+
+def _in_all(runs: Sequence[PublishedRun]) -> str:
+    """The minutes of all measured runs, by model."""
+    parts = []
+    for model in dict.fromkeys(run.model for run in runs):
+        taken = [minutes(run) for run in runs if run.model == model]
+        known = [one for one in taken if one is not None]
+        if known:
+            name = MODEL_NAMES.get(model, model)
+            parts.append(f"{name} {sum(known):.1f} min for {count(len(known), 'finding')}")
+    return (
+        "Minutes are from the end of a finding's first run to that of its last, on the device that "
+        "is named there; fetching, extracting dialogues and making tables come on top. In all: "
+        f"{', '.join(parts) or NOT_MEASURED}.\n"
+    )
 
 
 def main() -> None:

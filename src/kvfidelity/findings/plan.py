@@ -31,6 +31,7 @@ class Finding:
         question: which part of the page it is of.
         experiment: the file in `config/experiments` that it is, if it is one.
         models: for which it is run.
+        trains: whether it trains models from the one that it is run with, and runs these too.
         by_hand: why `make findings` leaves it out; empty if it does not.
     """
 
@@ -38,10 +39,13 @@ class Finding:
     question: str
     experiment: str = ""
     models: tuple[str, ...] = MODELS
+    trains: bool = False
     by_hand: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
+        if self.trains:  # the experiment says which models are trained from which, and run
+            return [EXPERIMENTS / f"{self.experiment}.yaml"]
         own = FOLDER / f"{self.name}.yaml"
         file = EXPERIMENTS / f"{self.experiment}.yaml" if self.experiment else own
         return [file, FOLDER / "models" / f"{model}.yaml"]
@@ -60,6 +64,7 @@ FINDINGS = (
     Finding("through_window_joined", "window", models=(QWEN,)),
     Finding("next_checks", "checks"),
     Finding("question1", "question1", experiment="question1_gpu"),
+    Finding("question2", "question2", experiment="finetune_gpu", models=(SMOLLM2,), trains=True),
     Finding("disruption", "question3", experiment="disruption_gpu"),
     Finding("question4", "question4", experiment="question4_gpu"),
     Finding("cost", "cost"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from kvfidelity.errors import UserError
 from kvfidelity.findings.exported import EXPORTED, exported_schema
 from kvfidelity.findings.plan import FINDINGS, MODELS, Finding
 
@@ -38,11 +37,7 @@ class PublishedRun:
 
 
 def published_runs(docs: Path = DOCS) -> list[PublishedRun]:
-    """All published runs, in the order of the findings and of their models.
-
-    Raises:
-        UserError: a published table has other columns than are declared.
-    """
+    """All published runs, in the order of the findings and of their models."""
     runs = []
     for finding in FINDINGS:
         below = docs / finding.name
@@ -73,9 +68,6 @@ def _table(folder: Path, name: str) -> pl.DataFrame:
     if not file.is_file():
         return pl.DataFrame(schema=schema)
     table = pl.read_parquet(file, glob=False)
-    if list(table.schema) != list(schema):
-        raise UserError(
-            f"{file} has other columns than are declared: export its run again with "
-            "workflow/scripts/export_finding.py"
-        )
-    return table
+    # Tables of an earlier version lack columns that came later: they are missing in every row.
+    later = [pl.lit(None, dtype).alias(key) for key, dtype in schema.items() if key not in table]
+    return table.with_columns(later).select(*schema)

@@ -9,14 +9,15 @@ import polars as pl
 
 from kvfidelity.findings import advice
 from kvfidelity.findings.published import PublishedRun, of_question
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
 from kvfidelity.findings.verdicts import NOT_MEASURED
 from kvfidelity.findings.wording import (
     BEGINNING,
-    BUDGET,
     CORRECTED,
     PAPER_GIST,
     PAPER_POLICY,
     PAPER_THRESHOLD,
+    RECENT,
     STALE,
     cell,
     number,
@@ -28,8 +29,8 @@ def five(runs: Sequence[PublishedRun]) -> list[str]:
     """The first five sentences of the page."""
     return [
         _joined(runs, "paper_reference", "The paper's setting", paper),
-        _joined(runs, "equal_budgets", "Equal budgets", budgets),
-        _joined(runs, "equal_budgets", "Recall", recall),
+        _sourced(sources(runs, MODES, "policies"), "Equal budgets", budgets),
+        _sourced(sources(runs, RECALL, "leaderboard"), "Recall", recall),
         _windows(runs),
         advice.sentence(runs),
     ]
@@ -43,6 +44,11 @@ def _joined(
 ) -> str:
     found = [run for run in runs if run.finding.name == finding]
     clauses = [f"{run.name}: {clause(run)}" for run in found]
+    return f"**{title}.** {_clauses(clauses)}."
+
+
+def _sourced(found: Sequence[Source], title: str, clause: Callable[[Source], str]) -> str:
+    clauses = [f"{one.run.name} ({one.run.finding.name}): {clause(one)}" for one in found]
     return f"**{title}.** {_clauses(clauses)}."
 
 
@@ -69,43 +75,57 @@ def paper(run: PublishedRun) -> str:
     )
 
 
-def budgets(run: PublishedRun) -> str:
+def budgets(source: Source) -> str:
     """How many policies lose more than the beginning alone, with stale and corrected positions."""
     parts = []
     for mode, named in ((STALE, "stale"), (CORRECTED, "corrected")):
-        rows = run.tables["policies"].filter(positions=mode, threshold=BUDGET).drop_nulls("mean")
-        gist = cell(run, BEGINNING, mode, BUDGET)
-        others = rows.filter(pl.col("policy") != BEGINNING)
-        if gist is None or gist["mean"] is None or others.is_empty():
+        rows = advice.of_mode(source, mode)
+        gist = next((row for row in rows if row["policy"] == BEGINNING), None)
+        others = [row for row in rows if row["policy"] != BEGINNING]
+        if gist is None or not others:
             return NOT_MEASURED
-        worse = others.filter(pl.col("mean") > gist["mean"])
-        best = rows.sort("mean", "policy").row(0, named=True)
+        worse = [row for row in others if row["mean"] > gist["mean"]]
         parts.append(
-            f"with {named} positions the mean loss of {worse.height} of {others.height} other "
+            f"with {named} positions the mean loss of {len(worse)} of {len(others)} other "
             f"policies is above that of the beginning alone ({number(gist)}), and "
-            f"{best['policy']}'s is the least ({number(best)})"
+            f"{rows[0]['policy']}'s is the least ({number(rows[0])})"
         )
-    return "of 5,600 tokens 2,000 kept, " + ", ".join(parts)
+    size = kept(source, source.thresholds[0])
+    return f"of 5,600 tokens {size} kept, " + ", ".join(parts)
 
 
-def recall(run: PublishedRun) -> str:
+def opening(source: Source) -> str:
+    """The README's first numbers: what the same kept tokens lose with stale and corrected
+    positions, and the beginning alone."""
+    recent, gist = (
+        {mode: cell(source.run, policy, mode, source.thresholds[0]) for mode in (STALE, CORRECTED)}
+        for policy in (RECENT, BEGINNING)
+    )
+    size = kept(source, source.thresholds[0])
+    alike = number(gist[STALE]) == number(gist[CORRECTED])
+    either = "either" if alike else f"stale and {number(gist[CORRECTED])} with correct ones"
+    return (
+        f"of 5,600 cached tokens {size} are kept; with stale positions `{RECENT}` loses "
+        f"{number(recent[STALE])} nats per token, with correct ones {number(recent[CORRECTED])}; "
+        f"the beginning alone (`{BEGINNING}`) loses {number(gist[STALE])} with {either}"
+    )
+
+
+def recall(source: Source) -> str:
     """Which policy forgets least and most of planted facts, with corrected positions."""
-    rows = _forgetting(run, BUDGET)
+    board = source.run.tables["leaderboard"]
+    rows = board.filter(positions=CORRECTED, threshold=source.thresholds[0])
+    rows = rows.drop_nulls("margin_lost").sort("margin_lost", "policy")
     if rows.is_empty():
         return NOT_MEASURED
     least, most = rows.row(0, named=True), rows.row(-1, named=True)
     return (
         f"of {least['n_questions']} planted facts the baseline answers "
-        f"{percent(least['recalled_baseline'])} right, after 2,000 tokens are kept with corrected "
-        f"positions {_forgets(least)} and {_forgets(most)}, the least and the most forgetful of "
+        f"{percent(least['recalled_baseline'])} right; with "
+        f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions "
+        f"{_forgets(least)} and {_forgets(most)}, the least and the most forgetful of "
         f"{rows.height}"
     )
-
-
-def _forgetting(run: PublishedRun, threshold: str) -> pl.DataFrame:
-    """The leaderboard's corrected cells of a budget, the least forgetful first."""
-    rows = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
-    return rows.drop_nulls("margin_lost").sort("margin_lost", "policy")
 
 
 def _forgets(row: Mapping[str, Any]) -> str:

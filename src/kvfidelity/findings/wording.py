@@ -12,10 +12,8 @@ from kvfidelity.report.formatting import interval, signed
 STALE, CORRECTED = "stale", "rerotated"
 #: What the paper compares, and where: the larger threshold.
 PAPER_POLICY, PAPER_GIST, PAPER_THRESHOLD = "attention_top_99", "gist_2000", "5600tok"
-#: The budget that the first sentences are about, and the policy that keeps the beginning.
-BUDGET, BEGINNING = "2000tok", "gist"
-#: The budgets at which all policies were run, the largest first.
-BUDGETS = (BUDGET, "1000tok")
+#: The policy that keeps the beginning, and the one that keeps sinks and recent tokens.
+BEGINNING, RECENT = "gist", "streaming_llm"
 
 
 def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> str:
@@ -28,11 +26,6 @@ def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> st
         return signed(None)
     ends = {end: row[f"{name}_{end}" if name else end] for end in ("low", "high")}
     return f"{signed(value, digits)} {interval(ends | {'n_dialogues': row['n_dialogues']}, digits)}"
-
-
-def tokens(threshold: str) -> str:
-    """ "2,000", of "2000tok"."""
-    return f"{int(threshold.removesuffix('tok')):,}"
 
 
 def cell(run: PublishedRun, policy: str, positions: str, threshold: str) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ SCRIPTS = PACKAGE.parents[1] / "workflow" / "scripts"
 #: script of its name.
 ROOTS: dict[str, tuple[str, ...]] = {
     "model": ("fetch_model.py",),
+    "finetune": ("finetune_model.py",),
     "dataset": ("fetch_dataset.py",),
     "dialogues": ("extract_dialogues.py",),
     # Not the script: which process computes a run, and how it is asked, changes no run.
@@ -37,12 +38,21 @@ ROOTS: dict[str, tuple[str, ...]] = {
 #: those are compared themselves; the others only word what goes wrong.
 NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
 #: Modules that a stage does not follow. The proof decides whether a model may be used. It is run
-#: again when a model is loaded, so a change of the cache needs no model fetched again.
-NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {"model": ("kvfidelity.cache.proof",)}
+#: again when a model is loaded, so a change of the cache needs no model fetched again. Nor does it
+#: need one trained again: a training has a forward of its own, which tests compare with the cache,
+#: and no cache. `lengths` counts what a figure shows.
+NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {
+    "model": ("kvfidelity.cache.proof",),
+    "finetune": (
+        "kvfidelity.cache.attach",
+        "kvfidelity.cache.managed",
+        "kvfidelity.dialogues.lengths",
+    ),
+}
 #: Counted by its number, and only for stages that write artifacts.
 VERSION_MODULE = "kvfidelity.records.schema_version"
 #: Stages that write no artifact: a new schema version does not rerun them.
-WITHOUT_ARTIFACTS = frozenset({"model", "dataset", "lengths"})
+WITHOUT_ARTIFACTS = frozenset({"model", "finetune", "dataset", "lengths"})
 #: Its modules are found when a run needs one; a run's parameters have the digest of its policy.
 POLICIES = "kvfidelity.cache.policies"
 DIGITS = 12

@@ -28,6 +28,8 @@ a model, run `python -m kvfidelity.pipeline.cache_sizes`.
 BASE = ("kind", "rubric")
 SECTIONS = {
     "model": "`models`: each entry",
+    "adapter": "`models`: `adapter` of an entry with `source: adapter` "
+    "([finetuning.md](../docs/finetuning.md))",
     "dataset": "`datasets`: each entry",
     "threshold": "`thresholds`: each entry",
     "session": "`session`",

@@ -38,6 +38,9 @@ def model_size(entry: Mapping[str, Any], folder: Path) -> ModelSize:
     Args:
         entry: the model's entry in the configuration.
     """
+    if "adapter" in entry and not (folder / "config.json").is_file():
+        adapter = entry["adapter"]
+        return model_size(adapter["base_source"], folder.with_name(adapter["base"]))
     for place in (folder, Path(entry.get("path") or folder)):
         if (place / "config.json").is_file():
             return _read_model(place)

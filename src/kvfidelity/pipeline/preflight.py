@@ -85,17 +85,28 @@ def faults(
     yield from _long_commands(settings, results)
     grid = cells(settings)
     open_pairs = {(cell.model, cell.dataset) for cell in _unfinished(settings, root / results)}
+    used, wanted = (
+        {(section, name) for pair in pairs for section, name in _sources(settings, *pair)}
+        for pairs in ({(cell.model, cell.dataset) for cell in grid}, open_pairs)
+    )
     for item in fetched_of(settings, root, prefix):
-        field = item.section.removesuffix("s")
-        used = any(getattr(cell, field) == item.name for cell in grid)
-        wanted = any(item.name in pair for pair in open_pairs)
-        if used and wanted and item.local is not None and not item.folder.exists():
+        key = (item.section, item.name)
+        if key in used and key in wanted and item.local is not None and not item.folder.exists():
             yield from _local(item)
     for model, dataset in sorted(open_pairs):
         yield from _count(settings, model, dataset, results, root, prefix)
     if computes_here:
         for model in sorted({model for model, _ in open_pairs}):
             yield from _device(model, settings["models"][model])
+
+
+def _sources(settings: Mapping[str, Any], model: str, dataset: str) -> Iterator[tuple[str, str]]:
+    """Models and datasets that a cell needs: its own, and what its model is fine-tuned from."""
+    yield "models", model
+    yield "datasets", dataset
+    if (adapter := settings["models"][model].get("adapter")) is not None:
+        yield "models", adapter["base"]
+        yield "datasets", adapter["data"]
 
 
 def same_but_for_their_names(settings: Mapping[str, Any]) -> list[str]:

@@ -62,6 +62,7 @@ SOURCE = (
     "split",
     "file",
     "path",
+    "adapter",
 )
 
 
@@ -210,6 +211,15 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
     return chosen
 
 
+def finetuning_params(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What fine-tuning depends on."""
+    chosen = source_entry(settings["models"][model])
+    if not formats.is_built_in(chosen["adapter"]["data_source"]["format"]):
+        files = list(settings["format_files"])
+        chosen |= {"format_files": files, "format_digest": files_digest(files)}
+    return chosen
+
+
 def judge_params(settings: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What verdicts depend on: not prices, nor how many requests are in flight."""
     entry = settings["judges"][judge]
@@ -285,7 +295,7 @@ def needs_likelihood(settings: Mapping[str, Any], judge: str) -> bool:
 def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Which runs there are, which judges judged them, and the statistics' settings."""
     chosen: dict[str, Any] = {name: settings[name] for name in ("grid", "report")}
-    chosen["models"] = {name: {} for name in settings["models"]}
+    chosen["models"] = {name: _arm(entry) for name, entry in settings["models"].items()}
     chosen["thresholds"] = {name: {} for name in settings["thresholds"]}
     for section, key in (("datasets", "count"), ("policies", "kind")):
         entries = settings[section].items()
@@ -293,6 +303,12 @@ def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen["judging"] = active_judges(settings, pairwise=False)
     chosen["comparing"] = active_judges(settings, pairwise=True)
     return chosen
+
+
+def _arm(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What tables say of a model that is fine-tuned here."""
+    adapter = entry.get("adapter")
+    return {"adapter": {key: adapter[key] for key in ("base", "arm", "seed")}} if adapter else {}
 
 
 def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
+from kvfidelity.pipeline.adapters import adapter_faults, evaluation_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.pipeline.setting_errors import SHOWN, explain_error, shown
 from kvfidelity.pipeline.setting_schemas import fill_defaults, policy_entries, policy_schemas
@@ -26,6 +27,7 @@ def setting_faults(settings: Mapping[str, Any]) -> list[str]:
     checks = (
         _check_dialogue_formats,
         _check_datasets,
+        adapter_faults,
         _check_policies,
         _check_thresholds,
         _check_session,
@@ -35,7 +37,7 @@ def setting_faults(settings: Mapping[str, Any]) -> list[str]:
     )
     faults = [fault for check in checks for fault in check(settings)]
     # The grid is made of what the sections name.
-    return faults or list(_check_grid(settings))
+    return faults or [*_check_grid(settings)] or [*evaluation_faults(settings)]
 
 
 def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from kvfidelity.finetuning.recipe import LOSSES
+from kvfidelity.records.arms import ARMS
 from kvfidelity.report.position_modes import position_mode_schema
 from kvfidelity.strict_yaml import LOADER
 
@@ -27,6 +29,8 @@ def config_schema() -> dict[str, Any]:
     modes = position_mode_schema()
     schema["$defs"]["position_mode"] = modes
     schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]
+    adapter = schema["$defs"]["adapter"]["properties"]
+    adapter["arm"]["enum"], adapter["loss"]["enum"] = list(ARMS), list(LOSSES)
     return schema
 
 

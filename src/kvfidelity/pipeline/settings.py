@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 
 from kvfidelity.errors import UserError
+from kvfidelity.pipeline.adapters import resolve_adapters
 from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.pipeline.setting_checks import setting_faults
 from kvfidelity.pipeline.setting_errors import MAX_PATH, explain_error, most_specific
@@ -44,6 +45,7 @@ def load_settings(config: Mapping[str, Any], where: str = "config") -> dict[str,
     _raise([explain_error(most_specific(error)) for error in errors], where)
     fill_defaults(settings, schema, schema)
     _raise(setting_faults(settings), where)
+    resolve_adapters(settings)
     return settings
 
 

@@ -10,12 +10,15 @@ import polars as pl
 from kvfidelity.analysis.balance import CANDIDATE, MARGIN, REFERENCE
 from kvfidelity.analysis.decisions import CONTRADICTED, NOT_TESTED, SUPPORTED
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.records.arms import CONTROL, NO_ARM
+from kvfidelity.records.grid import BASELINE
 from kvfidelity.report.formatting import count, interval, percent, signed
 
 #: Level of p_holm below which a difference is found.
 ALPHA = 0.05
-CORRECTED = PositionMode.REROTATED.value
+CORRECTED, STALE = PositionMode.REROTATED.value, PositionMode.STALE.value
 POLICY = "A policy that balances gist, recency and the salient middle"
+FINE_TUNING = "Fine-tuning: can a model learn to tolerate disrupted positions?"
 HEALING = "Healing: telling the model about the gap, or closing it"
 #: Healings that say nothing of a gap; others are compared with them.
 CONTROLS = ("neutral_text", "neutral_in_message")
@@ -26,7 +29,7 @@ def open_questions(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """Each question with its `answers`; without one it says so.
 
     Args:
-        tables: `balance`, `balance_pairs` and `healings`.
+        tables: `balance`, `balance_pairs`, `finetuning` and `healings`.
 
     Returns:
         For each question `number`, `question`, `not_tested` (empty if it is) and `answers`: for
@@ -34,6 +37,7 @@ def open_questions(tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """
     found = {
         (1, POLICY): list(_policy_answers(tables["balance"], tables["balance_pairs"])),
+        (2, FINE_TUNING): list(_finetuning_answers(tables["finetuning"])),
         (4, HEALING): list(_healing_answers(tables["healings"])),
     }
     return [
@@ -84,7 +88,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
         return "What it forgets of the middle is not tested here."
     fair = pairs.filter(pl.col("against_not_inferior") == SUPPORTED)
     found = fair.filter(pl.col("p_holm") < ALPHA)
-    less, more = (found.filter(sign)["against"].to_list() for sign in _signs())
+    less, more = (found.filter(sign)["against"].sort().to_list() for sign in _signs())
     start = (
         f"Of the middle's margin it loses {_estimate(own, 'middle_lost', 'middle')} nats per token "
         f"over {count(own['n_questions'], 'question')}"
@@ -105,7 +109,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
 
 
 def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
-    front = part.filter("on_front").sort("excess_nll")["policy"].to_list()
+    front = part.filter("on_front").sort("excess_nll", "policy")["policy"].to_list()
     if not front:
         return "Which others have less of both loss and forgetting is not tested here."
     ablated = ", ".join(
@@ -115,6 +119,58 @@ def _front(part: pl.DataFrame, names: Sequence[str]) -> str:
     return (
         f"No other has less of both loss and forgetting than {_list(front)}; loss and the middle's "
         f"margin lost of each variant: {ablated}."
+    )
+
+
+def _finetuning_answers(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    losses = table.filter(measure="reference_nll")
+    keys = ("model", "dataset", "policy", "threshold")
+    evicted = losses.filter(pl.col("policy") != BASELINE)
+    for key, part in evicted.group_by(keys, maintain_order=True):
+        where = {"model": key[0], "dataset": key[1]}
+        taxes = losses.filter(pl.col("policy") == BASELINE, **where)
+        yield {
+            "setting": ", ".join(key),
+            "sentences": [_learns(part), _beats_rerotation(part, taxes), _helps_rerotated(part)],
+        }
+
+
+def _learns(part: pl.DataFrame) -> str:
+    return _finetuned(part, STALE, (CONTROL, STALE), "the same training with nothing evicted")
+
+
+def _beats_rerotation(part: pl.DataFrame, taxes: pl.DataFrame) -> str:
+    found = _finetuned(part, STALE, (NO_ARM, CORRECTED), "rerotated positions and no training")
+    tax = taxes.filter(arm=STALE, against=NO_ARM).to_dicts()
+    if not tax:
+        return found
+    return (
+        f"{found.removesuffix('.')}; with nothing evicted that training changes the NLL by "
+        f"{_estimate(tax[0], 'difference', '')}."
+    )
+
+
+def _helps_rerotated(part: pl.DataFrame) -> str:
+    return _finetuned(part, CORRECTED, (NO_ARM, CORRECTED), "no training")
+
+
+def _finetuned(part: pl.DataFrame, mode: str, other: tuple[str, str], about: str) -> str:
+    """A sentence on the arm of a position mode under that mode, against an arm under another.
+
+    Args:
+        other: arm and position mode, which `about` puts into words.
+    """
+    rows = part.filter(
+        arm=mode, positions=mode, against=other[0], against_positions=other[1]
+    ).to_dicts()
+    start = f"Under {mode} positions, training on evicted states with such positions"
+    if not rows or rows[0]["difference"] is None:
+        return f"{start} against {about} is not tested here."
+    row = rows[0]
+    return (
+        f"{start} gives an NLL of {row['value']:.2f} nats per token, "
+        f"{_estimate(row, 'difference', '')} against {about}, over "
+        f"{count(row['n_dialogues'], 'dialogue')} and {count(row['n_seeds'], 'training')}."
     )
 
 
@@ -133,25 +189,26 @@ def _rescues(part: pl.DataFrame) -> str:
         return "Other healings than reading again are not tested here."
     surely = tried.filter(pl.col("p_holm") < ALPHA)
     less, more = (surely.filter(sign).height for sign in _signs())
-    best = tried.sort("difference", nulls_last=True).row(0, named=True)
+    best = tried.sort("difference", "policy", "positions", nulls_last=True).row(0, named=True)
+    lowers = best["difference"] is not None and best["difference"] < 0
+    name = "the one that helps most" if lowers else "none lowers its mean, and the least harmful"
     return (
         f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
         f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
-        f"the largest "
-        f"change for the better is {_estimate(best, 'difference', '')} nats per token, by "
-        f"{best['policy']} under {best['positions']}, where nothing done costs "
+        f"{name}, {best['policy']} under {best['positions']}, changes it by "
+        f"{_estimate(best, 'difference', '')} nats per token, where nothing done costs "
         f"{signed(best['early_excess_nll_without'], 2)}."
     )
 
 
 def _ceiling(part: pl.DataFrame) -> str:
-    refreshed = part.filter(pl.col("healing") == "refresh").to_dicts()
+    refreshed = part.filter(pl.col("healing") == "refresh").sort("against").to_dicts()
     if not refreshed:
-        return "Reading the kept text again, the ceiling, is not tested here."
+        return "Reading the kept text again, meant as the ceiling, is not tested here."
     changes = "; ".join(
         f"{_estimate(row, 'difference', '')} on {row['against']}" for row in refreshed
     )
-    return f"Reading the kept text again, the ceiling, changes that loss by {changes}."
+    return f"Reading the kept text again, meant as the ceiling, changes that loss by {changes}."
 
 
 def _knows(part: pl.DataFrame) -> str:

@@ -31,6 +31,7 @@ TABLES = (
     "environments",
     "recall_by_depth",
     "healings",
+    "finetuning",
     "balance",
     "balance_pairs",
     "claims",

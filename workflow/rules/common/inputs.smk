@@ -11,6 +11,39 @@ def fetched_dataset(wildcards):
     return Fetched("datasets", wildcards.dataset, entry)
 
 
+def names_of_models(fine_tuned):
+    """A pattern of the models that are fine-tuned here, or of the others, which are fetched."""
+    names = [
+        re.escape(name)
+        for name, entry in SETTINGS["models"].items()
+        if (entry["source"] == "adapter") == fine_tuned
+    ]
+    return "|".join(names) or "(?!)"
+
+
+def made_of(wildcards, section):
+    """The base model, or the dataset, that a fine-tuned model is made of."""
+    key = {"models": "base", "datasets": "data"}[section]
+    name = SETTINGS["models"][wildcards.model]["adapter"][key]
+    return Fetched(section, name, SETTINGS[section][name])
+
+
+def base_folder(wildcards):
+    return ancient(str(made_of(wildcards, "models").folder))
+
+
+def base_record(wildcards):
+    return str(made_of(wildcards, "models").record)
+
+
+def training_data(wildcards):
+    return ancient(str(made_of(wildcards, "datasets").folder))
+
+
+def training_record(wildcards):
+    return str(made_of(wildcards, "datasets").record)
+
+
 def policy_check(wildcards):
     """What says that a user-defined policy can be built. It changes only with the policy's runs."""
     own = own_policy(SETTINGS, wildcards.policy)

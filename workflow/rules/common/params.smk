@@ -2,6 +2,15 @@ def model_spec(wildcards):
     return as_parameters(source_entry(SETTINGS["models"][wildcards.model]), "model")
 
 
+def finetuning_spec(wildcards):
+    return as_parameters(finetuning_params(SETTINGS, wildcards.model), "finetune")
+
+
+def checkpoints(wildcards):
+    """The folder of a training's checkpoint."""
+    return str(PREFIX / "resources/checkpoints" / wildcards.model)
+
+
 def dataset_spec(wildcards):
     entry = SETTINGS["datasets"][wildcards.dataset]
     return as_parameters(source_entry(entry), "dataset")

@@ -21,4 +21,4 @@ def largest(gaps: Tensor, count: int) -> Tensor:
 
 def rows_of(kept: Tensor) -> list[Tensor]:
     """Every keep set of [k], [L, k] or [L, G, k], int64 [k] each."""
-    return list(kept.reshape(-1, kept.shape[-1]))
+    return list(kept.reshape(kept.shape[:-1].numel(), kept.shape[-1]))

@@ -29,7 +29,9 @@ class GhostSlot(Healing):
 
     The slot is the gap's middle one: its token index and its position are that one's, and it counts
     in the budget. The key is the mean rotated key, so that its logit is the mean of the evicted
-    ones; it is stored un-rotated by its position. The value is the mean value. The bias of query
+    ones. It is stored so that in every position mode queries after the eviction meet it as those
+    before it did: were it moved as other survivors are, its logit would no longer fit its bias. The
+    value is the mean value. The bias of query
     head h is log(mass) + log(sum_q p_gap(q) / sum_q p_ghost(q)) over the latest `window` queries,
     with p_gap their softmax mass on the gap, and p_ghost what the mean key alone would get at the
     same normaliser. The mean of a cluster of keys with the log of its size as bias is that of token
@@ -79,21 +81,24 @@ class GhostSlot(Healing):
 
     def read(self, cache: ManagedCache, choice: Choice) -> Any:
         assert choice.ghosts is not None and isinstance(choice.kept, Tensor)
-        if not choice.ghosts.shape[-1]:
+        earlier = cache.ghosts_per_head > 0
+        if not choice.ghosts.shape[-1] and not earlier:
             return None
         kept = as_grid(choice.kept).cpu()
         whose = _owners(kept, choice.ghosts, cache.size)
         found = []
         for layer in range(len(cache.layers)):
             row = min(layer, whose.shape[0] - 1)
-            found.append(self._of_layer(cache, layer, whose[row], choice.ghosts[row]))
+            new = self._of_layer(cache, layer, whose[row], choice.ghosts[row])
+            held = _rotated(cache, layer, kept[min(layer, kept.shape[0] - 1)]) if earlier else None
+            found.append((*new, held))
         places = torch.searchsorted(kept.contiguous(), choice.ghosts.contiguous())
-        return places, found
+        return places, cache.slot_table.next_position, found
 
     def _of_layer(
         self, cache: ManagedCache, index: int, whose: Tensor, ghosts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys and values [G, c, d], biases [H, c] and counts [G, c] of one layer's ghosts.
+        """Rotated keys and values [G, c, d], biases [H, c] and counts [G, c] of one layer's ghosts.
 
         Args:
             whose: which ghost each slot is evicted into, -1 for none, int64 [G', n].
@@ -110,11 +115,6 @@ class GhostSlot(Healing):
         total = weight.sum(-1)
         mean = weight / total[..., None]
         rotated, values = mean @ cache.rotated_keys(index).float(), mean @ layer.live_values.float()
-        position = cache.slot_table.position.cpu()
-        position = position[min(index, position.shape[0] - 1)].expand(groups, -1)
-        at = position.gather(-1, ghosts.expand(groups, -1))
-        keys = rotate_back(rotated, *cache.rotary.angles(at, device))
-
         queries = window_queries(cache, index, self.window)
         logits = window_logits(cache, index, queries)
         normaliser = logits.logsumexp(-1)
@@ -122,33 +122,59 @@ class GhostSlot(Healing):
         heads = received.shape[0]
         in_gap = (received.view(groups, -1, slots) @ member).reshape(heads, number)
         flat = (queries * cache.scaling).reshape(groups, -1, size)
-        own = (flat @ rotated.transpose(1, 2)).view(heads, -1, number) - normaliser[..., None]
+        own = (flat @ rotated.transpose(1, 2)).view(heads, queries.shape[1], number) - normaliser[
+            ..., None
+        ]
         bias = in_gap.log() - own.logsumexp(1)
         bias += math.log(self.mass) if self.mass > 0 else -math.inf
-        return keys, values, bias, total
+        return rotated, values, bias, total
 
     def write(self, cache: ManagedCache, found: Any, messages: FedMessages | None) -> Healed:
         if found is None:
             return Healed()
-        places, layers = found
+        places, end, layers = found
         changed = cache.changed_attention or ChangedAttention()
+        # Later queries are this much nearer to a slot whose position stays.
+        nearer = end - cache.slot_table.next_position
         biases, counts, ghosts = [], [], []
-        for index, (keys, values, bias, total) in enumerate(layers):
-            groups, heads = keys.shape[0], bias.shape[0]
-            at = places[min(index, places.shape[0] - 1)].expand(groups, -1).to(keys.device)
-            cache.overwrite(index, at, keys, values)
+        for index, (rotated, values, bias, total, held) in enumerate(layers):
+            groups, heads = rotated.shape[0], bias.shape[0]
+            at = places[min(index, places.shape[0] - 1)].expand(groups, -1).to(rotated.device)
+            position = cache.slot_table.position.to(rotated.device)
+            position = position[min(index, position.shape[0] - 1)].expand(groups, -1) + nearer
+            known_ghosts = changed.ghosts_of(index, groups, cache.size).to(at.device)
+            if held is not None:
+                _move(cache, index, known_ghosts, held, position)
+            angles = cache.rotary.angles(position.gather(-1, at), rotated.device)
+            cache.overwrite(index, at, rotate_back(rotated, *angles), values)
             known = changed.bias_of(index, cache.size)
             known = bias.new_zeros(heads, cache.size) if known is None else known.clone()
             biases.append(known.scatter(-1, at.repeat_interleave(heads // groups, dim=0), bias))
             before = changed.counts_of(index, groups, cache.size).to(total.device)
             counts.append(before.scatter(-1, at, total))
-            ghosts.append(
-                changed.ghosts_of(index, groups, cache.size).to(at.device).scatter(-1, at, True)
-            )
+            ghosts.append(known_ghosts.scatter(-1, at, True))
         cache.changed_attention = ChangedAttention(
             changed.factor, torch.stack(biases), torch.stack(counts), torch.stack(ghosts)
         )
         return Healed(slots=places.shape[-1], nbytes=cache.changed_attention.nbytes)
+
+
+def _rotated(cache: ManagedCache, layer: int, kept: Tensor) -> Tensor:
+    """One layer's rotated keys of the slots [G', k], fp32 [G, k, d]."""
+    keys = cache.rotated_keys(layer).float()
+    index = kept.to(keys.device).expand(keys.shape[0], -1)
+    return keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1]))
+
+
+def _move(
+    cache: ManagedCache, layer: int, ghosts: Tensor, rotated: Tensor, position: Tensor
+) -> None:
+    """Store the keys of one layer's earlier ghosts, bool [G, k], again: `rotated` at `position`."""
+    keys = rotate_back(rotated, *cache.rotary.angles(position, rotated.device))
+    own = cache.layers[layer]
+    slots = torch.arange(cache.size, device=keys.device).expand(keys.shape[0], -1)
+    chosen = torch.where(ghosts[..., None], keys, own.live_keys.float())
+    cache.overwrite(layer, slots, chosen, own.live_values.clone())
 
 
 def _uniform(kept: KeepSet) -> Tensor:

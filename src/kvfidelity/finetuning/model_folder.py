@@ -1,0 +1,119 @@
+"""Makes a model folder of a base model and a recipe: trained, merged, with its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import Tensor
+from transformers.utils import logging as hf_logging
+
+from kvfidelity.atomic_files import write_json
+from kvfidelity.bounded_json import read_json
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.dialogues.template_check import check_template
+from kvfidelity.finetuning.examples import examples_digest, training_examples
+from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
+from kvfidelity.models.checksums import PROVENANCE, WEIGHTS, file_digests
+from kvfidelity.models.end_tokens import end_token_ids
+from kvfidelity.models.load import load_model
+from kvfidelity.models.revision import model_revision
+from kvfidelity.models.weights import load_weights
+
+#: Loss of each step, in the model's folder.
+LOSS_CURVE = "training.json"
+
+
+def finetune_model(
+    spec: Mapping[str, Any],
+    base: Path,
+    data: Path,
+    directory: Path,
+    checkpoints: Path,
+    device: str,
+    *,
+    every: int = CHECKPOINT_EVERY,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Make `directory` a model folder like a fetched one, whole or not at all.
+
+    Weights are the base's with the adapter merged into them, in fp32.
+
+    Args:
+        spec: `source` and `adapter` of the model's entry, checked and resolved; `format_files` if
+            its data need them; `code`, a digest of the code that trains.
+        base, data: folders of the fetched base model and data set.
+        checkpoints: a folder that survives a kill; it is removed at the end.
+        device: "cpu", "cuda", "cuda:1" or "auto".
+
+    Raises:
+        UserError: the base or the data cannot be used, or the data have no training dialogues.
+    """
+    adapter = spec["adapter"]
+    recipe = Recipe.of(adapter)
+    check_template(base)
+    model, tokenizer = load_model(base, "float32", device)
+    examples, manifest = training_examples(
+        data,
+        {key: adapter[key] for key in ("select", "dialogues")}
+        | {"format": adapter["data_source"]["format"]}
+        | {"format_files": spec.get("format_files", ())},
+        ChatSegmenter(tokenizer, end_token_ids(base)),
+    )
+    fetched = read_json(base / PROVENANCE)
+    made_from = {
+        "base": fetched["files"],
+        "dialogues": {"number": len(examples), "sha256": examples_digest(examples)},
+    }
+    text = json.dumps([adapter, made_from, spec["code"]], sort_keys=True)
+    trainer = Trainer(model, recipe, examples)
+    print(f"{len(examples)} dialogues, {sum(len(one.ids) for one in examples)} tokens")
+    identity = hashlib.sha256(text.encode()).hexdigest()
+    trainer.run(checkpoints, identity, every=every, progress=progress)
+    folder = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        for name in fetched["files"]:
+            if not name.endswith((*WEIGHTS, ".index.json")):
+                shutil.copyfile(base / name, folder / name)
+        _merge(base, recipe, trainer.adapter(), folder)
+        write_json(folder / LOSS_CURVE, {"loss": recipe.loss, "losses": trainer.losses})
+        provenance = {
+            "source": "adapter",
+            "revision": model_revision(spec),
+            "adapter": dict(adapter),
+            "made_from": made_from | {"data": manifest["provenance"]},
+            "files": file_digests(folder),
+            # The architecture is the base's, so are the laws' deviations.
+            "exactness": fetched["exactness"],
+        }
+        write_json(folder / PROVENANCE, provenance)
+        shutil.rmtree(directory, ignore_errors=True)
+        folder.rename(directory)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _merge(base: Path, recipe: Recipe, adapter: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the base's weights plus the adapter's as safetensors into `folder`.
+
+    On a fresh copy of the base: the one that was trained has other modules.
+    """
+    hf_logging.disable_progress_bar()
+    model = with_adapter(load_weights(base, torch.float32), recipe)
+    set_peft_model_state_dict(model, dict(adapter))
+    scratch = folder / ".weights"
+    model.merge_and_unload().save_pretrained(scratch)
+    # Its configuration is the base's own file, which says all that is to be said.
+    for file in scratch.glob("*.safetensors*"):
+        file.rename(folder / file.name)
+    shutil.rmtree(scratch)

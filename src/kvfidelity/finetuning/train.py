@@ -1,0 +1,176 @@
+"""Trains an adapter: a short loop with checkpoints, from which a killed training goes on.
+
+What is random is drawn from the seed and the number of the step, not from a generator that runs
+along: so a checkpoint needs no state of one, all arms of a seed see the same dialogues in the same
+order, and `stale` and `rerotated` the same keep sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from kvfidelity.cache.attach import attach
+from kvfidelity.cache.hooks import output_logits
+from kvfidelity.cache.positions import PositionMode
+from kvfidelity.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from kvfidelity.finetuning.draws import draw_evictions, draw_skips
+from kvfidelity.finetuning.evicted_states import Stretch, evicted, skipped
+from kvfidelity.finetuning.examples import Example
+from kvfidelity.finetuning.forward import hidden_states
+from kvfidelity.finetuning.recipe import CROSS_ENTROPY, Recipe
+from kvfidelity.records.arms import CONTROL, SKIPS
+
+#: Share of the steps over which the learning rate rises; then it falls to 0, both linearly.
+WARMUP = 0.1
+#: Largest norm of a step's gradient.
+MOST_GRADIENT = 1.0
+#: Steps between two checkpoints, and so the most that a kill costs.
+CHECKPOINT_EVERY = 10
+
+
+def with_adapter(model: Any, recipe: Recipe) -> Any:
+    """`model` with a fresh LoRA adapter on every linear layer but the output (arXiv 2106.09685).
+
+    The adapter changes nothing yet. Its scale is 2, `lora_alpha` twice the rank.
+    """
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+class Trainer:
+    """A model with an adapter, its optimizer, and the training dialogues.
+
+    Args:
+        model: a causal language model in fp32, on its device; it is attached and gets an adapter.
+        examples: at least one.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, examples: Sequence[Example]) -> None:
+        self.recipe, self.examples = recipe, examples
+        self.window: int = model.config.max_position_embeddings
+        self.device: torch.device = model.device
+        self.model = with_adapter(attach(model), recipe).eval()
+        self._base = self.model.get_base_model()
+        self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._weights, lr=recipe.learning_rate, weight_decay=0.0
+        )
+        self.losses: list[float] = []
+
+    def run(
+        self,
+        folder: Path,
+        identity: str,
+        every: int = CHECKPOINT_EVERY,
+        progress: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> None:
+        """Train to the last step, from the folder's checkpoint on if it is of this training.
+
+        Args:
+            folder: for the checkpoint.
+            identity: of the training: base, data, recipe and code.
+            every: steps between two checkpoints.
+            progress: called with the number of steps done and the latest loss.
+        """
+        found = read_checkpoint(folder, identity)
+        if found is not None:
+            self._restore(found)
+        while len(self.losses) < self.recipe.steps:
+            self.losses.append(self._step(len(self.losses)))
+            if len(self.losses) % every == 0 or len(self.losses) == self.recipe.steps:
+                write_checkpoint(folder, self._checkpoint(identity))
+            progress(len(self.losses), self.losses[-1])
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights, on the CPU."""
+        state = get_peft_model_state_dict(self.model)
+        return {name: weight.detach().cpu() for name, weight in state.items()}
+
+    def _checkpoint(self, identity: str) -> Checkpoint:
+        return Checkpoint(identity, self.losses, self.adapter(), self._optimizer.state_dict())
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        set_peft_model_state_dict(self.model, checkpoint.adapter)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self.losses = list(checkpoint.losses)
+
+    def _step(self, step: int) -> float:
+        """One update over `batch` dialogues; the mean of their losses."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * _rate(step, self.recipe.steps)
+        total = 0.0
+        for example, stretches in self._batch(step):
+            loss = self._loss(example, stretches) / self.recipe.batch
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self._weights, MOST_GRADIENT)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _batch(self, step: int) -> Iterator[tuple[Example, list[Stretch]]]:
+        recipe, count = self.recipe, len(self.examples)
+        for number in range(step * recipe.batch, (step + 1) * recipe.batch):
+            epoch, place = divmod(number, count)
+            order = Random(f"order {recipe.seed} {epoch}").sample(range(count), count)
+            example = self.examples[order[place]]
+            rng = Random(f"evictions {recipe.seed} {number}")
+            yield example, stretches_of(example, recipe, rng, self.window)
+
+    def _loss(self, example: Example, stretches: Sequence[Stretch]) -> Tensor:
+        """Nats per reply token."""
+        ids = torch.tensor(example.ids, device=self.device)
+        replies = torch.cat([torch.arange(*span) for span in example.replies]).to(self.device)
+        hidden = hidden_states(self._base, ids, stretches)
+        # The token before predicts.
+        logits = output_logits(self._base, hidden[replies - 1]).float()
+        if self.recipe.loss == CROSS_ENTROPY:
+            return cross_entropy(logits, ids[replies])
+        with torch.no_grad(), self.model.disable_adapter():
+            whole = evicted(len(example.ids), [], PositionMode.ORIGINAL)
+            full = hidden_states(self._base, ids, whole)[replies - 1]
+            target = output_logits(self._base, full).float().log_softmax(-1)
+        return kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+
+
+def stretches_of(example: Example, recipe: Recipe, rng: Random, window: int) -> list[Stretch]:
+    """The state that an arm sees a dialogue in.
+
+    Args:
+        window: the trained one, in tokens.
+    """
+    tokens = len(example.ids)
+    if recipe.arm == CONTROL:
+        return evicted(tokens, [], PositionMode.ORIGINAL)
+    evictions = draw_evictions(rng, example.boundaries, recipe.retention)
+    if recipe.arm == SKIPS:
+        return skipped(tokens, draw_skips(rng, evictions, tokens, window))
+    return evicted(tokens, evictions, recipe.arm)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Factor on the learning rate of a step, counted from 0."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / max(1, steps - warmup)

@@ -1,0 +1,1 @@
+from tests.cache.conftest import architecture  # noqa: F401

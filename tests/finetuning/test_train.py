@@ -1,0 +1,156 @@
+"""Training an adapter: what it learns, that it is reproducible, and what a kill changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from kvfidelity.dialogues.pool import Turn
+from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.finetuning.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from kvfidelity.finetuning.examples import Example, _example
+from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.finetuning.train import Trainer, stretches_of
+from kvfidelity.models.load import load_model
+from kvfidelity.records.arms import ARMS
+from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
+
+STEPS = 12
+
+
+def recipe(**other: Any) -> Recipe:
+    return Recipe.of(ADAPTER | other)
+
+
+def examples(base: Path) -> list[Example]:
+    _, tokenizer = load_model(base, "float32", "cpu")
+    segmenter = ChatSegmenter(tokenizer)
+    turns = [[Turn(f"Say {n} {k}.", f"{k} and {n}" * 3) for k in range(4)] for n in range(5)]
+    return [_example(turn, segmenter) for turn in turns]
+
+
+def trained(base: Path, folder: Path, **other: Any) -> Trainer:
+    model, _ = load_model(base, "float32", "cpu")
+    trainer = Trainer(model, recipe(**other), examples(base))
+    trainer.run(folder, "identity")
+    return trainer
+
+
+def test_an_example_says_where_turns_start_and_which_tokens_are_replies(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    _, tokenizer = load_model(base, "float32", "cpu")
+    [first, *_] = examples(base)
+    texts = [tokenizer.decode(first.ids[slice(*span)]) for span in first.replies]
+    assert texts == [f"{k} and 0" * 3 + "<|im_end|>" for k in range(4)]
+    assert len(first.boundaries) == 3
+    for at in first.boundaries:
+        assert tokenizer.decode(first.ids[at:]).lstrip("\n").startswith("<|im_start|>user")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arms_loss_falls_and_two_trainings_are_the_same(tmp_path: Path, arm: str) -> None:
+    base = base_model(tmp_path)
+    one, other = (trained(base, tmp_path / name, arm=arm, steps=2) for name in "ab")
+    assert one.losses == other.losses
+    for name, weight in one.adapter().items():
+        assert torch.equal(weight, other.adapter()[name]), name
+
+
+def test_cross_entropy_falls(tmp_path: Path) -> None:
+    losses = trained(
+        base_model(tmp_path), tmp_path, loss="cross_entropy", steps=20, learning_rate=0.01
+    ).losses
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_the_control_starts_without_a_loss_and_evictions_with_one(tmp_path: Path) -> None:
+    """The fresh adapter changes nothing, and the target is the model itself."""
+    base = base_model(tmp_path)
+    first = {arm: trained(base, tmp_path / arm, arm=arm, steps=1).losses[0] for arm in ARMS}
+    assert first.pop("control") == pytest.approx(0, abs=1e-9)
+    assert min(first.values()) > 1e-4
+
+
+def test_arms_of_a_seed_see_the_same_keep_sets(tmp_path: Path) -> None:
+    [example, *_] = examples(base_model(tmp_path))
+    seen = [
+        stretches_of(example, recipe(arm=arm), Random("evictions 0 3"), 512)
+        for arm in ("stale", "rerotated")
+    ]
+    assert len(seen[0]) > 1
+    for stale, rerotated in zip(*seen, strict=True):
+        assert torch.equal(stale.earlier, rerotated.earlier)
+
+
+@pytest.mark.long(25)
+def test_a_training_killed_three_times_ends_with_the_same_loss_curve(tmp_path: Path) -> None:
+    """A real SIGKILL after two random steps, and one in the middle of writing a checkpoint."""
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    rng = Random(os.urandom(8))
+    first = rng.randint(1, 4)
+    kills: list[int | str] = [first, "write", rng.randint(8, STEPS - 1), 0]
+    started = _killed(tmp_path, kills)
+    # A checkpoint is written every two steps: the first kill keeps the latest of them, the second
+    # writes one and half of another.
+    kept = first - first % 2
+    latest = int(kills[2]) - int(kills[2]) % 2
+    assert started == [[0, 9], [kept, 9], [kept + 2, 9], [latest, 0]], kills
+    torch.use_deterministic_algorithms(True)
+    try:
+        finetune(base, data, tmp_path / "whole", tmp_path / "undisturbed", steps=STEPS)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    curves, weights = [], []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        curves.append(json.loads((folder / "training.json").read_text()))
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert curves[0] == curves[1] and len(curves[0]["losses"]) == STEPS
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def _killed(root: Path, kills: list[int | str]) -> list[list[int]]:
+    """What `stepwise` prints: steps done at each start, and the signal that ended it."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.finetuning.stepwise",
+            str(root),
+            str(STEPS),
+            json.dumps(kills),
+        ],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_half_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:
+    whole = Checkpoint("a", [0.5], {"w": torch.ones(3)}, {})
+    write_checkpoint(tmp_path, whole)
+    content = (tmp_path / NAME).read_bytes()
+    found = read_checkpoint(tmp_path, "a")
+    assert found is not None and found.losses == [0.5]
+    assert read_checkpoint(tmp_path, "b") is None, "of another training"
+    for size in (0, 10, 32, len(content) // 2, len(content) - 1):
+        (tmp_path / NAME).write_bytes(content[:size])
+        assert read_checkpoint(tmp_path, "a") is None
+    changed = bytearray(content)
+    changed[-20] ^= 1
+    (tmp_path / NAME).write_bytes(changed)
+    assert read_checkpoint(tmp_path, "a") is None

@@ -1,0 +1,116 @@
+"""Entries of fine-tuned models: what is refused, and what their revision depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvfidelity.errors import UserError
+from kvfidelity.models.revision import model_revision
+from kvfidelity.pipeline.rule_params import finetuning_params, grid_settings
+from kvfidelity.pipeline.settings import load_settings
+from tests.workflow.project import CONFIG, merged
+
+RECIPE: dict[str, Any] = {"base": "tiny", "data": "own", "arm": "stale"}
+
+
+def settings(*, select: dict[str, Any] | None = None, **recipe: Any) -> dict[str, Any]:
+    changes = {
+        "models": {"tuned": {"source": "adapter", "adapter": RECIPE | recipe}},
+        "datasets": {"own": {"select": {"split": "test"} if select is None else select}},
+    }
+    return load_settings(merged(CONFIG, changes))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"base": "tyny"}, r"models\.tuned\.adapter\.base: no 'tyny'; did you mean 'tiny'"),
+        ({"base": "tuned"}, r"adapter\.base: tuned is fine-tuned itself; name its base"),
+        ({"data": "won"}, r"models\.tuned\.adapter\.data: no 'won'"),
+        ({"arm": "stael"}, r"models\.tuned\.adapter\.arm: 'stael'"),
+        ({"arm": "none"}, r"models\.tuned\.adapter\.arm: 'none'"),
+        ({"steps": 0}, r"models\.tuned\.adapter\.steps"),
+        ({"learning_rate": "fast"}, r"models\.tuned\.adapter\.learning_rate"),
+        ({"retention": [0.9, 0.5]}, r"adapter\.retention: 0\.9 is more than 0\.5"),
+        ({"retention": [0.5, 1.0]}, r"models\.tuned\.adapter\.retention"),
+        ({"lerning_rate": 0.1}, r"models\.tuned\.adapter: unknown key 'lerning_rate'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_its_key(recipe: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(**recipe)
+
+
+def test_a_recipe_without_its_source_is_refused() -> None:
+    with pytest.raises(UserError, match=r"models\.tiny\.adapter: set `source: adapter`"):
+        load_settings(merged(CONFIG, {"models": {"tiny": {"adapter": RECIPE}}}))
+    with pytest.raises(UserError, match=r"models\.tuned: adapter must be given"):
+        load_settings(merged(CONFIG, {"models": {"tuned": {"source": "adapter"}}}))
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (
+            {},
+            r"datasets\.own\.select\.split: tuned is trained on dialogues of the development half",
+        ),
+        ({"split": "development"}, r"set test, or take own out of the grid"),
+    ],
+)
+def test_dialogues_that_may_be_trained_on_are_not_evaluated(
+    select: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(select=select)
+
+
+def test_other_halves_and_joined_dialogues_are_refused() -> None:
+    """Another seed of the parts, and sessions whose parts are not those of their dialogues."""
+    other = CONFIG["datasets"]["own"] | {"select": {"split": "test", "split_seed": 7}}
+    changes = {
+        "models": {"tuned": {"source": "adapter", "adapter": RECIPE}},
+        "datasets": {"own": {"select": {"split": "test"}}, "other": other},
+    }
+    with pytest.raises(UserError, match=r"other\.select\.split_seed: .* set it to 0"):
+        load_settings(merged(CONFIG, changes))
+    joined = {"datasets": {"own": {"select": {"split": "test"}, "join_tokens": 500}}}
+    with pytest.raises(UserError, match=r"adapter\.data: own joins dialogues"):
+        load_settings(merged(CONFIG, changes | joined))
+
+
+def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:
+    entry = settings()["models"]["tuned"]
+    revision = model_revision(entry)
+    assert revision.startswith("stale seed 0 of tiny#recipe=")
+    changed = [
+        settings(seed=1),
+        settings(rank=3),
+        settings(select={"split": "test", "split_seed": 1}),
+        load_settings(
+            merged(
+                CONFIG,
+                {
+                    "models": {
+                        "tiny": {"path": "elsewhere"},
+                        "tuned": {"source": "adapter", "adapter": RECIPE},
+                    },
+                    "datasets": {"own": {"select": {"split": "test"}}},
+                },
+            )
+        ),
+    ]
+    found = {model_revision(one["models"]["tuned"]) for one in changed}
+    assert revision not in found and len(found) == len(changed)
+    # What is evaluated does not matter.
+    assert (
+        model_revision(settings(select={"split": "test", "seed": 5})["models"]["tuned"]) == revision
+    )
+    assert finetuning_params(settings(), "tuned")["adapter"] == entry["adapter"]
+
+
+def test_tables_are_told_the_arm_of_a_model() -> None:
+    models = grid_settings(settings(seed=4))["models"]
+    assert models == {"tiny": {}, "tuned": {"adapter": {"base": "tiny", "arm": "stale", "seed": 4}}}

@@ -1,0 +1,111 @@
+"""Runs that are computed ahead: when their clients are answered, and asked for plans."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvfidelity.generation.spec import RunSpec
+from kvfidelity.worker.client import request
+from kvfidelity.worker.job import GenerateJob, WorkerConfig
+from tests.waiting import LIMIT_S, wait_until
+from tests.worker.conftest import FAULT_POLICY, Workdir
+
+CELL: dict[str, Any] = {
+    "model": "tiny",
+    "dataset": "two",
+    "policy": "recent",
+    "kind": "fault_policy",
+    "positions": "rerotated",
+    "threshold": "small",
+    "at": "60tok",
+    "target": "40tok",
+    "policy_files": (str(FAULT_POLICY),),
+}
+
+
+class Clients:
+    """Requests as jobs make them, in this process; `asked` counts the plans that were asked for."""
+
+    def __init__(self, workdir: Workdir) -> None:
+        self.asked = 0
+        self._folder = workdir.folder
+        self._config = WorkerConfig(
+            model_dir=str(workdir.folder / "model"),
+            model_revision="",
+            dtype="float32",
+            device="cpu",
+            code_digest="",
+            prefix_memory="0GB",
+            prefix_disk="0GB",
+            store_prefixes="overflow",
+            threads=1,
+            batch_size=2,
+        )
+
+    def job(self, name: str, **spec: Any) -> GenerateJob:
+        folder = self._folder / name
+        files = {kind: str(folder / f"{kind}.parquet") for kind in ("turns", "evictions", "recall")}
+        pool = str(self._folder / "pool.parquet")
+        return GenerateJob(RunSpec(**(CELL | spec)).to_json(), pool, "000", **files)
+
+    def request(self, job: GenerateJob, follow: list[GenerateJob]) -> None:
+        def plan(limit: int) -> list[dict[str, str]]:
+            self.asked += 1
+            found = [{"spec": j.spec, "pool": j.pool, "dialogue": j.dialogue} for j in follow]
+            return found[:limit]
+
+        request(self._config, job, lambda event: None, plan)
+
+    def start(self, job: GenerateJob) -> threading.Thread:
+        thread = threading.Thread(target=self.request, args=(job, []), daemon=True)
+        thread.start()
+        return thread
+
+    def made(self, name: str) -> Callable[[], bool]:
+        return (self._folder / name / "turns.parquet").is_file
+
+
+@pytest.fixture
+def clients(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> Clients:
+    monkeypatch.chdir(workdir.folder)
+    for name, value in workdir.environment.items():
+        monkeypatch.setenv(name, value)
+    return Clients(workdir)
+
+
+def test_what_was_computed_ahead_is_handed_out_while_other_runs_are_computed(
+    workdir: Workdir, clients: Clients
+) -> None:
+    ahead = clients.job("ahead", seed=1, max_turns=2)
+    clients.request(clients.job("first", seed=0), [ahead])
+    # It has more turns, so the other has ended when it ends.
+    clients.request(clients.job("longer", seed=3), [])
+    # Its eviction keeps the thread that computes.
+    held = clients.start(clients.job("held", seed=2, **workdir.fault_spec("hold")))
+    wait_until(workdir.faults_done)
+    thread = clients.start(ahead)
+    wait_until(clients.made("ahead"))
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+    assert held.is_alive()
+    assert not clients.made("held")()
+    workdir.let_go()
+    held.join(LIMIT_S)
+    assert clients.made("held")()
+
+
+def test_no_client_is_asked_for_a_plan_that_is_known_to_its_end(clients: Clients) -> None:
+    """To name the runs that follow takes a client as long as its job."""
+    ahead = [clients.job(f"ahead-{seed}", seed=seed) for seed in (1, 2, 3)]
+    clients.request(clients.job("first", seed=0), ahead)
+    assert clients.asked == 1
+    for job in ahead:
+        clients.request(job, [])
+    assert clients.asked == 1
+    # It is not in that plan, so there is another one.
+    clients.request(clients.job("other", seed=4), [])
+    assert clients.asked == 2

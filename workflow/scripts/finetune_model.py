@@ -1,0 +1,58 @@
+"""Fine-tune a model on evicted states; killed and started again, it goes on from a checkpoint."""
+
+import argparse
+import json
+from pathlib import Path
+
+from kvfidelity.cli import main_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
+    parser.add_argument("--base", required=True, type=Path, help="folder of the base model")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the fetched dataset")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
+    parser.add_argument("--checkpoints", required=True, type=Path, help="folder that is kept")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
+    parser.add_argument("--configured", type=Path, help="the source, as JSON")
+    parser.add_argument("--source", type=Path, help="file for a copy of that")
+    options = parser.parse_args()
+    import torch
+
+    from kvfidelity.atomic_files import copy_file
+    from kvfidelity.finetuning.model_folder import finetune_model
+    from kvfidelity.models.checksums import PROVENANCE
+    from kvfidelity.models.load import resolve_device
+    from kvfidelity.pipeline.sources import note_fetched
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if resolve_device(options.device).type == "cpu":
+        torch.use_deterministic_algorithms(True)
+    else:
+        # The gradient of fused attention is not deterministic there, so products need not be exact:
+        # TF32 is several times as fast. docs/finetuning.md says so.
+        torch.set_float32_matmul_precision("high")
+
+    def progress(step: int, loss: float) -> None:
+        print(f"step {step}: {loss:.5f} nats per reply token", flush=True)
+
+    finetune_model(
+        options.spec,
+        options.base,
+        options.data,
+        options.out,
+        options.checkpoints,
+        options.device,
+        progress=progress,
+    )
+    copy_file(options.out / PROVENANCE, options.record)
+    if options.configured:
+        note_fetched(options.configured, options.record, options.source)
+
+
+if __name__ == "__main__":
+    main_guard(main)
