@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,9 +16,17 @@ import torch
 
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.finetuning.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from kvfidelity.errors import UserError
+from kvfidelity.finetuning import train
+from kvfidelity.finetuning.checkpoint import (
+    DIGEST_BYTES,
+    NAME,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from kvfidelity.finetuning.examples import Example, _example
-from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.finetuning.recipe import LOSSES, Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
 from kvfidelity.models.load import load_model
 from kvfidelity.records.arms import ARMS
@@ -154,3 +163,59 @@ def test_half_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:
     changed[-20] ^= 1
     (tmp_path / NAME).write_bytes(changed)
     assert read_checkpoint(tmp_path, "a") is None
+
+
+def test_a_training_that_diverges_is_refused_and_leaves_no_model(tmp_path: Path) -> None:
+    """Weights that are not finite are never written, neither as a model nor in a checkpoint."""
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    with pytest.raises(UserError, match=r"diverged: the loss of step \d .* lower `learning_rate`"):
+        finetune(base, data, tmp_path / "m", tmp_path / "c", every=1, steps=6, learning_rate=1e30)
+    assert not (tmp_path / "m").exists()
+    saved = torch.load(
+        io.BytesIO((tmp_path / "c" / NAME).read_bytes()[DIGEST_BYTES:]), weights_only=True
+    )
+    assert all(bool(weight.isfinite().all()) for weight in saved["adapter"].values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"dialogues": 900}, r"adapter\.dialogues is 900, but only \d+ dialogues .*other_split: "),
+        ({}, r"more than the base model's trained window of 64.*max_tokens to 64 at most"),
+    ],
+)
+def test_too_few_and_too_long_dialogues_are_refused_before_weights_are_loaded(
+    tmp_path: Path, recipe: dict[str, Any], message: str
+) -> None:
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=message):
+        finetune(base, data, tmp_path / "m", tmp_path / "c", **recipe)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_logits_of_a_whole_dialogue_are_never_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Nor does it change the loss or its gradient that they are computed in parts."""
+    base, found = base_model(tmp_path), []
+    for tokens in (10**6, 7):
+        monkeypatch.setattr(train, "LOSS_TOKENS", tokens)
+        model, _ = load_model(base, "float32", "cpu")
+        trainer = Trainer(model, recipe(loss=loss), examples(base))
+        vocabulary, rows = model.config.vocab_size, list[int]()
+
+        def note(tensor: torch.Tensor, rows: list[int] = rows, size: int = vocabulary) -> Any:
+            # One step's weights of the output layer are not logits.
+            if tensor.dim() == 2 and tensor.shape[-1] == size and not tensor.is_leaf:
+                rows.append(tensor.shape[0])
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            trainer.run(tmp_path / f"{loss} {tokens}", "identity")
+        found.append((trainer.losses, sum(rows)))
+    (whole, _), (parts, kept) = found
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert kept <= 7

@@ -50,6 +50,23 @@ def test_a_recipe_without_its_source_is_refused() -> None:
         load_settings(merged(CONFIG, {"models": {"tuned": {"source": "adapter"}}}))
 
 
+def test_a_recipe_that_no_dialogue_fits_is_refused() -> None:
+    recipe = RECIPE | {"select": {"min_tokens": 5000}}
+    with pytest.raises(
+        UserError, match=r"adapter\.select\.min_tokens: 5000 is more .* 4096, so no"
+    ):
+        load_settings(
+            merged(CONFIG, {"models": {"tuned": {"source": "adapter", "adapter": recipe}}})
+        )
+
+
+@pytest.mark.parametrize("unit", ["turns", "tokens"])
+def test_bounds_that_exclude_each_other_are_refused_for_any_dataset(unit: str) -> None:
+    select = {"split": "test", f"min_{unit}": 90, f"max_{unit}": 80}
+    with pytest.raises(UserError, match=rf"own\.select\.min_{unit}: 90 is more than max_{unit} 80"):
+        settings(select=select)
+
+
 @pytest.mark.parametrize(
     ("select", "message"),
     [

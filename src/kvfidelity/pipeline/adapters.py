@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvfidelity.dialogues.parts import TEST
+from kvfidelity.pipeline.select_checks import select_faults
 from kvfidelity.pipeline.setting_errors import shown
 from kvfidelity.records.grid import cells
 from kvfidelity.suggestions import did_you_mean
@@ -32,6 +33,7 @@ def adapter_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}.data: no {shown(adapter['data'])}{known}"
         elif data["join_tokens"] is not None:
             yield f"{where}.data: {_joined(adapter['data'])}"
+        yield from select_faults(f"{where}.select", adapter["select"])
         least, most = adapter["retention"]
         if least > most:
             yield f"{where}.retention: {least} is more than {most}; write the least share first"
