@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from kvfidelity.cli import main_guard
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
@@ -219,3 +221,30 @@ def test_logits_of_a_whole_dialogue_are_never_kept(
     (whole, _), (parts, kept) = found
     assert parts == pytest.approx(whole, rel=1e-4)
     assert kept <= 7
+
+
+def test_a_full_disk_at_the_merge_is_one_line_and_costs_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real short write of the weights, which safetensors reports; the rerun trains nothing."""
+    base, data, steps = base_model(tmp_path), dialogues(tmp_path), list[int]()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    half = (base / "model.safetensors").stat().st_size // 2
+
+    def fill(step: int, loss: float) -> None:
+        steps.append(step)
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (half, before[1]))
+
+    def once() -> None:
+        finetune(base, data, tmp_path / "m", tmp_path / "c", steps=2, progress=fill)
+
+    try:
+        with pytest.raises(SystemExit):
+            main_guard(once)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "error: the output folder would be larger than this process" in capsys.readouterr().err
+    assert not [*tmp_path.glob("m*"), *tmp_path.glob(".m*")]
+    once()
+    assert steps == [1, 2] and (tmp_path / "m/model.safetensors").is_file()
