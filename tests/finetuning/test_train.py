@@ -90,6 +90,17 @@ def test_the_control_starts_without_a_loss_and_evictions_with_one(tmp_path: Path
     assert min(first.values()) > 1e-4
 
 
+def test_under_kl_the_control_stays_the_base_model(tmp_path: Path) -> None:
+    """Its target is itself: rounding alone moves its weights. With cross-entropy it learns."""
+    base = base_model(tmp_path)
+    losses = trained(base, tmp_path / "kl", arm="control", steps=12).losses
+    assert max(losses) < 1e-3
+    learns = trained(
+        base, tmp_path / "ce", arm="control", steps=12, loss="cross_entropy", learning_rate=0.01
+    ).losses
+    assert learns[0] - learns[-1] > 0.1
+
+
 def test_arms_of_a_seed_see_the_same_keep_sets(tmp_path: Path) -> None:
     [example, *_] = examples(base_model(tmp_path))
     seen = [
