@@ -98,6 +98,29 @@ def test_other_halves_and_joined_dialogues_are_refused() -> None:
         load_settings(merged(CONFIG, changes | joined))
 
 
+def test_the_file_trained_on_is_not_evaluated_in_another_format() -> None:
+    """Halves follow from the texts, which another format may read otherwise."""
+    path = CONFIG["datasets"]["own"]["path"]
+    copied = {
+        "source": "path",
+        "path": path,
+        "count": 1,
+        "format": CONFIG["datasets"]["own"]["format"],
+    }
+    changes: dict[str, Any] = {
+        "models": {"tuned": {"source": "adapter", "adapter": RECIPE | {"data": "copied"}}},
+        "datasets": {"own": {"select": {"split": "test"}}, "copied": copied},
+        "grid": {"datasets": ["own"]},
+    }
+    load_settings(merged(CONFIG, changes))
+    for same in (path, f"./{path}"):
+        changes["datasets"]["copied"] = copied | {"format": "multiwoz", "path": same}
+        with pytest.raises(
+            UserError, match=r"own\.format: .* reads the file that tuned is trained on"
+        ):
+            load_settings(merged(CONFIG, changes))
+
+
 def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:
     entry = settings()["models"]["tuned"]
     revision = model_revision(entry)
