@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kvfidelity.cli import main_guard
 from kvfidelity.dialogues.pool import Turn
@@ -30,6 +31,7 @@ from kvfidelity.finetuning.checkpoint import (
 from kvfidelity.finetuning.examples import Example, _example
 from kvfidelity.finetuning.recipe import LOSSES, Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
+from kvfidelity.models.checksums import file_digests
 from kvfidelity.models.load import load_model
 from kvfidelity.records.arms import ARMS
 from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
@@ -259,3 +261,39 @@ def test_a_full_disk_at_the_merge_is_one_line_and_costs_no_step(
     assert not [*tmp_path.glob("m*"), *tmp_path.glob(".m*")]
     once()
     assert steps == [1, 2] and (tmp_path / "m/model.safetensors").is_file()
+
+
+def test_a_recipe_that_changes_while_it_trains_starts_from_the_first_step(tmp_path: Path) -> None:
+    """So does another base; the same ones go on."""
+    base, data, steps = base_model(tmp_path), dialogues(tmp_path), list[int]()
+
+    def interrupt(step: int, loss: float) -> None:
+        steps.append(step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    def first_step(**other: Any) -> int:
+        steps.clear()
+        with pytest.raises(KeyboardInterrupt):
+            finetune(
+                base, data, tmp_path / "m", tmp_path / "c", every=1, progress=interrupt, **other
+            )
+        return steps[0]
+
+    assert [first_step(), first_step(steps=2, learning_rate=0.5)] == [1, 1]
+    assert first_step(retention=[0.3, 0.6]) == 1
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * one for name, one in weights.items()}, base / "model.safetensors")
+    record = json.loads((base / "provenance.json").read_text())
+    (base / "provenance.json").write_text(json.dumps(record | {"files": file_digests(base)}))
+    assert first_step(retention=[0.3, 0.6]) == 1
+    steps.clear()
+    finetune(
+        base,
+        data,
+        tmp_path / "m",
+        tmp_path / "c",
+        retention=[0.3, 0.6],
+        progress=lambda step, loss: steps.append(step),
+    )
+    assert steps == [3]
