@@ -73,3 +73,17 @@ def test_runs_are_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert logs_folder("mine") == Path("logs/mine") and logs_folder("default") == Path("logs")
     with pytest.raises(UserError, match="'none'; the runs here are default, mine"):
         folder_of("none")
+
+
+def test_a_copy_of_the_default_configuration_is_the_default_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Snakemake's unit tests give it: by its path in the folder that they copied it from."""
+    for folder in ("there", "here"):
+        (tmp_path / folder / "config").mkdir(parents=True)
+        (tmp_path / folder / "config/config.yaml").write_text("title: one")
+    monkeypatch.chdir(tmp_path / "here")
+    copy = tmp_path / "there/config/config.yaml"
+    assert run_name({}, {}, [copy]) == "default"
+    copy.write_text("title: another")
+    assert run_name({}, {}, [copy]) == "config"

@@ -27,6 +27,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [entry.name for entry in file.parent.iterdir()] == ["turns.parquet"]
 
 
+def test_a_folder_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    file = tmp_path / "a [1] {b} ~*?" / "turns.parquet"
+    write_parquet(FRAME, file, kind="turns")
+    assert read_metadata(file)["kind"] == "turns"
+    assert read_parquet(file, kind="turns").equals(FRAME)
+    chosen = read_parquet(file, kind="turns", columns={"reply", "another"})
+    assert chosen.equals(FRAME.select("reply"))
+
+
 def test_no_damaged_footer_is_more_than_one_line(tmp_path: Path) -> None:
     """Some of these make polars panic."""
     file = tmp_path / "turns.parquet"

@@ -120,7 +120,10 @@ def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str
         ]
         rows.append([claim.claim, " ".join(claim.statement.split()), *found])
     if not any(claim.claim.startswith("Q2") for claim in known):
-        tuned = "A model can be tuned to tolerate the disruption (open question 2)."
+        tuned = (
+            "A model can be tuned to tolerate the disruption (open question 2): "
+            "`config/experiments/finetune_gpu.yaml`, [finetuning.md](finetuning.md)."
+        )
         rows.append(["Q2", tuned, *[NOT_MEASURED] * len(models)])
     yield markdown(["claim", "statement", *(MODEL_NAMES.get(m, m) for m in models)], rows)
 

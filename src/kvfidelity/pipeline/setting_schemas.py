@@ -13,6 +13,7 @@ import yaml
 from kvfidelity.finetuning.recipe import LOSSES
 from kvfidelity.records.arms import ARMS
 from kvfidelity.report.position_modes import position_mode_schema
+from kvfidelity.strict_yaml import LOADER
 
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 
@@ -24,7 +25,7 @@ def config_schema() -> dict[str, Any]:
     Read once per process; do not change what is returned.
     """
     text = (SCHEMAS / "config.schema.yaml").read_text(encoding="utf-8")
-    schema: dict[str, Any] = yaml.safe_load(text)
+    schema: dict[str, Any] = yaml.load(text, LOADER)
     modes = position_mode_schema()
     schema["$defs"]["position_mode"] = modes
     schema["$defs"]["grid"]["properties"]["positions"]["description"] = modes["description"]

@@ -95,7 +95,9 @@ def read_parquet(path: Path, *, kind: str, columns: Collection[str] | None = Non
     try:
         if columns is None:
             return pl.read_parquet(path, glob=False)
-        chosen = [name for name in pl.read_parquet_schema(path) if name in columns]
+        # Not `read_parquet_schema`, to which brackets in a folder's name are a pattern.
+        schema = pl.scan_parquet(path, glob=False).collect_schema()
+        chosen = [name for name in schema if name in columns]
         return pl.read_parquet(path, columns=chosen, glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise _corrupt_file(path, error) from None
