@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ MEMORY_MESSAGES = (
     "failed to map segment from shared object",
     "can't start new thread",
 )
+QUOTED_NUMBER = re.compile(r"\(os error (\d{1,4})\)")
 NO_MEMORY = (
     "out of memory (or of address space, see `ulimit -v`): give the job more, or run fewer at "
     "once, and run the same command again; nothing computed so far is lost"
@@ -39,7 +41,8 @@ def main_guard(function: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
-        message = disk_error(error) if isinstance(error, OSError) else None
+        found = as_os_error(error)
+        message = disk_error(found) if found is not None else None
         if message is None and not says_out_of_memory(error):
             raise
         print(f"error: {message or NO_MEMORY}", file=sys.stderr)
@@ -52,6 +55,14 @@ def main_guard(function: Callable[[], None]) -> None:
 def says_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, or address space, ran out."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_MESSAGES)
+
+
+def as_os_error(error: Exception) -> OSError | None:
+    """An error of the system; libraries in Rust, such as safetensors, only quote its number."""
+    if isinstance(error, OSError):
+        return error
+    quoted = QUOTED_NUMBER.search(str(error))
+    return OSError(int(quoted[1]), os.strerror(int(quoted[1]))) if quoted else None
 
 
 def disk_error(error: OSError) -> UserError | None:

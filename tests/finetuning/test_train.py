@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from kvfidelity.cli import main_guard
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.finetuning.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from kvfidelity.errors import UserError
+from kvfidelity.finetuning import train
+from kvfidelity.finetuning.checkpoint import (
+    DIGEST_BYTES,
+    NAME,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from kvfidelity.finetuning.examples import Example, _example
-from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.finetuning.recipe import LOSSES, Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
+from kvfidelity.models.checksums import file_digests
 from kvfidelity.models.load import load_model
 from kvfidelity.records.arms import ARMS
 from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
@@ -77,6 +90,17 @@ def test_the_control_starts_without_a_loss_and_evictions_with_one(tmp_path: Path
     first = {arm: trained(base, tmp_path / arm, arm=arm, steps=1).losses[0] for arm in ARMS}
     assert first.pop("control") == pytest.approx(0, abs=1e-9)
     assert min(first.values()) > 1e-4
+
+
+def test_under_kl_the_control_stays_the_base_model(tmp_path: Path) -> None:
+    """Its target is itself: rounding alone moves its weights. With cross-entropy it learns."""
+    base = base_model(tmp_path)
+    losses = trained(base, tmp_path / "kl", arm="control", steps=12).losses
+    assert max(losses) < 1e-3
+    learns = trained(
+        base, tmp_path / "ce", arm="control", steps=12, loss="cross_entropy", learning_rate=0.01
+    ).losses
+    assert learns[0] - learns[-1] > 0.1
 
 
 def test_arms_of_a_seed_see_the_same_keep_sets(tmp_path: Path) -> None:
@@ -154,3 +178,122 @@ def test_half_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:
     changed[-20] ^= 1
     (tmp_path / NAME).write_bytes(changed)
     assert read_checkpoint(tmp_path, "a") is None
+
+
+def test_a_training_that_diverges_is_refused_and_leaves_no_model(tmp_path: Path) -> None:
+    """Weights that are not finite are never written, neither as a model nor in a checkpoint."""
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    with pytest.raises(UserError, match=r"diverged: the loss of step \d .* lower `learning_rate`"):
+        finetune(base, data, tmp_path / "m", tmp_path / "c", every=1, steps=6, learning_rate=1e30)
+    assert not (tmp_path / "m").exists()
+    saved = torch.load(
+        io.BytesIO((tmp_path / "c" / NAME).read_bytes()[DIGEST_BYTES:]), weights_only=True
+    )
+    assert all(bool(weight.isfinite().all()) for weight in saved["adapter"].values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"dialogues": 900}, r"adapter\.dialogues is 900, but only \d+ dialogues .*other_split: "),
+        ({}, r"more than the base model's trained window of 64.*max_tokens to 64 at most"),
+    ],
+)
+def test_too_few_and_too_long_dialogues_are_refused_before_weights_are_loaded(
+    tmp_path: Path, recipe: dict[str, Any], message: str
+) -> None:
+    base, data = base_model(tmp_path), dialogues(tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=message):
+        finetune(base, data, tmp_path / "m", tmp_path / "c", **recipe)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_logits_of_a_whole_dialogue_are_never_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Nor does it change the loss or its gradient that they are computed in parts."""
+    base, found = base_model(tmp_path), []
+    for tokens in (10**6, 7):
+        monkeypatch.setattr(train, "LOSS_TOKENS", tokens)
+        model, _ = load_model(base, "float32", "cpu")
+        trainer = Trainer(model, recipe(loss=loss), examples(base))
+        vocabulary, rows = model.config.vocab_size, list[int]()
+
+        def note(tensor: torch.Tensor, rows: list[int] = rows, size: int = vocabulary) -> Any:
+            # One step's weights of the output layer are not logits.
+            if tensor.dim() == 2 and tensor.shape[-1] == size and not tensor.is_leaf:
+                rows.append(tensor.shape[0])
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            trainer.run(tmp_path / f"{loss} {tokens}", "identity")
+        found.append((trainer.losses, sum(rows)))
+    (whole, _), (parts, kept) = found
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert kept <= 7
+
+
+def test_a_full_disk_at_the_merge_is_one_line_and_costs_no_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real short write of the weights, which safetensors reports; the rerun trains nothing."""
+    base, data, steps = base_model(tmp_path), dialogues(tmp_path), list[int]()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    half = (base / "model.safetensors").stat().st_size // 2
+
+    def fill(step: int, loss: float) -> None:
+        steps.append(step)
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (half, before[1]))
+
+    def once() -> None:
+        finetune(base, data, tmp_path / "m", tmp_path / "c", steps=2, progress=fill)
+
+    try:
+        with pytest.raises(SystemExit):
+            main_guard(once)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "error: the output folder would be larger than this process" in capsys.readouterr().err
+    assert not [*tmp_path.glob("m*"), *tmp_path.glob(".m*")]
+    once()
+    assert steps == [1, 2] and (tmp_path / "m/model.safetensors").is_file()
+
+
+def test_a_recipe_that_changes_while_it_trains_starts_from_the_first_step(tmp_path: Path) -> None:
+    """So does another base; the same ones go on."""
+    base, data, steps = base_model(tmp_path), dialogues(tmp_path), list[int]()
+
+    def interrupt(step: int, loss: float) -> None:
+        steps.append(step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    def first_step(**other: Any) -> int:
+        steps.clear()
+        with pytest.raises(KeyboardInterrupt):
+            finetune(
+                base, data, tmp_path / "m", tmp_path / "c", every=1, progress=interrupt, **other
+            )
+        return steps[0]
+
+    assert [first_step(), first_step(steps=2, learning_rate=0.5)] == [1, 1]
+    assert first_step(retention=[0.3, 0.6]) == 1
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * one for name, one in weights.items()}, base / "model.safetensors")
+    record = json.loads((base / "provenance.json").read_text())
+    (base / "provenance.json").write_text(json.dumps(record | {"files": file_digests(base)}))
+    assert first_step(retention=[0.3, 0.6]) == 1
+    steps.clear()
+    finetune(
+        base,
+        data,
+        tmp_path / "m",
+        tmp_path / "c",
+        retention=[0.3, 0.6],
+        progress=lambda step, loss: steps.append(step),
+    )
+    assert steps == [3]

@@ -50,6 +50,23 @@ def test_a_recipe_without_its_source_is_refused() -> None:
         load_settings(merged(CONFIG, {"models": {"tuned": {"source": "adapter"}}}))
 
 
+def test_a_recipe_that_no_dialogue_fits_is_refused() -> None:
+    recipe = RECIPE | {"select": {"min_tokens": 5000}}
+    with pytest.raises(
+        UserError, match=r"adapter\.select\.min_tokens: 5000 is more .* 4096, so no"
+    ):
+        load_settings(
+            merged(CONFIG, {"models": {"tuned": {"source": "adapter", "adapter": recipe}}})
+        )
+
+
+@pytest.mark.parametrize("unit", ["turns", "tokens"])
+def test_bounds_that_exclude_each_other_are_refused_for_any_dataset(unit: str) -> None:
+    select = {"split": "test", f"min_{unit}": 90, f"max_{unit}": 80}
+    with pytest.raises(UserError, match=rf"own\.select\.min_{unit}: 90 is more than max_{unit} 80"):
+        settings(select=select)
+
+
 @pytest.mark.parametrize(
     ("select", "message"),
     [
@@ -79,6 +96,29 @@ def test_other_halves_and_joined_dialogues_are_refused() -> None:
     joined = {"datasets": {"own": {"select": {"split": "test"}, "join_tokens": 500}}}
     with pytest.raises(UserError, match=r"adapter\.data: own joins dialogues"):
         load_settings(merged(CONFIG, changes | joined))
+
+
+def test_the_file_trained_on_is_not_evaluated_in_another_format() -> None:
+    """Halves follow from the texts, which another format may read otherwise."""
+    path = CONFIG["datasets"]["own"]["path"]
+    copied = {
+        "source": "path",
+        "path": path,
+        "count": 1,
+        "format": CONFIG["datasets"]["own"]["format"],
+    }
+    changes: dict[str, Any] = {
+        "models": {"tuned": {"source": "adapter", "adapter": RECIPE | {"data": "copied"}}},
+        "datasets": {"own": {"select": {"split": "test"}}, "copied": copied},
+        "grid": {"datasets": ["own"]},
+    }
+    load_settings(merged(CONFIG, changes))
+    for same in (path, f"./{path}"):
+        changes["datasets"]["copied"] = copied | {"format": "multiwoz", "path": same}
+        with pytest.raises(
+            UserError, match=r"own\.format: .* reads the file that tuned is trained on"
+        ):
+            load_settings(merged(CONFIG, changes))
 
 
 def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:

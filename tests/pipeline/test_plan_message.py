@@ -11,6 +11,7 @@ import yaml
 from kvfidelity.judges.corruption_kinds import SINGLE
 from kvfidelity.pipeline.plan_message import Place, plan_message
 from kvfidelity.pipeline.planned_jobs import FOLLOWS, PlannedJob
+from kvfidelity.pipeline.resources import estimate_training
 from kvfidelity.pipeline.settings import load_settings, read_settings
 from kvfidelity.records.grid import run_keys
 from tests.models.tiny import save_tiny
@@ -113,3 +114,34 @@ def test_what_is_done_again_and_why_in_few_lines() -> None:
     assert f"6 generate, such as {runs[0]}: {reason}" in text.replace("as  ", "as ")
     assert "3 more for other reasons, 6 because what it is made from is made again" in text
     assert len(text.splitlines()) <= 10 and len(text) < 3000
+
+
+FINETUNING = (ROOT / "config/config.yaml", ROOT / "config/experiments/finetune_gpu.yaml")
+
+
+def test_trainings_are_estimated_apart_from_the_runs() -> None:
+    settings = read_settings(FINETUNING)
+    trained = [name for name, entry in settings["models"].items() if "adapter" in entry]
+    planned = [PlannedJob("generate", run, "") for run in run_keys(settings)]
+    without = plan_message(settings, planned, Place(NOWHERE, NOWHERE, 1), "mine")
+    planned += [PlannedJob("finetune_model", name, "") for name in trained]
+    text = plan_message(settings, planned, Place(NOWHERE, NOWHERE, 1), "mine")
+    assert "to train" not in without
+    train = rf"to train: +{len(trained)} models, very roughly (\d+) min on GPU"
+    [[training], [generating]] = (
+        re.findall(pattern, text)
+        for pattern in (train, r"how long: +very roughly (\d+) min on GPU")
+    )
+    assert 1 < int(training) + int(generating) <= 20, "docs/finetuning.md says so"
+
+
+def test_a_training_takes_longer_with_its_steps_and_on_a_cpu() -> None:
+    settings = read_settings(FINETUNING)
+
+    def seconds(*, on_gpu: bool) -> float:
+        return estimate_training(settings, "stale-0", NOWHERE, on_gpu=on_gpu).seconds
+
+    before = seconds(on_gpu=True)
+    assert before < seconds(on_gpu=False)
+    settings["models"]["stale-0"]["adapter"]["steps"] *= 10
+    assert 3 * before < seconds(on_gpu=True) < 10 * before

@@ -37,6 +37,7 @@ from kvfidelity.pipeline.resources import (
     computes_on_gpu,
     estimate_run,
     estimate_scoring,
+    estimate_training,
 )
 from kvfidelity.errors import UserError
 from kvfidelity.analysis.table_names import REPORTED_TABLES, TABLE_ROWS, table_files

@@ -50,8 +50,8 @@ rule finetune_model:
     resources:
         gpu=model_gpus,
         serial=one_on_a_scheduler,
-        runtime=by_attempt(120),
-        mem_mb=by_attempt(16000),
+        runtime=training_minutes,
+        mem_mb=training_memory,
     params:
         spec=finetuning_spec,
         device=generation_device,

@@ -16,6 +16,7 @@ from kvfidelity.dialogues.extract import extract
 from kvfidelity.dialogues.parts import DEVELOPMENT, TEST
 from kvfidelity.dialogues.pool import Turn
 from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,34 @@ def training_examples(
     chosen = {**entry, "select": select, "apart_from": TEST}
     pool, manifest = extract(data, chosen, segmenter)
     return [_example(turns, segmenter) for turns in _turns(pool)], manifest
+
+
+def check_examples(
+    examples: Sequence[Example], dropped: Mapping[str, int], asked: int, window: int
+) -> None:
+    """Refuse fewer dialogues than the recipe says, and dialogues beyond the trained window.
+
+    Args:
+        dropped: number of dialogues left out, by reason.
+        asked: `dialogues` of the recipe.
+        window: the base model's trained one, in tokens.
+
+    Raises:
+        UserError: either is so.
+    """
+    if len(examples) < asked:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise UserError(
+            f"adapter.dialogues is {asked}, but only {len(examples)} dialogues of the development "
+            f"half pass adapter.select ({reasons}): lower `dialogues` to that, or relax `select`"
+        )
+    longest = max(len(example.ids) for example in examples)
+    if longest > window:
+        raise UserError(
+            f"a training dialogue has {longest} tokens, more than the base model's trained window "
+            f"of {window}, beyond which even its full cache is no target: set "
+            f"adapter.select.max_tokens to {window} at most"
+        )
 
 
 def examples_digest(examples: Sequence[Example]) -> str:

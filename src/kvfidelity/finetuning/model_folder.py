@@ -18,11 +18,13 @@ from kvfidelity.atomic_files import write_json
 from kvfidelity.bounded_json import read_json
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.dialogues.template_check import check_template
-from kvfidelity.finetuning.examples import examples_digest, training_examples
+from kvfidelity.dialogues.tokenizer import load_tokenizer
+from kvfidelity.finetuning.examples import check_examples, examples_digest, training_examples
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
 from kvfidelity.models.checksums import PROVENANCE, WEIGHTS, file_digests
 from kvfidelity.models.end_tokens import end_token_ids
+from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.load import load_model
 from kvfidelity.models.revision import model_revision
 from kvfidelity.models.weights import load_weights
@@ -54,19 +56,22 @@ def finetune_model(
         device: "cpu", "cuda", "cuda:1" or "auto".
 
     Raises:
-        UserError: the base or the data cannot be used, or the data have no training dialogues.
+        UserError: the base or the data cannot be used, the data have too few training dialogues, a
+            dialogue is longer than the trained window, or the training diverges.
     """
     adapter = spec["adapter"]
     recipe = Recipe.of(adapter)
     check_template(base)
-    model, tokenizer = load_model(base, "float32", device)
+    # Data first: what is wrong with them is said before a GPU is used.
     examples, manifest = training_examples(
         data,
         {key: adapter[key] for key in ("select", "dialogues")}
         | {"format": adapter["data_source"]["format"]}
         | {"format_files": spec.get("format_files", ())},
-        ChatSegmenter(tokenizer, end_token_ids(base)),
+        ChatSegmenter(load_tokenizer(base), end_token_ids(base)),
     )
+    check_examples(examples, manifest["dropped"], adapter["dialogues"], Geometry.of(base).window)
+    model, _ = load_model(base, "float32", device)
     fetched = read_json(base / PROVENANCE)
     made_from = {
         "base": fetched["files"],

@@ -8,6 +8,7 @@ order, and `stale` and `rerotated` the same keep sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,10 +22,12 @@ from peft import (
 )
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.checkpoint import checkpoint
 
 from kvfidelity.cache.attach import attach
 from kvfidelity.cache.hooks import output_logits
 from kvfidelity.cache.positions import PositionMode
+from kvfidelity.errors import UserError
 from kvfidelity.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from kvfidelity.finetuning.draws import draw_evictions, draw_skips
 from kvfidelity.finetuning.evicted_states import Stretch, evicted, skipped
@@ -39,6 +42,9 @@ WARMUP = 0.1
 MOST_GRADIENT = 1.0
 #: Steps between two checkpoints, and so the most that a kill costs.
 CHECKPOINT_EVERY = 10
+#: Tokens whose logits are held at once. Those of a whole dialogue are 8,000 x 150,000 numbers, in
+#: fp32 5 GB, several times over.
+LOSS_TOKENS = 512
 
 
 def with_adapter(model: Any, recipe: Recipe) -> Any:
@@ -91,6 +97,9 @@ class Trainer:
             identity: of the training: base, data, recipe and code.
             every: steps between two checkpoints.
             progress: called with the number of steps done and the latest loss.
+
+        Raises:
+            UserError: a loss or a gradient is not finite; weights before it are.
         """
         found = read_checkpoint(folder, identity)
         if found is not None:
@@ -123,7 +132,12 @@ class Trainer:
             loss = self._loss(example, stretches) / self.recipe.batch
             torch.autograd.backward(loss)
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self._weights, MOST_GRADIENT)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, MOST_GRADIENT)
+        if not (isfinite(total) and isfinite(float(norm))):
+            raise UserError(
+                f"the training diverged: the loss of step {step + 1} is {total:g} and its gradient "
+                f"{float(norm):g}; lower `learning_rate` ({self.recipe.learning_rate:g})"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total
@@ -141,16 +155,41 @@ class Trainer:
         """Nats per reply token."""
         ids = torch.tensor(example.ids, device=self.device)
         replies = torch.cat([torch.arange(*span) for span in example.replies]).to(self.device)
-        hidden = hidden_states(self._base, ids, stretches)
         # The token before predicts.
-        logits = output_logits(self._base, hidden[replies - 1]).float()
+        loss: Callable[[Tensor, Tensor], Tensor]
         if self.recipe.loss == CROSS_ENTROPY:
-            return cross_entropy(logits, ids[replies])
-        with torch.no_grad(), self.model.disable_adapter():
-            whole = evicted(len(example.ids), [], PositionMode.ORIGINAL)
-            full = hidden_states(self._base, ids, whole)[replies - 1]
+            targets, loss = ids[replies], self._cross_entropy
+        else:
+            targets, loss = self._full_cache(ids)[replies - 1], self._divergence
+        hidden = hidden_states(self._base, ids, stretches)[replies - 1]
+        parts = [
+            checkpoint(loss, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(
+                torch.split(hidden, LOSS_TOKENS), torch.split(targets, LOSS_TOKENS), strict=True
+            )
+        ]
+        return torch.stack(parts).sum() / len(replies)
+
+    @torch.no_grad()
+    def _full_cache(self, ids: Tensor) -> Tensor:
+        """Hidden states [n, hidden] of the base model with nothing evicted."""
+        with self.model.disable_adapter():
+            return hidden_states(self._base, ids, evicted(len(ids), [], PositionMode.ORIGINAL))
+
+    def _cross_entropy(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Nats of given tokens [t] by hidden states [t, hidden], summed."""
+        return cross_entropy(output_logits(self._base, hidden).float(), ids, reduction="sum")
+
+    def _divergence(self, hidden: Tensor, full: Tensor) -> Tensor:
+        """KL(full cache || evicted state) at temperature 1 in nats, summed.
+
+        Args:
+            hidden, full: hidden states [t, hidden]. The output layer has no adapter.
+        """
+        own = output_logits(self._base, hidden).float().log_softmax(-1)
+        with torch.no_grad():
             target = output_logits(self._base, full).float().log_softmax(-1)
-        return kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+        return kl_div(own, target, log_target=True, reduction="sum")
 
 
 def stretches_of(example: Example, recipe: Recipe, rng: Random, window: int) -> list[Stretch]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kvfidelity.dialogues.parts import TEST
+from kvfidelity.pipeline.select_checks import select_faults
 from kvfidelity.pipeline.setting_errors import shown
 from kvfidelity.records.grid import cells
 from kvfidelity.suggestions import did_you_mean
@@ -32,6 +34,7 @@ def adapter_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}.data: no {shown(adapter['data'])}{known}"
         elif data["join_tokens"] is not None:
             yield f"{where}.data: {_joined(adapter['data'])}"
+        yield from select_faults(f"{where}.select", adapter["select"])
         least, most = adapter["retention"]
         if least > most:
             yield f"{where}.retention: {least} is more than {most}; write the least share first"
@@ -45,7 +48,8 @@ def evaluation_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         if adapter is None:
             continue
         entry, where = settings["datasets"][dataset], f"datasets.{dataset}"
-        trained = settings["datasets"][adapter["data"]]["select"]["split_seed"]
+        data = settings["datasets"][adapter["data"]]
+        trained = data["select"]["split_seed"]
         if entry["select"]["split"] != TEST:
             yield (
                 f"{where}.select.split: {model} is trained on dialogues of the development half, "
@@ -58,6 +62,20 @@ def evaluation_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             )
         elif entry["join_tokens"] is not None:
             yield f"{where}.join_tokens: {_joined(dataset)}"
+        elif entry["format"] != data["format"] and _file(entry) == _file(data):
+            yield (
+                f"{where}.format: {entry['format']} reads the file that {model} is trained on as "
+                f"{data['format']} (datasets.{adapter['data']}), so a dialogue may be in both "
+                f"halves; write {data['format']}"
+            )
+
+
+def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Which file a dataset's entry names."""
+    from kvfidelity.pipeline.rule_params import source_entry
+
+    found = source_entry(entry)
+    return found | {"path": str(Path(found["path"]).resolve())} if "path" in found else found
 
 
 def _joined(dataset: str) -> str:

@@ -18,11 +18,12 @@ from kvfidelity.pipeline.resources import (
     TABLES_S,
     computes_on_gpu,
     estimate_run,
+    estimate_training,
 )
 from kvfidelity.pipeline.rule_params import judge_kind
 from kvfidelity.records.grid import MANIFEST, RunKey, cells, run_keys
 
-GENERATE = "generate"
+GENERATE, FINETUNE = "generate", "finetune_model"
 #: Reasons for which jobs are done again that are written out; the others are counted.
 MOST_REASONS = 3
 LABEL = 12
@@ -89,6 +90,9 @@ def plan_message(
     if runs:
         lines.append(_line("on what", _machine(settings, runs, place)))
         lines.append(_line("how long", _how_long(settings, runs, place)))
+    trained = [job.name for job in planned if job.rule == FINETUNE]
+    if trained:
+        lines.append(_line("to train", _to_train(settings, trained, place)))
     if any("judge" in job.rule or job.rule == "compare_replies" for job in planned):
         lines += [_line("what it costs", text) for text in _costs(settings, everything, place)]
     lines += [_line("again", text) for text in _again(planned)]
@@ -146,6 +150,18 @@ def _how_long(settings: Mapping[str, Any], runs: Sequence[str], place: Place) ->
     ]
     rest = TABLES_S + OVERHEAD_PER_RUN_S * len(runs)
     return f"very roughly {' and '.join(times)} to generate, {duration(rest)} for the rest"
+
+
+def _to_train(settings: Mapping[str, Any], models: Sequence[str], place: Place) -> str:
+    """Trainings before the runs; on GPUs as many at once as there are jobs."""
+    seconds = {"GPU": 0.0, "CPU": 0.0}
+    for name in models:
+        gpu = place.has_gpu_for(settings["models"][name])
+        work = estimate_training(settings, name, place.models / name, on_gpu=gpu)
+        seconds["GPU" if gpu else "CPU"] += work.seconds / (place.jobs if gpu else 1)
+    times = [f"{duration(total)} on {unit}" for unit, total in seconds.items() if total]
+    number = f"{len(models)} model{'s' * (len(models) != 1)}"
+    return f"{number}, very roughly {' and '.join(times)} on top of that"
 
 
 def _costs(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> list[str]:

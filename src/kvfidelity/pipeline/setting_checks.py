@@ -12,6 +12,7 @@ from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
 from kvfidelity.pipeline.adapters import adapter_faults, evaluation_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
+from kvfidelity.pipeline.select_checks import select_faults
 from kvfidelity.pipeline.setting_errors import SHOWN, explain_error, shown
 from kvfidelity.pipeline.setting_schemas import fill_defaults, policy_entries, policy_schemas
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, cells
@@ -71,6 +72,7 @@ def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_datasets(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in settings["datasets"].items():
+        yield from select_faults(f"datasets.{name}.select", entry["select"])
         pool = entry["select"]["pool"]
         if entry["count"] > pool:
             yield (

@@ -116,6 +116,20 @@ def scoring_estimate(wildcards, rulename):
     return estimate_scoring(SETTINGS, wildcards.model, folder, on_gpu=gpu)
 
 
+def training_minutes(wildcards, attempt, rulename):
+    return training_estimate(wildcards, rulename).minutes * attempt
+
+
+def training_memory(wildcards, attempt, rulename):
+    return training_estimate(wildcards, rulename).mem_mb * attempt
+
+
+def training_estimate(wildcards, rulename):
+    folder = PREFIX / f"resources/models/{wildcards.model}"
+    gpu = on_gpu(wildcards, rulename)
+    return estimate_training(SETTINGS, wildcards.model, folder, on_gpu=gpu)
+
+
 def extraction_reach(wildcards):
     """What the runs ask of the dialogues, as a resource: no dialogue depends on it."""
     wanted = reach_settings(SETTINGS, wildcards.model, wildcards.dataset)
