@@ -143,9 +143,9 @@ def test_healings_that_all_do_harm_are_not_called_better() -> None:
     found = healings(*tables, OPTIONS).with_columns(pl.col("difference").abs() + 1)
     empty = {
         name: pl.DataFrame(schema={info.name: info.dtype for info in TABLES[name]})
-        for name in ("balance", "balance_pairs")
+        for name in ("balance", "balance_pairs", "finetuning")
     }
-    _, healing = open_questions(empty | {"healings": found})
+    *_, healing = open_questions(empty | {"healings": found})
     rescues = healing["answers"][0]["sentences"][0]
     assert "none lowers its mean, and the least harmful, told under" in rescues
 
@@ -155,11 +155,13 @@ def test_few_dialogues_say_that_they_cannot_tell() -> None:
     cells = balance(turns, questions, OPTIONS)
     healed = healings(turns, questions, OPTIONS)
     pairs = balance_pairs(questions, cells, OPTIONS)
-    policy, _ = open_questions({"balance": cells, "balance_pairs": pairs, "healings": healed})
+    tables = {"balance": cells, "balance_pairs": pairs, "healings": healed}
+    tables["finetuning"] = pl.DataFrame(schema=table_schema("finetuning"))
+    policy, *_ = open_questions(tables)
     _, middle, _ = policy["answers"][0]["sentences"]
     assert middle.endswith("; so few dialogues cannot tell it from other policies.")
     bad = pairs.with_columns(against_not_inferior=pl.lit(UNDECIDED))
-    policy, _ = open_questions({"balance": cells, "balance_pairs": bad, "healings": healed})
+    policy, *_ = open_questions(tables | {"balance_pairs": bad})
     _, middle, _ = policy["answers"][0]["sentences"]
     assert middle.endswith("; no other policy is known to be within 0.05 of streaming_llm's loss.")
 
