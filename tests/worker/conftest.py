@@ -27,6 +27,18 @@ from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
 LIBRARY = Path(__file__).parents[2] / "src"
 FAULT_POLICY = Path(__file__).with_name("fault_policy.py")
+#: What a job's specification says, unless a test says otherwise.
+CELL: dict[str, Any] = {
+    "model": "tiny",
+    "dataset": "two",
+    "policy": "recent",
+    "kind": "fault_policy",
+    "positions": "rerotated",
+    "threshold": "small",
+    "at": "60tok",
+    "target": "40tok",
+    "policy_files": (str(FAULT_POLICY),),
+}
 
 
 @dataclass
@@ -39,18 +51,7 @@ class Workdir:
 
     def job(self, name: str, *arguments: str, **spec: Any) -> list[str]:
         """The command of one generate job; its artifacts go to <name>/."""
-        cell = {
-            "model": "tiny",
-            "dataset": "two",
-            "policy": "recent",
-            "kind": "fault_policy",
-            "positions": "rerotated",
-            "threshold": "small",
-            "at": "60tok",
-            "target": "40tok",
-            "policy_files": (str(FAULT_POLICY),),
-        }
-        run_spec = RunSpec(**(cell | spec)).to_json()
+        run_spec = RunSpec(**(CELL | spec)).to_json()
         command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", run_spec]
         command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
         command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,19 +14,20 @@ from kvfidelity.generation.spec import RunSpec
 from kvfidelity.worker.client import request
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
 from tests.waiting import LIMIT_S, wait_until
-from tests.worker.conftest import FAULT_POLICY, Workdir
+from tests.worker.conftest import CELL, Workdir
 
-CELL: dict[str, Any] = {
-    "model": "tiny",
-    "dataset": "two",
-    "policy": "recent",
-    "kind": "fault_policy",
-    "positions": "rerotated",
-    "threshold": "small",
-    "at": "60tok",
-    "target": "40tok",
-    "policy_files": (str(FAULT_POLICY),),
-}
+CONFIG = WorkerConfig(
+    model_dir="model",
+    model_revision="",
+    dtype="float32",
+    device="cpu",
+    code_digest="",
+    prefix_memory="0GB",
+    prefix_disk="0GB",
+    store_prefixes="overflow",
+    threads=1,
+    batch_size=2,
+)
 
 
 class Clients:
@@ -34,18 +36,7 @@ class Clients:
     def __init__(self, workdir: Workdir) -> None:
         self.asked = 0
         self._folder = workdir.folder
-        self._config = WorkerConfig(
-            model_dir=str(workdir.folder / "model"),
-            model_revision="",
-            dtype="float32",
-            device="cpu",
-            code_digest="",
-            prefix_memory="0GB",
-            prefix_disk="0GB",
-            store_prefixes="overflow",
-            threads=1,
-            batch_size=2,
-        )
+        self._config = replace(CONFIG, model_dir=str(workdir.folder / "model"))
 
     def job(self, name: str, **spec: Any) -> GenerateJob:
         folder = self._folder / name

@@ -22,29 +22,16 @@ import pytest
 from kvfidelity.decoding.scheduler import RunThread
 from kvfidelity.worker.batch_server import BatchServer
 from kvfidelity.worker.generator import Records
-from kvfidelity.worker.job import GenerateJob, WorkerConfig
+from kvfidelity.worker.job import GenerateJob
 from kvfidelity.worker.listener import Listener, listen
 from kvfidelity.worker.protocol import send
 from kvfidelity.worker.runs import Run, RunContent
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
-from tests.worker.test_ahead import Clients, clients
+from tests.worker.test_ahead import CONFIG, Clients, clients
 from tests.worker.test_breakage import say
 
 __all__ = ["clients"]
-
-CONFIG = WorkerConfig(
-    model_dir="model",
-    model_revision="",
-    dtype="float32",
-    device="cpu",
-    code_digest="",
-    prefix_memory="0GB",
-    prefix_disk="0GB",
-    store_prefixes="overflow",
-    threads=1,
-    batch_size=2,
-)
 
 
 class Server:
