@@ -19,7 +19,7 @@ def table_for_report(path, name):
     """A table with its place and what it shows in Snakemake's own report."""
     return report(
         path,
-        caption="../../report/table.rst",
+        caption="../report/table.rst",
         category="Tables",
         labels={"item": f"table {name}", "shows": TABLE_ROWS[name]},
     )
@@ -31,7 +31,7 @@ def figure_for_report(figure):
     caption = figure.caption_with(settings["confidence"])
     return report(
         f"<results>/figures/{figure.name}.svg",
-        caption="../../report/figure.rst",
+        caption="../report/figure.rst",
         category=figure.category,
         labels={"item": f"figure {figure.name}", "shows": caption},
     )
