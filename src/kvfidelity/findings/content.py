@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from kvfidelity.analysis.decisions import NOT_TESTED
+from kvfidelity.dialogues.needles import DEPTHS
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
@@ -96,7 +97,6 @@ def by_depth(run: PublishedRun) -> Shown:
     return "Right answers by depth", [*keys, *DEPTHS, "questions"], lines
 
 
-DEPTHS = ("early", "middle", "recent")
 #: The kept blocks of `next_checks`, as a reader calls them.
 BLOCKS = {
     "block_first": "the first",
