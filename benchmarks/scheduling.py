@@ -30,7 +30,7 @@ POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n
 #: Replaces `python`: makes the files that a generate job must write.
 NOTHING = """#!/bin/sh
 while [ $# -gt 0 ]; do
-    case $1 in --turns|--evictions|--recall) : > "$2" ;; esac
+    case $1 in --turns|--evictions) : > "$2" ;; esac
     shift
 done
 """

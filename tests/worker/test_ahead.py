@@ -11,6 +11,7 @@ import pytest
 
 from kvfidelity.errors import UserError
 from kvfidelity.generation.spec import RunSpec
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.client import request
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
 from tests.waiting import LIMIT_S, wait_until
@@ -40,7 +41,7 @@ class Clients:
 
     def job(self, name: str, **spec: Any) -> GenerateJob:
         folder = self._folder / name
-        files = {kind: str(folder / f"{kind}.parquet") for kind in ("turns", "evictions", "recall")}
+        files = {kind: str(folder / f"{kind}.parquet") for kind in GENERATED}
         pool = str(self._folder / "pool.parquet")
         return GenerateJob(RunSpec(**(CELL | spec)).to_json(), pool, "000", **files)
 

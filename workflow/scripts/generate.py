@@ -29,7 +29,6 @@ def main() -> None:
     parser.add_argument("--dialogue", required=True, help='ordinal in the pool, such as "000"')
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
-    parser.add_argument("--recall", required=True, type=Path)
     options = parse_options(parser)
     if not (options.code_digest and options.policies_digest):
         # Here, for the workflow knows them, and looking at all modules takes longer than asking.
@@ -43,7 +42,6 @@ def main() -> None:
         dialogue=options.dialogue,
         turns=str(options.turns.resolve()),
         evictions=str(options.evictions.resolve()),
-        recall=str(options.recall.resolve()),
     )
     options.run = run_of_file(options.turns)
     config = worker_config(options)
@@ -56,7 +54,7 @@ def main() -> None:
     submit(options, job, next_runs(options.turns) if PLANNED_RUNS.is_file() else None)
     if salvaged:
         salvaged.store(config, job)
-    print(f"wrote {options.turns}, {options.evictions} and {options.recall}", file=sys.stderr)
+    print(f"wrote {options.turns} and {options.evictions}", file=sys.stderr)
 
 
 def specification(parts: list[dict[str, Any]], run: str) -> str:
