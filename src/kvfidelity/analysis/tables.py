@@ -54,10 +54,11 @@ from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
+from kvfidelity.records.questions import RECALL_COLUMN
 from kvfidelity.records.questions import questions as questions_of
 
 #: Lists of turns that other tables are made of.
-TURN_LISTS = ("reference_token_nll", "recall")
+TURN_LISTS = ("reference_token_nll", RECALL_COLUMN)
 
 
 def build_tables(
@@ -294,7 +295,10 @@ def _with_token_columns(turns: pl.LazyFrame) -> pl.LazyFrame:
     that other tables are made of."""
     not_finite = how_many_not_finite("reference_token_nll")
     texts = [name for name in TURN_TEXTS if name not in TURN_LISTS]
-    return turns.with_columns(*early_columns(), not_finite.alias(IN_LISTS)).drop(texts)
+    # The list of questions is named, so that a file without it is refused by name.
+    return turns.with_columns(*early_columns(), RECALL_COLUMN, not_finite.alias(IN_LISTS)).drop(
+        texts
+    )
 
 
 def _without_texts(questions: pl.LazyFrame) -> pl.LazyFrame:
