@@ -12,7 +12,7 @@ import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.worker.client import request
-from kvfidelity.worker.job import GenerateJob, WorkerConfig
+from kvfidelity.worker.job import GenerateJob, NextRuns, WorkerConfig
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import CELL, Workdir
 
@@ -47,12 +47,12 @@ class Clients:
     def request(
         self, job: GenerateJob, follow: list[GenerateJob], error: Exception | None = None
     ) -> None:
-        def plan(limit: int) -> list[dict[str, str]]:
+        def plan(limit: int) -> NextRuns:
             self.asked += 1
             if error is not None:
                 raise error
             found = [{"spec": j.spec, "pool": j.pool, "dialogue": j.dialogue} for j in follow]
-            return found[:limit]
+            return NextRuns(found[:limit], more=len(found) >= limit)
 
         request(self._config, job, lambda event: None, plan)
 

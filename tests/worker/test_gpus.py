@@ -81,11 +81,17 @@ def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
             shares.append(last)
         with gpu_share(2, 2, "cuda") as again:
             shares.append(again)
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "7", "4", "7", "7"]
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == [
+        "4",
+        "7",
+        "4",
+        "7",
+        "7",
+    ]
 
 
 def test_one_job_at_once_has_all_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
     assert visible_gpus() == ["1", "2"]
-    with gpu_share(1, 1, "cuda:1") as environment:
-        assert environment == {}
+    with gpu_share(1, 1, "cuda:1") as gpu:
+        assert gpu.environment == {}

@@ -295,17 +295,17 @@ class BatchServer:
     def _take_plan(self, client: Client) -> None:
         text, client.inbox, self._asked = client.inbox, b"", None
         try:
+            message = parse_json(text)
             entries = [
-                (entry["spec"], entry["pool"], entry["dialogue"])
-                for entry in parse_json(text)["next"]
+                (entry["spec"], entry["pool"], entry["dialogue"]) for entry in message["next"]
             ]
+            self._plan_ended = not message["more"]
             if not all(isinstance(value, str) for entry in entries for value in entry):
                 raise TypeError("a planned run is an object of texts")
         except (ValueError, KeyError, TypeError) as error:
             log_dropped_client(error)
             client.gone = True
             return
-        self._plan_ended = len(entries) < self._most_ahead
         known = {run.content for run in self._runs} | set(self._planned) | self._refused
         for entry in entries:
             try:
