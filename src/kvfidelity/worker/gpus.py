@@ -28,7 +28,9 @@ class Gpu(NamedTuple):
 
 
 @contextlib.contextmanager
-def gpu_share(gpus: int, jobs_per_gpu: int, device: str, run: str | None = None) -> Iterator[Gpu]:
+def gpu_share(
+    gpus: int, jobs_per_gpu: int, device: str, run: str | None = None, kind: str = "gpu"
+) -> Iterator[Gpu]:
     """Hold one of `jobs_per_gpu` shares of one of `gpus` GPUs; wait until one is free.
 
     Jobs are spread evenly over the GPUs. A share is a file lock, so it ends with its process. With
@@ -40,6 +42,7 @@ def gpu_share(gpus: int, jobs_per_gpu: int, device: str, run: str | None = None)
         device: as in the config.
         run: a run that workers may compute ahead of this job. The job gets the GPU that the run
             belongs to (`claims`), without a share: its worker has counted that run already.
+        kind: jobs of another kind have other shares.
 
     Raises:
         UserError: more GPUs than are visible, or a device with a fixed number such as cuda:0.
@@ -54,7 +57,7 @@ def gpu_share(gpus: int, jobs_per_gpu: int, device: str, run: str | None = None)
             if claimed is not None:
                 number: int | None = claimed
             else:
-                number = _take_share(held, gpus, jobs_per_gpu)
+                number = _take_share(held, kind, gpus, jobs_per_gpu)
                 if number is not None and run and claim(run, number, gpus) != number:
                     continue  # a worker has looked ahead at it meanwhile
             if number is not None:
@@ -63,10 +66,10 @@ def gpu_share(gpus: int, jobs_per_gpu: int, device: str, run: str | None = None)
         time.sleep(POLL_S)
 
 
-def _take_share(held: contextlib.ExitStack, gpus: int, jobs_per_gpu: int) -> int | None:
+def _take_share(held: contextlib.ExitStack, kind: str, gpus: int, jobs_per_gpu: int) -> int | None:
     """Lock a free share, of a GPU with the fewest; the GPU's number, None if no share is free."""
     for share, number in itertools.product(range(jobs_per_gpu), range(gpus)):
-        path = socket_folder() / f"{workflow_digest()}-gpu-{number}-{share}.lock"
+        path = socket_folder() / f"{workflow_digest()}-{kind}-{number}-{share}.lock"
         with contextlib.ExitStack() as opened:
             if _locked(opened.enter_context(path.open("w"))):
                 held.push(opened.pop_all())
