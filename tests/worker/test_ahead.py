@@ -13,8 +13,8 @@ import pytest
 
 from kvfidelity.errors import UserError
 from kvfidelity.generation.spec import RunSpec
-from kvfidelity.worker.client import request
-from kvfidelity.worker.job import GenerateJob, NextRuns, WorkerConfig
+from kvfidelity.worker.client import NextRuns, request
+from kvfidelity.worker.job import GenerateJob, WorkerConfig
 from kvfidelity.worker.protocol import send
 from kvfidelity.worker.socket_path import socket_path
 from tests.waiting import LIMIT_S, wait_until

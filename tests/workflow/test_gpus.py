@@ -51,7 +51,7 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
         NOTING.replace("{file!r}", repr(str(noted)))
     )
     project.configure(GRID)
-    arguments = ("--cores", "4", "only_generate", "--resources", f"gpu={gpus}")
+    arguments = ("--cores", "3", "only_generate", "--resources", f"gpu={gpus}")
     own = environment() | {"PYTHONPATH": str(project.folder / "noting")}
     done = forked.run(arguments, project.folder, own, 3 * LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr

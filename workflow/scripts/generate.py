@@ -9,6 +9,7 @@ from typing import Any
 from kvfidelity.cli import main_guard
 from kvfidelity.records.grid import RUN_FIELDS, RunKey, run_of_file
 from kvfidelity.worker.claims import RunClaims
+from kvfidelity.worker.client import NextRuns
 from kvfidelity.worker.command import (
     NextRunsOf,
     add_model_options,
@@ -16,7 +17,7 @@ from kvfidelity.worker.command import (
     submit,
     worker_config,
 )
-from kvfidelity.worker.job import PLANNED_RUNS, GenerateJob, NextRuns
+from kvfidelity.worker.job import PLANNED_RUNS, GenerateJob
 from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
 from kvfidelity.worker.socket_path import scheduler_job
 

@@ -17,7 +17,8 @@ from kvfidelity.atomic_files import write_json
 from kvfidelity.pipeline.rule_params import generation_parameters
 from kvfidelity.records.grid import RunKey, dialogue_of, run_keys
 from kvfidelity.worker.claims import RunClaims
-from kvfidelity.worker.job import PLANNED_RUNS, NextRuns
+from kvfidelity.worker.client import NextRuns
+from kvfidelity.worker.job import PLANNED_RUNS
 
 
 def write_planned_runs(settings: Mapping[str, Any], planned: Iterable[str]) -> None:

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvfidelity.errors import UserError
-from kvfidelity.worker.job import Job, NextRuns, WorkerConfig
+from kvfidelity.worker.job import Job, WorkerConfig
 from kvfidelity.worker.protocol import Message, messages, peer, send
 from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 
@@ -25,7 +25,6 @@ from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 #: made a decode step 3 to 5 times slower; on an idle one, sleeping at once makes a run 10% slower.
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 Progress = Callable[[dict[str, Any]], None]
-Plan = Callable[[int], NextRuns]
 
 START_TIMEOUT_S = 60.0
 #: Tries to start a worker that dies before it listens.
@@ -36,6 +35,17 @@ MAX_LOSSES = 3
 #: Workers that may exit before they serve this request, because they served other clients.
 MAX_REPLACEMENTS = 1000
 MAX_LOG_BYTES = 1 << 20
+
+
+class NextRuns(NamedTuple):
+    """The runs that a worker may compute ahead: for each `spec`, `pool` and `dialogue` of a
+    GenerateJob. more: whether others are left, for a later question."""
+
+    runs: list[dict[str, str]]
+    more: bool
+
+
+Plan = Callable[[int], NextRuns]
 
 
 class JobFailedError(Exception):

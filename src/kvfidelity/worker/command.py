@@ -15,12 +15,13 @@ from kvfidelity.worker.claims import RunClaims
 from kvfidelity.worker.client import (
     THREAD_ENVIRONMENT,
     JobFailedError,
+    NextRuns,
     Plan,
     Progress,
     request,
 )
 from kvfidelity.worker.gpus import gpu_share
-from kvfidelity.worker.job import Job, NextRuns, WorkerConfig
+from kvfidelity.worker.job import Job, WorkerConfig
 
 #: Runs that follow a job's: at most so many, of those that a GPU has claimed or may claim.
 NextRunsOf = Callable[[int, RunClaims | None], NextRuns]

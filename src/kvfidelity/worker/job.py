@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 #: The runs that the workflow will make, relative to its folder; see `pipeline.planned_runs`.
 PLANNED_RUNS = Path(".snakemake/kvfidelity-planned-runs.json")
@@ -57,14 +57,6 @@ class LikelihoodJob:
 
 
 Job = GenerateJob | LikelihoodJob
-
-
-class NextRuns(NamedTuple):
-    """The runs that a worker may compute ahead: for each `spec`, `pool` and `dialogue` of a
-    GenerateJob. more: whether others are left, for a later question."""
-
-    runs: list[dict[str, str]]
-    more: bool
 
 
 def job_from(values: Any) -> Job:
