@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import socket
+import struct
+import termios
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +76,12 @@ class Clients:
 
     def made(self, name: str) -> Callable[[], bool]:
         return (self._folder / name / "turns.parquet").is_file
+
+
+def bytes_unread(connection: socket.socket) -> int:
+    """Bytes that the other end has not read yet."""
+    found = fcntl.ioctl(connection, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", found)[0])
 
 
 @pytest.fixture
@@ -155,6 +164,7 @@ def test_a_client_of_another_model_waits_for_those_of_runs_that_were_computed_ah
         connection.connect(str(socket_path()))
         job = dataclasses.asdict(clients.job("other"))
         send(connection, {"do": "serve", "config": other, "job": job, "alone": False})
+        wait_until(lambda: not bytes_unread(connection))
         clients.request(ahead, [])
         assert clients.made("ahead")()
         assert clients.loaded == [worker.pid]
