@@ -36,8 +36,12 @@ COSTS = {
 }
 #: The same with nothing evicted.
 TAXES = {
-    **{"none": 0.0, "control": 0.01, "stale": 0.05, "rerotated": 0.02},
-    **{"control_cross_entropy": -0.3, "stale_cross_entropy": -0.2},
+    "none": 0.0,
+    "control": 0.01,
+    "stale": 0.05,
+    "rerotated": 0.02,
+    "control_cross_entropy": -0.3,
+    "stale_cross_entropy": -0.2,
 }
 MODELS: dict[str, dict[str, Any]] = {"base": {}} | {
     f"{arm}-{seed}": {"adapter": {"base": "base", "arm": arm, "seed": seed}}

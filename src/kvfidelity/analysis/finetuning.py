@@ -85,9 +85,9 @@ def finetuning(
 ) -> pl.DataFrame:
     """One row per cell, arm, measure and what the arm is compared with; empty without trainings.
 
-    An arm is compared with the base model and with the control of its loss in the same cell, and with
-    the base model in the cell whose positions are rerotated. In cells of the baseline the difference in
-    reference_nll is the tax: what a training costs where nothing is evicted.
+    An arm is compared with the base model and with its loss's control in the same cell, and with
+    the base model in the cell whose positions are rerotated. In cells of the baseline the
+    difference in reference_nll is the tax: what a training costs where nothing is evicted.
 
     Args:
         turns, questions: the tables `turns`, with arms, and `recall`.

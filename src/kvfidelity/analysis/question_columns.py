@@ -60,7 +60,8 @@ class FineTuning:
     arm: Annotated[
         Dtype,
         "",
-        "what the training showed, with _cross_entropy if that was its loss; none for the base model",
+        "what the training showed, with _cross_entropy if that was its loss; none for the base "
+        "model",
     ] = pl.String
     measure: Annotated[
         Dtype,

@@ -18,7 +18,7 @@ LOSSES = (KL, CROSS_ENTROPY)
 def arm_name(arm: str, loss: str) -> str:
     """What tables and claims call an arm: trainings with another loss than KL are arms of their own.
 
-    So no mean is over trainings of two losses, and each is compared with the control of its loss.
+    So no mean is over trainings of two losses, and each has its own control.
     """
     return arm if loss == KL else f"{arm}_{loss}"
 
