@@ -445,8 +445,9 @@ QUESTIONS: Sequence[Question] = (
         "under policies that no training showed ([finetuning.md](finetuning.md)).\n",
         lambda run: _question(run, 2),
         _only(_arms, _arms_asked),
-        "Larger models, longer trainings, and other kinds of adapters. Intervals are over dialogues, "
-        "with trainings averaged within each: they do not say how far other seeds would differ. By KL "
+        "Larger models, longer trainings, and other kinds of adapters. Intervals are over "
+        "dialogues, with trainings averaged within each: they do not say how far other seeds "
+        "would differ. By KL "
         "the control's target is the model itself, so it stays the base model; the pair trained by "
         "cross-entropy has a control that learns.",
     ),

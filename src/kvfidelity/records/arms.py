@@ -16,7 +16,7 @@ LOSSES = (KL, CROSS_ENTROPY)
 
 
 def arm_name(arm: str, loss: str) -> str:
-    """What tables and claims call an arm: trainings with another loss than KL are arms of their own.
+    """What tables and claims call an arm: another loss than KL makes another arm.
 
     So no mean is over trainings of two losses, and each has its own control.
     """
