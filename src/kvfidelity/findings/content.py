@@ -448,7 +448,7 @@ QUESTIONS: Sequence[Question] = (
         "Larger models, longer trainings, and other kinds of adapters. Intervals are over "
         "dialogues, with trainings averaged within each: they do not say how far other seeds "
         "would differ. By KL "
-        "the control's target is the model itself, so it stays the base model; the pair trained by "
+        "the control's target is the model itself, so it hardly moves; the pair trained by "
         "cross-entropy has a control that learns.",
     ),
     Question(
