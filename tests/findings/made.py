@@ -24,9 +24,16 @@ def reduced(finding: Finding, model: str, dialogues: int) -> dict[str, Any]:
     for cell in grid["include"]:
         cell.pop("dataset", None)  # there is one, which is made up
     formula = {"kind": "formula", "rubric": "formula"}
+    models: dict[str, Any] = {
+        model: {"source": "path", "path": "none", "label": "synthetic numbers"}
+    }
+    for name, entry in whole["models"].items():
+        if "adapter" in entry:
+            recipe = {key: entry["adapter"][key] for key in ("base", "arm", "seed", "loss")}
+            models[name] = {"source": "adapter", "adapter": recipe | {"data": "made"}}
     return settings(
         dialogues,
-        models={model: {"source": "path", "path": "none", "label": "synthetic numbers"}},
+        models=models,
         policies=whole["policies"],
         thresholds=whole["thresholds"],
         grid=grid,

@@ -22,6 +22,7 @@ from kvfidelity.findings.repeats import SAME, repeats
 from kvfidelity.findings.sources import MODES, Source, sources
 from kvfidelity.findings.verdicts import verdict
 from kvfidelity.findings.wording import number
+from kvfidelity.pipeline.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs/findings"
@@ -98,6 +99,26 @@ def losing(rows: pl.DataFrame, **means: tuple[float, float, float]) -> pl.DataFr
         for name, value in zip(("mean", "low", "high"), values, strict=True):
             rows = rows.with_columns(pl.when(chosen).then(value).otherwise(name).alias(name))
     return rows
+
+
+def test_each_arm_of_a_training_has_a_row_in_each_of_its_cells(docs: Path) -> None:
+    (run,) = (run for run in published_runs(docs) if run.finding.name == "question2")
+    text = page(docs).split("## 6. Open question 2")[1].split("\n## ")[0]
+    rows = run.tables["finetuning"]
+    arms = {"control", "stale", "rerotated", "skips"}
+    arms |= {"control_cross_entropy", "stale_cross_entropy", "none"}
+    assert set(rows["arm"]) == arms
+    cells = rows.filter(measure="reference_nll").select("policy", "threshold", "positions", "arm")
+    for cell in cells.unique().iter_rows():
+        assert text.count(f"\n| {' | '.join(cell)} | ") == 2 - (cell[-1] == "none"), cell
+    row = rows.filter(
+        policy="attention_top_99", positions="stale", arm="stale", measure="reference_nll"
+    ).filter(against="control")
+    assert number({"mean": row["difference"][0], **row.row(0, named=True)}) in text
+    whole = read_settings([ROOT / file for file in run.finding.files(run.model)])
+    trained = sum("adapter" in entry for entry in whole["models"].values())
+    assert f"made; {trained} trainings; {run.facts['runs']} runs of one dialogue" in text
+    assert f"{run.facts['turns']} turns" in text and run.facts["model"] == run.model
 
 
 @pytest.mark.parametrize(

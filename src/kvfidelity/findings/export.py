@@ -57,8 +57,8 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
             part = published(name, tables[name].filter(pl.col("model").fill_null(model) == model))
             if part.height:
                 _write(folder, name, part)
-        of_model = turns.filter(model=model)
-        facts = {"label": label} | run_facts(results, of_model, tables["environments"])
+        of_model = turns.filter(base_model=model)
+        facts = {"label": label} | run_facts(results, model, of_model, tables["environments"])
         write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
         folders.append(folder)
     refuse_large(docs)
@@ -84,15 +84,18 @@ def _write(folder: Path, name: str, table: pl.DataFrame) -> None:
     write_text(folder / f"{name}.csv", table.write_csv(float_precision=6))
 
 
-def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) -> dict[str, Any]:
+def run_facts(
+    results: Path, model: str, turns: pl.DataFrame, environments: pl.DataFrame
+) -> dict[str, Any]:
     """What a reader must know to judge and repeat a run of one model.
 
     Args:
-        turns: its turns. environments: the table of that name, of all models.
+        turns: its turns, and those of models that were trained from it. environments: the table of
+            that name, of all models.
     """
     started = read_invocation(results)
-    model = turns["model"][0]
-    places = environments.filter(model=model)
+    places = environments.filter(pl.col("model").is_in(turns["model"].unique().implode()))
+    own = turns.filter(model=model)
     count = turns.group_by("dataset").agg(pl.col("dialogue").n_unique()).sort("dataset")
     times = [*places["first_made"].drop_nulls(), *places["last_made"].drop_nulls()]
     configuration = started.get("configuration", {})
@@ -104,7 +107,7 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
         "commit": started.get("commit") or UNKNOWN,
         "version": started.get("version") or UNKNOWN,
         "model": model,
-        "model_revision": turns["model_revision"][0],
+        "model_revision": own["model_revision"][0],
         # The same file may come from another package.
         "weights_sha256": entry.get("member_sha256") or entry.get("sha256"),
         "dtype": turns["dtype"].drop_nulls().first(),
@@ -117,6 +120,7 @@ def run_facts(results: Path, turns: pl.DataFrame, environments: pl.DataFrame) ->
         "last_made": max(times, default=None),
         "dialogues": dict(count.iter_rows()),
         "runs": turns["run"].n_unique(),
+        "trainings": turns["model"].n_unique() - 1,
         "turns": turns.height,
         "batch_size": configuration.get("session", {}).get("batch_size"),
         "replies": turns["replies"][0],

@@ -159,8 +159,10 @@ def _facts(run: PublishedRun) -> str:
     facts = run.facts
     size = ", ".join(f"{number} dialogues of {name}" for name, number in facts["dialogues"].items())
     commit = f"commit {facts['commit']}"
+    trained = facts.get("trainings")  # not in runs that were published before there were any
+    trainings = f"{count(trained, 'training')}; " if trained else ""
     return (
-        f"{run.name}: {size}; {count(facts['runs'], 'run')} of one dialogue, "
+        f"{run.name}: {size}; {trainings}{count(facts['runs'], 'run')} of one dialogue, "
         f"{count(facts['turns'], 'turn')}; {facts['replies']} replies; {hardware(run)}, "
         f"{facts['dtype']}; {'; '.join(facts['versions'])}; {facts['date']}, {commit}; "
         f"`{facts['command']}`; tables: [{run.finding.name}/{run.model}]"
