@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from kvfidelity.findings.published import PublishedRun, of_question
+from kvfidelity.findings.published import MODEL_NAMES, PublishedRun, of_question
 from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
 from kvfidelity.findings.wording import CORRECTED, number
 from kvfidelity.report.paper_tables import markdown
@@ -56,7 +56,7 @@ def peers(runs: Sequence[PublishedRun]) -> str:
 
 
 def _claims(runs: Sequence[PublishedRun], claim: str) -> str:
-    models: Mapping[str, str] = {run.model: run.name for run in runs}
+    models: Mapping[str, str] = {run.model: MODEL_NAMES.get(run.model, run.model) for run in runs}
     found = {
         model: verdict(rows.filter(claim=claim))
         for model in models

@@ -21,6 +21,7 @@ from kvfidelity.findings.wording import (
     STALE,
     cell,
     number,
+    per_model,
 )
 from kvfidelity.report.formatting import count, decimal, percent
 
@@ -43,17 +44,12 @@ def _joined(
     clause: Callable[[PublishedRun], str],
 ) -> str:
     found = [run for run in runs if run.finding.name == finding]
-    clauses = [f"{run.name}: {clause(run)}" for run in found]
-    return f"**{title}.** {_clauses(clauses)}."
+    return per_model(title, [(run.name, clause(run)) for run in found])
 
 
 def _sourced(found: Sequence[Source], title: str, clause: Callable[[Source], str]) -> str:
-    clauses = [f"{one.run.name} ({one.run.finding.name}): {clause(one)}" for one in found]
-    return f"**{title}.** {_clauses(clauses)}."
-
-
-def _clauses(clauses: Sequence[str]) -> str:
-    return "; ".join(clauses) or NOT_MEASURED.capitalize()
+    named = [(f"{one.run.name} ({one.run.finding.name})", clause(one)) for one in found]
+    return per_model(title, named)
 
 
 def paper(run: PublishedRun) -> str:
@@ -68,30 +64,35 @@ def paper(run: PublishedRun) -> str:
     else:
         share = 1 - corrected["mean"] / stale["mean"]
         most = "most" if share > 0.5 else "less than half"
-        why = f"{most} of it due to positions: with corrected ones {number(corrected)}"
+        why = f"{most} of it due to positions, for with corrected ones it costs {number(corrected)}"
     return (
         f"keeping 99% by attention with stale positions costs {number(stale)} nats per token, "
-        f"{why}; the first 2,000 tokens alone cost {number(gist)}"
+        f"{why}; keeping only the first 2,000 tokens costs {number(gist)}"
     )
 
 
 def budgets(source: Source) -> str:
     """How many policies lose more than the beginning alone, with stale and corrected positions."""
-    parts = []
+    parts, own = [], []
     for mode, named in ((STALE, "stale"), (CORRECTED, "corrected")):
         rows = advice.of_mode(source, mode)
         gist = next((row for row in rows if row["policy"] == BEGINNING), None)
         others = [row for row in rows if row["policy"] != BEGINNING]
         if gist is None or not others:
             return NOT_MEASURED
-        worse = [row for row in others if row["mean"] > gist["mean"]]
-        parts.append(
-            f"with {named} positions the mean loss of {len(worse)} of {len(others)} other "
-            f"policies is above that of the beginning alone ({number(gist)}), and "
-            f"{rows[0]['policy']}'s is the least ({number(rows[0])})"
-        )
+        own.append(number(gist))
+        worse = sum(row["mean"] > gist["mean"] for row in others)
+        lose = "loses" if worse == 1 else "lose"
+        text = f"with {named} positions {worse} of {len(others)} other policies {lose} more"
+        if rows[0]["policy"] != BEGINNING:
+            text += f", and `{rows[0]['policy']}` loses least ({number(rows[0])})"
+        parts.append(text)
     size = kept(source, source.thresholds[0])
-    return f"of 5,600 tokens {size} kept, " + ", ".join(parts)
+    loss = own[0] if own[0] == own[1] else f"{own[0]} (stale) and {own[1]} (corrected)"
+    return (
+        f"with {size} of 5,600 tokens kept, the beginning alone (`{BEGINNING}`) loses {loss} nats "
+        f"per token on average; {'; '.join(parts)}"
+    )
 
 
 def opening(source: Source) -> str:
@@ -120,25 +121,22 @@ def recall(source: Source) -> str:
         return NOT_MEASURED
     least, most = rows.row(0, named=True), rows.row(-1, named=True)
     return (
-        f"of {least['n_questions']} planted facts the baseline answers "
+        f"of {least['n_questions']} questions about planted facts the baseline answers "
         f"{percent(least['recalled_baseline'])} right; with "
-        f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions "
-        f"{_forgets(least)} and {_forgets(most)}, the least and the most forgetful of "
-        f"{rows.height}"
+        f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions, "
+        f"of {rows.height} policies `{least['policy']}` forgets least ({_forgets(least)}) and "
+        f"`{most['policy']}` most ({_forgets(most)})"
     )
 
 
 def _forgets(row: Mapping[str, Any]) -> str:
-    return (
-        f"{row['policy']} {percent(row['recalled'])} (margin lost {number(row, 'margin_lost')} "
-        "nats)"
-    )
+    right, lost = percent(row["recalled"]), number(row, "margin_lost")
+    return f"{right} right, margin lost {lost} nats"
 
 
 def _windows(runs: Sequence[PublishedRun]) -> str:
     found = of_question(list(runs), "window", "window_changes")
-    clauses = [f"{run.name}: {window(run)}" for run in found]
-    return f"**Through the window.** {_clauses(clauses)}."
+    return per_model("Through the window", [(run.name, window(run)) for run in found])
 
 
 def window(run: PublishedRun) -> str:
