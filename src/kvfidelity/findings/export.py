@@ -14,7 +14,7 @@ import polars as pl
 
 from kvfidelity.atomic_files import replacing, write_text
 from kvfidelity.errors import UserError
-from kvfidelity.findings.exported import ALWAYS, EXPORTED, MADE, OF_QUESTION, published
+from kvfidelity.findings.exported import ALWAYS, DERIVED, EXPORTED, OF_QUESTION, published
 from kvfidelity.findings.plan import finding_named
 from kvfidelity.findings.published import AGAIN, DOCS, FACTS, published_runs
 from kvfidelity.findings.repetition import COMPARED, compare
@@ -120,7 +120,7 @@ def _of_model(table: pl.DataFrame, model: str) -> pl.DataFrame:
 def _tables(results: Path) -> dict[str, pl.DataFrame]:
     """The published tables of a run in full, and `turns`."""
     folder = results / "tables"
-    names = [name for name in ("turns", *EXPORTED) if name not in MADE]
+    names = [name for name in ("turns", *EXPORTED) if name not in DERIVED]
     missing = [name for name in names if not (folder / f"{name}.parquet").is_file()]
     if missing:
         raise UserError(

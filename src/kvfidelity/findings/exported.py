@@ -43,7 +43,7 @@ WHOLE = (
     *("finetuning", "claims", "jobs"),
 )
 #: Made when a run is published, not by the run.
-MADE: dict[str, dict[str, Any]] = {"timing": TIMING, "repetition": REPETITION}
+DERIVED: dict[str, dict[str, Any]] = {"timing": TIMING, "repetition": REPETITION}
 #: Of these, only some columns.
 PART = {
     "dialogues": (
@@ -65,8 +65,8 @@ def exported_schema(table: str) -> dict[str, Any]:
     Raises:
         KeyError: the table is not published.
     """
-    if table in MADE:
-        return dict(MADE[table])
+    if table in DERIVED:
+        return dict(DERIVED[table])
     chosen = PART.get(table) or (table in WHOLE and tuple(info.name for info in TABLES[table]))
     if not chosen:
         raise KeyError(table)
@@ -78,7 +78,7 @@ def exported_schema(table: str) -> dict[str, Any]:
 
 
 #: All published tables.
-EXPORTED = (*WHOLE, *PART, *MADE)
+EXPORTED = (*WHOLE, *PART, *DERIVED)
 #: Published of every run.
 ALWAYS = ("policies", "baselines", "environments", "claims", "jobs")
 #: And of the runs of a question.

@@ -40,7 +40,7 @@ GENERATED = (
 HEAD = """\
 What the runs of `make findings` say about arXiv
 [2511.04686](https://arxiv.org/abs/2511.04686), which evicts tokens from the KV cache of a chat.
-Every number below is in a table under [findings/](findings/) and is written by a program from there.
+Every number below is in a table under [findings/](findings/); a program writes it from there.
 
 - **Loss** (excess NLL): nats per token by which the dataset's replies are less likely than in the
   baseline, which evicts nothing. **Margin lost**: nats by which the right answer to a question
