@@ -408,7 +408,8 @@ QUESTIONS: Sequence[Question] = (
         "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
         _check_answers,
         _check_tables,
-        "Other aggregations, such as per head, and blocks of other sizes.",
+        "Other aggregations, such as per head, and blocks of other sizes. Of LoCoMo only the first "
+        "turns are used, whose tokens stay inside a trained window of 8,192.",
     ),
     Question(
         "question1",

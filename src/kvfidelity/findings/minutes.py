@@ -29,12 +29,14 @@ def gpu_minutes(run: PublishedRun) -> float | None:
     jobs, last = run.tables["jobs"], run.facts["last_made"]
     first, earlier = run.facts.get("first_started"), 0.0
     if first is None:
-        longest = jobs.filter(rule=GENERATE)["wall_s_max"].max()
-        first, earlier = run.facts["first_made"], longest if isinstance(longest, float) else None
-    if None in (first, last, earlier):
+        first, longest = run.facts["first_made"], jobs.filter(rule=GENERATE)["wall_s_max"].max()
+        if not isinstance(longest, float):
+            return None
+        earlier = longest
+    if None in (first, last):
         return None
     between = datetime.fromisoformat(last) - datetime.fromisoformat(first)
-    alone = jobs.filter(pl.col("rule").is_in(ALONE_ON_GPU))["wall_s"].sum()
+    alone = float(jobs.filter(pl.col("rule").is_in(ALONE_ON_GPU))["wall_s"].sum())
     return (between.total_seconds() + earlier + alone) / 60
 
 

@@ -50,13 +50,12 @@ def repetitions(run: PublishedRun, runs: Sequence[PublishedRun]) -> Iterator[str
         return
     rows = run.tables["repetition"]
     if run.repetition is not None and rows.height:
-        yield "Two independent runs:\n"
-        yield markdown(HEAD, repetition_rows(rows))
         yield "\n".join(repetition_sentences(rows, run.repetition)) + "\n"
+        yield markdown(HEAD, repetition_rows(rows))
     found = differences(runs, run.model)
     if found:
         yield (
-            f"Of these, {count(len(found), 'cell')} are cells of `next_checks` too, which was "
-            f"another run; the mean losses of both differ by at most {max(found):.0e} nats per "
-            "token, where two digits are shown.\n"
+            f"`next_checks`, another run, has {count(len(found), 'cell')} of this one too; their "
+            f"mean losses differ by at most {max(found):.0e} nats per token, where two digits are "
+            "shown.\n"
         )

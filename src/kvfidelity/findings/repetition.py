@@ -73,7 +73,7 @@ def repetition_sentences(rows: pl.DataFrame, facts: Mapping[str, Any]) -> Iterat
     Args:
         rows: table REPETITION. facts: of the second run, as `export.run_facts` has them.
     """
-    numbers, differing = rows["numbers"].sum(), rows["shown_differently"].sum()
+    numbers, differing = (int(rows[name].sum()) for name in ("numbers", "shown_differently"))
     where = ", ".join(facts["hardware"]) or str(facts["device"])
     known = rows.drop_nulls("max_difference").sort("max_difference", descending=True)
     if known.is_empty():
@@ -86,7 +86,7 @@ def repetition_sentences(rows: pl.DataFrame, facts: Mapping[str, Any]) -> Iterat
     )
     yield (
         f"Run a second time ({where}, {facts['date']}, commit {facts['commit']}), of "
-        f"{count(numbers, 'number')} of the tables below {same}; the largest difference is "
+        f"{count(numbers, 'number')} of the tables above {same}; the largest difference is "
         f"{most['max_difference']:.1g} (`{most['column']}` in `{most['table']}`)."
     )
 

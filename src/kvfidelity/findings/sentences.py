@@ -30,8 +30,8 @@ def five(runs: Sequence[PublishedRun]) -> list[str]:
     """The first five sentences of the page."""
     return [
         _joined(runs, "paper_reference", "The paper's setting", paper),
-        _sourced(sources(runs, MODES, "policies"), "Equal budgets", budgets),
-        _sourced(sources(runs, RECALL, "leaderboard"), "Recall", recall),
+        _sourced(sources(runs, MODES, "policies"), "equal_budgets", "Equal budgets", budgets),
+        _sourced(sources(runs, RECALL, "leaderboard"), "equal_budgets", "Recall", recall),
         _windows(runs),
         advice.sentence(runs),
     ]
@@ -47,8 +47,14 @@ def _joined(
     return per_model(title, [(run.name, clause(run)) for run in found])
 
 
-def _sourced(found: Sequence[Source], title: str, clause: Callable[[Source], str]) -> str:
-    named = [(f"{one.run.name} ({one.run.finding.name})", clause(one)) for one in found]
+def _sourced(
+    found: Sequence[Source], finding: str, title: str, clause: Callable[[Source], str]
+) -> str:
+    """Sentences of the finding that is about it, or of another that stands in for it."""
+    named = []
+    for one in found:
+        instead = f" (by {one.run.finding.name})" if one.run.finding.name != finding else ""
+        named.append((f"{one.run.name}{instead}", clause(one)))
     return per_model(title, named)
 
 
@@ -125,8 +131,13 @@ def recall(source: Source) -> str:
         f"{percent(least['recalled_baseline'])} right; with "
         f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions, "
         f"of {rows.height} policies `{least['policy']}` forgets least ({_forgets(least)}) and "
-        f"`{most['policy']}` most ({_forgets(most)})"
+        f"`{most['policy']}` most ({_forgets(most)}){_overlap(least, most)}"
     )
+
+
+def _overlap(least: Mapping[str, Any], most: Mapping[str, Any]) -> str:
+    ends = least["margin_lost_high"], most["margin_lost_low"]
+    return "" if None in ends or ends[0] < ends[1] else "; their intervals overlap"
 
 
 def _forgets(row: Mapping[str, Any]) -> str:
