@@ -12,7 +12,7 @@ import polars as pl
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.dialogues.needles import DEPTHS
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.sentences import budgets, cost, own_replies, paper, recall, window
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
 from kvfidelity.findings.wording import number
 from kvfidelity.report.disruption import disruption_answers
@@ -299,7 +299,7 @@ def _disruption(run: PublishedRun) -> list[str]:
 
 
 def _paper_answers(run: PublishedRun) -> list[str]:
-    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else []
+    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else own_replies(run)
 
 
 def _sentence(text: str) -> str:

@@ -166,7 +166,9 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield (
         "`make findings` runs all of it on one GPU, one run after the other, publishes the tables "
         "and writes this page; stopped, it goes on where it was. `make findings MODEL=smollm2-135m`"
-        " is one model's part. One by one:\n"
+        " is one model's part. A second run of a finding, made in another working folder, is "
+        "compared with the published one by `workflow/scripts/export_finding.py RESULTS --finding "
+        "NAME --repetition`; of it only the comparison is published. One by one:\n"
     )
     present = {(run.finding.name, run.model): run for run in runs}
     rows = []

@@ -37,7 +37,7 @@ def peers(runs: Sequence[PublishedRun]) -> str:
             "Presses ranked by RULER at 4k tokens after one compression of a context; keys keep "
             "their rotation, or `KeyRerotationPress` re-rotates them, so positions are corrected "
             "in both.",
-            f"The order by recall at 2,000 tokens: {_order(runs)}.",
+            f"The order by margin lost at 2,000 tokens, the least first: {_order(runs)}.",
             "One compression of a prompt of models of 8B, not turns; RULER's tasks, not planted "
             "facts in chats; a share of the context, not a number of tokens. Stale positions do "
             "not occur there.",

@@ -77,6 +77,37 @@ def paper(run: PublishedRun) -> str:
     )
 
 
+#: The cells of own replies that the page has a sentence on.
+OWN = (
+    ("Nothing evicted", "baseline", "original", "none"),
+    ("99% by attention, stale positions", PAPER_POLICY, STALE, PAPER_THRESHOLD),
+    ("99% by attention, corrected positions", PAPER_POLICY, CORRECTED, PAPER_THRESHOLD),
+    ("The first 2,000 tokens alone", PAPER_GIST, STALE, PAPER_THRESHOLD),
+)
+
+
+def own_replies(run: PublishedRun) -> list[str]:
+    """What own replies are like in the paper's setting: how many end, repetition, the formula's
+    score, and how much less likely they are than the baseline's."""
+    texts = []
+    for name, policy, positions, threshold in OWN:
+        place = {"policy": policy, "positions": positions, "threshold": threshold}
+        rows = run.tables["own_replies"].filter(**place)
+        if rows.height != 1:
+            continue
+        row = rows.row(0, named=True)
+        parts = [
+            f"{percent(row['complete'])} of {row['n']} replies come to their end",
+            f"{percent(row['rep_3'])} of their runs of three words are repeated",
+        ]
+        scores = run.tables["verdict_means"].filter(**place).drop_nulls("mean")
+        parts += [f"{one['judge']} scores {decimal(one['mean'])}" for one in scores.to_dicts()]
+        if policy != "baseline" and row["lost"] is not None:
+            parts.append(f"NLL lost {number(row, 'lost')} nats per token")
+        texts.append(f"{name}: {', '.join(parts)}.")
+    return texts
+
+
 def budgets(source: Source) -> str:
     """How many policies lose more than the beginning alone, with stale and corrected positions."""
     parts, own = [], []
