@@ -287,3 +287,38 @@ def test_locomos_section_has_sentences_and_recall_by_depth(docs: Path) -> None:
     locomo = replace(run, finding=finding_named("locomo"))
     assert len(checks.answers(locomo)) == 2
     assert [caption for caption, _, _ in checks.tables(locomo)][-1] == "Right answers by depth"
+
+
+def test_own_replies_are_said_as_the_tables_have_them(docs: Path, tmp_path: Path) -> None:
+    place = {"model": "synthetic", "dataset": "d", "n_dialogues": 2}
+    cells = (
+        ("baseline", "original", "none", None, 0.95, 0.1),
+        ("attention_top_99", "stale", "5600tok", 1.5, 0.25, 0.6),
+        ("gist_2000", "stale", "5600tok", 0.25, 0.9, 0.2),
+    )
+    replies = pl.DataFrame(
+        [
+            place
+            | {"policy": policy, "positions": positions, "threshold": threshold, "n": 20}
+            | {"complete": complete, "rep_3": repeated, "echo_share": 0.5, "chrf": 0.5}
+            | {"lost": lost, "lost_low": lost and lost - 0.1, "lost_high": lost and lost + 0.1}
+            | {"mean": 1.0, "low": 1.0, "high": 1.0}
+            for policy, positions, threshold, lost, complete, repeated in cells
+        ]
+    )
+    scores = replies.select("policy", "positions", "threshold", judge=pl.lit("formula"), mean=3.75)
+    run = run_with(docs, "paper_reference", own_replies=replies, verdict_means=scores)
+    own = replace(run, finding=finding_named("paper_own"), folder=tmp_path)
+    said = next(question for question in QUESTIONS if question.key == "paper").answers(own)
+    assert said == [
+        "Nothing evicted: 95% of 20 replies come to their end, 10% of their runs of three words "
+        "are repeated, judge `formula` gives 3.75 of 10.",
+        "99% by attention, stale positions: 25% of 20 replies come to their end, 60% of their "
+        "runs of three words are repeated, judge `formula` gives 3.75 of 10, NLL lost +1.50 "
+        "[+1.40, +1.60] nats per token.",
+        "The first 2,000 tokens alone: 90% of 20 replies come to their end, 20% of their runs of "
+        "three words are repeated, judge `formula` gives 3.75 of 10, NLL lost +0.25 [+0.15, "
+        "+0.35] nats per token.",
+    ]
+    (file,) = draw(own)
+    assert file.name == "own.svg" and b"<svg" in file.read_bytes()[:200]

@@ -101,7 +101,10 @@ def own_replies(run: PublishedRun) -> list[str]:
             f"{percent(row['rep_3'])} of their runs of three words are repeated",
         ]
         scores = run.tables["verdict_means"].filter(**place).drop_nulls("mean")
-        parts += [f"{one['judge']} scores {decimal(one['mean'])}" for one in scores.to_dicts()]
+        parts += [
+            f"judge `{one['judge']}` gives {decimal(one['mean'])} of 10"
+            for one in scores.to_dicts()
+        ]
         if policy != "baseline" and row["lost"] is not None:
             parts.append(f"NLL lost {number(row, 'lost')} nats per token")
         texts.append(f"{name}: {', '.join(parts)}.")
