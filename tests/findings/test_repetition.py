@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -22,8 +23,8 @@ CELL = {"model": "synthetic", "dataset": "d", "threshold": "t", "positions": "st
 
 def losses(**means: float | None) -> pl.DataFrame:
     """A synthetic table `policies`, by policy."""
-    rows = [
-        CELL | {"policy": policy, "mean": mean, "low": 0.0, "high": 1.0}
+    rows: list[dict[str, Any]] = [
+        {**CELL, "policy": policy, "mean": mean, "low": 0.0, "high": 1.0}
         for policy, mean in means.items()
     ]
     return pl.DataFrame(rows, schema_overrides={"mean": pl.Float64})
