@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import polars as pl
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.dialogues.needles import DEPTHS
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.sentences import budgets, cost, own_replies, paper, recall, window
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
 from kvfidelity.findings.wording import number
 from kvfidelity.records.arms import NO_ARM
@@ -299,22 +300,27 @@ def _ends(row: dict[str, Any], value: str, ends: str) -> str:
 def _question(run: PublishedRun, wanted: int) -> list[str]:
     """The sentences of an open question, of the report's own; without those of what a setting does
     not test."""
-    found = open_questions(run.tables)
-    return [
-        f"{_setting(run, answer['setting'])}: {text}"
-        for entry in found
+    found = [
+        (_setting(run, answer["setting"]), text)
+        for entry in open_questions(run.tables)
         if entry["number"] == wanted
         for answer in entry["answers"]
         for text in answer["sentences"]
         if NOT_TESTED not in text
     ]
+    ordered = sorted(found, key=lambda one: -int(re.sub(r"\D", "", one[0]) or 0))
+    return [f"{setting}: {text}" for setting, text in ordered]
 
 
 def _setting(run: PublishedRun, setting: str) -> str:
-    """ "test, 2,000 cached tokens", of "smollm2-135m, test, third"."""
-    *parts, last = setting.removeprefix(f"{run.model}, ").split(", ")
+    """ "2,000 tokens kept", of "smollm2-135m, test, third" or "smollm2-135m, test, 2000 cached
+    tokens"; other settings as they are, without the model."""
+    rest = setting.removeprefix(f"{run.model}, ")
+    *_, last = rest.split(", ")
     size = kept_tokens(run).get(last)
-    return ", ".join([*parts, f"{size} cached tokens" if size else last])
+    if size is None and (number := re.fullmatch(r"(\d+) cached tokens", last)):
+        size = f"{int(number[1]):,}"
+    return f"{size} tokens kept" if size else rest
 
 
 def _disruption(run: PublishedRun) -> list[str]:
@@ -326,7 +332,7 @@ def _disruption(run: PublishedRun) -> list[str]:
 
 
 def _paper_answers(run: PublishedRun) -> list[str]:
-    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else []
+    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else own_replies(run)
 
 
 def _sentence(text: str) -> str:
@@ -340,6 +346,9 @@ def _budget_answers(run: PublishedRun) -> list[str]:
 
 def _check_answers(run: PublishedRun) -> list[str]:
     """How far aggregations of scores differ, and what each kept block loses."""
+    if run.finding.name == "locomo":
+        places = ("2000tok",)
+        return [_sentence(budgets(Source(run, places))), _sentence(recall(Source(run, places)))]
     texts = []
     rows = run.tables["policies"]
     for mode in ("stale", "rerotated"):
@@ -349,7 +358,7 @@ def _check_answers(run: PublishedRun) -> list[str]:
         if ways:
             ends = [f(means[name]["mean"] for name in ways) for f in (min, max)]
             texts.append(
-                f"With {mode} positions {len(ways)} aggregations of attention lose "
+                f"With {mode} positions the {len(ways)} ways to combine attention lose "
                 f"{signed(ends[0], 2)} to {signed(ends[1], 2)} nats per token"
                 f"{_sums(means, ways)}."
             )
@@ -377,6 +386,12 @@ def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], 
     return lambda run: [table(run) for table in tables]
 
 
+def _check_tables(run: PublishedRun) -> list[Shown]:
+    tables = [losses(run), forgetting(run)]
+    # LoCoMo has questions of its own, which no planted fact answers.
+    return [*tables, by_depth(run)] if run.finding.name == "locomo" else tables
+
+
 def _paper_tables(run: PublishedRun) -> list[Shown]:
     if run.finding.name == "paper_reference":
         return [losses(run)]
@@ -389,7 +404,7 @@ QUESTIONS: Sequence[Question] = (
         "1. The paper's setting",
         "Trigger `paper`, thresholds of 4,800 and 5,600 tokens, 99% kept by the latest attention, "
         "or the first 2,000 tokens; once with the dataset's replies, once with own replies of at "
-        "most 256 tokens.\n",
+        "most 128 tokens (the paper: 256).\n",
         _paper_answers,
         _paper_tables,
         "Llama-3-8B-Instruct, and the verdicts of a language model: own replies are judged by a "
@@ -425,8 +440,9 @@ QUESTIONS: Sequence[Question] = (
         "accumulated), which contiguous block is kept (first, middle, last), 5,600 tokens to "
         "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
         _check_answers,
-        _only(losses, forgetting),
-        "Other aggregations, such as per head, and blocks of other sizes.",
+        _check_tables,
+        "Other aggregations, such as per head, and blocks of other sizes. Of LoCoMo only the first "
+        "turns are used, whose tokens stay inside a trained window of 8,192.",
     ),
     Question(
         "question1",

@@ -80,6 +80,14 @@ def front(run: PublishedRun) -> alt.TopLevelMixin:
     return chart.properties(width=0.7 * WIDTH, height=14 * len(sizes) * len(order))
 
 
+def own_replies(run: PublishedRun) -> alt.TopLevelMixin:
+    """How much less likely own replies are than the baseline's."""
+    ends = {"lost": "mean", "lost_low": "low", "lost_high": "high"}
+    rows = run.tables["own_replies"].drop("mean", "low", "high").rename(ends)
+    rows = rows.sort("threshold", "policy", "positions")
+    return intervals(rows, "NLL lost of own replies (nats per token)")
+
+
 def window(run: PublishedRun) -> alt.TopLevelMixin:
     """NLL by token index, with nothing evicted."""
     return through_window(run.tables["window"])
@@ -171,6 +179,9 @@ def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
 DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], str, str], ...]] = {
     "paper_reference": (
         ("loss", loss, "policies", "excess NLL by policy, threshold and position mode"),
+    ),
+    "paper_own": (
+        ("own", own_replies, "own_replies", "NLL lost of own replies, against the baseline's"),
     ),
     "equal_budgets": (
         ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
