@@ -92,7 +92,7 @@ def export_repetition(results: Path, finding: str, docs: Path = DOCS) -> list[Pa
         of_model = turns.filter(model=run.model)
         if run.finding.name != finding or of_model.is_empty():
             continue
-        facts = run_facts(results, of_model, tables["environments"])
+        facts = run_facts(results, run.model, of_model, tables["environments"])
         if facts["first_made"] is None or facts["first_made"] <= (run.facts["last_made"] or ""):
             raise UserError(
                 f"{results}: its first dialogue was computed at {facts['first_made']}, before the "
