@@ -61,7 +61,7 @@ class Server:
         """Ask for the runs that follow; there are none."""
         self.answer()
         assert json.loads(client.recv(1 << 10))["event"] == "which_next"
-        send(client, {"next": []})
+        send(client, {"next": [], "more": False})
         self.answer()
 
     def serve(self) -> None:
@@ -113,7 +113,7 @@ def test_an_odd_plan_costs_its_client_alone(at: Server, key: str, value: object)
         at.answer()
         assert json.loads(client.recv(1 << 10))["event"] == "which_next"
         entry = {"spec": "{}", "pool": "/", "dialogue": "000"} | {key: value}
-        send(client, {"next": [entry]})
+        send(client, {"next": [entry], "more": False})
         at.answer()
         [run] = at.server._runs
         assert run.client is not None and run.client.gone == (value != "\0")
