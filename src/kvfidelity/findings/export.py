@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def run_facts(
         "hardware": places["hardware"].drop_nulls().unique().sort().to_list(),
         "versions": places["versions"].drop_nulls().unique().sort().to_list(),
         "code": places["code"].drop_nulls().unique().sort().to_list(),
-        "first_started": first_started(results, model),
+        "first_started": first_started(results, turns["model"].unique()),
         "first_made": min(times, default=None),
         "last_made": max(times, default=None),
         "dialogues": dict(count.iter_rows()),
@@ -180,10 +181,12 @@ def run_facts(
     }
 
 
-def first_started(results: Path, model: str) -> str | None:
-    """When the first dialogue of a model was started, ISO 8601 in UTC; None if no artifact says."""
+def first_started(results: Path, models: Iterable[str]) -> str | None:
+    """When the first dialogue of these models was started, ISO 8601 in UTC; None if no artifact
+    says."""
     starts = []
-    for file in (results / "generate" / model).rglob("turns.parquet"):
+    folders = [results / "generate" / model for model in models]
+    for file in (file for folder in folders for file in folder.rglob("turns.parquet")):
         notes = read_metadata(file)
         if MADE in notes and WALL in notes:
             lasted = timedelta(seconds=float(notes[WALL]))
