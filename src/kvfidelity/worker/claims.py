@@ -38,7 +38,9 @@ class RunClaims:
         """The next planned runs that belong to this GPU, some of them from now on.
 
         It claims at most a batch at a time, so that the runs of all GPUs come in turns in the order
-        of their jobs, and no more than an even share of what is planned or left.
+        of their jobs, and no more than an even share of what is planned. A GPU that has had its
+        share and has less than a batch to do claims an even share of what others have left: not
+        earlier, or the one whose worker is ready first would claim most before another asks.
 
         Args:
             planned: the runs in the order of their jobs, made ones among them.
@@ -49,8 +51,10 @@ class RunClaims:
         """
         with _owners(self.gpus) as owners:
             left = sum(run not in owners for run in planned)
-            own = sum(owners.get(run) == self.gpu for run in planned)
-            even = max(_share(len(planned), self.gpus) - own, _share(left, self.gpus))
+            own = [run for run in planned if owners.get(run) == self.gpu]
+            even = _share(len(planned), self.gpus) - len(own)
+            if sum(not is_made(run) for run in own) < self.batch_size:
+                even = max(even, _share(left, self.gpus))
             quota = min(self.batch_size, even)
             taken: list[str] = []
             for run in self._in_order(planned, owners):
