@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,13 @@ def claim(run: str, gpu: int, gpus: int) -> int:
     """The number of the GPU that a run belongs to: `gpu`, unless it belongs to one already."""
     with _owners(gpus) as owners:
         return owners.setdefault(run, gpu)
+
+
+def fewest_first(gpus: int) -> list[int]:
+    """The GPUs' numbers, the one with the fewest claims first."""
+    with _owners(gpus) as owners:
+        counts = Counter(owners.values())
+    return sorted(range(gpus), key=counts.__getitem__)
 
 
 def _share(runs: int, gpus: int) -> int:
