@@ -10,6 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
+from kvfidelity.records.grid import GENERATED
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
 from tests.workflow.project import CONFIG, Project, environment
@@ -24,13 +25,16 @@ GRID = {
     "session": {"batch_size": 2},
 }
 #: Python imports it when it starts. In a worker it notes each run that is computed, also those that
-#: no job asks for.
+#: no job asks for. On a machine that is busy a job may come late; how long workers wait is not what
+#: is tested.
 NOTING = """
 import json, os, sys
 
 if "kvfidelity.worker.server" in sys.orig_argv:
+    from kvfidelity.worker import batch_server
     from kvfidelity.worker.generator import Generator
 
+    batch_server.LATE_CLIENT_S = batch_server.AHEAD_IDLE_S = {limit_s}
     compute = Generator.compute
 
     def noting(self, spec, pool, dialogue, *rest):
@@ -48,11 +52,13 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
     noted = project.folder / "computed.jsonl"
     (project.folder / "noting").mkdir()
     (project.folder / "noting/sitecustomize.py").write_text(
-        NOTING.replace("{file!r}", repr(str(noted)))
+        NOTING.replace("{file!r}", repr(str(noted))).replace("{limit_s}", str(LIMIT_S))
     )
-    project.configure(GRID)
     arguments = ("--cores", "3", "only_generate", "--resources", f"gpu={gpus}")
-    own = environment() | {"PYTHONPATH": str(project.folder / "noting")}
+    own = environment() | {
+        "PYTHONPATH": str(project.folder / "noting"),
+        "KVFIDELITY_WORKER_IDLE_S": str(LIMIT_S),
+    }
     done = forked.run(arguments, project.folder, own, 3 * LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     found = []
@@ -68,7 +74,15 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
 def test_two_gpus_compute_each_run_once_and_load_each_model_once(
     prepared: Project, tmp_path: Path
 ) -> None:
-    one, two = (prepared.copy(tmp_path / name) for name in ("one", "two"))
+    one = prepared.copy(tmp_path / "one")
+    one.configure(GRID)
+    # A model that is ready while runs of another are computed takes their place: then what was
+    # computed ahead is lost.
+    done = one.snakemake(
+        *(f"results/dialogues/{model}/own/pool.parquet" for model in GRID["models"])
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = one.copy(tmp_path / "two")
     runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
     for found in runs.values():
         assert set(Counter(run for *_, run in found).values()) == {1}
@@ -76,10 +90,12 @@ def test_two_gpus_compute_each_run_once_and_load_each_model_once(
     workers = defaultdict(set)
     for gpu, pid, run in runs[2]:
         workers[gpu, run.partition("/")[0]].add(pid)
-    assert set(workers) == {(gpu, model) for gpu in "01" for model in GRID["models"]}
+    # A GPU whose worker is slow to start may be left no run of a model.
+    assert {gpu for gpu, _ in workers} == {"0", "1"}
+    assert {model for _, model in workers} == set(GRID["models"])
     assert [len(pids) for pids in workers.values()] == [1] * len(workers)
     files = sorted((one.folder / "results/generate").rglob("*.parquet"))
-    assert len(files) == 3 * MODELS * DIALOGUES * CELLS
+    assert len(files) == len(GENERATED) * MODELS * DIALOGUES * CELLS
     for file in files:
         there = two.folder / file.relative_to(one.folder)
         alone, shared = (read_parquet(path, kind=file.stem) for path in (file, there))
