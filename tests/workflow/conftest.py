@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +34,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def prepared(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow with its model fetched and its dialogues extracted."""
-    return _after_run(fresh, tmp_path_factory, "prepared", POOL)
+    return after_run(fresh, tmp_path_factory, "prepared", POOL)
 
 
 @pytest.fixture(scope="session")
 def finished(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow after a whole run."""
-    return _after_run(prepared, tmp_path_factory, "finished")
+    return after_run(prepared, tmp_path_factory, "finished")
 
 
 @pytest.fixture
@@ -48,13 +49,22 @@ def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")
 
 
-def _after_run(
-    before: Project, factory: pytest.TempPathFactory, name: str, *targets: str
+def after_run(
+    before: Project,
+    factory: pytest.TempPathFactory,
+    name: str,
+    *targets: str,
+    changes: dict[str, Any] | None = None,
 ) -> Project:
-    """A copy of a project in which Snakemake has made the targets."""
+    """A copy of a project in which Snakemake has made the targets; `changes` of its configuration.
+
+    One of the test processes makes it, under its name.
+    """
 
     def make(folder: Path) -> None:
-        done = before.copy(folder).snakemake(*targets)
+        project = before.copy(folder)
+        project.configure(changes or {})
+        done = project.snakemake(*targets)
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / CONSOLE).write_text(done.stdout + done.stderr)
 
