@@ -24,6 +24,7 @@ from tests.analysis.test_jobs import benchmark, noted
 from tests.analysis.test_reliability import judge_test
 from tests.models.tiny import tiny_tokenizer
 from tests.report.browser import browser, chromium, drive
+from tests.shared import made_once
 from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,11 @@ def script(name: str, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
+    """A page with its figures and tables; read only."""
+    return made_once(tmp_path_factory, "page", make_page) / "results/report.html"
+
+
+def make_page(folder: Path) -> None:
     results, tables = folder / "results", folder / "results/tables"
     chosen = settings(20, title=f"Synthetic {HOSTILE}")
     chosen["models"]["synthetic"]["licence"] = HOSTILE
@@ -81,9 +86,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script("claims.py", "--settings", seen_text["report"], "--tables", tables, "--claims", claims)
     script("paper_tables.py", "--tables", tables)
     script("figures.py", "--tables", tables, "--out", results / "figures")
-    out = folder / "results/report.html"
+    out = results / "report.html"
     script("report.py", "--settings", seen_text["page"], "--results", results, "--out", out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -362,10 +366,12 @@ COUNT = """
 
 
 @in_browser
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1440, 1100, 390])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1440, False), (1100, True), (390, False), (390, True)]
+)
 def test_every_figure_shows_its_data(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    """Pixels of the figures as they are on the screen: something is there, and in colour."""
+    """Pixels of the figures as they are on the screen: something is there, and in colour. The wide
+    form and that for phones, by day and by night."""
     with browser(tmp_path) as reader:
         reader.show(page, width=width, dark=dark)
         parts = reader.run(PARTS)
