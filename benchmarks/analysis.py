@@ -32,8 +32,10 @@ from kvfidelity.pipeline.rule_params import (  # noqa: E402
 )
 from kvfidelity.pipeline.staleness import notes_of  # noqa: E402
 from kvfidelity.records.artifacts import PREFIX  # noqa: E402
-from kvfidelity.records.columns import EVICTIONS, TURNS  # noqa: E402
+from kvfidelity.records.columns import EVICTIONS, TURN  # noqa: E402
+from kvfidelity.records.declaration import schema  # noqa: E402
 from kvfidelity.records.grid import RunKey, dialogue_of, run_keys  # noqa: E402
+from kvfidelity.records.questions import with_questions  # noqa: E402
 from tests.analysis import synthetic  # noqa: E402
 
 PROBES = 4  # questions at each of three depths
@@ -118,7 +120,7 @@ def write(results: Path, chosen: dict, length: int) -> None:
             identity = {"model_revision": "synthetic", "dialogue_id": "", "kind": kind}
             identity |= run._asdict() | {"dialogue": "", "seed": int(run.seed)}
             rows = rows.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
-            rows = rows.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+            rows = rows.select(pl.col(name).cast(kind) for name, kind in schema(*TURN).items())
             log = synthetic.eviction_rows(rows).cast(EVICTIONS)
             drawn[cell] = (
                 rows,
@@ -135,11 +137,8 @@ def write(results: Path, chosen: dict, length: int) -> None:
         )
         spec = json.dumps(run_spec(chosen, results, **run._asdict()))
         notes["generate"] |= {PREFIX + "spec": spec, PREFIX + "dtype": "float32"}
-        for stage, name, frame in (
-            ("generate", "turns", turns),
-            ("generate", "evictions", log),
-            ("generate", "recall", synthetic.recall_rows(turns, PROBES)),
-        ):
+        turns = with_questions(turns, synthetic.recall_rows(turns, PROBES))
+        for stage, name, frame in (("generate", "turns", turns), ("generate", "evictions", log)):
             file = results / stage / path / f"{name}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(file, metadata=notes[stage] | {PREFIX + "kind": name})

@@ -27,10 +27,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "src", "workflow", "profiles/default", "envs", "resources/rubrics")
 #: 30 cells and the baseline for each dialogue.
 POLICIES = {f"random_{n}": {"kind": "random", "keep_ratio": 0.5 + n / 100} for n in range(10)}
+#: Fetching and extraction, which must make what is read, are left out.
+ONLY_GENERATE = ("only_generate", "--allowed-rules", "only_generate", "generate")
 #: Replaces `python`: makes the files that a generate job must write.
 NOTHING = """#!/bin/sh
 while [ $# -gt 0 ]; do
-    case $1 in --turns|--evictions|--recall) : > "$2" ;; esac
+    case $1 in --turns|--evictions) : > "$2" ;; esac
     shift
 done
 """
@@ -78,6 +80,13 @@ def project(folder: Path, dialogues: int) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
+def leave_inputs(folder: Path) -> None:
+    """Leave what generate jobs are given, so that they alone are run."""
+    record = folder / "resources/provenance/models/tiny.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+
+
 def timed(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float, float]:
     """Wall seconds, seconds of processor time including child processes, largest process in GB."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--quiet", "all"]
@@ -107,8 +116,10 @@ def main() -> None:
         for what, arguments in (
             ("dry run of the generate jobs", ("only_generate", "-n")),
             (f"dry run of all {jobs + 2 * dialogues} jobs", ("-n",)),
-            ("running the generate jobs", ("only_generate",)),
+            ("running the generate jobs", ONLY_GENERATE),
         )[: 2 if options.plan_only else 3]:
+            if arguments == ONLY_GENERATE:
+                leave_inputs(folder)
             wall, used, largest = timed(folder, environment, *arguments)
             print(f"{what}: {wall:.1f} s, processor {used:.1f} s, {largest:.2f} GB", flush=True)
         if not options.plan_only:

@@ -12,7 +12,7 @@ from kvfidelity.analysis.claims import evaluate_claims
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.tables import build_tables
 from kvfidelity.records.artifacts import write_parquet
-from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, RUN_VERDICTS, TURNS
+from kvfidelity.records.columns import EVICTIONS, METRICS, RUN_VERDICTS, TURNS
 from kvfidelity.records.grid import dialogue_of, run_keys
 
 SETTINGS: dict[str, Any] = {
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "report": {"confidence": 0.95, "resamples": 100, "seed": 0},
 }
 ARTIFACTS = {
-    "generate": {"turns": TURNS, "evictions": EVICTIONS, "recall": RECALL},
+    "generate": {"turns": TURNS, "evictions": EVICTIONS},
     "metrics": {"metrics": METRICS},
     "judge/none": {"verdicts": RUN_VERDICTS},
 }

@@ -19,8 +19,10 @@ from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.settings import load_settings
 from kvfidelity.pipeline.staleness import notes_of
 from kvfidelity.records.artifacts import write_parquet
-from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURNS, VERDICTS
+from kvfidelity.records.columns import EVICTIONS, METRICS, RECALL, TURN, TURNS, VERDICTS
+from kvfidelity.records.declaration import schema
 from kvfidelity.records.grid import RunKey, dialogue_of, run_keys
+from kvfidelity.records.questions import with_questions
 
 WINDOW, AT, TARGET, PROMPT, REPLY = 1000, 500, 250, 40, 60
 
@@ -116,15 +118,15 @@ def write(
         frame = frame.with_columns(**{key: pl.lit(value) for key, value in identity.items()})
         if chosen["session"]["replies"] == "own":
             frame = with_own_replies(frame)
-        frame = frame.select(pl.col(name).cast(kind) for name, kind in TURNS.items())
+        frame = frame.select(pl.col(name).cast(kind) for name, kind in schema(*TURN).items())
         evicted = frame["evictions"].cum_sum() > 0
         if memory_for is not None and not evicted.head(memory_for + 1).any():
             frame = cut_short(frame, memory_for)
         notes = notes_of("generate") | {"version.python": "none: synthetic", "dtype": "float32"}
         notes["spec"] = json.dumps(run_spec(chosen, results, **run._asdict()))
-        made = {"turns": frame, "evictions": eviction_rows(frame)}
         cut = frame["finish_reason"][-1] == "out_of_memory"
-        made["recall"] = recall_rows(frame, 0 if cut else probes)
+        asked = recall_rows(frame, 0 if cut else probes)
+        made = {"turns": with_questions(frame, asked), "evictions": eviction_rows(frame)}
         for name, rows in made.items():
             file = results / "generate" / index / f"{name}.parquet"
             write_parquet(rows, file, kind=name, metadata=notes)

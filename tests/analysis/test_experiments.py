@@ -35,7 +35,7 @@ def reduced(config: str) -> dict[str, Any]:
     models: dict[str, Any] = {"synthetic": {"source": "path", "path": "none"}}
     for name, entry in whole["models"].items():
         if "adapter" in entry:
-            recipe = {key: entry["adapter"][key] for key in ("arm", "seed")}
+            recipe = {key: entry["adapter"][key] for key in ("arm", "seed", "loss")}
             adapter = recipe | {"base": "synthetic", "data": "made"}
             models[name] = {"source": "adapter", "adapter": adapter}
     formula = {"kind": "formula", "rubric": "formula"}

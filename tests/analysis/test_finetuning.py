@@ -28,12 +28,25 @@ COSTS = {
     ("stale", "rerotated"): 0.4,
     ("rerotated", "stale"): 4.0,
     ("rerotated", "rerotated"): 0.1,
+    # By cross-entropy the control learns too: replies of this kind.
+    ("control_cross_entropy", "stale"): 4.0,
+    ("control_cross_entropy", "rerotated"): -0.3,
+    ("stale_cross_entropy", "stale"): 1.0,
+    ("stale_cross_entropy", "rerotated"): -0.1,
 }
 #: The same with nothing evicted.
-TAXES = {"none": 0.0, "control": 0.01, "stale": 0.05, "rerotated": 0.02}
+TAXES = {
+    "none": 0.0,
+    "control": 0.01,
+    "stale": 0.05,
+    "rerotated": 0.02,
+    "control_cross_entropy": -0.3,
+    "stale_cross_entropy": -0.2,
+}
 MODELS: dict[str, dict[str, Any]] = {"base": {}} | {
     f"{arm}-{seed}": {"adapter": {"base": "base", "arm": arm, "seed": seed}}
-    for arm in ("control", "stale", "rerotated")
+    for arm in TAXES
+    if arm != "none"
     for seed in range(SEEDS)
 }
 
@@ -119,6 +132,17 @@ def test_arms_are_compared_with_what_was_put_in() -> None:
     assert asked["difference"] == pytest.approx(0.45, abs=0.01)
 
 
+def test_an_arm_is_compared_with_the_control_of_its_loss() -> None:
+    table = finetuning(turns(), questions(), OPTIONS)
+    pairs = set(table.select("arm", "against").unique().rows())
+    names = {"control", "control_cross_entropy"}
+    assert {(arm, other) for arm, other in pairs if other in names} == {
+        ("stale", "control"),
+        ("rerotated", "control"),
+        ("stale_cross_entropy", "control_cross_entropy"),
+    }
+
+
 def test_an_untrained_grid_has_no_rows() -> None:
     bare = with_arms(turns().drop(ARM_COLUMNS).filter(model="base"), {"base": {}})
     assert bare["arm"].unique().to_list() == ["none"]
@@ -137,7 +161,7 @@ def claims() -> dict[str, dict[str, Any]]:
     tables = empty_tables() | {"turns": turns()}
     chosen = [one for one in read_claims(ROOT / "config/claims.yaml") if one.claim[:2] == "FT"]
     found = evaluate_claims(chosen, tables, OPTIONS).to_dicts()
-    assert len(found) == len(chosen) == 3, "one row for the base, not one for each training"
+    assert len(found) == len(chosen) == 4, "one row for the base, not one for each training"
     return {one["claim"]: one for one in found}
 
 
@@ -147,6 +171,8 @@ def test_the_claims_are_decided_by_what_was_put_in() -> None:
     assert found["FT1"]["estimate"] == pytest.approx(-4.3, abs=0.02)
     assert found["FT2"]["decision"] == "contradicted", "re-rotating alone is better"
     assert found["FT3"]["decision"] == "supported"
+    assert found["FT4"]["decision"] == "supported"
+    assert found["FT4"]["estimate"] == pytest.approx(-3.0, abs=0.02), "each loss has its control"
     assert found["FT2"]["against"] == "attention_top_99, rerotated, arm none"
     assert {one["model"] for one in found.values()} == {"base"}
 
@@ -158,5 +184,6 @@ def test_the_page_says_it_in_three_sentences() -> None:
     against_control, against_rerotated, rerotated = answer["sentences"]
     assert "gives an NLL of 2.48 nats per token, −4.30 [−4.31, −4.29]" in against_control
     assert "24 dialogues and 3 trainings" in against_control
+    assert "(cross-entropy) it gives 2.98, −3.00 [−3.01, −2.99] against its" in against_control
     assert "with nothing evicted that training changes the NLL by +0.05" in against_rerotated
     assert "against no training" in rerotated and "gives an NLL of 2.09" in rerotated

@@ -12,14 +12,33 @@ import pytest
 from kvfidelity.analysis.table_files import write_table
 from kvfidelity.errors import NotFiniteError
 from kvfidelity.records.artifacts import read_metadata, read_parquet, write_parquet
+from kvfidelity.records.questions import RECALL_COLUMN, questions, with_questions
 from kvfidelity.report.theme import save
 from tests.analysis.pages import made, page, prose
+
+
+def read(file: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A run's turns, and its recall questions as a table of their own."""
+    turns = read_parquet(file, kind="turns")
+    return turns.drop(RECALL_COLUMN), questions(turns.lazy()).collect()
+
+
+def write(file: Path, turns: pl.DataFrame, asked: pl.DataFrame) -> None:
+    """Write them back, with the notes that the file has."""
+    notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
+    write_parquet(with_questions(turns, asked), file, kind="turns", metadata=notes)
+
+
+def without_a_finite_value(frame: pl.DataFrame) -> pl.DataFrame:
+    damaged = [name for name in DAMAGED if name in frame.columns]
+    return frame.with_columns(pl.lit(math.nan, pl.Float64).alias(name) for name in damaged)
 
 
 def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: Path) -> None:
     grid = {"dialogues": 3, "policies": 2, "positions": ["stale"], "turns": 15, "probes": 2}
     chosen = made(tmp_path, grid | {"noise": 0.2, "memory_for": None, "judged": True})
     run = "synthetic/made/attention_top/stale/half/0/001"
+    file = tmp_path / f"results/generate/{run}/turns.parquet"
     for kind, column, rows, value in (
         ("turns", "reference_nll", [6, 7], math.nan),
         ("turns", "kl_baseline", [8], math.inf),
@@ -29,14 +48,13 @@ def test_measured_values_that_are_not_finite_are_missing_and_counted(tmp_path: P
         ("recall", "answer_nll", [0], math.inf),
         ("recall", "distractor_nll", [1], [1.0, math.nan, 2.0]),
     ):
-        file = tmp_path / f"results/generate/{run}/{kind}.parquet"
-        frame = read_parquet(file, kind=kind)
+        turns, asked = read(file)
+        frame = turns if kind == "turns" else asked
         values = frame[column].to_list()
         for row in rows:
             values[row] = value
         frame = frame.with_columns(pl.Series(column, values, frame.schema[column]))
-        notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
-        write_parquet(frame, file, kind=kind, metadata=notes)
+        write(file, *((frame, asked) if kind == "turns" else (turns, frame)))
     text = prose(page(tmp_path, chosen, tested=False))
     tables = tmp_path / "results/tables"
     turns = read_parquet(tables / "turns.parquet", kind="turns").filter(run=run)
@@ -65,16 +83,9 @@ def test_a_grid_of_which_nothing_is_finite_gives_a_page_without_a_number_of_it(
     """As runs in float16 gave it, before they stopped: every likelihood NaN, no answer chosen."""
     grid = {"dialogues": 3, "policies": 2, "positions": ["stale"], "turns": 8, "probes": 2}
     chosen = made(tmp_path, grid | {"noise": 0.2, "memory_for": None, "judged": False})
-    for file in (tmp_path / "results/generate").rglob("*.parquet"):
-        if file.stem not in ("turns", "recall"):
-            continue
-        frame = read_parquet(file, kind=file.stem)
-        notes = {name: read_metadata(file)[name] for name in ("code", "spec", "dtype")}
-        damaged = [name for name in DAMAGED if name in frame.columns]
-        frame = frame.with_columns(pl.lit(math.nan, pl.Float64).alias(name) for name in damaged)
-        if file.stem == "recall":
-            frame = frame.with_columns(chosen=pl.lit(False))
-        write_parquet(frame, file, kind=file.stem, metadata=notes)
+    for file in (tmp_path / "results/generate").rglob("turns.parquet"):
+        turns, asked = map(without_a_finite_value, read(file))
+        write(file, turns, asked.with_columns(chosen=pl.lit(False)))
     said = prose(page(tmp_path, chosen, tested=False))
     assert "values of reference_nll (turns) in 9 runs" in said
     tables = tmp_path / "results/tables"

@@ -13,6 +13,8 @@ from kvfidelity.analysis import artifact_rows
 from kvfidelity.analysis.tables import build_tables, policies, with_excess
 from kvfidelity.analysis.window import by_token_index, change_at_edge
 from kvfidelity.errors import UserError
+from kvfidelity.records import artifacts
+from kvfidelity.records.artifacts import write_parquet
 from kvfidelity.records.grid import GENERATED
 from kvfidelity.report.tradeoffs import pareto_front
 from tests.analysis.synthetic import PROMPT, REPLY, TARGET, WINDOW, settings, write
@@ -68,6 +70,21 @@ def test_damaged_values_are_named_by_their_file(tmp_path: Path, kind: str) -> No
     values = len(whole) - 8 - footer
     file.write_bytes(whole[:4] + bytes(values - 4) + whole[values:])
     with pytest.raises(UserError, match=rf"^{file} is damaged \("):
+        build_tables(settings(2), tmp_path)
+
+
+def test_turns_of_an_earlier_schema_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until version 5 recall questions had a file of their own: they are not left out silently."""
+    write(tmp_path, settings(2), COSTS, probes=1)
+    files = sorted(tmp_path.glob("generate/**/turns.parquet"))
+    monkeypatch.setattr(artifacts, "SCHEMA_VERSION", 4)
+    for file in files:
+        write_parquet(pl.read_parquet(file).drop("recall"), file, kind="turns")
+    monkeypatch.undo()
+    refused = r"has schema version 4, this code writes \d+: delete it and run again$"
+    with pytest.raises(UserError, match=refused):
         build_tables(settings(2), tmp_path)
 
 

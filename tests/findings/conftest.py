@@ -11,7 +11,7 @@ from kvfidelity.findings.plan import SMOLLM2, finding_named
 from tests.findings.made import made_run
 
 #: A finding of each kind of table that is worth the seconds.
-FINDINGS = ("paper_reference", "equal_budgets", "question4")
+FINDINGS = ("paper_reference", "equal_budgets", "question2", "question4")
 
 
 @pytest.fixture(scope="session")

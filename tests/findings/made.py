@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kvfidelity.analysis.jobs import jobs_table
+from kvfidelity.analysis.table_files import write_table
 from kvfidelity.findings.plan import Finding
 from kvfidelity.pipeline.invocation import write_invocation
 from kvfidelity.pipeline.rule_params import grid_settings, table_settings
 from kvfidelity.pipeline.settings import read_settings
+from kvfidelity.records.grid import run_keys
 from tests.analysis.pages import COSTS, script
 from tests.analysis.synthetic import settings, write
 
@@ -24,9 +27,16 @@ def reduced(finding: Finding, model: str, dialogues: int) -> dict[str, Any]:
     for cell in grid["include"]:
         cell.pop("dataset", None)  # there is one, which is made up
     formula = {"kind": "formula", "rubric": "formula"}
+    models: dict[str, Any] = {
+        model: {"source": "path", "path": "none", "label": "synthetic numbers"}
+    }
+    for name, entry in whole["models"].items():
+        if "adapter" in entry:
+            recipe = {key: entry["adapter"][key] for key in ("base", "arm", "seed", "loss")}
+            models[name] = {"source": "adapter", "adapter": recipe | {"data": "made"}}
     return settings(
         dialogues,
-        models={model: {"source": "path", "path": "none", "label": "synthetic numbers"}},
+        models=models,
         policies=whole["policies"],
         thresholds=whole["thresholds"],
         grid=grid,
@@ -48,4 +58,5 @@ def made_run(results: Path, finding: Finding, model: str, dialogues: int = 2) ->
     script("judge_reliability.py", "--settings", judging, "--results", results, "--judge-tests")
     report, claims = json.dumps(chosen["report"]), ROOT / "config/claims.yaml"
     script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
+    write_table(tables, "jobs", jobs_table(results, run_keys(chosen)), {})
     return results

@@ -24,7 +24,7 @@ from kvfidelity.findings.exported import (
 from kvfidelity.findings.plan import SMOLLM2
 from kvfidelity.findings.timing import timing
 from kvfidelity.records.artifacts import read_parquet
-from kvfidelity.records.columns import RECALL, TURNS
+from kvfidelity.records.questions import questions
 
 #: Text columns that say something; the rest are names.
 TALKING = {*TURN_TEXTS, *RECALL_TEXTS, "statement", "reason", "source", "rubric", "run"}
@@ -61,10 +61,11 @@ def test_a_name_that_is_a_text_is_refused(finished: Path, text: str) -> None:
 
 def test_no_published_file_holds_a_text_of_a_run(finished: Path, docs: Path) -> None:
     texts = set()
-    for name, schema in (("turns", TURNS), ("recall", RECALL)):
-        columns = [column for column in (*TURN_TEXTS, *RECALL_TEXTS) if column in schema]
-        for file in (finished / "equal_budgets/generate").rglob(f"{name}.parquet"):
-            found = pl.read_parquet(file).select(pl.col(columns)).select(pl.col(pl.String))
+    for file in (finished / "equal_budgets/generate").rglob("turns.parquet"):
+        turns = pl.read_parquet(file)
+        asked = questions(turns.lazy()).collect()
+        for found in (turns.select(TURN_TEXTS), asked.select(RECALL_TEXTS)):
+            found = found.select(pl.col(pl.String))
             texts |= {text for column in found for text in column.drop_nulls() if len(text) > 3}
     assert len(texts) > 10
     shown = "".join(file.read_text("utf-8") for file in docs.rglob("*.csv"))

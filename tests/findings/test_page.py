@@ -15,13 +15,15 @@ from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS
 from kvfidelity.findings.drawings import draw
 from kvfidelity.findings.exported import OF_QUESTION
+from kvfidelity.findings.minutes import gpu_minutes, minutes_of_models, other_minutes
 from kvfidelity.findings.page import page
-from kvfidelity.findings.plan import finding_named
+from kvfidelity.findings.plan import MODELS, finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
-from kvfidelity.findings.repeats import SAME, repeats
+from kvfidelity.findings.repeats import SAME, repetitions
 from kvfidelity.findings.sources import MODES, Source, sources
-from kvfidelity.findings.verdicts import verdict
+from kvfidelity.findings.verdicts import GROUPS, NOT_MEASURED, verdict, verdict_tables
 from kvfidelity.findings.wording import number
+from kvfidelity.pipeline.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs/findings"
@@ -100,13 +102,33 @@ def losing(rows: pl.DataFrame, **means: tuple[float, float, float]) -> pl.DataFr
     return rows
 
 
+def test_each_arm_of_a_training_has_a_row_in_each_of_its_cells(docs: Path) -> None:
+    (run,) = (run for run in published_runs(docs) if run.finding.name == "question2")
+    text = page(docs).split("## 6. Open question 2")[1].split("\n## ")[0]
+    rows = run.tables["finetuning"]
+    arms = {"control", "stale", "rerotated", "skips"}
+    arms |= {"control_cross_entropy", "stale_cross_entropy", "none"}
+    assert set(rows["arm"]) == arms
+    cells = rows.filter(measure="reference_nll").select("policy", "threshold", "positions", "arm")
+    for cell in cells.unique().iter_rows():
+        assert text.count(f"\n| {' | '.join(cell)} | ") == 2 - (cell[-1] == "none"), cell
+    row = rows.filter(
+        policy="attention_top_99", positions="stale", arm="stale", measure="reference_nll"
+    ).filter(against="control")
+    assert number({"mean": row["difference"][0], **row.row(0, named=True)}) in text
+    whole = read_settings([ROOT / file for file in run.finding.files(run.model)])
+    trained = sum("adapter" in entry for entry in whole["models"].values())
+    assert f"made; {trained} trainings; {run.facts['runs']} runs of one dialogue" in text
+    assert f"{run.facts['turns']} turns" in text and run.facts["model"] == run.model
+
+
 @pytest.mark.parametrize(
     ("stale", "corrected", "said"),
     [
         (
             (5.0, 4.0, 6.0),
             (0.1, 0.0, 0.2),
-            "most of it due to positions: with corrected ones +0.10",
+            "most of it due to positions, for with corrected ones it costs +0.10",
         ),
         ((5.0, 4.0, 6.0), (4.0, 3.0, 5.0), "less than half of it due to positions"),
         ((5.0, -0.1, 10.1), (0.1, 0.0, 0.2), "which is not surely a loss"),
@@ -128,7 +150,7 @@ def test_the_count_of_worse_policies_follows_the_table(docs: Path) -> None:
         changed = losing(rows, gist__stale=(mean, mean, mean))
         run = run_with(docs, "equal_budgets", policies=changed)
         text = sentences.budgets(Source(run, MODES["equal_budgets"]))
-        assert f"with stale positions the mean loss of {count} of 9 other policies is above" in text
+        assert f"with stale positions {count} of 9 other policies lose more" in text
 
 
 @pytest.mark.parametrize(
@@ -155,7 +177,7 @@ def test_the_recommended_policy_forgets_least_of_those_that_lose_little(docs: Pa
     )
     run = run_with(docs, "equal_budgets", leaderboard=table)
     # What is kept is that of the runs, which are made up.
-    assert "snapkv at 250, snapkv at 250 of 5,600 tokens" in advice.sentence([run])
+    assert "`snapkv` with 250 and with 250 of 5,600 tokens kept" in advice.sentence([run])
     assert "fewer than a billion parameters" in advice.sentence([run])
 
 
@@ -167,8 +189,8 @@ def test_the_beginning_alone_is_right_where_it_loses_least(
     changed: Any = {f"{best}__stale": (-9.0, -9.1, -8.9)}
     run = run_with(docs, "equal_budgets", policies=losing(rows, **changed))
     said = "\n".join(advice.section([run]))
-    assert f"if positions stay stale, the beginning alone is {word}: of 10 policies" in said
-    named = "the beginning alone" if best == "gist" else best
+    assert f"where positions stay stale it is {word}: of 9 other policies" in said
+    named = "the beginning alone" if best == "gist" else f"`{best}`"
     assert f"{named} loses least" in advice.sentence([run])
 
 
@@ -191,9 +213,10 @@ def test_cells_that_two_findings_share_are_compared(docs: Path) -> None:
     )
     tables = {**first.tables, "policies": renamed}
     second = replace(first, finding=finding_named("next_checks"), tables=tables)
-    assert list(repeats([first])) == []
-    (said,) = repeats([first, second])
+    assert list(repetitions(first, [first])) == []
+    (said,) = repetitions(first, [first, second])
     assert "6 cells" in said and "differ by at most 2e-01 nats" in said
+    assert list(repetitions(second, [first, second])) == []
 
 
 def test_a_verdict_counts_the_cells_of_each_decision() -> None:
@@ -207,3 +230,116 @@ def test_a_verdict_counts_the_cells_of_each_decision() -> None:
         "contradicted in 1 of 3 cells (\N{MINUS SIGN}1.00)"
     )
     assert verdict(rows.clear(), "not asked") == "not asked"
+
+
+def test_each_claim_and_question_has_a_verdict_or_says_that_it_was_not_measured(
+    docs: Path,
+) -> None:
+    known = read_claims(ROOT / "config/claims.yaml")
+    shown = "\n".join(verdict_tables(published_runs(docs), known))
+    assert all(f"**{title}**" in shown for title in GROUPS.values())
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[3:-1]
+        for line in shown.splitlines()[1:]
+        if line.startswith("| ")
+    }
+    assert {claim.claim for claim in known} | {"P5"} <= set(rows)
+    assert {f"P{number}" for number in range(1, 8)} | {"C3", "C4b"} <= set(rows)
+    for name, cells in rows.items():
+        assert len(cells) == len(MODELS) and all(cell.strip() for cell in cells), name
+    assert any(NOT_MEASURED not in cell for cell in rows["P1"])
+    stranger = replace(known[0], source="somebody")
+    with pytest.raises(ValueError, match=r"C1a.*'somebody'"):
+        list(verdict_tables([], [stranger]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decision"),
+    [(0.52, 0.6, "supported"), (0.3, 0.48, "contradicted"), (0.4, 0.6, "not decided")],
+)
+def test_p5_is_decided_from_the_predictors(
+    docs: Path, low: float, high: float, decision: str
+) -> None:
+    rows = pl.DataFrame(
+        {"metric": ["phase_distortion"], "correlation": [(low + high) / 2], "low": [low]}
+        | {"high": [high], "n_dialogues": [23]}
+    )
+    run = run_with(docs, "equal_budgets", predictors=rows)
+    (line,) = (
+        line
+        for text in verdict_tables([run], read_claims(ROOT / "config/claims.yaml"))
+        for line in text.splitlines()
+        if line.startswith("| P5 ")
+    )
+    assert line.split("|")[3].strip().startswith(decision)
+
+
+def test_minutes_are_from_the_first_start_to_the_last_end_and_of_trainings(docs: Path) -> None:
+    jobs = pl.DataFrame(
+        {"rule": ["fetch_model", "generate", "finetune_model", "figures"]}
+        | {"wall_s": [30.0, 9000.0, 120.0, 30.0], "wall_s_max": [30.0, 60.0, 120.0, 30.0]}
+    )
+    facts = {
+        "first_started": "2026-01-01T10:00:00+00:00",
+        "first_made": "2026-01-01T10:02:00+00:00",
+    }
+    facts |= {"last_made": "2026-01-01T10:10:00+00:00"}
+    run = run_with(docs, "equal_budgets", jobs=jobs)
+    recorded = replace(run, facts={**run.facts, **facts})
+    assert gpu_minutes(recorded) == 10 + 2 and other_minutes(recorded) == 1
+    # Without a start it is the end of the first dialogue less the longest one.
+    bound = replace(run, facts={**run.facts, **facts, "first_started": None})
+    assert gpu_minutes(bound) == 8 + 1 + 2
+    assert gpu_minutes(replace(bound, tables={**run.tables, "jobs": jobs.clear()})) is None
+    assert "| all, of 60 GPU minutes | 2 | 23.0 | 2.0 |" in minutes_of_models([recorded, bound])
+
+
+def test_a_sentence_of_two_models_is_two_sentences(docs: Path) -> None:
+    one = run_with(docs, "paper_reference")
+    two = replace(one, model=MODELS[1])
+    said = sentences.five([one, two])[0].splitlines()
+    assert said[0] == "**The paper's setting.**"
+    assert [line.startswith("   - ") and line.endswith(".") for line in said[1:]] == [True, True]
+
+
+def test_locomos_section_has_sentences_and_recall_by_depth(docs: Path) -> None:
+    run = run_with(docs, "equal_budgets")
+    checks = next(question for question in QUESTIONS if question.key == "checks")
+    locomo = replace(run, finding=finding_named("locomo"))
+    assert len(checks.answers(locomo)) == 2
+    assert [caption for caption, _, _ in checks.tables(locomo)][-1] == "Right answers by depth"
+
+
+def test_own_replies_are_said_as_the_tables_have_them(docs: Path, tmp_path: Path) -> None:
+    place = {"model": "synthetic", "dataset": "d", "n_dialogues": 2}
+    cells = (
+        ("baseline", "original", "none", None, 0.95, 0.1),
+        ("attention_top_99", "stale", "5600tok", 1.5, 0.25, 0.6),
+        ("gist_2000", "stale", "5600tok", 0.25, 0.9, 0.2),
+    )
+    replies = pl.DataFrame(
+        [
+            place
+            | {"policy": policy, "positions": positions, "threshold": threshold, "n": 20}
+            | {"complete": complete, "rep_3": repeated, "echo_share": 0.5, "chrf": 0.5}
+            | {"lost": lost, "lost_low": lost and lost - 0.1, "lost_high": lost and lost + 0.1}
+            | {"mean": 1.0, "low": 1.0, "high": 1.0}
+            for policy, positions, threshold, lost, complete, repeated in cells
+        ]
+    )
+    scores = replies.select("policy", "positions", "threshold", judge=pl.lit("formula"), mean=3.75)
+    run = run_with(docs, "paper_reference", own_replies=replies, verdict_means=scores)
+    own = replace(run, finding=finding_named("paper_own"), folder=tmp_path)
+    said = next(question for question in QUESTIONS if question.key == "paper").answers(own)
+    assert said == [
+        "Nothing evicted: 95% of 20 replies come to their end, 10% of their runs of three words "
+        "are repeated, judge `formula` gives 3.75 of 10.",
+        "99% by attention, stale positions: 25% of 20 replies come to their end, 60% of their "
+        "runs of three words are repeated, judge `formula` gives 3.75 of 10, NLL lost +1.50 "
+        "[+1.40, +1.60] nats per token.",
+        "The first 2,000 tokens alone: 90% of 20 replies come to their end, 20% of their runs of "
+        "three words are repeated, judge `formula` gives 3.75 of 10, NLL lost +0.25 [+0.15, "
+        "+0.35] nats per token.",
+    ]
+    (file,) = draw(own)
+    assert file.name == "own.svg" and b"<svg" in file.read_bytes()[:200]

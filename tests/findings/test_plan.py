@@ -98,10 +98,19 @@ def test_costs_are_of_single_runs() -> None:
     assert (session["batch_size"], session["share_prefix"], session["replies"]) == (1, False, "own")
 
 
-def test_what_is_run_by_hand_is_not_planned() -> None:
+def test_a_finding_is_planned_once_the_data_that_a_user_fetches_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names = {finding.name for finding, _ in planned()}
-    assert names == {finding.name for finding in FINDINGS if not finding.by_hand}
+    assert names == {finding.name for finding in FINDINGS if not finding.data}
     assert {model for _, model in planned(QWEN)} == {QWEN}
+    for finding in FINDINGS:
+        if finding.data:
+            Path(finding.data).touch()
+            paths = {one["path"] for one in settings_of(finding.name, QWEN)["datasets"].values()}
+            assert paths == {finding.data}
+    assert {finding.name for finding, _ in planned()} == {finding.name for finding in FINDINGS}
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:

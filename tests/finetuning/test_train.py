@@ -29,11 +29,11 @@ from kvfidelity.finetuning.checkpoint import (
     write_checkpoint,
 )
 from kvfidelity.finetuning.examples import Example, _example
-from kvfidelity.finetuning.recipe import LOSSES, Recipe
+from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
 from kvfidelity.models.checksums import file_digests
 from kvfidelity.models.load import load_model
-from kvfidelity.records.arms import ARMS
+from kvfidelity.records.arms import ARMS, LOSSES
 from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
 
 STEPS = 12

@@ -87,8 +87,8 @@ def test_a_shared_prefix_changes_nothing(
 ) -> None:
     """Forked at the first eviction or computed alone: the same rows and the same log."""
     options = {"replies": replies, "kind": kind, "trigger": trigger, "turns": 5}
-    shared, shared_log, _ = run(engine, **options)
-    alone, alone_log, _ = run(engine, share_prefix=False, **options)
+    shared, shared_log = run(engine, **options)
+    alone, alone_log = run(engine, share_prefix=False, **options)
     assert shared["shared_prefix"].any() and not alone["shared_prefix"].any()
     drop = ["shared_prefix", "kl_baseline", "reply_nll_baseline"]
     tolerance = {"rel_tol": 1e-4, "abs_tol": 1e-5}
@@ -116,7 +116,7 @@ def test_a_prefix_cache_without_room_keeps_nothing(engine: Engine) -> None:
 
 
 def test_rows_add_up(engine: Engine) -> None:
-    turns, log, _ = run(engine)
+    turns, log = run(engine)
     assert turns["turn"].to_list() == list(range(6))
     assert (turns["tokens_seen_end"].diff().drop_nulls() > 0).all()
     lost = turns["tokens_seen_end"] - turns["slots_end"]
@@ -171,11 +171,11 @@ def test_a_reply_fed_in_chunks_evicts_as_token_by_token(
     options: dict[str, Any] = {"trigger": trigger, "kind": "attention_top", "turns": 4}
     options |= {"parameters": {"keep_ratio": 0.9}} if trigger == "paper" else {}
     target = None if trigger == "paper" else "120tok"
-    chunked, chunked_log, _ = run(engine, at="150tok", target=target, **options)
+    chunked, chunked_log = run(engine, at="150tok", target=target, **options)
     monkeypatch.setattr(
         "kvfidelity.cache.evictor.Evictor.steps_without_eviction", lambda self, cache: 1
     )
-    single, single_log, _ = run(engine, at="150tok", target=target, **options)
+    single, single_log = run(engine, at="150tok", target=target, **options)
     assert chunked_log.height == single_log.height >= 2
     columns = [
         "turn",

@@ -154,3 +154,34 @@ def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:
 def test_tables_are_told_the_arm_of_a_model() -> None:
     models = grid_settings(settings(seed=4))["models"]
     assert models == {"tiny": {}, "tuned": {"adapter": {"base": "tiny", "arm": "stale", "seed": 4}}}
+    models = grid_settings(settings(loss="cross_entropy"))["models"]
+    assert models["tuned"]["adapter"]["arm"] == "stale_cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({}, r"models\.tuned_again\.adapter: tuned is the same training; give it another `seed`"),
+        ({"seed": 1, "rank": 3}, r"tuned_again\.adapter\.rank: 3, but tuned of the same base, arm"),
+        (
+            {"steps": 7},
+            r"tuned_again\.adapter\.steps: 7, but tuned .* has 150; tables average these",
+        ),
+    ],
+)
+def test_trainings_that_would_be_averaged_differ_in_their_seed_alone(
+    other: dict[str, Any], message: str
+) -> None:
+    def both(recipe: dict[str, Any], **grid: Any) -> dict[str, Any]:
+        models = {
+            name: {"source": "adapter", "adapter": RECIPE | one}
+            for name, one in {"tuned": {}, "tuned_again": recipe}.items()
+        }
+        datasets = {"own": {"select": {"split": "test"}}}
+        return load_settings(merged(CONFIG, {"models": models, "datasets": datasets} | grid))
+
+    with pytest.raises(UserError, match=message):
+        both(other)
+    for fine in ({"seed": 1}, other | {"arm": "control"}, other | {"loss": "cross_entropy"}):
+        both(fine)
+    both(other, grid={"models": ["tiny", "tuned"]})

@@ -13,7 +13,7 @@ import pytest
 from kvfidelity.analysis.claim_rows import WINDOW_CHANGES, conditions, run_settings
 from kvfidelity.analysis.claims import Claim, read_claims
 from kvfidelity.pipeline.settings import read_settings
-from kvfidelity.records.arms import NO_ARM
+from kvfidelity.records.arms import NO_ARM, arm_name
 from kvfidelity.records.grid import BASELINE, NO_THRESHOLD, RunKey, run_keys
 from kvfidelity.sizes import size_in_tokens
 
@@ -37,10 +37,11 @@ def planned(config: str) -> pl.DataFrame:
         key = RunKey.from_path(run)
         policy = dict(settings["policies"][key.policy])
         adapter = settings["models"][key.model].get("adapter", {})
+        arm = arm_name(adapter["arm"], adapter["loss"]) if adapter else NO_ARM
         row = {name: getattr(key, name) for name in ("policy", "positions", "dialogue")}
         row |= {"run": run, "kind": policy.pop("kind"), "parameters": json.dumps(policy)}
         row |= {"replies": settings["session"]["replies"], "trigger": None}
-        row |= {"arm": adapter.get("arm", NO_ARM)}
+        row |= {"arm": arm}
         row |= {"target_tokens": None, "threshold_tokens": None}
         if key.threshold != NO_THRESHOLD:
             entry = settings["thresholds"][key.threshold]

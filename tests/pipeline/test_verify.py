@@ -181,6 +181,16 @@ def test_an_artifact_of_an_older_schema_is_moved_aside_however_many_there_are(
     assert not any(path.exists() for path in files)
 
 
+def test_a_file_of_questions_that_an_earlier_version_wrote_is_named(results: Path) -> None:
+    """They are in the turns now, so no job writes that file again."""
+    earlier = results / TURNS.replace("turns", "recall")
+    write_parquet(FRAME, earlier, kind="recall", metadata={"schema_version": "4"})
+    _, [finding] = verify(results)
+    assert (finding.path, finding.state) == (earlier, State.OUTDATED)
+    assert run(results, "--remove").returncode == 0
+    assert verify(results) == (4, [])
+
+
 @pytest.mark.parametrize(("files", "damaged", "refused"), [(3, 1, 0), (100, 5, 0), (100, 6, 1)])
 def test_too_many_damaged_files_are_not_moved_unless_forced(
     results: Path, files: int, damaged: int, refused: int

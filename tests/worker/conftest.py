@@ -55,8 +55,7 @@ class Workdir:
         command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", run_spec]
         command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
         command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]
-        command += ["--evictions", f"{name}/evictions.parquet"]
-        return [*command, "--recall", f"{name}/recall.parquet", *arguments]
+        return [*command, "--evictions", f"{name}/evictions.parquet", *arguments]
 
     def start(self, name: str, *arguments: str, **spec: Any) -> subprocess.Popen[str]:
         """Start a job."""

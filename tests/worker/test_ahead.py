@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import socket
+import struct
+import termios
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +16,11 @@ import pytest
 
 from kvfidelity.errors import UserError
 from kvfidelity.generation.spec import RunSpec
-from kvfidelity.worker.client import request
+from kvfidelity.records.grid import GENERATED
+from kvfidelity.worker.client import NextRuns, request
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
+from kvfidelity.worker.protocol import send
+from kvfidelity.worker.socket_path import socket_path
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import CELL, Workdir
 
@@ -31,30 +39,36 @@ CONFIG = WorkerConfig(
 
 
 class Clients:
-    """Requests as jobs make them, in this process; `asked` counts the plans that were asked for."""
+    """Requests as jobs make them, in this process. asked: number of plans that were asked for.
+    loaded: ids of the workers that loaded the model."""
 
     def __init__(self, workdir: Workdir) -> None:
         self.asked = 0
+        self.loaded: list[int] = []
         self._folder = workdir.folder
         self._config = replace(CONFIG, model_dir=str(workdir.folder / "model"))
 
     def job(self, name: str, **spec: Any) -> GenerateJob:
         folder = self._folder / name
-        files = {kind: str(folder / f"{kind}.parquet") for kind in ("turns", "evictions", "recall")}
+        files = {kind: str(folder / f"{kind}.parquet") for kind in GENERATED}
         pool = str(self._folder / "pool.parquet")
         return GenerateJob(RunSpec(**(CELL | spec)).to_json(), pool, "000", **files)
 
     def request(
         self, job: GenerateJob, follow: list[GenerateJob], error: Exception | None = None
     ) -> None:
-        def plan(limit: int) -> list[dict[str, str]]:
+        def plan(limit: int) -> NextRuns:
             self.asked += 1
             if error is not None:
                 raise error
             found = [{"spec": j.spec, "pool": j.pool, "dialogue": j.dialogue} for j in follow]
-            return found[:limit]
+            return NextRuns(found[:limit], more=len(found) >= limit)
 
-        request(self._config, job, lambda event: None, plan)
+        def progress(event: dict[str, Any]) -> None:
+            if event["event"] == "loading":
+                self.loaded.append(event["pid"])
+
+        request(self._config, job, progress, plan)
 
     def start(self, job: GenerateJob, error: Exception | None = None) -> threading.Thread:
         thread = threading.Thread(target=self.request, args=(job, [], error), daemon=True)
@@ -63,6 +77,12 @@ class Clients:
 
     def made(self, name: str) -> Callable[[], bool]:
         return (self._folder / name / "turns.parquet").is_file
+
+
+def bytes_unread(connection: socket.socket) -> int:
+    """Bytes that the other end has not read yet."""
+    found = fcntl.ioctl(connection, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", found)[0])
 
 
 @pytest.fixture
@@ -115,3 +135,39 @@ def test_a_client_that_cannot_tell_what_follows_gets_its_own_result(clients: Cli
         assert not thread.is_alive()
         assert clients.made(name)()
     assert clients.asked == 2
+
+
+def test_a_run_that_has_ended_is_not_computed_ahead_by_an_older_plan(
+    workdir: Workdir, clients: Clients
+) -> None:
+    """A client looks which artifacts are missing, and others are written before it answers."""
+    noted = workdir.fault_spec("write")
+    made = clients.job("made", seed=1, **noted)
+    clients.request(made, [])
+    evictions = len(workdir.faults_done())
+    assert evictions
+    later = clients.job("later", seed=2)
+    clients.request(clients.job("other", seed=3), [made, later])
+    clients.request(later, [])
+    clients.request(clients.job("last", seed=4), [])
+    assert len(workdir.faults_done()) == evictions
+
+
+def test_a_client_of_another_model_waits_for_those_of_runs_that_were_computed_ahead(
+    workdir: Workdir, clients: Clients
+) -> None:
+    """Jobs of two models that are started together connect in any order."""
+    ahead = clients.job("ahead", seed=1)
+    clients.request(clients.job("first", seed=0), [ahead])
+    [worker] = workdir.workers()
+    other = dataclasses.asdict(replace(CONFIG, dtype="bfloat16"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path()))
+        job = dataclasses.asdict(clients.job("other"))
+        send(connection, {"do": "serve", "config": other, "job": job, "alone": False})
+        wait_until(lambda: not bytes_unread(connection))
+        clients.request(ahead, [])
+        assert clients.made("ahead")()
+        assert clients.loaded == [worker.pid]
+        # Nothing is expected any more: the worker leaves the device to the other model's.
+        assert connection.recv(1) == b""

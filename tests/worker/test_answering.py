@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from kvfidelity.decoding.scheduler import RunThread
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.batch_server import BatchServer
 from kvfidelity.worker.generator import Records
 from kvfidelity.worker.job import GenerateJob
@@ -43,7 +44,7 @@ class Server:
 
     def connect(self, seed: int = 0, **config: Any) -> socket.socket:
         """Connect and send a request, as a job does."""
-        files = {kind: str(self._folder / kind) for kind in ("turns", "evictions", "recall")}
+        files = {kind: str(self._folder / kind) for kind in GENERATED}
         job = GenerateJob(json.dumps({"seed": seed}), str(self._folder), "000", **files)
         fields = {"do": "serve", "config": dataclasses.asdict(CONFIG) | config, "plans": True}
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -60,7 +61,7 @@ class Server:
         """Ask for the runs that follow; there are none."""
         self.answer()
         assert json.loads(client.recv(1 << 10))["event"] == "which_next"
-        send(client, {"next": []})
+        send(client, {"next": [], "more": False})
         self.answer()
 
     def serve(self) -> None:
@@ -112,7 +113,7 @@ def test_an_odd_plan_costs_its_client_alone(at: Server, key: str, value: object)
         at.answer()
         assert json.loads(client.recv(1 << 10))["event"] == "which_next"
         entry = {"spec": "{}", "pool": "/", "dialogue": "000"} | {key: value}
-        send(client, {"next": [entry]})
+        send(client, {"next": [entry], "more": False})
         at.answer()
         [run] = at.server._runs
         assert run.client is not None and run.client.gone == (value != "\0")
@@ -157,10 +158,10 @@ def test_what_was_computed_is_freed_once_its_client_is_answered(at: Server) -> N
 
 def test_a_run_that_is_kept_holds_its_tables_or_the_files_content(tmp_path: Path) -> None:
     frame = pl.DataFrame({"number": [0] * 100_000})
-    kinds = ("recall", "evictions", "turns")
+    kinds = ("evictions", "turns")
     records = Records(dict.fromkeys(kinds, frame), {}, {})
     run = Run(RunContent("", "", "", (0, 0)), records=records)
-    assert run.nbytes == 3 * frame.estimated_size()
+    assert run.nbytes == 2 * frame.estimated_size()
     kept = weakref.ref(frame)
     del frame
     run.pack()
@@ -176,7 +177,7 @@ def test_an_error_of_packing_is_told_to_the_client_that_asks() -> None:
     run = Run(RunContent("", "", "", (0, 0)), records=Records({"turns": pl.DataFrame()}, {}, {}))
     run.pack()
     assert run.records is not None
-    with pytest.raises(KeyError, match="recall"):
+    with pytest.raises(KeyError, match="evictions"):
         run.records.files()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from polars.testing import assert_frame_equal
 
 from kvfidelity.records.artifacts import TIMINGS, read_metadata, read_parquet
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.records.notes import BATCH_SIZE
 from tests.waiting import wait_until
 from tests.worker.conftest import Workdir
@@ -28,7 +29,7 @@ def ends(workdir: Workdir, jobs: dict[str, subprocess.Popen[str]]) -> dict[str, 
 
 def same_runs(workdir: Workdir, name: str, other: str) -> None:
     """Equal except for timings and rounding."""
-    for kind in ("turns", "evictions", "recall"):
+    for kind in GENERATED:
         one, two = (
             read_parquet(workdir.folder / job / f"{kind}.parquet", kind=kind)
             for job in (name, other)

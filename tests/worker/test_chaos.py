@@ -16,18 +16,18 @@ import psutil
 import pytest
 
 from kvfidelity.records.artifacts import digest, read_parquet
+from kvfidelity.records.grid import GENERATED
 from tests.waiting import wait_until
 from tests.worker.conftest import Workdir, write_pool
 from tests.worker.test_batch_server import same_runs
 
 ROUNDS = int(os.environ.get("KVFIDELITY_CHAOS_ROUNDS", "2"))
 OWN = {"replies": "own", "max_new_tokens": 24, "temperature": 0.7}
-FILES = ("turns", "evictions", "recall")
 
 
 def digests(workdir: Workdir, name: str) -> list[str]:
     index = workdir.folder / name
-    return [digest(read_parquet(index / f"{kind}.parquet", kind=kind)) for kind in FILES]
+    return [digest(read_parquet(index / f"{kind}.parquet", kind=kind)) for kind in GENERATED]
 
 
 def a_victim(
@@ -61,8 +61,8 @@ def test_jobs_run_again_after_a_kill_end_as_undisturbed_ones(warm: Workdir, seed
         assert set(ends.values()) <= {0, -signal.SIGKILL}, ended
         for name, code in ends.items():
             files = sorted(file.name for file in (warm.folder / name).glob("*.parquet"))
-            assert code != 0 or files == sorted(f"{kind}.parquet" for kind in FILES)
-            for kind in FILES:  # whole or absent, also after a kill
+            assert code != 0 or files == sorted(f"{kind}.parquet" for kind in GENERATED)
+            for kind in GENERATED:  # whole or absent, also after a kill
                 if f"{kind}.parquet" in files:
                     read_parquet(warm.folder / name / f"{kind}.parquet", kind=kind)
         open_jobs = [name for name, code in ends.items() if code] or ["one", "two"]
@@ -100,7 +100,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_artifact_and_changes_
         (folder / f"{name}.go").unlink()
         (folder / name).unlink(missing_ok=True)
     finished = {file: file.read_bytes() for file in folder.glob("undisturbed-*/*")}
-    assert len(finished) == len(cells) * len(FILES)
+    assert len(finished) == len(cells) * len(GENERATED)
 
     # The first run holds the worker until all have connected; the second one holds it when all are
     # under way.

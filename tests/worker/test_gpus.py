@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
 
 from kvfidelity.errors import UserError
+from kvfidelity.worker.claims import claim
 from kvfidelity.worker.gpus import gpu_share, visible_gpus
-from tests.waiting import wait_until
+from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
 from tests.worker.test_worker import artifact_digests
 
@@ -81,11 +83,46 @@ def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
             shares.append(last)
         with gpu_share(2, 2, "cuda") as again:
             shares.append(again)
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "7", "4", "7", "7"]
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == [
+        "4",
+        "7",
+        "4",
+        "7",
+        "7",
+    ]
 
 
 def test_one_job_at_once_has_all_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
     assert visible_gpus() == ["1", "2"]
-    with gpu_share(1, 1, "cuda:1") as environment:
-        assert environment == {}
+    with gpu_share(1, 1, "cuda:1") as gpu:
+        assert gpu.environment == {}
+
+
+def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also while others hold all shares of both GPUs: the worker has counted the run already."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
+    monkeypatch.chdir(tmp_path)
+    claim("looked at", 1, 2)
+    with contextlib.ExitStack() as held:
+        shares = [held.enter_context(gpu_share(2, 1, "cuda", run)) for run in ("one", "two")]
+        assert [share.number for share in shares] == [0, 1]
+        with gpu_share(2, 1, "cuda", "looked at") as gpu:
+            assert (gpu.number, gpu.environment) == (1, {"CUDA_VISIBLE_DEVICES": "7"})
+        found: list[int] = []
+
+        def wait_for_a_share() -> None:
+            with gpu_share(2, 1, "cuda", "late") as gpu:
+                found.append(gpu.number)
+
+        waiting = threading.Thread(target=wait_for_a_share, daemon=True)
+        waiting.start()
+        claim("late", 1, 2)
+        waiting.join(LIMIT_S)
+        assert found == [1]
+    with gpu_share(2, 1, "cuda", "two") as again:
+        assert again.number == 1, "a job that is started again finds what was computed"

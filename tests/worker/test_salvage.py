@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
 from kvfidelity.worker.salvage import SalvagedRuns
 from tests.waiting import wait_until
@@ -31,16 +32,15 @@ CONFIG = WorkerConfig(
 @pytest.fixture
 def make_job(tmp_path: Path) -> GenerateJob:
     (tmp_path / "pool").write_bytes(b"dialogues")
-    names = ("turns", "evictions", "recall")
-    outputs = {name: str(tmp_path / f"run/{name}.parquet") for name in names}
+    outputs = {name: str(tmp_path / f"run/{name}.parquet") for name in GENERATED}
     (tmp_path / "run").mkdir()
-    for name in names:
+    for name in GENERATED:
         Path(outputs[name]).write_text(name)
     return GenerateJob("{}", str(tmp_path / "pool"), "000", **outputs)
 
 
 def delete(job: GenerateJob) -> None:
-    for name in ("turns", "evictions", "recall"):
+    for name in GENERATED:
         Path(getattr(job, name)).unlink()
 
 
@@ -51,10 +51,9 @@ def test_a_stored_run_is_restored_as_it_was(tmp_path: Path, make_job: GenerateJo
     finished.store(CONFIG, make_job)
     delete(make_job)
     assert finished.restore(CONFIG, make_job)
-    assert Path(make_job.recall).read_text() == "recall"
+    assert Path(make_job.evictions).read_text() == "evictions"
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "evictions.parquet",
-        "recall.parquet",
         "turns.parquet",
     ]
     finished.clear()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kvfidelity
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
+from kvfidelity.records.grid import GENERATED
 from kvfidelity.records.notes import MADE
 from tests.waiting import wait_until
 from tests.worker.conftest import SCRIPTS, Workdir, write_pool
@@ -19,7 +20,7 @@ def artifact_digests(workdir: Workdir, name: str) -> list[str]:
     """Content digests of a job's artifacts, timings aside."""
     return [
         digest(read_parquet(workdir.folder / name / f"{kind}.parquet", kind=kind))
-        for kind in ("turns", "evictions", "recall")
+        for kind in GENERATED
     ]
 
 

@@ -64,7 +64,6 @@ def with_replies(
         spec = run_settings(settings, results, **RunKey.from_path(run)._asdict())
         notes = notes_of("generate") | {"spec": json.dumps(spec), "dtype": spec["dtype"]}
         tables = {
-            "recall": pl.DataFrame(),
             "evictions": pl.DataFrame(schema=EVICTIONS),
             "turns": turn_rows(run, turns),
         }

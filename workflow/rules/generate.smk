@@ -26,7 +26,6 @@ rule generate:
     output:
         turns=f"<results>/generate/{RUN}/turns.parquet",
         evictions=f"<results>/generate/{RUN}/evictions.parquet",
-        recall=f"<results>/generate/{RUN}/recall.parquet",
     log:
         f"<logs>/generate/{RUN}.log",
     priority: in_order
@@ -56,4 +55,4 @@ rule generate:
         "--dtype {params.dtype:q} --device {params.device:q} --code-digest {params.code:q} "
         '--run-time "$RESULTS/run_time.json" --threads {threads} --pool {input.pool:q} '
         "--dialogue {wildcards.dialogue:q} --turns {output.turns:q} --evictions {output.evictions:q} "
-        "--recall {output.recall:q} > {log:q} 2>&1"
+        "> {log:q} 2>&1"

@@ -58,6 +58,7 @@ rule finetune_model:
         checkpoints=checkpoints,
     shell:
         'python "$SCRIPTS/finetune_model.py" --spec {params.spec:q} --base {input.base:q} '
+        '--run-time "$RESULTS/run_time.json" '
         "--data {input.data:q} --device {params.device:q} --threads {threads} "
         "--checkpoints {params.checkpoints:q} --out {output.folder:q} --record {output.record:q} "
         "--configured {input.configured:q} --source {output.source:q} > {log:q} 2>&1"

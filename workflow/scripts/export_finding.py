@@ -12,10 +12,19 @@ def main() -> None:
     parser.add_argument("--finding", required=True, help="its name in kvfidelity.findings.plan")
     parser.add_argument("--docs", type=Path, default=Path("docs/findings"))
     parser.add_argument("--label", default="", help='such as "small run on a CPU"')
+    parser.add_argument(
+        "--repetition",
+        action="store_true",
+        help="RESULTS is a second run of what is published: publish how far the two differ",
+    )
     options = parser.parse_args()
-    from kvfidelity.findings.export import export_run
+    from kvfidelity.findings.export import export_repetition, export_run
 
-    for folder in export_run(options.results, options.finding, options.docs, options.label):
+    if options.repetition:
+        folders = export_repetition(options.results, options.finding, options.docs)
+    else:
+        folders = export_run(options.results, options.finding, options.docs, options.label)
+    for folder in folders:
         print(folder)
 
 

@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
+from kvfidelity.bounded_json import read_json
 from kvfidelity.cli import main_guard
+from kvfidelity.worker.gpus import gpu_share
 
 
 def main() -> None:
@@ -14,12 +17,24 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of the fetched dataset")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
+    parser.add_argument("--run-time", type=Path, help="JSON file, with the number of GPUs")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder that is kept")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
     parser.add_argument("--configured", type=Path, help="the source, as JSON")
     parser.add_argument("--source", type=Path, help="file for a copy of that")
     options = parser.parse_args()
+    known = options.run_time and options.run_time.is_file()
+    gpus = read_json(options.run_time)["worker"]["gpus"] if known else 1
+    # Snakemake runs as many trainings at once as there are GPUs.
+    with gpu_share(gpus, 1, options.device, kind="training") as gpu:
+        os.environ |= gpu.environment
+        train(options)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Do the work, on a GPU that the environment names. PyTorch is imported here, for it looks at
+    the environment once."""
     import torch
 
     from kvfidelity.atomic_files import copy_file

@@ -8,8 +8,15 @@ from typing import Any
 
 from kvfidelity.cli import main_guard
 from kvfidelity.records.grid import RUN_FIELDS, RunKey, run_of_file
+from kvfidelity.worker.claims import RunClaims
 from kvfidelity.worker.client import NextRuns
-from kvfidelity.worker.command import add_model_options, parse_options, submit, worker_config
+from kvfidelity.worker.command import (
+    NextRunsOf,
+    add_model_options,
+    parse_options,
+    submit,
+    worker_config,
+)
 from kvfidelity.worker.job import PLANNED_RUNS, GenerateJob
 from kvfidelity.worker.salvage import FOLDER, SalvagedRuns
 from kvfidelity.worker.socket_path import scheduler_job
@@ -29,7 +36,6 @@ def main() -> None:
     parser.add_argument("--dialogue", required=True, help='ordinal in the pool, such as "000"')
     parser.add_argument("--turns", required=True, type=Path)
     parser.add_argument("--evictions", required=True, type=Path)
-    parser.add_argument("--recall", required=True, type=Path)
     options = parse_options(parser)
     if not (options.code_digest and options.policies_digest):
         # Here, for the workflow knows them, and looking at all modules takes longer than asking.
@@ -43,7 +49,6 @@ def main() -> None:
         dialogue=options.dialogue,
         turns=str(options.turns.resolve()),
         evictions=str(options.evictions.resolve()),
-        recall=str(options.recall.resolve()),
     )
     options.run = run_of_file(options.turns)
     config = worker_config(options)
@@ -56,7 +61,7 @@ def main() -> None:
     submit(options, job, next_runs(options.turns) if PLANNED_RUNS.is_file() else None)
     if salvaged:
         salvaged.store(config, job)
-    print(f"wrote {options.turns}, {options.evictions} and {options.recall}", file=sys.stderr)
+    print(f"wrote {options.turns} and {options.evictions}", file=sys.stderr)
 
 
 def specification(parts: list[dict[str, Any]], run: str) -> str:
@@ -69,17 +74,17 @@ def specification(parts: list[dict[str, Any]], run: str) -> str:
     return json.dumps(spec, sort_keys=True)
 
 
-def next_runs(turns: Path) -> NextRuns:
+def next_runs(turns: Path) -> NextRunsOf:
     """What the worker may ask for: the runs that follow the one with these turns."""
     # RESULTS/generate/RUN/turns.parquet
     run = run_of_file(turns)
     results = turns.parents[len(RUN_FIELDS) + 1]
 
-    def following(limit: int) -> list[dict[str, str]]:
+    def following(limit: int, claims: RunClaims | None) -> NextRuns:
         # Here, for few jobs are asked, and the import takes longer than the rest of this script.
         from kvfidelity.pipeline.planned_runs import runs_after
 
-        return runs_after(run, results, limit)
+        return runs_after(run, results, limit, claims)
 
     return following
 

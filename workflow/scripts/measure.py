@@ -6,6 +6,9 @@ from pathlib import Path
 
 from kvfidelity.cli import main_guard
 
+#: What is read of the turns.
+COLUMNS = ("turn", "prompt", "reply", "reference")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -24,7 +27,7 @@ def main() -> None:
         {"run": run_of_file(file), "turn": row["turn"]}
         | asdict(text_metrics(row["reply"], row["prompt"], row["reference"]))
         for file in options.turns
-        for row in read_parquet(file, kind="turns").iter_rows(named=True)
+        for row in read_parquet(file, kind="turns", columns=COLUMNS).iter_rows(named=True)
     ]
     frame = pl.DataFrame(rows, METRICS)
     notes = notes_of("measure", turns=options.turns)

@@ -9,7 +9,7 @@ import jsonschema
 
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.errors import UserError
-from kvfidelity.records.arms import ARMS, NO_ARM
+from kvfidelity.records.arms import CONTROL_OF, NO_ARM
 from kvfidelity.strict_yaml import read_yaml
 
 SCHEMA_FILE = Path(__file__).with_name("claims.schema.yaml")
@@ -27,7 +27,7 @@ def read_claims_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: copy config/claims.yaml there")
     content = read_yaml(path)
     schema = read_yaml(SCHEMA_FILE)
-    schema["$defs"]["rows"]["properties"]["arm"]["enum"] = [NO_ARM, *ARMS]
+    schema["$defs"]["rows"]["properties"]["arm"]["enum"] = [NO_ARM, *CONTROL_OF]
     schema["$defs"]["position_mode"] = {"pattern": f"^({'|'.join(PositionMode.patterns())})$"}
     wrong = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(content)

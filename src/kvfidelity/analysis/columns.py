@@ -21,11 +21,11 @@ from kvfidelity.analysis.question_columns import (
     FineTuning,
     Healings,
 )
-from kvfidelity.records.columns import ARTIFACTS, Integrity
+from kvfidelity.records.columns import ARTIFACTS, Integrity, RecallRun
 from kvfidelity.records.declaration import ColumnInfo, Dtype, columns
 
 #: Texts and lists of the artifacts; tables leave them out, for they must fit in memory.
-TURN_TEXTS = ("prompt", "message", "reply", "reference", "reference_token_nll")
+TURN_TEXTS = ("prompt", "message", "reply", "reference", "reference_token_nll", "recall")
 RECALL_TEXTS = ("question", "answer", "distractors", "reply", "distractor_nll")
 #: The log's slots; tables say which tokens.
 SLOT_COLUMNS = ("slot_spans", "position_spans")
@@ -942,7 +942,7 @@ TABLES: dict[str, list[ColumnInfo]] = {
     "window_changes": columns(WindowChanges),
     "environments": columns(Environments),
     "recall": [
-        *_without(columns(*ARTIFACTS["recall"]), RECALL_TEXTS),
+        *_without(columns(RecallRun, *ARTIFACTS["recall"]), RECALL_TEXTS),
         *columns(Run, RecallPairs, Confidence),
     ],
     "recall_by_depth": columns(Cell, RecallGroup, RecallEstimates),

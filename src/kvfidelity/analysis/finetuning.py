@@ -14,7 +14,7 @@ import polars as pl
 from kvfidelity.analysis.columns import table_schema
 from kvfidelity.analysis.statistics import column_mean
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.records.arms import CONTROL, NO_ARM
+from kvfidelity.records.arms import CONTROL_OF, NO_ARM
 from kvfidelity.records.grid import BASELINE
 
 #: Positions of the alternative without a training.
@@ -85,9 +85,9 @@ def finetuning(
 ) -> pl.DataFrame:
     """One row per cell, arm, measure and what the arm is compared with; empty without trainings.
 
-    An arm is compared with the base model and with the control in the same cell, and with the base
-    model in the cell whose positions are rerotated. In cells of the baseline the difference in
-    reference_nll is the tax: what a training costs where nothing is evicted.
+    An arm is compared with the base model and with its loss's control in the same cell, and with
+    the base model in the cell whose positions are rerotated. In cells of the baseline the
+    difference in reference_nll is the tax: what a training costs where nothing is evicted.
 
     Args:
         turns, questions: the tables `turns`, with arms, and `recall`.
@@ -125,7 +125,9 @@ def _rows(
 
 def _alternatives(arm: str, positions: str) -> list[tuple[str, str]]:
     """Arms and positions that an arm's cell is compared with."""
-    found = [(NO_ARM, positions), (CONTROL, positions), (NO_ARM, REROTATED)]
+    found = [(NO_ARM, positions), (NO_ARM, REROTATED)]
+    if arm in CONTROL_OF:
+        found.insert(1, (CONTROL_OF[arm], positions))
     return [pair for pair in dict.fromkeys(found) if pair != (arm, positions)]
 
 

@@ -45,7 +45,10 @@ class Arms:
         Dtype, "", "model that it is fine-tuned from; the model itself if it is not"
     ] = pl.String
     arm: Annotated[
-        Dtype, "", "what its training showed; none for a model that is not fine-tuned"
+        Dtype,
+        "",
+        "what its training showed, with _cross_entropy if that was its loss; none for a model "
+        "that is not fine-tuned",
     ] = pl.String
     training_seed: Annotated[Dtype, "", "seed of its training"] = pl.Int64
 
@@ -54,7 +57,12 @@ class FineTuning:
     """An arm against another, on the same dialogues; `model` is the base of both."""
 
     stage = "aggregate"
-    arm: Annotated[Dtype, "", "what the training showed; none for the base model"] = pl.String
+    arm: Annotated[
+        Dtype,
+        "",
+        "what the training showed, with _cross_entropy if that was its loss; none for the base "
+        "model",
+    ] = pl.String
     measure: Annotated[
         Dtype,
         "",

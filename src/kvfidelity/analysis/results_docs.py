@@ -26,7 +26,8 @@ seconds (`_s`), bytes or tokens. A dtype is a polars dtype. Stage: what writes t
 ARTIFACT_FILES = {
     "turns": "`results/generate/{run}/turns.parquet`: one row per turn.",
     "evictions": "`results/generate/{run}/evictions.parquet`: one row per eviction and keep set.",
-    "recall": "`results/generate/{run}/recall.parquet`: one row per recall question.",
+    "recall": "An entry of the column `recall` of turns: one recall question. "
+    "`kvfidelity.records.questions.questions` makes a table of them.",
     "metrics": "`results/metrics/{model}/{dataset}/{dialogue}/metrics.parquet`: properties of the "
     "own replies of a dialogue's runs, by turn.",
     "verdicts": "`results/judge/{judge}/{model}/{dataset}/{dialogue}/verdicts.parquet`: one row "
@@ -34,6 +35,8 @@ ARTIFACT_FILES = {
     "judge_test": "`results/reliability/{judge}/{model}/{dataset}/judge_test.parquet`: verdicts on "
     "good and corrupted replies.",
 }
+#: Columns whose values are lists of what has a section of its own.
+ENTRIES = ("recall",)
 
 
 def results_docs() -> str:
@@ -41,8 +44,9 @@ def results_docs() -> str:
     parts = [INTRO, "## Artifacts\n", "Paths are those of the default run. `{run}` is "]
     parts[-1] += "`{model}/{dataset}/{policy}/{positions}/{threshold}/{seed}/{dialogue}`.\n"
     for name, tables in ARTIFACTS.items():
+        kind = "entries of a column" if name in ENTRIES else "artifact"
         parts += [
-            f"### {name} (artifact)\n",
+            f"### {name} ({kind})\n",
             f"{ARTIFACT_FILES[name]}\n",
             *_table(columns(*tables)),
         ]
@@ -56,7 +60,7 @@ def _table(infos: Iterable[ColumnInfo]) -> Iterator[str]:
     yield "| column | dtype | unit | stage | meaning |"
     yield "|---|---|---|---|---|"
     for info in infos:
-        dtype = type_text(info.dtype)
+        dtype = f"List({info.name})" if info.name in ENTRIES else type_text(info.dtype)
         yield f"| `{info.name}` | {dtype} | {info.unit} | {info.stage} | {info.meaning} |"
     yield ""
 

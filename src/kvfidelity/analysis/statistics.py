@@ -39,8 +39,8 @@ SKEWED, RARER = 0.6, 20
 MOST, NEAR = 0.75, 0.05
 #: What differs by less than this share of its size is equal, but for rounding.
 ROUNDING = 1e-9
-#: Elements of the largest array that resampling holds.
-CHUNK = 4_000_000
+#: Elements of an array that resampling works on: two of them fit in a processor's cache.
+CHUNK = 1 << 16
 
 Interval = tuple[float | None, float | None]
 
@@ -322,29 +322,32 @@ def _studentised(
     """
     clusters = len(sums)
     counts = _draws(clusters, resamples, seed)
-    all_totals = _drawn_totals(totals.tobytes(), resamples, seed)
+    all_sums, all_totals = counts @ sums, _drawn_totals(totals.tobytes(), resamples, seed)
+    all_means = all_sums / all_totals
+    squares = np.empty(resamples)
     rows = max(1, CHUNK // clusters)
-    parts = []
+    rooms = np.empty((2, min(rows, resamples), clusters))
     for start in range(0, resamples, rows):
-        drawn = counts[start : start + rows]
-        sum_drawn, total_drawn = drawn @ sums, all_totals[start : start + rows]
-        means = sum_drawn / total_drawn
+        part = slice(start, start + rows)
+        drawn, means = counts[part], all_means[part]
         # In place: most of the time would be that of getting memory.
-        left = sum_drawn[:, None] - sums
-        left /= total_drawn[:, None] - totals
+        left, weights = rooms[:, : len(means)]
+        np.subtract(all_sums[part, None], sums, out=left)
+        np.subtract(all_totals[part, None], totals, out=weights)
+        left /= weights
         left -= means[:, None]
         left *= left
         left *= drawn
-        squares = left.sum(axis=1)
+        found = left.sum(axis=1)
         # A dialogue that was not drawn counts for nothing, also where 0 times it is not defined.
-        odd = ~np.isfinite(squares)
-        squares[odd] = np.where(drawn[odd] > 0, left[odd], 0.0).sum(axis=1)
-        # Not defined where one dialogue is all that was drawn.
-        errors = np.nan_to_num(np.sqrt((clusters - 1) / clusters * squares), nan=0.0)
-        errors[errors <= ROUNDING * error] = 0.0
-        away = means - mean
-        parts.append(np.where(np.abs(away) <= ROUNDING * error, 0.0, away / errors))
-    studentised: Floats = np.concatenate(parts)
+        odd = ~np.isfinite(found)
+        found[odd] = np.where(drawn[odd] > 0, left[odd], 0.0).sum(axis=1)
+        squares[part] = found
+    # Not defined where one dialogue is all that was drawn.
+    errors = np.nan_to_num(np.sqrt((clusters - 1) / clusters * squares), nan=0.0)
+    errors[errors <= ROUNDING * error] = 0.0
+    away = all_means - mean
+    studentised: Floats = np.where(np.abs(away) <= ROUNDING * error, 0.0, away / errors)
     return studentised
 
 

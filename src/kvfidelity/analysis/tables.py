@@ -54,6 +54,11 @@ from kvfidelity.analysis.window import by_token_index, window_changes
 from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.columns import DISRUPTION, INTEGRITY
 from kvfidelity.records.grid import CELL_COLUMNS, RunKey, dialogue_of, run_keys
+from kvfidelity.records.questions import RECALL_COLUMN
+from kvfidelity.records.questions import questions as questions_of
+
+#: Lists of turns that other tables are made of.
+TURN_LISTS = ("reference_token_nll", RECALL_COLUMN)
 
 
 def build_tables(
@@ -95,10 +100,9 @@ def build_tables(
     keys = run_keys(settings)
     generated = results / "generate"
     talks = list(dict.fromkeys(map(dialogue_of, keys)))
-    logged, window = _turns_and_window(generated, keys)
+    logged, window, asked = _turns_window_and_questions(generated, keys)
     metrics = read_dialogues(results / "metrics", talks, "metrics.parquet")
     log = read_runs(generated, keys, "evictions.parquet", lambda rows: rows.drop(SLOT_COLUMNS))
-    asked = read_runs(generated, keys, "recall.parquet", _without_texts)
     verdicts = [
         read_dialogues(results / "judge" / judge, talks, "verdicts.parquet").select(
             pl.exclude("run"), "run"
@@ -108,7 +112,7 @@ def build_tables(
     measured = {
         "turns": logged.join(metrics, on=["run", "turn"], how="left"),
         "evictions": joined(log),
-        "recall": joined(asked),
+        "recall": asked,
         "verdicts": pl.concat(verdicts) if verdicts else pl.DataFrame(),
     }
     not_finite = pl.concat(
@@ -273,20 +277,28 @@ def scored_turns(turns: pl.DataFrame) -> pl.DataFrame:
     ).collect()
 
 
-def _turns_and_window(generated: Path, keys: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """All turns without texts, and what `by_token_index` makes of the NLL of each token."""
-    turns, windows = [], []
+def _turns_window_and_questions(
+    generated: Path, keys: Sequence[str]
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """All turns without texts, what `by_token_index` makes of the NLL of each token, and the recall
+    questions without texts."""
+    turns, windows, asked = [], [], []
     for rows in read_runs(generated, keys, "turns.parquet", _with_token_columns):
         windows.append(by_token_index(rows.lazy()).collect())
-        turns.append(rows.drop("reference_token_nll"))
-    return joined(turns), joined(windows).sort("run", "start")
+        asked.append(_without_texts(questions_of(rows.lazy(), "run")).collect())
+        turns.append(rows.drop(TURN_LISTS))
+    return joined(turns), joined(windows).sort("run", "start"), joined(asked)
 
 
 def _with_token_columns(turns: pl.LazyFrame) -> pl.LazyFrame:
-    """Turns with what is known from the NLL of each token."""
+    """Turns with what is known from the NLL of each token; of their texts and lists only those
+    that other tables are made of."""
     not_finite = how_many_not_finite("reference_token_nll")
-    texts = [name for name in TURN_TEXTS if name != "reference_token_nll"]
-    return turns.with_columns(*early_columns(), not_finite.alias(IN_LISTS)).drop(texts)
+    texts = [name for name in TURN_TEXTS if name not in TURN_LISTS]
+    # The list of questions is named, so that a file without it is refused by name.
+    return turns.with_columns(*early_columns(), RECALL_COLUMN, not_finite.alias(IN_LISTS)).drop(
+        texts
+    )
 
 
 def _without_texts(questions: pl.LazyFrame) -> pl.LazyFrame:

@@ -10,7 +10,7 @@ import polars as pl
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
 from kvfidelity.findings.verdicts import NOT_MEASURED
-from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number
+from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number, per_model
 from kvfidelity.report.paper_tables import markdown
 
 #: Nats per token by which a recommended policy may lose more than the best: the margin of Q1.
@@ -46,27 +46,34 @@ def of_mode(source: Source, positions: str) -> list[dict[str, Any]]:
 
 def sentence(runs: Sequence[PublishedRun]) -> str:
     """The recommendation in one sentence, with its caveat."""
-    picks = [text for one in sources(runs, RECALL, "leaderboard") if (text := _pick(one))]
-    stale = [text for one in sources(runs, MODES, "policies") if (text := _stale(one))]
-    if not picks:
-        return f"**What to use.** {NOT_MEASURED.capitalize()}."
-    least = f"; where positions stay stale, {'; '.join(stale)}" if stale else ""
-    return f"**What to use.** Correct the positions, then: {'; '.join(picks)}{least}; {SIZES}."
+    stale = {one.run.model: _stale(one) for one in sources(runs, MODES, "policies")}
+    named = []
+    for one in sources(runs, RECALL, "leaderboard"):
+        pick, least = _pick(one), stale.get(one.run.model)
+        if pick:
+            named.append((one.run.name, f"{pick}; {least}" if least else pick))
+    lead = f"Correct the positions; then, with the caveat that {SIZES}:" if named else ""
+    return per_model("What to use", named, lead)
 
 
 def _pick(source: Source) -> str:
-    rows = [(name, chosen(source, name)) for name in source.thresholds]
-    named = [f"{row['policy']} at {kept(source, name)}" for name, row in rows if row]
-    return f"for {source.run.name} {', '.join(named)} of 5,600 tokens" if named else ""
+    """ "`h2o` with 2,000 and with 1,000 of 5,600 tokens kept": a policy is named once."""
+    sizes: dict[str, list[str]] = {}
+    for name in source.thresholds:
+        row = chosen(source, name)
+        if row:
+            sizes.setdefault(row["policy"], []).append(f"with {kept(source, name)}")
+    parts = [f"`{policy}` {' and '.join(named)}" for policy, named in sizes.items()]
+    return f"{', '.join(parts)} of 5,600 tokens kept" if parts else ""
 
 
 def _stale(source: Source) -> str:
     rows = of_mode(source, STALE)
     if not rows:
         return ""
-    what = "the beginning alone" if rows[0]["policy"] == BEGINNING else rows[0]["policy"]
+    what = "the beginning alone" if rows[0]["policy"] == BEGINNING else f"`{rows[0]['policy']}`"
     size = kept(source, source.thresholds[0])
-    return f"{what} loses least for {source.run.name} ({number(rows[0])} at {size})"
+    return f"where positions stay stale, {what} loses least ({number(rows[0])} with {size} kept)"
 
 
 def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
@@ -79,6 +86,7 @@ def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
     head = ["model", "kept of 5,600", "what", "policy", "excess NLL", "margin lost"]
     yield markdown([*head, "dialogues", "finding"], rows)
     yield f"{RULE} The caveat: {SIZES}.\n"
+    yield "When the beginning alone is right:\n"
     said = [f"- {one.run.name}: {_beginning(one)}." for one in sources(runs, MODES, "policies")]
     yield "\n".join(said)
 
@@ -116,9 +124,12 @@ def _beginning(source: Source) -> str:
         places = [place for place, row in enumerate(rows, 1) if row["policy"] == BEGINNING]
         if places:
             size = kept(source, source.thresholds[0])
-            right = "right" if places[0] == 1 else "not right"
+            below = places[0] - 1
+            right = "right" if below == 0 else "not right"
+            fewer = "none" if below == 0 else str(below)
+            lose = "loses" if below < 2 else "lose"
             parts.append(
-                f"if positions {word}, the beginning alone is {right}: of {len(rows)} policies its "
-                f"loss at {size} tokens is number {places[0]} from the least"
+                f"where positions {word} it is {right}: of {len(rows) - 1} other policies {fewer} "
+                f"{lose} less with {size} tokens kept"
             )
     return "; ".join(parts) or NOT_MEASURED

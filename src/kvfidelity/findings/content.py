@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ import polars as pl
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.dialogues.needles import DEPTHS
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import budgets, cost, paper, recall, window
+from kvfidelity.findings.sentences import budgets, cost, own_replies, paper, recall, window
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
 from kvfidelity.findings.wording import number
+from kvfidelity.records.arms import NO_ARM
 from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.formatting import decimal, megabytes, percent, rounded, signed
 from kvfidelity.report.open_questions import open_questions
@@ -206,23 +208,55 @@ def _healings(run: PublishedRun) -> Shown:
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
 
 
-def _finetuning(run: PublishedRun) -> Shown:
-    lines = [
-        [
-            row["policy"],
-            row["positions"],
-            row["arm"],
-            row["measure"],
-            decimal(row["value"], 2),
-            f"{row['against']}, {row['against_positions']}",
-            _ends(row, "difference", ""),
-            str(row["n_seeds"]),
-            str(row["n_dialogues"]),
-        ]
-        for row in run.tables["finetuning"].to_dicts()
-    ]
-    head = ["policy", "positions", "arm", "measure", "mean", "against", "difference"]
-    return "Arms of a training against each other", [*head, "trainings", "dialogues"], lines
+#: What an arm is compared with in its own cell, and the base model with corrected positions.
+ARM_HEAD = ["policy", "threshold", "positions", "arm"]
+ARM_AGAINST = ("the base model", "its control", "the base model, rerotated")
+
+
+def _arms(run: PublishedRun) -> Shown:
+    """A row per cell and arm; with nothing evicted the difference to the base model is the tax."""
+    lines = []
+    for key, part in _cells_of_arms(run.tables["finetuning"].filter(measure="reference_nll")):
+        compared = {_against(row): _ends(row, "difference", "") for row in part.to_dicts()}
+        first = part.row(0, named=True)
+        ends = [compared.get(name, "") for name in ARM_AGAINST]
+        counts = [str(first[name]) for name in ("n_seeds", "n_dialogues")]
+        lines.append([*key, decimal(first["value"], 2), *ends, *counts])
+    head = [*ARM_HEAD, "NLL", *(f"against {name}" for name in ARM_AGAINST)]
+    caption = "NLL of the dataset's replies by what a training showed, nats per token"
+    return caption, [*head, "trainings", "dialogues"], lines
+
+
+def _arms_asked(run: PublishedRun) -> Shown:
+    """The same of needles and of own replies, against the base model in the same cell."""
+    names = [f"margin_{depth}" for depth in DEPTHS] + ["own_repetition"]
+    rows = run.tables["finetuning"].filter(pl.col("measure").is_in(names), against=NO_ARM)
+    rows = rows.filter(pl.col("positions") == pl.col("against_positions"))
+    lines = []
+    for key, part in _cells_of_arms(rows):
+        found = {row["measure"]: _ends(row, "difference", "") for row in part.to_dicts()}
+        lines.append([*key, *(found.get(name, "") for name in names), _extent(part)])
+    head = [*ARM_HEAD, *(f"margin, {depth}" for depth in DEPTHS), "rep-3 of own replies"]
+    caption = "Planted facts by depth (nats) and own replies, against the base model"
+    return caption, [*head, "dialogues"], lines
+
+
+def _cells_of_arms(rows: pl.DataFrame) -> Iterator[tuple[list[str], pl.DataFrame]]:
+    """The rows of each policy, threshold, position mode and arm."""
+    for key, part in rows.sort(ARM_HEAD).group_by(ARM_HEAD, maintain_order=True):
+        yield [str(name) for name in key], part
+
+
+def _against(row: Mapping[str, Any]) -> str:
+    base, control, rerotated = ARM_AGAINST
+    if row["against"] != NO_ARM:
+        return control
+    return base if row["against_positions"] == row["positions"] else rerotated
+
+
+def _extent(rows: pl.DataFrame) -> str:
+    """ "23 to 24", of numbers of dialogues."""
+    return " to ".join(str(number) for number in sorted(set(rows["n_dialogues"])))
 
 
 def _penalties(run: PublishedRun) -> Shown:
@@ -266,22 +300,27 @@ def _ends(row: dict[str, Any], value: str, ends: str) -> str:
 def _question(run: PublishedRun, wanted: int) -> list[str]:
     """The sentences of an open question, of the report's own; without those of what a setting does
     not test."""
-    found = open_questions(run.tables)
-    return [
-        f"{_setting(run, answer['setting'])}: {text}"
-        for entry in found
+    found = [
+        (_setting(run, answer["setting"]), text)
+        for entry in open_questions(run.tables)
         if entry["number"] == wanted
         for answer in entry["answers"]
         for text in answer["sentences"]
         if NOT_TESTED not in text
     ]
+    ordered = sorted(found, key=lambda one: -int(re.sub(r"\D", "", one[0]) or 0))
+    return [f"{setting}: {text}" for setting, text in ordered]
 
 
 def _setting(run: PublishedRun, setting: str) -> str:
-    """ "test, 2,000 cached tokens", of "smollm2-135m, test, third"."""
-    *parts, last = setting.removeprefix(f"{run.model}, ").split(", ")
+    """ "2,000 tokens kept", of "smollm2-135m, test, third" or "smollm2-135m, test, 2000 cached
+    tokens"; other settings as they are, without the model."""
+    rest = setting.removeprefix(f"{run.model}, ")
+    *_, last = rest.split(", ")
     size = kept_tokens(run).get(last)
-    return ", ".join([*parts, f"{size} cached tokens" if size else last])
+    if size is None and (number := re.fullmatch(r"(\d+) cached tokens", last)):
+        size = f"{int(number[1]):,}"
+    return f"{size} tokens kept" if size else rest
 
 
 def _disruption(run: PublishedRun) -> list[str]:
@@ -293,7 +332,7 @@ def _disruption(run: PublishedRun) -> list[str]:
 
 
 def _paper_answers(run: PublishedRun) -> list[str]:
-    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else []
+    return [_sentence(paper(run))] if run.finding.name == "paper_reference" else own_replies(run)
 
 
 def _sentence(text: str) -> str:
@@ -307,6 +346,9 @@ def _budget_answers(run: PublishedRun) -> list[str]:
 
 def _check_answers(run: PublishedRun) -> list[str]:
     """How far aggregations of scores differ, and what each kept block loses."""
+    if run.finding.name == "locomo":
+        places = ("2000tok",)
+        return [_sentence(budgets(Source(run, places))), _sentence(recall(Source(run, places)))]
     texts = []
     rows = run.tables["policies"]
     for mode in ("stale", "rerotated"):
@@ -316,7 +358,7 @@ def _check_answers(run: PublishedRun) -> list[str]:
         if ways:
             ends = [f(means[name]["mean"] for name in ways) for f in (min, max)]
             texts.append(
-                f"With {mode} positions {len(ways)} aggregations of attention lose "
+                f"With {mode} positions the {len(ways)} ways to combine attention lose "
                 f"{signed(ends[0], 2)} to {signed(ends[1], 2)} nats per token"
                 f"{_sums(means, ways)}."
             )
@@ -344,6 +386,12 @@ def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], 
     return lambda run: [table(run) for table in tables]
 
 
+def _check_tables(run: PublishedRun) -> list[Shown]:
+    tables = [losses(run), forgetting(run)]
+    # LoCoMo has questions of its own, which no planted fact answers.
+    return [*tables, by_depth(run)] if run.finding.name == "locomo" else tables
+
+
 def _paper_tables(run: PublishedRun) -> list[Shown]:
     if run.finding.name == "paper_reference":
         return [losses(run)]
@@ -356,7 +404,7 @@ QUESTIONS: Sequence[Question] = (
         "1. The paper's setting",
         "Trigger `paper`, thresholds of 4,800 and 5,600 tokens, 99% kept by the latest attention, "
         "or the first 2,000 tokens; once with the dataset's replies, once with own replies of at "
-        "most 256 tokens.\n",
+        "most 128 tokens (the paper: 256).\n",
         _paper_answers,
         _paper_tables,
         "Llama-3-8B-Instruct, and the verdicts of a language model: own replies are judged by a "
@@ -392,8 +440,9 @@ QUESTIONS: Sequence[Question] = (
         "accumulated), which contiguous block is kept (first, middle, last), 5,600 tokens to "
         "2,000; and another dialogue set (LoCoMo), whose data the user fetches.\n",
         _check_answers,
-        _only(losses, forgetting),
-        "Other aggregations, such as per head, and blocks of other sizes.",
+        _check_tables,
+        "Other aggregations, such as per head, and blocks of other sizes. Of LoCoMo only the first "
+        "turns are used, whose tokens stay inside a trained window of 8,192.",
     ),
     Question(
         "question1",
@@ -411,8 +460,12 @@ QUESTIONS: Sequence[Question] = (
         "Adapters are trained on evicted states, on dialogues of the other half, and evaluated "
         "under policies that no training showed ([finetuning.md](finetuning.md)).\n",
         lambda run: _question(run, 2),
-        _only(_finetuning),
-        "Larger models, longer trainings, and other kinds of adapters.",
+        _only(_arms, _arms_asked),
+        "Larger models, longer trainings, and other kinds of adapters. Intervals are over "
+        "dialogues, with trainings averaged within each: they do not say how far other seeds "
+        "would differ. By KL "
+        "the control's target is the model itself, so it hardly moves; the pair trained by "
+        "cross-entropy has a control that learns.",
     ),
     Question(
         "question3",

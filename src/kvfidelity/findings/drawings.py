@@ -11,7 +11,8 @@ import polars as pl
 from kvfidelity.atomic_files import write_text
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sources import MODES, kept_tokens
-from kvfidelity.records.grid import POSITIONS
+from kvfidelity.records.arms import NO_ARM
+from kvfidelity.records.grid import BASELINE, POSITIONS
 from kvfidelity.report.figures import (
     WIDTH,
     count_label,
@@ -79,6 +80,14 @@ def front(run: PublishedRun) -> alt.TopLevelMixin:
     return chart.properties(width=0.7 * WIDTH, height=14 * len(sizes) * len(order))
 
 
+def own_replies(run: PublishedRun) -> alt.TopLevelMixin:
+    """How much less likely own replies are than the baseline's."""
+    ends = {"lost": "mean", "lost_low": "low", "lost_high": "high"}
+    rows = run.tables["own_replies"].drop("mean", "low", "high").rename(ends)
+    rows = rows.sort("threshold", "policy", "positions")
+    return intervals(rows, "NLL lost of own replies (nats per token)")
+
+
 def window(run: PublishedRun) -> alt.TopLevelMixin:
     """NLL by token index, with nothing evicted."""
     return through_window(run.tables["window"])
@@ -99,6 +108,21 @@ def healings(run: PublishedRun) -> alt.TopLevelMixin:
     rows = rows.sort("threshold", "policy", "positions")
     rows = rows.with_columns(pl.col("threshold").replace(names))
     return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
+
+
+def arms(run: PublishedRun) -> alt.TopLevelMixin:
+    """What each arm's training changes of the loss in its cell, and with nothing evicted."""
+    cell = pl.format("{}, {}", "policy", "threshold")
+    where = pl.when(pl.col("policy") == BASELINE).then(pl.lit("nothing evicted")).otherwise(cell)
+    rows = run.tables["finetuning"].filter(
+        pl.col("positions") == pl.col("against_positions"),
+        measure="reference_nll",
+        against=NO_ARM,
+    )
+    rows = rows.sort("threshold", "policy", "arm", "positions")
+    shown = rows.with_columns(policy=pl.format("{}: {}", where, "arm"), threshold=pl.lit(""))
+    title = "NLL against the base model in the same cell (nats per token)"
+    return intervals(shown.rename({"difference": "mean"}), title)
 
 
 def first_token(run: PublishedRun) -> alt.TopLevelMixin:
@@ -156,6 +180,9 @@ DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], s
     "paper_reference": (
         ("loss", loss, "policies", "excess NLL by policy, threshold and position mode"),
     ),
+    "paper_own": (
+        ("own", own_replies, "own_replies", "NLL lost of own replies, against the baseline's"),
+    ),
     "equal_budgets": (
         ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
         ("front", front, "policies", "excess NLL by policy and size of the cache, corrected"),
@@ -165,6 +192,7 @@ DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], s
     "next_checks": (("loss", loss, "policies", "excess NLL by aggregation and kept block"),),
     "locomo": (("loss", loss, "policies", "excess NLL on LoCoMo by policy and position mode"),),
     "question1": (("balance", balance, "balance", "what of the middle is forgotten, by policy"),),
+    "question2": (("arms", arms, "finetuning", "what each training changes of the NLL"),),
     "disruption": (
         ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
         ("loss", loss, "policies", "excess NLL by policy, budget and position mode"),

@@ -13,6 +13,7 @@ import polars as pl
 
 from kvfidelity.analysis.columns import TABLES
 from kvfidelity.errors import UserError
+from kvfidelity.findings.repetition import REPETITION
 from kvfidelity.findings.timing import TIMING
 
 #: Text columns that may be published: names of the configuration, of versions and of decisions.
@@ -31,7 +32,7 @@ NAMES = frozenset(
         ),
         *("ordered_by", "judge", "judge_kind", "measure", "claim", "direction", "decision"),
         *("margin_of", "tested_in", "hardware", "dtype", "code", "versions", "first_made"),
-        "last_made",
+        *("last_made", "table", "column", "rule", "measured"),
     }
 )
 #: Every column of these that may be published is.
@@ -39,8 +40,10 @@ WHOLE = (
     *("policies", "leaderboard", "attribution", "baselines", "environments", "recall_by_depth"),
     *("window_changes", "own_replies", "verdict_means", "reliability", "prefill_overshoot"),
     *("balance", "balance_pairs", "healings", "predictors", "predictor_validation", "penalties"),
-    *("finetuning", "claims"),
+    *("finetuning", "claims", "jobs"),
 )
+#: Made when a run is published, not by the run.
+DERIVED: dict[str, dict[str, Any]] = {"timing": TIMING, "repetition": REPETITION}
 #: Of these, only some columns.
 PART = {
     "dialogues": (
@@ -62,8 +65,8 @@ def exported_schema(table: str) -> dict[str, Any]:
     Raises:
         KeyError: the table is not published.
     """
-    if table == "timing":
-        return dict(TIMING)
+    if table in DERIVED:
+        return dict(DERIVED[table])
     chosen = PART.get(table) or (table in WHOLE and tuple(info.name for info in TABLES[table]))
     if not chosen:
         raise KeyError(table)
@@ -75,9 +78,9 @@ def exported_schema(table: str) -> dict[str, Any]:
 
 
 #: All published tables.
-EXPORTED = (*WHOLE, *PART, "timing")
+EXPORTED = (*WHOLE, *PART, *DERIVED)
 #: Published of every run.
-ALWAYS = ("policies", "baselines", "environments", "claims")
+ALWAYS = ("policies", "baselines", "environments", "claims", "jobs")
 #: And of the runs of a question.
 OF_QUESTION = {
     "paper": (

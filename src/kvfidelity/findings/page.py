@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from kvfidelity.analysis.claims import read_claims
@@ -18,8 +17,9 @@ from kvfidelity.cli import main_guard
 from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS, Question
 from kvfidelity.findings.export import UNKNOWN
+from kvfidelity.findings.minutes import gpu_minutes, minutes_of_models, other_minutes
 from kvfidelity.findings.peers import peers
-from kvfidelity.findings.plan import FINDINGS, MODELS
+from kvfidelity.findings.plan import FINDINGS
 from kvfidelity.findings.published import (
     DOCS,
     MODEL_NAMES,
@@ -27,10 +27,10 @@ from kvfidelity.findings.published import (
     of_question,
     published_runs,
 )
-from kvfidelity.findings.repeats import repeats
-from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
+from kvfidelity.findings.repeats import repetitions
+from kvfidelity.findings.verdicts import NOT_MEASURED, verdict_tables
 from kvfidelity.pipeline.workflow_files import CLAIMS, workflow_file
-from kvfidelity.report.formatting import count
+from kvfidelity.report.formatting import count, decimal
 from kvfidelity.report.paper_tables import markdown
 
 GENERATED = (
@@ -39,13 +39,19 @@ GENERATED = (
 )
 HEAD = """\
 What the runs of `make findings` say about arXiv
-[2511.04686](https://arxiv.org/abs/2511.04686). Every number below is in a table under
-[findings/](findings/) and is written by a program from there. Losses are excess nats per token of
-the dataset's replies over the baseline, which evicts nothing; brackets are 95% intervals over
-dialogues. Terms: [concepts.md](concepts.md); how intervals are made: [metrics.md](metrics.md).
+[2511.04686](https://arxiv.org/abs/2511.04686), which evicts tokens from the KV cache of a chat.
+Every number below is in a table under [findings/](findings/); a program writes it from there.
+
+- **Loss** (excess NLL): nats per token by which the dataset's replies are less likely than in the
+  baseline, which evicts nothing. **Margin lost**: nats by which the right answer to a question
+  about a planted fact loses its lead over wrong ones, against the baseline. Above 0 is worse.
+- **Positions** of what is kept after an eviction: `stale` (as in the paper: new tokens count from
+  the shrunken cache's length, old ones keep their places), `original` (each token has its place in
+  the conversation), `rerotated` (places are counted anew within the cache). The last two are
+  correct; "corrected" means `rerotated`.
+- Brackets are 95% intervals over dialogues. Terms: [concepts.md](concepts.md); how intervals are
+  made: [metrics.md](metrics.md); policies: [policies.md](policies.md).
 """
-#: Scores of a judge that is asked, and what a claim of them is without one.
-ASKED, NO_JUDGE = "score.gpt", "not measured: its judge, a language model, was not asked"
 NOT_RUN = """\
 Meta-Llama-3-8B-Instruct, the paper's model, was **not run**: its weights are gated.
 `config/paper.yaml` is its ready configuration, see [paper-setting.md](paper-setting.md).
@@ -62,7 +68,7 @@ def page(docs: Path = DOCS, claims: Path | None = None) -> str:
     parts = [GENERATED, HEAD, *_first(runs), *advice.section(runs)]
     parts += [*_models(runs), *_verdicts(runs, claims)]
     for question in QUESTIONS:
-        parts += _section(question, of_question(runs, question.key))
+        parts += _section(question, of_question(runs, question.key), runs)
     parts += ["## What others report\n", peers(runs), *_making(runs)]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -104,31 +110,17 @@ def hardware(run: PublishedRun) -> str:
 def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str]:
     yield "## Verdicts\n"
     yield (
-        "Of each claim of [config/claims.yaml](../config/claims.yaml) per model, over the cells "
-        "that test it: the decision with the claim's estimate and its interval, or the range of "
-        "the estimates of several cells.\n"
+        "Of each claim of [config/claims.yaml](../config/claims.yaml), which says what is measured "
+        "and against which margin, per model: supported if all of the interval is on the claimed "
+        "side of the margin, contradicted if none of it is, else not decided; with the estimate "
+        "and its interval, or the range of the estimates where several cells test it.\n"
     )
-    models = [*MODELS, *sorted({run.model for run in runs} - set(MODELS))]
-    rows_of = {model: claim_rows(runs, model) for model in models}
-    rows = []
-    known = read_claims(claims or workflow_file(CLAIMS))
-    for claim in known:
-        judged = claim.quantity.startswith(ASKED)
-        found = [
-            verdict(rows_of[model].filter(claim=claim.claim), NO_JUDGE if judged else NOT_MEASURED)
-            for model in models
-        ]
-        rows.append([claim.claim, " ".join(claim.statement.split()), *found])
-    if not any(claim.claim.startswith("Q2") for claim in known):
-        tuned = (
-            "A model can be tuned to tolerate the disruption (open question 2): "
-            "`config/experiments/finetune_gpu.yaml`, [finetuning.md](finetuning.md)."
-        )
-        rows.append(["Q2", tuned, *[NOT_MEASURED] * len(models)])
-    yield markdown(["claim", "statement", *(MODEL_NAMES.get(m, m) for m in models)], rows)
+    yield from verdict_tables(runs, read_claims(claims or workflow_file(CLAIMS)))
 
 
-def _section(question: Question, runs: Sequence[PublishedRun]) -> Iterator[str]:
+def _section(
+    question: Question, runs: Sequence[PublishedRun], others: Sequence[PublishedRun]
+) -> Iterator[str]:
     yield f"## {question.title}\n"
     yield question.about
     if not runs:
@@ -144,6 +136,7 @@ def _section(question: Question, runs: Sequence[PublishedRun]) -> Iterator[str]:
             if rows:
                 yield f"{caption}:\n"
                 yield markdown(head, rows)
+        yield from repetitions(run, others)
         yield _facts(run)
     yield f"**What it does not show.** {question.not_shown}\n"
 
@@ -159,8 +152,10 @@ def _facts(run: PublishedRun) -> str:
     facts = run.facts
     size = ", ".join(f"{number} dialogues of {name}" for name, number in facts["dialogues"].items())
     commit = f"commit {facts['commit']}"
+    trained = facts.get("trainings")  # not in runs that were published before there were any
+    trainings = f"{count(trained, 'training')}; " if trained else ""
     return (
-        f"{run.name}: {size}; {count(facts['runs'], 'run')} of one dialogue, "
+        f"{run.name}: {size}; {trainings}{count(facts['runs'], 'run')} of one dialogue, "
         f"{count(facts['turns'], 'turn')}; {facts['replies']} replies; {hardware(run)}, "
         f"{facts['dtype']}; {'; '.join(facts['versions'])}; {facts['date']}, {commit}; "
         f"`{facts['command']}`; tables: [{run.finding.name}/{run.model}]"
@@ -173,50 +168,32 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield (
         "`make findings` runs all of it on one GPU, one run after the other, publishes the tables "
         "and writes this page; stopped, it goes on where it was. `make findings MODEL=smollm2-135m`"
-        " is one model's part. One by one:\n"
+        " is one model's part. A second run of a finding, made in another working folder, is "
+        "compared with the published one by `workflow/scripts/export_finding.py RESULTS --finding "
+        "NAME --repetition`; of it only the comparison is published. One by one:\n"
     )
     present = {(run.finding.name, run.model): run for run in runs}
     rows = []
     for finding in FINDINGS:
         for model in finding.models:
             run = present.get((finding.name, model))
-            state = finding.by_hand or NOT_MEASURED
+            state = NOT_MEASURED
+            if finding.data:
+                state += f"; its dialogues, `{finding.data}`, are fetched by hand"
             if run is not None:
-                state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}{_minutes(run)}"
-            rows.append([finding.name, f"`{finding.command(model)}`", state])
-    yield markdown(["finding", "command", "state"], rows)
-    yield _in_all(runs)
-    yield from repeats(runs)
-
-
-def minutes(run: PublishedRun) -> float | None:
-    """How long its runs took, from the first that ended to the last; None if that is not known."""
-    ends = run.facts["first_made"], run.facts["last_made"]
-    if None in ends:
-        return None
-    first, last = map(datetime.fromisoformat, ends)
-    return (last - first).total_seconds() / 60
-
-
-def _minutes(run: PublishedRun) -> str:
-    taken = minutes(run)
-    return "" if taken is None else f", {taken:.1f} min"
-
-
-def _in_all(runs: Sequence[PublishedRun]) -> str:
-    """The minutes of all measured runs, by model."""
-    parts = []
-    for model in dict.fromkeys(run.model for run in runs):
-        taken = [minutes(run) for run in runs if run.model == model]
-        known = [one for one in taken if one is not None]
-        if known:
-            name = MODEL_NAMES.get(model, model)
-            parts.append(f"{name} {sum(known):.1f} min for {count(len(known), 'finding')}")
-    return (
-        "Minutes are from the end of a finding's first run to that of its last, on the device that "
-        "is named there; fetching, extracting dialogues and making tables come on top. In all: "
-        f"{', '.join(parts) or NOT_MEASURED}.\n"
+                state = f"{run.facts['label'] or 'measured'}, {run.facts['date']}"
+            taken = [gpu_minutes(run), other_minutes(run)] if run else [None, None]
+            times = [decimal(one, 1) for one in taken]
+            rows.append([finding.name, f"`{finding.command(model)}`", state, *times])
+    yield markdown(["finding", "command", "state", "GPU, minutes", "other jobs, minutes"], rows)
+    yield (
+        "Minutes are from recorded times, on the device that each finding names. Those of the GPU "
+        "are from the start of the first dialogue (taken to be as long before its end as the "
+        "longest dialogue took, where it was not recorded, so the minutes are at most these) to "
+        "the end of the last, and of trainings. Other jobs, which need no GPU, fetch, extract "
+        "dialogues, and make tables and figures.\n"
     )
+    yield minutes_of_models(runs)
 
 
 def main() -> None:

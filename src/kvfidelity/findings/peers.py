@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from kvfidelity.findings.published import PublishedRun, of_question
+from kvfidelity.findings.published import MODEL_NAMES, PublishedRun, of_question
 from kvfidelity.findings.verdicts import NOT_MEASURED, claim_rows, verdict
 from kvfidelity.findings.wording import CORRECTED, number
 from kvfidelity.report.paper_tables import markdown
@@ -37,7 +37,7 @@ def peers(runs: Sequence[PublishedRun]) -> str:
             "Presses ranked by RULER at 4k tokens after one compression of a context; keys keep "
             "their rotation, or `KeyRerotationPress` re-rotates them, so positions are corrected "
             "in both.",
-            f"The order by recall at 2,000 tokens: {_order(runs)}.",
+            f"The order by margin lost at 2,000 tokens, the least first: {_order(runs)}.",
             "One compression of a prompt of models of 8B, not turns; RULER's tasks, not planted "
             "facts in chats; a share of the context, not a number of tokens. Stale positions do "
             "not occur there.",
@@ -56,7 +56,7 @@ def peers(runs: Sequence[PublishedRun]) -> str:
 
 
 def _claims(runs: Sequence[PublishedRun], claim: str) -> str:
-    models: Mapping[str, str] = {run.model: run.name for run in runs}
+    models: Mapping[str, str] = {run.model: MODEL_NAMES.get(run.model, run.model) for run in runs}
     found = {
         model: verdict(rows.filter(claim=claim))
         for model in models

@@ -32,7 +32,8 @@ class Finding:
         experiment: the file in `config/experiments` that it is, if it is one.
         models: for which it is run.
         trains: whether it trains models from the one that it is run with, and runs these too.
-        by_hand: why `make findings` leaves it out; empty if it does not.
+        data: a file that the user fetches, as its configuration says; without it `make findings`
+            leaves the finding out.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Finding:
     experiment: str = ""
     models: tuple[str, ...] = MODELS
     trains: bool = False
-    by_hand: str = ""
+    data: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
@@ -68,7 +69,7 @@ FINDINGS = (
     Finding("disruption", "question3", experiment="disruption_gpu"),
     Finding("question4", "question4", experiment="question4_gpu"),
     Finding("cost", "cost"),
-    Finding("locomo", "checks", by_hand="its dialogues are fetched by hand, see its file"),
+    Finding("locomo", "checks", data="locomo10.json"),
 )
 BY_NAME = {finding.name: finding for finding in FINDINGS}
 
@@ -85,7 +86,8 @@ def finding_named(name: str) -> Finding:
 
 
 def planned(model: str = "") -> list[tuple[Finding, str]]:
-    """The runs of `make findings`, model by model.
+    """The runs of `make findings`, model by model; those whose data is not in the working folder
+    are left out.
 
     Args:
         model: only this one's; empty for all.
@@ -99,7 +101,7 @@ def planned(model: str = "") -> list[tuple[Finding, str]]:
         (finding, name)
         for name in ([model] if model else MODELS)
         for finding in FINDINGS
-        if name in finding.models and not finding.by_hand
+        if name in finding.models and (not finding.data or Path(finding.data).is_file())
     ]
 
 

@@ -15,19 +15,26 @@ from kvfidelity.findings.plan import FINDINGS, MODELS, Finding
 
 DOCS = Path("docs/findings")
 FACTS = "run.json"
+#: The facts of a second run that a published one was compared with.
+AGAIN = "repetition.json"
 #: What a reader calls a model of the findings.
 MODEL_NAMES = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B"}
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One finding with one model. A table that the run has no rows of is empty."""
+    """One finding with one model. A table that the run has no rows of is empty.
+
+    `repetition` are the facts of a second run, if there was one; its comparison with this one is in
+    table `repetition`.
+    """
 
     finding: Finding
     model: str
     facts: Mapping[str, Any]
     tables: Mapping[str, pl.DataFrame]
     folder: Path
+    repetition: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +52,9 @@ def published_runs(docs: Path = DOCS) -> list[PublishedRun]:
         for folder in sorted(folders, key=lambda path: _place(path.name)):
             facts = json.loads((folder / FACTS).read_text("utf-8"))
             tables = {name: _table(folder, name) for name in EXPORTED}
-            runs.append(PublishedRun(finding, folder.name, facts, tables, folder))
+            file = folder / AGAIN
+            again = json.loads(file.read_text("utf-8")) if file.is_file() else None
+            runs.append(PublishedRun(finding, folder.name, facts, tables, folder, again))
     return runs
 
 

@@ -1,12 +1,17 @@
-"""How far two independent runs agree: cells that two findings have under different names."""
+"""How far independent runs agree: a second run of a finding, and cells that two findings have
+under different names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from kvfidelity.findings.published import PublishedRun
+from kvfidelity.findings.repetition import repetition_rows, repetition_sentences
 from kvfidelity.findings.wording import cell
 from kvfidelity.report.formatting import count
+from kvfidelity.report.paper_tables import markdown
+
+HEAD = ["shown number", "numbers", "shown differently", "largest difference", "mean difference"]
 
 #: Policies of `equal_budgets` and what they are called in `next_checks`, with the same dialogues,
 #: questions, threshold and target.
@@ -34,14 +39,23 @@ def differences(runs: Sequence[PublishedRun], model: str) -> list[float]:
     return found
 
 
-def repeats(runs: Sequence[PublishedRun]) -> Iterator[str]:
-    """A sentence for each model that has cells that were run twice."""
-    for model in dict.fromkeys(run.model for run in runs):
-        found = differences(runs, model)
-        if found:
-            name = next(run.name for run in runs if run.model == model)
-            yield (
-                f"{name}: {count(len(found), 'cell')} of `equal_budgets` and `next_checks` are the "
-                f"same, computed in two independent runs; their mean losses differ by at most "
-                f"{max(found):.0e} nats per token, where two digits are shown."
-            )
+def repetitions(run: PublishedRun, runs: Sequence[PublishedRun]) -> Iterator[str]:
+    """How far independent runs of what a finding measures agree, with the numbers of a second run
+    of it, and those of cells that another finding has too.
+
+    Args:
+        run: the finding's. runs: all published ones.
+    """
+    if run.finding.name != "equal_budgets":
+        return
+    rows = run.tables["repetition"]
+    if run.repetition is not None and rows.height:
+        yield "\n".join(repetition_sentences(rows, run.repetition)) + "\n"
+        yield markdown(HEAD, repetition_rows(rows))
+    found = differences(runs, run.model)
+    if found:
+        yield (
+            f"`next_checks`, another run, has {count(len(found), 'cell')} of this one too; their "
+            f"mean losses differ by at most {max(found):.0e} nats per token, where two digits are "
+            "shown.\n"
+        )

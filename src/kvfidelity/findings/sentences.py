@@ -21,6 +21,7 @@ from kvfidelity.findings.wording import (
     STALE,
     cell,
     number,
+    per_model,
 )
 from kvfidelity.report.formatting import count, decimal, percent
 
@@ -29,8 +30,8 @@ def five(runs: Sequence[PublishedRun]) -> list[str]:
     """The first five sentences of the page."""
     return [
         _joined(runs, "paper_reference", "The paper's setting", paper),
-        _sourced(sources(runs, MODES, "policies"), "Equal budgets", budgets),
-        _sourced(sources(runs, RECALL, "leaderboard"), "Recall", recall),
+        _sourced(sources(runs, MODES, "policies"), "equal_budgets", "Equal budgets", budgets),
+        _sourced(sources(runs, RECALL, "leaderboard"), "equal_budgets", "Recall", recall),
         _windows(runs),
         advice.sentence(runs),
     ]
@@ -43,17 +44,18 @@ def _joined(
     clause: Callable[[PublishedRun], str],
 ) -> str:
     found = [run for run in runs if run.finding.name == finding]
-    clauses = [f"{run.name}: {clause(run)}" for run in found]
-    return f"**{title}.** {_clauses(clauses)}."
+    return per_model(title, [(run.name, clause(run)) for run in found])
 
 
-def _sourced(found: Sequence[Source], title: str, clause: Callable[[Source], str]) -> str:
-    clauses = [f"{one.run.name} ({one.run.finding.name}): {clause(one)}" for one in found]
-    return f"**{title}.** {_clauses(clauses)}."
-
-
-def _clauses(clauses: Sequence[str]) -> str:
-    return "; ".join(clauses) or NOT_MEASURED.capitalize()
+def _sourced(
+    found: Sequence[Source], finding: str, title: str, clause: Callable[[Source], str]
+) -> str:
+    """Sentences of the finding that is about it, or of another that stands in for it."""
+    named = []
+    for one in found:
+        instead = f" (by {one.run.finding.name})" if one.run.finding.name != finding else ""
+        named.append((f"{one.run.name}{instead}", clause(one)))
+    return per_model(title, named)
 
 
 def paper(run: PublishedRun) -> str:
@@ -68,30 +70,69 @@ def paper(run: PublishedRun) -> str:
     else:
         share = 1 - corrected["mean"] / stale["mean"]
         most = "most" if share > 0.5 else "less than half"
-        why = f"{most} of it due to positions: with corrected ones {number(corrected)}"
+        why = f"{most} of it due to positions, for with corrected ones it costs {number(corrected)}"
     return (
         f"keeping 99% by attention with stale positions costs {number(stale)} nats per token, "
-        f"{why}; the first 2,000 tokens alone cost {number(gist)}"
+        f"{why}; keeping only the first 2,000 tokens costs {number(gist)}"
     )
+
+
+#: The cells of own replies that the page has a sentence on.
+OWN = (
+    ("Nothing evicted", "baseline", "original", "none"),
+    ("99% by attention, stale positions", PAPER_POLICY, STALE, PAPER_THRESHOLD),
+    ("99% by attention, corrected positions", PAPER_POLICY, CORRECTED, PAPER_THRESHOLD),
+    ("The first 2,000 tokens alone", PAPER_GIST, STALE, PAPER_THRESHOLD),
+)
+
+
+def own_replies(run: PublishedRun) -> list[str]:
+    """What own replies are like in the paper's setting: how many end, repetition, the formula's
+    score, and how much less likely they are than the baseline's."""
+    texts = []
+    for name, policy, positions, threshold in OWN:
+        place = {"policy": policy, "positions": positions, "threshold": threshold}
+        rows = run.tables["own_replies"].filter(**place)
+        if rows.height != 1:
+            continue
+        row = rows.row(0, named=True)
+        parts = [
+            f"{percent(row['complete'])} of {row['n']} replies come to their end",
+            f"{percent(row['rep_3'])} of their runs of three words are repeated",
+        ]
+        scores = run.tables["verdict_means"].filter(**place).drop_nulls("mean")
+        parts += [
+            f"judge `{one['judge']}` gives {decimal(one['mean'])} of 10"
+            for one in scores.to_dicts()
+        ]
+        if policy != "baseline" and row["lost"] is not None:
+            parts.append(f"NLL lost {number(row, 'lost')} nats per token")
+        texts.append(f"{name}: {', '.join(parts)}.")
+    return texts
 
 
 def budgets(source: Source) -> str:
     """How many policies lose more than the beginning alone, with stale and corrected positions."""
-    parts = []
+    parts, own = [], []
     for mode, named in ((STALE, "stale"), (CORRECTED, "corrected")):
         rows = advice.of_mode(source, mode)
         gist = next((row for row in rows if row["policy"] == BEGINNING), None)
         others = [row for row in rows if row["policy"] != BEGINNING]
         if gist is None or not others:
             return NOT_MEASURED
-        worse = [row for row in others if row["mean"] > gist["mean"]]
-        parts.append(
-            f"with {named} positions the mean loss of {len(worse)} of {len(others)} other "
-            f"policies is above that of the beginning alone ({number(gist)}), and "
-            f"{rows[0]['policy']}'s is the least ({number(rows[0])})"
-        )
+        own.append(number(gist))
+        worse = sum(row["mean"] > gist["mean"] for row in others)
+        lose = "loses" if worse == 1 else "lose"
+        text = f"with {named} positions {worse} of {len(others)} other policies {lose} more"
+        if rows[0]["policy"] != BEGINNING:
+            text += f", and `{rows[0]['policy']}` loses least ({number(rows[0])})"
+        parts.append(text)
     size = kept(source, source.thresholds[0])
-    return f"of 5,600 tokens {size} kept, " + ", ".join(parts)
+    loss = own[0] if own[0] == own[1] else f"{own[0]} (stale) and {own[1]} (corrected)"
+    return (
+        f"with {size} of 5,600 tokens kept, the beginning alone (`{BEGINNING}`) loses {loss} nats "
+        f"per token on average; {'; '.join(parts)}"
+    )
 
 
 def opening(source: Source) -> str:
@@ -120,25 +161,27 @@ def recall(source: Source) -> str:
         return NOT_MEASURED
     least, most = rows.row(0, named=True), rows.row(-1, named=True)
     return (
-        f"of {least['n_questions']} planted facts the baseline answers "
+        f"of {least['n_questions']} questions about planted facts the baseline answers "
         f"{percent(least['recalled_baseline'])} right; with "
-        f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions "
-        f"{_forgets(least)} and {_forgets(most)}, the least and the most forgetful of "
-        f"{rows.height}"
+        f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions, "
+        f"of {rows.height} policies `{least['policy']}` forgets least ({_forgets(least)}) and "
+        f"`{most['policy']}` most ({_forgets(most)}){_overlap(least, most)}"
     )
+
+
+def _overlap(least: Mapping[str, Any], most: Mapping[str, Any]) -> str:
+    ends = least["margin_lost_high"], most["margin_lost_low"]
+    return "" if None in ends or ends[0] < ends[1] else "; their intervals overlap"
 
 
 def _forgets(row: Mapping[str, Any]) -> str:
-    return (
-        f"{row['policy']} {percent(row['recalled'])} (margin lost {number(row, 'margin_lost')} "
-        "nats)"
-    )
+    right, lost = percent(row["recalled"]), number(row, "margin_lost")
+    return f"{right} right, margin lost {lost} nats"
 
 
 def _windows(runs: Sequence[PublishedRun]) -> str:
     found = of_question(list(runs), "window", "window_changes")
-    clauses = [f"{run.name}: {window(run)}" for run in found]
-    return f"**Through the window.** {_clauses(clauses)}."
+    return per_model("Through the window", [(run.name, window(run)) for run in found])
 
 
 def window(run: PublishedRun) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvfidelity.findings.published import PublishedRun
@@ -32,3 +32,15 @@ def cell(run: PublishedRun, policy: str, positions: str, threshold: str) -> dict
     """The row of `policies` of a cell; None if there is not one."""
     rows = run.tables["policies"].filter(policy=policy, positions=positions, threshold=threshold)
     return rows.row(0, named=True) if rows.height == 1 else None
+
+
+def per_model(title: str, named: Sequence[tuple[str, str]], lead: str = "") -> str:
+    """An item of a numbered list: a bold title and a sentence for each model.
+
+    Args:
+        named: a model's name, and what is said of it. lead: a sentence about all of them.
+    """
+    head = f"**{title}.**{' ' if lead else ''}{lead}"
+    if not named:
+        return f"{head} {NOT_MEASURED.capitalize()}."
+    return "\n".join([head, *(f"   - {name}: {text}." for name, text in named)])

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-#: Losses: divergence from the base model with the full cache, or of the data set's own reply.
-KL, CROSS_ENTROPY = "kl", "cross_entropy"
-LOSSES = (KL, CROSS_ENTROPY)
-
 
 @dataclass(frozen=True)
 class Recipe:

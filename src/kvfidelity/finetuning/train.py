@@ -33,8 +33,8 @@ from kvfidelity.finetuning.draws import draw_evictions, draw_skips
 from kvfidelity.finetuning.evicted_states import Stretch, evicted, skipped
 from kvfidelity.finetuning.examples import Example
 from kvfidelity.finetuning.forward import hidden_states
-from kvfidelity.finetuning.recipe import CROSS_ENTROPY, Recipe
-from kvfidelity.records.arms import CONTROL, SKIPS
+from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, SKIPS
 
 #: Share of the steps over which the learning rate rises; then it falls to 0, both linearly.
 WARMUP = 0.1

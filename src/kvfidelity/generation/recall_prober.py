@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,6 @@ class RecallProber:
 
     Args:
         turns: the turns that are run.
-        identity: for a turn, the columns that say which run and turn a row belongs to.
     """
 
     def __init__(
@@ -37,12 +36,11 @@ class RecallProber:
         setting: RecallSetting,
         questions: Questions,
         turns: Sequence[Turn],
-        identity: Callable[[int], Mapping[str, Any]],
     ) -> None:
         self._engine, self._setting, self._turns = engine, setting, turns
-        self._probes, self._identity = questions.probes, identity
+        self._probes = questions.probes
         self._message_spans: list[tuple[int, int]] = []
-        #: Rows of `records.columns.RECALL`.
+        #: Each with its `turn` and the columns of `records.columns.RECALL_QUESTION`.
         self.rows: list[dict[str, Any]] = []
 
     def is_due_after(self, turn: int) -> bool:
@@ -86,7 +84,7 @@ class RecallProber:
         ):
             self.rows.append(
                 {
-                    **self._identity(turn),
+                    "turn": turn,
                     "probe": number,
                     "origin": self._probes[number][0],
                     "depth": probe.depth,

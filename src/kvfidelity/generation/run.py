@@ -20,9 +20,10 @@ from kvfidelity.generation.plan import RunPlan, plan_run
 from kvfidelity.generation.recall_prober import RecallProber
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.generation.timed_turn import Progress, run_timed_turn
-from kvfidelity.generation.turn_row import failed_row, identity_columns, turn_row
+from kvfidelity.generation.turn_row import failed_row, turn_row
 from kvfidelity.generation.turns import TurnOutcome
-from kvfidelity.records.frames import evictions_frame, recall_frame, turns_frame
+from kvfidelity.records.frames import evictions_frame, turns_frame
+from kvfidelity.records.questions import questions
 
 
 class Records(NamedTuple):
@@ -30,7 +31,11 @@ class Records(NamedTuple):
 
     turns: pl.DataFrame
     evictions: pl.DataFrame
-    recall: pl.DataFrame
+
+    @property
+    def recall(self) -> pl.DataFrame:
+        """The recall questions of the turns, with the columns of `records.columns.RECALL`."""
+        return questions(self.turns.lazy()).collect()
 
 
 def run_dialogue(
@@ -70,20 +75,13 @@ def _run_plan(
         else compute()
     )
     first = shared_turns(plan, baseline)
-    prober = RecallProber(
-        engine,
-        plan.recall,
-        plan.questions,
-        plan.turns,
-        lambda turn: identity_columns(plan, turn, shared=False),
-    )
+    prober = RecallProber(engine, plan.recall, plan.questions, plan.turns)
     rows = _shared_turns(engine, plan, baseline, first, prober)
     if first < len(baseline.outcomes):
         rows += _evicting_turns(engine, plan, baseline, first, prober, progress)
     return Records(
-        turns_frame(rows),
+        turns_frame(rows, prober.rows),
         evictions_frame(plan.evictor.log, PositionMode(plan.spec.positions)),
-        recall_frame(prober.rows),
     )
 
 

@@ -13,7 +13,8 @@ from kvfidelity.decoding.engine import Engine
 from kvfidelity.generation.comparison import Comparison
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
-from kvfidelity.records.columns import TURNS
+from kvfidelity.records.columns import TURN
+from kvfidelity.records.declaration import schema
 from kvfidelity.records.frames import disruption_values, integrity_values
 
 
@@ -27,7 +28,7 @@ def turn_row(
     *,
     shared: bool,
 ) -> dict[str, Any]:
-    """A row with every column of `records.columns.TURNS`.
+    """A row with every column of `records.columns.TURNS` but `recall`.
 
     Args:
         log: the run's evictions so far, this turn's included.
@@ -78,7 +79,7 @@ def identity_columns(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any
 
 def _unmeasured(plan: RunPlan, turn: int, *, shared: bool) -> dict[str, Any]:
     text = plan.turns[turn]
-    row = dict.fromkeys(TURNS) | identity_columns(plan, turn, shared=shared)
+    row = dict.fromkeys(schema(*TURN)) | identity_columns(plan, turn, shared=shared)
     own = plan.dialogue.turns[turn].user
     texts = {"prompt": text.user, "message": None if own == text.user else own}
     return row | texts | {"reference": text.assistant}

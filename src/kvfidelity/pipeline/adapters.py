@@ -70,6 +70,33 @@ def evaluation_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def averaged_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Trainings of the grid that tables would average as seeds of one arm, and that are not.
+
+    Tables tell trainings by base model, arm and loss; those that share them may differ in their
+    seed alone, and must.
+    """
+    trained: dict[tuple[str, ...], list[str]] = {}
+    for model in dict.fromkeys(cell.model for cell in cells(settings)):
+        adapter = settings["models"][model].get("adapter")
+        if adapter is None:
+            continue
+        earlier = trained.setdefault(tuple(adapter[key] for key in ("base", "arm", "loss")), [])
+        for other in earlier:
+            entry, where = settings["models"][other]["adapter"], f"models.{model}.adapter"
+            differ = [key for key in adapter if adapter[key] != entry[key]]
+            if not differ:
+                yield f"{where}: {other} is the same training; give it another `seed`"
+            for key in differ:
+                if key != "seed" and other == earlier[0]:
+                    yield (
+                        f"{where}.{key}: {shown(adapter[key])}, but {other} of the same base, arm "
+                        f"and loss has {shown(entry[key])}; tables average these, so only their "
+                        "seeds may differ: take one of them out of the grid"
+                    )
+        earlier.append(model)
+
+
 def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Which file a dataset's entry names."""
     from kvfidelity.pipeline.rule_params import source_entry

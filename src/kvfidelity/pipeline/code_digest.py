@@ -40,13 +40,14 @@ NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
 #: Modules that a stage does not follow. The proof decides whether a model may be used. It is run
 #: again when a model is loaded, so a change of the cache needs no model fetched again. Nor does it
 #: need one trained again: a training has a forward of its own, which tests compare with the cache,
-#: and no cache. `lengths` counts what a figure shows.
+#: and no cache. `lengths` counts what a figure shows, and `gpus` says on which GPU it is trained.
 NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {
     "model": ("kvfidelity.cache.proof",),
     "finetune": (
         "kvfidelity.cache.attach",
         "kvfidelity.cache.managed",
         "kvfidelity.dialogues.lengths",
+        "kvfidelity.worker.gpus",
     ),
 }
 #: Counted by its number, and only for stages that write artifacts.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kvfidelity.atomic_files import write_json
 from kvfidelity.pipeline.rule_params import generation_parameters
-from kvfidelity.records.grid import RunKey, run_keys
+from kvfidelity.records.grid import RunKey, dialogue_of, run_keys
+from kvfidelity.worker.claims import RunClaims
+from kvfidelity.worker.client import NextRuns
 from kvfidelity.worker.job import PLANNED_RUNS
 
 
@@ -30,41 +33,47 @@ def write_planned_runs(settings: Mapping[str, Any], planned: Iterable[str]) -> N
     write_json(PLANNED_RUNS, {"settings": settings, "runs": runs})
 
 
-def runs_after(run: str, results: Path, limit: int) -> list[dict[str, str]]:
+def runs_after(run: str, results: Path, limit: int, claims: RunClaims | None = None) -> NextRuns:
     """The planned runs after `run` that have no artifacts yet: its dialogue first, its model only.
 
     Args:
         results: the folder of results; it tells which runs are made.
         limit: most runs to return.
+        claims: where there are several GPUs, those of the one that `run` is on. What belongs to
+            another GPU is left out, and what is returned belongs to this one from now on.
 
     Returns:
-        For each `spec`, `pool` and `dialogue` of `worker.job.GenerateJob`; an empty list where
-        there is no list of planned runs.
+        No runs where there is no list of planned runs.
     """
     try:
         content = json.loads(PLANNED_RUNS.read_text(encoding="utf-8"))
         written_ns = PLANNED_RUNS.stat().st_mtime_ns
     except (OSError, ValueError):
-        return []
-    settings, own = content["settings"], RunKey.from_path(run)
-    keys = [RunKey.from_path(path) for path in content["runs"] if path != run]
-    keys = [key for key in keys if key.model == own.model]
-    mine = [key for key in keys if (key.dataset, key.dialogue) == (own.dataset, own.dialogue)]
-    following: list[dict[str, str]] = []
-    for key in [*mine, *(key for key in keys if key not in mine)]:
-        if len(following) == limit:
-            break
-        if _is_made(results / "generate" / key.path() / "turns.parquet", written_ns):
-            continue
-        pool = results / "dialogues" / key.model / key.dataset / "pool.parquet"
-        following.append(
-            {
-                "spec": generation_parameters(settings, results, key),
-                "pool": str(pool.resolve()),
-                "dialogue": key.dialogue,
-            }
-        )
-    return following
+        return NextRuns([], more=False)
+    model, dialogue = RunKey.from_path(run).model, dialogue_of(run)
+    of_model = [path for path in content["runs"] if path.startswith(f"{model}/") and path != run]
+    planned = sorted(of_model, key=lambda path: dialogue_of(path) != dialogue)
+
+    def is_made(path: str) -> bool:
+        return _is_made(results / "generate" / path / "turns.parquet", written_ns)
+
+    if claims is not None:
+        paths, more = claims.take(planned, is_made, limit)
+    else:
+        paths = list(islice((path for path in planned if not is_made(path)), limit))
+        more = len(paths) == limit
+    settings = content["settings"]
+    return NextRuns([_content(settings, results, path) for path in paths], more)
+
+
+def _content(settings: Mapping[str, Any], results: Path, run: str) -> dict[str, str]:
+    key = RunKey.from_path(run)
+    pool = results / "dialogues" / key.model / key.dataset / "pool.parquet"
+    return {
+        "spec": generation_parameters(settings, results, key),
+        "pool": str(pool.resolve()),
+        "dialogue": key.dialogue,
+    }
 
 
 def _is_made(turns: Path, since_ns: int) -> bool:

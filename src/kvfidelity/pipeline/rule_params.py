@@ -25,6 +25,7 @@ from kvfidelity.models.revision import model_revision
 from kvfidelity.options import option_fields
 from kvfidelity.pipeline.code_digest import policy_digest, stage_digest
 from kvfidelity.pipeline.setting_schemas import policy_entries, policy_schemas
+from kvfidelity.records.arms import arm_name
 from kvfidelity.records.grid import CELL_FIELDS, NO_THRESHOLD, TOKENIZER, Cell, RunKey, cells
 from kvfidelity.sizes import size_in_tokens
 from kvfidelity.user_files import files_digest
@@ -308,7 +309,10 @@ def grid_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _arm(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What tables say of a model that is fine-tuned here."""
     adapter = entry.get("adapter")
-    return {"adapter": {key: adapter[key] for key in ("base", "arm", "seed")}} if adapter else {}
+    if not adapter:
+        return {}
+    arm = arm_name(adapter["arm"], adapter["loss"])
+    return {"adapter": {"base": adapter["base"], "arm": arm, "seed": adapter["seed"]}}
 
 
 def table_settings(settings: Mapping[str, Any], results: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import judge_schema, known_judges
 from kvfidelity.options import option_faults
-from kvfidelity.pipeline.adapters import adapter_faults, evaluation_faults
+from kvfidelity.pipeline.adapters import adapter_faults, averaged_faults, evaluation_faults
 from kvfidelity.pipeline.schema_validator import SchemaValidator
 from kvfidelity.pipeline.select_checks import select_faults
 from kvfidelity.pipeline.setting_errors import SHOWN, explain_error, shown
@@ -38,7 +38,11 @@ def setting_faults(settings: Mapping[str, Any]) -> list[str]:
     )
     faults = [fault for check in checks for fault in check(settings)]
     # The grid is made of what the sections name.
-    return faults or [*_check_grid(settings)] or [*evaluation_faults(settings)]
+    return (
+        faults
+        or [*_check_grid(settings)]
+        or [*averaged_faults(settings), *evaluation_faults(settings)]
+    )
 
 
 def _check_policies(settings: Mapping[str, Any]) -> Iterator[str]:

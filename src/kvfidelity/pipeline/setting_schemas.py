@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from kvfidelity.finetuning.recipe import LOSSES
-from kvfidelity.records.arms import ARMS
+from kvfidelity.records.arms import ARMS, LOSSES
 from kvfidelity.report.position_modes import position_mode_schema
 from kvfidelity.strict_yaml import LOADER
 

@@ -288,8 +288,8 @@ class Evictions:
     ] = pl.Int64
 
 
-class Recall:
-    """One row per recall question."""
+class RecallRun:
+    """Which run and turn a recall question is of, in tables: the columns of its turn."""
 
     stage = "generate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
@@ -304,6 +304,12 @@ class Recall:
     seed: Annotated[Dtype, "", "seed of policy and sampling"] = pl.Int32
     replies: Annotated[Dtype, "", "which replies enter the cache: own or reference"] = pl.String
     turn: Annotated[Dtype, "", "turn after which the question is put"] = pl.Int32
+
+
+class RecallQuestion:
+    """One recall question: an entry of the column `recall` of the turn after which it is put."""
+
+    stage = "generate"
     probe: Annotated[Dtype, "", "number of the question in the run, from 0"] = pl.Int32
     origin: Annotated[Dtype, "", "needle, or dataset: the dataset's own question"] = pl.String
     depth: Annotated[
@@ -329,6 +335,18 @@ class Recall:
     chosen: Annotated[Dtype, "", "the right answer is likelier than every distractor"] = pl.Boolean
     reply: Annotated[Dtype, "", "the model's own answer; missing if none was generated"] = pl.String
     answered: Annotated[Dtype, "", "the model's own answer holds the right one"] = pl.Boolean
+
+
+RECALL_QUESTION = schema(RecallQuestion)
+
+
+class TurnQuestions:
+    """What is asked after a turn."""
+
+    stage = "generate"
+    recall: Annotated[
+        Dtype, "", "the recall questions that are put after the turn; missing if there are none"
+    ] = pl.List(pl.Struct(RECALL_QUESTION))
 
 
 class MeasuredRun:
@@ -402,18 +420,20 @@ class CorruptedReply:
 INTEGRITY = schema(Integrity)
 INTEGRITY_AT_END = schema(IntegrityAtEnd)
 DISRUPTION = schema(Disruption)
-TURNS = schema(RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, Disruption, TurnSetting)
+TURN = (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, Disruption, TurnSetting)
+TURNS = schema(*TURN, TurnQuestions)
 EVICTIONS = schema(Evictions)
-RECALL = schema(Recall)
+#: Recall questions as a table of their own, see `records.questions`.
+RECALL = schema(RecallRun, RecallQuestion)
 METRICS = schema(MeasuredRun, TurnNumber, TextMetrics)
 VERDICTS = schema(Verdicts)
 RUN_VERDICTS = schema(JudgedRun, Verdicts)
 CORRUPTION_VERDICTS = schema(CorruptedReply, Verdicts)
 #: What each artifact's columns are declared by.
 ARTIFACTS: dict[str, tuple[type, ...]] = {
-    "turns": (RunIdentity, TurnMeasures, Integrity, IntegrityAtEnd, Disruption, TurnSetting),
+    "turns": (*TURN, TurnQuestions),
     "evictions": (Evictions,),
-    "recall": (Recall,),
+    "recall": (RecallQuestion,),
     "metrics": (MeasuredRun, TurnNumber, TextMetrics),
     "verdicts": (JudgedRun, Verdicts),
     "judge_test": (CorruptedReply, Verdicts),

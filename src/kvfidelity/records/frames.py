@@ -1,4 +1,4 @@
-"""Frames of what is recorded of a run: one row per turn, per eviction and per recall question."""
+"""Frames of what is recorded of a run: one row per turn and one per eviction."""
 
 from __future__ import annotations
 
@@ -16,25 +16,36 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.metrics.positions import Integrity
-from kvfidelity.records.columns import DISRUPTION, EVICTIONS, INTEGRITY_AT_END, RECALL, TURNS
+from kvfidelity.records.columns import (
+    DISRUPTION,
+    EVICTIONS,
+    INTEGRITY_AT_END,
+    RECALL_QUESTION,
+    TURN,
+)
+from kvfidelity.records.declaration import schema
+from kvfidelity.records.questions import with_questions
 
 
-def recall_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """One row per recall question, with the columns of `RECALL`.
-
-    Raises:
-        KeyError: a row lacks a column; a missing value must be given as None.
-    """
-    return pl.DataFrame([[row[name] for name in RECALL] for row in rows], RECALL, orient="row")
-
-
-def turns_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+def turns_frame(
+    rows: Iterable[Mapping[str, Any]], asked: Iterable[Mapping[str, Any]]
+) -> pl.DataFrame:
     """One row per turn, with the columns of `TURNS`.
 
+    Args:
+        rows: the turns, without `recall`.
+        asked: the recall questions, each with its `turn` and the columns of `RECALL_QUESTION`.
+
     Raises:
         KeyError: a row lacks a column; a missing value must be given as None.
     """
-    return pl.DataFrame([[row[name] for name in TURNS] for row in rows], TURNS, orient="row")
+    columns = schema(*TURN)
+    turns = _frame(rows, columns)
+    return with_questions(turns, _frame(asked, {"turn": columns["turn"], **RECALL_QUESTION}))
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame([[row[name] for name in columns] for row in rows], columns, orient="row")
 
 
 def evictions_frame(log: Iterable[Eviction], mode: PositionMode) -> pl.DataFrame:

@@ -16,7 +16,7 @@ BASELINE = "baseline"
 BASELINE_POSITIONS = PositionMode.ORIGINAL.value
 NO_THRESHOLD = "none"
 #: What stage generate writes for each run, as Parquet files of these names.
-GENERATED = ("turns", "evictions", "recall")
+GENERATED = ("turns", "evictions")
 #: What is known of the dialogues of one model and dataset, in their folder.
 MANIFEST = "manifest.json"
 #: Folder of a model's files without its weights, in the folder of the dialogues it tokenized.

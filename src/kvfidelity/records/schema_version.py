@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 #: One higher with every change that makes older artifacts unreadable: all of them are made again.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5

@@ -10,7 +10,7 @@ import polars as pl
 from kvfidelity.analysis.balance import CANDIDATE, MARGIN, REFERENCE
 from kvfidelity.analysis.decisions import CONTRADICTED, NOT_TESTED, SUPPORTED
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.records.arms import CONTROL, NO_ARM
+from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, NO_ARM, arm_name
 from kvfidelity.records.grid import BASELINE
 from kvfidelity.report.formatting import count, interval, percent, signed
 
@@ -136,7 +136,18 @@ def _finetuning_answers(table: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _learns(part: pl.DataFrame) -> str:
-    return _finetuned(part, STALE, (CONTROL, STALE), "the same training with nothing evicted")
+    """Under KL the control's target is the model itself; so one of another loss is told too."""
+    found = _finetuned(part, STALE, (CONTROL, STALE), "the same training with nothing evicted")
+    own, control = (arm_name(arm, CROSS_ENTROPY) for arm in (STALE, CONTROL))
+    rows = part.filter(arm=own, positions=STALE, against=control, against_positions=STALE)
+    if rows.is_empty() or rows["difference"][0] is None:
+        return found
+    row = rows.row(0, named=True)
+    return (
+        f"{found.removesuffix('.')}; with the dataset's replies as target (cross-entropy) it gives "
+        f"{row['value']:.2f}, {_estimate(row, 'difference', '')} against its control, over "
+        f"{count(row['n_seeds'], 'training')}."
+    )
 
 
 def _beats_rerotation(part: pl.DataFrame, taxes: pl.DataFrame) -> str:

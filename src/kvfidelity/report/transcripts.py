@@ -18,6 +18,7 @@ from kvfidelity.dialogues.segments import ChatSegmenter, Segment
 from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.dialogues.tokenizer import load_tokenizer
 from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
+from kvfidelity.records.questions import questions
 from kvfidelity.report.figures import spans_of
 from kvfidelity.report.formatting import count
 
@@ -138,8 +139,8 @@ def _texts(results: Path, keys: list[str]) -> pl.DataFrame:
 
 def _probe_answers(results: Path, key: str) -> list[dict[str, Any]]:
     columns = ("turn", "depth", "question", "answer", "reply", "chosen", "margin")
-    file = results / "generate" / key / "recall.parquet"
-    rows = pl.read_parquet(file, columns=list(columns), glob=False)
+    turns = pl.scan_parquet(results / "generate" / key / "turns.parquet", glob=False)
+    rows = questions(turns).select(columns).collect()
     return missing_if_not_finite(rows).with_columns(pl.col("margin").round(2)).to_dicts()
 
 

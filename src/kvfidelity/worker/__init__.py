@@ -13,7 +13,9 @@ What ends it:
 when                                  how                                 where
 ====================================  ==================================  =========================
 no request for                        it exits                            `listener.Listener.wait`
-KVFIDELITY_WORKER_IDLE_S (60 s)
+KVFIDELITY_WORKER_IDLE_S (60 s); ten
+times that with results of a batch
+that no job has asked for
 its first client does not come        it exits                            `listener.Listener.wait`
 within 10 s
 its cluster job has ended             it exits within 1 s if idle         `listener.Listener.wait`
@@ -21,7 +23,9 @@ its cluster job has ended             it exits within 1 s if idle         `liste
 the workflow ends, well or not        a stop request; SIGTERM if it does  `client.stop`, called by
                                       not answer within 3 s               stop_worker.py
 a client needs another model, device  it exits; that client starts a new  `server._handle`,
-or code (another `job.WorkerConfig`)  worker                              `batch_server.BatchServer`
+or code (another `job.WorkerConfig`)  worker. With results that no job    `batch_server.BatchServer`
+                                      has asked for, 10 s after its last
+                                      client
 its only client dies in a request     it gives the request up at the next `liveness.Liveness`
                                       event, or exits after 5 s
 a client of a batch dies              it gives that run up at its next    `runs.Run.send`
@@ -53,6 +57,7 @@ With a batch of one, `server` does all in the main thread, and `liveness` watche
 Where the rest is: `server` serves one request at a time; `batch_server` computes several runs in
 one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in
 common, `protocol` the messages; `job` is what a job asks for, and `generator` does that work.
-`command` is the command line of jobs, `gpus` assigns GPUs, `usage` measures a job, and `salvage`
-keeps finished runs of a cluster job that is killed.
+`command` is the command line of jobs, `gpus` assigns GPUs, `claims` says which GPU a planned run
+belongs to, `usage` measures a job, and `salvage` keeps finished runs of a cluster job that is
+killed.
 """

@@ -44,6 +44,11 @@ from kvfidelity.worker.runs import Client, Run, RunContent
 BATCHES_AHEAD, BYTES_AHEAD = 4, 512 * 2**20
 #: Seconds without a client after which nothing further is computed ahead.
 AHEAD_IDLE_S = 60.0
+#: With results that no job has asked for, a worker stays idle so many times as long: all jobs that
+#: run at once may wait for the worker of another GPU, or for a judge.
+KEPT_TIMES = 10.0
+#: Seconds that clients of another configuration wait for those of runs that were computed ahead.
+LATE_CLIENT_S = 10.0
 POLL_S = 0.05
 #: Seconds that Python lets one thread compute before another that waits gets its turn; 5 ms is
 #: Python's default, and answering a client takes a dozen turns.
@@ -53,9 +58,9 @@ SWITCH_S = 0.0005
 class BatchServer:
     """Accepts clients, starts runs while the batch has room, and advances them.
 
-    A client that needs another worker configuration waits. When no further client is connecting, no
-    more clients are accepted; when the requested runs have ended, the worker exits, and the waiting
-    clients start their own.
+    A client that needs another worker configuration waits. When no further client is connecting,
+    nor expected for what was computed ahead, no more clients are accepted; when the requested runs
+    have ended, the worker exits, and the waiting clients start their own.
 
     `_lock` is held by the thread that reads or changes what is known of clients and runs; never
     while runs are computed or artifacts written.
@@ -69,7 +74,8 @@ class BatchServer:
         self._scheduler: BatchScheduler[None] | None = None
         self._runs: list[Run] = []
         self._planned: deque[RunContent] = deque()
-        self._refused: set[RunContent] = set()
+        # Hashes of the content of runs that have ended, whose jobs are answered or to be asked.
+        self._past: set[int] = set()
         self._asked: Client | None = None
         # Whether the last plan reached its end: naming the rest takes a client as long as its job.
         self._plan_ended = False
@@ -195,18 +201,26 @@ class BatchServer:
     def _accept_all(self, *, waits: bool) -> bool:
         """Accept all clients that are connecting; False if the worker must exit at once.
 
-        With nothing to do it waits for a client, until the listener's time is over.
+        With nothing to do it waits for a client, until the listener's time is over; longer with
+        results that no job has asked for.
         """
         while True:
             busy = self._requested() or self._computing() or self._mismatched or self._writing
             idle = waits and not busy
-            client = self._listener.wait() if idle else self._listener.poll()
+            kept = KEPT_TIMES if self._ahead() else 1.0
+            client = self._listener.wait(kept) if idle else self._listener.poll()
             if client is None:
-                self._exiting |= bool(self._mismatched)
+                self._exiting |= bool(self._mismatched) and not self._expects_clients()
                 return not idle
             self._last_client_s = time.monotonic()
             if not self._accept(client):
                 return False
+
+    def _expects_clients(self) -> bool:
+        """Whether jobs of runs that were computed ahead will come: the workflow starts them before
+        those of another model, but processes that start together connect in any order."""
+        ahead = bool(self._ahead() or self._planned)
+        return ahead and time.monotonic() - self._last_client_s < LATE_CLIENT_S
 
     def _computing(self) -> bool:
         return bool(self._scheduler and self._scheduler.running)
@@ -271,6 +285,8 @@ class BatchServer:
         readable = select.select(list(clients), [], [], patience)[0] if clients else []
         if self._writing and not clients:
             wait(self._writing, patience, FIRST_COMPLETED)
+        elif self._mismatched and not clients and not self._exiting:
+            select.select([self._listener], [], [], patience)
         for connection in readable:
             client = clients[connection]
             try:
@@ -295,24 +311,25 @@ class BatchServer:
     def _take_plan(self, client: Client) -> None:
         text, client.inbox, self._asked = client.inbox, b"", None
         try:
+            message = parse_json(text)
             entries = [
-                (entry["spec"], entry["pool"], entry["dialogue"])
-                for entry in parse_json(text)["next"]
+                (entry["spec"], entry["pool"], entry["dialogue"]) for entry in message["next"]
             ]
+            self._plan_ended = not message["more"]
             if not all(isinstance(value, str) for entry in entries for value in entry):
                 raise TypeError("a planned run is an object of texts")
         except (ValueError, KeyError, TypeError) as error:
             log_dropped_client(error)
             client.gone = True
             return
-        self._plan_ended = len(entries) < self._most_ahead
-        known = {run.content for run in self._runs} | set(self._planned) | self._refused
+        known = {run.content for run in self._runs} | set(self._planned)
         for entry in entries:
             try:
                 content = RunContent.of(*entry)
             except (OSError, ValueError):
                 continue
-            if content not in known:
+            # A plan is as old as its client's look at the artifacts: a run may have ended since.
+            if content not in known and hash(content) not in self._past:
                 self._planned.append(content)
 
     def _next_to_start(self) -> Run | None:
@@ -346,7 +363,8 @@ class BatchServer:
             and sum(run.nbytes for run in self._runs) < BYTES_AHEAD
         ):
             content = self._planned.popleft()
-            if all(run.content != content for run in self._runs):
+            known = hash(content) in self._past
+            if not known and all(run.content != content for run in self._runs):
                 self._runs.append(Run(content, ended=self._wake))
 
     def _load(self, run: Run) -> bool:
@@ -407,9 +425,9 @@ class BatchServer:
             self._runs.remove(run)
             run.thread = None  # it refers to the run: what was computed would stay in memory
             self._exiting |= not run.healthy
-            if run.client is None and run.content is not None:
-                self._refused.add(run.content)
-            elif run.client is not None:
+            if run.content is not None:
+                self._past.add(hash(run.content))
+            if run.client is not None:
                 self._writing.add(self._writer.submit(self._answer, run, run.client))
 
     def _pack(self, run: Run) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvfidelity.errors import UserError
 from kvfidelity.worker.job import Job, WorkerConfig
@@ -25,7 +25,6 @@ from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 #: made a decode step 3 to 5 times slower; on an idle one, sleeping at once makes a run 10% slower.
 THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 Progress = Callable[[dict[str, Any]], None]
-NextRuns = Callable[[int], list[dict[str, str]]]
 
 START_TIMEOUT_S = 60.0
 #: Tries to start a worker that dies before it listens.
@@ -38,6 +37,17 @@ MAX_REPLACEMENTS = 1000
 MAX_LOG_BYTES = 1 << 20
 
 
+class NextRuns(NamedTuple):
+    """The runs that a worker may compute ahead: for each `spec`, `pool` and `dialogue` of a
+    GenerateJob. more: whether others are left, for a later question."""
+
+    runs: list[dict[str, str]]
+    more: bool
+
+
+Plan = Callable[[int], NextRuns]
+
+
 class JobFailedError(Exception):
     """The job failed for an unknown reason; the message has the full traceback."""
 
@@ -46,14 +56,12 @@ class WorkerLostError(Exception):
     """The worker died in the middle of a request."""
 
 
-def request(
-    config: WorkerConfig, job: Job, progress: Progress, next_runs: NextRuns | None = None
-) -> None:
+def request(config: WorkerConfig, job: Job, progress: Progress, plan: Plan | None = None) -> None:
     """Have a job done by the worker; a worker that dies or has another config is replaced.
 
     Args:
-        next_runs: returns the runs that the workflow still has to make (`spec`, `pool` and
-            `dialogue`), at most as many as it is given; None if that is unknown.
+        plan: returns runs that the workflow still has to make, at most as many as it is given;
+            None if that is unknown.
         progress: gets the worker's events, and {"event": "log", "text"} with what the worker
             wrote to its log during the request.
 
@@ -65,7 +73,7 @@ def request(
     for _ in range(MAX_REPLACEMENTS):
         with _connect(config) as connection:
             try:
-                if _was_served(connection, config, job, progress, next_runs, alone=losses > 0):
+                if _was_served(connection, config, job, progress, plan, alone=losses > 0):
                     return
             except WorkerLostError:
                 losses += 1
@@ -95,7 +103,7 @@ def _was_served(
     config: WorkerConfig,
     job: Job,
     progress: Progress,
-    next_runs: NextRuns | None,
+    plan: Plan | None,
     *,
     alone: bool,
 ) -> bool:
@@ -109,7 +117,7 @@ def _was_served(
         "config": dataclasses.asdict(config),
         "job": dataclasses.asdict(job),
         "alone": alone,
-        "plans": next_runs is not None,
+        "plans": plan is not None,
     }
     try:
         send(connection, fields)
@@ -123,9 +131,9 @@ def _was_served(
             case "started":
                 log_start = message["log_from"]
             case "which_next":
-                following = _following(next_runs, message["limit"])
+                following = _following(plan, message["limit"])
                 with contextlib.suppress(OSError):
-                    send(connection, {"next": following})
+                    send(connection, {"next": following.runs, "more": following.more})
             case "done" | "error":
                 _forward_log(progress, log_start, message["log_to"])
                 if message["event"] == "done":
@@ -139,16 +147,16 @@ def _was_served(
     raise WorkerLostError
 
 
-def _following(next_runs: NextRuns | None, limit: int) -> list[dict[str, str]]:
-    """The runs that follow; an empty list where they cannot be told.
+def _following(plan: Plan | None, limit: int) -> NextRuns:
+    """The runs that follow; none where they cannot be told.
 
     The list only saves time, and the worker keeps this job's result until it has an answer. What is
     wrong with a run is for its own job to say.
     """
     try:
-        return next_runs(limit) if next_runs else []
+        return plan(limit) if plan else NextRuns([], more=False)
     except (OSError, UserError):
-        return []
+        return NextRuns([], more=False)
 
 
 def _forward_log(progress: Progress, start: int | None, stop: int | None) -> None:

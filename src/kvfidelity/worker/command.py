@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvfidelity.bounded_json import read_json
+from kvfidelity.worker.claims import RunClaims
 from kvfidelity.worker.client import (
     THREAD_ENVIRONMENT,
     JobFailedError,
     NextRuns,
+    Plan,
     Progress,
     request,
 )
 from kvfidelity.worker.gpus import gpu_share
 from kvfidelity.worker.job import Job, WorkerConfig
+
+#: Runs that follow a job's: at most so many, of those that a GPU has claimed or may claim.
+NextRunsOf = Callable[[int, RunClaims | None], NextRuns]
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -55,20 +61,31 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def submit(options: argparse.Namespace, job: Job, next_runs: NextRuns | None = None) -> None:
+def submit(options: argparse.Namespace, job: Job, next_runs: NextRunsOf | None = None) -> None:
     """Do a job in the warm worker, or in this process with --no-worker.
 
     Args:
-        next_runs: see `client.request`.
+        next_runs: returns the runs that follow this job's; None if they are unknown.
 
     Raises:
         UserError: the request is wrong; the message says how.
         SystemExit: it failed otherwise; the worker's traceback is on standard error.
     """
-    with gpu_share(options.gpus, options.batch_size, options.device) as environment:
-        os.environ |= environment
-        progress = partial(print_event, run=getattr(options, "run", ""))
-        _submit(worker_config(options), job, options.no_worker, progress, next_runs)
+    run = getattr(options, "run", "")
+    looks_ahead = next_runs is not None and options.batch_size > 1
+    ahead = run if looks_ahead else None
+    with gpu_share(options.gpus, options.batch_size, options.device, ahead) as gpu:
+        os.environ |= gpu.environment
+        claims = None
+        if looks_ahead and options.gpus > 1:
+            claims = RunClaims(gpu.number, options.gpus, options.batch_size)
+        plan = partial(_plan, next_runs, claims) if next_runs else None
+        progress = partial(print_event, run=run)
+        _submit(worker_config(options), job, options.no_worker, progress, plan)
+
+
+def _plan(next_runs: NextRunsOf, claims: RunClaims | None, limit: int) -> NextRuns:
+    return next_runs(limit, claims)
 
 
 def _submit(
@@ -76,7 +93,7 @@ def _submit(
     job: Job,
     no_worker: bool,
     progress: Progress,
-    next_runs: NextRuns | None,
+    plan: Plan | None,
 ) -> None:
     if no_worker:
         # Here, for other jobs only ask a worker, and these imports take longer than asking.
@@ -86,7 +103,7 @@ def _submit(
         execute(Generator(config), job, progress)
         return
     try:
-        request(config, job, progress, next_runs)
+        request(config, job, progress, plan)
     except JobFailedError as error:
         # The worker's traceback shows the cause; ours would only show this call.
         print(error, file=sys.stderr)

@@ -60,7 +60,7 @@ class Records:
         with self._lock:
             if self._frames:
                 found = {}
-                for kind in ("recall", "evictions", "turns"):
+                for kind in ("evictions", "turns"):
                     notes = self._notes | (self._usage if kind == "turns" else {})
                     found[kind] = parquet_content(self._frames[kind], kind=kind, metadata=notes)
                 self._files, self._frames = found, {}

@@ -10,16 +10,27 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from kvfidelity.errors import UserError
+from kvfidelity.worker.claims import claim, owner
 from kvfidelity.worker.socket_path import WORKER_VARIABLE, socket_folder, workflow_digest
 
 POLL_S = 0.1
 
 
+class Gpu(NamedTuple):
+    """A GPU that a job uses: its number, from 0, and environment variables for the job and its
+    worker."""
+
+    number: int
+    environment: dict[str, str]
+
+
 @contextlib.contextmanager
-def gpu_share(gpus: int, jobs_per_gpu: int, device: str) -> Iterator[dict[str, str]]:
+def gpu_share(
+    gpus: int, jobs_per_gpu: int, device: str, run: str | None = None, kind: str = "gpu"
+) -> Iterator[Gpu]:
     """Hold one of `jobs_per_gpu` shares of one of `gpus` GPUs; wait until one is free.
 
     Jobs are spread evenly over the GPUs. A share is a file lock, so it ends with its process. With
@@ -29,28 +40,41 @@ def gpu_share(gpus: int, jobs_per_gpu: int, device: str) -> Iterator[dict[str, s
         gpus: Snakemake's resource `gpu`. On a CPU: the number of workers that share it.
         jobs_per_gpu: generate jobs that run at once on each GPU.
         device: as in the config.
-
-    Yields:
-        Environment variables for the job and its worker.
+        run: a run that workers may compute ahead of this job. The job gets the GPU that the run
+            belongs to (`claims`), without a share: its worker has counted that run already.
+        kind: jobs of another kind have other shares.
 
     Raises:
         UserError: more GPUs than are visible, or a device with a fixed number such as cuda:0.
     """
     if gpus == 1:
-        yield {}
+        yield Gpu(0, {})
         return
     environments = _gpu_environments(gpus, device)
     while True:
-        for share, (number, environment) in itertools.product(
-            range(jobs_per_gpu), enumerate(environments)
-        ):
-            with (socket_folder() / f"{workflow_digest()}-gpu-{number}-{share}.lock").open(
-                "w"
-            ) as file:
-                if _locked(file):
-                    yield environment
-                    return
+        claimed = owner(run, gpus) if run else None
+        with contextlib.ExitStack() as held:
+            if claimed is not None:
+                number: int | None = claimed
+            else:
+                number = _take_share(held, kind, gpus, jobs_per_gpu)
+                if number is not None and run and claim(run, number, gpus) != number:
+                    continue  # a worker has looked ahead at it meanwhile
+            if number is not None:
+                yield Gpu(number, environments[number])
+                return
         time.sleep(POLL_S)
+
+
+def _take_share(held: contextlib.ExitStack, kind: str, gpus: int, jobs_per_gpu: int) -> int | None:
+    """Lock a free share, of a GPU with the fewest; the GPU's number, None if no share is free."""
+    for share, number in itertools.product(range(jobs_per_gpu), range(gpus)):
+        path = socket_folder() / f"{workflow_digest()}-{kind}-{number}-{share}.lock"
+        with contextlib.ExitStack() as opened:
+            if _locked(opened.enter_context(path.open("w"))):
+                held.push(opened.pop_all())
+                return number
+    return None
 
 
 def visible_gpus() -> list[str]:

@@ -45,7 +45,6 @@ class GenerateJob:
     dialogue: str
     turns: str
     evictions: str
-    recall: str
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,13 @@ class Listener:
         """For `select`: readable when a client is connecting."""
         return self._socket.fileno()
 
-    def wait(self) -> socket.socket | None:
-        """The next client; None when the worker must exit: it was idle, or its owner is gone."""
-        deadline = time.monotonic() + self._timeout_s
+    def wait(self, times: float = 1.0) -> socket.socket | None:
+        """The next client; None when the worker must exit: it was idle, or its owner is gone.
+
+        Args:
+            times: how many times as long as usual to wait.
+        """
+        deadline = time.monotonic() + times * self._timeout_s
         while (left := deadline - time.monotonic()) > 0:
             self._socket.settimeout(min(left, OWNER_CHECK_S) if self._owner else left)
             with contextlib.suppress(TimeoutError):

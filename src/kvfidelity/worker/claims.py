@@ -1,0 +1,130 @@
+"""Which GPU each planned run belongs to, so that no two workers compute the same one.
+
+A worker computes runs ahead of their jobs. With several GPUs, a run belongs to one of them from the
+moment at which a worker looks ahead at it or its job has a GPU, whichever comes first; its job is
+then done on that GPU. What is claimed belongs to a GPU, not to a process: a worker that is killed
+leaves its runs to the next worker there. A list of planned runs that is written again, as at each
+start of a workflow, has no claims yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvfidelity.records.grid import dialogue_of
+from kvfidelity.worker.job import PLANNED_RUNS
+from kvfidelity.worker.socket_path import socket_folder, workflow_digest
+
+
+@dataclass(frozen=True)
+class RunClaims:
+    """What one GPU has claimed, and may claim.
+
+    Args:
+        gpu: its number, from 0. gpus: how many there are.
+        batch_size: runs that a worker computes together.
+    """
+
+    gpu: int
+    gpus: int
+    batch_size: int
+
+    def take(
+        self, planned: Sequence[str], is_made: Callable[[str], bool], limit: int
+    ) -> tuple[list[str], bool]:
+        """The next planned runs that belong to this GPU, some of them from now on.
+
+        It claims at most a batch at a time, so that the runs of all GPUs come in turns in the order
+        of their jobs, and no more than an even share of what is planned or left.
+
+        Args:
+            planned: the runs in the order of their jobs, made ones among them.
+            limit: most runs to return.
+
+        Returns:
+            The runs, and whether some are left that it may claim later.
+        """
+        with _owners(self.gpus) as owners:
+            left = sum(run not in owners for run in planned)
+            own = sum(owners.get(run) == self.gpu for run in planned)
+            even = max(_share(len(planned), self.gpus) - own, _share(left, self.gpus))
+            quota = min(self.batch_size, even)
+            taken: list[str] = []
+            for run in self._in_order(planned, owners):
+                if len(taken) == limit:
+                    break
+                mine = owners.get(run) == self.gpu
+                claimable = run not in owners and quota > 0
+                if not (mine or claimable) or is_made(run):
+                    continue
+                taken.append(run)
+                if claimable:
+                    owners[run] = self.gpu
+                    quota -= 1
+                    left -= 1
+            return taken, left > 0 or len(taken) == limit
+
+    def _in_order(self, planned: Sequence[str], owners: Mapping[str, int]) -> list[str]:
+        """Dialogues that this GPU has runs of, then untouched ones: runs of a dialogue share what
+        precedes their first eviction."""
+        mine = {dialogue_of(run) for run, gpu in owners.items() if gpu == self.gpu}
+        touched = {dialogue_of(run) for run in owners}
+
+        def rank(run: str) -> int:
+            dialogue = dialogue_of(run)
+            return 0 if dialogue in mine else 2 if dialogue in touched else 1
+
+        return sorted(planned, key=rank)
+
+
+def owner(run: str, gpus: int) -> int | None:
+    """The number of the GPU that a run belongs to, if any."""
+    with _owners(gpus) as owners:
+        return owners.get(run)
+
+
+def claim(run: str, gpu: int, gpus: int) -> int:
+    """The number of the GPU that a run belongs to: `gpu`, unless it belongs to one already."""
+    with _owners(gpus) as owners:
+        return owners.setdefault(run, gpu)
+
+
+def _share(runs: int, gpus: int) -> int:
+    return -(-runs // gpus)
+
+
+@contextlib.contextmanager
+def _owners(gpus: int) -> Iterator[dict[str, int]]:
+    """The GPU of each claimed run; what is added is kept. Other processes wait meanwhile."""
+    path = socket_folder() / f"{workflow_digest()}-claims.txt"
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        head, *lines = file.read().split("\n")
+        expected = f"{_plan()} {gpus}"
+        if head != expected:
+            file.truncate(0)
+            file.write(f"{expected}\n")
+            lines = [""]
+        owners: dict[str, int] = {}
+        for line in lines:
+            number, _, run = line.partition(" ")
+            if number.isdecimal() and run:
+                owners[run] = int(number)
+        known = len(owners)
+        yield owners
+        added = [f"{number} {run}\n" for run, number in list(owners.items())[known:]]
+        # The last line is empty, unless a process was killed while it wrote.
+        file.write(("\n" if lines[-1:] != [""] else "") * bool(added) + "".join(added))
+
+
+def _plan() -> str:
+    """What tells a list of planned runs from an earlier one."""
+    try:
+        status = PLANNED_RUNS.stat()
+    except FileNotFoundError:
+        return "none"
+    return f"{status.st_ino}-{status.st_mtime_ns}"

@@ -1,0 +1,87 @@
+"""Several models on two stand-in GPUs, whose workers look ahead: no run is computed twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from polars.testing import assert_frame_equal
+
+from kvfidelity.records.artifacts import TIMINGS, read_parquet
+from tests.waiting import LIMIT_S
+from tests.workflow import forked
+from tests.workflow.project import CONFIG, Project, environment
+
+MODELS, DIALOGUES, CELLS = 2, 2, 5
+GRID = {
+    "models": {
+        "tiny": CONFIG["models"]["tiny"] | {"device": "cpu"},
+        "another": CONFIG["models"]["tiny"] | {"device": "cpu"},
+    },
+    "datasets": {"own": {"count": DIALOGUES}},
+    "session": {"batch_size": 2},
+}
+#: Python imports it when it starts. In a worker it notes each run that is computed, also those that
+#: no job asks for.
+NOTING = """
+import json, os, sys
+
+if "kvfidelity.worker.server" in sys.orig_argv:
+    from kvfidelity.worker.generator import Generator
+
+    compute = Generator.compute
+
+    def noting(self, spec, pool, dialogue, *rest):
+        note = [os.environ.get("KVFIDELITY_WORKER", "0"), os.getpid(), spec, dialogue]
+        with open({file!r}, "a") as file:
+            file.write(json.dumps(note) + chr(10))
+        return compute(self, spec, pool, dialogue, *rest)
+
+    Generator.compute = noting
+"""
+
+
+def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
+    """Make a grid's runs: for each computation the worker's GPU, its process and the run."""
+    noted = project.folder / "computed.jsonl"
+    (project.folder / "noting").mkdir()
+    (project.folder / "noting/sitecustomize.py").write_text(
+        NOTING.replace("{file!r}", repr(str(noted)))
+    )
+    project.configure(GRID)
+    arguments = ("--cores", "3", "only_generate", "--resources", f"gpu={gpus}")
+    own = environment() | {"PYTHONPATH": str(project.folder / "noting")}
+    done = forked.run(arguments, project.folder, own, 3 * LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = []
+    for line in noted.read_text().splitlines():
+        gpu, pid, spec, dialogue = json.loads(line)
+        names = json.loads(spec)
+        cell = (names[key] for key in ("model", "policy", "positions"))
+        found.append((gpu, pid, "/".join((*cell, dialogue))))
+    return found
+
+
+@pytest.mark.long(60)
+def test_two_gpus_compute_each_run_once_and_load_each_model_once(
+    prepared: Project, tmp_path: Path
+) -> None:
+    one, two = (prepared.copy(tmp_path / name) for name in ("one", "two"))
+    runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
+    for found in runs.values():
+        assert set(Counter(run for *_, run in found).values()) == {1}
+        assert len(found) == MODELS * DIALOGUES * CELLS
+    workers = defaultdict(set)
+    for gpu, pid, run in runs[2]:
+        workers[gpu, run.partition("/")[0]].add(pid)
+    assert set(workers) == {(gpu, model) for gpu in "01" for model in GRID["models"]}
+    assert [len(pids) for pids in workers.values()] == [1] * len(workers)
+    files = sorted((one.folder / "results/generate").rglob("*.parquet"))
+    assert len(files) == 3 * MODELS * DIALOGUES * CELLS
+    for file in files:
+        there = two.folder / file.relative_to(one.folder)
+        alone, shared = (read_parquet(path, kind=file.stem) for path in (file, there))
+        drop = TIMINGS & set(alone.columns)
+        assert_frame_equal(alone.drop(drop), shared.drop(drop), rel_tol=1e-4, abs_tol=1e-5)
