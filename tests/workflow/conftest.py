@@ -8,10 +8,11 @@ import pytest
 
 from tests.models.tiny import save_tiny
 from tests.shared import made_once
-from tests.workflow.project import Project
+from tests.workflow.project import CONFIG, Project
 
 #: What a model is fetched and dialogues are extracted for.
 POOL = "results/dialogues/tiny/own/pool.parquet"
+TWO_MODELS = {"models": {"another": CONFIG["models"]["tiny"]}, "datasets": {"own": {"count": 2}}}
 #: What the run that made a project wrote to the console.
 CONSOLE = "logs/console.txt"
 
@@ -41,6 +42,13 @@ def prepared(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
 def finished(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow after a whole run."""
     return after_run(prepared, tmp_path_factory, "finished")
+
+
+@pytest.fixture(scope="session")
+def two_models(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The workflow with two models fetched, and two dialogues for each."""
+    pools = [f"results/dialogues/{model}/own/pool.parquet" for model in ("tiny", "another")]
+    return after_run(prepared, tmp_path_factory, "two_models", *pools, changes=TWO_MODELS)
 
 
 @pytest.fixture

@@ -66,9 +66,9 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
 
 @pytest.mark.long(60)
 def test_two_gpus_compute_each_run_once_and_load_each_model_once(
-    prepared: Project, tmp_path: Path
+    two_models: Project, tmp_path: Path
 ) -> None:
-    one, two = (prepared.copy(tmp_path / name) for name in ("one", "two"))
+    one, two = (two_models.copy(tmp_path / name) for name in ("one", "two"))
     runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
     for found in runs.values():
         assert set(Counter(run for *_, run in found).values()) == {1}
