@@ -17,7 +17,7 @@ from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from kvfidelity.records.grid import cells, run_keys
-from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.cache.policy_examples import OWN as OWN_POLICY
 from tests.workflow.conftest import CONSOLE
 from tests.workflow.project import ROOT, Project
 
