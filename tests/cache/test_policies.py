@@ -123,8 +123,6 @@ GRANULAR = [
     for kind in ("attention_top", "h2o", "hybrid")
     for chosen in ("shared", "head")
 ]
-
-
 WRAPPED = [
     (kind, {"policy": inside})
     for kind in ("chunkkv", "criticalkv", "per_chunk", "protect", "disruption_penalty")

@@ -27,8 +27,6 @@ OWN_RANKS = {
     "return view.attention('latest').mean((0, 1))": "cannot rank: .*needs_scores = True",
     "return view.window_attention(0).mean((0, 1))": "cannot rank: .*`query_window`",
 }
-
-
 OWN_KEEPS = {
     "return torch.tensor([1, 1, *range(2, 24)])": "sorted and without repeats",
     "return torch.arange(24).flip(0)": "sorted and without repeats",
