@@ -54,6 +54,8 @@ CONFIG: dict[str, Any] = {
     "report": {"resamples": 100},
 }
 
+#: Artifacts of a run: its turns and evictions. CONFIG asks no recall questions.
+FILES_OF_A_RUN = 2
 Job = tuple[str, str]
 
 

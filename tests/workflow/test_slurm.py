@@ -19,7 +19,7 @@ import pytest
 
 from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from tests.waiting import FOREVER_S, LIMIT_S
-from tests.workflow.project import Project, command, environment
+from tests.workflow.project import FILES_OF_A_RUN, Project, command, environment
 from tests.workflow.slurm import Cluster, cluster, missing, wait_until
 
 WHY_NOT = missing()
@@ -282,7 +282,7 @@ def test_the_whole_workflow_in_a_job_of_one_node_gives_the_artifacts_of_a_local_
     assert made == {path: there[path] for path in made}
     tables = [path for path in made if path.startswith("results/tables/")]
     assert len(tables) == len(TABLES_OF_RULE["aggregate"])
-    assert sum(path.startswith("results/generate/") for path in made) == 15
+    assert sum(path.startswith("results/generate/") for path in made) == 5 * FILES_OF_A_RUN
 
 
 def files(project: Project) -> set[Path]:
