@@ -10,10 +10,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
-from kvfidelity.records.grid import GENERATED
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
-from tests.workflow.project import CONFIG, Project, environment
+from tests.workflow.project import CONFIG, FILES_OF_A_RUN, Project, environment
 
 MODELS, DIALOGUES, CELLS = 2, 2, 5
 GRID = {
@@ -54,6 +53,7 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
     (project.folder / "noting/sitecustomize.py").write_text(
         NOTING.replace("{file!r}", repr(str(noted))).replace("{limit_s}", str(LIMIT_S))
     )
+    project.configure(GRID)
     arguments = ("--cores", "3", "only_generate", "--resources", f"gpu={gpus}")
     own = environment() | {
         "PYTHONPATH": str(project.folder / "noting"),
@@ -72,17 +72,11 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
 
 @pytest.mark.long(60)
 def test_two_gpus_compute_each_run_once_and_load_each_model_once(
-    prepared: Project, tmp_path: Path
+    two_models: Project, tmp_path: Path
 ) -> None:
-    one = prepared.copy(tmp_path / "one")
-    one.configure(GRID)
-    # A model that is ready while runs of another are computed takes their place: then what was
-    # computed ahead is lost.
-    done = one.snakemake(
-        *(f"results/dialogues/{model}/own/pool.parquet" for model in GRID["models"])
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    two = one.copy(tmp_path / "two")
+    # Both models are ready at the start. One that became ready while runs of the other are computed
+    # could take their place, and what was computed ahead would be lost.
+    one, two = (two_models.copy(tmp_path / name) for name in ("one", "two"))
     runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
     for found in runs.values():
         assert set(Counter(run for *_, run in found).values()) == {1}
@@ -95,7 +89,7 @@ def test_two_gpus_compute_each_run_once_and_load_each_model_once(
     assert {model for _, model in workers} == set(GRID["models"])
     assert [len(pids) for pids in workers.values()] == [1] * len(workers)
     files = sorted((one.folder / "results/generate").rglob("*.parquet"))
-    assert len(files) == len(GENERATED) * MODELS * DIALOGUES * CELLS
+    assert len(files) == FILES_OF_A_RUN * MODELS * DIALOGUES * CELLS
     for file in files:
         there = two.folder / file.relative_to(one.folder)
         alone, shared = (read_parquet(path, kind=file.stem) for path in (file, there))
