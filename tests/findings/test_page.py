@@ -21,12 +21,12 @@ from kvfidelity.findings.minutes import (
     minutes_text,
     other_minutes,
 )
-from kvfidelity.findings.open_answers import OPEN, open_answers
+from kvfidelity.findings.open_answers import OPEN, open_answers, training_changes
 from kvfidelity.findings.page import page
 from kvfidelity.findings.plan import MODELS, finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
 from kvfidelity.findings.repeats import SAME, repetitions
-from kvfidelity.findings.sources import MODES, Source, sources
+from kvfidelity.findings.sources import MODES, RECALL, Source, sources
 from kvfidelity.findings.verdicts import GROUPS, NOT_MEASURED, verdict, verdict_tables
 from kvfidelity.findings.wording import number
 from kvfidelity.pipeline.settings import read_settings
@@ -42,11 +42,30 @@ def test_the_committed_page_is_what_the_committed_tables_give() -> None:
 def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     shown = " ".join(readme.split())
-    first = sources(published_runs(COMMITTED), MODES, "policies")[0]
-    assert sentences.opening(first) in shown
+    runs = published_runs(COMMITTED)
+    first, *others = sources(runs, MODES, "policies")
+    opening = shown.split("docs/findings.md")[0]
+    assert all(sentences.opening(source) in opening for source in (first, *others))
     figure = f"docs/findings/{first.run.finding.name}/{first.run.model}/modes.svg"
     assert re.findall(r"\]\(([^)]*\.svg)\)", readme)[0] == figure
-    assert first.run.facts["hardware"][0].split()[-1] in shown.split("docs/findings.md")[0]
+    assert first.run.facts["hardware"][0].split()[-1] in opening
+    for source in sources(runs, RECALL, "leaderboard"):
+        pick = advice.chosen(source, source.thresholds[0])
+        assert pick is not None and f"`{pick['policy']}` for {source.run.name}" in opening
+    (locomo,) = (
+        Source(run, advice.LOCOMO[1:])
+        for run in runs
+        if run.finding.name == advice.LOCOMO[0] and run.model == MODELS[1]
+    )
+    row = advice.chosen(locomo, locomo.thresholds[0])
+    assert row is not None and f"`{row['policy']}` for {locomo.run.name}, which" in opening
+    assert "on LoCoMo too" in opening
+    (trained,) = (run for run in runs if run.finding.name == "question2")
+    gained, lost, _ = training_changes(trained)
+    assert (
+        f"cost {trained.name} {lost}, and training on evicted states changes that by {gained}"
+        in (opening)
+    )
 
 
 def test_each_figure_and_table_of_the_committed_page_is_there() -> None:
@@ -363,6 +382,7 @@ def test_minutes_are_from_the_first_start_to_the_last_end_and_of_trainings(docs:
     assert minutes_text(busy, gpu_minutes) == "at most 12.0"
     sums = minutes_of_models([recorded, busy])
     assert "| all, of 60 GPU minutes | 2 | at most 24.0 | at most 2.0 |" in sums
+    assert "upper bound" not in sums and "upper bound" in minutes_of_models([busy] * 6)
 
 
 def test_a_sentence_of_two_models_is_two_sentences(docs: Path) -> None:

@@ -14,7 +14,7 @@ from kvfidelity.dialogues.needles import DEPTHS
 from kvfidelity.findings.open_answers import OPEN, disruption
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, own_replies, paper, recall, window
-from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens, main_first
 from kvfidelity.findings.wording import (
     CORRECTED,
     PAPER_POLICY,
@@ -237,7 +237,7 @@ def _healings(run: PublishedRun) -> Shown:
             decimal(row["p_holm"], 3),
             str(row["n_dialogues"]),
         ]
-        for row in run.tables["healings"].to_dicts()
+        for row in main_first(run.tables["healings"]).to_dicts()
     ]
     head = ["kept", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
     return "Excess NLL of the first 32 tokens after an eviction", head, lines

@@ -43,6 +43,20 @@ def _listed(rows: pl.DataFrame) -> str:
 
 def training(run: PublishedRun) -> str:
     """Question 2: does training on evicted states help, and more than correct positions do?"""
+    if not (changes := training_changes(run)):
+        return NOT_MEASURED
+    gained, lost, behind = changes
+    return (
+        f"with 99% kept by attention, stale positions cost {lost} nats per token against rerotated "
+        f"ones; training on evicted states changes that loss by {gained} against the same training "
+        "with nothing evicted, and the trained model with stale positions loses "
+        f"{behind} against the untrained one with rerotated positions"
+    )
+
+
+def training_changes(run: PublishedRun) -> tuple[str, ...]:
+    """In the paper's setting: what training changes of the loss, what stale positions cost without
+    it, and what the trained model still loses; empty if one of these was not measured."""
     rows = run.tables["finetuning"].filter(measure="reference_nll", policy=PAPER_POLICY)
     stale = rows.filter(positions=STALE)
     found = [
@@ -54,14 +68,8 @@ def training(run: PublishedRun) -> str:
         )
     ]
     if any(part.height != 1 for part in found):
-        return NOT_MEASURED
-    gained, lost, behind = (change(part.row(0, named=True)) for part in found)
-    return (
-        f"with 99% kept by attention, stale positions cost {lost} nats per token against rerotated "
-        f"ones; training on evicted states changes that loss by {gained} against the same training "
-        "with nothing evicted, and the trained model with stale positions loses "
-        f"{behind} against the untrained one with rerotated positions"
-    )
+        return ()
+    return tuple(change(part.row(0, named=True)) for part in found)
 
 
 def disruption(run: PublishedRun) -> str:

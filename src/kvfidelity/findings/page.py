@@ -224,7 +224,7 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
         "the end of the last, and of trainings. Other jobs, which need no GPU, fetch, extract "
         'dialogues, and make tables and figures. "At most": other runs used the same GPU and '
         "the same processor cores meanwhile, so alone it takes less. The time of a run on two GPUs "
-        "counts twice, with its trainings added.\n"
+        "counts twice, and its trainings are added though some ran meanwhile.\n"
     )
     yield minutes_of_models(runs)
 
