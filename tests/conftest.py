@@ -7,12 +7,13 @@ import pytest
 from hypothesis import settings
 
 from tests.default_run import default_inputs
+from tests.repeated import TIMES
 
 __all__ = ["default_inputs"]
 
-# A busy machine is not an error.
-settings.register_profile("without deadline", deadline=None)
-settings.load_profile("without deadline")
+# A busy machine is not an error. Properties that take milliseconds ask for more examples.
+settings.register_profile("tests", deadline=None, max_examples=50 * TIMES)
+settings.load_profile("tests")
 
 # Read when torch is first imported, so it must be set before any test module imports it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+
+from kvfidelity.atomic_files import write_text
 from kvfidelity.pipeline.rule_params import grid_settings, report_settings, table_settings
 from kvfidelity.records.artifacts import read_parquet, write_parquet
 from kvfidelity.report.figure_registry import TABLES, charts
-from kvfidelity.report.theme import save_for_page
+from kvfidelity.report.figure_rows import figure_rows
+from kvfidelity.report.theme import save_for_page, svg, with_theme
 from tests.analysis.synthetic import settings, write
 from tests.analysis.test_reliability import judge_test
 
@@ -53,8 +57,13 @@ def made(folder: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
-    """The page, made by the workflow's scripts; `tested`: a judge was tested."""
+def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool, for_phones: bool = True) -> str:
+    """The page, made by the workflow's scripts.
+
+    Args:
+        tested: a judge was tested.
+        for_phones: figures have a narrow form; else the wide one stands for it, in half the time.
+    """
     results, tables = folder / "results", folder / "results/tables"
     wanted = table_settings(chosen, results)
     script(
@@ -81,11 +90,21 @@ def page(folder: Path, chosen: Mapping[str, Any], *, tested: bool) -> str:
     script("claims.py", "--settings", report, "--tables", tables, "--claims", claims)
     drawn = {name: read_parquet(tables / f"{name}.parquet", kind=name) for name in TABLES}
     for name, chart in charts(drawn).items():
-        save_for_page(chart, results / "figures", name)
+        save = save_for_page if for_phones else save_wide
+        save(chart, results / "figures", name)
     about = json.dumps(report_settings(chosen))
     out = folder / "report.html"
     script("report.py", "--settings", about, "--results", results, "--out", out)
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def save_wide(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
+    """The wide form of a figure under the names of both, and its numbers."""
+    spec = with_theme(chart)
+    drawn = svg(spec, name)
+    write_text(folder / f"{name}.csv", figure_rows(spec).write_csv())
+    for ending in ("svg", "narrow.svg"):
+        write_text(folder / f"{name}.{ending}", drawn)
 
 
 def prose(text: str) -> str:

@@ -55,7 +55,7 @@ def reduced(config: str) -> dict[str, Any]:
 def test_an_experiment_of_two_dialogues_tests_its_claims(tmp_path: Path, config: str) -> None:
     chosen = reduced(config)
     write(tmp_path / "results", chosen, COSTS, edge=0.3, probes=2)
-    shown = prose(page(tmp_path, chosen, tested=False))
+    shown = prose(page(tmp_path, chosen, tested=False, for_phones=False))
     found = read_parquet(tmp_path / "results/tables/claims.parquet", kind="claims")
     for claim in CLAIMS:
         if claim.tested_in != config:
@@ -77,7 +77,7 @@ def test_an_experiment_of_two_dialogues_tests_its_claims(tmp_path: Path, config:
 def test_what_could_not_be_paired_is_shown(tmp_path: Path) -> None:
     chosen = reduced("config/config.yaml")
     write(tmp_path / "results", chosen, COSTS, probes=2)
-    before = prose(page(tmp_path, chosen, tested=False))
+    before = prose(page(tmp_path, chosen, tested=False, for_phones=False))
     assert "3 unpaired" not in before and "only one of the two modes" not in before
     for name, number in (("claims", 3), ("attribution", 1)):
         file = tmp_path / f"results/tables/{name}.parquet"

@@ -21,7 +21,7 @@ from tests.analysis.pages import made, page, prose
 
 #: `turns`: fifteen pass the trained window, eight end inside it, three reach no threshold.
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "dialogues": (1, 2, 3, 4, 5, 6),
+    "dialogues": (1, 2, 3, 6),
     "policies": (0, 1, 2, 3),
     "positions": (["stale"], ["rerotated"], ["stale", "rerotated"], "all"),
     "turns": (15, 8, 3),

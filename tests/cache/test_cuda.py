@@ -19,7 +19,7 @@ from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.transcript import Transcript
 from tests.cache.calibrated import calibrated
 from tests.cache.conftest import tiny
-from tests.cache.test_policies import REQUIRED
+from tests.cache.policy_examples import REQUIRED
 
 pytestmark = [
     pytest.mark.cuda,

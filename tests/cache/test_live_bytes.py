@@ -14,7 +14,7 @@ from kvfidelity.cache.live_bytes import LiveBytes
 from kvfidelity.cache.policies import build_policy, known_policies
 from kvfidelity.cache.ragged import RaggedKeepSet
 from tests.cache.calibrated import calibrated
-from tests.cache.test_policies import EVICTING, example, rows_of
+from tests.cache.policy_examples import EVICTING, example, rows_of
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AttentionInterface
@@ -413,7 +413,6 @@ def test_a_ragged_keep_set_that_cannot_be_followed_is_refused(rows: Any, message
     assert len(table) == 6 and not table.is_ragged
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e6), min_size=6, max_size=6),
     st.lists(st.integers(0, 40), min_size=6, max_size=6),

@@ -72,7 +72,7 @@ def test_code_stays_where_the_text_around_it_was_escaped() -> None:
 
 
 @given(st.text(alphabet="a `~\n\r\t<>-*1.|\x00\u2028", max_size=60))
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 def test_parts_of_a_message_are_the_message(text: str) -> None:
     assert "".join(part for _, part in split_code(text)) == text
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvfidelity.dialogues.needle_facts import FACT_KINDS, FACT_OPENINGS, QUESTION_OPENINGS
@@ -35,7 +35,6 @@ def occurrences(value: str, text: str) -> int:
     return len(re.findall(rf"\b{re.escape(value)}\b", text))
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 3))
 def test_a_needle_stands_where_its_probe_says(seed: int, per_depth: int) -> None:
     with_needles, probes = insert_needles(LONG, seed, per_depth=per_depth)

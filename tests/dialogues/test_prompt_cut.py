@@ -34,7 +34,7 @@ def test_no_cut_falls_inside_a_character(character: str) -> None:
     assert whole == "\U0001f989" * 2
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, derandomize=True, database=None)
 @given(st.text(max_size=40), st.integers(1, 20))
 def test_a_cut_is_the_beginning_and_keeps_its_limit(text: str, limit: int) -> None:
     cut = cut_to_tokens(TOKENIZER, text, limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvfidelity.dialogues.pool import Turn
@@ -13,7 +13,6 @@ from kvfidelity.dialogues.segments import DATE, ChatSegmenter
 from kvfidelity.errors import UserError
 from tests.default_run import MODEL
 from tests.dialogues.conftest import bundled_records, make_tokenizer
-from tests.repeated import TIMES
 
 # Whitespace next to the template's own, characters of other scripts, text that merges.
 TEXT = st.one_of(
@@ -56,7 +55,6 @@ def fed(segmenter: ChatSegmenter, turns: list[Turn]) -> list[int]:
     return [i for part in segmenter.segments(turns) for i in (*part.prompt_ids, *part.reply_ids)]
 
 
-@settings(max_examples=50 * TIMES, deadline=None)
 @given(TURNS)
 @example([Turn("a", " \n")])
 @example([Turn("\n \n", "\n a \n")])
@@ -71,7 +69,6 @@ def test_segments_put_together_are_the_template_over_the_whole(
     assert not set(whole[len(ours) :]) & set(segmenter.stop_ids)
 
 
-@settings(max_examples=50 * TIMES, deadline=None)
 @given(st.lists(st.builds(Turn, HOSTILE, HOSTILE), min_size=1, max_size=3))
 def test_text_that_looks_like_a_special_token_stays_text(tokenizer: Any, turns: list[Turn]) -> None:
     segmenter = ChatSegmenter(tokenizer)

@@ -83,7 +83,7 @@ def blank(turns: list[Turn]) -> bool:
     return not all(turn.assistant.strip() for turn in turns)
 
 
-@settings(max_examples=100 * TIMES, deadline=None)
+@settings(max_examples=100 * TIMES)
 @given(st.sampled_from(list(PUBLISHED)), st.sampled_from(KINDS), TURNS)
 def test_a_published_template_is_kept_to_its_last_token_or_refused(
     name: str, kind: str, turns: list[Turn]
@@ -100,7 +100,7 @@ def test_a_published_template_is_kept_to_its_last_token_or_refused(
     assert tokenizer.decode(after_talk).strip() in {"", EOS}
 
 
-@settings(max_examples=100 * TIMES, deadline=None)
+@settings(max_examples=100 * TIMES)
 @given(
     st.sampled_from(list(PUBLISHED)),
     st.sampled_from(KINDS),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvfidelity.judges.dispatch import build_client
@@ -44,7 +44,6 @@ HISTORIES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(HISTORIES, st.integers(0, 3000))
 def test_whole_messages_are_cut_from_the_middle_and_the_text_says_so(
     history: list[dict[str, Any]], tokens: int

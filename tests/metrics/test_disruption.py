@@ -85,7 +85,7 @@ def brute_force(cache: ManagedCache, kept: Tensor, layer: int, head: int) -> lis
     return [float((survivors - whole).norm() / norm), float((moved - survivors).norm() / norm)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     mode=st.sampled_from(["stale", "original", "rerotated", "shifted+7", "shifted-16"]),
     first=st.sets(st.integers(0, 23), min_size=1, max_size=24),

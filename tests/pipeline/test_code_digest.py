@@ -155,6 +155,17 @@ def test_what_is_kept_gives_the_same_digests(checkout: Path) -> None:
     assert digests(checkout) == first
 
 
+def test_a_project_that_is_copied_with_its_times_keeps_what_was_found(
+    checkout: Path, tmp_path: Path
+) -> None:
+    first = digests(checkout)
+    shutil.copytree(checkout, tmp_path / "copy")
+    kept = tmp_path / "copy/.snakemake/kvfidelity-code.json"
+    before = kept.stat()
+    assert digests(tmp_path / "copy") == first
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_generating_needs_neither_the_workflow_nor_the_workers_plumbing() -> None:
     found = closure(ROOTS["generate"])
     assert not [name for name in found if name.startswith("kvfidelity.pipeline")]

@@ -33,6 +33,7 @@ def test_a_change_is_paired_and_the_rest_stays(tmp_path: Path) -> None:
     one = finished(tmp_path / "a", 1.0)
     other = finished(tmp_path / "b", 1.5, policies=policies)
     text, summaries = compare(one, other, OPTIONS).split("## Mean verdict")
+    assert "Recall" not in text + summaries, "no run has questions"
     [row] = [line for line in text.splitlines() if "attention_top, stale" in line]
     assert "| +0.500 | [+0.500, +0.500] | 10 |" in row
     [row] = [line for line in text.splitlines() if "attention_top, rerotated" in line]
@@ -54,11 +55,6 @@ def test_questions_and_verdicts_are_compared(tmp_path: Path) -> None:
     assert "not decided (+0.2" in row
     assert "supported (+1.5" in row
     assert "2 of 3 shared decisions are the same." in text
-
-
-def test_without_questions_recall_is_not_shown(tmp_path: Path) -> None:
-    one = finished(tmp_path / "a", 1.0)
-    assert "Recall" not in compare(one, one, OPTIONS)
 
 
 def test_an_unfinished_run_is_one_line(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.models.tiny import save_tiny
 from tests.shared import made_once
-from tests.workflow.project import Project
+from tests.workflow.project import CONFIG, Project
 
 #: What a model is fetched and dialogues are extracted for.
 POOL = "results/dialogues/tiny/own/pool.parquet"
+TWO_MODELS = {"models": {"another": CONFIG["models"]["tiny"]}, "datasets": {"own": {"count": 2}}}
 #: What the run that made a project wrote to the console.
 CONSOLE = "logs/console.txt"
 
@@ -33,13 +35,20 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def prepared(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow with its model fetched and its dialogues extracted."""
-    return _after_run(fresh, tmp_path_factory, "prepared", POOL)
+    return after_run(fresh, tmp_path_factory, "prepared", POOL)
 
 
 @pytest.fixture(scope="session")
 def finished(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The workflow after a whole run."""
-    return _after_run(prepared, tmp_path_factory, "finished")
+    return after_run(prepared, tmp_path_factory, "finished")
+
+
+@pytest.fixture(scope="session")
+def two_models(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The workflow with two models fetched, and two dialogues for each."""
+    pools = [f"results/dialogues/{model}/own/pool.parquet" for model in ("tiny", "another")]
+    return after_run(prepared, tmp_path_factory, "two_models", *pools, changes=TWO_MODELS)
 
 
 @pytest.fixture
@@ -48,13 +57,22 @@ def project(finished: Project, tmp_path: Path) -> Project:
     return finished.copy(tmp_path / "project")
 
 
-def _after_run(
-    before: Project, factory: pytest.TempPathFactory, name: str, *targets: str
+def after_run(
+    before: Project,
+    factory: pytest.TempPathFactory,
+    name: str,
+    *targets: str,
+    changes: dict[str, Any] | None = None,
 ) -> Project:
-    """A copy of a project in which Snakemake has made the targets."""
+    """A copy of a project in which Snakemake has made the targets; `changes` of its configuration.
+
+    One of the test processes makes it, under its name.
+    """
 
     def make(folder: Path) -> None:
-        done = before.copy(folder).snakemake(*targets)
+        project = before.copy(folder)
+        project.configure(changes or {})
+        done = project.snakemake(*targets)
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / CONSOLE).write_text(done.stdout + done.stderr)
 

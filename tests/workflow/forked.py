@@ -15,7 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 #: Snakemake, its plugins, and what the Snakefile uses of other packages.
-IMPORTED = ("snakemake.cli", "snakemake_executor_plugin_slurm", "jsonschema", "yaml", __name__)
+IMPORTED = (
+    "tests.workflow.preloaded",
+    "snakemake_executor_plugin_slurm",
+    "jsonschema",
+    "yaml",
+    __name__,
+)
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(list(IMPORTED))
 

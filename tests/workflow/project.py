@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tests.pipeline.test_code_digest import digests
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
 
@@ -53,6 +54,8 @@ CONFIG: dict[str, Any] = {
     "report": {"resamples": 100},
 }
 
+#: Artifacts of a run: its turns and evictions. CONFIG asks no recall questions.
+FILES_OF_A_RUN = 2
 Job = tuple[str, str]
 
 
@@ -72,8 +75,10 @@ class Project:
                 shutil.copytree(ROOT / part, target, ignore=ignore)
             else:
                 shutil.copy2(ROOT / part, target)
-        # Each copy would compile the library in its first job.
+        # Each copy would compile the library in its first job, and parse it in its first plan.
         compileall.compile_dir(folder / "src", quiet=1)
+        (folder / ".snakemake").mkdir()
+        digests(folder)
         shutil.copytree(model, folder / "tiny")
         project = cls(folder)
         project.configure({})

@@ -10,13 +10,16 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
-from tests.waiting import wait_until
+from tests import waiting
 
+#: A look starts one of Slurm's commands or reads all processes: without a pause that takes a core.
+wait_until = partial(waiting.wait_until, pause_s=0.5)
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 NODES = ("node1", "node2", "node3", "node4")
 #: What the controller runs and a node offers; the machine itself may have less. Finished jobs are

@@ -9,7 +9,7 @@ import shutil
 
 from kvfidelity.analysis.jobs import NAMED_BY
 from kvfidelity.records.artifacts import read_parquet
-from tests.workflow.project import Project
+from tests.workflow.project import FILES_OF_A_RUN, Project
 from tests.workflow.test_reruns import ALL_RUNS
 
 
@@ -45,11 +45,11 @@ def test_old_benchmarks_rerun_nothing(project: Project) -> None:
     assert project.planned() == set()
 
 
-def test_a_run_has_three_files_and_a_tables_record_names_no_run(finished: Project) -> None:
+def test_a_run_has_few_files_and_a_tables_record_names_no_run(finished: Project) -> None:
     """What is kept grows with the runs, and by little."""
     results = finished.folder / "results"
     of_runs = [file for file in results.rglob("*") if "small" in file.parts and file.is_file()]
-    assert len(of_runs) == 3 * sum("small" in run for run in ALL_RUNS)
+    assert len(of_runs) == FILES_OF_A_RUN * sum("small" in run for run in ALL_RUNS)
     name = base64.urlsafe_b64encode(b"results/tables/turns.parquet").decode()
     record = json.loads((finished.folder / ".snakemake/metadata" / name).read_text())
     assert sorted(record["input"]) == [

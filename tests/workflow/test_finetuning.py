@@ -31,14 +31,22 @@ CHANGES: dict[str, Any] = {
     },
     "grid": {"datasets": ["own"], "policies": ["baseline", "streaming"], "positions": ["stale"]},
 }
+#: What the page needs of each model besides the tables: rules, and a judge in the output's path.
+REMAINING = {
+    "corrupt_replies": "",
+    "lengths": "",
+    "score_corruptions": "",
+    "test_judge": "formula/",
+}
 
 
 @pytest.mark.long(60)
-def test_a_fine_tuned_model_is_a_model_like_any_other(fresh: Project, tmp_path: Path) -> None:
-    project = fresh.copy(tmp_path / "project")
+def test_a_fine_tuned_model_is_a_model_like_any_other(prepared: Project, tmp_path: Path) -> None:
+    """To the tables; what remains is planned for both models."""
+    project = prepared.copy(tmp_path / "project")
     project.configure(CHANGES)
     shutil.copyfile(dialogues(tmp_path) / "data.json", project.folder / "short.json")
-    done = project.snakemake()
+    done = project.snakemake("aggregate")
     assert done.returncode == 0, done.stdout + done.stderr
     resources = project.folder / "resources"
     record = json.loads((resources / "provenance/models/tuned.json").read_text())
@@ -53,7 +61,13 @@ def test_a_fine_tuned_model_is_a_model_like_any_other(fresh: Project, tmp_path: 
     turns = pl.read_parquet(tables / "turns.parquet")
     assert dict(turns.select("model", "arm").unique().rows()) == {"tiny": "none", "tuned": "stale"}
     assert set(pl.read_parquet(tables / "finetuning.parquet")["against"]) == {"none"}
-    assert project.planned() == set(), "a finished run has nothing to do"
+    assert project.planned("aggregate") == set(), "a finished run has nothing to do"
+    of_models = {(rule, name) for rule, name in project.planned() if name}
+    assert of_models == {
+        (rule, f"{judge}{model}/own")
+        for model in ("tiny", "tuned")
+        for rule, judge in REMAINING.items()
+    }
 
     # Another recipe: the model is trained again, and its runs; not the base's.
     project.reconfigure({"models": {"tuned": {"adapter": {"seed": 1}}}})

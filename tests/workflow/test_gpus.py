@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
-from tests.workflow.project import CONFIG, Project, environment
+from tests.workflow.project import CONFIG, FILES_OF_A_RUN, Project, environment
 
 MODELS, DIALOGUES, CELLS = 2, 2, 5
 GRID = {
@@ -66,9 +66,9 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
 
 @pytest.mark.long(60)
 def test_two_gpus_compute_each_run_once_and_load_each_model_once(
-    prepared: Project, tmp_path: Path
+    two_models: Project, tmp_path: Path
 ) -> None:
-    one, two = (prepared.copy(tmp_path / name) for name in ("one", "two"))
+    one, two = (two_models.copy(tmp_path / name) for name in ("one", "two"))
     runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
     for found in runs.values():
         assert set(Counter(run for *_, run in found).values()) == {1}
@@ -79,7 +79,7 @@ def test_two_gpus_compute_each_run_once_and_load_each_model_once(
     assert set(workers) == {(gpu, model) for gpu in "01" for model in GRID["models"]}
     assert [len(pids) for pids in workers.values()] == [1] * len(workers)
     files = sorted((one.folder / "results/generate").rglob("*.parquet"))
-    assert len(files) == 3 * MODELS * DIALOGUES * CELLS
+    assert len(files) == FILES_OF_A_RUN * MODELS * DIALOGUES * CELLS
     for file in files:
         there = two.folder / file.relative_to(one.folder)
         alone, shared = (read_parquet(path, kind=file.stem) for path in (file, there))

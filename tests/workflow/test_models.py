@@ -1,5 +1,5 @@
-"""Several models and GPUs in one grid: a worker loads each model once, though jobs of all are ready
-from the start."""
+"""Several models in one grid: a worker loads each once, though jobs of all are ready from the
+start."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ import pytest
 
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
-from tests.workflow.project import CONFIG, Project, environment
+from tests.workflow.project import Project, environment
 
-TWO_MODELS = {
-    "models": {"another": CONFIG["models"]["tiny"]},
-    "datasets": {"own": {"count": 2}},
-    "grid": {"policies": ["baseline", "streaming"], "positions": ["stale"]},
-}
+#: One run after another, those of both models.
+RUNS = {"policies": ["baseline", "streaming"], "positions": ["stale"]}
 
 
 @pytest.mark.long(30)
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_a_worker_does_not_take_turns_between_models(
-    prepared: Project, tmp_path: Path, gpus: int
-) -> None:
-    """Stand-in GPUs: a worker for a missing one computes on the CPU."""
-    project = prepared.copy(tmp_path / "project")
-    project.configure(TWO_MODELS)
-    arguments = ("--cores", "2", "only_generate", "--resources", f"gpu={gpus}")
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
+def test_a_worker_does_not_take_turns_between_models(two_models: Project, tmp_path: Path) -> None:
+    """On one stand-in GPU: a worker for a missing one computes on the CPU. test_gpus.py has two."""
+    project = two_models.copy(tmp_path / "project")
+    project.reconfigure({"grid": RUNS})
+    arguments = ("--cores", "2", "only_generate", "--resources", "gpu=1")
+    visible = {"CUDA_VISIBLE_DEVICES": "0"}
     done = forked.run(arguments, project.folder, environment() | visible, 3 * LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     logs = [log.read_text() for log in (project.folder / "logs/generate").rglob("*.log")]
     assert len(logs) == 8
-    assert sum(log.count("loading") for log in logs) <= 2 * gpus
+    assert sum(log.count("loading") for log in logs) <= 2

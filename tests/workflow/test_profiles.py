@@ -149,28 +149,29 @@ def test_threads_memory_and_time_of_a_clusters_jobs(
     )
 
 
-@pytest.mark.parametrize("rule", ["generate", "score_corruptions"])
-def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(
-    fresh: Project, tmp_path: Path, rule: str
-) -> None:
+def test_run_time_is_that_of_a_cpu_if_no_gpu_is_requested(fresh: Project, tmp_path: Path) -> None:
     """By the profile, by the command line, and by the model's device."""
+    rules = ("generate", "score_corruptions")
+    without_gpu = ("--set-resources", *(f"{rule}:gpu=0" for rule in rules))
 
-    def asked(number: int, *arguments: str, device: str = "auto") -> tuple[str, int]:
+    def asked(number: int, *arguments: str, device: str = "auto") -> list[tuple[str, int]]:
+        """GPUs and minutes of a job of each rule."""
         project = fresh.copy(tmp_path / str(number))
         # A folder whose weights say nothing of their size counts as 8B weights.
         for file in (project.folder / "tiny").glob("*.safetensors"):
             file.write_bytes(b"not yet there")
         project.reconfigure({"models": {"tiny": {"device": device}}})
-        found = resources(planned(project, "slurm", *arguments), rule)
-        return found["gpu"], int(found["runtime"])
+        output = planned(project, "slurm", *arguments)
+        found = [resources(output, rule) for rule in rules]
+        return [(each["gpu"], int(each["runtime"])) for each in found]
 
-    gpu, fast = asked(0)
-    cpu, slow = asked(1, "--set-resources", f"{rule}:gpu=0")
-    assert (gpu, cpu) == ("1", "0")
-    assert slow > 20 * fast, "8B weights, of which reading takes both the same time"
-    assert asked(2, device="cpu") == ("0", slow)
-    assert asked(3, "--resources", "gpu=0") == ("0", slow)
-    assert asked(4, "--set-resources", f"{rule}:gpu=0", device="cuda") == ("0", fast)
+    on_gpu, on_cpu = asked(0), asked(1, *without_gpu)
+    for (gpu, fast), (cpu, slow) in zip(on_gpu, on_cpu, strict=True):
+        assert (gpu, cpu) == ("1", "0")
+        assert slow > 20 * fast, "8B weights, of which reading takes both the same time"
+    assert asked(2, device="cpu") == on_cpu
+    assert asked(3, "--resources", "gpu=0") == on_cpu
+    assert asked(4, *without_gpu, device="cuda") == [("0", fast) for _, fast in on_gpu]
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

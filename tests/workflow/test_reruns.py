@@ -310,6 +310,6 @@ def test_tables_are_not_made_of_artifacts_of_another_configuration(project: Proj
     done = project.snakemake("--rerun-triggers", "mtime")
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    assert "6 of 17 artifacts are not what this configuration and code would make" in output
+    assert "4 of 12 artifacts are not what this configuration and code would make" in output
     assert "it was made with other settings" in output and "make verify" in output
     assert not (project.folder / "results/tables/turns.parquet").exists()

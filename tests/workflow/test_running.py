@@ -17,9 +17,9 @@ from kvfidelity.analysis.table_names import TABLES_OF_RULE
 from kvfidelity.pipeline.settings import read_settings
 from kvfidelity.records.artifacts import TIMINGS, read_parquet
 from kvfidelity.records.grid import cells, run_keys
-from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.cache.policy_examples import OWN as OWN_POLICY
 from tests.workflow.conftest import CONSOLE
-from tests.workflow.project import ROOT, Project
+from tests.workflow.project import FILES_OF_A_RUN, ROOT, Project
 
 #: The last rules that make artifacts; the figures and the page show them.
 TABLES = ("claims", "paper_tables", "judge_reliability")
@@ -94,7 +94,7 @@ def test_runs_in_a_batch_give_the_artifacts_and_tables_of_runs_one_by_one(
     results = project.folder / "results"
     files = sorted((results / "generate").rglob("*.parquet"))
     tables = sorted((results / "tables").glob("*.parquet"))
-    assert (len(files), len(tables)) == (15, len(TABLES_OF_RULE.get(target, ())))
+    assert (len(files), len(tables)) == (5 * FILES_OF_A_RUN, len(TABLES_OF_RULE.get(target, ())))
     for file in files + tables:
         kind = file.stem
         there = finished.folder / file.relative_to(project.folder)

@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from kvfidelity.analysis.table_names import TABLES_OF_RULE
-from tests.waiting import FOREVER_S, LIMIT_S, wait_until
-from tests.workflow.project import Project, command, environment
-from tests.workflow.slurm import Cluster, cluster, missing
+from tests.waiting import FOREVER_S, LIMIT_S
+from tests.workflow.project import FILES_OF_A_RUN, Project, command, environment
+from tests.workflow.slurm import Cluster, cluster, missing, wait_until
 
 WHY_NOT = missing()
 pytestmark = [
@@ -204,13 +204,13 @@ def test_a_group_that_fits_no_node_fails_and_a_line_says_where_to_look(
 
 
 def test_a_killed_job_a_lost_node_and_a_resumed_run_give_the_artifacts_of_a_local_run(
-    fresh: Project, finished: Project, slurm: Cluster, tmp_path: Path
+    prepared: Project, finished: Project, slurm: Cluster, tmp_path: Path
 ) -> None:
-    project = copied(fresh, tmp_path / "project", **IN_THREES)
+    project = copied(prepared, tmp_path / "project", **IN_THREES)
     log = tmp_path / "snakemake.log"
     with started(project, slurm, log) as first:
         # Jobs are killed once one has made its first run, and the nodes take no more.
-        wait_until(lambda: kept(project), log.read_text)
+        wait_until(lambda: kept(project), log.read_text, pause_s=0.05)
         before, known = kept(project), of(slurm, "runs")
         slurm.drain()
         slurm.ask("scancel", *of(slurm, "runs", "RUNNING"), check=False)
@@ -228,7 +228,7 @@ def test_a_killed_job_a_lost_node_and_a_resumed_run_give_the_artifacts_of_a_loca
         assert first.wait(LIMIT_S) != 0
     slurm.resume()
     with started(project, slurm, log) as second:
-        wait_until(lambda: computing(project, slurm), log.read_text)
+        wait_until(lambda: computing(project, slurm), log.read_text, pause_s=0.2)
         lost: Any = computing(project, slurm)
         job, node = lost
         slurm.lose(node)
@@ -282,7 +282,7 @@ def test_the_whole_workflow_in_a_job_of_one_node_gives_the_artifacts_of_a_local_
     assert made == {path: there[path] for path in made}
     tables = [path for path in made if path.startswith("results/tables/")]
     assert len(tables) == len(TABLES_OF_RULE["aggregate"])
-    assert sum(path.startswith("results/generate/") for path in made) == 15
+    assert sum(path.startswith("results/generate/") for path in made) == 5 * FILES_OF_A_RUN
 
 
 def files(project: Project) -> set[Path]:

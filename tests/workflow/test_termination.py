@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.pipeline.termination import message
-from tests.cache.test_policies import OWN as OWN_POLICY
+from tests.cache.policy_examples import OWN as OWN_POLICY
 from tests.workflow.project import Project, command, environment
 
 #: It evicts once a file `go` is there, and leaves a file `waits` when it is asked first.

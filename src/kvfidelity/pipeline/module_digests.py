@@ -29,11 +29,13 @@ class ModuleDigests:
     def __init__(self, package: Path, scripts: Path) -> None:
         self._scripts = scripts
         self._files = dict(_modules_below(package))
-        # What is kept was found by this code.
+        # What is kept was found by this code. The path is relative, as STORE is: a project that is
+        # moved, or copied with its files' times, keeps what was found.
         own = [_stamp(Path(__file__)), _stamp(Path(canonical.__code__.co_filename))]
-        self._header: Any = [str(package), *own]
+        self._header: Any = [os.path.relpath(package), *own]
         self._known = self._load()
         self._used: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
         self._changed = False
 
     def imports(self, name: str) -> list[str]:
@@ -59,11 +61,14 @@ class ModuleDigests:
 
     def digest(self, name: str) -> str:
         """SHA-256 over a module's code and over the files that it names, in hex."""
+        if name in self._digests:
+            return self._digests[name]
         about = self._about(name)
         parts = [about["code"]]
         for file in self._data_files(name, about["strings"]):
             parts += [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        self._digests[name] = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self._digests[name]
 
     def save(self) -> None:
         """Keep what was found, if the folder is there and can be written to."""
