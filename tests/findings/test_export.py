@@ -91,8 +91,8 @@ def test_a_run_on_a_shared_machine_says_so(finished: Path, docs: Path, tmp_path:
     facts = json.loads((docs / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
     assert facts["shared"] is False
     script = Path(__file__).parents[2] / "workflow/scripts/export_finding.py"
-    asked = [finished / "equal_budgets", "--finding", "equal_budgets", "--docs", tmp_path]
-    subprocess.run([sys.executable, script, *asked, "--shared"], check=True)
+    asked = ["--finding", "equal_budgets", "--docs", str(tmp_path), "--shared"]
+    subprocess.run([sys.executable, script, finished / "equal_budgets", *asked], check=True)
     facts = json.loads((tmp_path / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
     assert facts["shared"] is True
 

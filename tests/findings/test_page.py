@@ -255,6 +255,22 @@ def test_the_open_questions_are_answered_from_the_tables(docs: Path) -> None:
         assert answer.splitlines()[-1].strip() in text
 
 
+def test_a_penalty_is_told_with_what_it_leaves_and_the_worst_group_is_the_worst() -> None:
+    runs = [run for run in published_runs(COMMITTED) if run.finding.name == "disruption"]
+    assert len(runs) == len(MODELS)
+    said = open_answers(runs)[2]
+    for run in runs:
+        fitted = run.tables["predictor_validation"].filter(metric="disruption_fitted", cells="only")
+        row = fitted.filter(correlation=fitted["correlation"].min()).row(0, named=True)
+        assert f"({row['factor']} {row['group']})" in said
+        for penalty in run.tables["penalties"].to_dicts():
+            assert f"{number(penalty)} with {penalty['positions']} positions" in said
+        policies = run.tables["policies"].filter(threshold="turn")
+        for policy, mode in (("penalty", "stale"), ("penalty_0", "rerotated")):
+            (left,) = policies.filter(policy=policy, positions=mode).to_dicts()
+            assert number(left) in said
+
+
 def test_settings_are_said_in_words(docs: Path) -> None:
     text = page(docs)
     assert "- 99% kept by attention, at the trigger of the paper:\n  - Under stale" in text

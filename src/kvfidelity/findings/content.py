@@ -485,7 +485,8 @@ QUESTIONS: Sequence[Question] = (
         "last turn.\n",
         _budget_answers,
         _only(summary, losses, forgetting, by_depth),
-        "Budgets other than these two, several evictions after each other at other sizes, and "
+        "Budgets other than these (2,800 tokens are kept by two policies only), several evictions "
+        "after each other at other sizes, and "
         "whether the order of policies holds for larger models, other languages or code.",
     ),
     Question(
@@ -514,7 +515,7 @@ QUESTIONS: Sequence[Question] = (
         "question1",
         "5. Open question 1: gist, recency and the salient middle",
         "One policy, `hybrid`, keeps the beginning, recent tokens and salient spans of the "
-        "middle; its parts are taken away one by one.\n",
+        "middle; its parts are taken away one by one. 5,600 cached tokens are cut to four sizes.\n",
         lambda run: _question(run, 1),
         _only(_balance),
         "Facts other than planted ones, and shares of the budget other than those of the "
@@ -537,7 +538,10 @@ QUESTIONS: Sequence[Question] = (
         "question3",
         "7. Open question 3: a measure of disruption",
         "Does what an eviction changes in attention order cells by their loss, and is it worth a "
-        "penalty in eviction?\n",
+        "penalty in eviction? 5,600 cached tokens are cut before a turn (threshold `turn`) or "
+        "after "
+        "a prompt (`prompt`), mostly to 2,000, in several position modes; `shifted+64` is "
+        "`original` with the next position 64 too far on.\n",
         _disruption,
         _only(losses, _penalties),
         "A cause: cells of a turn share kept tokens, so a correlation is an association.",
@@ -545,7 +549,9 @@ QUESTIONS: Sequence[Question] = (
     Question(
         "question4",
         "8. Open question 4: healing",
-        "The model is told about the gap, or the gap is closed, right after an eviction.\n",
+        "The model is told about the gap, or the gap is closed, right after an eviction of 5,600 "
+        "cached tokens, mostly to 2,000. In the table `without` is the loss where nothing is done. "
+        "What each healing does: [healing.md](healing.md).\n",
         lambda run: _question(run, 4),
         _only(_healings),
         "Longer lasting effects: the measure is the first 32 tokens after an eviction.",

@@ -83,8 +83,8 @@ def minutes_of_models(runs: Sequence[PublishedRun]) -> str:
     if known <= ALLOWED_MIN or not any(map(shared, runs)):
         return table
     return (
-        f"{table}\nThe sum is an upper bound, so it does not show whether one GPU makes all of them "
-        f"within {ALLOWED_MIN} minutes.\n"
+        f"{table}\nThe sum is an upper bound, so it does not show whether one GPU makes all of "
+        f"them within {ALLOWED_MIN} minutes.\n"
     )
 
 

@@ -14,6 +14,7 @@ from kvfidelity.findings.wording import (
     PAPER_POLICY,
     RECENT,
     STALE,
+    cell,
     change,
     number,
     per_model,
@@ -32,7 +33,8 @@ def balance(run: PublishedRun) -> str:
     if quality.is_empty() or middle.is_empty():
         return NOT_MEASURED
     return (
-        f"that `hybrid` loses at most {MARGIN} nats per token more than `{RECENT}` is "
+        f"`hybrid` against `{RECENT}`, at the budgets of this finding: that it loses at most "
+        f"{MARGIN} nats per token more is "
         f"{_listed(quality)}; that it forgets less of the middle is {_listed(middle)}"
     )
 
@@ -92,7 +94,24 @@ def disruption(run: PublishedRun) -> str:
     ]
     if penalties:
         text += f"; as a penalty in eviction it changes the loss by {' and '.join(penalties)}"
+        text += _still_lost(run)
     return text
+
+
+def _still_lost(run: PublishedRun) -> str:
+    """What a penalty leaves of the loss of stale positions, against rerotated ones without it."""
+    rows = run.tables["penalties"].filter(positions=STALE)
+    if rows.height != 1:
+        return ""
+    row = rows.row(0, named=True)
+    left = cell(run, row["policy"], STALE, row["threshold"])
+    plain = cell(run, row["against"], CORRECTED, row["threshold"])
+    if left is None or plain is None:
+        return ""
+    return (
+        f"; with it stale positions still cost {number(left)}, rerotated ones without it "
+        f"{number(plain)}"
+    )
 
 
 def healing(run: PublishedRun) -> str:
@@ -123,7 +142,10 @@ def healing(run: PublishedRun) -> str:
 def _sure(rows: pl.DataFrame) -> tuple[int, int]:
     """How many surely lower and surely raise the loss."""
     sure = rows.filter(pl.col("p_holm") < ALPHA)
-    return (sure["difference"] < 0).sum(), (sure["difference"] > 0).sum()
+    return (
+        sure.filter(pl.col("difference") < 0).height,
+        sure.filter(pl.col("difference") > 0).height,
+    )
 
 
 #: Each open question's key in the plan, its title and what answers it.
