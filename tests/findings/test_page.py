@@ -22,7 +22,7 @@ from kvfidelity.findings.minutes import (
     other_minutes,
 )
 from kvfidelity.findings.open_answers import OPEN, open_answers, training_changes
-from kvfidelity.findings.page import page
+from kvfidelity.findings.page import COPY, page
 from kvfidelity.findings.plan import MODELS, finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
 from kvfidelity.findings.repeats import SAME, repetitions
@@ -66,6 +66,17 @@ def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
         f"cost {trained.name} {lost}, and training on evicted states changes that by {gained}"
         in (opening)
     )
+
+
+def test_a_run_with_a_model_file_of_elsewhere_had_the_weights_of_the_one_here() -> None:
+    text = (ROOT / "docs/findings.md").read_text("utf-8")
+    runs = published_runs(COMMITTED)
+    found = [run for run in runs if f" {run.model}.yaml" in run.facts["command"]]
+    assert text.count(COPY) == len(found)
+    for run in found:
+        entry = read_settings([ROOT / file for file in run.finding.files(run.model)])["models"]
+        here = entry[run.model]
+        assert run.facts["weights_sha256"] == (here.get("member_sha256") or here["sha256"])
 
 
 def test_each_figure_and_table_of_the_committed_page_is_there() -> None:

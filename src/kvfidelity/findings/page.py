@@ -9,6 +9,7 @@ A test compares the page with what this writes, to the byte.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,6 +56,11 @@ Every result below is in a table under [findings/](findings/); a program writes 
 - Brackets are 95% intervals over dialogues. Terms: [concepts.md](concepts.md); how intervals are
   made: [metrics.md](metrics.md); policies: [policies.md](policies.md).
 """
+#: Of a model's file that was outside the repository.
+COPY = (
+    "a copy of the model's file that names another package of the same weights; type the command "
+    "of [Make it again](#make-it-again)"
+)
 NOT_RUN = """\
 Meta-Llama-3-8B-Instruct, the paper's model, was **not run**: its weights are gated.
 `config/paper.yaml` is its ready configuration, see [paper-setting.md](paper-setting.md).
@@ -189,9 +195,16 @@ def _facts(run: PublishedRun) -> str:
         f"{run.name}: {size}; {trainings}{count(facts['runs'], 'run')} of one dialogue, "
         f"{count(facts['turns'], 'turn')}; {facts['replies']} replies; {hardware(run)}, "
         f"{facts['dtype']}; {'; '.join(facts['versions'])}; {facts['date']}, {commit}; "
-        f"`{facts['command']}`; tables: [{run.finding.name}/{run.model}]"
-        f"(findings/{run.finding.name}/{run.model}/)."
+        f"`{facts['command']}`{_outside(facts['command'])}; "
+        f"tables: [{run.finding.name}/{run.model}](findings/{run.finding.name}/{run.model}/)."
     )
+
+
+def _outside(command: str) -> str:
+    """What to know of a command with a configuration that is not in the repository: such a run took
+    the same weights from another package."""
+    files = [word for word in shlex.split(command) if word.endswith(".yaml") and "/" not in word]
+    return f" ({', '.join(files)}: {COPY})" if files else ""
 
 
 def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
@@ -201,7 +214,8 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
         "and writes this page; stopped, it goes on where it was. `make findings MODEL=smollm2-135m`"
         " is one model's part. A second run of a finding, made in another working folder, is "
         "compared with the published one by `workflow/scripts/export_finding.py RESULTS --finding "
-        "NAME --repetition`; of it only the comparison is published. One by one:\n"
+        "NAME --repetition`; of it only the comparison is published. `--shared` says that other work "
+        "ran on the same GPU or cores. One by one:\n"
     )
     present = {(run.finding.name, run.model): run for run in runs}
     rows = []
