@@ -214,8 +214,8 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
         "and writes this page; stopped, it goes on where it was. `make findings MODEL=smollm2-135m`"
         " is one model's part. A second run of a finding, made in another working folder, is "
         "compared with the published one by `workflow/scripts/export_finding.py RESULTS --finding "
-        "NAME --repetition`; of it only the comparison is published. `--shared` says that other work "
-        "ran on the same GPU or cores. One by one:\n"
+        "NAME --repetition`; of it only the comparison is published. `--shared` says that other "
+        "work ran on the same GPU or cores. One by one:\n"
     )
     present = {(run.finding.name, run.model): run for run in runs}
     rows = []
