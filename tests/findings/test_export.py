@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -83,6 +85,16 @@ def test_a_published_table_is_the_runs_own(finished: Path, docs: Path) -> None:
         kept = own.filter(pl.col("model").fill_null(SMOLLM2) == SMOLLM2)
         assert shown.equals(kept.select(*exported_schema(name))), name
         assert pl.read_csv(folder / f"{name}.csv").height == shown.height
+
+
+def test_a_run_on_a_shared_machine_says_so(finished: Path, docs: Path, tmp_path: Path) -> None:
+    facts = json.loads((docs / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
+    assert facts["shared"] is False
+    script = Path(__file__).parents[2] / "workflow/scripts/export_finding.py"
+    asked = ["--finding", "equal_budgets", "--docs", str(tmp_path), "--shared"]
+    subprocess.run([sys.executable, script, finished / "equal_budgets", *asked], check=True)
+    facts = json.loads((tmp_path / "equal_budgets" / SMOLLM2 / "run.json").read_text("utf-8"))
+    assert facts["shared"] is True
 
 
 def test_the_facts_name_no_place_of_the_machine(finished: Path, docs: Path) -> None:

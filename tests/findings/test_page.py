@@ -15,12 +15,18 @@ from kvfidelity.findings import advice, sentences
 from kvfidelity.findings.content import QUESTIONS
 from kvfidelity.findings.drawings import draw
 from kvfidelity.findings.exported import OF_QUESTION
-from kvfidelity.findings.minutes import gpu_minutes, minutes_of_models, other_minutes
-from kvfidelity.findings.page import page
+from kvfidelity.findings.minutes import (
+    gpu_minutes,
+    minutes_of_models,
+    minutes_text,
+    other_minutes,
+)
+from kvfidelity.findings.open_answers import OPEN, open_answers, training_changes
+from kvfidelity.findings.page import COPY, page
 from kvfidelity.findings.plan import MODELS, finding_named
 from kvfidelity.findings.published import PublishedRun, published_runs
 from kvfidelity.findings.repeats import SAME, repetitions
-from kvfidelity.findings.sources import MODES, Source, sources
+from kvfidelity.findings.sources import MODES, RECALL, Source, sources
 from kvfidelity.findings.verdicts import GROUPS, NOT_MEASURED, verdict, verdict_tables
 from kvfidelity.findings.wording import number
 from kvfidelity.pipeline.settings import read_settings
@@ -36,11 +42,41 @@ def test_the_committed_page_is_what_the_committed_tables_give() -> None:
 def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     shown = " ".join(readme.split())
-    first = sources(published_runs(COMMITTED), MODES, "policies")[0]
-    assert sentences.opening(first) in shown
+    runs = published_runs(COMMITTED)
+    first, *others = sources(runs, MODES, "policies")
+    opening = shown.split("docs/findings.md")[0]
+    assert all(sentences.opening(source) in opening for source in (first, *others))
     figure = f"docs/findings/{first.run.finding.name}/{first.run.model}/modes.svg"
     assert re.findall(r"\]\(([^)]*\.svg)\)", readme)[0] == figure
-    assert first.run.facts["hardware"][0].split()[-1] in shown.split("docs/findings.md")[0]
+    assert first.run.facts["hardware"][0].split()[-1] in opening
+    for source in sources(runs, RECALL, "leaderboard"):
+        pick = advice.chosen(source, source.thresholds[0])
+        assert pick is not None and f"`{pick['policy']}` for {source.run.name}" in opening
+    (locomo,) = (
+        Source(run, advice.LOCOMO[1:])
+        for run in runs
+        if run.finding.name == advice.LOCOMO[0] and run.model == MODELS[1]
+    )
+    row = advice.chosen(locomo, locomo.thresholds[0])
+    assert row is not None and f"`{row['policy']}` for {locomo.run.name}, which" in opening
+    assert "on LoCoMo too" in opening
+    (trained,) = (run for run in runs if run.finding.name == "question2")
+    gained, lost, _ = training_changes(trained)
+    assert (
+        f"cost {trained.name} {lost}, and training on evicted states changes that by {gained}"
+        in (opening)
+    )
+
+
+def test_a_run_with_a_model_file_of_elsewhere_had_the_weights_of_the_one_here() -> None:
+    text = (ROOT / "docs/findings.md").read_text("utf-8")
+    runs = published_runs(COMMITTED)
+    found = [run for run in runs if f" {run.model}.yaml" in run.facts["command"]]
+    assert text.count(COPY) == len(found)
+    for run in found:
+        entry = read_settings([ROOT / file for file in run.finding.files(run.model)])["models"]
+        here = entry[run.model]
+        assert run.facts["weights_sha256"] == (here.get("member_sha256") or here["sha256"])
 
 
 def test_each_figure_and_table_of_the_committed_page_is_there() -> None:
@@ -56,7 +92,7 @@ def test_without_a_run_everything_is_not_measured_yet(tmp_path: Path) -> None:
     for question in QUESTIONS:
         section = text.split(f"## {question.title}\n")[1].split("\n## ")[0]
         assert "Not measured yet." in section
-    assert text.count("Not measured yet") == 5 + 1 + len(QUESTIONS)
+    assert text.count("Not measured yet") == 5 + len(OPEN) + 1 + len(QUESTIONS)
     assert "was **not run**" in text
     for claim in read_claims(ROOT / "config/claims.yaml"):
         row = next(line for line in text.splitlines() if line.startswith(f"| {claim.claim} |"))
@@ -181,6 +217,79 @@ def test_the_recommended_policy_forgets_least_of_those_that_lose_little(docs: Pa
     assert "fewer than a billion parameters" in advice.sentence([run])
 
 
+def test_the_recommendation_says_what_the_least_loss_costs_and_what_locomo_says(
+    docs: Path,
+) -> None:
+    rows = run_with(docs, "equal_budgets").tables["leaderboard"]
+    asked = pl.col("policy") == "snapkv"
+    table = rows.with_columns(
+        mean=pl.col("policy").replace_strict({"h2o": 0.0, "snapkv": 0.04}, default=1.0),
+        margin_lost=pl.when(asked).then(0.1).otherwise(1.5),
+        margin_lost_low=pl.when(asked).then(0.0).otherwise(1.0),
+        margin_lost_high=pl.when(asked).then(0.2).otherwise(2.0),
+    )
+    run = run_with(docs, "equal_budgets", leaderboard=table)
+    said = "\n".join(advice.section([run]))
+    assert "`h2o` loses least" in said and "but forgets more: margin lost +1.50" in said
+    assert "overlap, so the choice" not in said
+    assert f"- {run.name}: {NOT_MEASURED}." in said
+    locomo = replace(run, finding=finding_named("locomo"))
+    assert "yes, `snapkv`, of 10 policies" in "\n".join(advice.section([run, locomo]))
+    for change, words in (
+        (table.with_columns(mean=pl.when(asked).then(9.0).otherwise("mean")), "no, `h2o`, not"),
+        (table.filter(~asked), "not tested, for `snapkv` was not run there; it names `h2o`"),
+    ):
+        other = replace(locomo, tables={**locomo.tables, "leaderboard": change})
+        assert words in "\n".join(advice.section([run, other]))
+
+
+def test_the_open_questions_are_answered_from_the_tables(docs: Path) -> None:
+    runs = published_runs(docs)
+    answers = dict(zip((key for key, _, _ in OPEN), open_answers(runs), strict=True))
+    assert answers["question1"].endswith("Not measured yet.")
+    (run,) = (run for run in runs if run.finding.name == "question2")
+    rows = run.tables["finetuning"].filter(
+        measure="reference_nll", policy="attention_top_99", positions="stale"
+    )
+    for arm, against, mode in (
+        ("stale", "control", "stale"),
+        ("none", "none", "rerotated"),
+        ("stale", "none", "rerotated"),
+    ):
+        (row,) = rows.filter(arm=arm, against=against, against_positions=mode).to_dicts()
+        assert number(row | {"mean": row["difference"]}) in answers["question2"]
+    healings = next(run for run in runs if run.finding.name == "question4").tables["healings"]
+    again = healings.filter(healing="refresh").drop_nulls("p_holm").height
+    assert f"of {again} cells" in answers["question4"] or not again
+    text = page(docs)
+    for answer in answers.values():
+        assert answer.splitlines()[-1].strip() in text
+
+
+def test_a_penalty_is_told_with_what_it_leaves_and_the_worst_group_is_the_worst() -> None:
+    runs = [run for run in published_runs(COMMITTED) if run.finding.name == "disruption"]
+    assert len(runs) == len(MODELS)
+    said = open_answers(runs)[2]
+    for run in runs:
+        fitted = run.tables["predictor_validation"].filter(metric="disruption_fitted", cells="only")
+        row = fitted.filter(correlation=fitted["correlation"].min()).row(0, named=True)
+        assert f"({row['factor']} {row['group']})" in said
+        for penalty in run.tables["penalties"].to_dicts():
+            assert f"{number(penalty)} with {penalty['positions']} positions" in said
+        policies = run.tables["policies"].filter(threshold="turn")
+        for policy, mode in (("penalty", "stale"), ("penalty_0", "rerotated")):
+            (left,) = policies.filter(policy=policy, positions=mode).to_dicts()
+            assert number(left) in said
+
+
+def test_settings_are_said_in_words(docs: Path) -> None:
+    text = page(docs)
+    assert "- 99% kept by attention, at the trigger of the paper:\n  - Under stale" in text
+    assert "of 5,600 tokens kept by `h2o`:\n  - Under stale" in text
+    for name in ("attention_top_99, paper:", "tokens kept: ", "- made: "):
+        assert name not in text.split("## 5. Open question 1")[1].split("## 9. ")[0], name
+
+
 @pytest.mark.parametrize(("best", "word"), [("gist", "right"), ("h2o", "not right")])
 def test_the_beginning_alone_is_right_where_it_loses_least(
     docs: Path, best: str, word: str
@@ -292,6 +401,15 @@ def test_minutes_are_from_the_first_start_to_the_last_end_and_of_trainings(docs:
     assert gpu_minutes(bound) == 8 + 1 + 2
     assert gpu_minutes(replace(bound, tables={**run.tables, "jobs": jobs.clear()})) is None
     assert "| all, of 60 GPU minutes | 2 | 23.0 | 2.0 |" in minutes_of_models([recorded, bound])
+    # On two GPUs the time between counts twice; other work on them makes it an upper bound.
+    two = replace(recorded, facts={**recorded.facts, "command": "snakemake --resources gpu=2"})
+    assert gpu_minutes(two) == 2 * 10 + 2
+    busy = replace(recorded, facts={**recorded.facts, "shared": True})
+    assert minutes_text(recorded, gpu_minutes) == "12.0"
+    assert minutes_text(busy, gpu_minutes) == "at most 12.0"
+    sums = minutes_of_models([recorded, busy])
+    assert "| all, of 60 GPU minutes | 2 | at most 24.0 | at most 2.0 |" in sums
+    assert "upper bound" not in sums and "upper bound" in minutes_of_models([busy] * 6)
 
 
 def test_a_sentence_of_two_models_is_two_sentences(docs: Path) -> None:

@@ -13,6 +13,11 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs/findings"))
     parser.add_argument("--label", default="", help='such as "small run on a CPU"')
     parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="other work ran on its GPU or cores: the page calls its minutes upper bounds",
+    )
+    parser.add_argument(
         "--repetition",
         action="store_true",
         help="RESULTS is a second run of what is published: publish how far the two differ",
@@ -23,7 +28,9 @@ def main() -> None:
     if options.repetition:
         folders = export_repetition(options.results, options.finding, options.docs)
     else:
-        folders = export_run(options.results, options.finding, options.docs, options.label)
+        folders = export_run(
+            options.results, options.finding, options.docs, options.label, options.shared
+        )
     for folder in folders:
         print(folder)
 

@@ -11,10 +11,13 @@ from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
 from kvfidelity.findings.verdicts import NOT_MEASURED
 from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number, per_model
+from kvfidelity.report.formatting import percent
 from kvfidelity.report.paper_tables import markdown
 
 #: Nats per token by which a recommended policy may lose more than the best: the margin of Q1.
 ALLOWED = 0.05
+#: The finding of another dialogue set, and its threshold.
+LOCOMO = ("locomo", "2000tok")
 SIZES = (
     "the models of these findings have fewer than a billion parameters, so this is no advice for "
     "larger ones until their runs say the same"
@@ -86,9 +89,73 @@ def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
     head = ["model", "kept of 5,600", "what", "policy", "excess NLL", "margin lost"]
     yield markdown([*head, "dialogues", "finding"], rows)
     yield f"{RULE} The caveat: {SIZES}.\n"
+    why = [f"- {one.run.name}: {_why(one)}." for one in sources(runs, RECALL, "leaderboard")]
+    if why:
+        yield "Why this policy, and not the one that loses least:\n"
+        yield "\n".join(why) + "\n"
+        yield "Whether the rule names it on another dialogue set too, LoCoMo:\n"
+        yield "\n".join(_elsewhere(runs)) + "\n"
     yield "When the beginning alone is right:\n"
     said = [f"- {one.run.name}: {_beginning(one)}." for one in sources(runs, MODES, "policies")]
     yield "\n".join(said)
+
+
+def _why(source: Source) -> str:
+    """What the recommended policy loses and forgets, and what the one of least loss does."""
+    threshold = source.thresholds[0]
+    pick = chosen(source, threshold)
+    board = source.run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
+    if pick is None:
+        return NOT_MEASURED
+    least = board.drop_nulls("mean").sort("mean", "policy").row(0, named=True)
+    lead = f"with {kept(source, threshold)} tokens kept and corrected positions"
+    if least["policy"] == pick["policy"]:
+        return f"{lead}, `{pick['policy']}` also loses least"
+    asked = percent(pick["recalled_baseline"])
+    text = (
+        f"{lead}, `{least['policy']}` loses least ({number(least)} nats per token, "
+        f"`{pick['policy']}` {number(pick)}) but forgets {_than(least, pick)}: margin lost "
+        f"{_forgotten(least)}, against {_forgotten(pick)}; the baseline answers {asked} right"
+    )
+    apart = least["margin_lost_low"], pick["margin_lost_high"]
+    if None in apart or apart[0] <= apart[1]:
+        text += ". The intervals of these margins overlap, so the choice is not a sure one"
+    return f"{text}. Where no earlier fact is asked for again, `{least['policy']}` is enough"
+
+
+def _than(least: dict[str, Any], pick: dict[str, Any]) -> str:
+    known = least["margin_lost"]
+    return "more" if known is not None and known > pick["margin_lost"] else "no less"
+
+
+def _forgotten(row: dict[str, Any]) -> str:
+    return f"{number(row, 'margin_lost')} nats and {percent(row['recalled'])} right"
+
+
+def _elsewhere(runs: Sequence[PublishedRun]) -> Iterator[str]:
+    """What the rule names on the other dialogue set, for each model with a recommendation."""
+    others = {run.model: Source(run, LOCOMO[1:]) for run in runs if run.finding.name == LOCOMO[0]}
+    for source in sources(runs, RECALL, "leaderboard"):
+        pick = chosen(source, source.thresholds[0])
+        other = others.get(source.run.model)
+        there = chosen(other, other.thresholds[0]) if other else None
+        if pick is None or there is None or other is None:
+            yield f"- {source.run.name}: {NOT_MEASURED}."
+            continue
+        board = other.run.tables["leaderboard"].filter(positions=CORRECTED)
+        ran = pick["policy"] in board["policy"].to_list()
+        if there["policy"] == pick["policy"]:
+            text = f"yes, `{pick['policy']}`"
+        elif ran:
+            text = f"no, `{there['policy']}`, not `{pick['policy']}`"
+        else:
+            text = f"not tested, for `{pick['policy']}` was not run there; it names "
+            text += f"`{there['policy']}`"
+        yield (
+            f"- {source.run.name}: {text}, of {board['policy'].n_unique()} policies with "
+            f"{kept(other, other.thresholds[0])} tokens kept: excess NLL {number(there)}, margin "
+            f"lost {_forgotten(there)}, over {there['n_dialogues']} dialogues."
+        )
 
 
 def _corrected(runs: Sequence[PublishedRun]) -> Iterator[list[str]]:
@@ -106,7 +173,7 @@ def _modes(runs: Sequence[PublishedRun]) -> Iterator[list[str]]:
         for mode, word in ((STALE, "stale"), (CORRECTED, "corrected")):
             for row in of_mode(source, mode)[:1]:
                 yield _row(source, first, f"positions {word}: the least loss", row, "")
-            for row in of_mode(source, mode):
+            for row in of_mode(source, mode)[1:]:
                 if row["policy"] == BEGINNING:
                     yield _row(source, first, f"positions {word}: the beginning alone", row, "")
 

@@ -11,16 +11,25 @@ import polars as pl
 
 from kvfidelity.analysis.decisions import NOT_TESTED
 from kvfidelity.dialogues.needles import DEPTHS
+from kvfidelity.findings.open_answers import OPEN, disruption
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sentences import budgets, cost, own_replies, paper, recall, window
-from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens
-from kvfidelity.findings.wording import number
+from kvfidelity.findings.sources import MODES, RECALL, Source, kept_tokens, main_first
+from kvfidelity.findings.wording import (
+    CORRECTED,
+    PAPER_POLICY,
+    STALE,
+    cell,
+    number,
+)
 from kvfidelity.records.arms import NO_ARM
 from kvfidelity.report.disruption import disruption_answers
 from kvfidelity.report.formatting import decimal, megabytes, percent, rounded, signed
 from kvfidelity.report.open_questions import open_questions
 from kvfidelity.report.position_modes import position_order
 
+#: The threshold of the planted facts whose evictions leave 2,000 tokens.
+MAIN = "2000tok"
 #: A table: its caption, head and rows.
 Shown = tuple[str, list[str], list[list[str]]]
 
@@ -43,6 +52,32 @@ class Question:
     answers: Callable[[PublishedRun], list[str]]
     tables: Callable[[PublishedRun], list[Shown]]
     not_shown: str
+
+
+def summary(run: PublishedRun) -> Shown:
+    """What a reader chooses a policy by, at 2,000 of 5,600 tokens: loss with stale and corrected
+    positions, and what is forgotten with corrected ones."""
+    threshold = MAIN
+    board = run.tables["leaderboard"].filter(positions=CORRECTED, threshold=threshold)
+    lines = []
+    for row in board.drop_nulls("mean").sort("mean", "policy").to_dicts():
+        stale = cell(run, row["policy"], STALE, threshold)
+        asked = number(row, "margin_lost") if row["margin_lost"] is not None else ""
+        lines.append(
+            [
+                row["policy"],
+                *(number(each) for each in (stale, row)),
+                asked,
+                percent(row["recalled"]),
+                percent(row["recalled_baseline"]),
+                str(row["n_questions"]),
+                str(row["n_dialogues"]),
+            ]
+        )
+    head = ["policy", "excess NLL, stale", "excess NLL, rerotated", "margin lost, rerotated"]
+    head += ["right", "right, baseline", "questions", "dialogues"]
+    caption = "With 2,000 of 5,600 tokens kept, the least loss with rerotated positions first"
+    return caption, head, lines
 
 
 def losses(run: PublishedRun) -> Shown:
@@ -202,7 +237,7 @@ def _healings(run: PublishedRun) -> Shown:
             decimal(row["p_holm"], 3),
             str(row["n_dialogues"]),
         ]
-        for row in run.tables["healings"].to_dicts()
+        for row in main_first(run.tables["healings"]).to_dicts()
     ]
     head = ["kept", "policy", "positions", "without", "change", "p (Holm)", "dialogues"]
     return "Excess NLL of the first 32 tokens after an eviction", head, lines
@@ -298,29 +333,52 @@ def _ends(row: dict[str, Any], value: str, ends: str) -> str:
 
 
 def _question(run: PublishedRun, wanted: int) -> list[str]:
-    """The sentences of an open question, of the report's own; without those of what a setting does
-    not test."""
-    found = [
-        (_setting(run, answer["setting"]), text)
+    """The answer to an open question, then the report's own sentences on it, a list for each
+    setting; without those of what a setting does not test. What the paper did comes first, then
+    the setting with most sentences."""
+    found = {
+        _setting(run, answer["setting"]): kept
         for entry in open_questions(run.tables)
         if entry["number"] == wanted
         for answer in entry["answers"]
-        for text in answer["sentences"]
-        if NOT_TESTED not in text
-    ]
-    ordered = sorted(found, key=lambda one: -int(re.sub(r"\D", "", one[0]) or 0))
-    return [f"{setting}: {text}" for setting, text in ordered]
+        if (kept := [text for text in answer["sentences"] if NOT_TESTED not in text])
+    }
+    ordered = sorted(
+        found.items(),
+        key=lambda one: (one[0] != PAPER_SETTING, -len(one[1]), -_first_number(one[0])),
+    )
+    (short,) = (answer for key, _, answer in OPEN if key == f"question{wanted}")
+    details = [_listed(f"{setting}:", texts) for setting, texts in ordered]
+    return [_sentence(short(run)), *details]
+
+
+def _first_number(text: str) -> int:
+    found = re.match(r"[\d,]+", text)
+    return int(found[0].replace(",", "")) if found else 0
+
+
+def _listed(lead: str, texts: Sequence[str]) -> str:
+    """A lead and a list below it, as one item of a list."""
+    return "\n".join([lead, *(f"  - {text}" for text in texts)])
+
+
+#: The setting of question 2 that is the paper's.
+PAPER_SETTING = "99% kept by attention, at the trigger of the paper"
 
 
 def _setting(run: PublishedRun, setting: str) -> str:
-    """ "2,000 tokens kept", of "smollm2-135m, test, third" or "smollm2-135m, test, 2000 cached
-    tokens"; other settings as they are, without the model."""
+    """ "2,000 of 5,600 tokens kept by `h2o`", of "smollm2-135m, test, h2o, half"; without a policy
+    of "smollm2-135m, test, third" and of "smollm2-135m, test, 2000 cached tokens"; other settings
+    as they are, without the model."""
     rest = setting.removeprefix(f"{run.model}, ")
-    *_, last = rest.split(", ")
+    _, *policy, last = rest.split(", ")
+    if policy == [PAPER_POLICY]:
+        return PAPER_SETTING
     size = kept_tokens(run).get(last)
     if size is None and (number := re.fullmatch(r"(\d+) cached tokens", last)):
         size = f"{int(number[1]):,}"
-    return f"{size} tokens kept" if size else rest
+    by = "".join(f" by `{name}`" for name in policy)
+    return f"{size} of 5,600 tokens kept{by}" if size else rest
 
 
 def _disruption(run: PublishedRun) -> list[str]:
@@ -328,7 +386,15 @@ def _disruption(run: PublishedRun) -> list[str]:
     answers = disruption_answers(
         tables["predictor_validation"], tables["penalties"], tables["policies"]
     )
-    return [f"{entry['dataset']}: {text}" for entry in answers for text in entry["sentences"]]
+    several = len(answers) > 1
+    return [
+        _sentence(disruption(run)),
+        *(
+            f"{entry['dataset']}: {text}" if several else text
+            for entry in answers
+            for text in entry["sentences"]
+        ),
+    ]
 
 
 def _paper_answers(run: PublishedRun) -> list[str]:
@@ -347,7 +413,7 @@ def _budget_answers(run: PublishedRun) -> list[str]:
 def _check_answers(run: PublishedRun) -> list[str]:
     """How far aggregations of scores differ, and what each kept block loses."""
     if run.finding.name == "locomo":
-        places = ("2000tok",)
+        places = (MAIN,)
         return [_sentence(budgets(Source(run, places))), _sentence(recall(Source(run, places)))]
     texts = []
     rows = run.tables["policies"]
@@ -387,9 +453,9 @@ def _only(*tables: Callable[[PublishedRun], Shown]) -> Callable[[PublishedRun], 
 
 
 def _check_tables(run: PublishedRun) -> list[Shown]:
-    tables = [losses(run), forgetting(run)]
     # LoCoMo has questions of its own, which no planted fact answers.
-    return [*tables, by_depth(run)] if run.finding.name == "locomo" else tables
+    own = [by_depth(run)] if run.finding.name == "locomo" else []
+    return [summary(run), *own]
 
 
 def _paper_tables(run: PublishedRun) -> list[Shown]:
@@ -418,8 +484,9 @@ QUESTIONS: Sequence[Question] = (
         "position modes; two facts are planted at each of three depths and asked for after the "
         "last turn.\n",
         _budget_answers,
-        _only(losses, forgetting, by_depth),
-        "Budgets other than these two, several evictions after each other at other sizes, and "
+        _only(summary, losses, forgetting, by_depth),
+        "Budgets other than these (2,800 tokens are kept by two policies only), several evictions "
+        "after each other at other sizes, and "
         "whether the order of policies holds for larger models, other languages or code.",
     ),
     Question(
@@ -448,7 +515,7 @@ QUESTIONS: Sequence[Question] = (
         "question1",
         "5. Open question 1: gist, recency and the salient middle",
         "One policy, `hybrid`, keeps the beginning, recent tokens and salient spans of the "
-        "middle; its parts are taken away one by one.\n",
+        "middle; its parts are taken away one by one. 5,600 cached tokens are cut to four sizes.\n",
         lambda run: _question(run, 1),
         _only(_balance),
         "Facts other than planted ones, and shares of the budget other than those of the "
@@ -471,7 +538,10 @@ QUESTIONS: Sequence[Question] = (
         "question3",
         "7. Open question 3: a measure of disruption",
         "Does what an eviction changes in attention order cells by their loss, and is it worth a "
-        "penalty in eviction?\n",
+        "penalty in eviction? 5,600 cached tokens are cut before a turn (threshold `turn`) or "
+        "after "
+        "a prompt (`prompt`), mostly to 2,000, in several position modes; `shifted+64` is "
+        "`original` with the next position 64 too far on.\n",
         _disruption,
         _only(losses, _penalties),
         "A cause: cells of a turn share kept tokens, so a correlation is an association.",
@@ -479,7 +549,9 @@ QUESTIONS: Sequence[Question] = (
     Question(
         "question4",
         "8. Open question 4: healing",
-        "The model is told about the gap, or the gap is closed, right after an eviction.\n",
+        "The model is told about the gap, or the gap is closed, right after an eviction of 5,600 "
+        "cached tokens, mostly to 2,000. In the table `without` is the loss where nothing is done. "
+        "What each healing does: [healing.md](healing.md).\n",
         lambda run: _question(run, 4),
         _only(_healings),
         "Longer lasting effects: the measure is the first 32 tokens after an eviction.",

@@ -10,7 +10,7 @@ import polars as pl
 
 from kvfidelity.atomic_files import write_text
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sources import MODES, kept_tokens
+from kvfidelity.findings.sources import MODES, kept_tokens, main_first
 from kvfidelity.records.arms import NO_ARM
 from kvfidelity.records.grid import BASELINE, POSITIONS
 from kvfidelity.report.figures import (
@@ -103,9 +103,8 @@ def balance(run: PublishedRun) -> alt.TopLevelMixin:
 
 def healings(run: PublishedRun) -> alt.TopLevelMixin:
     """What each healing changes of the loss right after an eviction."""
-    rows = run.tables["healings"].rename({"difference": "mean"})
+    rows = main_first(run.tables["healings"]).rename({"difference": "mean"})
     names = {key: f"{size} kept" for key, size in kept_tokens(run).items()}
-    rows = rows.sort("threshold", "policy", "positions")
     rows = rows.with_columns(pl.col("threshold").replace(names))
     return intervals(rows, "change of the first 32 tokens' excess NLL (nats per token)")
 
@@ -119,7 +118,7 @@ def arms(run: PublishedRun) -> alt.TopLevelMixin:
         measure="reference_nll",
         against=NO_ARM,
     )
-    rows = rows.sort("threshold", "policy", "arm", "positions")
+    rows = rows.sort("policy", "threshold", "arm", "positions")
     shown = rows.with_columns(policy=pl.format("{}: {}", where, "arm"), threshold=pl.lit(""))
     title = "NLL against the base model in the same cell (nats per token)"
     return intervals(shown.rename({"difference": "mean"}), title)
@@ -155,16 +154,19 @@ def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
     several = data["threshold"].n_unique() > 1
     label = pl.format("{}, {}", "policy", "threshold") if several else pl.col("policy")
     data = data.with_columns(row=label)
+    titles = [f"{title}, symmetric log", count_label(data)]
     order = data["row"].unique(maintain_order=True).to_list()
     scale = alt.Scale(type="symlog", constant=0.05)
-    ticks = alt.Axis(values=[-10, -1, -0.1, 0, 0.1, 1, 10], format="~g", grid=True)
+    ticks = alt.Axis(
+        values=[-10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10], format="~g", grid=True
+    )
     base = alt.Chart(data).encode(
         y=alt.Y("row:N", title=None, sort=order, axis=alt.Axis(labelLimit=280)),
         yOffset=alt.YOffset("positions:N"),
         color=mode_colour(data),
     )
     points = base.mark_point(filled=True, size=60).encode(
-        x=alt.X("mean:Q", title=[title, count_label(data)], scale=scale, axis=ticks),
+        x=alt.X("mean:Q", title=titles, scale=scale, axis=ticks),
         shape=mode_shape(data),
         tooltip=["row", "positions", "mean", "low", "high", "n_dialogues"],
     )

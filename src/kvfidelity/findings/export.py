@@ -30,7 +30,9 @@ MOST_BYTES = 5_000_000
 UNKNOWN = "not recorded"
 
 
-def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") -> list[Path]:
+def export_run(
+    results: Path, finding: str, docs: Path = DOCS, label: str = "", shared: bool = False
+) -> list[Path]:
     """Publish a run: one folder for each of its models.
 
     Args:
@@ -38,6 +40,7 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
         finding: the finding's name, of `plan.FINDINGS`.
         docs: where all findings are published.
         label: what a reader must know of this run first, such as "small run on a CPU".
+        shared: other work ran on its GPU or its processor cores, so its minutes are upper bounds.
 
     Returns:
         The folders.
@@ -63,7 +66,9 @@ def export_run(results: Path, finding: str, docs: Path = DOCS, label: str = "") 
             if part.height:
                 _write(folder, name, part)
         of_model = turns.filter(base_model=model)
-        facts = {"label": label} | run_facts(results, model, of_model, tables["environments"])
+        facts = {"label": label, "shared": shared} | run_facts(
+            results, model, of_model, tables["environments"]
+        )
         write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
         folders.append(folder)
     refuse_large(docs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import polars as pl
@@ -22,7 +23,8 @@ GENERATE, ALONE_ON_GPU = "generate", ("finetune_model", "score_corruptions")
 def gpu_minutes(run: PublishedRun) -> float | None:
     """Minutes of the GPU: from the start of the first dialogue to the end of the last, plus what
     other jobs on it took. Where that start was not recorded, it is the end of the first dialogue
-    less the longest one, so the minutes are at most these.
+    less the longest one, so the minutes are at most these. The time of a run on several GPUs
+    counts for each of them.
 
     None if a time was not recorded.
     """
@@ -37,7 +39,26 @@ def gpu_minutes(run: PublishedRun) -> float | None:
         return None
     between = datetime.fromisoformat(last) - datetime.fromisoformat(first)
     alone = float(jobs.filter(pl.col("rule").is_in(ALONE_ON_GPU))["wall_s"].sum())
-    return (between.total_seconds() + earlier + alone) / 60
+    return (gpus(run) * (between.total_seconds() + earlier) + alone) / 60
+
+
+def gpus(run: PublishedRun) -> int:
+    """How many GPUs the run's command gave it."""
+    given = re.search(r"\bgpu=(\d+)", run.facts["command"])
+    return int(given[1]) if given else 1
+
+
+def shared(run: PublishedRun) -> bool:
+    """Whether other work ran on its GPU or cores; runs published before this was asked had them
+    for themselves."""
+    return bool(run.facts.get("shared", False))
+
+
+def minutes_text(run: PublishedRun, minutes: Callable[[PublishedRun], float | None]) -> str:
+    """ "5.9", or "at most 5.9" of a run that shared its machine."""
+    taken = minutes(run)
+    bound = taken is not None and shared(run)
+    return f"at most {decimal(taken, 1)}" if bound else decimal(taken, 1)
 
 
 def other_minutes(run: PublishedRun) -> float | None:
@@ -57,7 +78,14 @@ def minutes_of_models(runs: Sequence[PublishedRun]) -> str:
         for model in models
     ]
     head = ["model", "findings measured", "GPU, minutes", "other jobs, minutes"]
-    return markdown(head, [*rows, _row(f"all, of {ALLOWED_MIN} GPU minutes", runs)])
+    table = markdown(head, [*rows, _row(f"all, of {ALLOWED_MIN} GPU minutes", runs)])
+    known = sum(one for run in runs if (one := gpu_minutes(run)) is not None)
+    if known <= ALLOWED_MIN or not any(map(shared, runs)):
+        return table
+    return (
+        f"{table}\nThe sum is an upper bound, so it does not show whether one GPU makes all of "
+        f"them within {ALLOWED_MIN} minutes.\n"
+    )
 
 
 def _row(name: str, runs: Sequence[PublishedRun]) -> list[str]:
@@ -68,5 +96,7 @@ def _row(name: str, runs: Sequence[PublishedRun]) -> list[str]:
         known = [one for run in runs if (one := minutes(run)) is not None]
         lacking = len(runs) - len(known)
         text = decimal(sum(known), 1) if known else "not recorded"
+        if known and any(shared(run) for run in runs):
+            text = f"at most {text}"
         sums.append(f"{text}, without {lacking} not recorded" if known and lacking else text)
     return [name, str(len(runs)), *sums]

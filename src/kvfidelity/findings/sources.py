@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import polars as pl
+
 from kvfidelity.findings.published import PublishedRun
 
 #: Findings with all position modes at 5,600 to 2,000 tokens, the kept beginning among the policies,
@@ -40,6 +42,12 @@ def kept_tokens(run: PublishedRun) -> dict[str, str]:
     """ "2,000", by threshold: the tokens that evictions leave, where policies share one size."""
     rows = run.tables["policies"].select("threshold", "budget_tokens").drop_nulls().unique()
     return {threshold: f"{tokens:,}" for threshold, tokens in rows.iter_rows()}
+
+
+def main_first(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of healings: those of the threshold that most were tried at first."""
+    tried = pl.len().over("threshold")
+    return rows.sort(-tried.cast(pl.Int64), "threshold", "positions", "policy")
 
 
 def kept(source: Source, threshold: str) -> str:

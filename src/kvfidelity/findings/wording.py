@@ -28,6 +28,11 @@ def number(row: Mapping[str, Any] | None, name: str = "", digits: int = 2) -> st
     return f"{signed(value, digits)} {interval(ends | {'n_dialogues': row['n_dialogues']}, digits)}"
 
 
+def change(row: Mapping[str, Any]) -> str:
+    """`difference` with its interval."""
+    return number({**row, "mean": row["difference"]})
+
+
 def cell(run: PublishedRun, policy: str, positions: str, threshold: str) -> dict[str, Any] | None:
     """The row of `policies` of a cell; None if there is not one."""
     rows = run.tables["policies"].filter(policy=policy, positions=positions, threshold=threshold)
