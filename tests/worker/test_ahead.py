@@ -38,6 +38,17 @@ CONFIG = WorkerConfig(
 )
 
 
+#: Python imports it when it starts: on a machine that is busy, the awaited client may come late.
+PATIENT = f"""
+import sys
+
+if "kvfidelity.worker.server" in sys.orig_argv:
+    from kvfidelity.worker import batch_server
+
+    batch_server.LATE_CLIENT_S = {LIMIT_S}
+"""
+
+
 class Clients:
     """Requests as jobs make them, in this process. asked: number of plans that were asked for.
     loaded: ids of the workers that loaded the model."""
@@ -154,9 +165,12 @@ def test_a_run_that_has_ended_is_not_computed_ahead_by_an_older_plan(
 
 
 def test_a_client_of_another_model_waits_for_those_of_runs_that_were_computed_ahead(
-    workdir: Workdir, clients: Clients
+    workdir: Workdir, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs of two models that are started together connect in any order."""
+    (workdir.folder / "site").mkdir()
+    (workdir.folder / "site/sitecustomize.py").write_text(PATIENT)
+    monkeypatch.setenv("PYTHONPATH", str(workdir.folder / "site"))
     ahead = clients.job("ahead", seed=1)
     clients.request(clients.job("first", seed=0), [ahead])
     [worker] = workdir.workers()
