@@ -99,6 +99,22 @@ def test_the_last_runs_are_shared_though_they_are_of_one_dialogue() -> None:
         assert [len(asked(gpu, planned)) for gpu in (0, 1)] == [3, 3]
 
 
+def test_a_gpu_that_is_ready_first_leaves_the_others_their_share() -> None:
+    planned = runs(dialogues=5, policies=4)
+    mine, made = RunClaims(0, 2, 4), set[str]()
+    with workflow():
+        for _ in planned:
+            first, more = mine.take(planned, made.__contains__, 16)
+        assert len(first) == 10 and more
+        made.update(first[:6])
+        assert mine.take(planned, made.__contains__, 16)[0] == first[6:]
+        # With less than a batch to do it takes half of what no other has asked for.
+        made.add(first[6])
+        further, _ = mine.take(planned, made.__contains__, 16)
+        assert set(further) > set(first[7:]) and len(further) == 3 + 4
+        assert len(asked(1, planned)) == 4
+
+
 def test_a_list_that_is_written_again_has_no_claims() -> None:
     with workflow():
         assert [claim("a", 1, 2), claim("a", 0, 2)] == [1, 1]

@@ -126,3 +126,20 @@ def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run(
         assert found == [1]
     with gpu_share(2, 1, "cuda", "two") as again:
         assert again.number == 1, "a job that is started again finds what was computed"
+
+
+def test_a_job_whose_run_no_gpu_has_goes_to_the_one_with_the_fewest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Jobs of claimed runs hold no share, so the shares do not tell which GPU has nothing to do."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
+    monkeypatch.chdir(tmp_path)
+    for run in ("one", "two"):
+        claim(run, 0, 2)
+    found = []
+    for run in ("three", "four", "five"):
+        with gpu_share(2, 1, "cuda", run) as gpu:
+            found.append(gpu.number)
+    assert found == [1, 1, 0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,9 @@ class RunClaims:
         """The next planned runs that belong to this GPU, some of them from now on.
 
         It claims at most a batch at a time, so that the runs of all GPUs come in turns in the order
-        of their jobs, and no more than an even share of what is planned or left.
+        of their jobs, and no more than an even share of what is planned. A GPU that has had its
+        share and has less than a batch to do claims an even share of what others have left: not
+        earlier, or the one whose worker is ready first would claim most before another asks.
 
         Args:
             planned: the runs in the order of their jobs, made ones among them.
@@ -49,8 +52,10 @@ class RunClaims:
         """
         with _owners(self.gpus) as owners:
             left = sum(run not in owners for run in planned)
-            own = sum(owners.get(run) == self.gpu for run in planned)
-            even = max(_share(len(planned), self.gpus) - own, _share(left, self.gpus))
+            own = [run for run in planned if owners.get(run) == self.gpu]
+            even = _share(len(planned), self.gpus) - len(own)
+            if sum(not is_made(run) for run in own) < self.batch_size:
+                even = max(even, _share(left, self.gpus))
             quota = min(self.batch_size, even)
             taken: list[str] = []
             for run in self._in_order(planned, owners):
@@ -90,6 +95,13 @@ def claim(run: str, gpu: int, gpus: int) -> int:
     """The number of the GPU that a run belongs to: `gpu`, unless it belongs to one already."""
     with _owners(gpus) as owners:
         return owners.setdefault(run, gpu)
+
+
+def fewest_first(gpus: int) -> list[int]:
+    """The GPUs' numbers, the one with the fewest claims first."""
+    with _owners(gpus) as owners:
+        counts = Counter(owners.values())
+    return sorted(range(gpus), key=counts.__getitem__)
 
 
 def _share(runs: int, gpus: int) -> int:

@@ -8,12 +8,12 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from kvfidelity.errors import UserError
-from kvfidelity.worker.claims import claim, owner
+from kvfidelity.worker.claims import claim, fewest_first, owner
 from kvfidelity.worker.socket_path import WORKER_VARIABLE, socket_folder, workflow_digest
 
 POLL_S = 0.1
@@ -57,7 +57,9 @@ def gpu_share(
             if claimed is not None:
                 number: int | None = claimed
             else:
-                number = _take_share(held, kind, gpus, jobs_per_gpu)
+                # Of GPUs with equally many shares, one whose worker has no jobs yet gets the first.
+                order = fewest_first(gpus) if run else range(gpus)
+                number = _take_share(held, kind, order, jobs_per_gpu)
                 if number is not None and run and claim(run, number, gpus) != number:
                     continue  # a worker has looked ahead at it meanwhile
             if number is not None:
@@ -66,9 +68,15 @@ def gpu_share(
         time.sleep(POLL_S)
 
 
-def _take_share(held: contextlib.ExitStack, kind: str, gpus: int, jobs_per_gpu: int) -> int | None:
-    """Lock a free share, of a GPU with the fewest; the GPU's number, None if no share is free."""
-    for share, number in itertools.product(range(jobs_per_gpu), range(gpus)):
+def _take_share(
+    held: contextlib.ExitStack, kind: str, gpus: Sequence[int], jobs_per_gpu: int
+) -> int | None:
+    """Lock a free share, of a GPU with the fewest; the GPU's number, None if no share is free.
+
+    Args:
+        gpus: their numbers; of those with equally many shares the first counts.
+    """
+    for share, number in itertools.product(range(jobs_per_gpu), gpus):
         path = socket_folder() / f"{workflow_digest()}-{kind}-{number}-{share}.lock"
         with contextlib.ExitStack() as opened:
             if _locked(opened.enter_context(path.open("w"))):
