@@ -36,7 +36,9 @@ def test_numbers_are_tuned_on_one_half_of_the_dialogues_and_tested_on_the_other(
 def test_a_large_experiment_has_enough_dialogues_and_little_else(name: str) -> None:
     settings = settings_of(name)
     used = {cell.dataset for cell in cells(settings)}
-    assert {settings["datasets"][dataset]["count"] for dataset in used} == {24}
+    # Questions 1 and 4 need 24 with a turn after an eviction, which not each of theirs has.
+    count = 24 if name == "disruption_gpu" else 26
+    assert {settings["datasets"][dataset]["count"] for dataset in used} == {count}
     session = settings["session"]
     assert (session["replies"], session["max_new_tokens"]) == ("reference", 0)
     assert settings["judging"] == []
