@@ -132,7 +132,8 @@ def test_trainings_are_estimated_apart_from_the_runs() -> None:
         re.findall(pattern, text)
         for pattern in (train, r"how long: +very roughly (\d+) min on GPU")
     )
-    assert 1 < int(training) + int(generating) <= 20, "docs/finetuning.md says so"
+    said = f"estimated the runs at {generating} minutes on one GPU and the trainings at {training}"
+    assert said in " ".join((ROOT / "docs/finetuning.md").read_text(encoding="utf-8").split())
 
 
 def test_a_training_takes_longer_with_its_steps_and_on_a_cpu() -> None:

@@ -59,8 +59,8 @@ def export_run(
         folder = docs / finding / model
         folder.mkdir(parents=True, exist_ok=True)
         # A repetition is of what was published before.
-        for old in (*folder.glob("*.parquet"), *folder.glob("*.csv"), *folder.glob(AGAIN)):
-            old.unlink()
+        for old in (*folder.glob("*.parquet"), *folder.glob("*.csv"), folder / AGAIN):
+            old.unlink(missing_ok=True)
         for name in wanted:
             part = published(name, _of_model(tables[name], model))
             if part.height:
