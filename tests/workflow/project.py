@@ -158,10 +158,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
 
 
+#: Variables by which a `make` speaks to those that it starts.
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS")
+
+
 def environment() -> dict[str, str]:
     # `python` in a rule's shell is the one that runs the tests.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": "20"}
+    # Not what the tests were asked for: `make test ARGS=...` gives its ARGS to every make below it.
+    mine = {key: value for key, value in os.environ.items() if key not in OF_MAKE}
+    return mine | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": "20"}
 
 
 def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
