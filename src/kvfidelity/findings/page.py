@@ -51,7 +51,7 @@ Every result below is in a table under [findings/](findings/); a program writes 
   about a planted fact loses its lead over wrong ones, against the baseline. Above 0 is worse.
 - **Positions** of what is kept after an eviction: `stale` (as in the paper: new tokens count from
   the shrunken cache's length, old ones keep their places), `original` (each token has its place in
-  the conversation), `rerotated` (places are counted anew within the cache). The last two are
+  the conversation), `rerotated` (they are counted again within the cache). The last two are
   correct; "corrected" means `rerotated`.
 - Brackets are 95% intervals over dialogues. Terms: [concepts.md](concepts.md); how intervals are
   made: [metrics.md](metrics.md); policies: [policies.md](policies.md).
