@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
 from kvfidelity import build_policy
 from kvfidelity.cache.policies import known_policies
+from kvfidelity.report.formatting import signed
 from tests.cache.views import random_view
 from tests.models.tiny import save_tiny
 
@@ -67,3 +69,21 @@ def test_it_opens_with_the_question_the_answer_the_figure_and_the_commands() -> 
     assert answer.startswith("If an eviction policy ")
     assert "(docs/findings/equal_budgets/" in figure
     assert "make run" in commands and "make test" in commands
+
+
+def test_the_losses_of_the_default_run_are_those_of_its_table() -> None:
+    table = pl.read_csv(Path(__file__).parents[1] / "docs/default-run.csv")
+    losses = {
+        (row["policy"], row["threshold"], row["positions"]): (
+            f"{signed(row['mean'], 2)} [{signed(row['low'], 2)}, {signed(row['high'], 2)}]"
+        )
+        for row in table.filter(pl.col("threshold") != "none").to_dicts()
+    }
+    thresholds = {"paper's setting": "paper", "equal budgets": "half"}
+    lines = re.findall(r"\| `(\w+)`[^,|]*(?:\([^)]*\))?, ([a-z' ]+) \| (.*) \| ?(.*) ?\|", README)
+    assert len(lines) == 4
+    for policy, setting, *shown in lines:
+        for mode, text in zip(("stale", "rerotated"), shown, strict=True):
+            # A kept beginning has no second mode in the paper's setting.
+            expected = losses.get((policy, thresholds[setting], mode), "")
+            assert text.strip() == expected, (policy, setting, mode)
