@@ -24,6 +24,7 @@ def reduced(finding: Finding, model: str, dialogues: int) -> dict[str, Any]:
     whole = read_settings([ROOT / file for file in finding.files(model)])
     names = ("policies", "thresholds", "positions", "exclude", "include")
     grid = {name: whole["grid"][name] for name in names}
+    grid["exclude"] = [cell for cell in grid["exclude"] if cell.get("model", model) == model]
     for cell in grid["include"]:
         cell.pop("dataset", None)  # there is one, which is made up
     formula = {"kind": "formula", "rubric": "formula"}
