@@ -24,6 +24,15 @@ def ends(workdir: Workdir, jobs: int, *arguments: str) -> list[str]:
     return [stderr for _, stderr in ended]
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GPUs 4 and 7 are visible, and locks and claims are the test's own."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
+    monkeypatch.chdir(tmp_path)
+
+
 def test_each_gpu_has_a_worker_and_a_job_at_a_time(workdir: Workdir) -> None:
     """No GPU is needed: a worker for a missing GPU computes on the CPU."""
     workdir.environment["CUDA_VISIBLE_DEVICES"] = "3,GPU-5"
@@ -70,13 +79,9 @@ def test_more_jobs_than_gpus_is_a_mistake(
         pass
 
 
-def test_gpus_fill_evenly_and_a_share_that_ends_is_free(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("two_gpus")
+def test_gpus_fill_evenly_and_a_share_that_ends_is_free() -> None:
     """Two GPUs with two jobs each; locks conflict within a process as between processes."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
     with contextlib.ExitStack() as held:
         shares = [held.enter_context(gpu_share(2, 2, "cuda")) for _ in range(3)]
         with gpu_share(2, 2, "cuda") as last:
@@ -99,14 +104,9 @@ def test_one_job_at_once_has_all_that_is_visible(monkeypatch: pytest.MonkeyPatch
         assert gpu.environment == {}
 
 
-def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("two_gpus")
+def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run() -> None:
     """Also while others hold all shares of both GPUs: the worker has counted the run already."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
-    monkeypatch.chdir(tmp_path)
     claim("looked at", 1, 2)
     with contextlib.ExitStack() as held:
         shares = [held.enter_context(gpu_share(2, 1, "cuda", run)) for run in ("one", "two")]
@@ -128,14 +128,9 @@ def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run(
         assert again.number == 1, "a job that is started again finds what was computed"
 
 
-def test_a_job_whose_run_no_gpu_has_goes_to_the_one_with_the_fewest(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("two_gpus")
+def test_a_job_whose_run_no_gpu_has_goes_to_the_one_with_the_fewest() -> None:
     """Jobs of claimed runs hold no share, so the shares do not tell which GPU has nothing to do."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr("kvfidelity.worker.socket_path.MAX_PATH_BYTES", 1000)
-    monkeypatch.chdir(tmp_path)
     for run in ("one", "two"):
         claim(run, 0, 2)
     found = []
