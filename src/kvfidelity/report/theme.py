@@ -79,9 +79,11 @@ def save(chart: alt.TopLevelMixin, folder: Path, name: str) -> None:
     with replacing(folder / f"{name}.png") as temporary:
         temporary.write_bytes(vl_convert.svg_to_png(drawn_on_white, ppi=200))
     on_white = as_json(spec | {"background": "white"}, name)
-    write_text(
-        folder / f"{name}.html", vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
-    )
+    page = vl_convert.vegalite_to_html(on_white, bundle=True, renderer="svg")
+    # A title with `</script>` must not end the script: in JSON `<` stands in texts only.
+    embedded = re.compile("^ *const spec = .*$", re.MULTILINE)
+    page = embedded.sub(lambda found: found[0].replace("<", "\\u003c"), page)
+    write_text(folder / f"{name}.html", page)
 
 
 def save_for_page(chart: alt.TopLevelMixin, folder: Path, name: str) -> tuple[dict[str, Any], str]:
