@@ -59,3 +59,15 @@ def copy_file(source: Path, path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, indented, with sorted keys, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give the files of a folder the permissions that a new file gets here.
+
+    safetensors makes files for their owner alone, and folders of results may be shared.
+    """
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

@@ -101,6 +101,9 @@ class TestGguf:
         entry = {"source": "path", "path": str(file)}
         fetch_model(entry, tmp_path / "models/tiny")
         load_model(tmp_path / "models/tiny", "float32", "cpu")
+        (tmp_path / "new").touch()
+        modes = {each.stat().st_mode for each in (tmp_path / "models/tiny").iterdir()}
+        assert modes == {(tmp_path / "new").stat().st_mode}, "others may read it, as any new file"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         assert provenance(tmp_path / "models/tiny")["gguf_sha256"] == digest
         with pytest.raises(UserError, match="not the expected file"):

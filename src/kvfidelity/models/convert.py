@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from kvfidelity.atomic_files import give_usual_modes
 from kvfidelity.errors import UserError
 from kvfidelity.models.gguf_bounds import check_header
 from kvfidelity.models.gguf_contents import check_conversion
@@ -32,6 +33,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
         model, tokenizer = _read(file)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    give_usual_modes(directory)
 
 
 def _read(file: Path) -> tuple[Any, Any]:
