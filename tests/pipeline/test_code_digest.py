@@ -102,11 +102,13 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/cache/policies/keys.py", {"keys", "policies"}),
         (f"{LIBRARY}/cache/policies/base.py", {"generate"}),
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
-        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "finetune"}),
+        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "training_dialogues"}),
+        (f"{LIBRARY}/finetuning/extraction.py", {"training_dialogues"}),
+        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune"}),
         (f"{LIBRARY}/finetuning/train.py", {"finetune"}),
         (f"{LIBRARY}/finetuning/recipe.py", {"finetune"}),
         (f"{LIBRARY}/cache/slots.py", {"generate", "finetune"}),
-        (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "dataset"}),
+        (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "finetune", "dataset"}),
         (f"{LIBRARY}/report/position_modes.py", {"report"}),
         (f"{LIBRARY}/report/templates/page.css", {"report"}),
         (f"{LIBRARY}/report/templates/judges.html.j2", {"report"}),
@@ -140,7 +142,7 @@ def test_a_new_policy_changes_no_stage_and_no_other_policy(checkout: Path) -> No
 
 def test_a_new_schema_version_changes_what_writes_artifacts(checkout: Path) -> None:
     name = f"{LIBRARY}/records/schema_version.py"
-    expected = set(STAGES) - {"model", "finetune", "dataset", "lengths"}
+    expected = set(STAGES) - {"model", "training_dialogues", "finetune", "dataset", "lengths"}
     assert changed_by(checkout, name, "\nSCHEMA_VERSION += 1\n") == expected
 
 
