@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[2]
 #: Another Python than the one that runs the tests; every one must give the same digests.
 OTHER = "KVFIDELITY_OTHER_PYTHON"
 STAGES = sorted(
-    {*ROOTS, "aggregate", "claims", "corrupt_replies", "judge_reliability", "lengths", "measure"}
+    {
+        *ROOTS,
+        "aggregate",
+        "claims",
+        "copy_dialogues",
+        "corrupt_replies",
+        "judge_reliability",
+        "lengths",
+        "measure",
+    }
 )
 ASK = f"""
 import json
@@ -104,7 +113,7 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
         (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "training_dialogues"}),
         (f"{LIBRARY}/finetuning/extraction.py", {"training_dialogues"}),
-        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune"}),
+        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune", "copy_dialogues"}),
         (f"{LIBRARY}/finetuning/train.py", {"finetune"}),
         (f"{LIBRARY}/finetuning/recipe.py", {"finetune"}),
         (f"{LIBRARY}/cache/slots.py", {"generate", "finetune"}),

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from tests.finetuning.small import dialogues
-from tests.workflow.project import Project
+from tests.workflow.project import Project, merged
 
 RECIPE = {
     "base": "tiny",
@@ -79,6 +79,13 @@ def test_a_fine_tuned_model_is_a_model_like_any_other(prepared: Project, tmp_pat
     assert trained_on == {name: chosen[name] for name in ("number", "sha256")}
     benchmarks = project.folder / "results/benchmarks"
     assert (benchmarks / f"extract_training_dialogues/{digest}.tsv").is_file()
+    assert (benchmarks / "copy_dialogues/tuned/own.tsv").is_file()
+    assert not (benchmarks / "extract_dialogues/tuned").exists()
+    pools = [
+        pl.read_parquet(project.folder / f"results/dialogues/{name}/own/pool.parquet")
+        for name in ("tiny", "tuned")
+    ]
+    assert pools[0].equals(pools[1])
     assert project.planned("aggregate") == set(), "a finished run has nothing to do"
     # A model of another arm and seed is trained on the same file.
     other = "resources/provenance/models/again.json"
@@ -108,3 +115,12 @@ def test_a_fine_tuned_model_is_a_model_like_any_other(prepared: Project, tmp_pat
     assert {name for rule, name in planned if rule == "finetune_model"} == {"tuned", "again"}
     [(_, new)] = [job for job in planned if job[0] == "extract_training_dialogues"]
     assert new != digest
+    # A base that is not in the grid is not run, but its dialogues are extracted.
+    project.configure(merged(CHANGES, {"grid": {"models": ["tuned"]}}))
+    shutil.rmtree(project.folder / "results")
+    planned = project.planned("aggregate")
+    assert {job for job in planned if job[0].endswith("_dialogues")} == {
+        ("extract_dialogues", "tiny/own"),
+        ("copy_dialogues", "tuned/own"),
+    }
+    assert {name.split("/")[0] for rule, name in planned if rule == "generate"} == {"tuned"}

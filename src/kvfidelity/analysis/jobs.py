@@ -27,6 +27,7 @@ NAMED_BY: dict[str, tuple[str, ...] | None] = {
     "extract_training_dialogues": None,
     "finetune_model": ("model",),
     "extract_dialogues": ("model", "dataset"),
+    "copy_dialogues": ("model", "dataset"),
     "generate": RUN_FIELDS,
     "measure": ("model", "dataset", "dialogue"),
     "score_corruptions": ("model", "dataset"),

@@ -4,5 +4,5 @@ evicted_states: which tokens a query sees, and at which positions, after evictio
 draws: keep sets drawn for training. forward: one forward of a whole dialogue in such a state.
 recipe: what a training depends on. extraction: training dialogues out of a data set. examples:
 these as token ids, and their file. train: the loop and its checkpoints. model_folder: the product,
-a model folder like any other.
+a model folder like any other. base_dialogues: what it is evaluated on.
 """

@@ -54,6 +54,24 @@ def base_record(wildcards):
     return str(made_of(wildcards, "models").record)
 
 
+def base_dialogues(wildcards, name):
+    """A file or folder of what was extracted for a fine-tuned model's base."""
+    base = made_of(wildcards, "models").name
+    return ancient(f"<results>/dialogues/{base}/{wildcards.dataset}/{name}")
+
+
+def base_pool(wildcards):
+    return base_dialogues(wildcards, "pool.parquet")
+
+
+def base_manifest(wildcards):
+    return base_dialogues(wildcards, "manifest.json")
+
+
+def base_tokenizer(wildcards):
+    return base_dialogues(wildcards, "tokenizer")
+
+
 def training_data(wildcards):
     return ancient(str(made_of(wildcards, "datasets").folder))
 
