@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow/scripts"
 #: The module that counts lengths for these also draws them for rule `lengths`.
-UNUSED = {(name, "altair") for name in ("extract_dialogues.py", "finetune_model.py")}
+UNUSED = {(f"extract_{what}.py", "altair") for what in ("dialogues", "training_dialogues")}
 # Comes with PyTorch's CUDA builds; what imports it is itself imported on a GPU only.
 OF_TORCH = {"triton"}
 RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", re.M | re.S)

@@ -78,8 +78,10 @@ def test_benchmarks_are_summed_up_by_rule(tmp_path: Path) -> None:
 def test_each_rule_is_found_where_its_jobs_are_written(tmp_path: Path) -> None:
     names = [
         "fetch_model/tiny",
+        "extract_training_dialogues/0123abcd",
         "finetune_model/tiny",
         "extract_dialogues/tiny/own",
+        "copy_dialogues/tiny/own",
         f"measure/{dialogue_of(RUNS[0])}",
     ]
     for name in (

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kvfidelity.finetuning.examples import chosen_by
+from kvfidelity.finetuning.extraction import extract_training_dialogues
 from kvfidelity.finetuning.model_folder import finetune_model
 from kvfidelity.models.fetch import fetch_model
 from tests.models.tiny import tiny_llama, tiny_tokenizer
@@ -66,6 +68,13 @@ def dialogues(folder: Path, number: int = 40) -> Path:
     return data
 
 
+def extracted(base: Path, data: Path, **other: Any) -> Path:
+    """The file of training dialogues next to the data."""
+    file = data.with_name("dialogues.json")
+    extract_training_dialogues(chosen_by(ADAPTER | other), base, data, file)
+    return file
+
+
 def finetune(
     base: Path,
     data: Path,
@@ -76,6 +85,21 @@ def finetune(
     progress: Callable[[int, float], None] = lambda step, loss: None,
     **other: Any,
 ) -> None:
-    """Make a fine-tuned model folder."""
+    """Extract the training dialogues and make a fine-tuned model folder."""
+    file = extracted(base, data, **other)
+    train(base, file, directory, checkpoints, every=every, progress=progress, **other)
+
+
+def train(
+    base: Path,
+    file: Path,
+    directory: Path,
+    checkpoints: Path,
+    *,
+    every: int = 2,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    **other: Any,
+) -> None:
+    """Make a fine-tuned model folder of extracted dialogues."""
     spec = {"source": "adapter", "adapter": ADAPTER | other, "code": "0"}
-    finetune_model(spec, base, data, directory, checkpoints, "cpu", every=every, progress=progress)
+    finetune_model(spec, base, file, directory, checkpoints, "cpu", every=every, progress=progress)

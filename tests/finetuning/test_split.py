@@ -10,7 +10,8 @@ import pytest
 
 from kvfidelity.dialogues.extract import extract
 from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.finetuning.examples import Example, training_examples
+from kvfidelity.finetuning.examples import Example
+from kvfidelity.finetuning.extraction import training_examples
 from tests.models.tiny import tiny_tokenizer
 
 NUMBER = 60

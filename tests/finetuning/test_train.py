@@ -28,13 +28,14 @@ from kvfidelity.finetuning.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from kvfidelity.finetuning.examples import Example, _example
+from kvfidelity.finetuning.examples import Example
+from kvfidelity.finetuning.extraction import example_of
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import Trainer, stretches_of
 from kvfidelity.models.checksums import file_digests
 from kvfidelity.models.load import load_model
 from kvfidelity.records.arms import ARMS, LOSSES
-from tests.finetuning.small import ADAPTER, base_model, dialogues, finetune
+from tests.finetuning.small import ADAPTER, base_model, dialogues, extracted, finetune
 
 STEPS = 12
 
@@ -47,7 +48,7 @@ def examples(base: Path) -> list[Example]:
     _, tokenizer = load_model(base, "float32", "cpu")
     segmenter = ChatSegmenter(tokenizer)
     turns = [[Turn(f"Say {n} {k}.", f"{k} and {n}" * 3) for k in range(4)] for n in range(5)]
-    return [_example(turn, segmenter) for turn in turns]
+    return [example_of(turn, segmenter) for turn in turns]
 
 
 def trained(base: Path, folder: Path, **other: Any) -> Trainer:
@@ -199,7 +200,7 @@ def test_a_training_that_diverges_is_refused_and_leaves_no_model(tmp_path: Path)
         ({}, r"more than the base model's trained window of 64.*max_tokens to 64 at most"),
     ],
 )
-def test_too_few_and_too_long_dialogues_are_refused_before_weights_are_loaded(
+def test_too_few_and_too_long_dialogues_are_refused_without_weights(
     tmp_path: Path, recipe: dict[str, Any], message: str
 ) -> None:
     base, data = base_model(tmp_path), dialogues(tmp_path)
@@ -207,7 +208,8 @@ def test_too_few_and_too_long_dialogues_are_refused_before_weights_are_loaded(
     (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
     (base / "model.safetensors").unlink()
     with pytest.raises(UserError, match=message):
-        finetune(base, data, tmp_path / "m", tmp_path / "c", **recipe)
+        extracted(base, data, **recipe)
+    assert not data.with_name("dialogues.json").exists()
 
 
 @pytest.mark.parametrize("loss", LOSSES)

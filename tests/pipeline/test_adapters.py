@@ -8,7 +8,12 @@ import pytest
 
 from kvfidelity.errors import UserError
 from kvfidelity.models.revision import model_revision
-from kvfidelity.pipeline.rule_params import finetuning_params, grid_settings
+from kvfidelity.pipeline.rule_params import (
+    finetuning_params,
+    grid_settings,
+    training_dialogues_digest,
+    training_dialogues_params,
+)
 from kvfidelity.pipeline.settings import load_settings
 from tests.workflow.project import CONFIG, merged
 
@@ -149,6 +154,32 @@ def test_a_revision_changes_with_all_that_the_weights_depend_on() -> None:
         model_revision(settings(select={"split": "test", "seed": 5})["models"]["tuned"]) == revision
     )
     assert finetuning_params(settings(), "tuned")["adapter"] == entry["adapter"]
+
+
+def test_training_dialogues_are_shared_by_trainings_that_see_the_same() -> None:
+    def digest(**recipe: Any) -> str:
+        return training_dialogues_digest(settings(**recipe)["models"]["tuned"]["adapter"])
+
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"arm": "skips"},
+        {"loss": "cross_entropy"},
+        {"steps": 9, "batch": 1, "rank": 3, "learning_rate": 0.1, "retention": [0.1, 0.2]},
+    ]
+    assert {digest(**one) for one in others} == {digest()}
+    assert digest(dialogues=9) != digest()
+    select = {"split": "test", "split_seed": 1}
+    assert digest(select=select) != digest()
+    adapter = settings()["models"]["tuned"]["adapter"]
+    for key, value in (("seed", 3), ("max_tokens", 500)):
+        changed = adapter | {"select": adapter["select"] | {key: value}}
+        assert training_dialogues_digest(changed) != digest()
+    for key in ("base_source", "data_source"):
+        changed = adapter | {key: adapter[key] | {"path": "elsewhere"}}
+        assert training_dialogues_digest(changed) != digest()
+    parameters = training_dialogues_params(settings(seed=1), "tuned")
+    assert parameters == training_dialogues_params(settings(), "tuned")
+    assert parameters.keys() == {"data_source", "select", "dialogues"}
 
 
 def test_tables_are_told_the_arm_of_a_model() -> None:

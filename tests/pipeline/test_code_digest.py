@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[2]
 #: Another Python than the one that runs the tests; every one must give the same digests.
 OTHER = "KVFIDELITY_OTHER_PYTHON"
 STAGES = sorted(
-    {*ROOTS, "aggregate", "claims", "corrupt_replies", "judge_reliability", "lengths", "measure"}
+    {
+        *ROOTS,
+        "aggregate",
+        "claims",
+        "copy_dialogues",
+        "corrupt_replies",
+        "judge_reliability",
+        "lengths",
+        "measure",
+    }
 )
 ASK = f"""
 import json
@@ -102,11 +111,13 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/cache/policies/keys.py", {"keys", "policies"}),
         (f"{LIBRARY}/cache/policies/base.py", {"generate"}),
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
-        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "finetune"}),
+        (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "training_dialogues"}),
+        (f"{LIBRARY}/finetuning/extraction.py", {"training_dialogues"}),
+        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune", "copy_dialogues"}),
         (f"{LIBRARY}/finetuning/train.py", {"finetune"}),
         (f"{LIBRARY}/finetuning/recipe.py", {"finetune"}),
         (f"{LIBRARY}/cache/slots.py", {"generate", "finetune"}),
-        (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "dataset"}),
+        (f"{LIBRARY}/records/artifacts.py", set(STAGES) - {"model", "finetune", "dataset"}),
         (f"{LIBRARY}/report/position_modes.py", {"report"}),
         (f"{LIBRARY}/report/templates/page.css", {"report"}),
         (f"{LIBRARY}/report/templates/judges.html.j2", {"report"}),
@@ -140,7 +151,7 @@ def test_a_new_policy_changes_no_stage_and_no_other_policy(checkout: Path) -> No
 
 def test_a_new_schema_version_changes_what_writes_artifacts(checkout: Path) -> None:
     name = f"{LIBRARY}/records/schema_version.py"
-    expected = set(STAGES) - {"model", "finetune", "dataset", "lengths"}
+    expected = set(STAGES) - {"model", "training_dialogues", "finetune", "dataset", "lengths"}
     assert changed_by(checkout, name, "\nSCHEMA_VERSION += 1\n") == expected
 
 

@@ -17,7 +17,8 @@ def test_the_report_shows_seconds_and_memory_of_the_jobs(finished: Project) -> N
     results = finished.folder / "results"
     table = read_parquet(results / "tables/jobs.parquet", kind="jobs")
     jobs = {row["rule"]: row for row in table.to_dicts()}
-    assert list(jobs) == [rule for rule in NAMED_BY if rule != "finetune_model"]
+    of_training = {"extract_training_dialogues", "finetune_model", "copy_dialogues"}
+    assert list(jobs) == [rule for rule in NAMED_BY if rule not in of_training]
     assert (jobs["generate"]["jobs"], jobs["measure"]["jobs"]) == (len(ALL_RUNS), 1)
     for rule in ("generate", "score_corruptions"):
         assert jobs[rule]["measured"] == "worker"

@@ -79,6 +79,8 @@ from kvfidelity.pipeline.staleness import Expectations
 from kvfidelity.pipeline.rule_params import (
     as_parameters,
     finetuning_params,
+    training_dialogues_digest,
+    training_dialogues_params,
     selection_params,
     judge_params,
     grid_settings,

@@ -36,6 +36,8 @@ rule extract_dialogues:
         "<logs>/extract_dialogues/{model}/{dataset}.log",
     benchmark:
         "<results>/benchmarks/extract_dialogues/{model}/{dataset}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=False),
     conda:
         "../../envs/model.yaml"
     resources:
@@ -51,6 +53,45 @@ rule extract_dialogues:
         "--model {input.model:q} --spec {params.spec:q} --reach {resources.reach:q} "
         "--pool {output.pool:q} --manifest {output.manifest:q} --tokenizer {output.tokenizer:q} "
         "> {log:q} 2>&1"
+
+
+# A fine-tuned model has its base's tokenizer and chat template, so its dialogues are the base's. The
+# files of these are `ancient`, for this runs again when an extraction would: when the selection, the
+# data or the model change.
+rule copy_dialogues:
+    input:
+        base=base_pool,
+        base_manifest=base_manifest,
+        base_tokenizer=base_tokenizer,
+        data_record=fetched_record,
+        model=ancient("resources/models/{model}"),
+        model_record="resources/provenance/models/{model}.json",
+    output:
+        pool="<results>/dialogues/{model}/{dataset}/pool.parquet",
+        manifest="<results>/dialogues/{model}/{dataset}/manifest.json",
+        tokenizer=directory("<results>/dialogues/{model}/{dataset}/tokenizer"),
+    log:
+        "<logs>/copy_dialogues/{model}/{dataset}.log",
+    benchmark:
+        "<results>/benchmarks/copy_dialogues/{model}/{dataset}.tsv"
+    wildcard_constraints:
+        model=names_of_models(fine_tuned=True),
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(10),
+        mem_mb=by_attempt(4000),
+        reach=extraction_reach,
+    params:
+        spec=selection_spec,
+        code=stage_digest("copy_dialogues"),
+    shell:
+        'python "$SCRIPTS/copy_dialogues.py" --base {input.base:q} '
+        "--base-manifest {input.base_manifest:q} --base-tokenizer {input.base_tokenizer:q} "
+        "--data-record {input.data_record:q} --model {input.model:q} --spec {params.spec:q} "
+        "--reach {resources.reach:q} --pool {output.pool:q} --manifest {output.manifest:q} "
+        "--tokenizer {output.tokenizer:q} > {log:q} 2>&1"
 
 
 rule lengths:

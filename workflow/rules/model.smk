@@ -25,6 +25,38 @@ rule fetch_model:
         "> {log:q} 2>&1"
 
 
+# A job of its own, for it takes no GPU, and once for all trainings on the same dialogues. `digest`
+# is one of what these depend on.
+rule extract_training_dialogues:
+    input:
+        base=base_folder,
+        base_record=base_record,
+        data=training_data,
+        data_record=training_record,
+    output:
+        dialogues="resources/training_dialogues/{digest}.json",
+        # Their digest, and how they were chosen: a training starts again when this changes.
+        record="resources/provenance/training_dialogues/{digest}.json",
+    log:
+        "<logs>/extract_training_dialogues/{digest}.log",
+    benchmark:
+        "<results>/benchmarks/extract_training_dialogues/{digest}.tsv"
+    wildcard_constraints:
+        digest="|".join(TRAINED_ON.values()) or "(?!)",
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        serial=one_on_a_scheduler,
+        runtime=by_attempt(60),
+        mem_mb=by_attempt(8000),
+    params:
+        spec=training_dialogues_spec,
+    shell:
+        'python "$SCRIPTS/extract_training_dialogues.py" --spec {params.spec:q} '
+        "--base {input.base:q} --data {input.data:q} --out {output.dialogues:q} "
+        "--record {output.record:q} > {log:q} 2>&1"
+
+
 # Its product is a model's folder as `fetch_model` makes it. A job that was killed goes on from its
 # checkpoint, which is no output: Snakemake would remove it.
 rule finetune_model:
@@ -32,8 +64,8 @@ rule finetune_model:
         configured="resources/sources/models/{model}.json",
         base=base_folder,
         base_record=base_record,
-        data=training_data,
-        data_record=training_record,
+        dialogues=training_dialogues,
+        dialogues_record=training_dialogues_record,
     output:
         folder=directory("resources/models/{model}"),
         record="resources/provenance/models/{model}.json",
@@ -59,6 +91,6 @@ rule finetune_model:
     shell:
         'python "$SCRIPTS/finetune_model.py" --spec {params.spec:q} --base {input.base:q} '
         '--run-time "$RESULTS/run_time.json" '
-        "--data {input.data:q} --device {params.device:q} --threads {threads} "
+        "--dialogues {input.dialogues:q} --device {params.device:q} --threads {threads} "
         "--checkpoints {params.checkpoints:q} --out {output.folder:q} --record {output.record:q} "
         "--configured {input.configured:q} --source {output.source:q} > {log:q} 2>&1"

@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, type=json.loads, help="config entry, as JSON")
     parser.add_argument("--base", required=True, type=Path, help="folder of the base model")
-    parser.add_argument("--data", required=True, type=Path, help="folder of the fetched dataset")
+    parser.add_argument("--dialogues", required=True, type=Path, help="file of what it trains on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
     parser.add_argument("--run-time", type=Path, help="JSON file, with the number of GPUs")
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace) -> None:
     finetune_model(
         options.spec,
         options.base,
-        options.data,
+        options.dialogues,
         options.out,
         options.checkpoints,
         options.device,

@@ -20,11 +20,14 @@ from kvfidelity.records.artifacts import read_metadata
 from kvfidelity.records.grid import RUN_FIELDS, RunKey
 from kvfidelity.records.notes import BATCH_SIZE, CPU, PEAK, WALL
 
-#: What a rule's jobs are named by.
-NAMED_BY: dict[str, tuple[str, ...]] = {
+#: What a rule's jobs are named by; None for a name that is no part of a run's key. Of such a rule
+#: all jobs count that left a benchmark in the results.
+NAMED_BY: dict[str, tuple[str, ...] | None] = {
     "fetch_model": ("model",),
+    "extract_training_dialogues": None,
     "finetune_model": ("model",),
     "extract_dialogues": ("model", "dataset"),
+    "copy_dialogues": ("model", "dataset"),
     "generate": RUN_FIELDS,
     "measure": ("model", "dataset", "dialogue"),
     "score_corruptions": ("model", "dataset"),
@@ -63,7 +66,10 @@ def jobs_table(results: Path, runs: Iterable[str]) -> pl.DataFrame:
     keys = [RunKey.from_path(run) for run in runs]
     rows = []
     for rule, fields in NAMED_BY.items():
-        names = sorted({"/".join(getattr(key, field) for field in fields) for key in keys})
+        if fields is None:
+            names = sorted(file.stem for file in (results / "benchmarks" / rule).glob("*.tsv"))
+        else:
+            names = sorted({"/".join(getattr(key, field) for field in fields) for key in keys})
         found = [job for name in names if (job := _job(results, rule, name))]
         if found:
             rows.append(_row(rule, found))

@@ -1,4 +1,4 @@
-"""Training dialogues as token ids, from the half of a data set that no result is reported on."""
+"""Training dialogues as token ids, and the file that they are kept in."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from kvfidelity.dialogues.extract import extract
-from kvfidelity.dialogues.parts import DEVELOPMENT, TEST
-from kvfidelity.dialogues.pool import Turn
-from kvfidelity.dialogues.segments import ChatSegmenter
+from kvfidelity.atomic_files import write_text
+from kvfidelity.bounded_json import parse_json
 from kvfidelity.errors import UserError
+
+#: What of an `adapter` entry says which dialogues a training sees; config/README.md describes the
+#: keys. Trainings that agree in these and in the base's files have one file of dialogues.
+CHOSEN_BY = ("data_source", "select", "dialogues")
+#: Loss of each step, in the model's folder: the one file that its base lacks.
+LOSS_CURVE = "training.json"
+#: Keys of the file: a digest of all else in it, what the dialogues were extracted from and by, and
+#: the dialogues.
+DIGEST, FACTS, EXAMPLES = "sha256", "facts", "examples"
 
 
 @dataclass(frozen=True)
@@ -32,73 +36,72 @@ class Example:
     replies: tuple[tuple[int, int], ...]
 
 
-def training_examples(
-    data: Path, entry: Mapping[str, Any], segmenter: ChatSegmenter
+def chosen_by(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a resolved `adapter` entry says which dialogues are trained on."""
+    return {key: adapter[key] for key in CHOSEN_BY}
+
+
+def write_examples(file: Path, examples: Sequence[Example], facts: Mapping[str, Any]) -> None:
+    """Write training dialogues as one file of JSON, whole or not at all.
+
+    Args:
+        facts: `base`, digests of the base model's files; `chosen_by`, see the function; `manifest`
+            of the extraction, with the provenance of the data.
+    """
+    content = {FACTS: dict(facts), EXAMPLES: [asdict(example) for example in examples]}
+    write_text(file, json.dumps({DIGEST: _digest(content), **content}) + "\n")
+
+
+def read_examples(
+    file: Path, base: Mapping[str, str], adapter: Mapping[str, Any]
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The training dialogues of a fetched data set, in rank order.
+    """The training dialogues of a file, in rank order, and its facts.
 
     Args:
-        data: its folder.
-        entry: `format` with `format_files` if it needs them, `select` and `dialogues`, their
-            number; whatever `select` says of a split, dialogues are of the development half, and
-            share not even a first message with one of the test half.
-
-    Returns:
-        The examples, and the manifest of the extraction.
+        base: digests of the base model's files. adapter: the resolved entry of the training.
 
     Raises:
-        UserError: unusable data, or no dialogue left.
+        UserError: the file is missing or damaged, or its dialogues are those of another base or
+            were chosen otherwise.
     """
-    select = {**entry["select"], "split": DEVELOPMENT, "pool": entry["dialogues"]}
-    chosen = {**entry, "select": select, "apart_from": TEST}
-    pool, manifest = extract(data, chosen, segmenter)
-    return [_example(turns, segmenter) for turns in _turns(pool)], manifest
-
-
-def check_examples(
-    examples: Sequence[Example], dropped: Mapping[str, int], asked: int, window: int
-) -> None:
-    """Refuse fewer dialogues than the recipe says, and dialogues beyond the trained window.
-
-    Args:
-        dropped: number of dialogues left out, by reason.
-        asked: `dialogues` of the recipe.
-        window: the base model's trained one, in tokens.
-
-    Raises:
-        UserError: either is so.
-    """
-    if len(examples) < asked:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise UserError(
-            f"adapter.dialogues is {asked}, but only {len(examples)} dialogues of the development "
-            f"half pass adapter.select ({reasons}): lower `dialogues` to that, or relax `select`"
-        )
-    longest = max(len(example.ids) for example in examples)
-    if longest > window:
-        raise UserError(
-            f"a training dialogue has {longest} tokens, more than the base model's trained window "
-            f"of {window}, beyond which even its full cache is no target: set "
-            f"adapter.select.max_tokens to {window} at most"
-        )
+    again = "remove it and start again: the workflow extracts its dialogues anew"
+    try:
+        content = parse_json(file.read_bytes())
+        digest = content.pop(DIGEST)
+        whole = digest == _digest(content)
+        facts, rows = content[FACTS], content[EXAMPLES]
+    except FileNotFoundError:
+        raise UserError(f"there are no training dialogues {file}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"the training dialogues {file} are damaged: {again}")
+    for name, found, expected in (
+        ("of another base model", facts.get("base"), dict(base)),
+        ("chosen otherwise", facts.get("chosen_by"), _plain(chosen_by(adapter))),
+    ):
+        if found != expected:
+            raise UserError(f"the training dialogues {file} are {name}: {again}")
+    return [_example(row) for row in rows], facts
 
 
 def examples_digest(examples: Sequence[Example]) -> str:
     """SHA-256 in hex of all tokens and spans."""
-    text = json.dumps([asdict(example) for example in examples])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest([asdict(example) for example in examples])
 
 
-def _turns(pool: pl.DataFrame) -> list[list[Turn]]:
-    return [[Turn(**turn) for turn in turns] for turns in pool["turns"].to_list()]
-
-
-def _example(turns: Sequence[Turn], segmenter: ChatSegmenter) -> Example:
-    segments = segmenter.segments(turns)
-    parts = [part for segment in segments for part in (segment.prompt_ids, segment.reply_ids)]
-    ends = list(accumulate(map(len, parts)))
+def _example(row: Mapping[str, Any]) -> Example:
     return Example(
-        ids=tuple(token for part in parts for token in part),
-        boundaries=tuple(ends[1:-1:2]),
-        replies=tuple(zip(ends[::2], ends[1::2], strict=True)),
+        ids=tuple(row["ids"]),
+        boundaries=tuple(row["boundaries"]),
+        replies=tuple((start, stop) for start, stop in row["replies"]),
     )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _plain(content: Mapping[str, Any]) -> Any:
+    """As it is read from JSON."""
+    return json.loads(json.dumps(content))

@@ -16,27 +16,19 @@ from transformers.utils import logging as hf_logging
 
 from kvfidelity.atomic_files import write_json
 from kvfidelity.bounded_json import read_json
-from kvfidelity.dialogues.segments import ChatSegmenter
-from kvfidelity.dialogues.template_check import check_template
-from kvfidelity.dialogues.tokenizer import load_tokenizer
-from kvfidelity.finetuning.examples import check_examples, examples_digest, training_examples
+from kvfidelity.finetuning.examples import LOSS_CURVE, examples_digest, read_examples
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
 from kvfidelity.models.checksums import PROVENANCE, WEIGHTS, file_digests
-from kvfidelity.models.end_tokens import end_token_ids
-from kvfidelity.models.geometry import Geometry
 from kvfidelity.models.load import load_model
 from kvfidelity.models.revision import model_revision
 from kvfidelity.models.weights import load_weights
-
-#: Loss of each step, in the model's folder.
-LOSS_CURVE = "training.json"
 
 
 def finetune_model(
     spec: Mapping[str, Any],
     base: Path,
-    data: Path,
+    dialogues: Path,
     directory: Path,
     checkpoints: Path,
     device: str,
@@ -49,30 +41,23 @@ def finetune_model(
     Weights are the base's with the adapter merged into them, in fp32.
 
     Args:
-        spec: `source` and `adapter` of the model's entry, checked and resolved; `format_files` if
-            its data need them; `code`, a digest of the code that trains.
-        base, data: folders of the fetched base model and data set.
+        spec: `source` and `adapter` of the model's entry, checked and resolved; `code`, a digest of
+            the code that trains.
+        base: folder of the fetched base model.
+        dialogues: file of the training dialogues, see `extraction.extract_training_dialogues`.
         checkpoints: a folder that survives a kill; it is removed at the end.
         device: "cpu", "cuda", "cuda:1" or "auto".
 
     Raises:
-        UserError: the base or the data cannot be used, the data have too few training dialogues, a
-            dialogue is longer than the trained window, or the training diverges.
+        UserError: the base cannot be used, the dialogues are damaged or were extracted for another
+            base or recipe, or the training diverges.
     """
     adapter = spec["adapter"]
     recipe = Recipe.of(adapter)
-    check_template(base)
-    # Data first: what is wrong with them is said before a GPU is used.
-    examples, manifest = training_examples(
-        data,
-        {key: adapter[key] for key in ("select", "dialogues")}
-        | {"format": adapter["data_source"]["format"]}
-        | {"format_files": spec.get("format_files", ())},
-        ChatSegmenter(load_tokenizer(base), end_token_ids(base)),
-    )
-    check_examples(examples, manifest["dropped"], adapter["dialogues"], Geometry.of(base).window)
-    model, _ = load_model(base, "float32", device)
     fetched = read_json(base / PROVENANCE)
+    # What is wrong with the dialogues is said before a GPU is used.
+    examples, facts = read_examples(dialogues, fetched["files"], adapter)
+    model, _ = load_model(base, "float32", device)
     made_from = {
         "base": fetched["files"],
         "dialogues": {"number": len(examples), "sha256": examples_digest(examples)},
@@ -95,7 +80,7 @@ def finetune_model(
             "source": "adapter",
             "revision": model_revision(spec),
             "adapter": dict(adapter),
-            "made_from": made_from | {"data": manifest["provenance"]},
+            "made_from": made_from | {"data": facts["manifest"]["provenance"]},
             "files": file_digests(folder),
             # The architecture is the base's, so are the laws' deviations.
             "exactness": fetched["exactness"],

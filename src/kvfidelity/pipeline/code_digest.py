@@ -24,6 +24,7 @@ SCRIPTS = PACKAGE.parents[1] / "workflow" / "scripts"
 #: script of its name.
 ROOTS: dict[str, tuple[str, ...]] = {
     "model": ("fetch_model.py",),
+    "training_dialogues": ("extract_training_dialogues.py",),
     "finetune": ("finetune_model.py",),
     "dataset": ("fetch_dataset.py",),
     "dialogues": ("extract_dialogues.py",),
@@ -43,17 +44,17 @@ NOT_FOLLOWED = ("kvfidelity.pipeline", "kvfidelity.cli", "kvfidelity.errors")
 #: and no cache. `lengths` counts what a figure shows, and `gpus` says on which GPU it is trained.
 NOT_FOLLOWED_BY: dict[str, tuple[str, ...]] = {
     "model": ("kvfidelity.cache.proof",),
+    "training_dialogues": ("kvfidelity.dialogues.lengths",),
     "finetune": (
         "kvfidelity.cache.attach",
         "kvfidelity.cache.managed",
-        "kvfidelity.dialogues.lengths",
         "kvfidelity.worker.gpus",
     ),
 }
 #: Counted by its number, and only for stages that write artifacts.
 VERSION_MODULE = "kvfidelity.records.schema_version"
 #: Stages that write no artifact: a new schema version does not rerun them.
-WITHOUT_ARTIFACTS = frozenset({"model", "finetune", "dataset", "lengths"})
+WITHOUT_ARTIFACTS = frozenset({"model", "training_dialogues", "finetune", "dataset", "lengths"})
 #: Its modules are found when a run needs one; a run's parameters have the digest of its policy.
 POLICIES = "kvfidelity.cache.policies"
 DIGITS = 12

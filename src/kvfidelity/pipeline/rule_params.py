@@ -16,6 +16,7 @@ from typing import Any
 
 from kvfidelity.dialogues.formats import registry as formats
 from kvfidelity.errors import UserError
+from kvfidelity.finetuning.examples import CHOSEN_BY, chosen_by
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.registry import is_built_in, judge_class, options_outside_verdicts
 from kvfidelity.judges.requests import Limits
@@ -213,9 +214,25 @@ def selection_params(settings: Mapping[str, Any], dataset: str) -> dict[str, Any
 
 
 def finetuning_params(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """What fine-tuning depends on."""
-    chosen = source_entry(settings["models"][model])
-    if not formats.is_built_in(chosen["adapter"]["data_source"]["format"]):
+    """What fine-tuning depends on, besides the files of the base model and of the dialogues."""
+    return source_entry(settings["models"][model])
+
+
+def training_dialogues_digest(adapter: Mapping[str, Any]) -> str:
+    """A digest of what says which dialogues a training sees, 8 hex digits: the name of their file.
+
+    Args:
+        adapter: a resolved entry.
+    """
+    keys = ("base", "data", "base_source", *CHOSEN_BY)
+    text = json.dumps({key: adapter[key] for key in keys}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def training_dialogues_params(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What the extraction of a model's training dialogues depends on."""
+    chosen = chosen_by(settings["models"][model]["adapter"])
+    if not formats.is_built_in(chosen["data_source"]["format"]):
         files = list(settings["format_files"])
         chosen |= {"format_files": files, "format_digest": files_digest(files)}
     return chosen

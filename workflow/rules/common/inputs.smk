@@ -21,10 +21,28 @@ def names_of_models(fine_tuned):
     return "|".join(names) or "(?!)"
 
 
+# The digest that names the training dialogues of each fine-tuned model. Trainings of one base that
+# differ in their arm or seed alone share a file.
+TRAINED_ON = {
+    name: training_dialogues_digest(entry["adapter"])
+    for name, entry in SETTINGS["models"].items()
+    if entry["source"] == "adapter"
+}
+
+
+def a_model_of(wildcards):
+    """The fine-tuned model of a job: its own, or the first that is trained on its dialogues."""
+    if "model" in wildcards.keys():
+        return wildcards.model
+    return next(
+        name for name, digest in TRAINED_ON.items() if digest == wildcards.digest
+    )
+
+
 def made_of(wildcards, section):
     """The base model, or the dataset, that a fine-tuned model is made of."""
     key = {"models": "base", "datasets": "data"}[section]
-    name = SETTINGS["models"][wildcards.model]["adapter"][key]
+    name = SETTINGS["models"][a_model_of(wildcards)]["adapter"][key]
     return Fetched(section, name, SETTINGS[section][name])
 
 
@@ -36,12 +54,38 @@ def base_record(wildcards):
     return str(made_of(wildcards, "models").record)
 
 
+def base_dialogues(wildcards, name):
+    """A file or folder of what was extracted for a fine-tuned model's base."""
+    base = made_of(wildcards, "models").name
+    return ancient(f"<results>/dialogues/{base}/{wildcards.dataset}/{name}")
+
+
+def base_pool(wildcards):
+    return base_dialogues(wildcards, "pool.parquet")
+
+
+def base_manifest(wildcards):
+    return base_dialogues(wildcards, "manifest.json")
+
+
+def base_tokenizer(wildcards):
+    return base_dialogues(wildcards, "tokenizer")
+
+
 def training_data(wildcards):
     return ancient(str(made_of(wildcards, "datasets").folder))
 
 
 def training_record(wildcards):
     return str(made_of(wildcards, "datasets").record)
+
+
+def training_dialogues(wildcards):
+    return ancient(f"resources/training_dialogues/{TRAINED_ON[wildcards.model]}.json")
+
+
+def training_dialogues_record(wildcards):
+    return f"resources/provenance/training_dialogues/{TRAINED_ON[wildcards.model]}.json"
 
 
 def policy_check(wildcards):

@@ -6,6 +6,11 @@ def finetuning_spec(wildcards):
     return as_parameters(finetuning_params(SETTINGS, wildcards.model), "finetune")
 
 
+def training_dialogues_spec(wildcards):
+    chosen = training_dialogues_params(SETTINGS, a_model_of(wildcards))
+    return as_parameters(chosen, "training_dialogues")
+
+
 def checkpoints(wildcards):
     """The folder of a training's checkpoint."""
     return str(PREFIX / "resources/checkpoints" / wildcards.model)
