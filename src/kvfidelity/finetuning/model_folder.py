@@ -14,7 +14,7 @@ from peft import set_peft_model_state_dict
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
-from kvfidelity.atomic_files import write_json
+from kvfidelity.atomic_files import give_usual_modes, write_json
 from kvfidelity.bounded_json import read_json
 from kvfidelity.finetuning.examples import LOSS_CURVE, examples_digest, read_examples
 from kvfidelity.finetuning.recipe import Recipe
@@ -75,6 +75,7 @@ def finetune_model(
             if not name.endswith((*WEIGHTS, ".index.json")):
                 shutil.copyfile(base / name, folder / name)
         _merge(base, recipe, trainer.adapter(), folder)
+        give_usual_modes(folder)
         write_json(folder / LOSS_CURVE, {"loss": recipe.loss, "losses": trainer.losses})
         provenance = {
             "source": "adapter",
