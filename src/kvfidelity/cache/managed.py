@@ -106,6 +106,14 @@ class ManagedCache(AttentionCache):
         device: torch.device = self.layers[0].device
         return device
 
+    @property
+    def groups(self) -> int:
+        """G, the number of kv heads; known after the first forward."""
+        layer = self.layers[0]
+        if self.ragged is not None:
+            return len(layer.heads)
+        return int(layer.key_buffer.shape[1])
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -480,10 +488,10 @@ class ManagedCache(AttentionCache):
 
     def _keep_ragged(self, kept: RaggedKeepSet) -> None:
         table, kept = self.slot_table, kept.to(self.device)
-        if kept.counts.shape != (len(self.layers), self._groups):
+        if kept.counts.shape != (len(self.layers), self.groups):
             raise ValueError(
                 f"keep set is for {list(kept.counts.shape)} layers and kv heads, and the cache has "
-                f"{[len(self.layers), self._groups]}"
+                f"{[len(self.layers), self.groups]}"
             )
         # Buffers made in inference mode could not be written to by `generate`, which is not in it.
         with torch.inference_mode(False), torch.no_grad():
@@ -493,14 +501,6 @@ class ManagedCache(AttentionCache):
             self.ragged.keep(self, kept)
         if self.scores is not None:
             self.scores.keep_columns(columns)
-
-    @property
-    def _groups(self) -> int:
-        """G; known after the first forward."""
-        layer = self.layers[0]
-        if self.ragged is not None:
-            return len(layer.heads)
-        return int(layer.live_keys.shape[0])
 
     def _compact(self, kept: Tensor) -> None:
         from kvfidelity.cache.triton.compact import compact
