@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 from kvfidelity.cache.ragged_gpu import RaggedOnGpu
 from kvfidelity.cache.ragged_heads import RaggedHeads, ragged_heads
 from kvfidelity.cache.recent_queries import RecentQueries
@@ -25,6 +25,9 @@ from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.transcript import Transcript
 from kvfidelity.cache.triton import kernels_run_on
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.triton.compact import Addresses
 
 
 class ManagedCache(AttentionCache):
@@ -71,6 +74,8 @@ class ManagedCache(AttentionCache):
         self._fed_positions: Tensor | None = None
         self._angles: tuple[Tensor, Tensor] | None = None
         self._device_positions: DevicePositions | None = None
+        self._addresses: Addresses | None = None
+        self._latest_grid: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -253,7 +258,8 @@ class ManagedCache(AttentionCache):
             self._keep_ragged(self.slot_table.as_ragged(kept))
             return
         self.slot_table.keep(kept)
-        grid = as_grid(kept).to(self.device)
+        grid = self._grid(kept)
+        self._latest_grid = None
         if kernels_run_on(self.device):
             self._compact(grid)
         else:
@@ -283,7 +289,7 @@ class ManagedCache(AttentionCache):
             ragged = self.slot_table.as_ragged(kept).to(self.device)
             columns = ragged.columns(self.slot_table.pad.expand(ragged.counts.shape))
             return self.scores.share_outside_columns(columns)
-        return self.scores.share_outside(kept)
+        return self.scores.share_outside(self._grid(kept))
 
     def fork(
         self,
@@ -502,11 +508,26 @@ class ManagedCache(AttentionCache):
         if self.scores is not None:
             self.scores.keep_columns(columns)
 
-    def _compact(self, kept: Tensor) -> None:
-        from kvfidelity.cache.triton.compact import compact
+    def _grid(self, kept: Tensor) -> Tensor:
+        """A keep set on the device, int64 [L', G', k]. A copy is kept until the eviction: the share
+        of attention is asked for before."""
+        if kept.device == self.device:
+            return as_grid(kept)
+        if self._latest_grid is None or self._latest_grid[0] is not kept:
+            self._latest_grid = kept, upload(as_grid(kept), self.device)
+        return self._latest_grid[1]
 
-        for name in ("key_buffer", "value_buffer"):
-            compact([getattr(layer, name) for layer in self.layers], kept)
+    def _compact(self, kept: Tensor) -> None:
+        from kvfidelity.cache.triton.compact import Addresses, compact
+
+        buffers = (
+            [layer.key_buffer for layer in self.layers],
+            [layer.value_buffer for layer in self.layers],
+        )
+        if self._addresses is None:
+            self._addresses = Addresses()
+        for each, addresses in zip(buffers, self._addresses.of(*buffers), strict=True):
+            compact(each, kept, addresses)
         for layer in self.layers:
             layer.slots = kept.shape[-1]
 
