@@ -167,3 +167,15 @@ def test_after_an_eviction_no_earlier_moment_can_be_forked() -> None:
     slot_table.keep(torch.arange(7))
     with pytest.raises(ValueError, match="after an eviction"):
         slot_table.fork(5)
+
+
+@pytest.mark.parametrize("mode", list(PositionMode))
+def test_a_table_that_evicted_in_inference_mode_appends_outside_of_it(mode: str) -> None:
+    table = SlotTable(PositionMode(mode))
+    table.append(40)
+    before = table.token_index
+    with torch.inference_mode():
+        table.keep(torch.arange(1, 40))
+    table.append(1)
+    assert table.token_index.tolist() == [[[*range(1, 41)]]]
+    assert before.tolist() == [[[*range(40)]]], "a view of the slots before stays as it was"

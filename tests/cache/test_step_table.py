@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
 import torch
 
+from kvfidelity.cache.attach import new_cache
+from kvfidelity.cache.hooks import cache_argument
 from kvfidelity.cache.triton.layout import LayerField, SequenceField, row
 from kvfidelity.cache.triton.step_table import StepTable
+from tests.cache.conftest import tiny
 
 FOLDER = Path(__file__).parents[2] / "src/kvfidelity/cache/triton"
 TENSORS = ("sequences", "layer_rows")
@@ -33,6 +37,36 @@ def test_a_step_adds_a_slot_to_each_living_sequence() -> None:
     ]
     assert table.sequences.tolist() == [row(SequenceField, each) for each in expected]
     assert table.alive.tolist() == [1, 0]
+
+
+def test_rows_of_an_evicted_cache_are_those_of_a_fresh_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Addresses are written again only where a buffer has moved."""
+    model = tiny("llama")
+    cache = new_cache(model, "stale", collect_scores=True, query_window=4)
+    ids = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
+    layers, half = len(cache.layers), cache.rotary.table(1, ids.device)[0].shape[1]
+    table = StepTable(layers, 2, half, ids.device)
+    uploads = []
+    monkeypatch.setattr(
+        "kvfidelity.cache.triton.step_table.upload",
+        lambda numbers, device: uploads.append(numbers) or numbers.to(device),
+    )
+    with torch.inference_mode():
+        model(ids, **{cache_argument(model): cache})
+        for moves, kept in ((1, None), (0, torch.arange(1, 60)), (1, torch.arange(20))):
+            if kept is not None:
+                cache.keep(kept)
+            if moves and kept is not None:
+                cache.reserve(1000)
+            uploads.clear()
+            table.admit(1, cache, alive=True, max_new_tokens=5)
+            assert len(uploads) == moves
+            fresh = StepTable(layers, 2, half, ids.device)
+            fresh.admit(1, cache, alive=True, max_new_tokens=5)
+            for name in TENSORS:
+                assert torch.equal(getattr(table, name), getattr(fresh, name))
 
 
 def test_fields_are_numbered_from_zero_without_gaps() -> None:

@@ -46,7 +46,8 @@ class DevicePositions:
             self._positions = torch.empty(
                 *position.shape[:-1], room, dtype=torch.int32, device=self.device
             )
-        self._positions[..., :slots] = position.to(torch.int32)
+        # From the CPU without waiting for what the device still computes.
+        self._positions[..., :slots].copy_(position.to(torch.int32), non_blocking=True)
 
     def reserve(self, slots: int, used: int) -> None:
         """Make room for `slots` slots; the first `used` are kept."""

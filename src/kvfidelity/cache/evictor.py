@@ -25,7 +25,7 @@ from kvfidelity.cache.repetition import Repetition
 from kvfidelity.cache.scores import NotCollectedError
 from kvfidelity.cache.slots import as_grid, check_keep_set
 from kvfidelity.cache.triton import kernels_run_on
-from kvfidelity.cache.view import CacheView, Span, view_of
+from kvfidelity.cache.view import CacheView, Span, view_again, view_of
 from kvfidelity.errors import UserError
 
 
@@ -185,20 +185,26 @@ class Evictor:
         if size is None:
             size = _check_size(self.policy, self.policy.default_size(cache.size))
 
+        view = self._view(cache, min(size, cache.size), protected, scores)
+
         def keep(budget: int) -> Tensor | RaggedKeepSet:
-            view = self._view(cache, budget, protected, scores)
-            kept = self.policy.keep(view)
-            _check_keep_set(self.policy, kept, view)
+            # A view's numbers to draw and its extra forward are used up by one ranking.
+            if view.heads or view.repetition is not None:
+                again = self._view(cache, budget, protected, scores)
+            else:
+                again = view_again(view, cache, budget, self.seed)
+            kept = self.policy.keep(again)
+            _check_keep_set(self.policy, kept, again)
             return kept
 
-        view = self._view(cache, min(size, cache.size), protected, scores)
         if view.budget >= cache.size or not self._can_rank(view):
             return None
+        # Each reading of the clock waits for the device: none where nothing happened in between.
         ranking_bytes, measuring_start = None, _now(cache)
+        ranking_start = measuring_start
         if self.measures_memory and not self.log:
-            # The numbers that a view draws are used up; `keep` makes a new one, which draws them.
             ranking_bytes = self._memory_of_ranking(view)
-        ranking_start = _now(cache)
+            ranking_start = _now(cache)
         choice = self.healing.choose(keep, view.budget, cache.size)
         kept = choice.kept
         ranking_end = _now(cache)
@@ -207,14 +213,15 @@ class Evictor:
         disruption = None if self.measure is None else self.measure(cache, kept)
         reading_start = _now(cache)
         self.measuring_s += ranking_start - measuring_start + reading_start - ranking_end
+        acts = type(self.healing).acts
         with torch.inference_mode():
             found = self.healing.read(cache, choice)
-        move_start = _now(cache)
+        move_start = _now(cache) if acts else reading_start
         cache.keep(kept)
         move_end = _now(cache)
         with torch.inference_mode():
             healed = self.healing.write(cache, found, self.messages)
-        healing_s = _now(cache) - move_end + move_start - reading_start
+        healing_s = _now(cache) - move_end + move_start - reading_start if acts else 0.0
         eviction = Eviction(
             turn=self.turn,
             step=self.step,
@@ -228,7 +235,7 @@ class Evictor:
             healed=healed,
             ghosts_before=ghosts,
             ghosts_after=cache.ghosts_per_head,
-            healing_s=healing_s if type(self.healing).acts else 0.0,
+            healing_s=healing_s,
             disruption=disruption,
             ranking_bytes=ranking_bytes,
             held_bytes=self._held_bytes(cache),
@@ -246,6 +253,8 @@ class Evictor:
         return self.policy.declared(view.with_model(cache.rotary.calibration, Repetition(cache)))
 
     def _memory_of_ranking(self, view: CacheView) -> int:
+        for _ in view.layers:  # so that what they show does not count
+            pass
         with LiveBytes() as memory:
             self.policy.keep(view)
         peak: int = memory.peak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 from kvfidelity.cache.ragged_gpu import RaggedOnGpu
 from kvfidelity.cache.ragged_heads import RaggedHeads, ragged_heads
 from kvfidelity.cache.recent_queries import RecentQueries
@@ -25,6 +25,9 @@ from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.transcript import Transcript
 from kvfidelity.cache.triton import kernels_run_on
+
+if TYPE_CHECKING:
+    from kvfidelity.cache.triton.compact import Addresses
 
 
 class ManagedCache(AttentionCache):
@@ -71,6 +74,8 @@ class ManagedCache(AttentionCache):
         self._fed_positions: Tensor | None = None
         self._angles: tuple[Tensor, Tensor] | None = None
         self._device_positions: DevicePositions | None = None
+        self._addresses: Addresses | None = None
+        self._latest_grid: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -105,6 +110,14 @@ class ManagedCache(AttentionCache):
         """The device of keys and values; known after the first forward."""
         device: torch.device = self.layers[0].device
         return device
+
+    @property
+    def groups(self) -> int:
+        """G, the number of kv heads; known after the first forward."""
+        layer = self.layers[0]
+        if self.ragged is not None:
+            return len(layer.heads)
+        return int(layer.key_buffer.shape[1])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -245,7 +258,8 @@ class ManagedCache(AttentionCache):
             self._keep_ragged(self.slot_table.as_ragged(kept))
             return
         self.slot_table.keep(kept)
-        grid = as_grid(kept).to(self.device)
+        grid = self._grid(kept)
+        self._latest_grid = None
         if kernels_run_on(self.device):
             self._compact(grid)
         else:
@@ -275,7 +289,7 @@ class ManagedCache(AttentionCache):
             ragged = self.slot_table.as_ragged(kept).to(self.device)
             columns = ragged.columns(self.slot_table.pad.expand(ragged.counts.shape))
             return self.scores.share_outside_columns(columns)
-        return self.scores.share_outside(kept)
+        return self.scores.share_outside(self._grid(kept))
 
     def fork(
         self,
@@ -480,10 +494,10 @@ class ManagedCache(AttentionCache):
 
     def _keep_ragged(self, kept: RaggedKeepSet) -> None:
         table, kept = self.slot_table, kept.to(self.device)
-        if kept.counts.shape != (len(self.layers), self._groups):
+        if kept.counts.shape != (len(self.layers), self.groups):
             raise ValueError(
                 f"keep set is for {list(kept.counts.shape)} layers and kv heads, and the cache has "
-                f"{[len(self.layers), self._groups]}"
+                f"{[len(self.layers), self.groups]}"
             )
         # Buffers made in inference mode could not be written to by `generate`, which is not in it.
         with torch.inference_mode(False), torch.no_grad():
@@ -494,19 +508,26 @@ class ManagedCache(AttentionCache):
         if self.scores is not None:
             self.scores.keep_columns(columns)
 
-    @property
-    def _groups(self) -> int:
-        """G; known after the first forward."""
-        layer = self.layers[0]
-        if self.ragged is not None:
-            return len(layer.heads)
-        return int(layer.live_keys.shape[0])
+    def _grid(self, kept: Tensor) -> Tensor:
+        """A keep set on the device, int64 [L', G', k]. A copy is kept until the eviction: the share
+        of attention is asked for before."""
+        if kept.device == self.device:
+            return as_grid(kept)
+        if self._latest_grid is None or self._latest_grid[0] is not kept:
+            self._latest_grid = kept, upload(as_grid(kept), self.device)
+        return self._latest_grid[1]
 
     def _compact(self, kept: Tensor) -> None:
-        from kvfidelity.cache.triton.compact import compact
+        from kvfidelity.cache.triton.compact import Addresses, compact
 
-        for name in ("key_buffer", "value_buffer"):
-            compact([getattr(layer, name) for layer in self.layers], kept)
+        buffers = (
+            [layer.key_buffer for layer in self.layers],
+            [layer.value_buffer for layer in self.layers],
+        )
+        if self._addresses is None:
+            self._addresses = Addresses()
+        for each, addresses in zip(buffers, self._addresses.of(*buffers), strict=True):
+            compact(each, kept, addresses)
         for layer in self.layers:
             layer.slots = kept.shape[-1]
 

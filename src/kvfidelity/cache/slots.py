@@ -146,6 +146,8 @@ class SlotTable:
             kept = kept.to(self._position.device)
         size = kept.shape[-1]
         check_keep_set(kept, self._slots)
+        if self._keep_shared(kept):
+            return
         self._token_index = _gather(self.token_index, kept)
         if self.mode.traits.renumbers:
             renumbered = torch.arange(size, device=self._token_index.device)
@@ -154,6 +156,33 @@ class SlotTable:
             self._position = _gather(self.position, kept)
         self._slots = size
         self.evictions += 1
+
+    def _keep_shared(self, kept: Tensor) -> bool:
+        """Evict if the table and the grid `kept` have one row on the CPU; whether they have.
+
+        The same as for any table, but room is left for new tokens: a run that evicts a hundredth
+        of its slots again and again would else copy the table at every token after an eviction.
+        """
+        rows, size = self._token_index, kept.shape[-1]
+        if rows.shape[0] * rows.shape[1] * kept.shape[0] * kept.shape[1] != 1:
+            return False
+        if rows.is_cuda or kept.is_cuda:
+            return False
+        chosen = kept[0, 0].numpy()
+        # Others may look at the slots before, so they stay as they are. A buffer made in inference
+        # mode could not be written to by `generate`, which is not in it.
+        with torch.inference_mode(False):
+            buffers = torch.empty_like(rows), torch.empty_like(rows)
+        for name, after in zip(("_token_index", "_position"), buffers, strict=True):
+            before = getattr(self, name)
+            if name == "_position" and self.mode.traits.renumbers:
+                after.numpy()[0, 0, :size] = np.arange(size)
+            else:
+                after.numpy()[0, 0, :size] = before.numpy()[0, 0, : self._slots].take(chosen)
+            setattr(self, name, after)
+        self._slots = size
+        self.evictions += 1
+        return True
 
     def as_ragged(self, kept: Tensor | RaggedKeepSet) -> RaggedKeepSet:
         """A keep set for this table as a ragged one."""

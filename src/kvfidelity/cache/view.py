@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -58,6 +58,75 @@ class LayerView:
         return self.rotate()
 
 
+class LayerViews(Sequence[LayerView]):
+    """The layers of a view. Each is made when it is first looked at: a policy that ranks by scores
+    looks at none, and an eviction of few slots would cost less than all of them.
+
+    Args:
+        make: the view of the layer with this number.
+        layers: how many there are.
+        groups: G, the number of kv heads.
+        window: most of the latest queries that a layer shows; None: all.
+        projects: whether layers show their output projections.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], LayerView],
+        layers: int,
+        groups: int,
+        *,
+        window: int | None = None,
+        projects: bool = True,
+    ) -> None:
+        self.groups = groups
+        self._make, self._window, self._projects = make, window, projects
+        self._made: list[LayerView | None] = [None] * layers
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerView]) -> LayerViews:
+        """Of layers that are there already."""
+        if isinstance(layers, cls):
+            return layers
+        return cls(layers.__getitem__, len(layers), layers[0].keys.shape[0] if layers else 0)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerView: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LayerView]: ...
+    def __getitem__(self, index: int | slice) -> LayerView | list[LayerView]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        made = self._made[number]
+        if made is None:
+            made = self._made[number] = self._limited(self._make(number))
+        return made
+
+    def limited_to(self, window: int, *, projects: bool) -> LayerViews:
+        """The same layers, which show less or as much."""
+        if self.shows_at_most(window, projects=projects):
+            return self
+        most = window if self._window is None else min(window, self._window)
+        projects = projects and self._projects
+        # Of the layers as made here: a ring of queries that wraps is put together only once.
+        return LayerViews(self.__getitem__, len(self), self.groups, window=most, projects=projects)
+
+    def shows_at_most(self, window: int, *, projects: bool) -> bool:
+        """Whether the layers are known to show no more than that."""
+        few = self._window is not None and self._window <= window
+        return few and (projects or not self._projects)
+
+    def _limited(self, layer: LayerView) -> LayerView:
+        queries, project = layer.queries, layer.project if self._projects else None
+        if queries is not None and self._window is not None:
+            queries = queries[:, -self._window :] if self._window else None
+        return replace(layer, queries=queries, project=project)
+
+
 @dataclass(frozen=True)
 class CacheView:
     """One cache at the moment of an eviction.
@@ -67,6 +136,7 @@ class CacheView:
     token_index, position: int64 [L', G', n], see SlotTable; on the device once keep sets differ by
         layer or kv head.
     next_position, tokens_seen: position and token index of the next query.
+    layers: read when they are looked at; the cache must not have changed since.
     rng: seeded by the run's seed and the number of the eviction, so that runs that differ in the
         position mode only draw the same numbers.
     scores: None if none are collected; not `available` where a policy must do without.
@@ -108,6 +178,8 @@ class CacheView:
         """L and G, the numbers of layers and of kv heads."""
         if self.heads:
             return len(self.heads), len(self.heads[0])
+        if isinstance(self.layers, LayerViews):
+            return len(self.layers), self.layers.groups
         return len(self.layers), self.layers[0].keys.shape[0]
 
     @cached_property
@@ -268,16 +340,6 @@ class CacheView:
             and self._is_limited_to(scores, window, output_projection)
         ):
             return self  # heads are looked at one by one, and each by a policy inside a policy too
-        layers = [
-            replace(
-                layer,
-                queries=layer.queries[:, -window:]
-                if layer.queries is not None and window
-                else None,
-                project=layer.project if output_projection else None,
-            )
-            for layer in self.layers
-        ]
         heads = tuple(
             tuple(
                 head.limited_to(
@@ -293,7 +355,7 @@ class CacheView:
         )
         return replace(
             self,
-            layers=layers,
+            layers=LayerViews.of(self.layers).limited_to(window, projects=output_projection),
             scores=self.scores if scores else None,
             heads=heads,
             known_heads=self.known_heads if calibration else None,
@@ -301,10 +363,11 @@ class CacheView:
         )
 
     def _is_limited_to(self, scores: bool, window: int, output_projection: bool) -> bool:
-        return (scores or self.scores is None) and all(
-            (layer.queries is None or 0 < layer.queries.shape[1] <= window)
-            and (output_projection or layer.project is None)
-            for layer in self.layers
+        layers = self.layers
+        return (
+            (scores or self.scores is None)
+            and isinstance(layers, LayerViews)
+            and layers.shows_at_most(window, projects=output_projection)
         )
 
     def _of_head(self, layer: int, group: int) -> CacheView:
@@ -351,30 +414,46 @@ def view_of(
     """The view of a managed cache; as before its first scored forward if `scores` is false."""
     if cache.slot_table.is_ragged:
         return _ragged_view(cache, budget, seed, protected, scores)
-    recent = cache.recent_queries
-    layers = [
-        LayerView(
-            layer.live_keys,
-            partial(cache.rotated_keys, index),
-            layer.live_values,
-            recent.of_layer(index) if recent is not None else None,
-            partial(cache.rotary.output_projection, index, layer.live_values.shape[-1]),
-        )
-        for index, layer in enumerate(cache.layers)
-    ]
     return CacheView(
-        budget=max(budget, sum(stop - start for start, stop in protected)),
+        budget=_at_least_protected(budget, protected),
         token_index=cache.slot_table.token_index,
         position=cache.slot_table.position,
         next_position=cache.slot_table.next_position,
         tokens_seen=cache.slot_table.tokens_seen,
-        rng=np.random.default_rng((seed, cache.slot_table.evictions)),
-        layers=layers,
+        rng=_generator(cache, seed),
+        layers=LayerViews(partial(_layer, cache), len(cache.layers), cache.groups),
         scaling=cache.scaling,
-        scores=cache.scores if scores else AttentionScores(len(layers)),
+        scores=cache.scores if scores else AttentionScores(len(cache.layers)),
         protected=protected,
         angles=cache.rotary.angles,
         mode=cache.slot_table.mode,
+    )
+
+
+def view_again(view: CacheView, cache: ManagedCache, budget: int, seed: int) -> CacheView:
+    """A view of the same cache at the same moment with another budget, and with numbers to draw as
+    if none had been drawn. Not of kv heads that hold different numbers of slots."""
+    budget = _at_least_protected(budget, view.protected)
+    return replace(view, budget=budget, rng=_generator(cache, seed))
+
+
+def _at_least_protected(budget: int, protected: tuple[Span, ...]) -> int:
+    return max(budget, sum(stop - start for start, stop in protected))
+
+
+def _generator(cache: ManagedCache, seed: int) -> np.random.Generator:
+    return np.random.default_rng((seed, cache.slot_table.evictions))
+
+
+def _layer(cache: ManagedCache, index: int) -> LayerView:
+    layer, recent = cache.layers[index], cache.recent_queries
+    values = layer.live_values
+    return LayerView(
+        layer.live_keys,
+        partial(cache.rotated_keys, index),
+        values,
+        recent.of_layer(index) if recent is not None else None,
+        partial(cache.rotary.output_projection, index, values.shape[-1]),
     )
 
 
@@ -385,7 +464,7 @@ def _ragged_view(
     if any(stop != cache.size for _, stop in protected):
         raise ValueError("of a cache whose kv heads differ only the latest slots can be protected")
     newest = max((stop - start for start, stop in protected), default=0)
-    rng = np.random.default_rng((seed, table.evictions))
+    rng = _generator(cache, seed)
     heads = []
     firsts, following = table.pad.tolist(), table.next_positions.tolist()
     for index, layer in enumerate(cache.layers):

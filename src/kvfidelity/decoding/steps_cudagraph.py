@@ -74,6 +74,8 @@ class GraphSteps:
         self._alive_on_host = torch.zeros(batch_size, dtype=torch.int64, pin_memory=True)
         self._copied: torch.cuda.Event | None = None
         self._launched = 0
+        #: Tokens fed and whether alive, of every sequence after the latest step; None: not read.
+        self._counters: tuple[list[int], list[int]] | None = None
         self._graph = self._capture(decoder, compiled)
 
     def admit(self, index: int, sequence: SequenceState) -> None:
@@ -91,13 +93,19 @@ class GraphSteps:
                 self._uniform.device
             )
         self._table.admit(index, cache, alive=True, max_new_tokens=left)
+        if self._counters is not None:
+            fed, alive = self._counters
+            fed[index], alive[index] = 0 if is_new else fed[index], 1
         self._copied = None  # the copy under way may be of the index's last sequence
 
     def release(self, index: int) -> None:
         self._table.deactivate(index)
+        if self._counters is not None:
+            self._counters[1][index] = 0
         self._sequences.pop(index, None)
 
     def step(self) -> torch.cuda.Event:
+        self._counters = None
         self._graph.replay()
         self._launched += 1
         return self.record_time()
@@ -114,7 +122,10 @@ class GraphSteps:
         return ended
 
     def sync(self, index: int) -> tuple[int, bool]:
-        fed, alive = torch.stack([self._fed[index], self._table.alive[index]]).tolist()
+        if self._counters is None:  # of all sequences: often several are due after the same step
+            all_fed, all_alive = torch.stack([self._fed, self._table.alive]).tolist()
+            self._counters = all_fed, all_alive
+        fed, alive = (numbers[index] for numbers in self._counters)
         sequence = self._sequences[index]
         if fed > sequence.fed:
             # Step k feeds what step k - 1 chose.

@@ -148,12 +148,17 @@ class Policy(ABC):
         Raises:
             UserError, ModelOverflowError: as in `keep`.
         """
-        view = self.declared(view)
+        rank = self._priority(self.declared(view))
+        _refuse_nan(self.kind, rank, view)
+        return rank
+
+    def _priority(self, view: CacheView) -> Tensor:
+        """`rank`, of a view that shows what is declared, but possibly with NaN."""
         try:
             rank = self.priority(view)
         except NotCollectedError as error:
             raise UserError(f"policy {self.kind} cannot rank: {error}") from None
-        _check_rank(self.kind, rank, view)
+        _check_shape(self.kind, rank, view)
         return rank if rank.is_floating_point() else rank.double()
 
     def keep(self, view: CacheView) -> Tensor | RaggedKeepSet:
@@ -173,7 +178,11 @@ class Policy(ABC):
                 f"policy {self.kind} keeps as many slots in every kv head, and this cache holds "
                 "different numbers: evict from one cache by one policy"
             )
-        rank = self.rank(view)
+        view = self.declared(view)
+        rank = self._priority(view)
+        if rank.dim() == 1:  # one transfer; on a GPU each check and sort of so few waits for it
+            rank = rank.cpu()
+        _refuse_nan(self.kind, rank, view)
         # A policy may pin slots with infinity; protected slots still rank above them.
         highest = torch.finfo(rank.dtype).max
         rank = rank.clamp(-highest, highest)
@@ -182,8 +191,7 @@ class Policy(ABC):
         size = min(view.budget, view.slots)
         best = torch.sort(rank, dim=-1, descending=True, stable=True).indices[..., :size]
         kept = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, best, True)
-        slots = kept.nonzero()[:, -1].reshape(best.shape)
-        return slots.cpu() if slots.dim() == 1 else slots
+        return kept.nonzero()[:, -1].reshape(best.shape)
 
     def _keep_ragged(self, view: CacheView) -> RaggedKeepSet:
         rank = self._rank_by_head(view)
@@ -275,7 +283,7 @@ def pinned(rank: Tensor) -> Tensor:
     return rank >= PIN * torch.finfo(rank.dtype).max
 
 
-def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
+def _check_shape(kind: str, rank: Any, view: CacheView) -> None:
     (layers, groups), slots = view.grid, view.slots
     allowed = ((slots,), (layers, slots), (layers, groups, slots))
     if not isinstance(rank, Tensor) or rank.is_complex():
@@ -284,7 +292,15 @@ def _check_rank(kind: str, rank: Any, view: CacheView) -> None:
     if tuple(rank.shape) not in allowed:
         shapes = " or ".join(str(list(shape)) for shape in allowed)
         raise UserError(f"policy {kind}: its ranking is {list(rank.shape)}; it must be {shapes}")
-    if rank.is_floating_point() and bool(rank.isnan().any()):
+
+
+def _refuse_nan(kind: str, rank: Tensor, view: CacheView) -> None:
+    """Refuse a ranking, floating-point, that orders nothing.
+
+    Raises:
+        UserError, ModelOverflowError: as in `Policy.keep`.
+    """
+    if bool(rank.isnan().any()):
         _refuse_overflow(view)
         raise UserError(f"policy {kind}: its ranking holds NaN, which orders nothing")
 

@@ -9,12 +9,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
 
 ROWS = 32
 
 
-def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
+class Addresses:
+    """Where buffers are, as numbers on the device: copied there only when one of them has moved."""
+
+    def __init__(self) -> None:
+        self._known: list[list[int]] = []
+        self._rows = torch.empty(0, 0, dtype=torch.int64)
+
+    def of(self, *lists: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Of each list of N buffers their addresses, int64 [N] on their device."""
+        found = [[buffer.data_ptr() for buffer in buffers] for buffers in lists]
+        device = lists[0][0].device
+        if found != self._known or self._rows.device != device:
+            # Rows of an even length: kernels are compiled for pointers to multiples of 16 bytes.
+            rows = torch.tensor([[*row, *[0] * (len(row) % 2)] for row in found])
+            self._known, self._rows = found, upload(rows, device)
+        return list(self._rows[:, : len(found[0])])
+
+
+def compact(buffers: Sequence[Tensor], kept: Tensor, addresses: Tensor | None = None) -> None:
     """Move the slots in `kept` to the front of every buffer.
 
     Two launches for any number of layers: to a workspace and back, because a slot can move to where
@@ -23,6 +42,7 @@ def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
     Args:
         buffers: keys or values of every layer, [1, G, capacity, d].
         kept: int64 [L', G', k] on the buffers' device, sorted slots.
+        addresses: of the buffers, int64 [L] on their device, if they are there already.
     """
     first = buffers[0]
     _, groups, capacity, size = first.shape
@@ -30,7 +50,8 @@ def compact(buffers: Sequence[Tensor], kept: Tensor) -> None:
     if not count:
         return
     workspace = first.new_empty(len(buffers), groups, count, size)
-    addresses = torch.tensor([buffer.data_ptr() for buffer in buffers], device=first.device)
+    if addresses is None:
+        (addresses,) = Addresses().of(buffers)
     kept = kept.contiguous()
     for back in (False, True):
         _move_kernel[(triton.cdiv(count, ROWS), groups, len(buffers))](

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_rows, ring_size_of
 from kvfidelity.cache.triton.layout import SequenceField
 from kvfidelity.cache.triton.step_table import StepTable
@@ -48,8 +49,11 @@ class HeadStepTable(StepTable):
         rows[..., SequenceField.RING_INDEX] = seen % ring_size if ring_size else 0
         rows[..., SequenceField.COS] = cos.data_ptr()
         rows[..., SequenceField.SIN] = sin.data_ptr()
-        self._by_sequence(self.sequences)[:, index] = torch.from_numpy(rows)
-        self._by_sequence(self.layer_rows)[:, index] = torch.from_numpy(head_rows(cache))
+        own = self._by_sequence(self.sequences)[:, index]
+        own.copy_(upload(torch.from_numpy(rows), own.device))
+        self._write_layer_rows(
+            index, self._by_sequence(self.layer_rows)[:, index], head_rows(cache)
+        )
 
     def deactivate(self, index: int) -> None:
         self._by_sequence(self.sequences)[:, index, :, SequenceField.ALIVE] = 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import layer_rows, positions_stride, ring_size_of
 from kvfidelity.cache.triton.layout import GROWING, LayerField, SequenceField, row
 
@@ -32,6 +34,9 @@ class StepTable(AttentionCache):
             layers, batch_size, len(LayerField), dtype=torch.int64, device=device
         )
 
+        #: The rows that `layer_rows` holds, by sequence.
+        self._written: dict[int, np.ndarray] = {}
+
     def admit(
         self,
         index: int,
@@ -51,7 +56,7 @@ class StepTable(AttentionCache):
         seen = cache.slot_table.tokens_seen
         bound = cache.slot_table.position_bound + max_new_tokens
         cos, sin = cache.rotary.table(bound, cache.device)
-        self.sequences[index] = torch.tensor(
+        numbers = torch.tensor(
             row(
                 SequenceField,
                 {
@@ -68,7 +73,18 @@ class StepTable(AttentionCache):
                 },
             )
         )
-        self.layer_rows[:, index] = torch.from_numpy(layer_rows(cache))
+        # Without waiting for what the device still computes.
+        self.sequences[index].copy_(numbers, non_blocking=True)
+        self._write_layer_rows(index, self.layer_rows[:, index], layer_rows(cache))
+
+    def _write_layer_rows(self, index: int, where: Tensor, rows: np.ndarray) -> None:
+        """Write a sequence's rows of LayerField, unless they are there: after an eviction the
+        buffers are mostly where they were."""
+        known = self._written.get(index)
+        if known is None or not np.array_equal(known, rows):
+            self._written.pop(index, None)
+            where.copy_(upload(torch.from_numpy(rows), where.device))
+            self._written[index] = rows
 
     def deactivate(self, index: int) -> None:
         """Mark the row of a sequence as unused: the kernels skip it."""
