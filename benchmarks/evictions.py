@@ -171,7 +171,7 @@ def repeated(device: str) -> dict[str, dict[str, Any]]:
     found = {}
     ids = torch.randint(3, 1000, (1, SLOTS[device]))
     with torch.inference_mode():
-        for mode in ("stale", "original", "rerotated"):
+        for mode in map(str, PositionMode):
             cache = new_cache(model, mode, collect_scores=True)
             for part in ids.split(700, dim=1):
                 model(part.to(device), **{cache_argument(model): cache})

@@ -30,6 +30,7 @@ def reduced(config: str) -> dict[str, Any]:
         name: whole["grid"][name]
         for name in ("policies", "thresholds", "positions", "exclude", "include")
     }
+    grid["exclude"] = [cell for cell in grid["exclude"] if "model" not in cell]
     for cell in grid["include"]:
         cell.pop("dataset", None)  # there is one, which is made up
     models: dict[str, Any] = {"synthetic": {"source": "path", "path": "none"}}

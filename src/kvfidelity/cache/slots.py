@@ -255,11 +255,10 @@ class SlotTable:
         return copy
 
     def _reserve(self, slots: int) -> None:
-        capacity = self._token_index.shape[-1]
-        if slots <= capacity:
-            return
-        self._token_index = _grown(self._token_index, self._slots, max(slots, 2 * capacity))
-        self._position = _grown(self._position, self._slots, max(slots, 2 * capacity))
+        for name in ("_token_index", "_position"):
+            rows = getattr(self, name)
+            if slots > rows.shape[-1]:
+                setattr(self, name, _grown(rows, self._slots, max(slots, 2 * rows.shape[-1])))
 
 
 def as_grid(kept: Tensor) -> Tensor:
