@@ -177,6 +177,8 @@ def intervals(rows: pl.DataFrame, title: str) -> alt.TopLevelMixin:
     return alt.layer(zero, bars, points, data=data).properties(width=0.7 * WIDTH, height=height)
 
 
+#: Of both findings with trained models.
+TRAININGS = (("arms", arms, "finetuning", "what each training changes of the NLL"),)
 #: The figures of a finding: name, what draws it, the table that it needs, and what it shows.
 DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], str, str], ...]] = {
     "paper_reference": (
@@ -194,7 +196,8 @@ DRAWN: dict[str, tuple[tuple[str, Callable[[PublishedRun], alt.TopLevelMixin], s
     "next_checks": (("loss", loss, "policies", "excess NLL by aggregation and kept block"),),
     "locomo": (("loss", loss, "policies", "excess NLL on LoCoMo by policy and position mode"),),
     "question1": (("balance", balance, "balance", "what of the middle is forgotten, by policy"),),
-    "question2": (("arms", arms, "finetuning", "what each training changes of the NLL"),),
+    "question2": TRAININGS,
+    "question2_replies": TRAININGS,
     "disruption": (
         ("modes", three_modes, "policies", "excess NLL, 2,000 of 5,600 tokens kept"),
         ("loss", loss, "policies", "excess NLL by policy, budget and position mode"),

@@ -19,7 +19,7 @@ from kvfidelity.findings.wording import (
     number,
     per_model,
 )
-from kvfidelity.records.arms import CONTROL, NO_ARM
+from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, NO_ARM
 from kvfidelity.report.disruption import GOAL, GOAL_LEFT_OUT
 from kvfidelity.report.open_questions import ALPHA, CONTROLS
 
@@ -45,28 +45,36 @@ def _listed(rows: pl.DataFrame) -> str:
 
 def training(run: PublishedRun) -> str:
     """Question 2: does training on evicted states help, and more than correct positions do?"""
-    if not (changes := training_changes(run)):
-        return NOT_MEASURED
-    gained, lost, behind = changes
-    return (
-        f"with 99% kept by attention, stale positions cost {lost} nats per token against rerotated "
-        f"ones; training on evicted states changes that loss by {gained} against the same training "
-        "with nothing evicted, and the trained model with stale positions loses "
-        f"{behind} against the untrained one with rerotated positions"
-    )
+    for loss, said in (
+        ("", ""),
+        (f"_{CROSS_ENTROPY}", " on the dataset's replies (cross-entropy)"),
+    ):
+        if changes := training_changes(run, loss):
+            gained, lost, behind = changes
+            return (
+                f"with 99% kept by attention, stale positions cost {lost} nats per token against "
+                f"rerotated ones; training{said} on evicted states changes that loss by {gained} "
+                "against the same training with nothing evicted, and the trained model with stale "
+                f"positions loses {behind} against the untrained one with rerotated positions"
+            )
+    return NOT_MEASURED
 
 
-def training_changes(run: PublishedRun) -> tuple[str, ...]:
+def training_changes(run: PublishedRun, loss: str = "") -> tuple[str, ...]:
     """In the paper's setting: what training changes of the loss, what stale positions cost without
-    it, and what the trained model still loses; empty if one of these was not measured."""
+    it, and what the trained model still loses; empty if one of these was not measured.
+
+    Args:
+        loss: the ending of the arms' names that says it; none for KL.
+    """
     rows = run.tables["finetuning"].filter(measure="reference_nll", policy=PAPER_POLICY)
     stale = rows.filter(positions=STALE)
     found = [
         stale.filter(arm=arm, against=against, against_positions=mode)
         for arm, against, mode in (
-            (STALE, CONTROL, STALE),
+            (f"{STALE}{loss}", f"{CONTROL}{loss}", STALE),
             (NO_ARM, NO_ARM, CORRECTED),
-            (STALE, NO_ARM, CORRECTED),
+            (f"{STALE}{loss}", NO_ARM, CORRECTED),
         )
     ]
     if any(part.height != 1 for part in found):
@@ -162,7 +170,9 @@ def open_answers(runs: Sequence[PublishedRun]) -> list[str]:
     models = {run.model: MODEL_NAMES.get(run.model, run.model) for run in runs}
     items = []
     for key, title, answer in OPEN:
-        found = {run.model: (run.name, answer(run)) for run in of_question(list(runs), key)}
+        found: dict[str, tuple[str, str]] = {}
+        for run in of_question(list(runs), key):  # the first finding of a question answers it
+            found.setdefault(run.model, (run.name, answer(run)))
         named = [found.get(model, (name, NOT_MEASURED)) for model, name in models.items()]
         items.append(per_model(title, named if found else []))
     return items

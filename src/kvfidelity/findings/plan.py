@@ -63,8 +63,9 @@ FINDINGS = (
     Finding(
         "paper_own",
         "paper",
-        unmeasured="own replies evict 1% before every token, which is slow: in 8 minutes of an "
-        "H200 19 of 144 runs ended",
+        unmeasured="each run also holds its whole history, nothing evicted, for the likelihood of "
+        "its replies, and runs of two models did not fit one GPU of 80 GB together: 12 of 144 "
+        "runs ended",
     ),
     Finding("equal_budgets", "budgets"),
     # A dialogue of 1.5 trained windows: of 8,192 tokens there are such, of 32,768 they are joined.
@@ -73,6 +74,13 @@ FINDINGS = (
     Finding("next_checks", "checks"),
     Finding("question1", "question1", experiment="question1_gpu"),
     Finding("question2", "question2", experiment="finetune_gpu", models=(SMOLLM2,), trains=True),
+    Finding(
+        "question2_replies",
+        "question2",
+        experiment="finetune_replies_gpu",
+        models=(SMOLLM2,),
+        trains=True,
+    ),
     Finding("disruption", "question3", experiment="disruption_gpu"),
     Finding("question4", "question4", experiment="question4_gpu"),
     Finding("cost", "cost"),
