@@ -153,6 +153,7 @@ def repeated(device: str) -> dict[str, dict[str, Any]]:
     from kvfidelity.cache.evictor import EvictionSchedule, Evictor
     from kvfidelity.cache.hooks import cache_argument
     from kvfidelity.cache.policies import build_policy
+    from kvfidelity.cache.positions import PositionMode
     from kvfidelity.metrics.reply_positions import integrity_over_reply
 
     torch.set_num_threads(1)
