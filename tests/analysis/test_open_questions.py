@@ -132,7 +132,7 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     assert "hybrid" in front
     rescues, ceiling, knows = healing["answers"][0]["sentences"]
     assert "Of 2 healings" in rescues, "the control of the notice is none"
-    assert "sun" not in rescues and "1 surely lower and 0 surely raise" in rescues
+    assert "sun" not in rescues and "surely lower with 1 and surely higher with 0" in rescues
     assert "the one that helps most, ghost under rerotated, changes it by −0.24" in rescues
     assert "on streaming_llm" in ceiling
     assert "50% sure and 25% right" in knows

@@ -131,15 +131,15 @@ def healing(run: PublishedRun) -> str:
         return NOT_MEASURED
     fewer, more = _sure(tried)
     text = (
-        f"of {tried.height} notices, ghost slots and other healings, each of a policy, a position "
-        f"mode and a budget, {fewer} surely lower the loss right after an eviction and {more} "
-        "surely raise it"
+        f"over {tried.height} notices, ghost slots and other healings, each of a policy, a position "
+        f"mode and a budget, the loss right after an eviction is surely lower with {fewer} and "
+        f"surely higher with {more}"
     )
     if again.height:
         fewer, more = _sure(again)
         text += (
             f"; reading the kept text again from scratch surely lowers it in {fewer} of "
-            f"{again.height} cells and raises it in {more}"
+            f"{again.height} cells and surely raises it in {more}"
         )
     notice = run.tables["claims"].filter(claim="Q4-notice")
     if notice.height:

@@ -204,9 +204,9 @@ def _rescues(part: pl.DataFrame) -> str:
     lowers = best["difference"] is not None and best["difference"] < 0
     name = "the one that helps most" if lowers else "none lowers its mean, and the least harmful"
     return (
-        f"Of {count(tried.height, 'healing')}, each of a policy under a position mode, {less} "
-        f"surely lower and {more} surely raise the loss of the first 32 tokens after an eviction; "
-        f"{name}, {best['policy']} under {best['positions']}, changes it by "
+        f"Over {count(tried.height, 'healing')}, each of a policy under a position mode, the loss "
+        f"of the first 32 tokens after an eviction is surely lower with {less} and surely higher "
+        f"with {more}; {name}, {best['policy']} under {best['positions']}, changes it by "
         f"{_estimate(best, 'difference', '')} nats per token, where nothing done costs "
         f"{signed(best['early_excess_nll_without'], 2)}."
     )
