@@ -131,7 +131,7 @@ def test_the_page_says_it_in_three_sentences_with_numbers() -> None:
     ), "snapkv does not meet the first outcome; the other hybrid has a part taken away"
     assert "hybrid" in front
     rescues, ceiling, knows = healing["answers"][0]["sentences"]
-    assert "Of 2 healings" in rescues, "the control of the notice is none"
+    assert "Over 2 healings" in rescues, "the control of the notice is none"
     assert "sun" not in rescues and "surely lower with 1 and surely higher with 0" in rescues
     assert "the one that helps most, ghost under rerotated, changes it by −0.24" in rescues
     assert "on streaming_llm" in ceiling

@@ -131,8 +131,8 @@ def healing(run: PublishedRun) -> str:
         return NOT_MEASURED
     fewer, more = _sure(tried)
     text = (
-        f"over {tried.height} notices, ghost slots and other healings, each of a policy, a position "
-        f"mode and a budget, the loss right after an eviction is surely lower with {fewer} and "
+        f"over {tried.height} notices, ghost slots and other healings, each of a policy, a "
+        f"position mode and a budget, the loss right after an eviction is surely lower with {fewer} and "
         f"surely higher with {more}"
     )
     if again.height:
