@@ -132,8 +132,8 @@ def healing(run: PublishedRun) -> str:
     fewer, more = _sure(tried)
     text = (
         f"over {tried.height} notices, ghost slots and other healings, each of a policy, a "
-        f"position mode and a budget, the loss right after an eviction is surely lower with {fewer} and "
-        f"surely higher with {more}"
+        f"position mode and a budget, the loss right after an eviction is surely lower with "
+        f"{fewer} and surely higher with {more}"
     )
     if again.height:
         fewer, more = _sure(again)
