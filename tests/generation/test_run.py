@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -13,8 +14,10 @@ from polars.testing import assert_frame_equal
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.dialogues.pool import Dialogue, Turn
 from kvfidelity.errors import UserError
+from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.run import Records, run_dialogue
 from kvfidelity.generation.spec import RunSpec
+from kvfidelity.generation.timed_turn import run_timed_turn
 from kvfidelity.prefix.cache import PrefixCache
 from kvfidelity.records.artifacts import TIMINGS
 from kvfidelity.records.grid import GENERATED
@@ -234,3 +237,25 @@ def test_a_run_that_is_impossible_is_a_user_error(engine: Engine) -> None:
         run(engine, at="600 MBs")
     with pytest.raises(UserError, match="query_window is 200"):
         run(engine, kind="snapkv", parameters={"window": 200})
+
+
+def test_a_run_of_own_replies_holds_no_second_cache_before_its_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies for the likelihood of its replies would be as large as its whole history."""
+    order: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            order.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    place = "kvfidelity.generation.run.run_timed_turn"
+    monkeypatch.setattr(place, noted("turn", run_timed_turn))
+    monkeypatch.setattr(BaselineRun, "fork_at", noted("copy", BaselineRun.fork_at))
+    spec = dataclasses.replace(BASE, replies="own")
+    turns = run_dialogue(engine, talk(8), spec).turns
+    assert order.count("turn") >= 2 and order == sorted(order, reverse=True)
+    assert turns["reply_nll_baseline"].null_count() == 0

@@ -63,9 +63,8 @@ FINDINGS = (
     Finding(
         "paper_own",
         "paper",
-        unmeasured="each run also holds its whole history, nothing evicted, for the likelihood of "
-        "its replies, and runs of two models did not fit one GPU of 80 GB together: 12 of 144 "
-        "runs ended",
+        unmeasured="in an attempt with both models on one GPU of 80 GB its memory ran out, after 12 "
+        "of 144 runs: each run held a copy of its whole history, which it no longer does",
     ),
     Finding("equal_budgets", "budgets"),
     # A dialogue of 1.5 trained windows: of 8,192 tokens there are such, of 32,768 they are joined.

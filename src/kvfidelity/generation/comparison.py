@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from kvfidelity.decoding.engine import Engine
-from kvfidelity.decoding.sequence import Reply
 from kvfidelity.generation.baseline_run import BaselineRun
 from kvfidelity.generation.plan import RunPlan
 from kvfidelity.generation.turns import TurnOutcome
@@ -38,54 +37,76 @@ def compare_shared_turn(plan: RunPlan, outcome: TurnOutcome) -> Comparison:
 
 
 class BaselineComparer:
-    """Compares the turns of one run, in order.
+    """Compares the turns of one run, once it has ended.
 
     With `replies: own` the conversations differ, so the run's tokens are fed into a copy of the
-    baseline's cache. With reference replies the baseline's outcomes are what is compared with.
+    baseline's cache: in one forward, after the run, so that it does not hold this copy next to its
+    own cache from turn to turn. With reference replies the baseline's outcomes are what is compared
+    with.
 
     Args:
         first: the run's first turn that is not the baseline's.
     """
 
     def __init__(self, engine: Engine, plan: RunPlan, baseline: BaselineRun, first: int) -> None:
-        self._engine, self._plan, self._baseline = engine, plan, baseline
-        own = plan.spec.replies == "own"
-        self._cache = baseline.fork_at(baseline.starts[first].slots) if own else None
+        self._engine, self._plan, self._baseline, self._first = engine, plan, baseline, first
+        self._own = plan.spec.replies == "own"
 
     def predicted(self, turn: int) -> torch.Tensor | None:
         """Hidden states of the baseline that a turn's reference reply is compared with; None with
         own replies, and where memory ran out for the baseline."""
         outcomes = self._baseline.outcomes
-        known = self._cache is None and turn < len(outcomes)
+        known = not self._own and turn < len(outcomes)
         return outcomes[turn].predicted if known else None
 
-    def compare(self, turn: int, outcome: TurnOutcome) -> Comparison:
-        """Compare a turn; with own replies every turn from `first` on must be given.
+    def compare(self, outcomes: Sequence[TurnOutcome]) -> list[Comparison]:
+        """A comparison for each turn from `first` on.
 
         Args:
-            outcome: of a turn that was run with `predicted(turn)`.
+            outcomes: of turns that were run with `predicted(turn)`, all from `first` on in order.
         """
-        engine, reply = self._engine, outcome.reply
-        opening = self._plan.segments[turn].opening_ids
-        if self._cache is not None:
-            prompt = self._plan.segments[turn].prompt_ids
-            hidden = engine.feed(self._cache, (*prompt, *outcome.fed))
-            hidden = hidden[len(prompt) - 1 + len(opening) :]
-            own = _mean_nll(engine, hidden, reply.ids if reply else ())
-            return Comparison(own, self._after_baseline_history(turn, opening, reply), None)
+        turns = range(self._first, self._first + len(outcomes))
+        histories = [
+            self._after_baseline_history(turn, outcome)
+            for turn, outcome in zip(turns, outcomes, strict=True)
+        ]
+        if self._own:
+            owns = self._after_own_history(outcomes)
+            return [Comparison(*pair, None) for pair in zip(owns, histories, strict=True)]
+        return [
+            self._with_reference(turn, outcome, nll)
+            for turn, outcome, nll in zip(turns, outcomes, histories, strict=True)
+        ]
+
+    def _with_reference(self, turn: int, outcome: TurnOutcome, nll: float | None) -> Comparison:
         if turn >= len(self._baseline.outcomes) or outcome.kl_baseline is None:
             return Comparison(None, None, None)
-        kl = float(outcome.kl_baseline.double().mean())
-        nll = self._after_baseline_history(turn, opening, reply)
-        return Comparison(nll, nll, kl)
+        return Comparison(nll, nll, float(outcome.kl_baseline.double().mean()))
 
-    def _after_baseline_history(
-        self, turn: int, opening: Sequence[int], reply: Reply | None
-    ) -> float | None:
+    def _after_own_history(self, outcomes: Sequence[TurnOutcome]) -> list[float | None]:
+        """Nats per token of each reply where nothing was evicted of what the run saw before."""
+        if not outcomes:
+            return []
+        ids: list[int] = []
+        predicting = []  # the row that predicts each reply's first token
+        for turn, outcome in enumerate(outcomes, start=self._first):
+            segment = self._plan.segments[turn]
+            ids += segment.prompt_ids
+            predicting.append(len(ids) - 1 + len(segment.opening_ids))
+            ids += outcome.fed
+        cache = self._baseline.fork_at(self._baseline.starts[self._first].slots)
+        hidden = self._engine.feed(cache, ids)
+        return [
+            _mean_nll(self._engine, hidden[row:], outcome.reply.ids if outcome.reply else ())
+            for row, outcome in zip(predicting, outcomes, strict=True)
+        ]
+
+    def _after_baseline_history(self, turn: int, outcome: TurnOutcome) -> float | None:
         """Nats per token of a reply in the baseline's cache, after the turn's prompt."""
-        baseline, engine = self._baseline, self._engine
+        baseline, engine, reply = self._baseline, self._engine, outcome.reply
         if reply is None or not reply.ids or turn >= len(baseline.outcomes):
             return None
+        opening = self._plan.segments[turn].opening_ids
         after_prompt = baseline.fork_at(baseline.prompts[turn])
         first = baseline.outcomes[turn].predicted[:1]
         hidden = torch.cat([first, engine.feed(after_prompt, (*opening, *reply.ids))])

@@ -133,18 +133,27 @@ def _evicting_turns(
     comparer = BaselineComparer(engine, plan, baseline, first)
     if not plan.scored:
         cache.scores = None
-    rows = []
+    outcomes, logged, failed = [], [], False
     for turn in range(first, len(plan.segments)):
         evictor.turn = turn
         outcome = run_timed_turn(
             engine, plan, turn, cache, evictor, progress, baseline=comparer.predicted(turn)
         )
         if outcome is None:
-            rows.append(failed_row(plan, turn, shared=False))
+            failed = True
             break
-        comparison = comparer.compare(turn, outcome)
         prober.note_turn(outcome)
         if prober.is_due_after(turn):
             prober.ask_all(cache, evictor)
-        rows.append(turn_row(engine, plan, turn, outcome, comparison, evictor.log, shared=False))
+        outcomes.append(outcome)
+        logged.append(len(evictor.log))
+    del cache  # its memory is free for what the comparison feeds
+    rows = [
+        turn_row(engine, plan, turn, outcome, comparison, evictor.log[:evictions], shared=False)
+        for turn, (outcome, comparison, evictions) in enumerate(
+            zip(outcomes, comparer.compare(outcomes), logged, strict=True), start=first
+        )
+    ]
+    if failed:
+        rows.append(failed_row(plan, first + len(outcomes), shared=False))
     return rows
