@@ -63,8 +63,8 @@ FINDINGS = (
     Finding(
         "paper_own",
         "paper",
-        unmeasured="in an attempt with both models on one GPU of 80 GB its memory ran out, after 12 "
-        "of 144 runs: each run held a copy of its whole history, which it no longer does",
+        unmeasured="in an attempt with both models on one GPU of 80 GB its memory ran out, after "
+        "12 of 144 runs: each run held a copy of its whole history, which it no longer does",
     ),
     Finding("equal_budgets", "budgets"),
     # A dialogue of 1.5 trained windows: of 8,192 tokens there are such, of 32,768 they are joined.
