@@ -5,8 +5,8 @@ The test of 1,000 verdicts and 10 kills takes minutes: it runs with KVFIDELITY_C
 
 from __future__ import annotations
 
-import hashlib
 import contextlib
+import hashlib
 import json
 import os
 import random
