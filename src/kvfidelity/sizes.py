@@ -72,6 +72,21 @@ def parse_share(text: str) -> float | None:
     return float(match[1]) / 100
 
 
+def divided(text: str, parts: int) -> str:
+    """The part that each of `parts` may have of a size or of a share, written as they are.
+
+    Raises:
+        UserError: not a size, or a share of more than 100%.
+    """
+    if parts == 1:
+        return text
+    share = parse_share(text)
+    if share is not None:
+        return f"{100 * share / parts:.6f}%"
+    number, unit = parse_size(text)
+    return f"{number / parts:.6f}{unit}"
+
+
 def size_in_bytes(text: str) -> int:
     """Number of bytes of a size that is written in bytes.
 

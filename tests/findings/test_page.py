@@ -395,6 +395,9 @@ def test_minutes_are_from_the_first_start_to_the_last_end_and_of_trainings(docs:
     run = run_with(docs, "equal_budgets", jobs=jobs)
     recorded = replace(run, facts={**run.facts, **facts})
     assert gpu_minutes(recorded) == 10 + 2 and other_minutes(recorded) == 1
+    # A training that is known to have started before the dialogues is within that time.
+    started = {"first_training_started": "2026-01-01T09:59:00+00:00"}
+    assert gpu_minutes(replace(recorded, facts=recorded.facts | started)) == 1 + 10
     # Without a start it is the end of the first dialogue less the longest one.
     bound = replace(run, facts={**run.facts, **facts, "first_started": None})
     assert gpu_minutes(bound) == 8 + 1 + 2

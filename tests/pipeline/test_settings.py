@@ -19,7 +19,7 @@ from kvfidelity.pipeline.rule_params import run_spec
 from kvfidelity.pipeline.setting_schemas import policy_schemas
 from kvfidelity.pipeline.settings import check_files, load_settings, read_settings
 from kvfidelity.records.grid import Cell, RunKey, cells, run_keys
-from kvfidelity.sizes import size_in_bytes, size_in_tokens
+from kvfidelity.sizes import divided, parse_share, size_in_bytes, size_in_tokens
 from kvfidelity.strict_yaml import read_yaml
 from tests.workflow.project import merged
 
@@ -133,6 +133,11 @@ def test_generated_files_are_current() -> None:
             4096,
             "a needle could be cut away",
         ),
+        (
+            ("session",),
+            {"batch_size": 1, "workers_per_gpu": 2},
+            "set workers_per_gpu to 1, or a larger batch_size",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(
@@ -180,6 +185,12 @@ def test_a_size_that_holds_no_token_is_refused() -> None:
         size_in_tokens("1kB", **LLAMA_3_8B)
     with pytest.raises(UserError, match="must be in bytes"):
         size_in_bytes("0.5win")
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_a_size_and_a_share_are_divided(parts: int) -> None:
+    assert size_in_bytes(divided("6GB", parts)) == pytest.approx(6e9 / parts, abs=10)
+    assert parse_share(divided("50%", parts)) == pytest.approx(0.5 / parts, abs=1e-6)
 
 
 def test_the_arithmetic_of_a_model_is_printed() -> None:

@@ -11,6 +11,7 @@ import pytest
 from kvfidelity.errors import UserError
 from kvfidelity.worker.claims import claim
 from kvfidelity.worker.gpus import gpu_share, visible_gpus
+from kvfidelity.worker.socket_path import WORKER_VARIABLE
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
 from tests.worker.test_worker import artifact_digests
@@ -95,6 +96,38 @@ def test_gpus_fill_evenly_and_a_share_that_ends_is_free() -> None:
         "7",
         "7",
     ]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_workers_of_a_gpu_fill_after_the_first_of_each_gpu() -> None:
+    with contextlib.ExitStack() as held:
+        shares = [
+            held.enter_context(gpu_share(2, 1, "cuda", workers_per_gpu=2)).environment
+            for _ in range(4)
+        ]
+    assert [(share["CUDA_VISIBLE_DEVICES"], share[WORKER_VARIABLE]) for share in shares] == [
+        ("4", ".0"),
+        ("7", ".0"),
+        ("4", ".1"),
+        ("7", ".1"),
+    ]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_workers_of_one_gpu_have_all_that_is_visible() -> None:
+    with (
+        gpu_share(1, 1, "cuda:1", workers_per_gpu=2) as one,
+        gpu_share(1, 1, "cuda:1", workers_per_gpu=2) as two,
+    ):
+        assert one.environment == {WORKER_VARIABLE: ".0"}
+        assert two.environment == {WORKER_VARIABLE: ".1"}
+
+
+def test_workers_of_a_gpu_make_the_same_artifacts(workdir: Workdir) -> None:
+    arguments = ("--workers-per-gpu", "2", "--batch-size", "2", "--prefix-memory", "50%")
+    stderr = ends(workdir, 4, *arguments)
+    assert sum(text.count("loading") for text in stderr) == 2
+    assert len({tuple(artifact_digests(workdir, f"job-{number}")) for number in range(4)}) == 1
 
 
 def test_one_job_at_once_has_all_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Several models on two stand-in GPUs, whose workers look ahead: no run is computed twice."""
+"""Several models and two workers that look ahead, on two stand-in GPUs or one: no run is computed
+twice."""
 
 from __future__ import annotations
 
@@ -46,14 +47,15 @@ if "kvfidelity.worker.server" in sys.orig_argv:
 """
 
 
-def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
-    """Make a grid's runs: for each computation the worker's GPU, its process and the run."""
+def computed(project: Project, gpus: int, workers_per_gpu: int) -> list[tuple[str, int, str]]:
+    """Make a grid's runs: for each computation the worker, its process and the run."""
     noted = project.folder / "computed.jsonl"
     (project.folder / "noting").mkdir()
     (project.folder / "noting/sitecustomize.py").write_text(
         NOTING.replace("{file!r}", repr(str(noted))).replace("{limit_s}", str(LIMIT_S))
     )
-    project.configure(GRID)
+    session = GRID["session"] | {"workers_per_gpu": workers_per_gpu}
+    project.configure(GRID | {"session": session})
     arguments = ("--cores", "3", "only_generate", "--resources", f"gpu={gpus}")
     own = environment() | {
         "PYTHONPATH": str(project.folder / "noting"),
@@ -63,29 +65,32 @@ def computed(project: Project, gpus: int) -> list[tuple[str, int, str]]:
     assert done.returncode == 0, done.stdout + done.stderr
     found = []
     for line in noted.read_text().splitlines():
-        gpu, pid, spec, dialogue = json.loads(line)
+        worker, pid, spec, dialogue = json.loads(line)
         names = json.loads(spec)
         cell = (names[key] for key in ("model", "policy", "positions"))
-        found.append((gpu, pid, "/".join((*cell, dialogue))))
+        found.append((worker, pid, "/".join((*cell, dialogue))))
     return found
 
 
 @pytest.mark.long(60)
-def test_two_gpus_compute_each_run_once_and_load_each_model_once(
-    two_models: Project, tmp_path: Path
+@pytest.mark.parametrize(("gpus", "workers_per_gpu"), [(2, 1), (1, 2)])
+def test_two_workers_compute_each_run_once_and_load_each_model_once(
+    two_models: Project, tmp_path: Path, gpus: int, workers_per_gpu: int
 ) -> None:
+    """On two GPUs, and together on one."""
     # Both models are ready at the start. One that became ready while runs of the other are computed
     # could take their place, and what was computed ahead would be lost.
     one, two = (two_models.copy(tmp_path / name) for name in ("one", "two"))
-    runs = {gpus: computed(project, gpus) for gpus, project in ((1, one), (2, two))}
-    for found in runs.values():
+    shared_runs = computed(two, gpus, workers_per_gpu)
+    for found in (computed(one, 1, 1), shared_runs):
         assert set(Counter(run for *_, run in found).values()) == {1}
         assert len(found) == MODELS * DIALOGUES * CELLS
     workers = defaultdict(set)
-    for gpu, pid, run in runs[2]:
-        workers[gpu, run.partition("/")[0]].add(pid)
-    # A GPU whose worker is slow to start may be left no run of a model.
-    assert {gpu for gpu, _ in workers} == {"0", "1"}
+    for worker, pid, run in shared_runs:
+        workers[worker, run.partition("/")[0]].add(pid)
+    # A worker that is slow to start may be left no run of a model.
+    names = {"0", "1"} if gpus == 2 else {".0", ".1"}
+    assert {worker for worker, _ in workers} == names
     assert {model for _, model in workers} == set(GRID["models"])
     assert [len(pids) for pids in workers.values()] == [1] * len(workers)
     files = sorted((one.folder / "results/generate").rglob("*.parquet"))

@@ -78,9 +78,9 @@ rule finetune_model:
         model=names_of_models(fine_tuned=True),
     conda:
         "../../envs/model.yaml"
-    threads: generate_threads
+    threads: training_threads
     resources:
-        gpu=model_gpus,
+        gpu=training_gpus,
         serial=one_on_a_scheduler,
         runtime=training_minutes,
         mem_mb=training_memory,

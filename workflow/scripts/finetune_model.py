@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--dialogues", required=True, type=Path, help="file of what it trains on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
-    parser.add_argument("--run-time", type=Path, help="JSON file, with the number of GPUs")
+    parser.add_argument("--run-time", type=Path, help="JSON file, with GPUs and workers on each")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder that is kept")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path, help="copy of its provenance.json")
@@ -25,9 +25,10 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="file for a copy of that")
     options = parser.parse_args()
     known = options.run_time and options.run_time.is_file()
-    gpus = read_json(options.run_time)["worker"]["gpus"] if known else 1
-    # Snakemake runs as many trainings at once as there are GPUs.
-    with gpu_share(gpus, 1, options.device, kind="training") as gpu:
+    worker = read_json(options.run_time)["worker"] if known else {}
+    gpus, each = worker.get("gpus", 1), worker.get("workers_per_gpu", 1)
+    # As many trainings at once as runs have workers, a training in the place of each.
+    with gpu_share(gpus, 1, options.device, kind="training", workers_per_gpu=each) as gpu:
         os.environ |= gpu.environment
         train(options)
 

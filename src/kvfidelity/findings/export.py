@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from kvfidelity.records.notes import MADE, WALL
 #: Bytes of all that is published, at most.
 MOST_BYTES = 5_000_000
 UNKNOWN = "not recorded"
+#: Seconds of each training, in the folder of the results.
+TRAININGS = "benchmarks/finetune_model"
 
 
 def export_run(
@@ -175,6 +177,7 @@ def run_facts(
         "versions": places["versions"].drop_nulls().unique().sort().to_list(),
         "code": places["code"].drop_nulls().unique().sort().to_list(),
         "first_started": first_started(results, turns["model"].unique()),
+        "first_training_started": first_training_started(results, turns["model"].unique()),
         "first_made": min(times, default=None),
         "last_made": max(times, default=None),
         "dialogues": dict(count.iter_rows()),
@@ -182,6 +185,7 @@ def run_facts(
         "trainings": turns["model"].n_unique() - 1,
         "turns": turns.height,
         "batch_size": configuration.get("session", {}).get("batch_size"),
+        "workers_per_gpu": configuration.get("session", {}).get("workers_per_gpu", 1),
         "replies": turns["replies"][0],
     }
 
@@ -231,3 +235,16 @@ def refuse_large(docs: Path) -> None:
             f"{docs}: {size:,} bytes are published, more than {MOST_BYTES:,}; leave tables or "
             "columns out in kvfidelity.findings.exported"
         )
+
+
+def first_training_started(results: Path, models: Iterable[str]) -> str | None:
+    """When the first training of these models was started, ISO 8601 in UTC; None if they were
+    trained by no job of this run."""
+    records = results.parent.parent / "resources/provenance/models"
+    starts = []
+    for model in models:
+        times, record = results / TRAININGS / f"{model}.tsv", records / f"{model}.json"
+        if times.is_file() and record.is_file():
+            lasted = timedelta(seconds=float(pl.read_csv(times, separator="\t")["s"][0]))
+            starts.append(datetime.fromtimestamp(record.stat().st_mtime, UTC) - lasted)
+    return min(starts).isoformat(timespec="seconds") if starts else None

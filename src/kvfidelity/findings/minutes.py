@@ -17,14 +17,14 @@ from kvfidelity.report.paper_tables import markdown
 #: Minutes of one GPU that all findings of both models may take.
 ALLOWED_MIN = 60
 #: The rule whose jobs share a process on the GPU, and those that have it for themselves.
-GENERATE, ALONE_ON_GPU = "generate", ("finetune_model", "score_corruptions")
+GENERATE, TRAINING, ALONE_ON_GPU = "generate", "finetune_model", ("score_corruptions",)
 
 
 def gpu_minutes(run: PublishedRun) -> float | None:
-    """Minutes of the GPU: from the start of the first dialogue to the end of the last, plus what
-    other jobs on it took. Where that start was not recorded, it is the end of the first dialogue
-    less the longest one, so the minutes are at most these. The time of a run on several GPUs
-    counts for each of them.
+    """Minutes of the GPU: from the start of the first dialogue, or training, to the end of the last
+    dialogue, plus what other jobs on it took. Where that start was not recorded, it is the end of
+    the first dialogue less the longest one, and trainings are added, so the minutes are at most
+    these. The time of a run on several GPUs counts for each of them.
 
     None if a time was not recorded.
     """
@@ -37,8 +37,10 @@ def gpu_minutes(run: PublishedRun) -> float | None:
         earlier = longest
     if None in (first, last):
         return None
-    between = datetime.fromisoformat(last) - datetime.fromisoformat(first)
-    alone = float(jobs.filter(pl.col("rule").is_in(ALONE_ON_GPU))["wall_s"].sum())
+    trained = run.facts.get("first_training_started")
+    between = datetime.fromisoformat(last) - datetime.fromisoformat(min(first, trained or first))
+    added = ALONE_ON_GPU if trained else (*ALONE_ON_GPU, TRAINING)
+    alone = float(jobs.filter(pl.col("rule").is_in(added))["wall_s"].sum())
     return (gpus(run) * (between.total_seconds() + earlier) + alone) / 60
 
 
@@ -67,7 +69,8 @@ def other_minutes(run: PublishedRun) -> float | None:
     jobs = run.tables["jobs"]
     if jobs.is_empty():
         return None
-    return float(jobs.filter(~pl.col("rule").is_in((GENERATE, *ALONE_ON_GPU)))["wall_s"].sum()) / 60
+    on_gpu = (GENERATE, TRAINING, *ALONE_ON_GPU)
+    return float(jobs.filter(~pl.col("rule").is_in(on_gpu))["wall_s"].sum()) / 60
 
 
 def minutes_of_models(runs: Sequence[PublishedRun]) -> str:

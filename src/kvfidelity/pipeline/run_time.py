@@ -18,7 +18,13 @@ from kvfidelity.pipeline.rule_params import judge_limits
 #: Its name, in the folder of the results.
 FILE = "run_time.json"
 #: What `session` says of the worker.
-SESSION_KEYS = ("batch_size", "prefix_memory", "prefix_disk", "store_prefixes")
+SESSION_KEYS = (
+    "batch_size",
+    "workers_per_gpu",
+    "prefix_memory",
+    "prefix_disk",
+    "store_prefixes",
+)
 
 
 def write_run_time(results: Path, settings: Mapping[str, Any], gpus: int) -> None:

@@ -109,6 +109,11 @@ def _check_session(settings: Mapping[str, Any]) -> Iterator[str]:
             "session.recall.needles_per_depth and session.max_first_prompt_tokens exclude each "
             "other: a needle could be cut away; set one of them to 0 or null"
         )
+    if session["workers_per_gpu"] > 1 and session["batch_size"] == 1:
+        yield (
+            f"session.workers_per_gpu is {session['workers_per_gpu']}, but with a batch_size of 1 "
+            "each run has its device to itself: set workers_per_gpu to 1, or a larger batch_size"
+        )
 
 
 def _check_names(settings: Mapping[str, Any]) -> Iterator[str]:

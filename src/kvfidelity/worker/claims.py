@@ -4,7 +4,7 @@ A worker computes runs ahead of their jobs. With several GPUs, a run belongs to 
 moment at which a worker looks ahead at it or its job has a GPU, whichever comes first; its job is
 then done on that GPU. What is claimed belongs to a GPU, not to a process: a worker that is killed
 leaves its runs to the next worker there. A list of planned runs that is written again, as at each
-start of a workflow, has no claims yet.
+start of a workflow, has no claims yet. Of several workers on a GPU each counts as a GPU here.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfidelity.bounded_json import read_json
+from kvfidelity.sizes import divided
 from kvfidelity.worker.claims import RunClaims
 from kvfidelity.worker.client import (
     THREAD_ENVIRONMENT,
@@ -40,13 +41,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that this machine's jobs use")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="jobs that run at once on each GPU"
+        "--batch-size", type=int, default=1, help="jobs that run at once in each worker"
     )
+    parser.add_argument("--workers-per-gpu", type=int, default=1, help="workers on each GPU")
     parser.add_argument("--no-worker", action="store_true", help="load the model in this process")
     parser.add_argument(
         "--run-time",
         type=Path,
-        help="JSON file; its section `worker` has GPUs, batch size and prefix settings",
+        help="JSON file; its section `worker` has GPUs, workers, batch size and prefix settings",
     )
 
 
@@ -74,11 +76,18 @@ def submit(options: argparse.Namespace, job: Job, next_runs: NextRunsOf | None =
     run = getattr(options, "run", "")
     looks_ahead = next_runs is not None and options.batch_size > 1
     ahead = run if looks_ahead else None
-    with gpu_share(options.gpus, options.batch_size, options.device, ahead) as gpu:
+    workers = options.gpus * options.workers_per_gpu
+    with gpu_share(
+        options.gpus,
+        options.batch_size,
+        options.device,
+        ahead,
+        workers_per_gpu=options.workers_per_gpu,
+    ) as gpu:
         os.environ |= gpu.environment
         claims = None
-        if looks_ahead and options.gpus > 1:
-            claims = RunClaims(gpu.number, options.gpus, options.batch_size)
+        if looks_ahead and workers > 1:
+            claims = RunClaims(gpu.number, workers, options.batch_size)
         plan = partial(_plan, next_runs, claims) if next_runs else None
         progress = partial(print_event, run=run)
         _submit(worker_config(options), job, options.no_worker, progress, plan)
@@ -151,7 +160,7 @@ def worker_config(options: argparse.Namespace) -> WorkerConfig:
         dtype=options.dtype,
         device=options.device,
         code_digest=options.code_digest,
-        prefix_memory=options.prefix_memory,
+        prefix_memory=divided(options.prefix_memory, options.workers_per_gpu),
         prefix_disk=options.prefix_disk,
         store_prefixes=options.store_prefixes,
         threads=min(options.threads * options.batch_size, len(os.sched_getaffinity(0))),

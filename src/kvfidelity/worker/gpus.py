@@ -21,7 +21,8 @@ POLL_S = 0.1
 
 class Gpu(NamedTuple):
     """A GPU that a job uses: its number, from 0, and environment variables for the job and its
-    worker."""
+    worker. With several workers on a GPU each is counted as one: those of 2 GPUs are 0, 2, .. and
+    1, 3, .."""
 
     number: int
     environment: dict[str, str]
@@ -29,38 +30,46 @@ class Gpu(NamedTuple):
 
 @contextlib.contextmanager
 def gpu_share(
-    gpus: int, jobs_per_gpu: int, device: str, run: str | None = None, kind: str = "gpu"
+    gpus: int,
+    jobs_per_worker: int,
+    device: str,
+    run: str | None = None,
+    kind: str = "gpu",
+    workers_per_gpu: int = 1,
 ) -> Iterator[Gpu]:
-    """Hold one of `jobs_per_gpu` shares of one of `gpus` GPUs; wait until one is free.
+    """Hold one of `jobs_per_worker` shares of a worker of one of `gpus` GPUs; wait until one is
+    free.
 
-    Jobs are spread evenly over the GPUs. A share is a file lock, so it ends with its process. With
-    a single GPU nothing is locked: its worker limits the number of active runs itself.
+    Jobs are spread evenly over the workers. A share is a file lock, so it ends with its process.
+    With a single worker nothing is locked: it limits the number of active runs itself.
 
     Args:
         gpus: Snakemake's resource `gpu`. On a CPU: the number of workers that share it.
-        jobs_per_gpu: generate jobs that run at once on each GPU.
+        jobs_per_worker: generate jobs that run at once in each worker.
         device: as in the config.
         run: a run that workers may compute ahead of this job. The job gets the GPU that the run
             belongs to (`claims`), without a share: its worker has counted that run already.
         kind: jobs of another kind have other shares.
+        workers_per_gpu: workers on each GPU.
 
     Raises:
         UserError: more GPUs than are visible, or a device with a fixed number such as cuda:0.
     """
-    if gpus == 1:
+    workers = gpus * workers_per_gpu
+    if workers == 1:
         yield Gpu(0, {})
         return
-    environments = _gpu_environments(gpus, device)
+    environments = _environments(gpus, workers_per_gpu, device)
     while True:
-        claimed = owner(run, gpus) if run else None
+        claimed = owner(run, workers) if run else None
         with contextlib.ExitStack() as held:
             if claimed is not None:
                 number: int | None = claimed
             else:
                 # Of GPUs with equally many shares, one whose worker has no jobs yet gets the first.
-                order = fewest_first(gpus) if run else range(gpus)
-                number = _take_share(held, kind, order, jobs_per_gpu)
-                if number is not None and run and claim(run, number, gpus) != number:
+                order = fewest_first(workers) if run else range(workers)
+                number = _take_share(held, kind, order, jobs_per_worker)
+                if number is not None and run and claim(run, number, workers) != number:
                     continue  # a worker has looked ahead at it meanwhile
             if number is not None:
                 yield Gpu(number, environments[number])
@@ -69,14 +78,14 @@ def gpu_share(
 
 
 def _take_share(
-    held: contextlib.ExitStack, kind: str, gpus: Sequence[int], jobs_per_gpu: int
+    held: contextlib.ExitStack, kind: str, gpus: Sequence[int], jobs_per_worker: int
 ) -> int | None:
     """Lock a free share, of a GPU with the fewest; the GPU's number, None if no share is free.
 
     Args:
         gpus: their numbers; of those with equally many shares the first counts.
     """
-    for share, number in itertools.product(range(jobs_per_gpu), gpus):
+    for share, number in itertools.product(range(jobs_per_worker), gpus):
         path = socket_folder() / f"{workflow_digest()}-{kind}-{number}-{share}.lock"
         with contextlib.ExitStack() as opened:
             if _locked(opened.enter_context(path.open("w"))):
@@ -101,6 +110,18 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _environments(gpus: int, workers_per_gpu: int, device: str) -> list[dict[str, str]]:
+    """Of each worker: the first of each GPU, then the second of each."""
+    own = [{}] if gpus == 1 else _gpu_environments(gpus, device)
+    if workers_per_gpu == 1:
+        return own
+    return [
+        environment | {WORKER_VARIABLE: f"{environment.get(WORKER_VARIABLE, '')}.{number}"}
+        for number in range(workers_per_gpu)
+        for environment in own
+    ]
 
 
 def _gpu_environments(count: int, device: str) -> list[dict[str, str]]:

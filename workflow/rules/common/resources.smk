@@ -35,7 +35,9 @@ def generate_threads(wildcards):
     On a scheduler the profile decides: `set-threads: generate=4`.
     """
     cores = workflow.global_resources.get("_cores").value
-    return max(1, cores // (gpus() * SETTINGS["session"]["batch_size"])) if cores else 4
+    session = SETTINGS["session"]
+    jobs = gpus() * session["workers_per_gpu"] * session["batch_size"]
+    return max(1, cores // jobs) if cores else 4
 
 
 def model_gpus(wildcards):
@@ -49,6 +51,20 @@ def model_gpus(wildcards):
 def generate_gpus(wildcards):
     """0 if several runs share a GPU, so that cores are the limit."""
     return model_gpus(wildcards) if SETTINGS["session"]["batch_size"] == 1 else 0
+
+
+def training_gpus(wildcards):
+    """0 if several processes share a GPU: they wait for a place on it themselves."""
+    return model_gpus(wildcards) if SETTINGS["session"]["workers_per_gpu"] == 1 else 0
+
+
+def training_threads(wildcards):
+    """So many that trainings which wait for a place on a GPU leave cores to runs."""
+    workers = SETTINGS["session"]["workers_per_gpu"]
+    cores = workflow.global_resources.get("_cores").value
+    if workers == 1 or not cores:
+        return generate_threads(wildcards)
+    return max(1, cores // (gpus() * workers + 1))
 
 
 def on_gpu(wildcards, rulename):
