@@ -127,7 +127,8 @@ def _machine(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> 
         size = model_size(entry, place.models / name).parameters
         unit = f"{place.cores} CPU core{'s' * (place.cores != 1)}" if place.cores else "the CPU"
         if place.has_gpu_for(entry):
-            batch = settings["session"]["batch_size"]
+            session = settings["session"]
+            batch = session["batch_size"] * session["workers_per_gpu"]
             unit = "a GPU" if place.jobs == 1 else f"{place.jobs} GPUs"
             unit += f", {batch} runs at once" if batch > 1 else ", runs one by one"
         models.append(f"{name} ({size / 1e6:,.0f}M weights, {entry['dtype']}) on {unit}")
