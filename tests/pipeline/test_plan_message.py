@@ -103,6 +103,14 @@ def test_a_model_that_is_there_counts_by_its_weights(tmp_path: Path) -> None:
     assert seconds(plan(settings, tmp_path), "CPU") < 60
 
 
+def test_a_size_that_nothing_tells_is_called_an_assumption() -> None:
+    settings = load_settings(CONFIG)
+    settings["models"] = {"mine": {**next(iter(settings["models"].values())), "member": "m.gguf"}}
+    settings["models"]["mine"]["package"] = "weights"
+    settings["grid"]["models"] = ["mine"]
+    assert "mine (size unknown, taken as 8,000M weights, " in plan(settings)
+
+
 def test_what_is_done_again_and_why_in_few_lines() -> None:
     settings = load_settings(CONFIG)
     runs = run_keys(settings)

@@ -94,7 +94,12 @@ def test_a_scheduler_is_asked_for_more_than_is_expected() -> None:
 def test_before_a_model_is_fetched_its_name_says_how_large_it_is(
     name: str, parameters: float
 ) -> None:
-    assert model_size({"id": name}, NOWHERE).parameters == parameters
+    size = model_size({"id": name}, NOWHERE)
+    assert (size.parameters, size.known) == (parameters, "4k" not in name)
+
+
+def test_a_name_in_the_configuration_says_it_too() -> None:
+    assert model_size({"source": "parts"}, NOWHERE / "qwen2.5-coder-0.5b").parameters == 0.5e9
 
 
 def grid_seconds(batch_size: int) -> float:

@@ -11,8 +11,9 @@ import hashlib
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 
 from kvfidelity.dialogues.needle_facts import FACT_KINDS, FACT_OPENINGS, QUESTION_OPENINGS, FactKind
@@ -69,9 +70,7 @@ def insert_needles(
     rng = random.Random(_seed_number(seed, dialogue.dialogue_id))
     considered = list(dialogue.turns[:last_turn])
     text = " ".join(f"{turn.user} {turn.assistant}" for turn in considered).casefold()
-    unmentioned = {
-        kind: [value for value in kind.values if not _mentioned(value, text)] for kind in FACT_KINDS
-    }
+    unmentioned = _unmentioned(text)
     kinds = [kind for kind in FACT_KINDS if len(unmentioned[kind]) > DISTRACTORS]
     if len(kinds) < per_depth * len(DEPTHS):
         raise UserError(
@@ -192,6 +191,15 @@ def _shares(turns: Sequence[Turn]) -> list[float]:
     """Share of the text that stands before each turn."""
     sizes = [len(turn.user) + len(turn.assistant) for turn in turns]
     return [preceding / max(1, sum(sizes)) for preceding in accumulate(sizes[:-1], initial=0)]
+
+
+@lru_cache(maxsize=16)
+def _unmentioned(text: str) -> Mapping[FactKind, tuple[str, ...]]:
+    """The values of each kind that a text does not mention. All runs of a dialogue ask the same."""
+    return {
+        kind: tuple(value for value in kind.values if not _mentioned(value, text))
+        for kind in FACT_KINDS
+    }
 
 
 def _mentioned(value: str, text: str) -> bool:

@@ -19,21 +19,23 @@ DEFAULT_PARAMETERS = 8e9
 DEFAULT_GEOMETRY = Geometry(layers=32, kv_heads=8, head_size=128, window=8192)
 #: Tokens of a dialogue of unknown length.
 DEFAULT_TOKENS = 16_000
-#: A number of parameters in a name, such as "135M" in SmolLM2-135M-Instruct or "0.5B".
-IN_NAME = re.compile(r"(?<![0-9.])(\d+(?:\.\d+)?)([MB])(?![a-zA-Z0-9])")
+#: A number of parameters in a name, such as "135M" in SmolLM2-135M-Instruct or "0.5b".
+IN_NAME = re.compile(r"(?<![0-9.])(\d+(?:\.\d+)?)([MB])(?![a-zA-Z0-9])", re.IGNORECASE)
 
 
 class ModelSize(NamedTuple):
-    """Number of weights, and the sizes of its cache."""
+    """Number of weights, and the sizes of its cache; `known` is false of a mere assumption."""
 
     parameters: float
     geometry: Geometry
+    known: bool = True
 
 
 def model_size(entry: Mapping[str, Any], folder: Path) -> ModelSize:
     """From a fetched model's folder; before it is there, from the configuration.
 
-    That names a local folder, or the model's name states the number of its parameters.
+    That names a local folder, or the model's name states the number of its parameters: the name of
+    its source, or that in the configuration, which is the folder's.
 
     Args:
         entry: the model's entry in the configuration.
@@ -44,11 +46,11 @@ def model_size(entry: Mapping[str, Any], folder: Path) -> ModelSize:
     for place in (folder, Path(entry.get("path") or folder)):
         if (place / "config.json").is_file():
             return _read_model(place)
-    names = " ".join(str(entry.get(key, "")) for key in ("id", "member", "path", "package"))
-    found = IN_NAME.search(names)
+    names = (str(entry.get(key, "")) for key in ("id", "member", "path", "package"))
+    found = IN_NAME.search(" ".join((*names, folder.name)))
     if found is None:
-        return ModelSize(DEFAULT_PARAMETERS, DEFAULT_GEOMETRY)
-    return ModelSize(float(found[1]) * {"M": 1e6, "B": 1e9}[found[2]], DEFAULT_GEOMETRY)
+        return ModelSize(DEFAULT_PARAMETERS, DEFAULT_GEOMETRY, known=False)
+    return ModelSize(float(found[1]) * {"M": 1e6, "B": 1e9}[found[2].upper()], DEFAULT_GEOMETRY)
 
 
 def dialogue_tokens(dataset: Mapping[str, Any], manifest: Path, dialogue: int) -> int:
@@ -72,7 +74,7 @@ def _read_model(folder: Path) -> ModelSize:
         return ModelSize(float(sum(counts)) or DEFAULT_PARAMETERS, Geometry.of(folder))
     except (OSError, ValueError, KeyError, TypeError, UserError):
         # Loading it will say what is wrong with it.
-        return ModelSize(DEFAULT_PARAMETERS, DEFAULT_GEOMETRY)
+        return ModelSize(DEFAULT_PARAMETERS, DEFAULT_GEOMETRY, known=False)
 
 
 def _element_count(file: Path) -> int:

@@ -124,14 +124,16 @@ def _machine(settings: Mapping[str, Any], runs: Sequence[str], place: Place) -> 
     models = []
     for name in sorted({key.model for key in keys}):
         entry = settings["models"][name]
-        size = model_size(entry, place.models / name).parameters
+        parameters, _, known = model_size(entry, place.models / name)
+        size = "" if known else "size unknown, taken as "
+        size += f"{parameters / 1e6:,.0f}M weights"
         unit = f"{place.cores} CPU core{'s' * (place.cores != 1)}" if place.cores else "the CPU"
         if place.has_gpu_for(entry):
             session = settings["session"]
             batch = session["batch_size"] * session["workers_per_gpu"]
             unit = "a GPU" if place.jobs == 1 else f"{place.jobs} GPUs"
             unit += f", {batch} runs at once" if batch > 1 else ", runs one by one"
-        models.append(f"{name} ({size / 1e6:,.0f}M weights, {entry['dtype']}) on {unit}")
+        models.append(f"{name} ({size}, {entry['dtype']}) on {unit}")
     sets = []
     for name in sorted({key.dataset for key in keys}):
         number = len({key.dialogue for key in keys if key.dataset == name})
