@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from kvfidelity.cache.calibration import Calibration, query_filters
+from kvfidelity.cache.layer_view import LayerView
 from kvfidelity.cache.policies import build_policy
 from kvfidelity.cache.ragged import RaggedKeepSet, apportion
 from kvfidelity.cache.repetition import part_weights
-from kvfidelity.cache.view import CacheView, LayerView
+from kvfidelity.cache.view import CacheView
 from tests.cache.crosscheck import (
     BUDGET,
     CHUNK,

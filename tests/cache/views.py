@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from kvfidelity.cache.calibration import Calibration
+from kvfidelity.cache.layer_view import LayerView
 from kvfidelity.cache.scores import AttentionScores
-from kvfidelity.cache.view import CacheView, LayerView, Span
+from kvfidelity.cache.view import CacheView, Span
 
 LAYERS, GROUPS, RATIO, SIZE, HIDDEN = 2, 2, 3, 8, 5
 

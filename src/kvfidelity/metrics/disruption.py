@@ -34,11 +34,12 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Disruption
+from kvfidelity.cache.layer_view import LayerView
 from kvfidelity.cache.managed import ManagedCache
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.rotary import IdentityRotary, rotate
 from kvfidelity.cache.slots import SlotTable, as_grid
-from kvfidelity.cache.view import CacheView, LayerView, view_of
+from kvfidelity.cache.view import CacheView, view_of
 
 #: Slots whose keys are rotated and compared at once.
 SLOTS_AT_ONCE = 2048
