@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +16,13 @@ import pytest
 from kvfidelity.analysis.columns import RECALL_TEXTS, TABLES, TURN_TEXTS
 from kvfidelity.analysis.table_names import LARGE_TABLES
 from kvfidelity.errors import UserError
-from kvfidelity.findings.export import MOST_BYTES, export_run, refuse_large, typed_command
+from kvfidelity.findings.export import (
+    MOST_BYTES,
+    export_run,
+    first_training_started,
+    refuse_large,
+    typed_command,
+)
 from kvfidelity.findings.exported import (
     ALWAYS,
     EXPORTED,
@@ -178,3 +186,19 @@ def test_times_are_of_single_runs_from_the_first_eviction_of_a_dialogue_on() -> 
     assert found["h2o"]["decode_tokens_per_s"] == pytest.approx(100)
     assert (found["h2o"]["eviction_ms"], found["h2o"]["scoring_ms"]) == pytest.approx((2, 5))
     assert found["h2o"]["cache_bytes_end"] == 50 and found["h2o"]["n_evictions"] == 2
+
+
+def test_the_first_training_starts_so_long_before_its_record_was_written(tmp_path: Path) -> None:
+    results, records = tmp_path / "results/mine", tmp_path / "resources/provenance/models"
+    (results / "benchmarks/finetune_model").mkdir(parents=True)
+    records.mkdir(parents=True)
+    ended = datetime(2026, 1, 1, 12, 0, tzinfo=UTC).timestamp()
+    for name, seconds, later in (("one", 90.5, 0), ("two", 60.0, 60), ("base", 0, 0)):
+        if seconds:
+            times = results / f"benchmarks/finetune_model/{name}.tsv"
+            times.write_text(f"s\th:m:s\n{seconds}\t0:01:30\n")
+        (records / f"{name}.json").write_text("{}")
+        os.utime(records / f"{name}.json", (ended + later, ended + later))
+    assert first_training_started(results, ["base"]) is None
+    started = first_training_started(results, ["base", "two", "one"])
+    assert started == "2026-01-01T11:58:29+00:00"

@@ -245,6 +245,8 @@ def first_training_started(results: Path, models: Iterable[str]) -> str | None:
     for model in models:
         times, record = results / TRAININGS / f"{model}.tsv", records / f"{model}.json"
         if times.is_file() and record.is_file():
-            lasted = timedelta(seconds=float(pl.read_csv(times, separator="\t")["s"][0]))
+            lasted = timedelta(
+                seconds=float(pl.read_csv(times, separator="\t", glob=False)["s"][0])
+            )
             starts.append(datetime.fromtimestamp(record.stat().st_mtime, UTC) - lasted)
     return min(starts).isoformat(timespec="seconds") if starts else None
