@@ -73,26 +73,34 @@ def computed(project: Project, gpus: int, workers_per_gpu: int) -> list[tuple[st
 
 
 @pytest.mark.long(60)
-@pytest.mark.parametrize(("gpus", "workers_per_gpu"), [(2, 1), (1, 2)])
 def test_two_workers_compute_each_run_once_and_load_each_model_once(
-    two_models: Project, tmp_path: Path, gpus: int, workers_per_gpu: int
+    two_models: Project, tmp_path: Path
 ) -> None:
     """On two GPUs, and together on one."""
     # Both models are ready at the start. One that became ready while runs of the other are computed
     # could take their place, and what was computed ahead would be lost.
-    one, two = (two_models.copy(tmp_path / name) for name in ("one", "two"))
-    shared_runs = computed(two, gpus, workers_per_gpu)
-    for found in (computed(one, 1, 1), shared_runs):
-        assert set(Counter(run for *_, run in found).values()) == {1}
-        assert len(found) == MODELS * DIALOGUES * CELLS
-    workers = defaultdict(set)
-    for worker, pid, run in shared_runs:
-        workers[worker, run.partition("/")[0]].add(pid)
-    # A worker that is slow to start may be left no run of a model.
-    names = {"0", "1"} if gpus == 2 else {".0", ".1"}
-    assert {worker for worker, _ in workers} == names
-    assert {model for _, model in workers} == set(GRID["models"])
-    assert [len(pids) for pids in workers.values()] == [1] * len(workers)
+    alone = two_models.copy(tmp_path / "alone")
+    assert_computed_once(computed(alone, 1, 1))
+    for gpus, workers_per_gpu, names in ((2, 1, {"0", "1"}), (1, 2, {".0", ".1"})):
+        shared = two_models.copy(tmp_path / f"{gpus}-{workers_per_gpu}")
+        found = computed(shared, gpus, workers_per_gpu)
+        assert_computed_once(found)
+        workers = defaultdict(set)
+        for worker, pid, run in found:
+            workers[worker, run.partition("/")[0]].add(pid)
+        # A worker that is slow to start may be left no run of a model.
+        assert {worker for worker, _ in workers} == names
+        assert {model for _, model in workers} == set(GRID["models"])
+        assert [len(pids) for pids in workers.values()] == [1] * len(workers)
+        assert_same_artifacts(alone, shared)
+
+
+def assert_computed_once(found: list[tuple[str, int, str]]) -> None:
+    assert set(Counter(run for *_, run in found).values()) == {1}
+    assert len(found) == MODELS * DIALOGUES * CELLS
+
+
+def assert_same_artifacts(one: Project, two: Project) -> None:
     files = sorted((one.folder / "results/generate").rglob("*.parquet"))
     assert len(files) == FILES_OF_A_RUN * MODELS * DIALOGUES * CELLS
     for file in files:
