@@ -233,12 +233,13 @@ def _making(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield markdown(["finding", "command", "state", "GPU, minutes", "other jobs, minutes"], rows)
     yield (
         "Minutes are from recorded times, on the device that each finding names. Those of the GPU "
-        "are from the start of the first dialogue (taken to be as long before its end as the "
-        "longest dialogue took, where it was not recorded, so the minutes are at most these) to "
-        "the end of the last, and of trainings. Other jobs, which need no GPU, fetch, extract "
+        "are from the start of the first dialogue or training (taken to be as long before its end "
+        "as the longest dialogue took, where it was not recorded, so the minutes are at most "
+        "these) to the end of the last dialogue. Other jobs, which need no GPU, fetch, extract "
         'dialogues, and make tables and figures. "At most": other runs used the same GPU and '
         "the same processor cores meanwhile, so alone it takes less. The time of a run on two GPUs "
-        "counts twice, and its trainings are added though some ran meanwhile.\n"
+        "counts twice. Trainings whose start was not recorded are added, though some ran "
+        "meanwhile.\n"
     )
     yield minutes_of_models(runs)
 
