@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from types import SimpleNamespace
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from kvfidelity.cache.policies import build_policy
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
-from kvfidelity.decoding.scheduler import BatchScheduler, run_batch
+from kvfidelity.decoding.scheduler import BatchScheduler, RestartError, run_batch
 from kvfidelity.decoding.sequence import Reply
 from kvfidelity.generation.run import run_dialogue
 from kvfidelity.generation.spec import RunSpec
@@ -117,13 +118,13 @@ def test_out_of_memory_of_a_run_alone_is_its_result(
     monkeypatch.setattr(EagerSteps, "step", full)
     emptied: list[int] = []
     together: BatchScheduler[Any] = BatchScheduler(engine, 2, lambda: emptied.append(len(admitted)))
-    threads = [together.start(lambda at: run_dialogue(at, talk(2), spec())) for _ in range(2)]
+    tasks = [together.start(lambda at: run_dialogue(at, talk(2), spec())) for _ in range(2)]
     assert together.full
     while together.running:
         together.advance()
     assert admitted == [2, 1, 1] and emptied == [1, 2]
-    for thread in threads:
-        assert thread.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
+    for task in tasks:
+        assert task.outcome.turns["finish_reason"].to_list() == ["out_of_memory"]
 
 
 def test_out_of_memory_halves_the_batch_and_costs_no_run(
@@ -332,8 +333,57 @@ def test_the_evictor_is_asked_at_the_moments_of_a_token_by_token_loop(engine: En
     assert evictor.step == 40
 
 
-def test_a_device_that_cannot_be_used_is_an_error_of_the_run(engine: Engine) -> None:
-    """It is set in each run's thread; the scheduler waits for what that thread says."""
-    broken = dataclasses.replace(engine, model=SimpleNamespace(device=torch.device("cuda", 99)))
-    with pytest.raises(Exception, match=r"(?i)cuda"):
-        run_batch(broken, [lambda engine: None], 1)
+def test_each_run_keeps_the_modes_of_pytorch_that_it_is_in(engine: Engine) -> None:
+    """All runs are in one thread, and PyTorch's modes are the thread's."""
+    modes: dict[int, list[tuple[bool, bool]]] = {0: [], 1: [], 2: []}
+
+    def note(run: int) -> None:
+        modes[run].append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+
+    def run(at: Engine, number: int) -> None:
+        note(number)
+        cache = at.new_cache("original")
+        with [torch.inference_mode(), torch.no_grad(), torch.inference_mode(mode=False)][number]:
+            for token in range(1 + number):
+                at.feed(cache, [token])
+                note(number)
+        note(number)
+
+    with torch.inference_mode():
+        run_batch(engine, [lambda at, n=n: run(at, n) for n in modes], 3)
+        assert torch.is_inference_mode_enabled()
+    usual = (False, True)
+    assert modes[0] == [usual, (True, False), usual]
+    assert modes[1] == [usual, (False, False), (False, False), usual]
+    assert modes[2] == [usual] * 5
+
+
+def test_an_interrupt_reaches_whoever_advances_the_runs(engine: Engine) -> None:
+    def run(at: Engine) -> None:
+        at.feed(at.new_cache("original"), [1])
+        raise KeyboardInterrupt
+
+    together: BatchScheduler[None] = BatchScheduler(engine, 2)
+    together.start(run)
+    with pytest.raises(KeyboardInterrupt):
+        together.advance()
+
+
+def test_what_a_run_held_is_freed_when_it_ends(engine: Engine) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def run(at: Engine, fails: bool) -> None:
+        cache = at.new_cache("original")
+        held.append(weakref.ref(cache))
+        at.feed(cache, [1])
+        if fails:
+            raise RestartError
+
+    together: BatchScheduler[None] = BatchScheduler(engine, 2)
+    gc.disable()
+    try:
+        tasks = [together.start(lambda at, f=f: run(at, f)) for f in (False, True)]
+        together.advance()
+        assert len(tasks) == 2 and [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()

@@ -19,7 +19,7 @@ import polars as pl
 import psutil
 import pytest
 
-from kvfidelity.decoding.scheduler import RunThread
+from kvfidelity.decoding.scheduler import RunTask
 from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.batch_server import BatchServer
 from kvfidelity.worker.generator import Records
@@ -143,7 +143,7 @@ def test_what_was_computed_is_freed_once_its_client_is_answered(at: Server) -> N
     with at.connect() as client:
         at.take_plan(client)
         [run] = at.server._runs
-        run.thread = RunThread(partial(at.server._compute, run))
+        run.task = RunTask(partial(at.server._compute, run))
         run.end({"event": "done"}, healthy=True)
         kept = weakref.ref(run)
         del run

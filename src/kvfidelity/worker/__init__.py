@@ -40,11 +40,9 @@ own threads has an error              losses the job fails
 Threads of a worker with a batch; `BatchServer._lock` guards what is known of clients and runs:
 
 ====================================  ============================================================
-main                                  loads the model, starts runs and computes them
-                                      (`decoding.scheduler`); in between it serves clients, and with
-                                      nothing to compute it waits for them
-one of each run                       computes what needs no model, such as evictions, and sends
-                                      the run's events; only one of them or the main thread computes
+main                                  loads the model, starts runs, computes them
+                                      (`decoding.scheduler`) and sends their events; in between it
+                                      serves clients, and with nothing to compute it waits for them
 `_answer_while_computing`             while runs are computed: accepts clients and hands out what
                                       has been computed; at a stop, or an error of its own, it ends
                                       the process at once

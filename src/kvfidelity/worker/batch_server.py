@@ -118,8 +118,8 @@ class BatchServer:
         """Serve clients, waiting for one with nothing to do; False if the worker must exit."""
         with self._lock:
             for run in self._runs:
-                if run.thread is not None and run.thread.error is not None:
-                    raise run.thread.error  # it has no outcome, so its client would wait forever
+                if run.task is not None and run.task.error is not None:
+                    raise run.task.error  # it has no outcome, so its client would wait forever
             self._serve_clients(waits=True)
             over = self._exiting and not self._requested()
             return not (self._stopped or self._deserted or over)
@@ -338,7 +338,7 @@ class BatchServer:
 
     def _startable(self) -> Run | None:
         """The next run to start: a requested one first."""
-        waiting = [run for run in self._runs if run.thread is None and run.outcome is None]
+        waiting = [run for run in self._runs if run.task is None and run.outcome is None]
         return min(waiting, key=lambda run: not run.requested, default=None)
 
     def _start_runs(self) -> None:
@@ -350,7 +350,7 @@ class BatchServer:
             assert self._scheduler is not None
             if self._scheduler.full:
                 return
-            run.thread = self._scheduler.start(partial(self._compute, run), alone=run.alone)
+            run.task = self._scheduler.start(partial(self._compute, run), alone=run.alone)
 
     def _plan_ahead(self) -> None:
         """Turn planned runs into runs while there is room for their results."""
@@ -386,7 +386,7 @@ class BatchServer:
         return True
 
     def _compute(self, run: Run, engine: Engine) -> None:
-        """One run, in its own thread; the scheduler lets one thread run at a time."""
+        """One run, on its own stack; the scheduler lets one of them run at a time."""
         try:
             run.send(started_event())
             outcome, healthy = self._handler.run(lambda: self._work(run, engine))
@@ -423,7 +423,7 @@ class BatchServer:
             if run.client is not None and run.client is self._asked and not run.client.gone:
                 continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
-            run.thread = None  # it refers to the run: what was computed would stay in memory
+            run.task = None  # it refers to the run: what was computed would stay in memory
             self._exiting |= not run.healthy
             if run.content is not None:
                 self._past.add(hash(run.content))

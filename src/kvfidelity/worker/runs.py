@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from kvfidelity.decoding.scheduler import RunThread
+from kvfidelity.decoding.scheduler import RunTask
 from kvfidelity.worker.generator import Records
 from kvfidelity.worker.job import GenerateJob, Job
 from kvfidelity.worker.protocol import Message, send
@@ -65,7 +65,7 @@ class Run:
     job, client: None while nobody has asked for it. events: sent so far, or to be sent.
     outcome: its final event, once it has ended; healthy: whether the worker can go on.
     records: what was computed, not written yet; packing: whether their files' content is being made
-    or has been. ended: called, in the run's thread, when it has.
+    or has been. ended: called, where it is computed, when it has.
 
     It is computed in one thread and its client is answered in another.
     """
@@ -74,7 +74,7 @@ class Run:
     job: Job | None = None
     client: Client | None = None
     alone: bool = False
-    thread: RunThread[None] | None = None
+    task: RunTask[None] | None = None
     events: list[Message] = field(default_factory=list)
     outcome: Message | None = None
     healthy: bool = True
