@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,24 @@ def pool_frame(rows: Iterable[dict[str, object]]) -> pl.DataFrame:
     return pl.DataFrame(numbered, SCHEMA)
 
 
+@functools.lru_cache(maxsize=4)
+def _pool_table(pool: Path, state: object) -> pl.DataFrame:
+    """The table of a pool; read once, for each run asks for a dialogue of it.
+
+    Args:
+        state: of the file, so that one that was replaced is read again.
+    """
+    return read_parquet(pool, kind=KIND)
+
+
 def read_dialogue(pool: Path, ordinal: str) -> Dialogue:
     """One dialogue of a pool.
 
     Raises:
         UserError: the pool is missing or damaged, or holds no such dialogue.
     """
-    frame = read_parquet(pool, kind=KIND)
+    status = pool.stat() if pool.is_file() else None
+    frame = _pool_table(pool, status and (status.st_mtime_ns, status.st_size, status.st_ino))
     found = frame.filter(pl.col("ordinal") == ordinal)
     if found.is_empty():
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import sys
@@ -169,8 +170,7 @@ class Generator:
 
         device = self.engine.device
         cuda = device.type == "cuda"
-        notes = {VERSION + name: version(name) for name in PACKAGES}
-        notes[VERSION + "python"] = platform.python_version()
+        notes = dict(_versions())
         notes["hardware"] = torch.cuda.get_device_name(device) if cuda else processor()
         notes[MADE] = datetime.now(UTC).isoformat(timespec="seconds")
         chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
@@ -178,6 +178,13 @@ class Generator:
 
     def _usage(self, engine: Engine | None) -> Usage:
         return Usage(batch_size=1 if engine is None else self._config.batch_size)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Notes of the packages that this process has loaded; each version is a search in files."""
+    notes = {VERSION + name: version(name) for name in PACKAGES}
+    return notes | {VERSION + "python": platform.python_version()}
 
 
 def _disk_prefix_cache(config: WorkerConfig, engine: Engine) -> DiskPrefixCache | None:

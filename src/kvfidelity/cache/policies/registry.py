@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -28,10 +29,7 @@ def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
     Raises:
         UserError: a file is missing, fails to import, defines no policy, or defines a known kind.
     """
-    found: dict[str, type[Policy]] = {}
-    for entry in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{entry.name}")
-        found |= {policy.kind: policy for policy in _policies_in(module)}
+    found = dict(_own_policies())
     for file in files:
         own = _policies_in(load_module(file, "policy_files"))
         if not own:
@@ -41,6 +39,16 @@ def known_policies(files: Iterable[Path] = ()) -> dict[str, type[Policy]]:
                 raise UserError(f"{file}: policy kind {policy.kind!r} exists already; rename it")
             found[policy.kind] = policy
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def _own_policies() -> Mapping[str, type[Policy]]:
+    """Those of this package; looked for once, for each run asks."""
+    found: dict[str, type[Policy]] = {}
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        found |= {policy.kind: policy for policy in _policies_in(module)}
+    return found
 
 
 def build_policy(kind: str, parameters: Mapping[str, Any], files: Iterable[Path] = ()) -> Policy:
