@@ -132,15 +132,14 @@ def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str
 
 
 def _missing(runs: Sequence[PublishedRun]) -> Iterator[str]:
-    """Which findings have no run yet, with which models, and why where that is known."""
+    """Which findings have no run yet, and with which models."""
     present = {(run.finding.name, run.model) for run in runs}
     lines = []
     for finding in FINDINGS:
         lacking = [model for model in finding.models if (finding.name, model) not in present]
         if lacking:
             names = " and ".join(MODEL_NAMES[model] for model in lacking)
-            why = f"; {finding.unmeasured}" if finding.unmeasured else ""
-            lines.append(f"- `{finding.name}` with {names}{why}.")
+            lines.append(f"- `{finding.name}` with {names}.")
     for question in QUESTIONS:
         planned = {m for one in FINDINGS if one.question == question.key for m in one.models}
         for model in MODELS:

@@ -32,7 +32,6 @@ class Finding:
         experiment: the file in `config/experiments` that it is, if it is one.
         models: for which it is run.
         trains: whether it trains models from the one that it is run with, and runs these too.
-        unmeasured: why it was not measured, where more is known than that nobody ran it.
         data: a file that the user fetches, as its configuration says; without it `make findings`
             leaves the finding out.
     """
@@ -43,7 +42,6 @@ class Finding:
     models: tuple[str, ...] = MODELS
     trains: bool = False
     data: str = ""
-    unmeasured: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
@@ -60,12 +58,7 @@ class Finding:
 
 FINDINGS = (
     Finding("paper_reference", "paper"),
-    Finding(
-        "paper_own",
-        "paper",
-        unmeasured="in an attempt with both models on one GPU of 80 GB its memory ran out, after "
-        "12 of 144 runs: each run held a copy of its whole history, which it no longer does",
-    ),
+    Finding("paper_own", "paper"),
     Finding("equal_budgets", "budgets"),
     # A dialogue of 1.5 trained windows: of 8,192 tokens there are such, of 32,768 they are joined.
     Finding("through_window", "window", models=(SMOLLM2,)),
