@@ -26,7 +26,7 @@ from kvfidelity.decoding.scoring import Scores, Scoring, score_together
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.errors import UserError
 from kvfidelity.models.end_tokens import end_token_ids
-from kvfidelity.models.load import load_model
+from kvfidelity.models.load import load_model, replace_weights
 
 if TYPE_CHECKING:
     from kvfidelity.decoding.sequence import Reply, SequenceState
@@ -142,6 +142,22 @@ class Engine:
             window=config.max_position_embeddings,
             token_bytes=2 * config.num_hidden_layers * config.num_key_value_heads * size * element,
         )
+
+    def with_weights(self, model_dir: Path) -> Engine:
+        """An engine of a model that differs from this one in its weights alone.
+
+        It takes this one's place: the weights are copied over its own, so this one, its caches and
+        what was computed with them must not be used any more. What was compiled is kept.
+
+        Args:
+            model_dir: see `models.checksums.differ_in_weights_alone`.
+
+        Raises:
+            UserError: as `load`; then this engine is as it was.
+        """
+        replace_weights(self.model, model_dir)
+        self.model.get_decoder().rotary_emb.calibration = None
+        return replace(self, model_dir=model_dir)
 
     @property
     def device(self) -> torch.device:

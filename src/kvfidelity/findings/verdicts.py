@@ -14,7 +14,7 @@ from kvfidelity.analysis.decisions import CONTRADICTED, NOT_TESTED, SUPPORTED, U
 from kvfidelity.findings.plan import MODELS
 from kvfidelity.findings.published import MODEL_NAMES, PublishedRun
 from kvfidelity.report.formatting import count, interval, signed
-from kvfidelity.report.paper_tables import markdown
+from kvfidelity.report.paper_tables import markdown, share_of
 
 NOT_MEASURED = "not measured yet"
 #: Scores of a judge that is asked, and what a claim of them is without one.
@@ -64,23 +64,29 @@ def verdict(rows: pl.DataFrame, untested: str = NOT_MEASURED) -> str:
     for decision, number in counts.most_common():
         part = rows.filter(decision=decision)
         low, high = part["estimate"].min(), part["estimate"].max()
-        extent = _extent(low, high)  # type: ignore[arg-type]
+        extent = _extent(low, high, _share(part.row(0, named=True)))  # type: ignore[arg-type]
         parts.append(f"{decision} in {number} of {count(rows.height, 'cell')}{extent}")
     return "; ".join(parts)
 
 
-def _extent(low: float | None, high: float | None) -> str:
+def _share(row: Mapping[str, Any]) -> str:
+    """What an estimate is a share of; tables of before that was asked lack it."""
+    return share_of(row) if row.get("margin_of") else ""
+
+
+def _extent(low: float | None, high: float | None, share: str) -> str:
     if low is None or high is None:
         return ""
     ends = dict.fromkeys(signed(value, 2) for value in (low, high))
-    return f" ({' to '.join(ends)})"
+    return f" ({' to '.join(ends)}{share})"
 
 
 def _estimate(row: Mapping[str, Any]) -> str:
     if row["estimate"] is None:
         return "no estimate"
     return (
-        f"{signed(row['estimate'], 2)} {interval(row, 2)}, {count(row['n_dialogues'], 'dialogue')}"
+        f"{signed(row['estimate'], 2)} {interval(row, 2)}{_share(row)}, "
+        f"{count(row['n_dialogues'], 'dialogue')}"
     )
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from kvfidelity.errors import UserError
-from kvfidelity.finetuning.examples import LOSS_CURVE
-from kvfidelity.models.checksums import file_digests
+from kvfidelity.models.checksums import LOSS_CURVE, file_digests
 from kvfidelity.records.artifacts import digest, read_metadata, read_parquet
 
 #: Notes of a pool that say how it was extracted, whatever the model.

@@ -16,8 +16,6 @@ from kvfidelity.errors import UserError
 #: What of an `adapter` entry says which dialogues a training sees; config/README.md describes the
 #: keys. Trainings that agree in these and in the base's files have one file of dialogues.
 CHOSEN_BY = ("data_source", "select", "dialogues")
-#: Loss of each step, in the model's folder: the one file that its base lacks.
-LOSS_CURVE = "training.json"
 #: Keys of the file: a digest of all else in it, what the dialogues were extracted from and by, and
 #: the dialogues.
 DIGEST, FACTS, EXAMPLES = "sha256", "facts", "examples"

@@ -16,10 +16,10 @@ from transformers.utils import logging as hf_logging
 
 from kvfidelity.atomic_files import give_usual_modes, write_json
 from kvfidelity.bounded_json import read_json
-from kvfidelity.finetuning.examples import LOSS_CURVE, examples_digest, read_examples
+from kvfidelity.finetuning.examples import examples_digest, read_examples
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
-from kvfidelity.models.checksums import PROVENANCE, WEIGHTS, file_digests
+from kvfidelity.models.checksums import LOSS_CURVE, PROVENANCE, WEIGHTS, file_digests
 from kvfidelity.models.load import load_model
 from kvfidelity.models.revision import model_revision
 from kvfidelity.models.weights import load_weights

@@ -10,6 +10,8 @@ from kvfidelity.errors import UserError
 from kvfidelity.wheels import file_sha256
 
 PROVENANCE = "provenance.json"
+#: Loss of each step of a model that was trained here: the one file that its base lacks.
+LOSS_CURVE = "training.json"
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 
 
@@ -17,6 +19,23 @@ def file_digests(directory: Path) -> dict[str, str]:
     """SHA-256 in hex of each file but the provenance, by name."""
     files = sorted(file for file in directory.iterdir() if file.is_file())
     return {file.name: file_sha256(file) for file in files if file.name != PROVENANCE}
+
+
+def differ_in_weights_alone(one: Path, other: Path) -> bool:
+    """Whether two models have the same configuration and tokenizer, byte by byte."""
+    return _digests_of_the_rest(one) == _digests_of_the_rest(other)
+
+
+def _digests_of_the_rest(directory: Path) -> dict[str, str]:
+    return {
+        file.name: file_sha256(file)
+        for file in directory.iterdir()
+        if file.is_file() and not _is_weights(file) and file.name not in (PROVENANCE, LOSS_CURVE)
+    }
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in WEIGHTS or file.name.endswith(".index.json")
 
 
 def copy_without_weights(directory: Path, target: Path) -> None:
@@ -28,8 +47,7 @@ def copy_without_weights(directory: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in sorted(directory.iterdir()):
-        weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
-        if file.is_file() and not weights and file.name != PROVENANCE:
+        if file.is_file() and not _is_weights(file) and file.name != PROVENANCE:
             shutil.copyfile(file, target / file.name)
 
 

@@ -60,6 +60,30 @@ def load_model(directory: Path, dtype: str, device: str) -> tuple[Any, Any]:
     return model.to(torch_device).eval(), tokenizer
 
 
+def replace_weights(model: Any, directory: Path) -> None:
+    """Give a loaded model the weights of another one that differs in them alone.
+
+    They are copied into the same memory, so what was compiled or captured for the model is valid.
+
+    Args:
+        model: of `load_model`. directory: see `checksums.differ_in_weights_alone`.
+
+    Raises:
+        UserError: files that are damaged, or weights that are not those of the config; the model
+            keeps its own.
+    """
+    check_files(directory)
+    try:
+        loaded = dict(load_weights(directory, model.dtype).named_parameters())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _corrupt_file(directory, error) from None
+    own = dict(model.named_parameters())
+    assert own.keys() == loaded.keys(), "one config makes one set of parameters"
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(loaded[name])
+
+
 def _tokenizer(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

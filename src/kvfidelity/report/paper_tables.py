@@ -217,15 +217,15 @@ def claim_question(row: Mapping[str, Any]) -> str:
     """ "above 0.5?": the direction and margin of a claim."""
     match row["direction"]:
         case "above":
-            return f"above {row['margin']:g}{_share_of(row)}?"
+            return f"above {row['margin']:g}{share_of(row)}?"
         case "below":
             below = signed(-row["margin"], 3).rstrip("0").rstrip(".")
-            return f"below {below}{_share_of(row)}?"
+            return f"below {below}{share_of(row)}?"
         case _:
-            return f"within ±{row['margin']:g}{_share_of(row)}?"
+            return f"within ±{row['margin']:g}{share_of(row)}?"
 
 
-def _share_of(row: Mapping[str, Any]) -> str:
+def share_of(row: Mapping[str, Any]) -> str:
     """What estimate and margin are shares of."""
     match row["margin_of"]:
         case None:

@@ -25,7 +25,9 @@ the workflow ends, well or not        a stop request; SIGTERM if it does  `clien
 a client needs another model, device  it exits; that client starts a new  `server._handle`,
 or code (another `job.WorkerConfig`)  worker. With results that no job    `batch_server.BatchServer`
                                       has asked for, 10 s after its last
-                                      client
+                                      client. With a batch and other
+                                      weights of the same model, it puts
+                                      these in place and goes on
 its only client dies in a request     it gives the request up at the next `liveness.Liveness`
                                       event, or exits after 5 s
 a client of a batch dies              it gives that run up at its next    `runs.Run.send`

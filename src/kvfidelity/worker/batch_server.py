@@ -27,7 +27,7 @@ from typing import Any
 from kvfidelity.bounded_json import parse_json
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import BatchScheduler, RestartError
-from kvfidelity.worker.generator import execute
+from kvfidelity.worker.generator import Generator, execute, only_weights_differ
 from kvfidelity.worker.job import GenerateJob, WorkerConfig, job_from
 from kvfidelity.worker.listener import Listener
 from kvfidelity.worker.protocol import MAX_MESSAGE_BYTES, Message, send
@@ -60,15 +60,20 @@ class BatchServer:
 
     A client that needs another worker configuration waits. When no further client is connecting,
     nor expected for what was computed ahead, no more clients are accepted; when the requested runs
-    have ended, the worker exits, and the waiting clients start their own.
+    have ended, so does the server. If the waiting client needs the same model with other weights,
+    such as another training of one base, another server follows (`follower`); else the worker
+    exits, and the waiting clients start their own.
 
     `_lock` is held by the thread that reads or changes what is known of clients and runs; never
     while runs are computed or artifacts written.
     """
 
-    def __init__(self, listener: Listener, config: WorkerConfig) -> None:
+    def __init__(
+        self, listener: Listener, config: WorkerConfig, previous: Generator | None = None
+    ) -> None:
         self._listener = listener
-        self._handler = RequestHandler(config, reraised=(RestartError,))
+        self._config = config
+        self._handler = RequestHandler(config, (RestartError,), previous)
         self._batch_size = config.batch_size
         self._most_ahead = BATCHES_AHEAD * config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
@@ -79,10 +84,11 @@ class BatchServer:
         self._asked: Client | None = None
         # Whether the last plan reached its end: naming the rest takes a client as long as its job.
         self._plan_ended = False
-        self._mismatched: list[socket.socket] = []
+        #: Clients that need another configuration, and their requests.
+        self._mismatched: list[tuple[socket.socket, Message]] = []
         self._last_client_s = time.monotonic()
         self._looks_ahead = True
-        self._exiting = self._stopped = self._deserted = False
+        self._exiting = self._stopped = self._deserted = self._broken = False
         self._lock = threading.Lock()
         self._advancing = threading.Event()
         self._ended = False
@@ -113,6 +119,24 @@ class BatchServer:
             answering.join()
             self._packer.shutdown(cancel_futures=True)
             self._writer.shutdown()
+
+    def follower(self) -> BatchServer | None:
+        """When this server has ended: one for the clients that wait, where the first of them needs
+        other weights in the same model. Else None: the process ends, and they start another."""
+        generator = self._handler.loaded
+        ended = self._stopped or self._deserted or self._broken
+        if ended or generator is None or not self._mismatched:
+            return None
+        try:
+            config = WorkerConfig.of(self._mismatched[0][1]["config"])
+        except TypeError:  # of other code
+            return None
+        if not only_weights_differ(self._config, config):
+            return None
+        server = BatchServer(self._listener, config, generator)
+        for connection, request in self._mismatched:
+            server._take(connection, server._handler.checked(request))
+        return server
 
     def _continues(self) -> bool:
         """Serve clients, waiting for one with nothing to do; False if the worker must exit."""
@@ -226,14 +250,23 @@ class BatchServer:
         return bool(self._scheduler and self._scheduler.running)
 
     def _accept(self, connection: socket.socket) -> bool:
-        """Take one client's request; False if the worker must exit at once."""
+        """Receive one client's request; False if the worker must exit at once."""
         try:
-            match self._handler.receive(connection):
+            return self._take(connection, self._handler.receive(connection))
+        except CLIENT_ERRORS as error:
+            log_dropped_client(error)
+        connection.close()
+        return True
+
+    def _take(self, connection: socket.socket, message: Message) -> bool:
+        """Take one client's request, as the handler has it; False if the worker must exit."""
+        try:
+            match message:
                 case {"do": "stop"}:
                     send(connection, {"event": "stopped"})
                     return False
-                case {"do": "mismatch"}:
-                    self._mismatched.append(connection)
+                case {"do": "mismatch", "request": request}:
+                    self._mismatched.append((connection, request))
                     return True
                 case {"do": "serve", "job": job, **options}:
                     client = Client(connection, plans=bool(options.get("plans")))
@@ -412,7 +445,7 @@ class BatchServer:
         """Answer the clients whose runs have ended; drop runs that failed ahead of a request."""
         for future in [future for future in self._writing if future.done()]:
             self._writing.remove(future)
-            self._exiting |= not future.result()
+            self._note_health(future.result())
         ended = [run for run in self._runs if run.outcome is not None]
         # Of those that have ended, too: they are not known any more when the other thread asks.
         self._note_desertion()
@@ -424,11 +457,16 @@ class BatchServer:
                 continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
             run.task = None  # it refers to the run: what was computed would stay in memory
-            self._exiting |= not run.healthy
+            self._note_health(run.healthy)
             if run.content is not None:
                 self._past.add(hash(run.content))
             if run.client is not None:
                 self._writing.add(self._writer.submit(self._answer, run, run.client))
+
+    def _note_health(self, healthy: bool) -> None:
+        """A worker in which something unexpected happened exits."""
+        self._broken |= not healthy
+        self._exiting |= self._broken
 
     def _pack(self, run: Run) -> None:
         """Have the files' content made ahead, so that a job that asks only waits for writing."""

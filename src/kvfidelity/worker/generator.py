@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfidelity.models.checksums import PROVENANCE
+from kvfidelity.models.checksums import PROVENANCE, differ_in_weights_alone
 from kvfidelity.records.notes import MADE, VERSION
 from kvfidelity.sizes import size_in_bytes
 from kvfidelity.worker.job import GenerateJob, Job, LikelihoodJob, WorkerConfig
@@ -70,9 +70,17 @@ class Records:
 
 
 class Generator:
-    """A loaded model that does jobs and writes their artifacts."""
+    """A loaded model that does jobs and writes their artifacts.
 
-    def __init__(self, config: WorkerConfig) -> None:
+    Args:
+        previous: a generator that is used no more, whose model this one's differs from in its
+            weights alone (`only_weights_differ`): they replace those, and no model is loaded.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: WorkerConfig, previous: Generator | None = None) -> None:
         import torch
 
         from kvfidelity.decoding.engine import Engine
@@ -81,8 +89,12 @@ class Generator:
 
         torch.set_num_threads(config.threads)
         self._config = config
-        engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
-        self.engine = replace(engine, calibrations=CALIBRATION_FOLDER.resolve())
+        if previous is None:
+            engine = Engine.load(Path(config.model_dir), config.dtype, config.device)
+        else:
+            previous.free_memory()
+            engine = previous.engine.with_weights(Path(config.model_dir))
+        self.engine: Engine = replace(engine, calibrations=CALIBRATION_FOLDER.resolve())
         self._prefix_cache = PrefixCache(
             prefix_bytes(config.prefix_memory, self.engine.device),
             _disk_prefix_cache(config, self.engine),
@@ -178,6 +190,17 @@ class Generator:
 
     def _usage(self, engine: Engine | None) -> Usage:
         return Usage(batch_size=1 if engine is None else self._config.batch_size)
+
+
+def only_weights_differ(one: WorkerConfig, other: WorkerConfig) -> bool:
+    """Whether a worker of one configuration can go on with the other one's weights."""
+    renamed = replace(one, model_dir=other.model_dir, model_revision=other.model_revision)
+    if renamed != other:
+        return False
+    try:
+        return differ_in_weights_alone(Path(one.model_dir), Path(other.model_dir))
+    except OSError:  # for a worker of its own to say
+        return False
 
 
 @functools.cache

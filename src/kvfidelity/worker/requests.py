@@ -35,10 +35,17 @@ class RequestHandler:
 
     Args:
         reraised: errors that are not a request's outcome; `run` raises them.
+        previous: see Generator.
     """
 
-    def __init__(self, config: WorkerConfig, reraised: tuple[type[Exception], ...] = ()) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        reraised: tuple[type[Exception], ...] = (),
+        previous: Generator | None = None,
+    ) -> None:
         self._config = config
+        self._previous = previous
         self._reraised: tuple[type[Exception], ...] = (ClientGoneError, *reraised)
         self._generator: Generator | None = None
 
@@ -47,17 +54,21 @@ class RequestHandler:
 
         Returns:
             {"do": "stop"}, {"do": "serve", "job", ...}, {"do": "mismatch"} if the client needs a
-            worker with another configuration, or {} if it sent nothing.
+            worker with another configuration (with its "request"), or {} if it sent nothing.
 
         Raises:
             OSError, ValueError: it is gone, too slow, or sent garbage.
         """
         message = first_message(client, CLIENT_TIMEOUT_S)
         client.settimeout(CLIENT_TIMEOUT_S)
+        return self.checked(message)
+
+    def checked(self, message: Message) -> Message:
+        """A request as `receive` returns it."""
         if message.get("do") == "serve" and message.get("config") != dataclasses.asdict(
             self._config
         ):
-            return {"do": "mismatch"}
+            return {"do": "mismatch", "request": message}
         return message
 
     def generator(self, send_event: Callable[[Message], None]) -> Generator:
@@ -68,10 +79,16 @@ class RequestHandler:
             # again a fifteenth of computing afterwards.
             gc.disable()
             try:
-                self._generator = Generator(self._config)
+                self._generator = Generator(self._config, self._previous)
             finally:
                 gc.enable()
+            self._previous = None
             gc.freeze()
+        return self._generator
+
+    @property
+    def loaded(self) -> Generator | None:
+        """The generator, if its model is loaded."""
         return self._generator
 
     def run(self, work: Callable[[], Any]) -> tuple[Message, bool]:

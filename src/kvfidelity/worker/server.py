@@ -43,7 +43,10 @@ def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> No
         else:
             from kvfidelity.worker.batch_server import BatchServer
 
-            BatchServer(listener, config).serve()
+            server: BatchServer | None = BatchServer(listener, config)
+            while server is not None:
+                server.serve()
+                server = server.follower()
 
 
 def _serve_one_by_one(listener: Listener, handler: RequestHandler) -> None:
