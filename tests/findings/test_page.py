@@ -60,6 +60,10 @@ def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
     row = advice.chosen(locomo, locomo.thresholds[0])
     assert row is not None and f"`{row['policy']}` for {locomo.run.name}, which" in opening
     assert "on LoCoMo too" in opening
+    (own,) = (
+        run for run in runs if run.finding.name == "paper_own" and run.model == locomo.run.model
+    )
+    assert f"this model's {sentences.own_scores(own)}" in opening
     (trained,) = (run for run in runs if run.finding.name == "question2")
     gained, lost, _ = training_changes(trained)
     assert (
@@ -461,5 +465,16 @@ def test_own_replies_are_said_as_the_tables_have_them(docs: Path, tmp_path: Path
         "three words are repeated, judge `formula` gives 3.75 of 10, NLL lost +0.25 [+0.15, "
         "+0.35] nats per token.",
     ]
+    assert sentences.own_scores(own) == "", "corrected positions are missing"
+    corrected = scores.filter(policy="attention_top_99").with_columns(
+        positions=pl.lit("rerotated"), mean=pl.lit(7.25)
+    )
+    whole = replace(own, tables=own.tables | {"verdict_means": pl.concat([scores, corrected])})
+    (setting, *_) = sentences.five([run, whole])
+    assert (
+        "own replies get 3.75 of 10 from the formula judge with nothing evicted, 3.75 with 99% by "
+        "attention and stale positions, 7.25 with corrected ones, and 3.75 with only the first "
+        "2,000 tokens" in setting
+    )
     (file,) = draw(own)
     assert file.name == "own.svg" and b"<svg" in file.read_bytes()[:200]

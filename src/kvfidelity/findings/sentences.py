@@ -29,7 +29,7 @@ from kvfidelity.report.formatting import count, decimal, percent
 def five(runs: Sequence[PublishedRun]) -> list[str]:
     """The first five sentences of the page."""
     return [
-        _joined(runs, "paper_reference", "The paper's setting", paper),
+        _paper_setting(runs),
         _sourced(sources(runs, MODES, "policies"), "equal_budgets", "Equal budgets", budgets),
         _sourced(sources(runs, RECALL, "leaderboard"), "equal_budgets", "Recall", recall),
         _windows(runs),
@@ -45,6 +45,17 @@ def _joined(
 ) -> str:
     found = [run for run in runs if run.finding.name == finding]
     return per_model(title, [(run.name, clause(run)) for run in found])
+
+
+def _paper_setting(runs: Sequence[PublishedRun]) -> str:
+    """The dataset's replies, and the model's own where they were run."""
+    own = {run.model: own_scores(run) for run in runs if run.finding.name == "paper_own"}
+
+    def clause(run: PublishedRun) -> str:
+        scores = own.get(run.model, "")
+        return f"{paper(run)}; {scores}" if scores else paper(run)
+
+    return _joined(runs, "paper_reference", "The paper's setting", clause)
 
 
 def _sourced(
@@ -77,6 +88,7 @@ def paper(run: PublishedRun) -> str:
     )
 
 
+FORMULA = "formula"
 #: The cells of own replies that the page has a sentence on.
 OWN = (
     ("Nothing evicted", "baseline", "original", "none"),
@@ -84,6 +96,24 @@ OWN = (
     ("99% by attention, corrected positions", PAPER_POLICY, CORRECTED, PAPER_THRESHOLD),
     ("The first 2,000 tokens alone", PAPER_GIST, STALE, PAPER_THRESHOLD),
 )
+
+
+def own_scores(run: PublishedRun) -> str:
+    """The formula's mean score of own replies in each cell of `OWN`; empty if one is missing."""
+    scores = []
+    for _, policy, positions, threshold in OWN:
+        rows = run.tables["verdict_means"].filter(
+            policy=policy, positions=positions, threshold=threshold, judge=FORMULA
+        )
+        if rows.height != 1 or rows["mean"][0] is None:
+            return ""
+        scores.append(decimal(rows["mean"][0]))
+    nothing, stale, corrected, gist = scores
+    return (
+        f"own replies get {nothing} of 10 from the formula judge with nothing evicted, {stale} "
+        f"with 99% by attention and stale positions, {corrected} with corrected ones, and {gist} "
+        "with only the first 2,000 tokens"
+    )
 
 
 def own_replies(run: PublishedRun) -> list[str]:
