@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from kvfidelity.cache.attach import attach, new_cache
-from kvfidelity.cache.eviction_log import Eviction, of_head, replay
+from kvfidelity.cache.eviction_log import Eviction, replay
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor
 from kvfidelity.cache.hooks import no_mask
 from kvfidelity.cache.managed import ManagedCache
@@ -25,7 +26,7 @@ from kvfidelity.cache.rotary import rotate
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.cache.view import view_of
 from kvfidelity.errors import UserError
-from kvfidelity.metrics.positions import integrity, mean_integrity
+from kvfidelity.metrics.positions import Integrity, integrity
 from kvfidelity.metrics.reply_positions import integrity_over_reply
 from kvfidelity.records.frames import evictions_frame
 from tests.cache import test_laws
@@ -352,21 +353,38 @@ def test_ragged_histories_are_replayed_and_measured_head_by_head(mode: PositionM
         again = replay(log, mode, table.tokens_seen)
         assert torch.equal(again.token_index, table.token_index)
         assert torch.equal(again.position, table.position)
-        measured = integrity(table, frequencies, 30)
-        assert measured == mean_integrity(integrity(own, frequencies, 30) for own in alone.values())
+        weights = torch.rand(3, 2, table.columns, dtype=torch.float64)
+        measured = integrity(table, frequencies, 30, weights)
+        same_integrity(
+            measured,
+            [
+                integrity(own, frequencies, 30, weights[place][table.pad[place] :])
+                for place, own in alone.items()
+            ],
+        )
         # Over a reply of 7 tokens in which the last eviction happens.
         reply = integrity_over_reply(before, log[-1:], table.tokens_seen + 7, frequencies, 30)
         by_head = [
             integrity_over_reply(
                 before.row(layer, head),
-                [of_head(log[-1], layer, head)],
+                [replace(log[-1], kept=log[-1].kept.row(layer, head)[None, None])],  # type: ignore[union-attr]
                 table.tokens_seen + 7,
                 frequencies,
                 30,
             )
             for layer, head in alone
         ]
-        assert reply == mean_integrity(by_head)
+        same_integrity(reply, by_head)
+
+
+def same_integrity(found: Integrity, of_heads: list[Integrity]) -> None:
+    """Each value is the mean over the heads; missing if it is missing in one of them."""
+    for name, value in asdict(found).items():
+        values = [getattr(one, name) for one in of_heads]
+        if None in values:
+            assert value is None
+        else:
+            assert value == pytest.approx(sum(values) / len(values), rel=1e-12, abs=1e-12), name
 
 
 def test_the_eviction_log_has_a_row_for_each_head_with_its_own_numbers() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 from torch import Tensor
@@ -153,14 +153,3 @@ def groups(kept: Tensor | RaggedKeepSet) -> list[tuple[str, Tensor]]:
         ]
     kept = as_grid(kept)
     return list(zip(group_names(kept), kept.flatten(0, 1), strict=True))
-
-
-def of_head(eviction: Eviction, layer: int, head: int) -> Eviction:
-    """What an eviction did to one kv head alone: `kept` is int64 [1, 1, k]."""
-    kept = eviction.kept
-    if isinstance(kept, RaggedKeepSet):
-        own = kept.row(layer, head)
-    else:
-        rows = as_grid(kept)
-        own = rows[min(layer, rows.shape[0] - 1), min(head, rows.shape[1] - 1)]
-    return replace(eviction, kept=own[None, None])

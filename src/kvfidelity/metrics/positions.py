@@ -16,9 +16,7 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +25,8 @@ from torch import Tensor
 from kvfidelity.cache.slots import SlotTable
 
 SINKS = 4
+#: Less than any position of a slot: where a row of kv heads with fewer slots has none.
+NO_SLOT = -(1 << 40)
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,7 @@ def integrity(
             heads with different numbers of slots [L, G, n], aligned as the table is.
     """
     if slots.is_ragged:
-        slots = slots.on_cpu()  # at once: heads are looked at one by one
-        weights = None if weights is None else weights.cpu()
-        return mean_integrity(
-            integrity(
-                slots.row(layer, head),
-                frequencies,
-                trained_window,
-                None if weights is None else weights[layer, head, int(first) :],
-            )
-            for layer, row in enumerate(slots.pad)
-            for head, first in enumerate(row)
-        )
+        return _ragged_integrity(slots.on_cpu(), frequencies, trained_window, weights)
     token, position = slots.token_index, slots.position
     count = token.shape[-1]
     if count == 0:
@@ -125,14 +114,105 @@ def integrity(
     )
 
 
-def mean_integrity(found: Iterable[Integrity]) -> Integrity:
-    """The mean of each value; missing if it is missing in one of them."""
-    rows = list(found)
-    means: dict[str, Any] = {}
-    for name in (field.name for field in fields(Integrity)):
-        values = [getattr(row, name) for row in rows]
-        means[name] = None if None in values else sum(values) / len(values)
-    return Integrity(**means)
+@dataclass(frozen=True)
+class SlotRows:
+    """The slots of a table, a row for each keep set that can differ.
+
+    token, position: int64 [R, n]. counts, next_position: of all rows, or int64 [R, 1] if rows have
+    different numbers of slots. is_slot: then bool [R, n], False left of a row's first slot.
+    """
+
+    token: Tensor
+    position: Tensor
+    counts: int | Tensor
+    next_position: int | Tensor
+    tokens_seen: int
+    is_slot: Tensor | None = None
+
+    @classmethod
+    def of(cls, slots: SlotTable) -> SlotRows:
+        """Of a table; of a ragged one on the CPU."""
+        columns = slots.columns
+        token, position = (
+            values.reshape(-1, columns) if columns else values.new_empty(1, 0)
+            for values in (slots.token_index, slots.position)
+        )
+        if not slots.is_ragged:
+            return cls(token, position, columns, slots.next_position, slots.tokens_seen)
+        counts, following = (
+            values.reshape(-1, 1) for values in (slots.counts, slots.next_positions)
+        )
+        is_slot = torch.arange(columns) >= columns - counts
+        return cls(token, position, counts, following, slots.tokens_seen, is_slot)
+
+    def of_slots(self, values: Tensor) -> Tensor:
+        """Values [R, n], 0 where a row has no slot."""
+        return values if self.is_slot is None else values.masked_fill(~self.is_slot, 0)
+
+    @property
+    def error(self) -> Tensor:
+        """Effective minus true offset of each slot, int64 [R, n]."""
+        effective = self.next_position - self.position
+        return self.of_slots(effective - (self.tokens_seen - self.token))
+
+    @property
+    def ahead(self) -> Tensor:
+        """Position minus next position, sorted in each row; `NO_SLOT` where it has no slot."""
+        ahead = self.position - self.next_position
+        if self.is_slot is not None:
+            ahead = ahead.masked_fill(~self.is_slot, NO_SLOT)
+        return ahead.sort(-1).values
+
+    @property
+    def spans(self) -> Tensor:
+        """Stretches of consecutive tokens in each row, int64 [R]."""
+        if not self.position.shape[-1]:
+            return self.position.sum(-1)
+        broken = self.token.diff(dim=-1) != 1
+        if self.is_slot is None:
+            return 1 + broken.sum(-1)
+        assert isinstance(self.counts, Tensor)
+        return (1 + (broken & self.is_slot[:, :-1]).sum(-1)) * (self.counts[:, 0] > 0)
+
+    @property
+    def sinks(self) -> Tensor:
+        """How many of the first tokens each row holds, int64 [R]."""
+        return self.of_slots(self.token < SINKS).sum(-1)
+
+
+def _ragged_integrity(
+    slots: SlotTable, frequencies: Tensor, trained_window: int, weights: Tensor | None
+) -> Integrity:
+    """The mean over kv heads of what each of them has by itself."""
+    rows = SlotRows.of(slots)
+    assert isinstance(rows.counts, Tensor) and rows.is_slot is not None
+    counts, error, ahead = rows.counts[:, 0], rows.error, rows.ahead
+    effective = rows.next_position - rows.position
+    distortion = phase_distortion(error, frequencies)
+
+    def mean(values: Tensor) -> Tensor:
+        return rows.of_slots(values).double().sum(-1) / counts.clamp(min=1)
+
+    of_rows = {
+        "retained_share": counts.double() / slots.tokens_seen,
+        "kept_spans": rows.spans,
+        "future_share": mean(effective <= 0),
+        "collisions": ((ahead.diff(dim=-1) == 0) & (ahead[:, 1:] > NO_SLOT)).sum(-1),
+        "order_inversions": inversions(rows.position),
+        "out_of_window_share": mean(effective.abs() >= trained_window),
+        "mean_offset_error": mean(error.abs()),
+        "signed_offset_error": mean(error),
+        "phase_distortion": mean(distortion),
+        "sinks_kept": rows.sinks,
+    }
+    means = {name: float(values.double().mean()) for name, values in of_rows.items()}
+    weighted = None
+    if weights is not None:
+        share = rows.of_slots(weights.cpu().double().reshape(rows.is_slot.shape))
+        of_heads = (distortion * share).sum(-1) / share.sum(-1)
+        found = float(of_heads.masked_fill(counts == 0, 0.0).mean())
+        weighted = found if math.isfinite(found) else None
+    return Integrity(**means, phase_distortion_weighted=weighted)
 
 
 def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:

@@ -22,15 +22,16 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.eviction_log import Eviction, of_head
+from kvfidelity.cache.eviction_log import Eviction
 from kvfidelity.cache.ragged import RaggedKeepSet
 from kvfidelity.cache.slots import SlotTable
 from kvfidelity.metrics.positions import (
+    NO_SLOT,
     SINKS,
     Integrity,
+    SlotRows,
     integrity,
     inversions,
-    mean_integrity,
     phase_distortion,
 )
 
@@ -59,21 +60,8 @@ def integrity_over_reply(
         Without `phase_distortion_weighted`: no scores are kept for each token. Of a reply without
         tokens, the integrity after its evictions.
     """
-    ragged = [each.kept.counts for each in evictions if isinstance(each.kept, RaggedKeepSet)]
-    if slots.is_ragged or ragged:
+    if slots.is_ragged or any(isinstance(each.kept, RaggedKeepSet) for each in evictions):
         slots = slots.on_cpu()
-        shape = slots.pad.shape if slots.is_ragged else ragged[0].shape
-        return mean_integrity(
-            integrity_over_reply(
-                slots.row(layer, head),
-                [of_head(eviction, layer, head) for eviction in evictions],
-                tokens_seen,
-                frequencies,
-                trained_window,
-            )
-            for layer in range(shape[0])
-            for head in range(shape[1])
-        )
     slots = slots.fork()
     total = tokens_seen - slots.tokens_seen
     sums = dict.fromkeys(NAMES, 0.0)
@@ -109,43 +97,38 @@ def _one_by_one(
 
 def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> dict[str, float]:
     """Sums of the integrity that the next `tokens` tokens meet if nothing is evicted."""
-    count, seen = len(slots), slots.tokens_seen
-    token, position = (
-        values.reshape(-1, count) if count else values.new_empty(1, 0)
-        for values in (slots.token_index, slots.position)
-    )
-    device = position.device
+    rows = SlotRows.of(slots)
+    count, seen, device = rows.counts, slots.tokens_seen, rows.position.device
+    width = rows.position.shape[-1]
     new = torch.arange(tokens, device=device)
     left = tokens - 1 - new  # tokens of the stretch that meet new slot i
-    size = (count + new).clamp(min=1).double()
-    ahead = (position - slots.next_position).sort(-1).values
+    size = (count + new).clamp(min=1).double()  # [R, tokens]
+    ahead = rows.ahead
 
     def at_least(least: Tensor) -> Tensor:
         """Slots of the start with d at or above each of `least` [m]: [rows, m]."""
         wanted = least.expand(len(ahead), -1).contiguous()
-        return count - torch.searchsorted(ahead, wanted)
+        return width - torch.searchsorted(ahead, wanted)
 
     not_before = at_least(torch.arange(tokens + 1, device=device))
     taken = not_before[:, :-1] > not_before[:, 1:]  # whether a slot of the start is at q + i
     far = at_least(new + window) + count - at_least(new - window + 1)
     far = far + (new - window + 1).clamp(min=0)
-    gap = (token[:, -1] != seen - 1) if count else torch.ones(1, dtype=torch.bool, device=device)
-    spans = (1 + (token.diff(dim=-1) != 1).sum(-1)) if count else torch.zeros_like(gap)
-    sinks = (token < SINKS).sum(-1) * tokens
-    error = slots.next_position - position - (seen - token)
-    distortion = phase_distortion(error, frequencies) if count else error.double()
-    per_slot = (1 / size).sum()
+    gap = rows.token[:, -1] != seen - 1 if width else torch.ones(1, dtype=torch.bool, device=device)
+    distortion = phase_distortion(rows.error, frequencies) if width else rows.error.double()
+    per_slot = (1 / size).sum(-1)
+    same = (ahead.diff(dim=-1) == 0) & (ahead[:, 1:] > NO_SLOT)
     sums = {
-        "kept_spans": spans * tokens + gap * (tokens - 1),
+        "kept_spans": rows.spans * tokens + gap * (tokens - 1),
         "future_share": (not_before[:, :-1] / size).sum(-1),
-        "collisions": (ahead.diff(dim=-1) == 0).sum(-1) * tokens + (taken * left).sum(-1),
-        "order_inversions": inversions(position) * tokens + (not_before[:, 1:] * left).sum(-1),
+        "collisions": same.sum(-1) * tokens + (taken * left).sum(-1),
+        "order_inversions": inversions(rows.position) * tokens + (not_before[:, 1:] * left).sum(-1),
         "out_of_window_share": (far / size).sum(-1),
-        "mean_offset_error": error.abs().sum(-1) * per_slot,
-        "signed_offset_error": error.sum(-1) * per_slot,
+        "mean_offset_error": rows.error.abs().sum(-1) * per_slot,
+        "signed_offset_error": rows.error.sum(-1) * per_slot,
         "phase_distortion": distortion.sum(-1) * per_slot,
-        "sinks_kept": sinks + new.clamp(max=max(0, SINKS - seen)).sum(),
-        "retained_share": ((count + new).double() / (seen + new).clamp(min=1)).sum(),
+        "sinks_kept": rows.sinks * tokens + new.clamp(max=max(0, SINKS - seen)).sum(),
+        "retained_share": ((count + new).double() / (seen + new).clamp(min=1)).sum(-1),
     }
     # One transfer for all of them: each would wait for the device.
     found = torch.stack([values.double().mean() for values in sums.values()]).tolist()
