@@ -113,7 +113,7 @@ LIBRARY = "src/kvfidelity"
         (f"{LIBRARY}/metrics/text.py", {"judge", "measure", "test_judge"}),
         (f"{LIBRARY}/dialogues/formats/locomo.py", {"dialogues", "training_dialogues"}),
         (f"{LIBRARY}/finetuning/extraction.py", {"training_dialogues"}),
-        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune", "copy_dialogues"}),
+        (f"{LIBRARY}/finetuning/examples.py", {"training_dialogues", "finetune"}),
         (f"{LIBRARY}/finetuning/train.py", {"finetune"}),
         (f"{LIBRARY}/finetuning/recipe.py", {"finetune"}),
         (f"{LIBRARY}/cache/slots.py", {"generate", "finetune"}),
