@@ -33,7 +33,7 @@ from kvfidelity.decoding.sequence import Decoder, Reply, SequenceState
 from kvfidelity.decoding.steps import StepsKind, steps_of
 
 T = TypeVar("T")
-#: Runs that wait, for instance for a baseline, keep what they hold: at most so many batches.
+#: Runs that wait, for instance for a baseline, keep what they hold: at most this many batches.
 MOST_WAITING = 4
 
 

@@ -103,7 +103,7 @@ def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> di
     new = torch.arange(tokens, device=device)
     left = tokens - 1 - new  # tokens of the stretch that meet new slot i
     size = (count + new).clamp(min=1).double()  # [R, tokens]
-    ahead = rows.ahead
+    ahead, error = rows.ahead, rows.error
 
     def at_least(least: Tensor) -> Tensor:
         """Slots of the start with d at or above each of `least` [m]: [rows, m]."""
@@ -115,7 +115,7 @@ def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> di
     far = at_least(new + window) + count - at_least(new - window + 1)
     far = far + (new - window + 1).clamp(min=0)
     gap = rows.token[:, -1] != seen - 1 if width else torch.ones(1, dtype=torch.bool, device=device)
-    distortion = phase_distortion(rows.error, frequencies) if width else rows.error.double()
+    distortion = phase_distortion(error, frequencies) if width else error.double()
     per_slot = (1 / size).sum(-1)
     same = (ahead.diff(dim=-1) == 0) & (ahead[:, 1:] > NO_SLOT)
     sums = {
@@ -124,8 +124,8 @@ def _sums(slots: SlotTable, tokens: int, frequencies: Tensor, window: int) -> di
         "collisions": same.sum(-1) * tokens + (taken * left).sum(-1),
         "order_inversions": inversions(rows.position) * tokens + (not_before[:, 1:] * left).sum(-1),
         "out_of_window_share": (far / size).sum(-1),
-        "mean_offset_error": rows.error.abs().sum(-1) * per_slot,
-        "signed_offset_error": rows.error.sum(-1) * per_slot,
+        "mean_offset_error": error.abs().sum(-1) * per_slot,
+        "signed_offset_error": error.sum(-1) * per_slot,
         "phase_distortion": distortion.sum(-1) * per_slot,
         "sinks_kept": rows.sinks * tokens + new.clamp(max=max(0, SINKS - seen)).sum(),
         "retained_share": ((count + new).double() / (seen + new).clamp(min=1)).sum(-1),

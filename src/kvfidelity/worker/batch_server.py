@@ -129,7 +129,7 @@ class BatchServer:
             return None
         try:
             config = WorkerConfig.of(self._mismatched[0][1]["config"])
-        except TypeError:  # of other code
+        except (KeyError, TypeError):  # of other code
             return None
         if not only_weights_differ(self._config, config):
             return None
