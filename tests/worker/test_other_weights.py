@@ -1,4 +1,4 @@
-"""A worker with a batch goes on with other weights of the same model, and another worker starts otherwise."""
+"""A worker with a batch goes on with other weights of the same model; else another one starts."""
 
 from __future__ import annotations
 
