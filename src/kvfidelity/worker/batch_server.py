@@ -41,7 +41,9 @@ from kvfidelity.worker.requests import (
 from kvfidelity.worker.runs import Client, Run, RunContent
 
 #: Runs computed ahead and not asked for yet: at most this many batches of them, and these bytes.
-BATCHES_AHEAD, BYTES_AHEAD = 4, 512 * 2**20
+#: Meanwhile all jobs that run at once may wait for another worker of the same GPU: with 4 batches a
+#: worker of three was idle for 10 s of its first 60.
+BATCHES_AHEAD, BYTES_AHEAD = 8, 512 * 2**20
 #: Seconds without a client after which nothing further is computed ahead.
 AHEAD_IDLE_S = 60.0
 #: With results that no job has asked for, a worker stays idle so many times as long: all jobs that
