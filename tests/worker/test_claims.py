@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvfidelity.records.grid import dialogue_of
 from kvfidelity.worker import claims
-from kvfidelity.worker.claims import RunClaims, claim, owner
+from kvfidelity.worker.claims import RunClaims, claim, give_up, owner
 from kvfidelity.worker.job import PLANNED_RUNS
 
 
@@ -67,7 +67,8 @@ def test_every_planned_run_belongs_to_one_gpu(
             assert all(of.setdefault(run, gpu) == gpu for run in following)
             assert len(of) - known <= batch_size and made.isdisjoint(following)
             assert more or set(of) == set(planned)
-        assert {run: owner(run, gpus) for run in planned} == {run: of.get(run) for run in planned}
+        found = {run: one.gpu for run in planned if (one := owner(run, gpus))}
+        assert found == of
         assert all(of.get(run, 0) == claim(run, 0, gpus) for run in planned)
 
 
@@ -115,6 +116,30 @@ def test_a_gpu_that_is_ready_first_leaves_the_others_their_share() -> None:
         assert len(asked(1, planned)) == 4
 
 
+@given(
+    asking=st.lists(st.integers(0, 2), max_size=6),
+    jobs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), max_size=8),
+    gone=st.integers(0, 2),
+)
+def test_what_nobody_asked_a_lost_worker_for_is_given_up(
+    asking: list[int], jobs: list[tuple[int, int]], gone: int
+) -> None:
+    planned = runs(dialogues=2, policies=4)
+    another = planned[0].replace("m/", "n/", 1)
+    with workflow():
+        for gpu in asking:
+            asked(gpu, [*planned, another], gpus=3, batch_size=2)
+        for gpu, place in jobs:
+            claim(planned[place], gpu, 3)
+        before = {run: owner(run, 3) for run in [*planned, another]}
+        give_up(planned[0], gone, 3)
+        for run, found in before.items():
+            lost = found == (gone, True) and run != another
+            assert owner(run, 3) == (None if lost else found)
+            assert (found is None or found.ahead) or run in {planned[place] for _, place in jobs}
+        assert claim(planned[0], 1, 3) == (owner(planned[0], 3) or [1])[0]
+
+
 def test_a_list_that_is_written_again_has_no_claims() -> None:
     with workflow():
         assert [claim("a", 1, 2), claim("a", 0, 2)] == [1, 1]
@@ -131,4 +156,5 @@ def test_a_process_that_is_killed_while_it_claims_leaves_the_other_claims() -> N
         with file.open("a") as opened:
             opened.write("1 another")
         assert claim("b", 0, 2) == 0
-        assert [owner(run, 2) for run in ("a run", "b", "another run")] == [1, 0, None]
+        found = [owner(run, 2) for run in ("a run", "b", "another run")]
+        assert found == [(1, False), (0, False), None]

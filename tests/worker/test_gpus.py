@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.errors import UserError
-from kvfidelity.worker.claims import claim
+from kvfidelity.worker.claims import RunClaims, claim, owner
 from kvfidelity.worker.gpus import gpu_share, visible_gpus
 from kvfidelity.worker.socket_path import WORKER_VARIABLE
 from tests.waiting import LIMIT_S, wait_until
@@ -159,6 +159,21 @@ def test_a_job_goes_to_the_gpu_whose_worker_has_looked_ahead_at_its_run() -> Non
         assert found == [1]
     with gpu_share(2, 1, "cuda", "two") as again:
         assert again.number == 1, "a job that is started again finds what was computed"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_job_does_not_wait_for_a_worker_that_looked_ahead_and_has_ended() -> None:
+    planned = [f"m/d/p/stale/t/0/{number:03d}" for number in range(8)]
+    asked = planned[0]
+    assert claim(asked, 1, 2) == 1
+    assert RunClaims(1, 2, 4).take(planned[1:], lambda run: False, 16)[0] == planned[1:5]
+    found = []
+    for run in (asked, *planned[1:5]):
+        with gpu_share(2, 4, "cuda", run, serves=lambda environment: False) as gpu:
+            found.append(gpu.number)
+    # Its own GPU for the run that a job has asked for there; the others as if they were new.
+    assert found == [1, 0, 0, 1, 0]
+    assert owner(planned[4], 2) == (0, False)
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -74,7 +74,7 @@ class BatchServer:
         self, listener: Listener, config: WorkerConfig, previous: Generator | None = None
     ) -> None:
         self._listener = listener
-        self._config = config
+        self.config = config
         self._handler = RequestHandler(config, (RestartError,), previous)
         self._batch_size = config.batch_size
         self._most_ahead = BATCHES_AHEAD * config.batch_size
@@ -133,7 +133,7 @@ class BatchServer:
             config = WorkerConfig.of(self._mismatched[0][1]["config"])
         except (KeyError, TypeError):  # of other code
             return None
-        if not only_weights_differ(self._config, config):
+        if not only_weights_differ(self.config, config):
             return None
         server = BatchServer(self._listener, config, generator)
         for connection, request in self._mismatched:

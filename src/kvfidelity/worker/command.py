@@ -23,6 +23,8 @@ from kvfidelity.worker.client import (
 )
 from kvfidelity.worker.gpus import gpu_share
 from kvfidelity.worker.job import Job, WorkerConfig
+from kvfidelity.worker.serving import is_serving
+from kvfidelity.worker.socket_path import socket_path
 
 #: Runs that follow a job's: at most so many, of those that a GPU has claimed or may claim.
 NextRunsOf = Callable[[int, RunClaims | None], NextRuns]
@@ -77,12 +79,14 @@ def submit(options: argparse.Namespace, job: Job, next_runs: NextRunsOf | None =
     looks_ahead = next_runs is not None and options.batch_size > 1
     ahead = run if looks_ahead else None
     workers = options.gpus * options.workers_per_gpu
+    config = worker_config(options)
     with gpu_share(
         options.gpus,
         options.batch_size,
         options.device,
         ahead,
         workers_per_gpu=options.workers_per_gpu,
+        serves=lambda environment: is_serving(socket_path(environment), config),
     ) as gpu:
         os.environ |= gpu.environment
         claims = None
@@ -90,7 +94,7 @@ def submit(options: argparse.Namespace, job: Job, next_runs: NextRunsOf | None =
             claims = RunClaims(gpu.number, workers, options.batch_size)
         plan = partial(_plan, next_runs, claims) if next_runs else None
         progress = partial(print_event, run=run)
-        _submit(worker_config(options), job, options.no_worker, progress, plan)
+        _submit(config, job, options.no_worker, progress, plan)
 
 
 def _plan(next_runs: NextRunsOf, claims: RunClaims | None, limit: int) -> NextRuns:

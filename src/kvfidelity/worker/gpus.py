@@ -8,12 +8,12 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from kvfidelity.errors import UserError
-from kvfidelity.worker.claims import claim, fewest_first, owner
+from kvfidelity.worker.claims import claim, fewest_first, give_up, owner
 from kvfidelity.worker.socket_path import WORKER_VARIABLE, socket_folder, workflow_digest
 
 POLL_S = 0.1
@@ -36,6 +36,7 @@ def gpu_share(
     run: str | None = None,
     kind: str = "gpu",
     workers_per_gpu: int = 1,
+    serves: Callable[[dict[str, str]], bool] = lambda environment: True,
 ) -> Iterator[Gpu]:
     """Hold one of `jobs_per_worker` shares of a worker of one of `gpus` GPUs; wait until one is
     free.
@@ -51,6 +52,8 @@ def gpu_share(
             belongs to (`claims`), without a share: its worker has counted that run already.
         kind: jobs of another kind have other shares.
         workers_per_gpu: workers on each GPU.
+        serves: whether the worker with these environment variables serves what the job asks for.
+            Where it does not, what it looked ahead at is given up.
 
     Raises:
         UserError: more GPUs than are visible, or a device with a fixed number such as cuda:0.
@@ -62,9 +65,12 @@ def gpu_share(
     environments = _environments(gpus, workers_per_gpu, device)
     while True:
         claimed = owner(run, workers) if run else None
+        if run and claimed and claimed.ahead and not serves(environments[claimed.gpu]):
+            give_up(run, claimed.gpu, workers)
+            claimed = None
         with contextlib.ExitStack() as held:
-            if claimed is not None:
-                number: int | None = claimed
+            if run and claimed:
+                number: int | None = claim(run, claimed.gpu, workers)
             else:
                 # Of GPUs with equally many shares, one whose worker has no jobs yet gets the first.
                 order = fewest_first(workers) if run else range(workers)

@@ -16,6 +16,7 @@ from typing import IO
 import psutil
 
 from kvfidelity.worker.protocol import peer
+from kvfidelity.worker.serving import LOCK_SUFFIX
 
 #: Seconds to wait for the first client, and for the socket's previous worker to exit.
 FIRST_CLIENT_S = 10.0
@@ -80,7 +81,7 @@ def listen(path: Path, idle_s: float, owner: int) -> Iterator[Listener | None]:
         owner: a process id; the worker exits when it ends (`socket_path.owner_pid`). 0: no owner.
     """
     with (
-        path.with_suffix(".worker").open("w") as lock,
+        path.with_suffix(LOCK_SUFFIX).open("w") as lock,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
     ):
         if not _acquire_lock(lock, path):

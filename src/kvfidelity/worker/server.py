@@ -26,6 +26,7 @@ from kvfidelity.worker.requests import (
     log_dropped_client,
     started_event,
 )
+from kvfidelity.worker.serving import note_serving
 
 
 def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> None:
@@ -45,6 +46,7 @@ def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> No
 
             server: BatchServer | None = BatchServer(listener, config)
             while server is not None:
+                note_serving(path, server.config)
                 server.serve()
                 server = server.follower()
 

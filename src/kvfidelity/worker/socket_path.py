@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvfidelity.errors import UserError
@@ -17,13 +17,17 @@ MAX_PATH_BYTES = 107
 WORKER_VARIABLE = "KVFIDELITY_WORKER"
 
 
-def socket_path() -> Path:
+def socket_path(changed: Mapping[str, str] | None = None) -> Path:
     """The worker's socket.
+
+    Args:
+        changed: environment variables that replace this process's.
 
     Raises:
         UserError: no folder for it; see `socket_folder`.
     """
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") + os.environ.get(WORKER_VARIABLE, "")
+    given = os.environ | (changed or {})
+    device = given.get("CUDA_VISIBLE_DEVICES", "") + given.get(WORKER_VARIABLE, "")
     return socket_folder() / f"{workflow_digest()}-{_digest(device)}.sock"
 
 
