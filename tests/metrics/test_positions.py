@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvfidelity.cache.positions import PositionMode
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.metrics.positions import integrity, inversions
+from kvfidelity.metrics import positions
+from kvfidelity.metrics.positions import integrity, inversions, phase_distortion
 
 THETA = torch.tensor([1.0, 0.01])
 
@@ -131,3 +135,23 @@ def test_inversions_of_any_order_are_counted_pair_by_pair() -> None:
 def test_a_gpu_counts_inversions_as_a_cpu_does(slots: int) -> None:
     rows = torch.randint(0, 500, (5, slots), generator=torch.Generator().manual_seed(slots))
     assert torch.equal(inversions(rows.cuda()).cpu(), inversions(rows))
+
+
+@given(
+    asked=st.lists(st.lists(st.integers(-90_000, 90_000), min_size=1, max_size=5), max_size=5),
+    at_once=st.sampled_from([1 << 10, 1 << 16]),
+)
+def test_phase_distortion_is_the_definition_whatever_was_asked_before(
+    asked: list[list[int]], at_once: int
+) -> None:
+    frequencies = 10000.0 ** -(torch.arange(8) / 8)
+    smaller = frequencies / 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(positions, "ERRORS_AT_ONCE", at_once)
+        for errors in asked:
+            for theta in (frequencies, smaller):
+                found = phase_distortion(torch.tensor([errors]), theta)
+                angles = np.array(errors)[:, None] * theta.double().numpy()
+                expected = (1 - np.cos(angles)).mean(-1)
+                assert found.dtype == torch.float64 and found.shape == (1, len(errors))
+                np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-12, atol=1e-15)

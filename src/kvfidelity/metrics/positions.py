@@ -16,11 +16,13 @@ are not before the query: future share 2/4. Two kept spans; no collision; no inv
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from kvfidelity.cache.slots import SlotTable
 
@@ -62,6 +64,11 @@ class Integrity:
     phase_distortion: float
     phase_distortion_weighted: float | None
     sinks_kept: float
+
+
+#: Of each model's frequencies: by device, what `_distortions` has computed, and how many at once.
+_DISTORTIONS: MutableMapping[Tensor, dict[torch.device, Tensor]] = WeakTensorKeyDictionary()
+ERRORS_AT_ONCE = 1 << 16
 
 
 def integrity(
@@ -222,13 +229,26 @@ def phase_distortion(error: Tensor, frequencies: Tensor) -> Tensor:
         error: int64, effective minus true offsets.
         frequencies: theta_k, [r / 2].
     """
-    low, high = torch.stack(error.aminmax()).tolist()
-    if high - low < error.numel():  # cheaper than finding the distinct values
-        distinct, inverse = torch.arange(low, high + 1, device=error.device), error - low
-    else:
-        distinct, inverse = torch.unique(error, return_inverse=True)
-    angles = distinct[:, None] * frequencies.double().to(error.device)
-    return (1 - angles.cos()).mean(-1)[inverse]
+    size = error.abs()
+    return _distortions(frequencies, int(size.max()) + 1, size.device)[size]
+
+
+def _distortions(frequencies: Tensor, count: int, device: torch.device) -> Tensor:
+    """The phase distortion of errors 0, 1, .. of at least `count`, fp64.
+
+    A negative error has that of the positive one. They are kept, for each moment of a run asks: to
+    compute them waits for the GPU that the frequencies are on, a tenth of a worker's time.
+    """
+    tables = _DISTORTIONS.setdefault(frequencies, {})
+    table: Tensor = tables.get(device, torch.empty(0, dtype=torch.float64, device=device))
+    if len(table) < count:
+        theta, parts = frequencies.double().to(device), [table]
+        for start in range(len(table), 1 << (count - 1).bit_length(), ERRORS_AT_ONCE):
+            stop = min(start + ERRORS_AT_ONCE, 1 << (count - 1).bit_length())
+            angles = torch.arange(start, stop, device=device)[:, None] * theta
+            parts.append((1 - angles.cos()).mean(-1))
+        tables[device] = table = torch.cat(parts)
+    return table
 
 
 def inversions(rows: Tensor) -> Tensor:

@@ -58,6 +58,6 @@ Where the rest is: `server` serves one request at a time; `batch_server` compute
 one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in
 common, `protocol` the messages; `job` is what a job asks for, and `generator` does that work.
 `command` is the command line of jobs, `gpus` assigns GPUs, `claims` says which GPU a planned run
-belongs to, `serving` what a worker serves, `usage` measures a job, and `salvage` keeps finished runs of a cluster job that is
-killed.
+belongs to, `serving` what a worker serves, `usage` measures a job, and `salvage` keeps finished
+runs of a cluster job that is killed.
 """
