@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ ADAPTER: dict[str, Any] = {
     "base_source": {"source": "path", "path": "given"},
     "data_source": {"source": "path", "path": "data.json", "format": "sharegpt"},
 }
+
+
+CPU = contextlib.nullcontext("cpu")
 
 
 def base_model(folder: Path) -> Path:
@@ -98,8 +102,9 @@ def train(
     *,
     every: int = 2,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    place: contextlib.AbstractContextManager[str] = CPU,
     **other: Any,
 ) -> None:
     """Make a fine-tuned model folder of extracted dialogues."""
     spec = {"source": "adapter", "adapter": ADAPTER | other, "code": "0"}
-    finetune_model(spec, base, file, directory, checkpoints, "cpu", every=every, progress=progress)
+    finetune_model(spec, base, file, directory, checkpoints, place, every=every, progress=progress)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,6 +37,7 @@ from kvfidelity.finetuning.train import Trainer, stretches_of
 from kvfidelity.models.checksums import file_digests
 from kvfidelity.models.load import load_model
 from kvfidelity.records.arms import ARMS, LOSSES
+from tests.finetuning import small
 from tests.finetuning.small import ADAPTER, base_model, dialogues, extracted, finetune
 
 STEPS = 12
@@ -163,6 +166,29 @@ def _killed(root: Path, kills: list[int | str]) -> list[list[int]]:
     assert done.returncode == 0, done.stderr
     found: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_the_device_is_taken_for_the_steps_alone(tmp_path: Path) -> None:
+    base, seen = base_model(tmp_path / "base"), list[str]()
+    file = extracted(base, dialogues(tmp_path))
+
+    @contextlib.contextmanager
+    def place() -> Iterator[str]:
+        seen.append("taken")
+        yield "cpu"
+        assert not (tmp_path / "tuned").exists()
+        seen.append("left")
+
+    def progress(step: int, loss: float) -> None:
+        seen.append(f"step {step}")
+
+    small.train(base, file, tmp_path / "tuned", tmp_path / "kept", progress=progress, place=place())
+    assert seen == ["taken", *(f"step {n + 1}" for n in range(ADAPTER["steps"])), "left"]
+    assert (tmp_path / "tuned").is_dir()
+    (base / "config.json").write_text("{")
+    with pytest.raises(UserError):
+        small.train(base, file, tmp_path / "again", tmp_path / "kept", place=place())
+    assert seen[-1] == "left", "what is wrong with the base is said before a device is taken"
 
 
 def test_half_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Fine-tune a model on evicted states; killed and started again, it goes on from a checkpoint."""
 
 import argparse
+import contextlib
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from kvfidelity.bounded_json import read_json
@@ -26,32 +27,42 @@ def main() -> None:
     options = parser.parse_args()
     known = options.run_time and options.run_time.is_file()
     worker = read_json(options.run_time)["worker"] if known else {}
-    gpus, each = worker.get("gpus", 1), worker.get("workers_per_gpu", 1)
-    # As many trainings at once as runs have workers, a training in the place of each.
-    with gpu_share(gpus, 1, options.device, kind="training", workers_per_gpu=each) as gpu:
-        os.environ |= gpu.environment
-        train(options)
+    train(options, worker.get("gpus", 1), worker.get("workers_per_gpu", 1))
 
 
-def train(options: argparse.Namespace) -> None:
-    """Do the work, on a GPU that the environment names. PyTorch is imported here, for it looks at
-    the environment once."""
+@contextlib.contextmanager
+def place_of(device: str, gpus: int, workers_per_gpu: int) -> Iterator[str]:
+    """A place on a GPU, of which each has as many as runs have workers; gives its device."""
+    import torch
+
+    from kvfidelity.models.load import resolve_device
+
+    with gpu_share(gpus, 1, device, kind="training", workers_per_gpu=workers_per_gpu) as gpu:
+        found = resolve_device(device)
+        if found.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            yield "cpu"
+            return
+        # The gradient of fused attention is not deterministic there, so products need not be exact:
+        # TF32 is several times as fast. docs/finetuning.md says so.
+        torch.set_float32_matmul_precision("high")
+        # By its number: PyTorch has looked at the environment before there was a place.
+        used = str(found) if gpus == 1 else f"cuda:{gpu.number % gpus}"
+        torch.cuda.set_device(used)
+        yield used
+
+
+def train(options: argparse.Namespace, gpus: int, workers_per_gpu: int) -> None:
+    """Do the work. PyTorch is imported here, once the options are known to be right."""
     import torch
 
     from kvfidelity.atomic_files import copy_file
     from kvfidelity.finetuning.model_folder import finetune_model
     from kvfidelity.models.checksums import PROVENANCE
-    from kvfidelity.models.load import resolve_device
     from kvfidelity.pipeline.sources import note_fetched
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if resolve_device(options.device).type == "cpu":
-        torch.use_deterministic_algorithms(True)
-    else:
-        # The gradient of fused attention is not deterministic there, so products need not be exact:
-        # TF32 is several times as fast. docs/finetuning.md says so.
-        torch.set_float32_matmul_precision("high")
 
     def progress(step: int, loss: float) -> None:
         print(f"step {step}: {loss:.5f} nats per reply token", flush=True)
@@ -62,7 +73,7 @@ def train(options: argparse.Namespace) -> None:
         options.dialogues,
         options.out,
         options.checkpoints,
-        options.device,
+        place_of(options.device, gpus, workers_per_gpu),
         progress=progress,
     )
     copy_file(options.out / PROVENANCE, options.record)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvfidelity.finetuning.examples import examples_digest, read_examples
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
 from kvfidelity.models.checksums import LOSS_CURVE, PROVENANCE, WEIGHTS, file_digests
-from kvfidelity.models.load import load_model
+from kvfidelity.models.load import load_model, resolve_device
 from kvfidelity.models.revision import model_revision
 from kvfidelity.models.weights import load_weights
 
@@ -31,7 +32,7 @@ def finetune_model(
     dialogues: Path,
     directory: Path,
     checkpoints: Path,
-    device: str,
+    place: AbstractContextManager[str],
     *,
     every: int = CHECKPOINT_EVERY,
     progress: Callable[[int, float], None] = lambda step, loss: None,
@@ -46,7 +47,8 @@ def finetune_model(
         base: folder of the fetched base model.
         dialogues: file of the training dialogues, see `extraction.extract_training_dialogues`.
         checkpoints: a folder that survives a kill; it is removed at the end.
-        device: "cpu", "cuda", "cuda:1" or "auto".
+        place: entered for the steps alone, so that another training can use the device while this
+            one loads, merges and writes; gives "cpu", "cuda", "cuda:1" or "auto".
 
     Raises:
         UserError: the base cannot be used, the dialogues are damaged or were extracted for another
@@ -57,16 +59,20 @@ def finetune_model(
     fetched = read_json(base / PROVENANCE)
     # What is wrong with the dialogues is said before a GPU is used.
     examples, facts = read_examples(dialogues, fetched["files"], adapter)
-    model, _ = load_model(base, "float32", device)
+    model, _ = load_model(base, "float32", "cpu")
     made_from = {
         "base": fetched["files"],
         "dialogues": {"number": len(examples), "sha256": examples_digest(examples)},
     }
     text = json.dumps([adapter, made_from, spec["code"]], sort_keys=True)
-    trainer = Trainer(model, recipe, examples)
     print(f"{len(examples)} dialogues, {sum(len(one.ids) for one in examples)} tokens")
     identity = hashlib.sha256(text.encode()).hexdigest()
-    trainer.run(checkpoints, identity, every=every, progress=progress)
+    with place as device:
+        trainer = Trainer(model.to(resolve_device(device)), recipe, examples)
+        trainer.run(checkpoints, identity, every=every, progress=progress)
+        weights, losses = trainer.adapter(), trainer.losses
+        del model, trainer
+        torch.cuda.empty_cache()
     folder = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -74,9 +80,9 @@ def finetune_model(
         for name in fetched["files"]:
             if not name.endswith((*WEIGHTS, ".index.json")):
                 shutil.copyfile(base / name, folder / name)
-        _merge(base, recipe, trainer.adapter(), folder)
+        _merge(base, recipe, weights, folder)
         give_usual_modes(folder)
-        write_json(folder / LOSS_CURVE, {"loss": recipe.loss, "losses": trainer.losses})
+        write_json(folder / LOSS_CURVE, {"loss": recipe.loss, "losses": losses})
         provenance = {
             "source": "adapter",
             "revision": model_revision(spec),

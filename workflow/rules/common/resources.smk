@@ -59,12 +59,14 @@ def training_gpus(wildcards):
 
 
 def training_threads(wildcards):
-    """So many that trainings which wait for a place on a GPU leave cores to runs."""
+    """So few that as many trainings as have a place on a GPU can load or write meanwhile, and so many
+    that those which wait for one leave cores to runs."""
     workers = SETTINGS["session"]["workers_per_gpu"]
     cores = workflow.global_resources.get("_cores").value
     if workers == 1 or not cores:
         return generate_threads(wildcards)
-    return max(1, cores // (gpus() * workers + 1))
+    places = gpus() * workers * (1 + model_gpus(wildcards))
+    return max(1, cores // (places + 1))
 
 
 def on_gpu(wildcards, rulename):
