@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from torch import Tensor
 
 from kvfidelity.cache.eviction_log import Disruption, Eviction, group_names, groups, span_edges
@@ -193,6 +194,9 @@ def _list_column(name: str, parts: list[Spans]) -> pl.Series:
     flat = {
         field: np.concatenate([part.fields[field] for part in parts]) for field in parts[0].fields
     }
-    structs = pl.DataFrame(flat, schema=dict.fromkeys(flat, pl.Int32)).to_struct(name)
-    rows = pl.DataFrame({"row": np.repeat(np.arange(lengths.size), lengths), name: structs})
-    return rows.group_by("row", maintain_order=True).agg(name)[name]
+    # By Arrow, which takes offsets: grouping rows by their number takes five times as long.
+    structs = pa.StructArray.from_arrays(
+        [pa.array(values.astype(np.int32)) for values in flat.values()], list(flat)
+    )
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+    return pl.Series(name, pa.LargeListArray.from_arrays(offsets, structs))

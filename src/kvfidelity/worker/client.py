@@ -23,7 +23,12 @@ from kvfidelity.worker.socket_path import all_sockets, owner_pid, socket_path
 
 #: At a barrier, threads spin for microseconds and then sleep. On a busy machine, spinning longer
 #: made a decode step 3 to 5 times slower; on an idle one, sleeping at once makes a run 10% slower.
-THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+#: A run's tables are small: several threads only wait for each other.
+THREAD_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "5000",
+    "POLARS_MAX_THREADS": "1",
+}
 Progress = Callable[[dict[str, Any]], None]
 
 START_TIMEOUT_S = 60.0
