@@ -1,5 +1,7 @@
 # The two commands are `make run` and `make test`.
 CORES ?= 2
+# Of findings. A job that waits for its worker needs no core; with few jobs all may wait for the same worker.
+JOBS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 ARGS ?=
 # Configuration files of a run that is not the default one: make run CONFIG=config/paper.yaml
 CONFIG ?=
@@ -27,7 +29,7 @@ findings: export KVFIDELITY_COMMAND = make findings$(if $(MODEL), MODEL=$(MODEL)
 findings: .venv/installed ## all runs of docs/findings.md on one GPU, their tables and the page; MODEL=NAME for one model's
 	@export $(IN_VENV); runs=$$(python -m kvfidelity.findings.plan --model "$(MODEL)") || exit 2; \
 	echo "$$runs" | while read -r finding model folder files; do \
-	snakemake --cores $(CORES) --resources gpu=1 $(ARGS) --configfile $$files </dev/null && \
+	snakemake --cores $(JOBS) --resources gpu=1 $(ARGS) --configfile $$files </dev/null && \
 	python workflow/scripts/export_finding.py "$$folder" --finding "$$finding" || exit 1; done
 	@$(IN_VENV) python -m kvfidelity.findings.page --draw
 	@$(IN_VENV) python -m kvfidelity.findings.page > docs/findings.md.new && mv docs/findings.md.new docs/findings.md

@@ -48,7 +48,7 @@ def test_the_readme_opens_with_numbers_of_the_committed_tables() -> None:
     assert all(sentences.opening(source) in opening for source in (first, *others))
     figure = f"docs/findings/{first.run.finding.name}/{first.run.model}/modes.svg"
     assert re.findall(r"\]\(([^)]*\.svg)\)", readme)[0] == figure
-    assert first.run.facts["hardware"][0].split()[-1] in opening
+    assert first.run.facts["hardware"][0].removesuffix(" with MPS").split()[-1] in opening
     for source in sources(runs, RECALL, "leaderboard"):
         pick = advice.chosen(source, source.thresholds[0])
         assert pick is not None and f"`{pick['policy']}` for {source.run.name}" in opening
