@@ -481,7 +481,9 @@ class Environments:
 
     stage = "aggregate"
     model: Annotated[Dtype, "", "name of the model in the configuration"] = pl.String
-    hardware: Annotated[Dtype, "", "name of the GPU, with MPS where it is used, or of the processor"] = pl.String
+    hardware: Annotated[Dtype, "", "name of the GPU (with MPS where used) or of the processor"] = (
+        pl.String
+    )
     dtype: Annotated[Dtype, "", "number format of weights and cache"] = pl.String
     code: Annotated[Dtype, "", "digest of the code that a run depends on"] = pl.String
     versions: Annotated[Dtype, "", "of Python and of the packages that compute"] = pl.String
