@@ -140,7 +140,7 @@ FIGURES = (
     ),
     Figure(
         "retention",
-        function="figures.retention",
+        function="retention_figure.retention",
         tables=("turns", "evictions"),
         section="evictions",
         category="Cache",
@@ -279,13 +279,21 @@ def chart_of(figure: Figure, tables: Mapping[str, pl.DataFrame]) -> alt.TopLevel
         figures,
         leaderboard_figure,
         recall_figure,
+        retention_figure,
         timeline,
         tradeoffs,
     )
 
     modules = {
         module.__name__.rsplit(".", 1)[1]: module
-        for module in (figures, leaderboard_figure, recall_figure, timeline, tradeoffs)
+        for module in (
+            figures,
+            leaderboard_figure,
+            recall_figure,
+            retention_figure,
+            timeline,
+            tradeoffs,
+        )
     }
     module, function = figure.function.split(".")
     draw = getattr(modules[module], function)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
-from typing import Any
 
 import altair as alt
 import polars as pl
@@ -25,16 +23,6 @@ MODE_SHAPES = alt.Scale(
 #: Lines that lie on each other stay two: what is drawn later has gaps.
 MODE_DASHES = ([1, 0], [8, 4], [3, 3])
 WIDTH = 560
-RETENTION_BINS = 96
-RETENTION = {
-    "panel": pl.String,
-    "turn": pl.Int32,
-    "start": pl.Int64,
-    "stop": pl.Int64,
-    "kept": pl.Float64,
-}
-
-
 #: Rows of a figure of one dialogue at most: of a longer one every so many turns are drawn.
 MAX_ROWS = 5_000
 #: Letters of a line that says why there is nothing to draw.
@@ -194,69 +182,6 @@ def cache_size(turns: pl.DataFrame) -> alt.TopLevelMixin:
     return chart.facet(facet=alt.Facet("panel:N", title=None), columns=2)
 
 
-def retention(turns: pl.DataFrame, evictions: pl.DataFrame) -> alt.TopLevelMixin:
-    """Which tokens survive: share of each stretch of the first dialogue still cached, by turn."""
-    data = retention_table(turns, evictions)
-    if data.is_empty():
-        return nothing(NO_EVICTION)
-    data = thinned(data).with_columns(pl.col("turn") + 1)  # a person counts from one
-    title = first_dialogue(turns)[1]
-    return (
-        alt.Chart(data, title=title)
-        .mark_rect()
-        .encode(
-            x=alt.X("start:Q", title="token index in the conversation", bin="binned"),
-            x2="stop",
-            y=alt.Y("turn:O", title="turn", sort="ascending", axis=alt.Axis(labelOverlap=True)),
-            color=alt.Color(
-                "kept:Q",
-                title="share cached",
-                scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-            ),
-            tooltip=["panel", "turn", "start", "stop", "kept"],
-        )
-        .properties(width=250, height=150)
-        .facet(facet=alt.Facet("panel:N", title=None), columns=2)
-        .resolve_scale(x="shared", y="shared")
-    )
-
-
-def retention_table(turns: pl.DataFrame, evictions: pl.DataFrame) -> pl.DataFrame:
-    """Share of each of 96 stretches of tokens that is cached at the end of each turn.
-
-    Of the first dialogue, one panel per policy and threshold, under stale or else the last position
-    mode by name; keep sets by layer or head are averaged. A turn for which memory ran out has no
-    end.
-    """
-    ended = turns.filter(pl.col("kind") != "baseline", pl.col("tokens_seen_end").is_not_null())
-    first = first_dialogue(ended)[0]
-    mode = pl.col("positions").max().over("policy", "threshold")
-    runs = first.filter(pl.col("positions") == mode).with_columns(panel=panel_label(first))
-    rows: list[dict[str, Any]] = []
-    for (run, panel), part in runs.group_by("run", "panel", maintain_order=True):
-        log = evictions.filter(pl.col("run") == run).sort("tokens_seen", maintain_order=True)
-        total = int(part["tokens_seen_end"].max())  # type: ignore[arg-type]
-        edges = [round(total * number / RETENTION_BINS) for number in range(RETENTION_BINS + 1)]
-        for turn, end in part.sort("turn").select("turn", "tokens_seen_end").iter_rows():
-            kept = cached_spans(log.filter(pl.col("turn") <= turn), end)
-            for start, stop in itertools.pairwise(edges):
-                if start >= end:
-                    break
-                inside = sum(
-                    weight * max(0, min(stop, b, end) - max(start, a)) for a, b, weight in kept
-                )
-                rows.append(
-                    {
-                        "panel": str(panel),
-                        "turn": turn,
-                        "start": start,
-                        "stop": min(stop, end),
-                        "kept": inside / (min(stop, end) - start),
-                    }
-                )
-    return _merge_equal_neighbours(pl.DataFrame(rows, RETENTION))
-
-
 def count_label(rows: pl.DataFrame, column: str = "n_dialogues") -> str:
     """ "n = 5 dialogues", or "n = 3 to 5 dialogues" where rows differ."""
     counts = sorted(int(n) for n in rows[column].drop_nulls()) or [0]
@@ -290,18 +215,6 @@ def integer_axis(numbers: pl.Series) -> alt.Axis:
     """An axis with ticks at whole numbers only, about ten of them."""
     last = int(numbers.max() or 0)  # type: ignore[arg-type]
     return alt.Axis(values=list(range(0, last + 1, max(1, last // 10))), format="d")
-
-
-def _merge_equal_neighbours(cells: pl.DataFrame) -> pl.DataFrame:
-    """Neighbours with the same share as one: most of a map is all kept or all gone."""
-    keys = ["panel", "turn"]
-    number = pl.struct(*keys, "kept").rle_id().alias("stretch")
-    return (
-        cells.with_columns(number)
-        .group_by("stretch", *keys, "kept", maintain_order=True)
-        .agg(pl.col("start").min(), pl.col("stop").max())
-        .select(cells.columns)
-    )
 
 
 def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
@@ -350,22 +263,3 @@ def by_turn(turns: pl.DataFrame) -> alt.TopLevelMixin:
         .facet(facet=alt.Facet("panel:N", title=None), columns=2)
         .resolve_axis(x="independent")
     )
-
-
-def cached_spans(log: pl.DataFrame, end: int) -> list[tuple[int, int, float]]:
-    """Cached stretches of tokens with their weight: the last keep set and what was fed since."""
-    if log.is_empty():
-        return [(0, end, 1.0)]
-    last = log.filter(pl.col("step") == log["step"].max())
-    return [*spans_of(last), (int(last["tokens_seen"][0]), end, 1.0)]
-
-
-def spans_of(last: pl.DataFrame) -> list[tuple[int, int, float]]:
-    """Stretches of tokens that the keep sets of one eviction hold, with the weight of a keep set.
-
-    Args:
-        last: the rows of that eviction in the log.
-    """
-    weight = 1 / last.height
-    kept = last["token_spans"].to_list()
-    return [(span["start"], span["stop"], weight) for row in kept for span in row]

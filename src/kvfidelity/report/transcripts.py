@@ -19,7 +19,6 @@ from kvfidelity.dialogues.templates import MessageError
 from kvfidelity.dialogues.tokenizer import load_tokenizer
 from kvfidelity.records.grid import CELL_COLUMNS, TOKENIZER
 from kvfidelity.records.questions import questions
-from kvfidelity.report.figures import spans_of
 from kvfidelity.report.formatting import count
 
 #: Characters of the page's data at most; later dialogues are left out and counted.
@@ -198,11 +197,22 @@ def _retained_spans(log: pl.DataFrame | None) -> dict[str, Any]:
     last = log.filter(pl.col("step") == pl.col("step").max().over("turn"))
     for (turn,), part in last.partition_by("turn", as_dict=True).items():
         spans: dict[tuple[int, int], float] = {}
-        for start, stop, weight in spans_of(part):
+        for start, stop, weight in _spans_of(part):
             spans[start, stop] = spans.get((start, stop), 0.0) + weight
         merged = [[start, stop, round(share, 3)] for (start, stop), share in sorted(spans.items())]
         kept[str(turn)] = {"seen": int(part["tokens_seen"][0]), "spans": merged}
     return kept
+
+
+def _spans_of(last: pl.DataFrame) -> list[tuple[int, int, float]]:
+    """Stretches of tokens that the keep sets of one eviction hold, with the weight of a keep set.
+
+    Args:
+        last: the rows of that eviction in the log.
+    """
+    weight = 1 / last.height
+    kept = last["token_spans"].to_list()
+    return [(span["start"], span["stop"], weight) for row in kept for span in row]
 
 
 def transcripts_summary(rows: Mapping[str, Any]) -> str:
