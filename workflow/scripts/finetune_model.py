@@ -49,6 +49,9 @@ def place_of(device: str, gpus: int, workers_per_gpu: int) -> Iterator[str]:
         # By its number: PyTorch has looked at the environment before there was a place.
         used = str(found) if gpus == 1 else f"cuda:{gpu.number % gpus}"
         torch.cuda.set_device(used)
+        if workers_per_gpu > 1:
+            # PyTorch keeps what is freed: three times what a training needs, and others need it.
+            torch.cuda.set_per_process_memory_fraction(1 / (workers_per_gpu + 1), used)
         yield used
 
 
