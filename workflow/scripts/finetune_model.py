@@ -50,7 +50,7 @@ def place_of(device: str, gpus: int, workers_per_gpu: int) -> Iterator[str]:
         used = str(found) if gpus == 1 else f"cuda:{gpu.number % gpus}"
         torch.cuda.set_device(used)
         if workers_per_gpu > 1:
-            # PyTorch keeps what is freed: three times what a training needs, and others need it.
+            # PyTorch keeps what is freed, and others need it; docs/finetuning.md says how much.
             torch.cuda.set_per_process_memory_fraction(1 / (workers_per_gpu + 1), used)
         yield used
 
