@@ -80,6 +80,11 @@ def dripped(start: bytes, drop: bytes) -> Callable[[threading.Event], Iterator[b
 
 
 def whole(content: bytes) -> Callable[[threading.Event], Iterator[bytes]]:
+    """An answer in one piece. It says that the connection ends, as `RawServer` ends each: a client
+    that did not know could send its next request into it."""
+    line, found, rest = content.partition(b"\r\n")
+    if found and line.startswith(b"HTTP/1.1 "):
+        content = line + b"\r\nConnection: close\r\n" + rest
     return lambda _: iter([content])
 
 
