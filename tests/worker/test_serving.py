@@ -10,19 +10,7 @@ from kvfidelity.worker.job import WorkerConfig
 from kvfidelity.worker.serving import is_serving, note_serving
 from tests.waiting import wait_until
 from tests.worker.conftest import Workdir
-
-CONFIG = WorkerConfig(
-    model_dir="models/one",
-    model_revision="1",
-    dtype="float32",
-    device="cpu",
-    code_digest="",
-    prefix_memory="50%",
-    prefix_disk="0GB",
-    store_prefixes="overflow",
-    threads=1,
-    batch_size=2,
-)
+from tests.worker.test_ahead import CONFIG
 
 
 def test_a_note_without_a_worker_does_not_count(tmp_path: Path) -> None:
