@@ -26,7 +26,7 @@ run: .venv/installed ## the default run: results/report.html; CONFIG=FILE for an
 
 # One run after the other: a run that is stopped goes on where it was, a finished one has nothing to do.
 findings: export KVFIDELITY_COMMAND = make findings$(if $(MODEL), MODEL=$(MODEL))
-findings: .venv/installed ## all runs of docs/findings.md on one GPU, their tables and the page; MODEL=NAME for one model's
+findings: .venv/installed ## all runs of docs/findings.md on one GPU, their tables and the page; MODEL=NAME for one model's, JOBS=24 for as many at once
 	@export $(IN_VENV); runs=$$(python -m kvfidelity.findings.plan --model "$(MODEL)") || exit 2; \
 	echo "$$runs" | while read -r finding model folder files; do \
 	snakemake --cores $(JOBS) --resources gpu=1 $(ARGS) --configfile $$files </dev/null && \

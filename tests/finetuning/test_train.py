@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from kvfidelity.cli import main_guard
@@ -177,6 +179,8 @@ def test_the_device_is_taken_for_the_steps_alone(tmp_path: Path) -> None:
         seen.append("taken")
         yield "cpu"
         assert not (tmp_path / "tuned").exists()
+        trained = [one for one in gc.get_objects() if isinstance(one, Trainer | PeftModel)]
+        assert not trained, "what holds the device's memory is gone"
         seen.append("left")
 
     def progress(step: int, loss: float) -> None:

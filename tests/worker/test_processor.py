@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfidelity.worker.processor import gpu, processor
+from kvfidelity.worker.processor import gpu_name, processor
 
 
 def test_the_model_is_named(tmp_path: Path) -> None:
@@ -27,11 +27,11 @@ def test_a_gpu_that_processes_share_by_mps_is_named_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    assert gpu("NVIDIA H200") == "NVIDIA H200"
+    assert gpu_name("NVIDIA H200") == "NVIDIA H200"
     (tmp_path / "control").touch()
-    assert gpu("NVIDIA H200") == "NVIDIA H200", "a file that is left, and no daemon's socket"
+    assert gpu_name("NVIDIA H200") == "NVIDIA H200", "a file that is left, and no daemon's socket"
     (tmp_path / "control").unlink()
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.bind("control")
-        assert gpu("NVIDIA H200") == "NVIDIA H200 with MPS"
+        assert gpu_name("NVIDIA H200") == "NVIDIA H200 with MPS"

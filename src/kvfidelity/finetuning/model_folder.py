@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -72,6 +73,7 @@ def finetune_model(
         trainer.run(checkpoints, identity, every=every, progress=progress)
         weights, losses = trainer.adapter(), trainer.losses
         del model, trainer
+        gc.collect()  # modules refer to each other
         torch.cuda.empty_cache()
     folder = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)

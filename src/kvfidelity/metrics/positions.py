@@ -243,8 +243,9 @@ def _distortions(frequencies: Tensor, count: int, device: torch.device) -> Tenso
     table: Tensor = tables.get(device, torch.empty(0, dtype=torch.float64, device=device))
     if len(table) < count:
         theta, parts = frequencies.double().to(device), [table]
-        for start in range(len(table), 1 << (count - 1).bit_length(), ERRORS_AT_ONCE):
-            stop = min(start + ERRORS_AT_ONCE, 1 << (count - 1).bit_length())
+        size = 1 << (count - 1).bit_length()
+        for start in range(len(table), size, ERRORS_AT_ONCE):
+            stop = min(start + ERRORS_AT_ONCE, size)
             angles = torch.arange(start, stop, device=device)[:, None] * theta
             parts.append((1 - angles.cos()).mean(-1))
         tables[device] = table = torch.cat(parts)

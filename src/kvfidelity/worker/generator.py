@@ -18,7 +18,7 @@ from kvfidelity.models.checksums import PROVENANCE, differ_in_weights_alone
 from kvfidelity.records.notes import MADE, VERSION
 from kvfidelity.sizes import size_in_bytes
 from kvfidelity.worker.job import GenerateJob, Job, LikelihoodJob, WorkerConfig
-from kvfidelity.worker.processor import gpu, processor
+from kvfidelity.worker.processor import gpu_name, processor
 from kvfidelity.worker.usage import Usage
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Generator:
         device = self.engine.device
         cuda = device.type == "cuda"
         notes = dict(_versions())
-        notes["hardware"] = gpu(torch.cuda.get_device_name(device)) if cuda else processor()
+        notes["hardware"] = gpu_name(torch.cuda.get_device_name(device)) if cuda else processor()
         notes[MADE] = datetime.now(UTC).isoformat(timespec="seconds")
         chat = json.dumps(self.engine.segmenter.notes, sort_keys=True)
         return notes | {"code": self._config.code_digest, "chat": chat}

@@ -25,7 +25,7 @@ def processor(cpuinfo: Path = CPUINFO) -> str:
     return next((name for name in found if name), platform.machine())
 
 
-def gpu(name: str) -> str:
+def gpu_name(name: str) -> str:
     """Such as "NVIDIA H200", or "NVIDIA H200 with MPS" where CUDA's Multi-Process Service is used.
 
     With it kernels of several processes run at once, so times are others.
