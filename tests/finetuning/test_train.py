@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from kvfidelity.cli import main_guard
 from kvfidelity.dialogues.pool import Turn
@@ -179,7 +179,7 @@ def test_the_device_is_taken_for_the_steps_alone(tmp_path: Path) -> None:
         seen.append("taken")
         yield "cpu"
         assert not (tmp_path / "tuned").exists()
-        trained = [one for one in gc.get_objects() if isinstance(one, Trainer | PeftModel)]
+        trained = [one for one in gc.get_objects() if isinstance(one, Trainer | PreTrainedModel)]
         assert not trained, "what holds the device's memory is gone"
         seen.append("left")
 
