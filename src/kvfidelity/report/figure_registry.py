@@ -274,9 +274,8 @@ def charts(tables: Mapping[str, pl.DataFrame]) -> dict[str, alt.TopLevelMixin]:
 
 def chart_of(figure: Figure, tables: Mapping[str, pl.DataFrame]) -> alt.TopLevelMixin:
     """One figure's chart."""
-    # Imported here: the Snakefile needs none of them. They are the package's attributes then.
-    from kvfidelity import report
-    from kvfidelity.report import (  # noqa: F401
+    # Imported here: the Snakefile needs none of them.
+    from kvfidelity.report import (
         figures,
         leaderboard_figure,
         recall_figure,
@@ -285,7 +284,18 @@ def chart_of(figure: Figure, tables: Mapping[str, pl.DataFrame]) -> alt.TopLevel
         tradeoffs,
     )
 
+    modules = {
+        module.__name__.rsplit(".", 1)[1]: module
+        for module in (
+            figures,
+            leaderboard_figure,
+            recall_figure,
+            retention_figure,
+            timeline,
+            tradeoffs,
+        )
+    }
     module, function = figure.function.split(".")
-    draw = getattr(getattr(report, module), function)
+    draw = getattr(modules[module], function)
     chart: alt.TopLevelMixin = draw(*(tables[name] for name in figure.tables))
     return chart
