@@ -47,11 +47,12 @@ def place_of(device: str, gpus: int, workers_per_gpu: int) -> Iterator[str]:
         # TF32 is several times as fast. docs/finetuning.md says so.
         torch.set_float32_matmul_precision("high")
         # By its number: PyTorch has looked at the environment before there was a place.
-        used = str(found) if gpus == 1 else f"cuda:{gpu.number % gpus}"
-        torch.cuda.set_device(used)
+        number = (found.index or 0) if gpus == 1 else gpu.number % gpus
+        used = f"cuda:{number}"
+        torch.cuda.set_device(number)
         if workers_per_gpu > 1:
             # PyTorch keeps what is freed, and others need it; docs/finetuning.md says how much.
-            torch.cuda.set_per_process_memory_fraction(1 / (workers_per_gpu + 1), used)
+            torch.cuda.set_per_process_memory_fraction(1 / (workers_per_gpu + 1), number)
         yield used
 
 
