@@ -9,7 +9,8 @@ A finding is a configuration in `config/findings/`, or an experiment; a model is
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvfidelity.cli import main_guard
@@ -22,6 +23,11 @@ SMOLLM2, QWEN = "smollm2-135m", "qwen2.5-coder-0.5b"
 MODELS = (SMOLLM2, QWEN)
 
 
+def of_model(model: str) -> Path:
+    """The configuration file that a finding is run with for a model."""
+    return FOLDER / "models" / f"{model}.yaml"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One configuration that is run per model.
@@ -31,7 +37,8 @@ class Finding:
         question: which part of the page it is of.
         experiment: the file in `config/experiments` that it is, if it is one.
         models: for which it is run.
-        trains: whether it trains models from the one that it is run with, and runs these too.
+        trained: of a finding that trains models and runs these too, for each model the files that
+            are added to its experiment, which say what is trained from it.
         data: a file that the user fetches, as its configuration says; without it `make findings`
             leaves the finding out.
     """
@@ -40,16 +47,14 @@ class Finding:
     question: str
     experiment: str = ""
     models: tuple[str, ...] = MODELS
-    trains: bool = False
+    trained: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     data: str = ""
 
     def files(self, model: str) -> list[Path]:
         """The configuration files of its run with a model, as given to Snakemake."""
-        if self.trains:  # the experiment says which models are trained from which, and run
-            return [EXPERIMENTS / f"{self.experiment}.yaml"]
         own = FOLDER / f"{self.name}.yaml"
         file = EXPERIMENTS / f"{self.experiment}.yaml" if self.experiment else own
-        return [file, FOLDER / "models" / f"{model}.yaml"]
+        return [file, *self.trained.get(model, (of_model(model),))]
 
     def command(self, model: str) -> str:
         """What to type for its run with a model."""
@@ -65,13 +70,19 @@ FINDINGS = (
     Finding("through_window_joined", "window", models=(QWEN,)),
     Finding("next_checks", "checks"),
     Finding("question1", "question1", experiment="question1_gpu"),
-    Finding("question2", "question2", experiment="finetune_gpu", models=(SMOLLM2,), trains=True),
+    Finding(
+        "question2",
+        "question2",
+        experiment="finetune_gpu",
+        # The experiment says what is trained from SmolLM2.
+        trained={SMOLLM2: (), QWEN: (of_model(QWEN), EXPERIMENTS / "finetune_qwen_gpu.yaml")},
+    ),
     Finding(
         "question2_replies",
         "question2",
         experiment="finetune_replies_gpu",
         models=(SMOLLM2,),
-        trains=True,
+        trained={SMOLLM2: ()},
     ),
     Finding("disruption", "question3", experiment="disruption_gpu"),
     Finding("question4", "question4", experiment="question4_gpu"),

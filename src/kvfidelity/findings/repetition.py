@@ -79,15 +79,17 @@ def repetition_sentences(rows: pl.DataFrame, facts: Mapping[str, Any]) -> Iterat
     if known.is_empty():
         return
     most = known.row(0, named=True)
+    of = f"of the {count(numbers, 'number')} in the tables above"
     same = (
-        "each is shown with the same digits"
+        f"each {of} is shown with the same digits"
         if not differing
-        else f"{differing} of them differ in the last digit shown or by more"
+        else f"{differing} {of} {'differs' if differing == 1 else 'differ'} in the last digit "
+        "shown or by more"
     )
     yield (
-        f"Run a second time ({where}, {facts['date']}, commit {facts['commit']}), of "
-        f"{count(numbers, 'number')} of the tables above {same}; the largest difference is "
-        f"{most['max_difference']:.1g} (`{most['column']}` in `{most['table']}`)."
+        f"Run a second time ({where}, {facts['date']}, commit {facts['commit']}), {same}; the "
+        f"largest difference is {most['max_difference']:.1g} (`{most['column']}` in "
+        f"`{most['table']}`)."
     )
 
 
