@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from kvfidelity.atomic_files import give_usual_modes, write_json
 from kvfidelity.bounded_json import read_json
 from kvfidelity.finetuning.examples import examples_digest, read_examples
+from kvfidelity.finetuning.memory import with_memory
 from kvfidelity.finetuning.recipe import Recipe
 from kvfidelity.finetuning.train import CHECKPOINT_EVERY, Trainer, with_adapter
 from kvfidelity.models.checksums import LOSS_CURVE, PROVENANCE, WEIGHTS, file_digests
@@ -69,7 +71,8 @@ def finetune_model(
     print(f"{len(examples)} dialogues, {sum(len(one.ids) for one in examples)} tokens")
     identity = hashlib.sha256(text.encode()).hexdigest()
     with place as device:
-        trainer = Trainer(model.to(resolve_device(device)), recipe, examples)
+        used = resolve_device(device)
+        trainer = Trainer(with_memory(partial(model.to, used), used), recipe, examples)
         trainer.run(checkpoints, identity, every=every, progress=progress)
         weights, losses = trainer.adapter(), trainer.losses
         del model, trainer

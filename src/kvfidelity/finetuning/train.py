@@ -8,6 +8,7 @@ order, and `stale` and `rerotated` the same keep sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -33,7 +34,9 @@ from kvfidelity.finetuning.draws import draw_evictions, draw_skips
 from kvfidelity.finetuning.evicted_states import Stretch, evicted, skipped
 from kvfidelity.finetuning.examples import Example
 from kvfidelity.finetuning.forward import hidden_states
+from kvfidelity.finetuning.memory import with_memory
 from kvfidelity.finetuning.recipe import Recipe
+from kvfidelity.finetuning.recompute import recompute_layers
 from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, SKIPS
 
 #: Share of the steps over which the learning rate rises; then it falls to 0, both linearly.
@@ -77,6 +80,7 @@ class Trainer:
         self.device: torch.device = model.device
         self.model = with_adapter(attach(model), recipe).eval()
         self._base = self.model.get_base_model()
+        recompute_layers(self._base.get_decoder())
         self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._weights, lr=recipe.learning_rate, weight_decay=0.0
@@ -127,11 +131,8 @@ class Trainer:
         """One update over `batch` dialogues; the mean of their losses."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * _rate(step, self.recipe.steps)
-        total = 0.0
-        for example, stretches in self._batch(step):
-            loss = self._loss(example, stretches) / self.recipe.batch
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
+        compute = partial(self._add_gradients, step)
+        total = with_memory(compute, self.device, undo=self._drop_gradients)
         norm = torch.nn.utils.clip_grad_norm_(self._weights, MOST_GRADIENT)
         if not (isfinite(total) and isfinite(float(norm))):
             raise UserError(
@@ -139,8 +140,20 @@ class Trainer:
                 f"{float(norm):g}; lower `learning_rate` ({self.recipe.learning_rate:g})"
             )
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return total
+
+    def _add_gradients(self, step: int) -> float:
+        """Add the gradients of a step's dialogues; the mean of their losses."""
+        total = 0.0
+        for example, stretches in self._batch(step):
+            loss = self._loss(example, stretches) / self.recipe.batch
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        return total
+
+    def _drop_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _batch(self, step: int) -> Iterator[tuple[Example, list[Stretch]]]:
         recipe, count = self.recipe, len(self.examples)

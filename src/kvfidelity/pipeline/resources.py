@@ -58,12 +58,13 @@ START_S = 60.0
 LOADED_BYTES_PER_S = 1e8
 #: Python, torch with its GPU libraries, and activations.
 BASE_BYTES = 3e9
-#: Forwards that a dialogue costs a training: its own, the base model's, and two for the gradient.
-TRAINING_FORWARDS = 4
+#: Forwards that a dialogue costs a training: its own, the base model's, each layer's again, and two
+#: for the gradient.
+TRAINING_FORWARDS = 5
 #: A training's seconds before its first step, for imports and loading (6 s on a core without a GPU;
-#: with one not measured), and bytes next to its weights: activations of 8,000 tokens through
-#: SmolLM2-135M in fp32, by counting them.
-TRAINING_START_S, TRAINING_BYTES = 12.0, 13e9
+#: with one not measured), and bytes next to its weights: a step on 8,000 tokens with SmolLM2-135M in
+#: fp32 on a CPU needs 7 GB with them (benchmarks/training.py).
+TRAINING_START_S, TRAINING_BYTES = 12.0, 7e9
 #: Tokens of a word of a corrupted reply.
 WORD_TOKENS = 2
 
