@@ -62,8 +62,8 @@ BASE_BYTES = 3e9
 #: for the gradient.
 TRAINING_FORWARDS = 5
 #: A training's seconds before its first step, for imports and loading (6 s on a core without a GPU;
-#: with one not measured), and bytes next to its weights: a step on 8,000 tokens with SmolLM2-135M in
-#: fp32 on a CPU needs 7 GB with them (benchmarks/training.py).
+#: with one not measured), and bytes next to its weights: a step on 8,000 tokens with SmolLM2-135M
+#: in fp32 on a CPU needs 7 GB with them (benchmarks/training.py).
 TRAINING_START_S, TRAINING_BYTES = 12.0, 7e9
 #: Tokens of a word of a corrupted reply.
 WORD_TOKENS = 2
