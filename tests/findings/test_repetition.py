@@ -54,10 +54,11 @@ def test_the_sentence_says_whether_a_shown_digit_differs() -> None:
     facts = {"hardware": ["GPU"], "device": "GPU", "date": "2026-01-01", "commit": "abc"}
     one = losses(gist=0.1)
     (alike,) = repetition_sentences(compare({"policies": one}, {"policies": one}), facts)
-    assert "3 numbers" in alike and "each is shown with the same digits" in alike
+    assert "each of the 3 numbers in the tables above is shown with the same digits" in alike
     other = compare({"policies": one}, {"policies": losses(gist=0.2)})
     (differing,) = repetition_sentences(other, facts)
-    assert "1 of them" in differing and "0.1 (`mean` in `policies`)" in differing
+    assert "1 of the 3 numbers in the tables above differs in the last digit" in differing
+    assert "0.1 (`mean` in `policies`)" in differing
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ FINDINGS = (
         "question2",
         experiment="finetune_gpu",
         # The experiment says what is trained from SmolLM2.
-        trained={SMOLLM2: (), QWEN: (of_model(QWEN), EXPERIMENTS / "finetune_qwen_gpu.yaml")},
+        trained={SMOLLM2: (), QWEN: (of_model(QWEN), FOLDER / "models/qwen_trainings.yaml")},
     ),
     Finding(
         "question2_replies",
