@@ -24,9 +24,9 @@ SIZES = (
 )
 RULE = (
     f"The rule: with corrected positions, of the policies whose mean loss is within {ALLOWED} nats "
-    "of the least, the one that forgets least of the planted facts (least mean margin lost); "
-    "intervals of several may overlap, so others may be as good. With stale positions, the least "
-    "mean loss."
+    "of the least, the one that forgets least of the planted facts (least mean margin lost; if "
+    "alike, the least mean loss); intervals of several may overlap, so others may be as good. With "
+    "stale positions, the least mean loss."
 )
 
 
@@ -97,7 +97,13 @@ def section(runs: Sequence[PublishedRun]) -> Iterator[str]:
         yield "\n".join(_elsewhere(runs)) + "\n"
     yield "When the beginning alone is right:\n"
     said = [f"- {one.run.name}: {_beginning(one)}." for one in sources(runs, MODES, "policies")]
-    yield "\n".join(said)
+    yield "\n".join([*said, *_beginning_elsewhere(runs)])
+
+
+def _beginning_elsewhere(runs: Sequence[PublishedRun]) -> Iterator[str]:
+    for run in runs:
+        if run.finding.name == LOCOMO[0]:
+            yield f"- {run.name}, LoCoMo: {_beginning(Source(run, LOCOMO[1:]))}."
 
 
 def _why(source: Source) -> str:
@@ -120,7 +126,23 @@ def _why(source: Source) -> str:
     apart = least["margin_lost_low"], pick["margin_lost_high"]
     if None in apart or apart[0] <= apart[1]:
         text += ". The intervals of these margins overlap, so the choice is not a sure one"
-    return f"{text}. Where no earlier fact is asked for again, `{least['policy']}` is enough"
+    return (
+        f"{text}.{_next_best(board, pick)} Where no earlier fact is asked for again, "
+        f"`{least['policy']}` is enough"
+    )
+
+
+def _next_best(board: pl.DataFrame, pick: dict[str, Any]) -> str:
+    """The policy that forgets least but one, and whether that is sure."""
+    rows = board.drop_nulls("margin_lost").filter(pl.col("policy") != pick["policy"])
+    rows = rows.filter(pl.col("margin_lost") >= pick["margin_lost"])
+    if rows.is_empty():
+        return ""
+    row = rows.sort("margin_lost", "mean", "policy").row(0, named=True)
+    ends = pick["margin_lost_high"], row["margin_lost_low"]
+    sure = None not in ends and ends[0] < ends[1]
+    overlap = "their intervals do not overlap" if sure else "their intervals overlap"
+    return f" The next by margin lost is `{row['policy']}`, {_forgotten(row)}: {overlap}."
 
 
 def _than(least: dict[str, Any], pick: dict[str, Any]) -> str:
@@ -129,7 +151,7 @@ def _than(least: dict[str, Any], pick: dict[str, Any]) -> str:
 
 
 def _forgotten(row: dict[str, Any]) -> str:
-    return f"{number(row, 'margin_lost')} nats and {percent(row['recalled'])} right"
+    return f"{number(row, 'margin_lost')} and {percent(row['recalled'])} right"
 
 
 def _elsewhere(runs: Sequence[PublishedRun]) -> Iterator[str]:
@@ -191,12 +213,20 @@ def _beginning(source: Source) -> str:
         places = [place for place, row in enumerate(rows, 1) if row["policy"] == BEGINNING]
         if places:
             size = kept(source, source.thresholds[0])
-            below = places[0] - 1
-            right = "right" if below == 0 else "not right"
-            fewer = "none" if below == 0 else str(below)
-            lose = "loses" if below < 2 else "lose"
+            below = rows[: places[0] - 1]
+            right = "right" if not below else "not the best"
+            have = "has" if len(below) < 2 else "have"
             parts.append(
-                f"where positions {word} it is {right}: of {len(rows) - 1} other policies {fewer} "
-                f"{lose} less with {size} tokens kept"
+                f"where positions {word} it is {right}: of {len(rows) - 1} other policies "
+                f"{len(below) or 'none'} {have} a lower mean loss with {size} tokens kept"
+                f"{_apart(below, rows[places[0] - 1])}"
             )
     return "; ".join(parts) or NOT_MEASURED
+
+
+def _apart(below: Sequence[dict[str, Any]], gist: dict[str, Any]) -> str:
+    """How many policies' whole interval lies below the beginning's."""
+    if not below or gist["low"] is None:
+        return ""
+    sure = sum(row["high"] is not None and row["high"] < gist["low"] for row in below)
+    return f" ({sure or 'none'} with an interval wholly below its own)"

@@ -31,7 +31,7 @@ from kvfidelity.findings.page_tables import (
     window_changes,
 )
 from kvfidelity.findings.published import PublishedRun
-from kvfidelity.findings.sentences import cost, window
+from kvfidelity.findings.sentences import cost, window_answers
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ QUESTIONS: Sequence[Question] = (
         "3. Through the trained window",
         "Nothing evicted up to 1.5 trained windows, against a kept beginning, and against sinks "
         "and recent tokens whose positions stay within the window (C1's control).\n",
-        lambda run: [sentence(window(run))],
+        window_answers,
         _only(window_changes, losses),
         "Where conversations are joined (`through_window_joined`), what follows a seam owes "
         "nothing to what precedes it. A model with a longer window than its training in practice "

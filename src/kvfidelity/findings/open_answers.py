@@ -19,7 +19,7 @@ from kvfidelity.findings.wording import (
     number,
     per_model,
 )
-from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, NO_ARM
+from kvfidelity.records.arms import CONTROL, CROSS_ENTROPY, NO_ARM, SKIPS
 from kvfidelity.report.disruption import GOAL, GOAL_LEFT_OUT
 from kvfidelity.report.open_questions import ALPHA, CONTROLS
 
@@ -52,12 +52,35 @@ def training(run: PublishedRun) -> str:
         if changes := training_changes(run, loss):
             gained, lost, behind = changes
             return (
-                f"with 99% kept by attention, stale positions cost {lost} nats per token against "
-                f"rerotated ones; training{said} on evicted states changes that loss by {gained} "
-                "against the same training with nothing evicted, and the trained model with stale "
-                f"positions loses {behind} against the untrained one with rerotated positions"
+                f"on these dialogues, with 99% kept by attention, stale positions cost {lost} nats "
+                f"per token against rerotated ones; training{said} on evicted states changes that "
+                f"loss by {gained} against {AGAINST[loss]}{_jumps(run, loss)}, and the trained "
+                f"model with stale positions loses {behind} against the untrained one with rerotated positions"
             )
     return NOT_MEASURED
+
+
+#: What a training on evicted states is compared with, by the ending of its arm's name.
+AGAINST = {
+    "": "the control, whose loss is zero from the start",
+    f"_{CROSS_ENTROPY}": "the same training with nothing evicted",
+}
+
+
+def _jumps(run: PublishedRun, loss: str) -> str:
+    """What the training on jumps of positions changes, which evicts nothing."""
+    rows = run.tables["finetuning"].filter(
+        measure="reference_nll",
+        policy=PAPER_POLICY,
+        positions=STALE,
+        arm=f"{SKIPS}{loss}",
+        against=f"{CONTROL}{loss}",
+        against_positions=STALE,
+    )
+    if rows.height != 1:
+        return ""
+    found = change(rows.row(0, named=True))
+    return f" (training on jumps of positions with nothing evicted by {found})"
 
 
 def training_changes(run: PublishedRun, loss: str = "") -> tuple[str, ...]:
@@ -94,7 +117,7 @@ def disruption(run: PublishedRun) -> str:
         f"the fitted measure orders cells by their loss with a rank correlation of {over}, where "
         f"{GOAL} was the goal, and with {number(least | {'mean': least['correlation']})} in the "
         f"worst group that it was not fitted on ({least['factor']} {least['group']}), where "
-        f"{GOAL_LEFT_OUT} was"
+        f"{GOAL_LEFT_OUT} was{_simpler(run)}"
     )
     penalties = [
         f"{number(row)} with {row['positions']} positions"
@@ -104,6 +127,19 @@ def disruption(run: PublishedRun) -> str:
         text += f"; as a penalty in eviction it changes the loss by {' and '.join(penalties)}"
         text += _still_lost(run)
     return text
+
+
+def _simpler(run: PublishedRun) -> str:
+    """The strongest measure that nothing was fitted for, over the same cells."""
+    rows = run.tables["predictor_validation"].filter(factor="none").drop_nulls("correlation")
+    rows = rows.filter(pl.col("metric") != FITTED).sort(pl.col("correlation").abs())
+    if rows.is_empty():
+        return ""
+    row = rows.row(-1, named=True)
+    return (
+        f"; the strongest measure that needs no fit, `{row['metric']}`, reaches "
+        f"{number(row | {'mean': row['correlation']})}"
+    )
 
 
 def _still_lost(run: PublishedRun) -> str:
@@ -133,13 +169,15 @@ def healing(run: PublishedRun) -> str:
     text = (
         f"over {tried.height} notices, ghost slots and other healings, each of a policy, a "
         f"position mode and a budget, the loss right after an eviction is surely lower with "
-        f"{fewer} and surely higher with {more}"
+        f"{fewer} and surely higher with {more} (p below {ALPHA} by Holm's method over all of them)"
     )
     if again.height:
         fewer, more = _sure(again)
+        alone = run.tables["claims"].filter(claim="Q4-refresh")
         text += (
             f"; reading the kept text again from scratch surely lowers it in {fewer} of "
-            f"{again.height} cells and surely raises it in {more}"
+            f"{again.height} cells and surely raises it in {more} (of "
+            f"`{RECENT}` alone, not adjusted: {_listed(alone)})"
         )
     notice = run.tables["claims"].filter(claim="Q4-notice")
     if notice.height:

@@ -47,8 +47,9 @@ What the runs of `make findings` say about arXiv
 Every result below is in a table under [findings/](findings/); a program writes it from there.
 
 - **Loss** (excess NLL): nats per token by which the dataset's replies are less likely than in the
-  baseline, which evicts nothing. **Margin lost**: nats by which the right answer to a question
-  about a planted fact loses its lead over wrong ones, against the baseline. Above 0 is worse.
+  baseline, which evicts nothing. **Margin lost**: nats per token of the answer by which the right
+  answer to a question about a planted fact loses its lead over wrong ones, against the baseline.
+  Above 0 is worse.
 - **Positions** of what is kept after an eviction: `stale` (as in the paper: new tokens count from
   the shrunken cache's length, old ones keep their places), `original` (each token has its place in
   the conversation), `rerotated` (they are counted again within the cache). The last two are
@@ -88,9 +89,6 @@ def _first(runs: Sequence[PublishedRun]) -> Iterator[str]:
     yield "## The paper's open questions\n"
     answers = enumerate(open_answers(runs), start=1)
     yield "\n".join(f"{place}. {text}" for place, text in answers)
-    labels = sorted({run.facts["label"] for run in runs if run.facts["label"]})
-    if labels:
-        yield f"Runs so labelled ({'; '.join(labels)}) are not what `make findings` makes on a GPU."
 
 
 def _models(runs: Sequence[PublishedRun]) -> Iterator[str]:
@@ -123,9 +121,13 @@ def _verdicts(runs: Sequence[PublishedRun], claims: Path | None) -> Iterator[str
     yield "## Verdicts\n"
     yield (
         "Of each claim of [config/claims.yaml](../config/claims.yaml), which says what is measured "
-        "and against which margin, per model: supported if all of the interval is on the claimed "
-        "side of the margin, contradicted if none of it is, else not decided; with the estimate "
-        "and its interval, or the range of the estimates where several cells test it.\n"
+        "and against which margin, per model: supported if all of the interval that decides is on "
+        "the claimed side of the margin, contradicted if none of it is, else not decided. At a "
+        "margin of 0 that is the 95% interval shown; beyond another margin a 99% one, shown too "
+        "where the 95% one alone would have decided ([metrics.md](metrics.md#intervals-and-"
+        "decisions)). With the estimate and its interval, or the range of the estimates where "
+        "several cells test it. Claims are decided one by one, not adjusted for how many there "
+        "are.\n"
     )
     yield from verdict_tables(runs, read_claims(claims or workflow_file(CLAIMS)))
     yield from _missing(runs)

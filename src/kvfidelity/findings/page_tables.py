@@ -43,11 +43,12 @@ def summary(run: PublishedRun) -> Shown:
                 percent(row["recalled"]),
                 percent(row["recalled_baseline"]),
                 str(row["n_questions"]),
+                str(row["n_turns"]),
                 str(row["n_dialogues"]),
             ]
         )
     head = ["policy", "excess NLL, stale", "excess NLL, rerotated", "margin lost, rerotated"]
-    head += ["right", "right, baseline", "questions", "dialogues"]
+    head += ["right", "right, baseline", "questions", "turns of the loss", "their dialogues"]
     caption = "With 2,000 of 5,600 tokens kept, the least loss with rerotated positions first"
     return caption, head, lines
 
@@ -67,7 +68,8 @@ def losses(run: PublishedRun) -> Shown:
         size = sizes.get(str(threshold), "own size")
         lines.append([str(policy), str(threshold), size, *cells, " to ".join(map(str, counts))])
     head = ["policy", "threshold", "kept", *modes, "dialogues"]
-    return "Excess NLL, nats per token", head, lines
+    inside = " of turns inside the trained window" if run.finding.question == "window" else ""
+    return f"Excess NLL{inside}, nats per token", head, lines
 
 
 def forgetting(run: PublishedRun) -> Shown:
@@ -274,15 +276,20 @@ def timing(run: PublishedRun) -> Shown:
             megabytes(row["cache_bytes_end"]),
             *(decimal(_ms(row[name]), 1) for name in ("ttft_s", "tpot_s")),
             rounded(row["decode_tokens_per_s"]),
-            *(decimal(row[name], 2) for name in ("eviction_ms", "scoring_ms")),
+            *(decimal(row[name], 2) for name in ("scoring_ms", "eviction_ms")),
             str(row["n_evictions"]),
+            str(row["n_turns"]),
             str(row["n_dialogues"]),
         ]
         for row in run.tables["timing"].to_dicts()
     ]
     head = ["policy", "positions", "cache", "first token, ms", "further token, ms", "tokens/s"]
-    head += ["eviction, ms", "ranking, ms", "evictions", "dialogues"]
-    return "Medians over dialogues of the same turns", head, lines
+    head += ["ranking, ms", "moving, ms", "evictions", "turns", "dialogues"]
+    caption = (
+        "Medians over dialogues of the same turns, ranking and moving per eviction; where fewer "
+        "than half of the turns evict, the median first token waits for none"
+    )
+    return caption, head, lines
 
 
 def _ms(seconds: float | None) -> float | None:

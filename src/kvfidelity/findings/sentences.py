@@ -10,7 +10,7 @@ import polars as pl
 from kvfidelity.findings import advice
 from kvfidelity.findings.published import PublishedRun, of_question
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
-from kvfidelity.findings.verdicts import NOT_MEASURED
+from kvfidelity.findings.verdicts import NOT_MEASURED, verdict
 from kvfidelity.findings.wording import (
     BEGINNING,
     CORRECTED,
@@ -51,9 +51,14 @@ def _paper_setting(runs: Sequence[PublishedRun]) -> str:
     """The dataset's replies, and the model's own where they were run."""
     own = {run.model: own_scores(run) for run in runs if run.finding.name == "paper_own"}
 
+    past = {run.model: own_past_window(run) for run in runs if run.finding.name == "paper_own"}
+
     def clause(run: PublishedRun) -> str:
         scores = own.get(run.model, "")
-        return f"{paper(run)}; {scores}" if scores else paper(run)
+        if not scores:
+            return paper(run)
+        beyond = past[run.model]
+        return f"{paper(run)}; {scores}{f' ({beyond})' if beyond else ''}"
 
     return _joined(runs, "paper_reference", "The paper's setting", clause)
 
@@ -116,6 +121,49 @@ def own_scores(run: PublishedRun) -> str:
     )
 
 
+#: Of own replies with a likelihood, the share inside the trained window from which on the rest is
+#: not spoken of.
+NEARLY_ALL = 0.9
+
+
+def own_past_window(run: PublishedRun) -> str:
+    """How many own replies are past the trained window, where their likelihood is no measure; empty
+    where nearly all are inside."""
+    place = {"policy": PAPER_POLICY, "positions": STALE, "threshold": PAPER_THRESHOLD}
+    whole = run.tables["own_replies"].filter(**place)
+    inside = run.tables["claims"].filter(claim=INSIDE_WINDOW, **place).drop_nulls("n_turns")
+    if whole.height != 1 or inside.height != 1:
+        return ""
+    pairs, within = whole["n_pairs"][0], inside["n_turns"][0]
+    if within >= NEARLY_ALL * pairs:
+        return ""
+    return (
+        f"{within} of the {pairs} replies compared with the baseline's are inside the trained "
+        "window; past it this score, which is made of their likelihood, is no measure of quality"
+    )
+
+
+#: Claims of own replies that are of turns inside the trained window alone: against the baseline,
+#: and the beginning alone against attention.
+INSIDE_WINDOW, INSIDE_GIST = "C2-likelihood", "C4a-likelihood"
+
+
+def _inside_window(run: PublishedRun) -> list[str]:
+    beyond = own_past_window(run)
+    rows = run.tables["claims"].filter(
+        claim=INSIDE_GIST, policy=PAPER_GIST, threshold=PAPER_THRESHOLD
+    )
+    if not beyond or rows.height != 1:
+        return []
+    row = rows.row(0, named=True)
+    found = number(row | {"mean": row["estimate"]})
+    return [
+        f"Scores and NLL here and in the tables below are of all turns: {beyond}. Inside it the "
+        f"NLL with the first 2,000 tokens alone is {found} nats per token against 99% by attention "
+        "with stale positions."
+    ]
+
+
 def own_replies(run: PublishedRun) -> list[str]:
     """What own replies are like in the paper's setting: how many end, repetition, the formula's
     score, and how much less likely they are than the baseline's."""
@@ -138,7 +186,7 @@ def own_replies(run: PublishedRun) -> list[str]:
         if policy != "baseline" and row["lost"] is not None:
             parts.append(f"NLL lost {number(row, 'lost')} nats per token")
         texts.append(f"{name}: {', '.join(parts)}.")
-    return texts
+    return texts + _inside_window(run)
 
 
 def budgets(source: Source) -> str:
@@ -194,19 +242,20 @@ def recall(source: Source) -> str:
         f"of {least['n_questions']} questions about planted facts the baseline answers "
         f"{percent(least['recalled_baseline'])} right; with "
         f"{kept(source, source.thresholds[0])} of 5,600 tokens kept and corrected positions, "
-        f"of {rows.height} policies `{least['policy']}` forgets least ({_forgets(least)}) and "
-        f"`{most['policy']}` most ({_forgets(most)}){_overlap(least, most)}"
+        f"of {rows.height} policies `{least['policy']}` has the least margin lost "
+        f"({_forgets(least)}) and `{most['policy']}` the most ({_forgets(most)})"
+        f"{_overlap(least, most)}"
     )
 
 
 def _overlap(least: Mapping[str, Any], most: Mapping[str, Any]) -> str:
     ends = least["margin_lost_high"], most["margin_lost_low"]
-    return "" if None in ends or ends[0] < ends[1] else "; their intervals overlap"
+    sure = None in ends or ends[0] < ends[1]
+    return "" if sure else "; their intervals overlap, so none surely forgets less than another"
 
 
 def _forgets(row: Mapping[str, Any]) -> str:
-    right, lost = percent(row["recalled"]), number(row, "margin_lost")
-    return f"{right} right, margin lost {lost} nats"
+    return f"{number(row, 'margin_lost')} nats per token, {percent(row['recalled'])} right"
 
 
 def _windows(runs: Sequence[PublishedRun]) -> str:
@@ -231,6 +280,21 @@ def window(run: PublishedRun) -> str:
         f"with nothing evicted {way} past {run.facts['trained_window']:,} tokens: "
         f"{number(at)} nats per token just past it, {number(beyond)} from 1.25 to 1.5 times it"
     )
+
+
+#: Claims of what is past the trained window, where `policies` has no turns.
+PAST_WINDOW = ("C1c", "C4b")
+
+
+def window_answers(run: PublishedRun) -> list[str]:
+    """The change of the baseline, and the decisions of claims past the window."""
+    text = window(run)
+    said = [f"{text[:1].upper()}{text[1:]}."]
+    for claim in PAST_WINDOW:
+        rows = run.tables["claims"].filter(claim=claim).drop_nulls("estimate")
+        if rows.height:
+            said.append(f"Past the window, {claim} (see Verdicts) is {verdict(rows)}.")
+    return said
 
 
 def cost(run: PublishedRun) -> str:

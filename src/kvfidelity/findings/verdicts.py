@@ -42,7 +42,7 @@ def claim_rows(runs: Sequence[PublishedRun], model: str) -> pl.DataFrame:
     parts = [
         run.tables["claims"]
         .filter(pl.col("decision") != NOT_TESTED)
-        .with_columns(finding=pl.lit(run.finding.name))
+        .with_columns(finding=pl.lit(run.finding.name), label=pl.lit(run.facts["label"]))
         for run in runs
         if run.model == model
     ]
@@ -85,9 +85,26 @@ def _estimate(row: Mapping[str, Any]) -> str:
     if row["estimate"] is None:
         return "no estimate"
     return (
-        f"{signed(row['estimate'], 2)} {interval(row, 2)}{_share(row)}, "
-        f"{count(row['n_dialogues'], 'dialogue')}"
+        f"{signed(row['estimate'], 2)} {interval(row, 2)}{_stricter(row)}{_share(row)}, "
+        f"{count(row['n_dialogues'], 'dialogue')}{_label(row)}"
     )
+
+
+def _stricter(row: Mapping[str, Any]) -> str:
+    """The margin of an undecided claim, and the interval that decided where the shown one would
+    have said otherwise."""
+    margin = row.get("margin")
+    if row.get("decision") != UNDECIDED or not margin:
+        return ""
+    text = f", margin {signed(margin, 2)}"
+    if row["low"] is None or row["low"] <= margin <= row["high"] or row["strict_low"] is None:
+        return text
+    ends = {end: row[f"strict_{end}"] for end in ("low", "high")}
+    return f", 99% {interval({**row, **ends}, 2)}{text}"
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f" ({row['label']})" if row.get("label") else ""
 
 
 def verdict_tables(runs: Sequence[PublishedRun], known: Sequence[Claim]) -> Iterator[str]:

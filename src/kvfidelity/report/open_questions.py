@@ -103,7 +103,7 @@ def _middle(own: Mapping[str, Any], pairs: pl.DataFrame) -> str:
         for word, names in (("less", less), ("more", more))
         if names
     ]
-    said = " and ".join(verdicts) or "is surely better or worse than none of them"
+    said = " and ".join(verdicts) or "surely differs from none of them"
     where = f"{others} of other policies within {MARGIN} of {REFERENCE}'s loss"
     return f"{start}; next to {where} it {said}."
 

@@ -55,8 +55,9 @@ main                                  loads the model, starts runs, computes the
 With a batch of one, `server` does all in the main thread, and `liveness` watches the client.
 
 Where the rest is: `server` serves one request at a time; `batch_server` computes several runs in
-one batch, and runs that follow ahead of their requests (`runs`); `requests` is what both have in
-common, `protocol` the messages; `job` is what a job asks for, and `generator` does that work.
+one batch (`runs`), and those that follow ahead of their requests (`ahead`); `requests` is what both
+have in common, `protocol` the messages; `job` is what a job asks for, and `generator` does that
+work.
 `command` is the command line of jobs, `gpus` assigns GPUs, `claims` says which GPU a planned run
 belongs to, `serving` what a worker serves, `usage` measures a job, and `salvage` keeps finished
 runs of a cluster job that is killed.

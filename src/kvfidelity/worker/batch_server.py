@@ -19,14 +19,13 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
-from kvfidelity.bounded_json import parse_json
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import BatchScheduler, RestartError
+from kvfidelity.worker.ahead import AheadPlan
 from kvfidelity.worker.generator import Generator, execute, only_weights_differ
 from kvfidelity.worker.job import GenerateJob, WorkerConfig, job_from
 from kvfidelity.worker.listener import Listener
@@ -40,10 +39,6 @@ from kvfidelity.worker.requests import (
 )
 from kvfidelity.worker.runs import Client, Run, RunContent
 
-#: Runs computed ahead and not asked for yet: at most this many batches of them, and these bytes.
-#: Meanwhile all jobs that run at once may wait for another worker of the same GPU: with 4 batches a
-#: worker of three was idle for 10 s of its first 60.
-BATCHES_AHEAD, BYTES_AHEAD = 8, 512 * 2**20
 #: Seconds without a client after which nothing further is computed ahead.
 AHEAD_IDLE_S = 60.0
 #: With results that no job has asked for, a worker stays idle so many times as long: all jobs that
@@ -77,19 +72,12 @@ class BatchServer:
         self.config = config
         self._handler = RequestHandler(config, (RestartError,), previous)
         self._batch_size = config.batch_size
-        self._most_ahead = BATCHES_AHEAD * config.batch_size
         self._scheduler: BatchScheduler[None] | None = None
         self._runs: list[Run] = []
-        self._planned: deque[RunContent] = deque()
-        # Hashes of the content of runs that have ended, whose jobs are answered or to be asked.
-        self._past: set[int] = set()
-        self._asked: Client | None = None
-        # Whether the last plan reached its end: naming the rest takes a client as long as its job.
-        self._plan_ended = False
+        self._plan = AheadPlan(config.batch_size)
         #: Clients that need another configuration, and their requests.
         self._mismatched: list[tuple[socket.socket, Message]] = []
         self._last_client_s = time.monotonic()
-        self._looks_ahead = True
         self._exiting = self._stopped = self._deserted = self._broken = False
         self._lock = threading.Lock()
         self._advancing = threading.Event()
@@ -245,7 +233,7 @@ class BatchServer:
     def _expects_clients(self) -> bool:
         """Whether jobs of runs that were computed ahead will come: the workflow starts them before
         those of another model, but processes that start together connect in any order."""
-        ahead = bool(self._ahead() or self._planned)
+        ahead = bool(self._ahead() or self._plan)
         return ahead and time.monotonic() - self._last_client_s < LATE_CLIENT_S
 
     def _computing(self) -> bool:
@@ -290,22 +278,13 @@ class BatchServer:
             known = next((run for run in self._runs if content and run.content == content), None)
             if known is not None and known.client is None and not alone:
                 known.attach(job, client)
-                self._ask_what_follows(client)
+                self._plan.ask(client, self._ahead())
                 return
-        # It was not in the plan: there may be another.
-        self._plan_ended = False
-        # A crash is blamed on the run that is alone: then nothing else is computed.
-        self._looks_ahead &= not alone
+        self._plan.reopen()
+        if alone:  # a crash is blamed on it: then nothing else is computed
+            self._plan.stop()
         self._runs.append(Run(content, job, client, alone, ended=self._wake))
-        self._ask_what_follows(client)
-
-    def _ask_what_follows(self, client: Client) -> None:
-        # Early enough that a batch follows another without waiting for clients.
-        few = len(self._planned) + self._ahead() <= (BATCHES_AHEAD - 1) * self._batch_size
-        asks = self._looks_ahead and self._asked is None and not self._plan_ended
-        if asks and client.plans and few:
-            self._asked = client
-            client.send({"event": "which_next", "limit": self._most_ahead})
+        self._plan.ask(client, self._ahead())
 
     def _ahead(self) -> int:
         return sum(run.client is None for run in self._runs)
@@ -335,37 +314,13 @@ class BatchServer:
                 log_dropped_client(ValueError("its message is too long"))
                 client.gone = True
             elif client.inbox.endswith(b"\n"):
-                self._take_plan(client)
-        if self._asked is not None and self._asked.gone:
-            self._asked = None
+                self._plan.take(client, self._runs)
+        if self._plan.asked is not None and self._plan.asked.gone:
+            self._plan.asked = None
 
     def _patience(self) -> float:
         """Seconds to wait for clients: none while there is something to compute."""
         return 0.0 if self._computing() or self._startable() else POLL_S
-
-    def _take_plan(self, client: Client) -> None:
-        text, client.inbox, self._asked = client.inbox, b"", None
-        try:
-            message = parse_json(text)
-            entries = [
-                (entry["spec"], entry["pool"], entry["dialogue"]) for entry in message["next"]
-            ]
-            self._plan_ended = not message["more"]
-            if not all(isinstance(value, str) for entry in entries for value in entry):
-                raise TypeError("a planned run is an object of texts")
-        except (ValueError, KeyError, TypeError) as error:
-            log_dropped_client(error)
-            client.gone = True
-            return
-        known = {run.content for run in self._runs} | set(self._planned)
-        for entry in entries:
-            try:
-                content = RunContent.of(*entry)
-            except (OSError, ValueError):
-                continue
-            # A plan is as old as its client's look at the artifacts: a run may have ended since.
-            if content not in known and hash(content) not in self._past:
-                self._planned.append(content)
 
     def _next_to_start(self) -> Run | None:
         with self._lock:
@@ -390,17 +345,10 @@ class BatchServer:
     def _plan_ahead(self) -> None:
         """Turn planned runs into runs while there is room for their results."""
         recent = time.monotonic() - self._last_client_s < AHEAD_IDLE_S
-        if not self._looks_ahead or self._exiting or not recent:
-            self._planned.clear()
-        while (
-            self._planned
-            and self._ahead() < self._most_ahead
-            and sum(run.nbytes for run in self._runs) < BYTES_AHEAD
-        ):
-            content = self._planned.popleft()
-            known = hash(content) in self._past
-            if not known and all(run.content != content for run in self._runs):
-                self._runs.append(Run(content, ended=self._wake))
+        if self._exiting or not recent:
+            self._plan.postpone()
+        for content in self._plan.due(self._runs):
+            self._runs.append(Run(content, ended=self._wake))
 
     def _load(self, run: Run) -> bool:
         """Load the model; if that fails, all requests get the error."""
@@ -455,13 +403,13 @@ class BatchServer:
             if run.client is None and run.records is not None:
                 self._pack(run)
                 continue  # kept for its job
-            if run.client is not None and run.client is self._asked and not run.client.gone:
+            if run.client is not None and run.client is self._plan.asked and not run.client.gone:
                 continue  # its plan is on its way, and comes before the result is of use
             self._runs.remove(run)
             run.task = None  # it refers to the run: what was computed would stay in memory
             self._note_health(run.healthy)
             if run.content is not None:
-                self._past.add(hash(run.content))
+                self._plan.note_ended(run.content)
             if run.client is not None:
                 self._writing.add(self._writer.submit(self._answer, run, run.client))
 
