@@ -51,11 +51,12 @@ def training(run: PublishedRun) -> str:
     ):
         if changes := training_changes(run, loss):
             gained, lost, behind = changes
+            against = f"{AGAINST[loss]}{_jumps(run, loss)}"
             return (
                 f"on these dialogues, with 99% kept by attention, stale positions cost {lost} nats "
                 f"per token against rerotated ones; training{said} on evicted states changes that "
-                f"loss by {gained} against {AGAINST[loss]}{_jumps(run, loss)}, and the trained "
-                f"model with stale positions loses {behind} against the untrained one with rerotated positions"
+                f"loss by {gained} against {against}, and the trained model with stale positions "
+                f"loses {behind} against the untrained one with rerotated positions"
             )
     return NOT_MEASURED
 
