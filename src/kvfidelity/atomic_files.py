@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import re
@@ -42,6 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of a file. Only for files that one process at a time
+    writes, such as a job's outputs: another's would be gone while it is written."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

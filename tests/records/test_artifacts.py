@@ -19,6 +19,15 @@ from kvfidelity.records.artifacts import digest, read_metadata, read_parquet, wr
 FRAME = pl.DataFrame({"turn": [0, 1], "reply": ["a", None], "ttft_s": [0.1, 0.2]})
 
 
+def test_what_a_killed_job_left_of_a_file_goes_when_the_file_is_made(tmp_path: Path) -> None:
+    names = [".a[1].parquet.tmp-1", ".a[1].parquet.tmp-4194305"]
+    others = [".a1.parquet.tmp-1", ".b.parquet.tmp-1", "a[1].parquet.tmp-1"]
+    for name in names + others:
+        (tmp_path / name).write_bytes(b"half")
+    write_parquet(pl.DataFrame({"n": [1]}), tmp_path / "a[1].parquet", kind="turns")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].parquet", *others}
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "turns.parquet"
     write_parquet(FRAME, file, kind="turns", metadata={"code": "abc"})

@@ -50,6 +50,8 @@ def test_a_stored_run_is_restored_as_it_was(tmp_path: Path, make_job: GenerateJo
     finished.store(CONFIG, make_job)
     finished.store(CONFIG, make_job)
     delete(make_job)
+    # What the killed job was writing when it died.
+    (tmp_path / "run/.turns.parquet.tmp-4194305").write_text("half")
     assert finished.restore(CONFIG, make_job)
     assert Path(make_job.evictions).read_text() == "evictions"
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [

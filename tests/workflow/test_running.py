@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     expected = finished.digests()
     del expected["results/tables/jobs.parquet"]  # is made with the page
     assert project.digests() == expected
-    assert not list(project.folder.glob("results/**/.*tmp-*.parquet"))
+    assert not list((project.folder / "results").rglob(".*.parquet.tmp-*"))
 
 
 @pytest.mark.long(20)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from kvfidelity.atomic_files import replacing
+from kvfidelity.atomic_files import remove_leftovers, replacing
 from kvfidelity.errors import UserError
 from kvfidelity.records.schema_text import schema_text
 from kvfidelity.records.schema_version import SCHEMA_VERSION
@@ -67,10 +67,11 @@ def parquet_content(
 
 
 def write_content(content: memoryview, path: Path) -> None:
-    """Write a file as a whole.
+    """Write a file as a whole, and remove what a killed job left of it.
 
     By Python: polars loses the number of the system's error, such as that of a full disk.
     """
+    remove_leftovers(path)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from kvfidelity.atomic_files import temporary_path
+from kvfidelity.atomic_files import remove_leftovers, temporary_path
 from kvfidelity.records.grid import GENERATED
 from kvfidelity.worker.job import GenerateJob, WorkerConfig
 
@@ -43,6 +43,7 @@ class SalvagedRuns:
             shutil.rmtree(kept)
             return False
         for name, path in _outputs(job).items():
+            remove_leftovers(path)
             _link(kept / name, path)
         return True
 
