@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import json
 import os
 import re
@@ -48,8 +47,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of a file. Only for files that one process at a time
     writes, such as a job's outputs: another's would be gone while it is written."""
-    for file in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        file.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        return
+    for file in path.parent.iterdir():
+        if TEMPORARY.fullmatch(file.name) and file.name.startswith(f".{path.name}.tmp-"):
+            file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
