@@ -1,4 +1,4 @@
-"""What a training keeps in memory, and what it does where there is none left."""
+"""What a training keeps in memory, and what it does when memory runs out."""
 
 from __future__ import annotations
 
