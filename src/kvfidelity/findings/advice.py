@@ -10,7 +10,7 @@ import polars as pl
 from kvfidelity.findings.published import PublishedRun
 from kvfidelity.findings.sources import MODES, RECALL, Source, kept, sources
 from kvfidelity.findings.verdicts import NOT_MEASURED
-from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, number, per_model
+from kvfidelity.findings.wording import BEGINNING, CORRECTED, STALE, apart, number, per_model
 from kvfidelity.report.formatting import percent
 from kvfidelity.report.paper_tables import markdown
 
@@ -123,8 +123,7 @@ def _why(source: Source) -> str:
         f"`{pick['policy']}` {number(pick)}) but forgets {_than(least, pick)}: margin lost "
         f"{_forgotten(least)}, against {_forgotten(pick)}; the baseline answers {asked} right"
     )
-    apart = least["margin_lost_low"], pick["margin_lost_high"]
-    if None in apart or apart[0] <= apart[1]:
+    if not apart(pick, least, "margin_lost"):
         text += ". The intervals of these margins overlap, so the choice is not a sure one"
     return (
         f"{text}.{_next_best(board, pick)} Where no earlier fact is asked for again, "
@@ -139,10 +138,10 @@ def _next_best(board: pl.DataFrame, pick: dict[str, Any]) -> str:
     if rows.is_empty():
         return ""
     row = rows.sort("margin_lost", "mean", "policy").row(0, named=True)
-    ends = pick["margin_lost_high"], row["margin_lost_low"]
-    sure = None not in ends and ends[0] < ends[1]
-    overlap = "their intervals do not overlap" if sure else "their intervals overlap"
-    return f" The next by margin lost is `{row['policy']}`, {_forgotten(row)}: {overlap}."
+    how = "do not overlap" if apart(pick, row, "margin_lost") else "overlap"
+    return (
+        f" The next by margin lost is `{row['policy']}`, {_forgotten(row)}: their intervals {how}."
+    )
 
 
 def _than(least: dict[str, Any], pick: dict[str, Any]) -> str:
@@ -226,7 +225,7 @@ def _beginning(source: Source) -> str:
 
 def _apart(below: Sequence[dict[str, Any]], gist: dict[str, Any]) -> str:
     """How many policies' whole interval lies below the beginning's."""
-    if not below or gist["low"] is None:
+    if not below:
         return ""
-    sure = sum(row["high"] is not None and row["high"] < gist["low"] for row in below)
+    sure = sum(bool(apart(row, gist)) for row in below)
     return f" ({sure or 'none'} with an interval wholly below its own)"

@@ -19,6 +19,7 @@ from kvfidelity.findings.wording import (
     PAPER_THRESHOLD,
     RECENT,
     STALE,
+    apart,
     cell,
     number,
     per_model,
@@ -249,9 +250,8 @@ def recall(source: Source) -> str:
 
 
 def _overlap(least: Mapping[str, Any], most: Mapping[str, Any]) -> str:
-    ends = least["margin_lost_high"], most["margin_lost_low"]
-    sure = None in ends or ends[0] < ends[1]
-    return "" if sure else "; their intervals overlap, so none surely forgets less than another"
+    overlap = "; their intervals overlap, so none surely forgets less than another"
+    return overlap if apart(least, most, "margin_lost") is False else ""
 
 
 def _forgets(row: Mapping[str, Any]) -> str:

@@ -33,6 +33,14 @@ def change(row: Mapping[str, Any]) -> str:
     return number({**row, "mean": row["difference"]})
 
 
+def apart(less: Mapping[str, Any], more: Mapping[str, Any], name: str = "") -> bool | None:
+    """Whether the interval of NAME in one row lies wholly below that in the other; None if an end
+    is missing."""
+    prefix = f"{name}_" if name else ""
+    high, low = less[f"{prefix}high"], more[f"{prefix}low"]
+    return None if high is None or low is None else bool(high < low)
+
+
 def cell(run: PublishedRun, policy: str, positions: str, threshold: str) -> dict[str, Any] | None:
     """The row of `policies` of a cell; None if there is not one."""
     rows = run.tables["policies"].filter(policy=policy, positions=positions, threshold=threshold)
