@@ -20,7 +20,8 @@ def turn(cell: dict[str, str], dialogue: int, number: int, **values: Any) -> dic
     row = cell | {"dialogue": f"{dialogue:03d}", "turn": number, "seed": 0, "replies": "own"}
     row |= {"kind": "baseline" if baseline else "sliding_window_gist"}
     row |= {"after_eviction": not baseline and number > 0, "finish_reason": "eos"}
-    row |= {"reply_token_count": 10, "reply_nll_baseline": 1.0, "reply_nll_baseline_history": 1.0}
+    row |= {"inside_window": True, "reply_token_count": 10}
+    row |= {"reply_nll_baseline": 1.0, "reply_nll_baseline_history": 1.0}
     return row | {"rep_3": 0.0, "echo_share": 0.0, "chrf": 50.0} | values
 
 
@@ -74,6 +75,23 @@ def test_the_ruined_history_of_a_run_does_not_make_its_replies_good() -> None:
     assert evicted["lost"] == pytest.approx(2.11) and evicted["lost_low"] > 2
     assert (evicted["n_pairs"], evicted["n_unpaired"]) == (12, 0)
     assert base["lost"] is None
+
+
+def test_past_the_trained_window_likelihood_is_left_out_and_words_are_counted() -> None:
+    """Turn 2 is past the window in all runs; in one of the baseline already turn 1 is."""
+    rows = []
+    for dialogue in range(12):
+        for number in (1, 2):
+            late = {"inside_window": number == 1, "rep_3": 0.5 * (number - 1)}
+            rows += [
+                turn(EVICTED, dialogue, number, reply_nll_baseline_history=3.0**number, **late)
+            ]
+            late["inside_window"] &= dialogue > 0
+            rows += [turn(BASELINE, dialogue, number, **late)]
+    base, evicted = own_replies(frame(rows), OPTIONS).sort("policy").to_dicts()
+    assert evicted["history_nll"] == pytest.approx(3) and evicted["lost"] == pytest.approx(2)
+    assert (evicted["n_pairs"], evicted["n_unpaired"], evicted["n"]) == (11, 1, 24)
+    assert evicted["rep_3"] == pytest.approx(0.25) and base["n"] == 24
 
 
 def test_replies_without_a_pair_are_counted() -> None:

@@ -52,6 +52,20 @@ def test_excess_is_paired_and_counts_only_after_an_eviction_inside_the_window(
     assert cells.filter(pl.col("positions") == "stale")["n_turns"].item() == one.height
 
 
+def test_of_two_conversations_of_own_replies_the_longer_one_counts_at_the_window(
+    tables: dict[str, pl.DataFrame],
+) -> None:
+    """On turn 3 the baseline's replies have taken it past the window, and the run's have not."""
+    added = ("after_eviction", "inside_window", "prefill_overshoot_share", "excess_nll")
+    turns = tables["turns"].filter(dialogue="000").drop(*added, "baseline_nll")
+    longer = pl.when(kind="baseline", turn=3).then(WINDOW + 1).otherwise("tokens_seen_end")
+    other = with_excess(turns.with_columns(tokens_seen_end=longer))
+    whole = with_excess(turns)
+    assert whole.filter(turn=3)["inside_window"].all()
+    assert not other.filter(turn=3)["inside_window"].any()
+    assert other.filter(pl.col("turn") != 3).equals(whole.filter(pl.col("turn") != 3))
+
+
 def test_tables_do_not_depend_on_how_many_files_are_read_at_once(
     results: Path, tables: dict[str, pl.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,16 @@ def test_a_reply_that_is_missing_or_not_measured_gets_no_number() -> None:
     assert score(reply="  ") == 1
 
 
+def test_past_the_trained_window_likelihood_is_no_measure_and_gives_no_score() -> None:
+    for reply in ("The ferry leaves at nine.", "  "):
+        past = GOOD | {"reply": reply, "past_window": True}
+        found = formula_verdict(past, "formula", "formula")
+        assert (found.score, found.status) == (None, "past_window")
+    silent = formula_verdict(GOOD | {"reply": None, "past_window": True}, "formula", "formula")
+    assert silent.status == "no_reply"
+    assert score(past_window=False) == score()
+
+
 def test_a_ruined_history_does_not_make_a_reply_likely() -> None:
     """After its own loop a loop is likely; after the baseline's history it is not."""
     assert score(reply_nll_baseline=0.1, reply_nll_baseline_history=4.0) == 3

@@ -75,6 +75,16 @@ def test_all_runs_are_judged_after_the_baselines_history(engine: Engine, tmp_pat
     assert "assistant: la 1" in conversation(alone[:2])
     assert conversation(shown[:2]) == conversation(read_turns(files[1])[:2])
 
+    # Past the trained window in either conversation, likelihood is no measure for either judge.
+    assert not any(row["past_window"] for row in alone + shown)
+    ends = baseline["tokens_seen_end"]
+    long = baseline.with_columns(tokens_seen_end=ends + baseline["trained_window"] - ends[1])
+    write_parquet(long, files[1], kind="turns")
+    for baseline_history in (False, True):
+        later = read_replies(files, texts, baseline_history=baseline_history)
+        for run in runs:
+            assert [row["past_window"] for row in later[run]] == [False, False, True]
+
     # Memory runs out for the baseline at turn 1: there is no conversation before turn 2, and the
     # run's own, ruined one is not shown in its place.
     cut = baseline.head(2).with_columns(

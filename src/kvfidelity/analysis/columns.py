@@ -51,7 +51,7 @@ class Excess:
         Dtype, "", "an eviction has happened in this run before or in this turn"
     ] = pl.Boolean
     inside_window: Annotated[
-        Dtype, "", "the baseline is within its trained window at the end of the turn"
+        Dtype, "", "run and baseline are within the trained window at the end of the turn"
     ] = pl.Boolean
     prefill_overshoot_share: Annotated[
         Dtype,
@@ -500,7 +500,7 @@ class RecallPairs:
         pl.String
     )
     inside_window: Annotated[
-        Dtype, "", "the baseline is within its trained window at the end of the turn"
+        Dtype, "", "run and baseline are within the trained window at the end of the turn"
     ] = pl.Boolean
     chance: Annotated[Dtype, "share", "share of such questions that guessing answers"] = pl.Float64
     after_eviction: Annotated[Dtype, "", "an eviction had happened before the question"] = (
@@ -633,7 +633,8 @@ class MissingVerdicts:
     status: Annotated[
         Dtype,
         "",
-        "why: failed, refused, truncated, unparsable, not_measured, not_finite, no_history",
+        "why: failed, refused, truncated, unparsable, not_measured, past_window, not_finite, "
+        "no_history",
     ] = pl.String
     turn: Annotated[Dtype, "", "number of the turn, from 0"] = pl.Int32
     missing: Annotated[Dtype, "verdicts", "replies without a verdict"] = pl.Int64
@@ -670,7 +671,8 @@ class OwnReplies:
     mean: Annotated[
         Dtype,
         "nats / token",
-        "reply_nll_baseline: token-weighted mean; with own replies a ruined history hides ruin",
+        "reply_nll_baseline: token-weighted mean, inside the window; with own replies a ruined "
+        "history hides ruin",
     ] = pl.Float64
     low: Annotated[
         Dtype, "nats / token", "lower end of the interval; missing with one dialogue"
@@ -679,7 +681,8 @@ class OwnReplies:
     history_nll: Annotated[
         Dtype,
         "nats / token",
-        "reply_nll_baseline_history: token-weighted mean; high if a reply is lost",
+        "reply_nll_baseline_history: token-weighted mean, inside the window; high if a reply is "
+        "lost",
     ] = pl.Float64
     history_nll_low: Annotated[Dtype, "nats / token", "lower end of its interval"] = pl.Float64
     history_nll_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
@@ -692,7 +695,9 @@ class OwnReplies:
     lost_high: Annotated[Dtype, "nats / token", "upper end of its interval"] = pl.Float64
     n_pairs: Annotated[Dtype, "replies", "pairs of replies that lost is over"] = pl.Int64
     n_unpaired: Annotated[
-        Dtype, "turns", "turns on which only one of the two has such an NLL: empty, or no memory"
+        Dtype,
+        "turns",
+        "turns on which only one of the two has such an NLL: empty, no memory, past the window",
     ] = pl.Int64
     n: Annotated[Dtype, "replies", "replies that the row is over, empty ones included"] = pl.Int64
     empty: Annotated[Dtype, "replies", "replies without a token: they have no NLL and no words"] = (

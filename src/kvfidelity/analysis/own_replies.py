@@ -21,7 +21,7 @@ ENDINGS = ("eos", "length")
 AFTER_BASELINE = "reply_nll_baseline_history"
 #: What else the table is made of.
 NEEDED = (
-    *("kind", "after_eviction", "finish_reason", "reply_token_count"),
+    *("kind", "after_eviction", "inside_window", "finish_reason", "reply_token_count"),
     *("reply_nll_baseline", AFTER_BASELINE),
 )
 
@@ -40,8 +40,9 @@ def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame
     """One row per cell, over replies after an eviction; of the baseline over the same turns.
 
     Replies without a token count among the replies and among those that did not come to an end.
-    They have no likelihood and no words, so the means of these are over the others. `lost` is the
-    paired difference from the baseline, in which turns count alike.
+    They have no likelihood and no words, so the means of these are over the others. A likelihood
+    past the trained window is no measure of quality, as in excess NLL: those columns are of replies
+    inside it. `lost` is the paired difference from the baseline, in which turns count alike.
 
     Args:
         turns: the table of that name.
@@ -50,16 +51,18 @@ def own_replies(turns: pl.DataFrame, options: Mapping[str, Any]) -> pl.DataFrame
     # Every step below copies its rows, so only these columns take part.
     turns = turns.select(*{*PAIRED, *CELL_COLUMNS, *NEEDED, *TEXT_MEANS})
     chosen = compared_turns(turns).filter(pl.col("finish_reason").is_in(ENDINGS))
-    pairs = with_baseline(chosen, AFTER_BASELINE)
+    pairs = with_baseline(chosen.filter("inside_window"), AFTER_BASELINE)
     by_cell = dict(pairs.group_by(CELL_COLUMNS))
-    unpaired = unpaired_turns(turns, pl.col(AFTER_BASELINE).is_not_null())
+    measured = pl.col("inside_window") & pl.col(AFTER_BASELINE).is_not_null()
+    unpaired = unpaired_turns(turns, measured)
     tokens = pl.col("reply_token_count")
     rows = []
     for key, part in chosen.group_by(CELL_COLUMNS):
         row = dict(zip(CELL_COLUMNS, key, strict=True))
-        own = column_mean(part, pl.col("reply_nll_baseline"), tokens, options)
+        inside = part.filter("inside_window")
+        own = column_mean(inside, pl.col("reply_nll_baseline"), tokens, options)
         row |= {"mean": own.mean, "low": own.low, "high": own.high}
-        row |= _named("history_nll", column_mean(part, pl.col(AFTER_BASELINE), tokens, options))
+        row |= _named("history_nll", column_mean(inside, pl.col(AFTER_BASELINE), tokens, options))
         row |= {"n": part.height, "empty": part.filter(reply_token_count=0).height}
         row |= {"n_dialogues": part["dialogue"].n_unique()}
         row |= _named("complete", column_share(part, came_to_an_end(), options))

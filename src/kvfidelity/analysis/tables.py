@@ -191,21 +191,24 @@ def with_excess(turns: pl.DataFrame) -> pl.DataFrame:
     """Add `after_eviction`, `inside_window`, the two overshoot shares and `excess_nll`.
 
     excess_nll: nats per token more than the baseline.
+    inside_window: with own replies the two conversations differ in length: the longer one counts.
     prefill_overshoot_share: how far the prompt alone took the cache past the threshold, as a share
         of it: cached 900 before a prompt of 300, threshold 1000, gives 0.2.
     turn_overshoot_share: the same for prompt and reply.
     """
     baseline = turns.filter(pl.col("kind") == "baseline").select(
-        *PAIRED, baseline_nll=pl.col("reference_nll")
+        *PAIRED, baseline_nll=pl.col("reference_nll"), baseline_end=pl.col("tokens_seen_end")
     )
+    joined = turns.join(baseline, on=list(PAIRED), how="left")
+    end = pl.max_horizontal("tokens_seen_end", "baseline_end")
     evicted = pl.col("evictions").fill_null(0).cum_sum().over("run", order_by="turn") > 0
-    return turns.join(baseline, on=list(PAIRED), how="left").with_columns(
+    return joined.with_columns(
         after_eviction=evicted,
-        inside_window=pl.col("tokens_seen_end") <= pl.col("trained_window"),
+        inside_window=end <= pl.col("trained_window"),
         prefill_overshoot_share=_overshoot(pl.col("slots_after_prefill")),
         turn_overshoot_share=_overshoot(pl.max_horizontal("slots_after_prefill", "slots_end")),
         excess_nll=pl.col("reference_nll") - pl.col("baseline_nll"),
-    )
+    ).drop("baseline_end")
 
 
 def _sum_if_known(seconds: pl.Expr) -> pl.Expr:

@@ -39,6 +39,9 @@ def read_replies(
 ) -> dict[str, list[dict[str, Any]]]:
     """The same with the text metrics, for each run of a dialogue.
 
+    `past_window`: whether the turn ends past the trained window in this run or in its baseline,
+    whose likelihood of the reply is then no measure of quality.
+
     Args:
         turns: of the runs, the baselines among them.
         metrics: of all of them.
@@ -59,9 +62,10 @@ def read_replies(
         for file in turns
         for run in [run_of_file(file)]
     }
+    histories = {run: found[other] for run, other in baselines_of(found).items()}
+    found = {run: _with_window(rows, histories[run]) for run, rows in found.items()}
     if not baseline_history:
         return found
-    histories = {run: found[other] for run, other in baselines_of(found).items()}
     return {run: _after_history(rows, histories[run]) for run, rows in found.items()}
 
 
@@ -73,6 +77,20 @@ def baselines_of(runs: Iterable[str]) -> dict[str, str]:
         if key.threshold == NO_THRESHOLD:
             by_seed.setdefault(key.seed, run)
     return {run: by_seed[key.seed] for run, key in keys.items()}
+
+
+def _with_window(
+    rows: list[dict[str, Any]], baseline: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    ends = {row["turn"]: row["tokens_seen_end"] or 0 for row in baseline}
+    return [
+        row
+        | {
+            "past_window": max(row["tokens_seen_end"] or 0, ends.get(row["turn"], 0))
+            > row["trained_window"]
+        }
+        for row in rows
+    ]
 
 
 def _after_history(

@@ -19,6 +19,7 @@ STATUS = (
     "unparsable",
     "no_reply",
     "not_measured",
+    "past_window",
     "not_finite",
     "no_history",
 )

@@ -12,7 +12,8 @@ the reply itself, and nearly all replies of a run end at the length limit.
     score     = 1 + round(9 quality)
 
 The history is the baseline's where its likelihood was measured, so that the replies of all runs of
-a dialogue follow the same conversation: after a ruined history a ruined reply is likely.
+a dialogue follow the same conversation: after a ruined history a ruined reply is likely. Past the
+trained window that likelihood is no measure of quality, so replies there get no score.
 
 The logarithm spreads the scale where the replies of a run are: 0.1 nats are 10, 0.4 are 9, 1 is 7,
 2 are 5, 4 are 3, and 7 are 1.
@@ -28,7 +29,7 @@ from typing import Any, ClassVar
 from kvfidelity.judges.base import Judge
 from kvfidelity.judges.verdict import NOT_FINITE, Verdict, status_without_reply
 
-MODEL = "formula, version 4"
+MODEL = "formula, version 5"
 #: The likelihoods that it takes, the first that there is.
 LIKELIHOODS = ("reply_nll_baseline_history", "reply_nll_baseline")
 
@@ -48,7 +49,8 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
     """The verdict on one turn.
 
     Args:
-        row: `turn`, `reply`, `finish_reason`, `rep_3`, `echo_share` and one of LIKELIHOODS.
+        row: `turn`, `reply`, `finish_reason`, `rep_3`, `echo_share` and one of LIKELIHOODS; of a
+            run's turn also `past_window`, see `judges.replies`.
         judge: its name in the config. rubric: its rubric's name.
     """
     identity = {
@@ -67,6 +69,9 @@ def formula_verdict(row: Mapping[str, Any], judge: str, rubric: str) -> Verdict:
         if row[name] is not None and not math.isfinite(row[name]):
             reason = f"its {name} is {row[name]}"
             return Verdict(**identity, score=None, status=NOT_FINITE, reason=reason)
+    if row.get("past_window"):
+        reason = "past the trained window its likelihood is no measure of quality"
+        return Verdict(**identity, score=None, status="past_window", reason=reason)
     if not row["reply"].strip():
         return Verdict(**identity, score=1, status="ok", reason="an empty reply")
     if row[likelihood] is None:
