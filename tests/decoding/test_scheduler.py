@@ -103,6 +103,30 @@ def test_an_error_in_one_run_is_raised_once_the_others_are_done(engine: Engine) 
     assert len(done) == 2
 
 
+def test_a_count_that_the_steps_cannot_have_made_is_an_error_of_its_run(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three runs: what was overwritten is no reply, and the others go on."""
+    from kvfidelity.decoding.steps_eager import EagerSteps
+
+    real, left = EagerSteps.sync, [1]
+
+    def overwritten(self: EagerSteps, index: int) -> tuple[int, bool]:
+        fed, alive = real(self, index)
+        if index in left:
+            left.remove(index)
+            fed += 5
+        return fed, alive
+
+    monkeypatch.setattr(EagerSteps, "sync", overwritten)
+    together: BatchScheduler[Any] = BatchScheduler(engine, 3)
+    tasks = [together.start(lambda at: run_dialogue(at, talk(2), spec())) for _ in range(3)]
+    while together.running:
+        together.advance()
+    assert [task.error is None for task in tasks] == [True, False, True]
+    assert "its memory was overwritten" in str(tasks[1].error)
+
+
 def test_out_of_memory_of_a_run_alone_is_its_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet, upload
+from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.upload import upload
 
 
 class SlotTable:

@@ -175,6 +175,11 @@ class Decoder:
     def _evict_or_end(self, index: int, sequence: SequenceState) -> bool:
         """Ask the evictor if its step has come; whether the sequence has ended."""
         fed, alive = self.steps.sync(index)
+        if not sequence.fed <= fed <= sequence.launched:
+            raise RuntimeError(
+                f"the device counts {fed} tokens of a reply that were fed in {sequence.launched} "
+                "steps: its memory was overwritten"
+            )
         sequence.evictor.step += fed - sequence.fed
         sequence.fed = fed
         if fed < sequence.launched or fed == sequence.max_new_tokens:
