@@ -26,15 +26,24 @@ def published(finding: str, model: str = SMOLLM2) -> PublishedRun:
     return run
 
 
-def test_scores_past_the_trained_window_are_said_to_be_no_measure() -> None:
+def test_scores_past_the_trained_window_are_left_out_and_counted() -> None:
     run = published("paper_own")
     cell = {"policy": "attention_top_99", "positions": "stale", "threshold": "5600tok"}
-    pairs = run.tables["own_replies"].filter(**cell)["n_pairs"][0]
-    within = run.tables["claims"].filter(claim="C2-likelihood", **cell)["n_turns"][0]
-    assert within < 0.9 * pairs
-    said = f"{within} of the {pairs} replies compared with the baseline's are inside the trained"
+    whole = run.tables["own_replies"].filter(**cell)["n"][0]
+    (scored,) = run.tables["verdict_means"].filter(**cell).to_dicts()
+    assert scored["n"] < 0.9 * whole and scored["missing"] == whole - scored["n"]
+    said = f"inside the trained window ({scored['n']} of {whole} with 99% by attention and stale"
     assert said in sentences.five(RUNS)[0] and said in sentences.own_replies(run)[-1]
-    assert sentences.own_past_window(published("paper_own", QWEN)) == ""
+    assert sentences.replies_inside_window(published("paper_own", QWEN)) == ""
+
+
+def test_scores_are_said_to_differ_where_their_intervals_do() -> None:
+    for model in (SMOLLM2, QWEN):
+        run = published("paper_own", model)
+        scores = run.tables["verdict_means"].filter(pl.col("threshold") == "5600tok")
+        apart = (pl.col("difference_low") > 0) | (pl.col("difference_high") < 0)
+        sure = scores.filter(apart).height
+        assert f"where {sure or 'none'} of the {scores.height} " in sentences.own_scores(run)
 
 
 def row(**other: Any) -> pl.DataFrame:

@@ -449,11 +449,16 @@ def test_own_replies_are_said_as_the_tables_have_them(docs: Path, tmp_path: Path
             | {"policy": policy, "positions": positions, "threshold": threshold, "n": 20}
             | {"complete": complete, "rep_3": repeated, "echo_share": 0.5, "chrf": 0.5}
             | {"lost": lost, "lost_low": lost and lost - 0.1, "lost_high": lost and lost + 0.1}
-            | {"mean": 1.0, "low": 1.0, "high": 1.0}
+            | {"mean": 1.0, "low": 1.0, "high": 1.0, "n_pairs": 20}
             for policy, positions, threshold, lost, complete, repeated in cells
         ]
     )
-    scores = replies.select("policy", "positions", "threshold", judge=pl.lit("formula"), mean=3.75)
+    scores = replies.select("policy", "positions", "threshold", "n").with_columns(
+        judge=pl.lit("formula"),
+        mean=3.75,
+        difference_low=pl.when(policy="gist_2000").then(-2.0),
+        difference_high=pl.when(policy="gist_2000").then(-1.0),
+    )
     run = run_with(docs, "paper_reference", own_replies=replies, verdict_means=scores)
     own = replace(run, finding=finding_named("paper_own"), folder=tmp_path)
     said = next(question for question in QUESTIONS if question.key == "paper").answers(own)
@@ -476,7 +481,7 @@ def test_own_replies_are_said_as_the_tables_have_them(docs: Path, tmp_path: Path
     assert (
         "own replies get 3.75 of 10 from the formula judge with nothing evicted, 3.75 with 99% by "
         "attention and stale positions, 7.25 with corrected ones, and 3.75 with only the first "
-        "2,000 tokens" in setting
+        "2,000 tokens, where 1 of the 3 differences from nothing evicted is sure" in setting
     )
     (file,) = draw(own)
     assert file.name == "own.svg" and b"<svg" in file.read_bytes()[:200]

@@ -115,6 +115,7 @@ def own_replies_table(run: PublishedRun) -> Shown:
             row["threshold"],
             row["positions"],
             number(row, "lost"),
+            str(row["n_pairs"]),
             *(decimal(row[name]) for name in ("rep_3", "echo_share", "chrf")),
             percent(row["complete"]),
             str(row["n"]),
@@ -123,10 +124,20 @@ def own_replies_table(run: PublishedRun) -> Shown:
         for row in run.tables["own_replies"].to_dicts()
         if row["policy"] != "baseline"
     ]
-    head = ["policy", "threshold", "positions", "NLL lost", "rep-3", "echo", "chrF", "ended"]
+    head = [
+        "policy",
+        "threshold",
+        "positions",
+        "NLL lost",
+        "pairs",
+        "rep-3",
+        "echo",
+        "chrF",
+        "ended",
+    ]
     caption = (
         "Own replies; NLL lost: nats per token against the baseline's replies, with nothing "
-        "evicted and the baseline's history"
+        "evicted and the baseline's history, in pairs of which both are inside the trained window"
     )
     return caption, [*head, "replies", "dialogues"], lines
 

@@ -52,14 +52,9 @@ def _paper_setting(runs: Sequence[PublishedRun]) -> str:
     """The dataset's replies, and the model's own where they were run."""
     own = {run.model: own_scores(run) for run in runs if run.finding.name == "paper_own"}
 
-    past = {run.model: own_past_window(run) for run in runs if run.finding.name == "paper_own"}
-
     def clause(run: PublishedRun) -> str:
         scores = own.get(run.model, "")
-        if not scores:
-            return paper(run)
-        beyond = past[run.model]
-        return f"{paper(run)}; {scores}{f' ({beyond})' if beyond else ''}"
+        return f"{paper(run)}; {scores}" if scores else paper(run)
 
     return _joined(runs, "paper_reference", "The paper's setting", clause)
 
@@ -105,8 +100,9 @@ OWN = (
 
 
 def own_scores(run: PublishedRun) -> str:
-    """The formula's mean score of own replies in each cell of `OWN`; empty if one is missing."""
-    scores = []
+    """The formula's mean score of own replies in each cell of `OWN`, and how many differ surely
+    from the baseline's; empty if one is missing."""
+    scores, sure = [], 0
     for _, policy, positions, threshold in OWN:
         rows = run.tables["verdict_means"].filter(
             policy=policy, positions=positions, threshold=threshold, judge=FORMULA
@@ -114,55 +110,35 @@ def own_scores(run: PublishedRun) -> str:
         if rows.height != 1 or rows["mean"][0] is None:
             return ""
         scores.append(decimal(rows["mean"][0]))
+        low, high = rows["difference_low"][0], rows["difference_high"][0]
+        sure += low is not None and (low > 0 or high < 0)
     nothing, stale, corrected, gist = scores
+    inside = replies_inside_window(run)
+    where = f" inside the trained window ({inside})" if inside else ""
     return (
-        f"own replies get {nothing} of 10 from the formula judge with nothing evicted, {stale} "
-        f"with 99% by attention and stale positions, {corrected} with corrected ones, and {gist} "
-        "with only the first 2,000 tokens"
+        f"own replies{where} get {nothing} of 10 from the formula judge with nothing evicted, "
+        f"{stale} with 99% by attention and stale positions, {corrected} with corrected ones, "
+        f"and {gist} with only the first 2,000 tokens, where {sure or 'none'} of the "
+        f"{len(scores) - 1} differences from nothing evicted {'are' if sure > 1 else 'is'} sure"
     )
 
 
-#: Of own replies with a likelihood, the share inside the trained window from which on the rest is
-#: not spoken of.
+#: Where at least this share of own replies is inside the trained window, the rest is not spoken of.
 NEARLY_ALL = 0.9
 
 
-def own_past_window(run: PublishedRun) -> str:
-    """How many own replies are past the trained window, where their likelihood is no measure; empty
-    where nearly all are inside."""
+def replies_inside_window(run: PublishedRun) -> str:
+    """How many own replies are inside the trained window, past which their likelihood is no
+    measure and the formula gives no score; empty where nearly all are inside."""
     place = {"policy": PAPER_POLICY, "positions": STALE, "threshold": PAPER_THRESHOLD}
-    whole = run.tables["own_replies"].filter(**place)
-    inside = run.tables["claims"].filter(claim=INSIDE_WINDOW, **place).drop_nulls("n_turns")
-    if whole.height != 1 or inside.height != 1:
+    replies = run.tables["own_replies"].filter(**place)
+    scores = run.tables["verdict_means"].filter(judge=FORMULA, **place)
+    if replies.height != 1 or scores.height != 1:
         return ""
-    pairs, within = whole["n_pairs"][0], inside["n_turns"][0]
-    if within >= NEARLY_ALL * pairs:
+    whole, inside = replies["n"][0], scores["n"][0]
+    if inside >= NEARLY_ALL * whole:
         return ""
-    return (
-        f"{within} of the {pairs} replies compared with the baseline's are inside the trained "
-        "window; past it this score, which is made of their likelihood, is no measure of quality"
-    )
-
-
-#: Claims of own replies that are of turns inside the trained window alone: against the baseline,
-#: and the beginning alone against attention.
-INSIDE_WINDOW, INSIDE_GIST = "C2-likelihood", "C4a-likelihood"
-
-
-def _inside_window(run: PublishedRun) -> list[str]:
-    beyond = own_past_window(run)
-    rows = run.tables["claims"].filter(
-        claim=INSIDE_GIST, policy=PAPER_GIST, threshold=PAPER_THRESHOLD
-    )
-    if not beyond or rows.height != 1:
-        return []
-    row = rows.row(0, named=True)
-    found = number(row | {"mean": row["estimate"]})
-    return [
-        f"Scores and NLL here and in the tables below are of all turns: {beyond}. Inside it the "
-        f"NLL with the first 2,000 tokens alone is {found} nats per token against 99% by attention "
-        "with stale positions."
-    ]
+    return f"{inside} of {whole} with 99% by attention and stale positions"
 
 
 def own_replies(run: PublishedRun) -> list[str]:
@@ -187,7 +163,13 @@ def own_replies(run: PublishedRun) -> list[str]:
         if policy != "baseline" and row["lost"] is not None:
             parts.append(f"NLL lost {number(row, 'lost')} nats per token")
         texts.append(f"{name}: {', '.join(parts)}.")
-    return texts + _inside_window(run)
+    inside = replies_inside_window(run)
+    if inside:
+        texts.append(
+            f"Scores and NLL are of replies inside the trained window ({inside}), past which the "
+            "baseline's likelihood is no measure of quality. How replies end and repeat is of all."
+        )
+    return texts
 
 
 def budgets(source: Source) -> str:
