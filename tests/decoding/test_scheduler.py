@@ -127,6 +127,31 @@ def test_a_count_that_the_steps_cannot_have_made_is_an_error_of_its_run(
     assert "its memory was overwritten" in str(tasks[1].error)
 
 
+def test_runs_that_are_dropped_leave_nothing_behind(engine: Engine) -> None:
+    """Dropped while they decode or wait: caches are freed, and the next runs are as alone."""
+    alone = run_dialogue(engine, talk(3), spec())
+    caches: list[Any] = []
+
+    def run(at: Engine) -> Any:
+        cache = at.new_cache("original")
+        caches.append(weakref.ref(cache))
+        return run_dialogue(at, talk(3), spec()), cache
+
+    dropped: BatchScheduler[Any] = BatchScheduler(engine, 4)
+    tasks = [dropped.start(run) for _ in range(2)]
+    tasks.append(dropped.start(lambda at: at.scheduler and at.scheduler.wait_until(lambda: False)))
+    tasks.append(dropped.start(run, alone=True))
+    while not dropped._task_of:
+        dropped.advance()
+    assert dropped.running == 4 and len(caches) == 2
+    dropped.abandon()
+    assert dropped.running == 0 and not dropped.full
+    assert all(task.outcome is None for task in tasks)
+    assert [cache() for cache in caches] == [None, None]
+    [again] = run_batch(engine, [lambda at: run_dialogue(at, talk(3), spec())], 4)
+    assert again.turns["reply"].to_list() == alone.turns["reply"].to_list()
+
+
 def test_out_of_memory_of_a_run_alone_is_its_result(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,22 @@ def sync(steps: GraphSteps, index: int) -> tuple[int, bool]:
     return found
 
 
+def test_a_decoder_that_takes_steps_over_finds_none_of_the_last_ones_sequences() -> None:
+    """Without that, the sequence at index 0 would go on with the other one's count."""
+    steps = graph_steps(2)
+    for index in range(2):
+        steps.admit(index, sequence())
+    for _ in range(3):
+        steps.step()
+    steps.clear()
+    steps.step()
+    assert not steps._table.alive.any() and not steps._sequences
+    steps.admit(0, sequence())
+    steps.step()
+    assert sync(steps, 0) == (1, True)
+    assert steps._fed.tolist() == [1, 3]
+
+
 def test_counters_are_read_once_after_a_step_and_follow_admission_and_release() -> None:
     steps = graph_steps(3)
     first, second = sequence(), sequence()

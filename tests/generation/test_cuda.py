@@ -17,7 +17,7 @@ from kvfidelity.cache.positions import PositionMode
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.generate import generate
 from kvfidelity.decoding.sampling import Sampling
-from kvfidelity.decoding.scheduler import run_batch
+from kvfidelity.decoding.scheduler import BatchScheduler, run_batch
 from kvfidelity.decoding.steps import StepsKind
 from kvfidelity.dialogues.segments import ChatSegmenter
 from kvfidelity.generation.run import run_dialogue
@@ -195,6 +195,24 @@ def test_after_a_failed_reply_the_graph_serves_the_next(
         failed = run_dialogue(on_gpu, talk(2), spec())
     assert failed.turns["finish_reason"].to_list() == ["out_of_memory"]
     same_records(expected, run_dialogue(on_gpu, talk(2), spec()))
+
+
+def test_the_graph_does_not_go_on_for_runs_that_were_dropped(on_gpu: Engine) -> None:
+    """As where a worker ends with runs on their way, and another one takes its model over."""
+    long = spec(max_new_tokens=60)
+    expected = run_dialogue(on_gpu, talk(3), long)
+    dropped: BatchScheduler[Any] = BatchScheduler(on_gpu, 3)
+    for _ in range(3):
+        dropped.start(lambda at: run_dialogue(at, talk(3), long))
+    while not dropped._task_of:
+        dropped.advance()
+    (decoder,) = dropped._decoders.values()
+    for _ in range(3):
+        decoder.steps.step()
+    del dropped, decoder
+    found = run_batch(on_gpu, [lambda at: run_dialogue(at, talk(3), long)] * 2, 3)
+    for records in found:
+        same_records(expected, records)
 
 
 def test_sampled_tokens_are_the_cpus(engine: Engine, on_gpu: Engine) -> None:

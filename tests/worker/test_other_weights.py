@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import socket
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvfidelity.models.checksums import LOSS_CURVE, differ_in_weights_alone
+from kvfidelity.worker.protocol import send
+from kvfidelity.worker.socket_path import socket_path
 from tests.models.tiny import save_tiny
-from tests.waiting import wait_until
+from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
+from tests.worker.test_ahead import CONFIG, Clients, bytes_unread, clients
 from tests.worker.test_batch_server import BATCH, OWN, ends, same_runs
 
+__all__ = ["clients"]
+
+#: A worker's patience with jobs of runs that it has computed ahead.
+IMPATIENT = """
+import sys
+
+if "kvfidelity.worker.server" in sys.orig_argv:
+    from kvfidelity.worker import batch_server
+
+    batch_server.LATE_CLIENT_S = 0
+"""
 RETRAINED = ("--model-dir", "retrained")
 #: A policy that ranks by what is known of the model's heads, which depends on its weights.
 CALIBRATED = {"kind": "qfilter", "policy_files": ()}
@@ -59,6 +77,39 @@ def test_clients_of_other_weights_wait_until_the_others_are_served(two: Workdir)
     assert [code for code, _ in ended.values()] == [0] * 3, ended
     assert sum(stderr.count("loading") for _, stderr in ended.values()) == 2
     assert two.worker().pid == worker
+
+
+def test_runs_ahead_that_are_on_their_way_are_dropped_for_clients_of_other_weights(
+    two: Workdir, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job has asked for them in time; those of the next weights share nothing with them."""
+    (two.folder / "site").mkdir()
+    (two.folder / "site/sitecustomize.py").write_text(IMPATIENT)
+    monkeypatch.setenv("PYTHONPATH", str(two.folder / "site"))
+    held = clients.job("held", seed=1, **two.fault_spec("hold"), **OWN)
+    first = threading.Thread(
+        target=clients.request, args=(clients.job("first", max_turns=1, **OWN), [held]), daemon=True
+    )
+    first.start()
+    wait_until(two.faults_done)
+    worker = two.worker().pid
+    other = dataclasses.asdict(replace(CONFIG, model_dir=str(two.folder / "retrained")))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path()))
+        job = dataclasses.asdict(clients.job("other", **OWN))
+        send(connection, {"do": "serve", "config": other, "job": job, "alone": False})
+        wait_until(lambda: not bytes_unread(connection))
+        two.let_go()
+        wait_until(clients.made("other"))
+    first.join(LIMIT_S)
+    assert clients.made("first")()
+    dropped_after = len(two.faults_done())
+    clients.request(held, [])
+    assert len(two.faults_done()) > 2 * dropped_after, "it was computed from its start"
+    assert two.worker().pid == worker
+    two.stop()
+    assert two.run("fresh", *BATCH, *RETRAINED, **OWN)[0] == 0
+    same_runs(two, "other", "fresh")
 
 
 def test_another_configuration_or_tokenizer_needs_another_worker(two: Workdir) -> None:

@@ -159,6 +159,20 @@ class BatchScheduler(Generic[T]):
         for task, answer in answers:
             self._resume(task, answer)
 
+    def abandon(self) -> None:
+        """Drop the runs that have not ended: their stacks unwind, nothing is decoded for them any
+        more, and their caches are freed."""
+        for decoder in self._decoders.values():
+            decoder.release_all()
+        self._decoders.clear()
+        for waiting in (self._retries, self._start_alone, self._waiting, self._feeds):
+            waiting.clear()
+        self._scorings, self._task_of = [], {}
+        for task in self._active:
+            self._continue(task, RestartError())
+            task.stack = None
+        self._active.clear()
+
     def _restart(self) -> None:
         """Start runs that memory ran out for, or one that must be alone."""
         if self._retries:
@@ -319,7 +333,10 @@ class BatchScheduler(Generic[T]):
         """On a run's stack: send a request and continue when it is answered."""
         answer = _switch_to(self._caller, request)
         if isinstance(answer, BaseException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # its traceback holds this frame, and with it what the run holds
         return answer
 
 

@@ -34,7 +34,11 @@ class StepsKind(NamedTuple):
 
 
 def steps_of(engine: Engine, batch_size: int, kind: StepsKind) -> Steps:
-    """Decode steps for batches of up to `batch_size` sequences; a captured graph is used again."""
+    """Decode steps for batches of up to `batch_size` sequences, without any in them.
+
+    A captured graph is used again. What an earlier decoder has left in it, whose runs were dropped,
+    would go on decoding into memory that is no longer theirs.
+    """
     if engine.device.type != "cuda":
         return EagerSteps(engine)
     from kvfidelity.decoding.steps_cudagraph import GraphSteps
@@ -48,7 +52,8 @@ def steps_of(engine: Engine, batch_size: int, kind: StepsKind) -> Steps:
             max_new_tokens=kind.capacity,
             ragged=kind.ragged,
         )
-    steps: Steps = engine.graphs[key]
+    steps: GraphSteps = engine.graphs[key]
+    steps.clear()
     return steps
 
 

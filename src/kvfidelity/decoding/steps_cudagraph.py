@@ -104,6 +104,11 @@ class GraphSteps:
             self._counters[1][index] = 0
         self._sequences.pop(index, None)
 
+    def clear(self) -> None:
+        """Remove all sequences."""
+        for index in list(self._sequences):
+            self.release(index)
+
     def step(self) -> torch.cuda.Event:
         self._counters = None
         self._graph.replay()

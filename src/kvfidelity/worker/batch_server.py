@@ -123,6 +123,8 @@ class BatchServer:
             return None
         if not only_weights_differ(self.config, config):
             return None
+        if self._scheduler is not None:
+            self._scheduler.abandon()  # runs ahead of their jobs may be on their way
         server = BatchServer(self._listener, config, generator)
         for connection, request in self._mismatched:
             server._take(connection, server._handler.checked(request))
