@@ -128,6 +128,18 @@ def test_its_figures_are_drawn(docs: Path, tmp_path: Path) -> None:
         assert files and all(b"<svg" in file.read_bytes()[:200] for file in files)
 
 
+@pytest.mark.parametrize("finding", ["locomo", "through_window"])
+def test_a_figure_drawn_again_is_the_same_file(tmp_path: Path, finding: str) -> None:
+    """Of tables whose rows polars may group in any order, as it runs on several threads."""
+    run = next(one for one in published_runs(COMMITTED) if one.finding.name == finding)
+    contents = set()
+    for attempt in range(5):
+        (tmp_path / str(attempt)).mkdir()
+        files = draw(replace(run, folder=tmp_path / str(attempt)))
+        contents.add(b"".join(file.read_bytes() for file in files))
+    assert len(contents) == 1
+
+
 def run_with(docs: Path, finding: str, **tables: pl.DataFrame) -> PublishedRun:
     """A published run with some of its tables changed."""
     (run,) = (run for run in published_runs(docs) if run.finding.name == finding)

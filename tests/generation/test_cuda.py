@@ -199,7 +199,7 @@ def test_after_a_failed_reply_the_graph_serves_the_next(
 
 def test_the_graph_does_not_go_on_for_runs_that_were_dropped(on_gpu: Engine) -> None:
     """As where a worker ends with runs on their way, and another one takes its model over."""
-    long = spec(max_new_tokens=60)
+    long = dataclasses.replace(spec(), max_new_tokens=60)
     expected = run_dialogue(on_gpu, talk(3), long)
     dropped: BatchScheduler[Any] = BatchScheduler(on_gpu, 3)
     for _ in range(3):

@@ -197,7 +197,7 @@ def t_intervals(
         The keys, `mean`, `low`, `high`, `n`: values that are there. A group without a value is left
         out; with one value the interval is missing.
     """
-    groups = rows.group_by(keys).agg(
+    groups = rows.group_by(keys, maintain_order=True).agg(
         mean=pl.col(value).mean(), spread=pl.col(value).std(), n=pl.col(value).count()
     )
     groups = groups.filter(pl.col("n") > 0)

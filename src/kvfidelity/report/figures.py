@@ -45,7 +45,9 @@ def nothing(why: str) -> alt.Chart:
 def dialogue_losses(dialogues: pl.DataFrame) -> pl.DataFrame:
     """Excess NLL of each dialogue in each cell, mean over seeds: the cell and ONE."""
     known = dialogues.filter(pl.col("excess_nll").is_not_null())
-    means = known.group_by(*CELL_COLUMNS, "dialogue").agg(pl.col("excess_nll").mean().alias(ONE))
+    means = known.group_by(*CELL_COLUMNS, "dialogue", maintain_order=True).agg(
+        pl.col("excess_nll").mean().alias(ONE)
+    )
     return means.drop("dialogue")
 
 

@@ -107,7 +107,9 @@ def _of_modes(scale: alt.Scale, baseline: str, rows: pl.DataFrame) -> alt.Scale:
 def _by_dialogue(questions: pl.DataFrame) -> pl.DataFrame:
     """Share of right answers of each dialogue, over the questions that `by_depth` is over."""
     counted = questions.filter((pl.col("kind") == "baseline") | pl.col("after_eviction"))
-    shares = counted.group_by(*KEYS, "dialogue").agg(pl.col("recalled").mean().alias(ONE))
+    shares = counted.group_by(*KEYS, "dialogue", maintain_order=True).agg(
+        pl.col("recalled").mean().alias(ONE)
+    )
     return shares.drop_nulls(ONE).drop("dialogue")
 
 

@@ -42,7 +42,9 @@ def through_window(window: pl.DataFrame) -> alt.TopLevelMixin:
         return nothing("no reference reply was scored with nothing evicted")
     keys = ["model", "trained_window", "start", "stop"]
     # Seeds of one dialogue are one observation.
-    each = window.group_by(*keys, "dataset", "dialogue").agg(pl.col("nll").mean())
+    each = window.group_by(*keys, "dataset", "dialogue", maintain_order=True).agg(
+        pl.col("nll").mean()
+    )
     data = with_dots(t_intervals(each, keys, "nll"), each.rename({"nll": ONE}), keys)
     data = data.with_columns(
         middle=(pl.col("start") + pl.col("stop")) / 2,
