@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import socket
 import struct
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,15 +39,33 @@ CONFIG = WorkerConfig(
 )
 
 
-#: Python imports it when it starts: on a machine that is busy, the awaited client may come late.
-PATIENT = f"""
+#: Python imports it when it starts.
+PATIENCE = """
 import sys
 
 if "kvfidelity.worker.server" in sys.orig_argv:
     from kvfidelity.worker import batch_server
 
-    batch_server.LATE_CLIENT_S = {LIMIT_S}
+    batch_server.LATE_CLIENT_S = {seconds}
 """
+
+
+def with_patience(workdir: Workdir, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """How long workers wait for the jobs of what they computed ahead, before another model's."""
+    (workdir.folder / "site").mkdir()
+    (workdir.folder / "site/sitecustomize.py").write_text(PATIENCE.format(seconds=seconds))
+    monkeypatch.setenv("PYTHONPATH", str(workdir.folder / "site"))
+
+
+@contextlib.contextmanager
+def taken(config: WorkerConfig, job: GenerateJob) -> Iterator[socket.socket]:
+    """The connection of a client whose request a worker has taken."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path()))
+        asked = {"config": dataclasses.asdict(config), "job": dataclasses.asdict(job)}
+        send(connection, {"do": "serve", **asked, "alone": False})
+        wait_until(lambda: not bytes_unread(connection))
+        yield connection
 
 
 class Clients:
@@ -168,18 +187,11 @@ def test_a_client_of_another_model_waits_for_those_of_runs_that_were_computed_ah
     workdir: Workdir, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs of two models that are started together connect in any order."""
-    (workdir.folder / "site").mkdir()
-    (workdir.folder / "site/sitecustomize.py").write_text(PATIENT)
-    monkeypatch.setenv("PYTHONPATH", str(workdir.folder / "site"))
+    with_patience(workdir, monkeypatch, LIMIT_S)  # where a machine is busy, a client may come late
     ahead = clients.job("ahead", seed=1)
     clients.request(clients.job("first", seed=0), [ahead])
     [worker] = workdir.workers()
-    other = dataclasses.asdict(replace(CONFIG, dtype="bfloat16"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(socket_path()))
-        job = dataclasses.asdict(clients.job("other"))
-        send(connection, {"do": "serve", "config": other, "job": job, "alone": False})
-        wait_until(lambda: not bytes_unread(connection))
+    with taken(replace(CONFIG, dtype="bfloat16"), clients.job("other")) as connection:
         clients.request(ahead, [])
         assert clients.made("ahead")()
         assert clients.loaded == [worker.pid]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +11,14 @@ from pathlib import Path
 import pytest
 
 from kvfidelity.models.checksums import LOSS_CURVE, differ_in_weights_alone
-from kvfidelity.worker.protocol import send
-from kvfidelity.worker.socket_path import socket_path
 from tests.models.tiny import save_tiny
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
-from tests.worker.test_ahead import CONFIG, Clients, bytes_unread, clients
+from tests.worker.test_ahead import CONFIG, Clients, clients, taken, with_patience
 from tests.worker.test_batch_server import BATCH, OWN, ends, same_runs
 
 __all__ = ["clients"]
 
-#: A worker's patience with jobs of runs that it has computed ahead.
-IMPATIENT = """
-import sys
-
-if "kvfidelity.worker.server" in sys.orig_argv:
-    from kvfidelity.worker import batch_server
-
-    batch_server.LATE_CLIENT_S = 0
-"""
 RETRAINED = ("--model-dir", "retrained")
 #: A policy that ranks by what is known of the model's heads, which depends on its weights.
 CALIBRATED = {"kind": "qfilter", "policy_files": ()}
@@ -83,9 +70,7 @@ def test_runs_ahead_that_are_on_their_way_are_dropped_for_clients_of_other_weigh
     two: Workdir, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No job has asked for them in time; those of the next weights share nothing with them."""
-    (two.folder / "site").mkdir()
-    (two.folder / "site/sitecustomize.py").write_text(IMPATIENT)
-    monkeypatch.setenv("PYTHONPATH", str(two.folder / "site"))
+    with_patience(two, monkeypatch, 0)
     held = clients.job("held", seed=1, **two.fault_spec("hold"), **OWN)
     first = threading.Thread(
         target=clients.request, args=(clients.job("first", max_turns=1, **OWN), [held]), daemon=True
@@ -93,12 +78,8 @@ def test_runs_ahead_that_are_on_their_way_are_dropped_for_clients_of_other_weigh
     first.start()
     wait_until(two.faults_done)
     worker = two.worker().pid
-    other = dataclasses.asdict(replace(CONFIG, model_dir=str(two.folder / "retrained")))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(socket_path()))
-        job = dataclasses.asdict(clients.job("other", **OWN))
-        send(connection, {"do": "serve", "config": other, "job": job, "alone": False})
-        wait_until(lambda: not bytes_unread(connection))
+    other = replace(CONFIG, model_dir=str(two.folder / "retrained"))
+    with taken(other, clients.job("other", **OWN)):
         two.let_go()
         wait_until(clients.made("other"))
     first.join(LIMIT_S)
