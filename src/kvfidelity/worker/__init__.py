@@ -27,7 +27,8 @@ or code (another `job.WorkerConfig`)  worker. With results that no job    `batch
                                       has asked for, 10 s after its last
                                       client. With a batch and other
                                       weights of the same model, it puts
-                                      these in place and goes on
+                                      these in place and goes on; runs
+                                      on their way are dropped
 its only client dies in a request     it gives the request up at the next `liveness.Liveness`
                                       event, or exits after 5 s
 a client of a batch dies              it gives that run up at its next    `runs.Run.send`
