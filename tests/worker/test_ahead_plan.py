@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvfidelity.worker.ahead import BATCHES_AHEAD, AheadPlan
@@ -33,6 +33,7 @@ def client() -> Iterator[Client]:
         yield Client(one, plans=True)
 
 
+@example([[0, 2, 6, 8, *range(10, 16), 0]], set(), {1, 3, 4, 5, 7, 9})  # a run named twice
 @given(
     st.lists(st.lists(st.integers(0, 40), max_size=40), max_size=4),
     st.sets(st.integers(0, 40)),

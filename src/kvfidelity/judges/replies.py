@@ -83,14 +83,12 @@ def _with_window(
     rows: list[dict[str, Any]], baseline: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     ends = {row["turn"]: row["tokens_seen_end"] or 0 for row in baseline}
-    return [
-        row
-        | {
-            "past_window": max(row["tokens_seen_end"] or 0, ends.get(row["turn"], 0))
-            > row["trained_window"]
-        }
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        end = max(row["tokens_seen_end"] or 0, ends.get(row["turn"], 0))
+        window = row["trained_window"]
+        shown.append(row | {"past_window": window is not None and end > window})
+    return shown
 
 
 def _after_history(

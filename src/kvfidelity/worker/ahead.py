@@ -95,6 +95,7 @@ class AheadPlan:
             # A plan is as old as its client's look at the artifacts: a run may have ended since.
             if content not in there and hash(content) not in self._past:
                 self._planned.append(content)
+                there.add(content)
 
     def note_ended(self, content: RunContent) -> None:
         """A run has ended and its client is answered: it is not computed ahead again."""
