@@ -123,7 +123,7 @@ def test_a_count_that_the_steps_cannot_have_made_is_an_error_of_its_run(
     tasks = [together.start(lambda at: run_dialogue(at, talk(2), spec())) for _ in range(3)]
     while together.running:
         together.advance()
-    assert [task.error is None for task in tasks] == [True, False, True]
+    assert [bool(task.error) for task in tasks] == [False, True, False]
     assert "its memory was overwritten" in str(tasks[1].error)
 
 
@@ -146,7 +146,7 @@ def test_runs_that_are_dropped_leave_nothing_behind(engine: Engine) -> None:
     assert dropped.running == 4 and len(caches) == 2
     dropped.abandon()
     assert dropped.running == 0 and not dropped.full
-    assert all(task.outcome is None for task in tasks)
+    assert not any(task.outcome for task in tasks)
     assert [cache() for cache in caches] == [None, None]
     [again] = run_batch(engine, [lambda at: run_dialogue(at, talk(3), spec())], 4)
     assert again.turns["reply"].to_list() == alone.turns["reply"].to_list()

@@ -48,8 +48,7 @@ def questions(answers: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     baseline = answers.filter(pl.col("kind") == "baseline").select(
         *PAIRED, baseline_chosen="chosen", baseline_margin="margin"
     )
-    inside = pl.col("tokens_seen_end") <= pl.col("trained_window")
-    window = turns.select("run", "turn", "trigger", inside_window=inside)
+    window = turns.select("run", "turn", "trigger", "inside_window")
     recalled = pl.col("chosen").cast(pl.Float64)
     return (
         answers.join(baseline, on=list(PAIRED), how="left")
