@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.capacity import grown_capacity
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.slots import SlotTable
-from kvfidelity.cache.upload import staged, upload
 
 #: Rows start at multiples of this many positions: kernels load them as 16 bytes at once.
 ROW_ALIGNMENT = 4
@@ -47,8 +47,7 @@ class DevicePositions:
                 *position.shape[:-1], room, dtype=torch.int32, device=self.device
             )
         # From the CPU without waiting for what the device still computes.
-        source = staged(position.to(torch.int32), self.device)
-        self._positions[..., :slots].copy_(source, non_blocking=True)
+        self._positions[..., :slots].copy_(position.to(torch.int32), non_blocking=True)
 
     def reserve(self, slots: int, used: int) -> None:
         """Make room for `slots` slots; the first `used` are kept."""

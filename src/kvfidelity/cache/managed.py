@@ -16,7 +16,7 @@ from kvfidelity.cache.healing.changed_attention import ChangedAttention
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.layers import SlotLayer
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 from kvfidelity.cache.ragged_gpu import RaggedOnGpu
 from kvfidelity.cache.ragged_heads import RaggedHeads, ragged_heads
 from kvfidelity.cache.recent_queries import RecentQueries
@@ -25,7 +25,6 @@ from kvfidelity.cache.scores import AttentionScores
 from kvfidelity.cache.slots import SlotTable, as_grid
 from kvfidelity.cache.transcript import Transcript
 from kvfidelity.cache.triton import kernels_run_on
-from kvfidelity.cache.upload import upload
 
 if TYPE_CHECKING:
     from kvfidelity.cache.triton.compact import Addresses

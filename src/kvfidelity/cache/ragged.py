@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvfidelity.cache.upload import upload
-
 #: Halvings of the interval that holds the scale of the shares: more than float64 can tell apart.
 HALVINGS = 200
 
@@ -120,6 +118,11 @@ class RaggedKeepSet:
             raise ValueError("keep set names slots outside those of its kv head")
         if not ascending:
             raise ValueError("keep set must be sorted and without repeats")
+
+
+def upload(numbers: Tensor, device: torch.device) -> Tensor:
+    """A few numbers of the CPU on `device`, without waiting for what it still computes."""
+    return numbers.to(device, non_blocking=True)
 
 
 def apportion(shares: Tensor, total: int, low: Tensor, high: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.positions import PositionMode
-from kvfidelity.cache.ragged import RaggedKeepSet
-from kvfidelity.cache.upload import upload
+from kvfidelity.cache.ragged import RaggedKeepSet, upload
 
 
 class SlotTable:

@@ -165,9 +165,10 @@ class BatchScheduler(Generic[T]):
         for decoder in self._decoders.values():
             decoder.release_all()
         self._decoders.clear()
-        for waiting in (self._retries, self._start_alone, self._waiting, self._feeds):
+        self._task_of.clear()
+        requests = (self._feeds, self._scorings, self._waiting)
+        for waiting in (self._retries, self._start_alone, *requests):
             waiting.clear()
-        self._scorings, self._task_of = [], {}
         for task in self._active:
             self._continue(task, RestartError())
             task.stack = None

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
-from kvfidelity.cache.upload import upload
 
 ROWS = 32
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_rows, ring_size_of
 from kvfidelity.cache.triton.feed import feed
 from kvfidelity.cache.triton.feed_table import FeedTable
 from kvfidelity.cache.triton.layout import FeedField
-from kvfidelity.cache.upload import upload
 
 
 def feed_by_head(

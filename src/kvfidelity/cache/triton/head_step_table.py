@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_rows, ring_size_of
 from kvfidelity.cache.triton.layout import SequenceField
 from kvfidelity.cache.triton.step_table import StepTable
-from kvfidelity.cache.upload import upload
 
 #: The longest of a layer's heads may hold several times as many slots as they do on average.
 SHARES = 4

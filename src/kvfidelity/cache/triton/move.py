@@ -12,10 +12,10 @@ from torch import Tensor
 
 from kvfidelity.cache.flat_layer import FlatLayer
 from kvfidelity.cache.layers import SlotLayer
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import head_addresses
 from kvfidelity.cache.triton.blocks import pointer_at
 from kvfidelity.cache.triton.dtypes import TRITON_DTYPES
-from kvfidelity.cache.upload import upload
 
 ROWS = 32
 #: Columns of the kernel's table: addresses of the first slot, slots to copy, and where the list of

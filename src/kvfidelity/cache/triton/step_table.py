@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kvfidelity.cache.interface import AttentionCache
 from kvfidelity.cache.managed import ManagedCache
+from kvfidelity.cache.ragged import upload
 from kvfidelity.cache.triton.addresses import layer_rows, positions_stride, ring_size_of
 from kvfidelity.cache.triton.layout import GROWING, LayerField, SequenceField, row
-from kvfidelity.cache.upload import staged, upload
 
 
 class StepTable(AttentionCache):
@@ -74,7 +74,7 @@ class StepTable(AttentionCache):
             )
         )
         # Without waiting for what the device still computes.
-        self.sequences[index].copy_(staged(numbers, cache.device), non_blocking=True)
+        self.sequences[index].copy_(numbers, non_blocking=True)
         self._write_layer_rows(index, self.layer_rows[:, index], layer_rows(cache))
 
     def _write_layer_rows(self, index: int, where: Tensor, rows: np.ndarray) -> None:
