@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,10 +29,11 @@ from gpu_batches import compare_batch_with_one
 from gpu_cells import cell_rows
 from gpu_checks import check_kernels
 from gpu_grid import POLICIES, PROMPTS, grid_seconds, huggingface_cell_seconds
+from gpu_llama import engine_around, random_model
 from gpu_ragged import ragged_rows
 from gpu_real import compare_with_cpu
 from gpu_timing import bandwidth, median_ms, weight_bytes
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.policies import build_policy
@@ -43,16 +43,6 @@ from kvfidelity.decoding.sequence import SequenceState
 from kvfidelity.decoding.steps_cudagraph import GraphSteps
 
 PROMPT, CACHED, BATCH_SIZE, BATCH_SLOTS, STEPS = 8192, 5600, 16, 4000, 32
-LLAMA3_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=8192,
-    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-)
 TOKEN_BYTES = 131072
 Row = tuple[str, str]
 
@@ -72,9 +62,9 @@ def main() -> None:
         "checks": lambda: [("kernels against fp64", check_kernels())],
         "llama": llama,
         "evictions": evictions,
-        "ragged": lambda: list(ragged_rows(attached(random_llama()))),
+        "ragged": lambda: list(ragged_rows(attached(random_model()))),
         "grid": grid,
-        "cells": lambda: cell_rows(attached(random_llama())),
+        "cells": lambda: cell_rows(attached(random_model())),
         "static": static,
         "real": lambda: compare_with_cpu(options.smollm2) if options.smollm2 else [],
         "batches": lambda: compare_batch_with_one(options.smollm2) if options.smollm2 else [],
@@ -105,7 +95,7 @@ def llama() -> list[Row]:
     """Prefill and decode; Hugging Face's code runs first, because a model cannot be detached."""
     speed = bandwidth()
     rows = [("copy bandwidth", f"{speed / 1e12:.2f} TB/s")]
-    model = random_llama()
+    model = random_model()
     ids = torch.randint(10, 128000, (1, PROMPT), device="cuda")
     model.set_attn_implementation("sdpa")
     plain_ms, plain_bytes = prefill(lambda: feed_plain(model, ids, DynamicCache()))
@@ -137,7 +127,7 @@ def llama() -> list[Row]:
 
 def static() -> list[Row]:
     """Hugging Face's static cache with a compiled forward; it takes a minute to compile."""
-    model = random_llama()
+    model = random_model()
     model.set_attn_implementation("sdpa")
     ids = torch.randint(10, 128000, (1, PROMPT), device="cuda")
     cache = StaticCache(config=model.config, max_cache_len=CACHED + 256)
@@ -157,7 +147,7 @@ def static() -> list[Row]:
 
 def grid() -> list[Row]:
     """8 policies, 2 dialogues, 8 turns: a batch and a shared prefix against one by one."""
-    model = random_llama()
+    model = random_model()
     model.set_attn_implementation("eager")
     rows, theirs = [], 0.0
     for name in PROMPTS:
@@ -167,7 +157,7 @@ def grid() -> list[Row]:
     del model  # its modules keep collecting attentions: a fresh model for ours
     gc.collect()
     torch.cuda.empty_cache()
-    engine = attached(random_llama())
+    engine = attached(random_model())
     for batch_size in (BATCH_SIZE, 1):
         ours, tokens = grid_seconds(engine, batch_size)
         rows.append(
@@ -222,7 +212,7 @@ def step_ms(engine: Engine, tokens: list[int], batch_size: int) -> float:
 
 def evictions() -> list[Row]:
     """Milliseconds to move the survivors in all layers, and of the whole eviction."""
-    engine = attached(random_llama())
+    engine = attached(random_model())
     tokens = torch.randint(10, 128000, (PROMPT,)).tolist()
     cache = engine.new_cache("rerotated", collect_scores=True)
     engine.feed(cache, tokens)
@@ -249,15 +239,8 @@ def evictions() -> list[Row]:
     return rows
 
 
-def random_llama() -> Any:
-    with torch.device("cuda"):
-        return AutoModelForCausalLM.from_config(LLAMA3_8B, dtype=torch.bfloat16).eval()
-
-
 def attached(model: Any) -> Engine:
-    """An engine around a random model: nothing ends a reply, and there is no text."""
-    segmenter = SimpleNamespace(stop_ids=frozenset(), end_of_turn_ids=(5,))
-    engine = Engine.from_parts(model, segmenter, SimpleNamespace(decode=lambda ids, **_: ""))
+    engine = engine_around(model)
     assert engine.token_bytes == TOKEN_BYTES
     return engine
 

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_llama import engine_around, random_model
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from kvfidelity.decoding.engine import Engine
 from kvfidelity.decoding.scheduler import run_batch
@@ -200,12 +201,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     if options.tiny:
-        model = AutoModelForCausalLM.from_config(TINY, dtype=torch.float32).eval()
-        found = cell_rows(Engine.from_parts(model, None, None), tokens=600, at=450, target=150)
+        engine = engine_around(random_model(TINY, "cpu", torch.float32))
+        found = cell_rows(engine, tokens=600, at=450, target=150)
     else:
-        from gpu import attached, random_llama
-
-        found = cell_rows(attached(random_llama()))
+        found = cell_rows(engine_around(random_model()))
     for what, measured in found:
         print(f"| {what} | {measured} |", flush=True)
 

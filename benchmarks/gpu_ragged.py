@@ -19,8 +19,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from gpu_llama import engine_around, random_model
 from gpu_timing import bandwidth, elapsed_ms, median_ms, weight_bytes
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from kvfidelity.cache.evictor import EvictionSchedule, Evictor, Trigger
 from kvfidelity.cache.managed import ManagedCache
@@ -68,13 +69,11 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if options.tiny:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        engine = engine_of(TINY, device, torch.float32)
+        engine = engine_around(random_model(TINY, device, torch.float32))
         rows = ragged_rows(engine, Sizes(200, 50, 120, 3, 4, 8, 2))
     else:
-        from gpu import LLAMA3_8B
-
         print(torch.cuda.get_device_name())
-        rows = ragged_rows(engine_of(LLAMA3_8B, "cuda", torch.bfloat16), Sizes())
+        rows = ragged_rows(engine_around(random_model()), Sizes())
     for what, found in rows:
         print(f"| {what} | {found} |", flush=True)
 
@@ -242,13 +241,6 @@ def clock_ms(engine: Engine, run: Any) -> float:
     start = engine.now()
     run()
     return (engine.now() - start) * 1e3
-
-
-def engine_of(config: LlamaConfig, device: str, dtype: torch.dtype) -> Engine:
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    segmenter = SimpleNamespace(stop_ids=frozenset(), end_of_turn_ids=(5,))
-    return Engine.from_parts(model, segmenter, SimpleNamespace(decode=lambda ids, **_: ""))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,29 @@
-"""What a judge's `base_url` and `api_key_env` may be. Possible secrets are never shown."""
+"""A judge's endpoint: its name, and what `base_url` and `api_key_env` may be.
+
+Possible secrets are never shown.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
+#: Where requests go without a `base_url`, whatever the environment of the `openai` client says.
+OPENAI_URL = "https://api.openai.com/v1"
 #: Names of environment variables by convention. No provider's keys look like this: they have small
 #: letters or dashes.
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+
+
+def endpoint_name(entry: Mapping[str, Any]) -> str:
+    """What tells an endpoint from others: the form of its API and its address.
+
+    Args:
+        entry: options of a judge of kind `openai`, with defaults.
+    """
+    return f"{entry['api']} {(entry['base_url'] or OPENAI_URL).rstrip('/')}"
 
 
 def url_fault(url: str | None) -> str | None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import openai
 
 from kvfidelity.errors import UserError
-from kvfidelity.judges.address import url_fault, variable_fault
+from kvfidelity.judges.address import OPENAI_URL, endpoint_name, url_fault, variable_fault
 from kvfidelity.judges.completion import (
     Usd,
     read_completion,
@@ -23,7 +23,7 @@ from kvfidelity.judges.connection_errors import client_fault, connection_remedy
 from kvfidelity.judges.exchange import MAX_BODY_BYTES, Exchanges, causes
 from kvfidelity.judges.failures import HttpError, error_in, is_web_page
 from kvfidelity.judges.json_text import parse_json
-from kvfidelity.judges.kinds.openai import OPENAI_URL, endpoint_name, with_defaults
+from kvfidelity.judges.kinds.openai import with_defaults
 from kvfidelity.judges.requests import Answer, Limits, Request
 
 #: Further tries of what may pass, see `online`.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kvfidelity.judges.address import endpoint_name
 from kvfidelity.judges.answers import says_nothing, score_in
 from kvfidelity.judges.history import messages_cut, size_of
-from kvfidelity.judges.kinds.openai import endpoint_name
 from kvfidelity.judges.presets import answer_tokens_of, temperature_of
 from kvfidelity.judges.requests import Answer, Client, Failure, Outcome, Request
 from kvfidelity.judges.rubric import WITH_HISTORY, AnswerFormat, Rubric, message_of, rubric_parts

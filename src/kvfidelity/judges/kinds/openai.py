@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from kvfidelity.judges.llm import LLMJudge
     from kvfidelity.judges.pairwise import PairwiseJudge
 
-#: Where requests go without a `base_url`, whatever the environment of the `openai` client says.
-OPENAI_URL = "https://api.openai.com/v1"
 #: More than any model answers.
 MOST_TOKENS = 1_000_000
 
@@ -165,8 +163,3 @@ def with_defaults(entry: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {item.name: item.default for item in option_fields(OpenAIJudge)}
     del defaults["model"]
     return {"kind": OpenAIJudge.kind, **defaults, **entry}
-
-
-def endpoint_name(entry: Mapping[str, Any]) -> str:
-    """What tells an endpoint from others: the form of its API and its address."""
-    return f"{entry['api']} {(entry['base_url'] or OPENAI_URL).rstrip('/')}"
