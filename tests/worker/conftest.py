@@ -21,6 +21,7 @@ import pytest
 from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.generation.spec import RunSpec
 from kvfidelity.records.artifacts import write_parquet
+from tests import forked_python
 from tests.models.tiny import save_tiny
 from tests.waiting import FOREVER_S, LIMIT_S, wait_until
 
@@ -62,7 +63,7 @@ class Workdir:
         return subprocess.Popen(
             self.job(name, *arguments, **spec),
             cwd=self.folder,
-            env=os.environ | self.environment,
+            env=forked_python.environment() | os.environ | self.environment,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -16,6 +16,7 @@ import pytest
 from kvfidelity.worker.job import job_from
 from kvfidelity.worker.protocol import first_message
 from kvfidelity.worker.socket_path import socket_folder
+from tests.forked_python import NOT_FORKED
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import LIBRARY, Workdir
 from tests.worker.test_worker import artifact_digests
@@ -153,6 +154,7 @@ class TestDeadWorkers:
 
     def test_of_two_workers_that_start_at_once_one_serves(self, workdir: Workdir) -> None:
         # As if a client had been killed between starting a worker and reaching it.
+        workdir.environment |= NOT_FORKED
         workdir.run("job")
         reply_line = workdir.worker().cmdline()
         workdir.stop()

@@ -12,6 +12,7 @@ from kvfidelity.errors import UserError
 from kvfidelity.worker.claims import RunClaims, claim, owner
 from kvfidelity.worker.gpus import gpu_share, visible_gpus
 from kvfidelity.worker.socket_path import WORKER_VARIABLE
+from tests.forked_python import NOT_FORKED
 from tests.waiting import LIMIT_S, wait_until
 from tests.worker.conftest import Workdir
 from tests.worker.test_worker import artifact_digests
@@ -36,7 +37,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_each_gpu_has_a_worker_and_a_job_at_a_time(workdir: Workdir) -> None:
     """No GPU is needed: a worker for a missing GPU computes on the CPU."""
-    workdir.environment["CUDA_VISIBLE_DEVICES"] = "3,GPU-5"
+    workdir.environment |= NOT_FORKED | {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}
     stderr = ends(workdir, 4, "--gpus", "2")
     assert sum(text.count("loading") for text in stderr) == 2
     seen = [worker.environ()["CUDA_VISIBLE_DEVICES"] for worker in workdir.workers()]

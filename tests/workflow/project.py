@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tests import forked_python
 from tests.pipeline.test_code_digest import digests
 from tests.waiting import LIMIT_S
 from tests.workflow import forked
@@ -167,7 +168,8 @@ def environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Not what the tests were asked for: `make test ARGS=...` gives its ARGS to every make below it.
     mine = {key: value for key, value in os.environ.items() if key not in OF_MAKE}
-    return mine | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": "20"}
+    own = {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": "20"}
+    return forked_python.environment() | mine | own
 
 
 def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

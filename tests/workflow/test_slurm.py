@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from kvfidelity.analysis.table_names import TABLES_OF_RULE
+from tests.forked_python import NOT_FORKED
 from tests.waiting import FOREVER_S, LIMIT_S
 from tests.workflow.project import FILES_OF_A_RUN, Project, command, environment
 from tests.workflow.slurm import Cluster, cluster, missing, wait_until
@@ -73,6 +74,7 @@ def started(
     path = f"{slurm.folder}/bin{os.pathsep}{environment()['PATH']}"
     # So that a worker that ends was ended.
     own = slurm.environment | {"PATH": path, "KVFIDELITY_WORKER_IDLE_S": str(FOREVER_S)}
+    own |= NOT_FORKED  # the scheduler ends what its jobs have started
     with log.open("ab") as output:
         process = subprocess.Popen(
             starting,

@@ -23,6 +23,7 @@ from kvfidelity.worker.requests import (
     RequestHandler,
     event_sender,
     final_event,
+    kept_for_good,
     log_dropped_client,
     started_event,
 )
@@ -42,7 +43,8 @@ def serve(path: Path, config: WorkerConfig, idle_s: float, owner: int = 0) -> No
         if config.batch_size == 1:
             _serve_one_by_one(listener, RequestHandler(config))
         else:
-            from kvfidelity.worker.batch_server import BatchServer
+            with kept_for_good():
+                from kvfidelity.worker.batch_server import BatchServer
 
             server: BatchServer | None = BatchServer(listener, config)
             while server is not None:
