@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 from kvfidelity.dialogues.pool import KIND, pool_frame
 from kvfidelity.generation.spec import RunSpec
+from kvfidelity.pipeline.code_digest import policies_digest, stage_digest
 from kvfidelity.records.artifacts import write_parquet
 from tests import forked_python
 from tests.models.tiny import save_tiny
@@ -42,6 +44,12 @@ CELL: dict[str, Any] = {
 }
 
 
+@functools.cache
+def digests() -> tuple[str, ...]:
+    """What a workflow tells its jobs, each of which would look at all code for it."""
+    return ("--code-digest", stage_digest("generate"), "--policies-digest", policies_digest())
+
+
 @dataclass
 class Workdir:
     """A folder in which a workflow runs, with helpers to run jobs there."""
@@ -55,7 +63,7 @@ class Workdir:
         run_spec = RunSpec(**(CELL | spec)).to_json()
         command = [sys.executable, str(SCRIPTS / "generate.py"), "--spec", run_spec]
         command += ["--model-dir", "model", "--threads", "1", "--pool", "pool.parquet"]
-        command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet"]
+        command += ["--dialogue", "000", "--turns", f"{name}/turns.parquet", *digests()]
         return [*command, "--evictions", f"{name}/evictions.parquet", *arguments]
 
     def start(self, name: str, *arguments: str, **spec: Any) -> subprocess.Popen[str]:

@@ -119,6 +119,11 @@ def test_a_worker_that_waits_is_idle_not_busy(warm: Workdir) -> None:
     assert sum(warm.worker().cpu_times()[:2]) - before < 0.05
 
 
+def test_a_job_that_is_told_no_digests_finds_the_same_ones(warm: Workdir) -> None:
+    code, stderr = warm.run("job", "--code-digest", "", "--policies-digest", "")
+    assert (code, stderr.count("loading")) == (0, 0), stderr
+
+
 def test_an_invalid_idle_time_is_one_line(workdir: Workdir) -> None:
     for idle in ("soon", "0", "-1", "nan"):
         workdir.environment["KVFIDELITY_WORKER_IDLE_S"] = idle
