@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     """
     project = fresh.copy(tmp_path / "project")
     moments = random.Random(1)
-    for seconds in (8, 14):
+    for seconds in (8, 10):
         process = project.start("--nolock")
         time.sleep(moments.uniform(2, seconds))
         os.killpg(process.pid, signal.SIGKILL)
@@ -54,9 +54,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_artifacts(
     project.snakemake("--unlock")
     done = project.snakemake("--until", *TABLES)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = finished.digests()
-    del expected["results/tables/jobs.parquet"]  # is made with the page
-    assert project.digests() == expected
+    found, expected = project.digests(), finished.digests()
+    # It is made with the page, which Snakemake may have come to before it was killed.
+    for digests in (found, expected):
+        digests.pop("results/tables/jobs.parquet", None)
+    assert found == expected
     assert not list((project.folder / "results").rglob(".*.parquet.tmp-*"))
 
 
