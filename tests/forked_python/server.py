@@ -1,4 +1,4 @@
-"""The fork server: python server.py SOCKET ROOM."""
+"""The fork server: python server.py SOCKET LISTENER ROOM, the file number of a listening socket."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ Run = Callable[[], object]
 
 def main() -> Run:
     """Serve; returns in each process that was asked for, with what it has to do."""
-    path = Path(sys.argv[1])
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(100)
+    path, number = Path(sys.argv[1]), int(sys.argv[2])
+    with socket.socket(fileno=number) as listener:
         _import()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         os.chdir("/")
